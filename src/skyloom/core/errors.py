@@ -1,0 +1,71 @@
+"""Every error that skyloom raises on purpose.
+
+SkyloomError          code, message, hint
+  ConfigError         wrong file, key or value
+  CheckpointError     missing, extra, misshapen or corrupt weights
+  MediaError          unreadable, unsupported or a bomb
+  RequestError        cannot be made as asked (size, length, model, prompt)
+  SafetyError         refused by policy
+  CapacityError       out of memory, disk or queue; `retry_after` in seconds when waiting helps
+  JobError            cancelled, expired or lost its lease
+"""
+
+
+class SkyloomError(Exception):
+    """One sentence with the cause (`message`) and what to do next (`hint`)."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class ConfigError(SkyloomError):
+    """A settings file, key or value is wrong."""
+
+    code = "config"
+
+
+class CheckpointError(SkyloomError):
+    """Weights are missing, extra, misshapen or corrupt."""
+
+    code = "checkpoint"
+
+
+class MediaError(SkyloomError):
+    """A picture or video cannot be read or written."""
+
+    code = "media"
+
+
+class RequestError(SkyloomError):
+    """A request cannot be made as asked."""
+
+    code = "request"
+
+
+class SafetyError(SkyloomError):
+    """A request was refused by policy."""
+
+    code = "safety"
+
+
+class CapacityError(SkyloomError):
+    """Memory, disk or queue is exhausted."""
+
+    code = "capacity"
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class JobError(SkyloomError):
+    """A job was cancelled, expired or lost its lease."""
+
+    code = "job"

@@ -1,0 +1,28 @@
+"""One random generator per (seed, sample, window, purpose), always on the CPU.
+
+So the noise of a video depends on nothing but its own seed: not on batch, rank, length or device.
+"""
+
+import hashlib
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_SEED = 2**63 - 1
+
+
+def derive_seed(seed: int, *path: int | str) -> int:
+    """Hash a seed and a path of names or indices into a new seed in [0, 2**63)."""
+    text = "/".join(str(part) for part in (seed, *path))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *path: int | str) -> torch.Generator:
+    """A CPU generator for one purpose of one sample, e.g. `generator(7, "window", 2, "noise")`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *path))
+
+
+def noise(seed: int, shape: tuple[int, ...], *path: int | str) -> Float[Tensor, "..."]:
+    """Standard normal noise of `shape`, drawn for one purpose of one sample."""
+    return torch.randn(shape, generator=generator(seed, *path))
