@@ -1,0 +1,108 @@
+"""Rendered clips on disk: shards of uint8 frames with captions and facts beside them.
+
+Shard i holds the clips of seeds `first_seed + i * per_shard ...`, so rendering is resumable, can be split
+over processes and machines, and the same plan always gives the same bytes.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skyloom.core.errors import ConfigError
+from skyloom.world.assets import load_atlas
+from skyloom.world.make import make_clip
+from skyloom.world.vocabulary import VOCABULARIES
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """What to render: `count` clips of one shape from one vocabulary, seeds from `first_seed` on."""
+
+    vocabulary: str = "small"
+    count: int = 1000
+    frames: int = 33
+    height: int = 128
+    width: int = 128
+    fps: int = 16
+    first_seed: int = 0
+    split: str = "train"
+    per_shard: int = 100
+
+    @property
+    def shards(self) -> int:
+        """How many files the clips lie in."""
+        return -(-self.count // self.per_shard)
+
+
+def render_clips(plan: ClipPlan, atlas_folder: Path, folder: Path, processes: int = 1) -> int:
+    """Render the shards that are missing; returns how many were rendered now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_plan(plan, folder / PLAN_FILE)
+    missing = [index for index in range(plan.shards) if not _shard(folder, index).exists()]
+    jobs = [(plan, atlas_folder, folder, index) for index in missing]
+    if processes > 1:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            pool.starmap(_render_shard, jobs, chunksize=1)
+    else:
+        for job in jobs:
+            _render_shard(*job)
+    return len(missing)
+
+
+def read_shards(folder: Path) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Every finished shard in order: frames uint8 [n t h w c] (memory-mapped) and a row per clip."""
+    for path in sorted(folder.glob("clips-*.npy")):
+        yield np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())
+
+
+def digest(folder: Path) -> str:
+    """One sha256 over every row of every shard, in order: what a checkpoint says it was trained on."""
+    total = sha256()
+    for path in sorted(folder.glob("clips-*.json")):
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def _shard(folder: Path, index: int) -> Path:
+    return folder / f"clips-{index:05d}.npy"
+
+
+def _check_plan(plan: ClipPlan, path: Path) -> None:
+    wanted = asdict(plan)
+    if not path.exists():
+        path.write_text(json.dumps(wanted, indent=1))
+        return
+    found = json.loads(path.read_text())
+    if {**found, "count": 0} != {**wanted, "count": 0}:
+        raise ConfigError(f"{path.parent} holds clips of another plan.", hint="Use another folder.")
+
+
+def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) -> None:
+    torch.set_num_threads(1)
+    atlas, vocabulary = load_atlas(atlas_folder), VOCABULARIES[plan.vocabulary]
+    first = index * plan.per_shard
+    frames, rows = [], []
+    for number in range(first, min(first + plan.per_shard, plan.count)):
+        seed = plan.first_seed + number
+        clip = make_clip(
+            seed, vocabulary, atlas, plan.frames, plan.height, plan.width, fps=plan.fps, split=plan.split
+        )
+        frames.append(clip.frames.numpy())
+        digest_of_clip = sha256(clip.frames.numpy().tobytes()).hexdigest()
+        captions = asdict(clip.captions)
+        rows.append({"seed": seed, "captions": captions, "facts": asdict(clip.facts), "sha256": digest_of_clip})
+    path = _shard(folder, index)
+    path.with_suffix(".json").write_text(json.dumps(rows))
+    partial = folder / f".{path.name}.partial"
+    with partial.open("wb") as file:
+        np.save(file, np.stack(frames))
+    partial.replace(path)

@@ -1,0 +1,70 @@
+"""Clips to latents and captions to contexts, once, so that training touches neither codec nor encoder.
+
+A clip shard becomes a latent shard beside it; captions of all shards go into one table of unpadded
+contexts in bf16. Both steps skip what is already there.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from safetensors.torch import save_file
+from torch import Tensor
+
+from skyloom.data.clips import read_shards
+from skyloom.models.text import TextEncoder
+from skyloom.models.vae import Vae
+
+LATENT_SUFFIX = ".latents.safetensors"
+
+
+def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
+    """Frames to the floats in [-1, 1] that an autoencoder takes."""
+    return rearrange(frames, "n t h w c -> n c t h w").float().div_(127.5).sub_(1)
+
+
+@torch.no_grad()
+def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
+    """Write `clips-*.latents.safetensors` for each clip shard without one; returns how many were written."""
+    device = next(vae.parameters()).device
+    written = 0
+    for path in sorted(folder.glob("clips-*.npy")):
+        target = folder / f"{path.stem}{LATENT_SUFFIX}"
+        if target.exists():
+            continue
+        frames = torch.from_numpy(np.load(path))
+        with torch.autocast(device.type, torch.bfloat16):
+            parts = [vae.encode(to_pixels(part.to(device))).bfloat16().cpu() for part in frames.split(batch)]
+        partial = target.with_suffix(".partial")
+        save_file({"latent": torch.cat(parts)}, partial)
+        partial.replace(target)
+        written += 1
+    return written
+
+
+@torch.no_grad()
+def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 64) -> int:
+    """Write one table of contexts for every distinct caption of all folders; returns their number.
+
+    The table holds `tokens` [sum of lengths, d], `lengths` [n], `pooled` [n d]; the captions themselves
+    lie in the metadata as a JSON list in the same order. Captions are encoded in order of length.
+    """
+    texts = {""}
+    for folder in folders:
+        for _, rows in read_shards(folder):
+            texts.update(text for row in rows for text in row["captions"].values())
+    ordered = sorted(texts, key=lambda text: (len(text), text))
+    tokens, lengths, pooled = [], [], []
+    for start in range(0, len(ordered), batch):
+        coded = encoder.encode(ordered[start : start + batch])
+        for context, mask in zip(coded.context, coded.context_mask, strict=True):
+            tokens.append(context[mask].bfloat16())
+            lengths.append(int(mask.sum()))
+        pooled.append(coded.pooled.bfloat16())
+    table = {"tokens": torch.cat(tokens), "lengths": torch.tensor(lengths), "pooled": torch.cat(pooled)}
+    save_file(table, target, metadata={"captions": json.dumps(ordered)})
+    return len(ordered)

@@ -1,0 +1,134 @@
+"""Training batches by step number: the same (seed, step) always gives the same batch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from skyloom.core.errors import ConfigError
+from skyloom.core.seeds import derive_seed
+from skyloom.data.clips import read_shards
+from skyloom.data.encode import LATENT_SUFFIX, to_pixels
+
+_PAD = 8
+
+
+class PixelLoader:
+    """Random crops in space and time from rendered clips, for the autoencoder."""
+
+    def __init__(self, folders: Sequence[Path], batch: int, frames: int, crop: int, seed: int) -> None:
+        self.shards = [frames for folder in folders for frames, _ in read_shards(folder)]
+        if not self.shards:
+            raise ConfigError(f"No rendered clips in {', '.join(map(str, folders))}.", hint="Render first.")
+        self.batch, self.frames, self.crop, self.seed = batch, frames, crop, seed
+
+    def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
+        """The batch of one step: pixels in [-1, 1], half of them mirrored."""
+        random = np.random.default_rng(derive_seed(self.seed, "pixels", step))
+        return to_pixels(torch.from_numpy(np.stack([self._one(random) for _ in range(self.batch)])))
+
+    def _one(self, random: np.random.Generator) -> np.ndarray:
+        shard = self.shards[random.integers(len(self.shards))]
+        clips, frames, height, width, _ = shard.shape
+        start = random.integers(frames - self.frames + 1)
+        top, left = random.integers(height - self.crop + 1), random.integers(width - self.crop + 1)
+        clip = shard[random.integers(clips), start : start + self.frames]
+        clip = clip[:, top : top + self.crop, left : left + self.crop]
+        return clip[:, :, ::-1] if random.random() < 0.5 else clip  # noqa: PLR2004
+
+
+class CaptionTable:
+    """Contexts of every caption, looked up by text."""
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            captions = json.loads(file.metadata()["captions"])
+            self.tokens, lengths = file.get_tensor("tokens"), file.get_tensor("lengths")
+            self.pooled = file.get_tensor("pooled")
+        self.index = {text: row for row, text in enumerate(captions)}
+        self.ends = lengths.cumsum(0).tolist()
+
+    def gather(
+        self, rows: Sequence[int]
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b d"]]:
+        """Padded contexts, their masks and the pooled vectors of some rows."""
+        pieces = [self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]] for row in rows]
+        longest = -(-max(map(len, pieces)) // _PAD) * _PAD
+        context = torch.zeros(len(rows), longest, self.tokens.shape[1])
+        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for index, piece in enumerate(pieces):
+            context[index, : len(piece)] = piece.float()
+            mask[index, : len(piece)] = True
+        return context, mask, self.pooled[list(rows)].float()
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Latents of one shape with the rows of their captions."""
+
+    latent: Float[Tensor, "b c t h w"]
+    rows: tuple[int, ...]
+    table: CaptionTable
+
+    def captions(
+        self, dropped: Bool[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b d"]]:
+        """Context, mask and pooled vector of each sample; dropped ones get the empty caption."""
+        empty = self.table.index[""]
+        rows = [empty if drop else row for row, drop in zip(self.rows, dropped.tolist(), strict=True)]
+        device = self.latent.device
+        context, mask, pooled = self.table.gather(rows)
+        return context.to(device), mask.to(device), pooled.to(device)
+
+
+@dataclass(frozen=True)
+class LatentSource:
+    """One folder of encoded clips, its share of the batches, and how many samples a batch takes."""
+
+    folder: str = ""
+    share: float = 1.0
+    batch: int = 16
+
+
+@dataclass
+class _Loaded:
+    latent: Tensor
+    captions: list[tuple[int, ...]] = field(default_factory=list)
+
+
+class LatentLoader:
+    """Batches of latents; each batch comes from one source, drawn by share."""
+
+    def __init__(
+        self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu"
+    ) -> None:
+        self.sources, self.table, self.seed, self.device = sources, table, seed, device
+        self.loaded = [self._load(Path(source.folder)) for source in sources]
+        shares = np.array([source.share for source in sources], dtype=float)
+        self.shares = shares / shares.sum()
+
+    def _load(self, folder: Path) -> _Loaded:
+        loaded, parts = [], []
+        for _, rows in read_shards(folder):
+            loaded += [tuple(self.table.index[text] for text in row["captions"].values()) for row in rows]
+        for path in sorted(folder.glob(f"clips-*{LATENT_SUFFIX}")):
+            parts.append(load_file(path)["latent"])
+        if not parts or len(loaded) != sum(map(len, parts)):
+            raise ConfigError(f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first.")
+        return _Loaded(torch.cat(parts), loaded)
+
+    def __call__(self, step: int) -> LatentBatch:
+        """The batch of one step."""
+        random = np.random.default_rng(derive_seed(self.seed, "latents", step))
+        which = int(random.choice(len(self.sources), p=self.shares))
+        source, loaded = self.sources[which], self.loaded[which]
+        picked = random.integers(len(loaded.latent), size=source.batch)
+        rows = tuple(loaded.captions[i][random.integers(len(loaded.captions[i]))] for i in picked)
+        return LatentBatch(loaded.latent[torch.from_numpy(picked)].float().to(self.device), rows, self.table)

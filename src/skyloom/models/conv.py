@@ -1,0 +1,59 @@
+"""Causal convolutions over folded frames, with an explicit cache: value in, value out.
+
+Frames are folded into the batch as `[(b t) c h w]` and convolved in two dimensions; time flows only
+through `shift_channels`, which lets a share of the channels look one frame back (temporal shift
+module, Lin et al. 2018, arXiv 1811.08383). The last frame of a window is all that the next one needs,
+so a video coded window by window equals the video coded whole.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SHIFTED_SHARE = 4
+
+
+def shift_channels(
+    x: Float[Tensor, "bt c h w"], batch: int, previous: Float[Tensor, "b s h w"] | None
+) -> tuple[Float[Tensor, "bt c h w"], Float[Tensor, "b s h w"]]:
+    """Replace a quarter of the channels by those of the frame before.
+
+    `previous` holds those channels of the last frame of the window before; None means that this is
+    the first window, whose first frame looks at itself. Returns the result and the next `previous`.
+    """
+    shifted = x.shape[1] // SHIFTED_SHARE
+    now = rearrange(x[:, :shifted], "(b t) s h w -> b t s h w", b=batch)
+    before = now[:, :1] if previous is None else previous.unsqueeze(1).to(now.dtype)
+    late = rearrange(torch.cat([before, now[:, :-1]], dim=1), "b t s h w -> (b t) s h w")
+    return torch.cat([late, x[:, shifted:]], dim=1), now[:, -1]
+
+
+class ShiftBlock(nn.Module):
+    """A residual block of two 3x3 convolutions that sees one frame into the past."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(
+        self, x: Float[Tensor, "bt c h w"], batch: int, previous: Float[Tensor, "b s h w"] | None
+    ) -> tuple[Float[Tensor, "bt c h w"], Float[Tensor, "b s h w"]]:
+        """The block's output and the cache for the next window."""
+        shifted, last = shift_channels(x, batch, previous)
+        return x + self.conv_out(F.silu(self.conv_in(F.silu(shifted)))), last
+
+
+def merge_frames(x: Float[Tensor, "bt c h w"]) -> Float[Tensor, "b2 c2 h w"]:
+    """Stack each pair of frames into the channels of one."""
+    return rearrange(x, "(n two) c h w -> n (two c) h w", two=2)
+
+
+def split_frames(x: Float[Tensor, "bt c h w"]) -> Float[Tensor, "b2 c2 h w"]:
+    """The inverse of `merge_frames`."""
+    frames = rearrange(x, "n (two c) h w -> (n two) c h w", two=2)
+    return frames.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,199 @@
+"""The causal video autoencoder: 4 frames x 16 x 16 pixels become one latent cell; the first frame stays alone.
+
+The first frame is repeated three times in front, so that every latent frame covers four frames and the
+first one sees only frame 0. A linear path, initialised with the principal components of 4x16x16
+patches, carries most of the picture; a small convolutional path adds what a linear map cannot.
+Why not the Wan autoencoder: docs/decisions/0003-autoencoder.md.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skyloom.core.types import ScaleFactors
+from skyloom.models.conv import ShiftBlock, merge_frames, split_frames
+
+TIME, SPACE = 4, 16
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Channels of the latent and of the four resolutions: 1/2, 1/4, 1/8 and 1/16 of the pixels."""
+
+    latent_channels: int = 48
+    encoder_widths: tuple[int, int, int, int] = (16, 48, 96, 192)
+    decoder_widths: tuple[int, int, int, int] = (32, 64, 128, 256)
+
+    @property
+    def scale(self) -> ScaleFactors:
+        """Frames and pixels per latent cell."""
+        return ScaleFactors(time=TIME, space=SPACE)
+
+
+@dataclass(frozen=True)
+class DecoderCache:
+    """What a decoder remembers of the window before: one frame of features per block."""
+
+    features: tuple[Tensor, ...]
+
+
+class Vae(nn.Module):
+    """Encode videos to normalised latents and back."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.register_buffer("mean", torch.zeros(config.latent_channels))
+        self.register_buffer("std", torch.ones(config.latent_channels))
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
+        """Pixels in [-1, 1] to a latent of about unit scale; t = 4k + 1, h and w multiples of 16."""
+        latent = self.encoder(video).float()
+        return (latent - self._per_channel(self.mean)) / self._per_channel(self.std)
+
+    def decode(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "b 3 t h w"]:
+        """A whole latent to pixels in about [-1, 1] (not clamped); t = 4 (u - 1) + 1."""
+        return self.decode_step(latent, None)[0]
+
+    def decode_step(
+        self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
+    ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
+        """Decode the next window of a latent; the first window (cache None) gives three frames fewer.
+
+        Windows decoded one after another equal the whole decode.
+        """
+        raw = latent * self._per_channel(self.std) + self._per_channel(self.mean)
+        video, after = self.decoder(raw, cache)
+        return (video[:, :, TIME - 1 :] if cache is None else video), after
+
+    def _per_channel(self, values: Float[Tensor, " c"]) -> Float[Tensor, "1 c 1 1 1"]:
+        return rearrange(values, "c -> 1 c 1 1 1")
+
+
+class Encoder(nn.Module):
+    """Pixels to raw latents (before normalisation)."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = config.encoder_widths
+        conv = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
+        self.linear = nn.Conv2d(3 * TIME, config.latent_channels, SPACE, stride=SPACE)
+        self.stem = nn.Conv2d(12, half, 3, padding=1)
+        self.to_quarter = conv(half, quarter)
+        self.block_quarter = ShiftBlock(quarter)
+        self.merge_first = nn.Conv2d(2 * quarter, quarter, 1)
+        self.to_eighth = conv(quarter, eighth)
+        self.block_eighth = ShiftBlock(eighth)
+        self.merge_second = nn.Conv2d(2 * eighth, eighth, 1)
+        self.to_sixteenth = conv(eighth, sixteenth)
+        self.block_sixteenth = ShiftBlock(sixteenth)
+        self.head = nn.Conv2d(sixteenth, config.latent_channels, 1)
+        _start_small(self, self.head)
+
+    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
+        """Whole videos only; the first frame is repeated in front."""
+        batch = video.shape[0]
+        padded = torch.cat([repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2)
+        linear = self.linear(rearrange(padded, "b c (u n) h w -> (b u) (n c) h w", n=TIME))
+        x = rearrange(padded, "b c t (h p) (w q) -> (b t) (c p q) h w", p=2, q=2)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x, _ = self.block_quarter(self.to_quarter(F.silu(x)), batch, None)
+        x, _ = self.block_eighth(self.to_eighth(self.merge_first(merge_frames(x))), batch, None)
+        x, _ = self.block_sixteenth(self.to_sixteenth(self.merge_second(merge_frames(x))), batch, None)
+        return rearrange(self.head(F.silu(x)) + linear, "(b u) c y x -> b c u y x", b=batch)
+
+
+class Decoder(nn.Module):
+    """Raw latents to pixels, window by window."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = config.decoder_widths
+        self.linear = nn.Conv2d(config.latent_channels, 3 * TIME * SPACE * SPACE, 1)
+        self.stem = nn.Conv2d(config.latent_channels, sixteenth, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ShiftBlock(width) for width in (sixteenth, sixteenth, eighth, eighth, quarter, quarter, half)
+        )
+        self.to_eighth = nn.Conv2d(sixteenth, 4 * eighth, 1)
+        self.split_first = nn.Conv2d(eighth, 2 * eighth, 1)
+        self.to_quarter = nn.Conv2d(eighth, 4 * quarter, 1)
+        self.split_second = nn.Conv2d(quarter, 2 * quarter, 1)
+        self.to_half = nn.Conv2d(quarter, 4 * half, 1)
+        self.head = nn.Conv2d(half, 12, 3, padding=1)
+        _start_small(self, self.head)
+
+    def forward(
+        self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
+    ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
+        """Four frames per latent frame, and the cache for the next window."""
+        batch = latent.shape[0]
+        before = cache.features if cache else (None,) * len(self.blocks)
+        after: list[Tensor] = []
+
+        def run(x: Tensor, first: int, last: int) -> Tensor:
+            for index in range(first, last):
+                x, kept = self.blocks[index](x, batch, before[index])
+                after.append(kept)
+            return x
+
+        flat = rearrange(latent, "b c u y x -> (b u) c y x").contiguous(memory_format=torch.channels_last)
+        linear = rearrange(
+            self.linear(flat),
+            "(b u) (n c p q) y x -> b c (u n) (y p) (x q)",
+            b=batch,
+            n=TIME,
+            p=SPACE,
+            q=SPACE,
+        )
+        x = run(self.stem(flat), 0, 2)
+        x = run(split_frames(self.split_first(_enlarge(self.to_eighth(x)))), 2, 4)
+        x = run(split_frames(self.split_second(_enlarge(self.to_quarter(x)))), 4, 6)
+        x = run(_enlarge(self.to_half(x)), 6, 7)
+        detail = rearrange(
+            self.head(F.silu(x)), "(b t) (c p q) h w -> b c t (h p) (w q)", b=batch, p=2, q=2
+        )
+        return linear + detail, DecoderCache(tuple(after))
+
+
+def _enlarge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c4 h2 w2"]:
+    return F.pixel_shuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _start_small(module: nn.Module, head: nn.Conv2d) -> None:
+    """Keep the scale through the convolutions and start with a silent head."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d) and name != "linear" and not name.endswith("conv_out"):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+
+
+@torch.no_grad()
+def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
+    """Set both linear paths to the principal components of `patches`; returns the variance they explain.
+
+    A patch is 4 frames x 3 channels x 16 x 16 pixels in [-1, 1], flattened in that order. A component of
+    variance v is scaled to standard deviation v**0.25 (relative to the last one, at most 4), so that
+    coarse components stay louder than fine ones.
+    """
+    channels = vae.config.latent_channels
+    centre = patches.mean(0)
+    variances, directions = torch.linalg.eigh(torch.cov((patches - centre).T))
+    kept, axes = variances.flip(0)[:channels].clamp(min=1e-8), directions.flip(1)[:, :channels]
+    scale = (kept / kept[-1]).pow(0.25).clamp(max=4.0) / kept.sqrt()
+    forward = (axes * scale).T
+    vae.encoder.linear.weight.copy_(
+        rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=SPACE, q=SPACE)
+    )
+    vae.encoder.linear.bias.copy_(-forward @ centre)
+    vae.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
+    vae.decoder.linear.bias.copy_(centre)
+    return float(kept.sum() / variances.clamp(min=0).sum())

@@ -1,0 +1,1 @@
+"""From shards to weights: one loop, several objectives."""

@@ -1,0 +1,28 @@
+"""An exponential moving average of the weights, with a warm-up so that early averages are not the start."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Keeps `average = decay * average + (1 - decay) * weights` for every floating tensor of a module."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.average = {name: value.detach().clone().float() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move the average after optimizer step `step` (counted from 1)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [value.detach().float() for value in module.state_dict().values()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights, by the module's own names."""
+        return self.average
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from saved averages."""
+        for name, value in self.average.items():
+            value.copy_(state[name])

@@ -1,0 +1,59 @@
+"""A run's state on disk: weights, average, optimizer and step, in one safetensors file replaced atomically.
+
+Everything random is drawn from generators derived from (seed, step), so the step number is all there is
+to remember of the randomness, and a resumed run equals an uninterrupted one.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from skyloom.core.errors import CheckpointError
+from skyloom.train.ema import Ema
+
+STATE_FILE = "state.safetensors"
+
+
+def save_state(
+    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int
+) -> Path:
+    """Write the state after `step` optimizer steps; a crash while writing leaves the old file whole."""
+    tensors = {f"model/{name}": value for name, value in module.state_dict().items()}
+    tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
+    path, partial = folder / STATE_FILE, folder / f".{STATE_FILE}.partial"
+    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, partial, metadata={"state": json.dumps({"step": step})})
+    partial.replace(path)
+    return path
+
+
+def load_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+    """Put a saved state back and return its step. Raises CheckpointError when it does not fit."""
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            step = int(json.loads(file.metadata()["state"])["step"])
+        module.load_state_dict(_under(tensors, "model/"))
+        ema.load_state_dict(_under(tensors, "ema/"))
+        saved = optimizer.state_dict()
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "optimizer/").items():
+            index, key = name.split("/")
+            states.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a state of this run ({error}).", hint="Use the recipe that made it, or a new --run."
+        ) from error
+    return step
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,152 @@
+"""The two tasks: what the loop needs to train the autoencoder and the transformer."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skyloom.core.seeds import generator
+from skyloom.data.clips import read_shards
+from skyloom.data.encode import to_pixels
+from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader
+from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
+from skyloom.evaluate.metrics import psnr, ssim
+from skyloom.models.checkpoint import load_into, load_part, save_part
+from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.vae import SPACE, TIME, Vae, initialise_linear_path
+from skyloom.train.loop import LoopConfig, Task
+from skyloom.train.objectives import autoencoder_losses, flow_losses, latent_noise
+from skyloom.train.recipe import AutoencoderRun, FlowRun
+
+_MEASURED_CLIPS = 24
+_MEASURED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_MEASURED_BATCHES = 4
+
+
+def autoencoder_task(run: AutoencoderRun, loop: LoopConfig) -> Task:
+    """Start from the principal components of the data; crops of rendered clips; PSNR on held-out renders."""
+    folders = [Path(folder) for folder in run.folders]
+    torch.manual_seed(loop.seed)
+    vae = Vae(run.model)
+    initialise_linear_path(vae, sample_patches(folders, run.patches, loop.seed))
+    vae.to(loop.device or "cpu").to(memory_format=torch.channels_last)
+
+    losses_of = torch.compile(autoencoder_losses) if loop.compile else autoencoder_losses
+
+    def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
+        normalised = normalised_weights(run, weights)
+        save_part(folder, "vae", run.model, normalised, dtype=torch.bfloat16, metadata={"step": str(step)})
+
+    return Task(
+        module=vae,
+        batch=PixelLoader(folders, run.batch, run.frames, run.crop, loop.seed),
+        losses=lambda module, video, random: losses_of(
+            module, video, latent_noise(module, video, random), run.losses
+        ),
+        evaluate=lambda module, folder, step: measure_autoencoder(module, Path(run.held_out)),
+        export=export,
+    )
+
+
+def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, "n d"]:
+    """Random 4x16x16 patches of rendered clips; one in eight from a frame that stands still."""
+    random = np.random.default_rng(seed)
+    shards = [frames for folder in folders for frames, _ in read_shards(folder)]
+    patches = []
+    while sum(map(len, patches)) < count:
+        clip = shards[random.integers(len(shards))]
+        clip = clip[random.integers(len(clip))]
+        start = random.integers(max(1, len(clip) - TIME + 1))
+        frames = clip[[start] * TIME] if random.random() < 1 / 8 else clip[start : start + TIME]
+        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(frames[None])))
+        patches.append(
+            rearrange(pixels[0], "c n (y p) (x q) -> (y x) (n c p q)", p=SPACE, q=SPACE)
+        )
+    return torch.cat(patches)[:count]
+
+
+@torch.no_grad()
+def normalised_weights(run: AutoencoderRun, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with mean and scale set from data: zero mean per channel, unit scale over all channels."""
+    vae = Vae(run.model)
+    vae.load_state_dict(weights)
+    latents = []
+    for frames, _ in read_shards(Path(run.folders[0])):
+        latents += [vae.encode(to_pixels(torch.from_numpy(np.array(frames[:8]))))]
+        if len(latents) * 8 >= 2 * _MEASURED_CLIPS:
+            break
+    flat = rearrange(torch.cat(latents), "b c t h w -> c (b t h w)")
+    scale = (flat - flat.mean(1, keepdim=True)).square().mean().sqrt()
+    return {**weights, "mean": flat.mean(1), "std": scale.expand(len(flat)).clone()}
+
+
+@torch.no_grad()
+def measure_autoencoder(vae: nn.Module, folder: Path) -> dict[str, float]:
+    """PSNR in dB and SSIM on whole held-out clips."""
+    assert isinstance(vae, Vae)
+    device = next(vae.parameters()).device
+    decibels, similarities = [], []
+    frames, _ = next(read_shards(folder))
+    for clip in torch.from_numpy(np.array(frames[:_MEASURED_CLIPS])).split(4):
+        video = to_pixels(clip.to(device))
+        with torch.autocast(device.type, torch.bfloat16):
+            made = vae.decode(vae.encode(video))
+        pair = [rearrange(x.float() / 2 + 0.5, "b c t h w -> (b t) c h w") for x in (made.clamp(-1, 1), video)]
+        decibels.append(psnr(*pair).mean())
+        similarities.append(ssim(*pair).mean())
+    return {"psnr": float(torch.stack(decibels).mean()), "ssim": float(torch.stack(similarities).mean())}
+
+
+def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
+    """Latents of rendered clips; velocity error at fixed noise levels on held-out clips, in both readings."""
+    device = loop.device or "cpu"
+    torch.manual_seed(loop.seed)
+    dit = Dit(run.model)
+    if run.init:
+        _, state, _ = load_part(Path(run.init), "dit", DitConfig)
+        load_into(dit, {name: value.float() for name, value in state.items()})
+    dit.to(device)
+    if loop.compile:
+        for block in dit.blocks:
+            block.compile(dynamic=False)
+    table = CaptionTable(Path(run.captions))
+    held_out = LatentLoader((LatentSource(run.held_out, batch=25),), table, seed=1, device=device)
+
+    def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
+        save_part(folder, "dit", run.model, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
+
+    return Task(
+        module=dit,
+        batch=LatentLoader(run.sources, table, loop.seed, device),
+        losses=lambda module, batch, random: flow_losses(module, batch, random, run.losses),
+        evaluate=lambda module, folder, step: measure_flow(module, held_out),
+        export=export,
+    )
+
+
+@torch.no_grad()
+def measure_flow(dit: nn.Module, held_out: LatentLoader) -> dict[str, float]:
+    """Mean squared velocity error per reading and noise level, the same samples and noise every time."""
+    assert isinstance(dit, Dit)
+    errors: dict[str, list[float]] = {}
+    for index in range(_MEASURED_BATCHES):
+        batch = held_out(index)
+        latent = batch.latent
+        noise = torch.randn(latent.shape, generator=generator(2, "measure", index)).to(latent)
+        kept = torch.zeros(len(latent), dtype=torch.bool)
+        with torch.autocast(latent.device.type, torch.bfloat16):
+            text = dit.prepare_text(*batch.captions(kept))
+        for level in _MEASURED_SIGMAS:
+            sigma = torch.full((len(latent), latent.shape[2]), level).to(latent)
+            noisy = add_noise(latent, noise, sigma)
+            for reading in ("bidirectional", "causal") if latent.shape[2] > 1 else ("bidirectional",):
+                with torch.autocast(latent.device.type, torch.bfloat16):
+                    made = dit(noisy, sigma, text, reading=reading)
+                velocity = to_velocity(dit.config.prediction, made.float(), noisy, sigma)
+                error = float((velocity - velocity_target(latent, noise)).square().mean())
+                errors.setdefault(reading, []).append(error)
+                errors.setdefault(f"{reading}@{level}", []).append(error)
+    return {name: sum(values) / len(values) for name, values in errors.items()}
