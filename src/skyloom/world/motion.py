@@ -1,0 +1,370 @@
+"""How a subject moves: each motion is a function from time to a Pose, and the words for it.
+
+Lengths are in half frame heights at the subject's own depth, so a path fits the frame whatever its size;
+`x` is 0 in the middle of the frame, `height` is what lies between the feet and the ground.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+Curve: TypeAlias = Float[np.ndarray, " t"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """What a motion may know of its subject: size in half frames, room to move, direction, chance."""
+
+    size: float
+    reach: float  # how far the middle of the subject may go from the middle of the frame
+    headroom: float  # how far the subject may rise from its base and stay in the frame
+    sign: int  # -1 to the left, 1 to the right
+    base: float  # height at rest
+    chance: tuple[float, float]  # two numbers in [0, 1)
+    animated: bool = True
+    buoyant: float = 0.0  # how deep it sits in water, as a share of its size
+
+
+@dataclass
+class Pose:
+    """Where a subject is at each time. `depth` multiplies its distance; `roll` is in radians, left turn positive."""
+
+    x: Curve
+    height: Curve
+    depth: Curve
+    scale: Curve
+    roll: Curve
+    stretch_x: Curve
+    stretch_y: Curve
+    pace: float = 1.0
+
+
+Move: TypeAlias = Callable[[Pose, Path, Curve, Curve], None]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A way to move. `verbs` maps a kind of noun to gerunds; "" is the default."""
+
+    move: Move
+    verbs: Mapping[str, tuple[str, ...]]
+    directed: bool = False
+    tail: tuple[str, ...] = field(default=())
+
+    def verbs_for(self, kind: str) -> tuple[str, ...]:
+        """The gerunds that fit a kind of noun."""
+        return self.verbs.get(kind, self.verbs[""])
+
+
+def pose_at(motion: str, path: Path, times: Curve, duration: float) -> Pose:
+    """Where the subject is at each of `times` (seconds) of a scene that lasts `duration`."""
+    still, one = np.zeros_like(times), np.ones_like(times)
+    base = path.base - path.buoyant * path.size
+    pose = Pose(still.copy(), base + still, one.copy(), one.copy(), still.copy(), one.copy(), one.copy())
+    MOTIONS[motion].move(pose, path, times, times / duration)
+    return pose
+
+
+def _travel(pose: Pose, path: Path, progress: Curve, share: float = 1.0) -> None:
+    reach = path.reach * share * (0.85 + 0.15 * path.chance[0])
+    pose.x += path.sign * (2 * progress - 1) * reach
+
+
+def _hops(times: Curve, rate: float) -> Curve:
+    beat = (times * rate) % 1
+    return 4 * beat * (1 - beat)
+
+
+def _squash(pose: Pose, path: Path, hop: Curve) -> None:
+    landing = np.exp(-hop / 0.08)
+    pose.stretch_y *= 1 - 0.16 * landing
+    pose.stretch_x *= 1 + 0.13 * landing
+
+
+def _walk(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress)
+    if not path.animated:
+        pose.roll += 0.08 * np.sin(times * 8)
+        pose.height += 0.05 * path.size * np.abs(np.sin(times * 8))
+
+
+def _run(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 1.1)
+    pose.pace = 1.8
+    pose.height += 0.06 * path.size * np.abs(np.sin(times * 10))
+    pose.roll += 0.05 * np.sin(times * 10)
+
+
+def _hop(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress)
+    hop = _hops(times, 1.5)
+    pose.height += hop * min(path.headroom, 0.35 * path.size)
+    _squash(pose, path, hop)
+
+
+def _drive(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 1.1)
+    pose.height += 0.008 * np.sin(times * 15)
+
+
+def _fly(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 1.05)
+    pose.height += 0.08 * np.sin(times * 2.6 + 6.28 * path.chance[1])
+
+
+def _swim(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress)
+    pose.height += 0.07 * np.sin(times * 2.6 + 6.28 * path.chance[1])
+    pose.roll += 0.06 * np.sin(times * 4)
+
+
+def _sail(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress)
+    _bob(pose, path, times, progress)
+
+
+def _bob(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += 0.03 * np.sin(times * 2.4 + 6.28 * path.chance[1])
+    pose.roll += 0.06 * np.sin(times * 2.1 + 6.28 * path.chance[0])
+
+
+def _roll(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 1.1)
+    pose.roll -= pose.x / (0.42 * path.size)
+
+
+def _slide(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress)
+
+
+def _bounce_along(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 1.05)
+    hop = _hops(times, 1.3)
+    pose.height += hop * min(path.headroom, 0.8)
+    pose.roll -= pose.x * 1.2
+    _squash(pose, path, hop)
+
+
+def _drift(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 0.95)
+    pose.height += 0.05 * np.sin(times * 2)
+    pose.roll += 0.18 * np.sin(times * 1.6 + 6.28 * path.chance[1])
+
+
+def _arc(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress, 1.05)
+    rise = min(path.headroom, 0.45)
+    pose.height += rise * (8 * progress * (1 - progress) - 1)
+    pose.roll += path.sign * 0.4 * (1 - 2 * progress)
+
+
+def _leap(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _travel(pose, path, progress)
+    top = min(0.45, path.headroom)
+    pose.height += -0.75 * path.size + 4 * progress * (1 - progress) * (0.75 * path.size + top)
+    pose.roll += path.sign * 0.8 * (1 - 2 * progress)
+
+
+def _idle(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    return
+
+
+def _jump(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    hop = _hops(times + path.chance[0], 1.2)
+    pose.height += hop * min(path.headroom, 0.5 * path.size)
+    _squash(pose, path, hop)
+
+
+def _bounce(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    hop = _hops(times + path.chance[0], 1.1)
+    pose.height += hop * min(path.headroom, 0.85)
+    _squash(pose, path, hop)
+
+
+def _spin(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.roll += 6.28 * (path.sign * times * 0.5 + path.chance[0])
+    pose.height += 0.12
+
+
+def _turn(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    face = np.cos(np.pi * (times * 0.8 + path.chance[0]))
+    pose.stretch_x *= np.where(np.abs(face) < 0.12, np.where(face < 0, -0.12, 0.12), face)
+    pose.height += 0.1
+
+
+def _hover(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += 0.10 * np.sin(times * 2.6 + 6.28 * path.chance[0])
+    pose.roll += 0.05 * np.sin(times * 2.2)
+
+
+def _float(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += 0.12 + 0.08 * np.sin(times * 1.7 + 6.28 * path.chance[0])
+    pose.roll += 0.2 * np.sin(times * 1.5 + 6.28 * path.chance[1])
+
+
+def _rise(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += path.headroom * progress
+    pose.roll += 0.06 * np.sin(times * 2)
+
+
+def _fall(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += (path.headroom + 0.5 * path.size) * (1 - np.minimum(1, progress / 0.8) ** 2)
+    pose.roll += (path.chance[0] - 0.5) * 2 * np.maximum(0, 1 - progress / 0.8)
+
+
+def _sink(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += path.headroom * (1 - progress)
+    pose.roll += 0.25 * np.sin(times * 1.4 + 6.28 * path.chance[1])
+
+
+def _near(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    ease = progress * progress * (3 - 2 * progress)
+    pose.depth *= 2.3 / (1 + 1.3 * ease) * 0.95
+    _waddle(pose, path, times)
+
+
+def _away(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _near(pose, path, times, 1 - progress)
+
+
+def _waddle(pose: Pose, path: Path, times: Curve) -> None:
+    if path.base < 0.1 and not path.animated:
+        pose.roll += 0.06 * np.sin(times * 8)
+
+
+def _dance(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.roll += 0.24 * np.sin(times * 6.28)
+    pose.x += 0.16 * np.sin(times * 3.14)
+    pose.height += 0.10 * _hops(times, 2)
+
+
+def _grow(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.scale *= 0.3 + 0.7 * progress
+
+
+def _shrink(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    _grow(pose, path, times, 1 - progress)
+
+
+def _circle(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    angle = 6.28 * (times * 0.5 + path.chance[0])
+    pose.x += min(path.reach, 0.55) * np.cos(angle)
+    pose.depth *= 1.15 + 0.25 * np.sin(angle)
+    # The sprite faces left: at positive sine the circle carries it to the left.
+    turn = np.sin(angle)
+    pose.stretch_x *= np.where(np.abs(turn) < 0.2, np.where(turn < 0, -0.2, 0.2), turn).clip(-0.7, 0.7) / 0.7
+
+
+def _take_off(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.height += path.headroom * 1.3 * progress**2 - path.base
+    pose.x += 0.01 * np.sin(times * 30)
+
+
+def _sway(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
+    pose.roll += 0.10 * np.sin(times * 3 + 6.28 * path.chance[0])
+
+
+_GO_AWAY = (" into the distance", " away from the camera", " away")
+_COME = (" toward the camera", " towards us", " closer and closer")
+_GOING = {
+    "": ("moving",), "walker": ("walking", "coming"), "person": ("walking",), "runner": ("running",),
+    "car": ("driving",), "boat": ("sailing",), "aircraft": ("flying",), "flyer": ("flying",),
+    "swimmer": ("swimming",), "ball": ("rolling",),
+}  # fmt: skip
+
+MOTIONS: dict[str, Motion] = {
+    "walk": Motion(_walk, {"": ("walking", "strolling", "wandering")}, directed=True),
+    "run": Motion(_run, {"": ("running", "racing", "dashing")}, directed=True),
+    "hop": Motion(_hop, {"": ("hopping", "bouncing along", "jumping along")}, directed=True),
+    "drive": Motion(_drive, {"": ("driving", "rolling", "cruising")}, directed=True),
+    "fly": Motion(
+        _fly,
+        {"": ("flying", "soaring", "gliding"), "aircraft": ("flying", "cruising"), "person": ("flying",)},
+        directed=True,
+    ),
+    "swim": Motion(_swim, {"": ("swimming", "gliding")}, directed=True),
+    "sail": Motion(_sail, {"": ("floating", "drifting", "swimming"), "boat": ("sailing", "cruising", "gliding"),
+                           "object": ("floating", "drifting"), "ball": ("floating", "drifting"),
+                           "food": ("floating", "drifting")}, directed=True),
+    "roll": Motion(_roll, {"": ("rolling", "rolling along", "tumbling")}, directed=True),
+    "slide": Motion(_slide, {"": ("sliding", "gliding", "moving")}, directed=True),
+    "bounce along": Motion(_bounce_along, {"": ("bouncing", "bouncing along")}, directed=True),
+    "drift": Motion(_drift, {"": ("drifting", "floating")}, directed=True),
+    "arc": Motion(
+        _arc, {"": ("swooping", "flying in an arc"), "swimmer": ("swimming in an arc", "diving in a curve")},
+        directed=True,
+    ),
+    "leap": Motion(
+        _leap, {"": ("leaping out of the water", "jumping out of the water", "leaping over the waves")}, directed=True
+    ),
+    "idle": Motion(
+        _idle,
+        {"": ("resting", "standing still"), "walker": ("standing", "standing still", "waiting"),
+         "person": ("standing", "standing still"), "car": ("parked", "standing still"),
+         "object": ("standing still", "resting"), "ball": ("resting", "lying still"), "food": ("resting",),
+         "building": ("standing",), "plant": ("growing", "standing")},
+    ),
+    "bob": Motion(_bob, {"": ("bobbing", "floating", "bobbing up and down")}),
+    "jump": Motion(_jump, {"": ("jumping", "jumping up and down", "leaping up and down")}),
+    "bounce": Motion(_bounce, {"": ("bouncing", "bouncing up and down")}),
+    "spin": Motion(_spin, {"": ("spinning", "rotating", "spinning around")}),
+    "turn": Motion(_turn, {"": ("turning around", "revolving", "spinning like a coin")}),
+    "hover": Motion(_hover, {"": ("hovering", "floating in place"), "swimmer": ("floating", "hovering")}),
+    "float": Motion(_float, {"": ("floating", "drifting gently", "hovering")}),
+    "rise": Motion(_rise, {"": ("rising", "floating up", "rising up")}),
+    "fall": Motion(_fall, {"": ("falling down", "dropping down", "falling from above")}),
+    "sink": Motion(_sink, {"": ("sinking", "slowly sinking")}),
+    "near": Motion(_near, _GOING, tail=_COME),
+    "away": Motion(_away, _GOING, tail=_GO_AWAY),
+    "dance": Motion(_dance, {"": ("dancing", "wiggling", "dancing around")}),
+    "grow": Motion(_grow, {"": ("growing", "growing bigger", "getting bigger")}),
+    "shrink": Motion(_shrink, {"": ("shrinking", "getting smaller")}),
+    "circle": Motion(
+        _circle, {"": ("flying in circles", "circling around"), "swimmer": ("swimming in circles", "circling around")}
+    ),
+    "take off": Motion(_take_off, {"": ("taking off", "lifting off", "launching into the air")}),
+    "sway": Motion(_sway, {"": ("swaying", "swaying gently")}),
+}  # fmt: skip
+
+# What each kind of noun can do in each medium. A missing pair means that it does not belong there.
+_THING = ("slide", "bounce along", "bounce", "spin", "float", "idle", "turn", "dance", "grow", "shrink", "fall")
+_ADRIFT = ("drift", "float", "spin", "turn")
+_WAVES = ("sail", "bob")
+_BEAST = ("walk", "run", "hop", "idle", "jump", "near", "away", "dance")
+_WINGED = ("fly", "arc", "hover", "near", "away", "circle")
+_MACHINE = ("fly", "hover", "near", "away", "take off")
+_TABLE: dict[str, dict[str, tuple[str, ...]]] = {
+    "walker": {"ground": _BEAST, "indoors": _BEAST, "space": _ADRIFT},
+    "person": {"ground": ("walk", "idle", "jump", "dance", "near", "away"), "indoors": ("walk", "idle", "jump", "dance"),
+               "space": _ADRIFT},
+    "runner": {"ground": ("run", "near"), "indoors": ("run",)},
+    "car": {"ground": ("drive", "idle", "near", "away"), "space": _ADRIFT, "deep": ("sink", "float")},
+    "flyer": {"ground": _WINGED, "water": _WINGED, "air": _WINGED, "indoors": ("fly", "hover"), "space": ("drift", "float")},
+    "aircraft": {"ground": _MACHINE, "water": _MACHINE[:4], "air": _MACHINE[:4], "space": ("fly", "drift", "float", "near")},
+    "swimmer": {"water": ("leap", "swim"), "deep": ("swim", "arc", "hover", "near", "circle"), "space": _ADRIFT},
+    "boat": {"water": ("sail", "bob", "near", "away")},
+    "ball": {"ground": ("roll", "bounce along", "bounce", "spin", "fall", "near"), "indoors": ("roll", "bounce along", "bounce"),
+             "water": _WAVES, "deep": ("drift", "float", "sink"), "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
+    "object": {"ground": _THING, "indoors": _THING, "water": _WAVES, "deep": ("drift", "float", "sink"),
+               "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
+    "food": {"ground": _THING, "indoors": _THING, "water": _WAVES, "deep": ("drift", "float", "sink"),
+             "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
+    "building": {"ground": ("idle", "grow", "shrink", "dance")},
+    "plant": {"ground": ("sway", "grow", "idle"), "indoors": ("sway", "idle")},
+    "celestial": {"ground": ("rise", "float"), "water": ("rise", "float"), "air": ("rise", "float", "spin"),
+                  "space": ("spin", "drift", "float", "near")},
+}  # fmt: skip
+# A head or a bust has no legs: it may hop and spin, never walk.
+_BODILY = frozenset({"walk", "run", "near", "away", "idle"})
+
+
+def motions_for(kind: str, medium: str, whole: bool) -> tuple[str, ...]:
+    """What a kind of noun can do in a medium; heads and busts (`whole` false) never walk."""
+    moves = _TABLE.get(kind, {}).get(medium, ())
+    if whole or kind not in ("walker", "person", "runner"):
+        return moves
+    extra = ["hop", "jump", "spin"] if moves and medium in ("ground", "indoors") else []
+    return tuple(dict.fromkeys([move for move in moves if move not in _BODILY] + extra))

@@ -1,0 +1,107 @@
+"""Paint a scene: sky, backdrop, ground, then sprites from far to near, weather, style. Pure torch, no randomness.
+
+Every pixel of every frame depends on the scene and its time alone, so a still is exactly a frame of the clip.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from skyloom.world.assets import Atlas
+from skyloom.world.camera import Rays, View, cast_rays, rows_and_columns, view_at
+from skyloom.world.ground import paint_ground
+from skyloom.world.light import Light, light_of
+from skyloom.world.motion import Curve
+from skyloom.world.noise import mix
+from skyloom.world.places import PLACES
+from skyloom.world.scene import Scene
+from skyloom.world.sky import colour, paint_backdrop, paint_sky
+from skyloom.world.sprites import draw_sprite, place_prop, place_subject
+from skyloom.world.style import apply_style
+from skyloom.world.weather import fall, fog
+
+BLOCK = 16  # frames painted together: large enough to amortise calls, small enough to stay in cache
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Frames, and for each subject where it covers them and the box around that (x0 y0 x1 y1; zeros when unseen)."""
+
+    frames: UInt8[Tensor, "t h w c"]
+    masks: Bool[Tensor, "o t h w"]
+    tracks: Float[Tensor, "o t 4"]
+
+
+def render(scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None) -> Rendering:
+    """Paint a scene at its own frame times, or at any other `times` (seconds) within it."""
+    moments = scene.times if times is None else np.asarray(times, dtype=np.float64)
+    parts = [
+        _render_block(scene, atlas, torch.device(device), moments[start : start + BLOCK])
+        for start in range(0, len(moments), BLOCK)
+    ]
+    masks = torch.cat([part[1] for part in parts], 1)
+    return Rendering(torch.cat([part[0] for part in parts]), masks, boxes_of(masks))
+
+
+@torch.no_grad()
+def _render_block(scene: Scene, atlas: Atlas, device: torch.device, times: Curve) -> tuple[Tensor, Tensor]:
+    height, width = scene.shape.height, scene.shape.width
+    subjects = [place_subject(scene, subject, times) for subject in scene.subjects]
+    airy = PLACES[scene.place].ground is None
+    view = view_at(scene.camera, times, scene.duration, scene.camera_sign, subjects[0].x, airy)
+    light = light_of(scene.place, scene.time_of_day)
+    clock = torch.from_numpy(times).float().to(device)
+    picture = _background(scene, cast_rays(view, height, width, device), light, clock)
+    picture = picture.expand(len(times), -1, -1, -1).contiguous()
+    tint = colour(light.ambient, picture)
+    air = mix(colour(light.horizon, picture), colour(light.zenith, picture), 0.12)
+    if scene.weather == "fog":
+        rows, columns = rows_and_columns(height, width, device)
+        picture = fog(picture, columns, rows, clock, air[0] * 0.85 + 0.12, scene.look.offset)
+    masks = _draw_sprites(picture, scene, atlas, subjects, view, times, tint * 0.8 + 0.2, air)
+    picture = fall(picture, scene.weather, clock, scene.seed, tint[0] * 0.7 + 0.3)
+    picture = apply_style(picture.clamp(0, 1), scene.style)
+    frames = rearrange((picture * 255).round().to(torch.uint8), "t c h w -> t h w c").contiguous()
+    return frames, masks
+
+
+def _background(scene: Scene, rays: Rays, light: Light, clock: Float[Tensor, " t"]) -> Tensor:
+    place = PLACES[scene.place]
+    picture = paint_sky(scene, rays, light)
+    if place.backdrop and place.backdrop not in ("wall", "curtain"):
+        picture = paint_backdrop(picture, scene, place.backdrop, rays, light)
+    if place.ground:
+        picture = paint_ground(picture, scene, place.ground, rays, light, clock)
+    return picture
+
+
+def _draw_sprites(
+    picture: Tensor, scene: Scene, atlas: Atlas, subjects: list, view: View, times: Curve, tint: Tensor, air: Tensor
+) -> Tensor:
+    """Props, then subjects, the farthest first; a nearer subject hides a farther one."""
+    haze = {"fog": 0.09}.get(scene.weather or "", 0.04 if scene.place == "underwater" else 0.015)
+    for prop in sorted(scene.props, key=lambda prop: -prop.z):
+        draw_sprite(picture, place_prop(prop, times), view, atlas, times, tint, air, haze)
+    masks: list[Tensor] = []
+    order = sorted(range(len(subjects)), key=lambda index: -float(subjects[index].z.mean()))
+    drawn: dict[int, Tensor] = {}
+    for index in order:
+        cover = draw_sprite(picture, subjects[index], view, atlas, times, tint, air, haze)
+        drawn = {other: mask & ~cover for other, mask in drawn.items()} | {index: cover}
+    masks = [drawn[index] for index in range(len(subjects))]
+    return torch.stack(masks)
+
+
+def boxes_of(masks: Bool[Tensor, "o t h w"]) -> Float[Tensor, "o t 4"]:
+    """The smallest box (x0 y0 x1 y1, in pixels, ends exclusive) around each mask; zeros around nothing."""
+    height, width = masks.shape[-2:]
+    rows, columns = masks.any(3).float(), masks.any(2).float()
+    first_row, first_column = rows.argmax(-1), columns.argmax(-1)
+    last_row = height - rows.flip(-1).argmax(-1)
+    last_column = width - columns.flip(-1).argmax(-1)
+    boxes = torch.stack([first_column, first_row, last_column, last_row], -1).float()
+    return boxes * masks.flatten(2).any(2)[..., None]

@@ -1,0 +1,88 @@
+"""How large a world to draw scenes from: nouns, places, hours, motions, cameras, weathers, styles, colours."""
+
+from dataclasses import dataclass
+
+from skyloom.world.camera import CAMERAS
+from skyloom.world.motion import MOTIONS
+from skyloom.world.places import PLACES
+from skyloom.world.style import COLOURS, STYLES
+from skyloom.world.weather import WEATHERS
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What may be drawn, and how often. Shares are probabilities; `sizes` are shares of the frame height."""
+
+    name: str
+    nouns: tuple[str, ...]
+    places: tuple[str, ...]
+    times: tuple[str, ...]
+    motions: tuple[str, ...]
+    cameras: tuple[str, ...]
+    weathers: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    two_objects: float = 0.0
+    static_camera: float = 0.75
+    directed: float = 0.68
+    weather: float = 0.0
+    style: float = 0.0
+    coloured: float = 0.25
+    sizes: tuple[float, float] = (0.40, 0.56)
+    size_words: float = 0.0
+    held_out: float = 0.10
+    heroes: float = 1.0
+    most_props: int = 2
+
+
+SMALL = Vocabulary(
+    name="small",
+    nouns=(
+        "cat", "dog", "horse", "elephant", "penguin", "rabbit", "turtle", "dinosaur", "tiger", "duck",
+        "car", "bus", "tractor", "motorcycle", "parrot", "butterfly", "bee", "owl", "dragon",
+        "helicopter", "rocket", "ufo", "balloon", "airplane", "fish", "whale", "octopus", "dolphin",
+        "sailboat", "snowman", "pumpkin", "robot", "soccer ball",
+    ),
+    places=("beach", "meadow", "desert", "mountains", "city", "ocean", "sky", "underwater"),
+    times=("day", "sunset", "night"),
+    motions=(
+        "walk", "run", "drive", "fly", "swim", "sail", "roll", "hop", "leap", "drift", "idle", "hover", "float",
+        "bounce", "jump", "near", "bob", "spin", "sink",
+    ),
+    cameras=("static", "pan left", "pan right", "zoom in"),
+    colours=("red", "blue", "green", "yellow", "purple", "white"),
+)  # fmt: skip
+
+FULL = Vocabulary(
+    name="full",
+    nouns=(),
+    places=tuple(PLACES),
+    times=("day", "sunset", "dawn", "night", "cloudy"),
+    motions=tuple(MOTIONS),
+    cameras=tuple(CAMERAS),
+    weathers=tuple(WEATHERS),
+    styles=tuple(STYLES),
+    colours=tuple(COLOURS),
+    two_objects=0.20,
+    static_camera=0.5,
+    directed=0.55,
+    weather=0.25,
+    style=0.15,
+    coloured=0.35,
+    sizes=(0.34, 0.52),
+    size_words=0.12,
+    heroes=3.0,
+    most_props=4,
+)
+
+TINY = Vocabulary(
+    name="tiny",
+    nouns=(),
+    places=("beach", "meadow", "ocean", "sky", "underwater"),
+    times=("day", "night"),
+    motions=SMALL.motions,
+    cameras=("static", "zoom in"),
+    colours=("red", "blue"),
+)
+
+VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (FULL, SMALL, TINY)}
