@@ -35,6 +35,16 @@ CAMERAS: dict[str, tuple[str, ...]] = {
     "handheld": ("handheld camera", "slightly shaky handheld camera", "the camera shakes a little"),
 }
 
+# How much larger the middle of the frame becomes than it is with a camera at rest.
+CLOSENESS = {"zoom in": 1.3, "zoom out": 1.3, "push in": 1.2}
+
+
+def camera_suits(camera: str, motion: str, directed: bool) -> bool:
+    """Whether a moving camera leaves no doubt about what the subject does."""
+    if camera == "static" or motion in ("near", "away", "grow", "shrink"):
+        return False
+    return not camera.startswith(("pan", "orbit")) if directed else camera != "follow"
+
 
 @dataclass
 class View:

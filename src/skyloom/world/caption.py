@@ -13,15 +13,15 @@ from skyloom.world.camera import CAMERAS
 from skyloom.world.light import TIMES
 from skyloom.world.nouns import article
 from skyloom.world.places import PLACES
-from skyloom.world.scene import Scene, Subject
+from skyloom.world.scene import Scene
 from skyloom.world.style import STYLES
+from skyloom.world.subject import ALOFT, Subject
 from skyloom.world.weather import WEATHERS
 
 _DIRECTIONS = {
     "left": ("to the left", "from right to left", "toward the left", "leftward", "to the left side"),
     "right": ("to the right", "from left to right", "toward the right", "rightward", "to the right side"),
 }
-_ALOFT = frozenset({"fly", "arc", "hover", "circle", "rise"})
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Words:
 
     def where(self) -> str:
         place = PLACES[self.scene.place]
-        return self.pick(place.over if place.over and self.subject.motion in _ALOFT else place.phrases)
+        return self.pick(place.over if place.over and self.subject.motion in ALOFT else place.phrases)
 
     def when(self) -> str:
         return self.pick(TIMES[self.scene.time_of_day].phrases) if self.scene.time_of_day else ""

@@ -70,8 +70,6 @@ def _plain(scene: Scene, ground: str, floor: Floor, sky: Tensor) -> Tensor:
     patch = noise("soft", floor.x * 0.035 + offset, floor.z * 0.035)
     paint = over(colour(first, sky), colour(second, sky), smoothstep(patch, 0.25, 0.75))
     match ground:
-        case "grass":
-            return _flowers(paint, scene, floor)
         case "sand":
             ripple = torch.sin(floor.z * 2.2 + 5 * (noise("soft", floor.x * 0.05, floor.z * 0.05) - 0.5) * 6)
             return paint * (1 + 0.05 * ripple * floor.detail)[:, None]
@@ -86,16 +84,6 @@ def _plain(scene: Scene, ground: str, floor: Floor, sky: Tensor) -> Tensor:
             return paint * (1 - 0.24 * smoothstep(hollow, 0.60, 0.66) + 0.14 * smoothstep(hollow, 0.54, 0.60))[:, None]
         case _:
             return paint
-
-
-def _flowers(paint: Tensor, scene: Scene, floor: Floor) -> Tensor:
-    """A few round flowers, near enough to be seen."""
-    kinds: tuple[Colour, ...] = ((1.0, 0.86, 0.25), (1.0, 1.0, 1.0), (0.96, 0.42, 0.55), (0.68, 0.45, 0.95))
-    x, z = floor.x * 0.8, floor.z * 0.8
-    cell = x.floor() + 57 * z.floor()
-    near = ((torch.frac(x + 500) - 0.5) ** 2 + (torch.frac(z + 500) - 0.5) ** 2).sqrt()
-    bloom = (1 - smoothstep(near, 0.10, 0.20)) * (hashed(cell, 8.8) < 0.10) * smoothstep(floor.detail, 0.45, 0.8)
-    return over(paint, colour(kinds[int(scene.look.accent * 4) % 4], paint), bloom)
 
 
 def _water(scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, sky: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Light:
-    """Colours that one hour lends to everything; `sun_height` is the sine-like elevation of sun or moon."""
+    """Colours that one hour lends to everything; `sun_height` is in radians."""
 
     zenith: Colour
     horizon: Colour
@@ -19,19 +19,19 @@ class Light:
 
 TIMES: dict[str, Light] = {
     "day": Light(
-        (0.20, 0.50, 0.95), (0.74, 0.90, 1.0), (1.0, 0.97, 0.85), (1.0, 1.0, 1.0), 0.62,
+        (0.20, 0.50, 0.95), (0.74, 0.90, 1.0), (1.0, 0.97, 0.85), (1.0, 1.0, 1.0), 0.36,
         ("on a sunny day", "in daylight", "under a blue sky", "during the day", "in the sunshine"),
     ),
     "sunset": Light(
-        (0.36, 0.22, 0.52), (1.0, 0.62, 0.28), (1.0, 0.75, 0.35), (1.0, 0.82, 0.70), 0.13,
+        (0.36, 0.22, 0.52), (1.0, 0.62, 0.28), (1.0, 0.75, 0.35), (1.0, 0.82, 0.70), 0.10,
         ("at sunset", "at dusk", "in the evening light", "as the sun sets", "under an orange sky"),
     ),
     "dawn": Light(
-        (0.45, 0.62, 0.92), (1.0, 0.80, 0.78), (1.0, 0.88, 0.75), (1.0, 0.93, 0.93), 0.15,
+        (0.45, 0.62, 0.92), (1.0, 0.80, 0.78), (1.0, 0.88, 0.75), (1.0, 0.93, 0.93), 0.12,
         ("at dawn", "at sunrise", "in the early morning", "under a pink morning sky"),
     ),
     "night": Light(
-        (0.02, 0.03, 0.12), (0.12, 0.17, 0.40), (0.90, 0.93, 1.0), (0.56, 0.60, 0.88), 0.62,
+        (0.02, 0.03, 0.12), (0.12, 0.17, 0.40), (0.90, 0.93, 1.0), (0.56, 0.60, 0.88), 0.36,
         ("at night", "in the moonlight", "under the moon", "on a dark night", "under a night sky"),
     ),
     "cloudy": Light(

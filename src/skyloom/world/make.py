@@ -12,7 +12,8 @@ from skyloom.world.assets import Atlas
 from skyloom.world.caption import Captions, Facts, captions, facts
 from skyloom.world.motion import Curve
 from skyloom.world.render import render
-from skyloom.world.scene import Scene, Split, sample_scene
+from skyloom.world.scene import Scene, sample_scene
+from skyloom.world.subject import Split
 from skyloom.world.vocabulary import Vocabulary
 
 

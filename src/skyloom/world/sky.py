@@ -97,7 +97,7 @@ def _paint_planet(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
 
 
 def _paint_sun(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
-    distance = ((rays.azimuth - sun_azimuth(scene)) ** 2 + (rays.elevation - light.sun_height * 0.75) ** 2).sqrt()
+    distance = ((rays.azimuth - sun_azimuth(scene)) ** 2 + (rays.elevation - light.sun_height) ** 2).sqrt()
     if scene.time_of_day == "night":
         sky = sky + colour((0.22, 0.25, 0.36), distance) * torch.exp(-distance * 5)[:, None]
         moon, size = colour((0.97, 0.96, 0.86), distance), 0.085

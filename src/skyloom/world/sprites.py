@@ -13,9 +13,10 @@ from skyloom.world.assets import Atlas
 from skyloom.world.camera import DEPTH, FOCAL, UNIT, View, rows_and_columns
 from skyloom.world.motion import Curve, pose_at
 from skyloom.world.noise import mix, smoothstep
-from skyloom.world.scene import Prop, Scene, Subject
+from skyloom.world.scene import Prop, Scene
 from skyloom.world.sky import Picture
 from skyloom.world.style import recolour
+from skyloom.world.subject import Subject
 
 ATLAS_FPS = 8
 

@@ -28,9 +28,9 @@ class Vocabulary:
     weather: float = 0.0
     style: float = 0.0
     coloured: float = 0.25
+    coloured_kinds: frozenset[str] = frozenset({"car", "boat", "aircraft", "ball", "object", "swimmer"})
     sizes: tuple[float, float] = (0.40, 0.56)
     size_words: float = 0.0
-    held_out: float = 0.10
     heroes: float = 1.0
     most_props: int = 2
 
@@ -69,6 +69,7 @@ FULL = Vocabulary(
     weather=0.25,
     style=0.15,
     coloured=0.35,
+    coloured_kinds=frozenset({"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}),
     sizes=(0.34, 0.52),
     size_words=0.12,
     heroes=3.0,
