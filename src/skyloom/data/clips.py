@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from skyloom.core.errors import ConfigError
+from skyloom.core.seeds import derive_seed
 from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
+from skyloom.world.scene import STILL_SECONDS
 from skyloom.world.vocabulary import VOCABULARIES
 
 PLAN_FILE = "plan.json"
@@ -86,6 +88,13 @@ def _check_plan(plan: ClipPlan, path: Path) -> None:
         raise ConfigError(f"{path.parent} holds clips of another plan.", hint="Use another folder.")
 
 
+def moment(plan: ClipPlan, seed: int) -> list[float] | None:
+    """Which second a still shows: the start of its scene for even seeds, any moment for odd ones."""
+    if plan.frames > 1:
+        return None
+    return [STILL_SECONDS * (derive_seed(seed, "moment") % 1000) / 1000 if seed % 2 else 0.0]
+
+
 def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) -> None:
     torch.set_num_threads(1)
     atlas, vocabulary = load_atlas(atlas_folder), VOCABULARIES[plan.vocabulary]
@@ -94,7 +103,7 @@ def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) 
     for number in range(first, min(first + plan.per_shard, plan.count)):
         seed = plan.first_seed + number
         clip = make_clip(
-            seed, vocabulary, atlas, plan.frames, plan.height, plan.width, fps=plan.fps, split=plan.split
+            seed, vocabulary, atlas, plan.frames, plan.height, plan.width, plan.fps, plan.split, moment(plan, seed)
         )
         frames.append(clip.frames.numpy())
         digest_of_clip = sha256(clip.frames.numpy().tobytes()).hexdigest()

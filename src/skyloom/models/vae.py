@@ -27,7 +27,7 @@ class VaeConfig:
 
     latent_channels: int = 48
     encoder_widths: tuple[int, int, int, int] = (16, 48, 96, 192)
-    decoder_widths: tuple[int, int, int, int] = (32, 64, 128, 256)
+    decoder_widths: tuple[int, int, int, int] = (32, 64, 128, 192)
 
     @property
     def scale(self) -> ScaleFactors:

@@ -1,0 +1,56 @@
+"""`skyloom data`: rendered clips and encoded latents for training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Prepare training data: render the world, encode it.", no_args_is_help=True)
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder for the shards; rendering goes on where it stopped.")],
+    count: Annotated[int, typer.Option(help="How many clips.")] = 1000,
+    vocabulary: Annotated[str, typer.Option(help="small or full.")] = "small",
+    frames: Annotated[int, typer.Option(help="Frames a clip; 1 renders stills.")] = 33,
+    size: Annotated[str, typer.Option(help="Width x height in pixels.")] = "128x128",
+    first_seed: Annotated[int, typer.Option(help="Seed of the first clip.")] = 0,
+    split: Annotated[str, typer.Option(help="train, heldout or all.")] = "train",
+    atlas: Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")] = Path(".atlas"),
+    processes: Annotated[int, typer.Option(help="Renderers side by side.")] = 2,
+    per_shard: Annotated[int, typer.Option(help="Clips in one file.")] = 100,
+) -> None:
+    """Render clips of the diorama with their captions and facts."""
+    from skyloom.data.clips import ClipPlan, render_clips  # noqa: PLC0415 - keeps --help fast
+    from skyloom.generate.request import parse_size  # noqa: PLC0415
+
+    width, height = parse_size(size)
+    plan = ClipPlan(vocabulary, count, frames, height, width, 16, first_seed, split, per_shard)
+    rendered = render_clips(plan, atlas, out, processes)
+    typer.echo(f"{rendered} of {plan.shards} shards rendered into {out}")
+
+
+@app.command()
+def encode(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of rendered clips.")],
+    autoencoder: Annotated[Path, typer.Option(help="Folder with the autoencoder's weights.")],
+    captions: Annotated[Path, typer.Option(help="File for the table of encoded captions.")],
+    text: Annotated[Path, typer.Option(help="Folder with the text encoder's weights.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Encode rendered clips to latents, and all their captions to one table."""
+    import torch  # noqa: PLC0415 - keeps --help fast
+
+    from skyloom.data.encode import encode_captions, encode_clips  # noqa: PLC0415
+    from skyloom.models.checkpoint import load_into, load_part  # noqa: PLC0415
+    from skyloom.models.text import load_text_encoder  # noqa: PLC0415
+    from skyloom.models.vae import Vae, VaeConfig  # noqa: PLC0415
+
+    config, state, _ = load_part(autoencoder, "vae", VaeConfig)
+    vae = Vae(config)
+    load_into(vae, {name: value.float() for name, value in state.items()})
+    vae.eval().to(device).to(memory_format=torch.channels_last)
+    for folder in folders:
+        typer.echo(f"{encode_clips(folder, vae)} shards encoded in {folder}")
+    typer.echo(f"{encode_captions(folders, load_text_encoder(text), captions)} captions encoded")

@@ -1,0 +1,162 @@
+"""Strict TOML <-> frozen dataclasses: an unknown key is an error, `base = "other.toml"` inherits, dump is runnable.
+
+None means off and is written by leaving the key out. Overrides are dotted keys with TOML values, e.g.
+`{"loop.steps": "200"}`; a value that is not TOML is taken as text.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from skyloom.core.errors import ConfigError
+
+Table = dict[str, Any]
+T = TypeVar("T")
+
+
+def load_config(path: Path, kind: type[T], overrides: Mapping[str, str] | None = None) -> T:
+    """Read a recipe into `kind`. Raises ConfigError naming the file, the key and the nearest right one."""
+    table = read_table(path)
+    for key, text in (overrides or {}).items():
+        _override(table, key, text)
+    return from_table(table, kind, str(path))
+
+
+def read_table(path: Path) -> Table:
+    """A TOML file with everything it inherits; tables merge, everything else is replaced."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    base = table.pop("base", None)
+    return table if base is None else _merge(read_table(path.parent / base), table)
+
+
+def from_table(table: Table, kind: type[T], where: str) -> T:
+    """A table as a dataclass; `where` names the file (and table) in errors."""
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
+    for key in table:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(fields)}."
+            raise ConfigError(f"{where} has an unknown key {key!r}.", hint=hint)
+    hints = typing.get_type_hints(kind)
+    values = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
+    missing = [name for name, field in fields.items() if name not in values and _required(field)]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(map(repr, missing))}.", hint="Add the missing keys.")
+    return kind(**values)
+
+
+def to_table(config: object) -> Table:
+    """A dataclass as plain tables, values that are None left out."""
+    table: Table = {}
+    for field in dataclasses.fields(typing.cast(Any, config)):
+        value = getattr(config, field.name)
+        if value is not None:
+            table[field.name] = _plain(value)
+    return table
+
+
+def dump_config(config: object) -> str:
+    """TOML text that `load_config` reads back to an equal object."""
+    return "\n".join(_lines(to_table(config), "")) + "\n"
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _convert(value, next(option for option in arguments if option is not type(None)), where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} is {value!r}.", hint=f"Use one of {', '.join(map(str, arguments))}.")
+        return value
+    if origin is tuple:
+        return _convert_tuple(value, arguments, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} must be a table.")
+        return from_table(value, typing.cast(type, kind), where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where} is {value!r}.", hint=f"It must be of type {kind.__name__}.")
+    return value
+
+
+def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} is {value!r}.", hint="It must be a list.")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:  # noqa: PLR2004
+        return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise ConfigError(f"{where} has {len(value)} values.", hint=f"It must have {len(arguments)}.")
+    return tuple(
+        _convert(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, arguments, strict=True))
+    )
+
+
+def _required(field: Any) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _merge(base: Table, table: Table) -> Table:
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(table: Table, key: str, text: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {key}: {parent!r} is not a table.")
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = text
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_table(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _lines(table: Table, path: str) -> list[str]:
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    lists = {key: value for key, value in table.items() if _is_list_of_tables(value)}
+    lines = [f"{key} = {_text(value)}" for key, value in table.items() if key not in {*tables, *lists}]
+    for key, value in tables.items():
+        lines += ["", f"[{path}{key}]", *_lines(value, f"{path}{key}.")]
+    for key, rows in lists.items():
+        for row in rows:
+            lines += ["", f"[[{path}{key}]]", *_lines(row, f"{path}{key}.")]
+    return lines
+
+
+def _is_list_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return repr(value)

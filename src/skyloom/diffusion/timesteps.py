@@ -1,0 +1,88 @@
+"""Which noise levels to train on: a distribution for one level, and patterns over the latent frames.
+
+Levels are logit-normal with a uniform share (Esser et al. 2024, arXiv 2403.03206), then shifted towards
+noise. A sample's pattern says how its frames are related: all alike, a clean past, clean ends, a clean
+first frame, one level per window, or all independent (diffusion forcing, arXiv 2407.01392).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from skyloom.diffusion.schedule import shift_sigma
+
+PATTERNS = ("same", "prefix", "infill", "first", "window", "independent")
+SILENT_SIGMA = 0.02
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Shares of the patterns (in any unit), and the distribution of one level."""
+
+    shift: float = 2.0
+    mean: float = 0.0
+    spread: float = 1.0
+    uniform_share: float = 0.1
+    same: float = 0.5
+    prefix: float = 0.15
+    infill: float = 0.05
+    first: float = 0.1
+    window: float = 0.1
+    independent: float = 0.1
+    context_noise: float = 0.15
+    window_frames: int = 3
+
+
+def sample_sigmas(
+    batch: int, frames: int, generator: torch.Generator, config: NoiseConfig
+) -> Float[Tensor, "b t"]:
+    """Noise levels in [0, 1] for every latent frame of every sample.
+
+    Known frames (past, ends or first) are clean in half of the samples and carry noise up to
+    `context_noise` in the other half.
+    """
+    shared = repeat(sample_levels((batch,), generator, config), "b -> b t", t=frames)
+    if frames == 1:
+        return shared.clone()
+    own = sample_levels((batch, frames), generator, config)
+    windows = repeat(own, "b t -> b (t n)", n=config.window_frames)[:, :frames]
+    context = torch.rand(batch, 1, generator=generator) * config.context_noise
+    context = torch.where(torch.rand(batch, 1, generator=generator) < 1 / 2, 0.0, context)
+    known = _known_frames(batch, frames, generator)
+    shares = torch.tensor([getattr(config, name) for name in PATTERNS])
+    pattern = torch.multinomial(shares, batch, replacement=True, generator=generator)
+    sigma = shared.clone()
+    for index, name in enumerate(PATTERNS):
+        if name in known:
+            made = torch.where(known[name], context, shared)
+        else:
+            made = {"same": shared, "window": windows, "independent": own}[name]
+        sigma = torch.where((pattern == index)[:, None], made, sigma)
+    return sigma
+
+
+def sample_levels(
+    shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig
+) -> Float[Tensor, "..."]:
+    """Independent noise levels: shifted logit-normal, a share of them uniform."""
+    normal = torch.randn(shape, generator=generator) * config.spread + config.mean
+    uniform = torch.rand(shape, generator=generator)
+    plain = torch.rand(shape, generator=generator) < config.uniform_share
+    return shift_sigma(torch.where(plain, uniform, torch.sigmoid(normal)), config.shift)
+
+
+def loss_weight(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """1 where there is something to predict, 0 for frames that are practically clean."""
+    return (sigma > SILENT_SIGMA).to(sigma.dtype)
+
+
+def _known_frames(batch: int, frames: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """For each pattern with known frames, which ones are known [b t]; at least one is always to be made."""
+    index = torch.arange(frames)
+    past = torch.randint(1, frames, (batch, 1), generator=generator)
+    start = torch.randint(1, max(2, frames - 1), (batch, 1), generator=generator)
+    end = start + 1 + (torch.rand(batch, 1, generator=generator) * (frames - start - 1)).long()
+    return {"prefix": index < past, "infill": (index < start) | (index >= end), "first": index < 1}

@@ -1,0 +1,80 @@
+"""Put trained parts together into one model folder with a manifest: what `skyloom generate` loads.
+
+python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data CLIPS --atlas ATLAS --out FOLDER
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from skyloom import __version__
+from skyloom.data.clips import PLAN_FILE, digest, read_shards
+from skyloom.models.checkpoint import write_manifest
+from skyloom.train.record import Record
+
+
+def bundle(parts: dict[str, Path], data: list[Path], ledger: Path, out: Path, info: dict[str, Any]) -> None:
+    """Copy `PART*.safetensors` of every part into `out` and write the manifest.
+
+    `info` holds what the pipeline needs (sizes, fps, frames, defaults); digests of data and licence
+    ledger and a summary of each run's log are added.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name, folder in parts.items():
+        for old in out.glob(f"{name}*.safetensors"):
+            if old.parent != folder:
+                old.unlink()
+        for path in sorted(folder.glob(f"{name}*.safetensors")):
+            if path.parent != out:
+                shutil.copy2(path, out / path.name)
+    training = {name: summary for name, folder in parts.items() if (summary := summarise(folder))}
+    write_manifest(
+        out,
+        {
+            **info,
+            "version": __version__,
+            "data": {folder.name: describe(folder) for folder in data},
+            "ledger": ledger.read_text().strip(),
+            "training": training,
+        },
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The plan of a folder of clips, how many there are, and their digest."""
+    plan = json.loads((folder / PLAN_FILE).read_text())
+    return {**plan, "count": sum(len(rows) for _, rows in read_shards(folder)), "digest": digest(folder)}
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Steps, minutes and the last measurement of a run, from its log."""
+    record = Record(folder) if (folder / "log.jsonl").exists() else None
+    if record is None:
+        return {}
+    steps, measured = record.lines("step"), record.lines("evaluate")
+    seconds = 0.0
+    for before, after in zip([{"seconds": 0.0}, *steps], steps, strict=False):
+        seconds += after["seconds"] - (before["seconds"] if after["seconds"] > before["seconds"] else 0.0)
+    return {
+        "steps": steps[-1]["step"],
+        "minutes": round(seconds / 60, 1),
+        "recipe": (folder / "recipe.toml").read_text(),
+        "measured": measured[-1] if measured else {},
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("autoencoder", "text", "transformer", "ledger", "info", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    given = parser.parse_args()
+    parts = {"vae": given.autoencoder, "text": given.text, "dit": given.transformer}
+    bundle(parts, given.data, given.ledger, given.out, json.loads(given.info.read_text()))
+
+
+if __name__ == "__main__":
+    main()

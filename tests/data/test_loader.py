@@ -1,0 +1,98 @@
+"""Batches depend on (seed, step) alone, and captions find their contexts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from skyloom.core.errors import ConfigError
+from skyloom.data.encode import to_pixels
+from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader
+
+CAPTIONS = ["", "a cat", "a dog on the beach"]
+
+
+@pytest.fixture
+def table(tmp_path) -> CaptionTable:
+    """Three captions of 2, 3 and 5 tokens; every value says which caption it belongs to."""
+    lengths = torch.tensor([2, 3, 5])
+    tokens = torch.repeat_interleave(torch.arange(3.0), lengths)[:, None].expand(-1, 4)
+    pooled = torch.arange(3.0)[:, None].expand(-1, 4)
+    path = tmp_path / "captions.safetensors"
+    tensors = {"tokens": tokens.contiguous(), "lengths": lengths, "pooled": pooled.contiguous()}
+    save_file(tensors, path, metadata={"captions": json.dumps(CAPTIONS)})
+    return CaptionTable(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten clips whose latent value is their index; even ones show a cat, odd ones a dog."""
+    out = tmp_path / "clips"
+    out.mkdir()
+    frames = np.arange(10, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 5, 8, 8, 3), np.uint8)
+    np.save(out / "clips-00000.npy", frames)
+    rows = [{"captions": {"short": CAPTIONS[1 + index % 2]}} for index in range(10)]
+    (out / "clips-00000.json").write_text(json.dumps(rows))
+    latent = torch.arange(10.0)[:, None, None, None, None].expand(10, 2, 2, 1, 1).contiguous()
+    save_file({"latent": latent.bfloat16()}, out / "clips-00000.latents.safetensors")
+    return out
+
+
+def test_contexts_are_padded_and_masked(table):
+    context, mask, pooled = table.gather([2, 1])
+    assert context.shape == (2, 8, 4)
+    assert mask.sum(1).tolist() == [5, 3]
+    assert torch.equal(context[0, :5], torch.full((5, 4), 2.0))
+    assert not context[~mask].any()
+    assert pooled[:, 0].tolist() == [2.0, 1.0]
+
+
+def test_latents_come_with_their_own_captions(table, folder):
+    batch = LatentLoader((LatentSource(str(folder), batch=32),), table, seed=0)(5)
+    for value, row in zip(batch.latent[:, 0, 0, 0, 0].tolist(), batch.rows, strict=True):
+        assert CAPTIONS[row] == CAPTIONS[1 + int(value) % 2]
+
+
+def test_dropped_captions_become_the_empty_one(table, folder):
+    batch = LatentLoader((LatentSource(str(folder), batch=2),), table, seed=0)(0)
+    context, mask, _ = batch.captions(torch.tensor([True, False]))
+    assert mask[0].sum() == 2
+    assert not context[0].any()
+    assert context[1].any()
+
+
+def test_a_step_always_gives_the_same_batch(table, folder):
+    first, second = (LatentLoader((LatentSource(str(folder)),), table, seed=4) for _ in range(2))
+    first(0)
+    assert torch.equal(first(7).latent, second(7).latent)
+    assert not torch.equal(first(7).latent, first(8).latent)
+
+
+def test_sources_are_drawn_by_share(table, folder):
+    sources = (LatentSource(str(folder), share=3, batch=1), LatentSource(str(folder), share=1, batch=2))
+    loader = LatentLoader(sources, table, seed=0)
+    small = sum(len(loader(step).latent) == 1 for step in range(400))
+    assert 260 < small < 340
+
+
+def test_crops_are_pixels_of_the_clips(folder):
+    loader = PixelLoader([folder], batch=6, frames=3, crop=4, seed=1)
+    batch = loader(2)
+    assert batch.shape == (6, 3, 3, 4, 4)
+    values = {round(float(value)) for value in (batch + 1) * 127.5 for value in value.unique()}
+    assert values <= set(range(10))
+    assert torch.equal(batch, loader(2))
+
+
+def test_frames_become_floats_between_minus_one_and_one():
+    frames = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 3)
+    assert to_pixels(frames).shape == (1, 3, 2, 1, 1)
+    assert to_pixels(frames)[0, 0, :, 0, 0].tolist() == [-1.0, 1.0]
+
+
+def test_unencoded_clips_are_refused(table, folder):
+    (folder / "clips-00000.latents.safetensors").unlink()
+    with pytest.raises(ConfigError, match="not encoded"):
+        LatentLoader((LatentSource(str(folder)),), table, seed=0)

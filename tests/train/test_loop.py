@@ -1,0 +1,91 @@
+"""The loop: a resumed run equals an uninterrupted one, errors are clear, losses go down."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from skyloom.core.errors import CheckpointError, ConfigError
+from skyloom.models.vae import VaeConfig
+from skyloom.train.loop import LoopConfig, train
+from skyloom.train.optim import OptimizerConfig, learning_rate
+from skyloom.train.recipe import AutoencoderRun, Recipe, build_task
+from skyloom.train.record import Record
+from skyloom.train.state import STATE_FILE
+
+TINY = VaeConfig(latent_channels=4, encoder_widths=(4, 8, 8, 8), decoder_widths=(8, 8, 8, 8))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> str:
+    """Sixteen clips of a bright square on its way over a ramp, in the format of data/clips.py."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    ramp = np.linspace(40, 160, 32, dtype=np.uint8)
+    frames = np.broadcast_to(ramp[None, None, None, :, None], (16, 9, 32, 32, 3)).copy()
+    for clip in range(16):
+        for frame in range(9):
+            frames[clip, frame, clip : clip + 8, frame : frame + 8] = (250, 200, 10 * clip)
+    np.save(folder / "clips-00000.npy", frames)
+    (folder / "clips-00000.json").write_text(json.dumps([{"captions": {"short": "a square"}}] * 16))
+    return str(folder)
+
+
+def recipe(clips: str, steps: int = 6, **loop) -> Recipe:
+    run = AutoencoderRun(TINY, folders=(clips,), held_out=clips, batch=2, frames=5, crop=32, patches=200)
+    every = {"log_every": 1, "save_every": 3, "evaluate_every": 100, "seed": 3}
+    return Recipe(LoopConfig(steps=steps, **{**every, **loop}), OptimizerConfig(warmup=2), autoencoder=run)
+
+
+def run(config: Recipe, folder: Path, resume: bool = False) -> int:
+    return train(build_task(config), config.loop, config.optimizer, folder, resume=resume)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(clips, tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert run(recipe(clips), whole) == 6
+    while run(recipe(clips, minutes=1e-9), pieces, resume=True) < 6:
+        pass
+    first, second = load_file(whole / STATE_FILE), load_file(pieces / STATE_FILE)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(Record(pieces).lines("step")) == 6
+
+
+def test_a_folder_with_a_run_is_not_overwritten(clips, tmp_path):
+    run(recipe(clips, steps=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(recipe(clips, steps=1), tmp_path / "run")
+
+
+def test_a_damaged_state_is_refused(clips, tmp_path):
+    run(recipe(clips, steps=1), tmp_path / "run")
+    path = tmp_path / "run" / STATE_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a state of this run"):
+        run(recipe(clips, steps=2), tmp_path / "run", resume=True)
+
+
+def test_learning_improves_on_the_linear_start(clips, tmp_path):
+    config = recipe(clips, steps=60, evaluate_every=30)
+    before = build_task(config).evaluate(build_task(config).module.eval(), tmp_path, 0)
+    run(config, tmp_path / "run")
+    after = Record(tmp_path / "run").lines("evaluate")[-1]
+    assert after["psnr"] > before["psnr"] + 0.5
+
+
+def test_learning_rate_rises_holds_and_falls():
+    config = OptimizerConfig(lr=1.0, warmup=10, decay_share=0.5, floor=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.1)
+
+
+def test_a_recipe_needs_exactly_one_objective():
+    with pytest.raises(ConfigError, match="exactly one"):
+        build_task(Recipe(LoopConfig(), OptimizerConfig()))
