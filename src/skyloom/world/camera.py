@@ -36,7 +36,7 @@ CAMERAS: dict[str, tuple[str, ...]] = {
 }
 
 # How much larger the middle of the frame becomes than it is with a camera at rest.
-CLOSENESS = {"zoom in": 1.3, "zoom out": 1.3, "push in": 1.2}
+CLOSENESS = {"zoom in": 1.26, "zoom out": 1.26, "push in": 1.2}
 
 
 def camera_suits(camera: str, motion: str, directed: bool) -> bool:
@@ -73,9 +73,9 @@ def view_at(camera: str, times: Curve, duration: float, sign: int, subject_x: Cu
         case "pan left" | "pan right":
             view.yaw += (0.26 if camera == "pan right" else -0.26) * (ease - 0.5)
         case "zoom in":
-            view.focal *= 1 + 0.45 * (ease - 0.35)
+            view.focal *= 1 + 0.38 * (ease - 0.3)
         case "zoom out":
-            view.focal *= 1 + 0.45 * (0.65 - ease)
+            view.focal *= 1 + 0.38 * (0.7 - ease)
         case "push in":
             view.z += 1.9 * (ease - 0.4)
         case "follow":

@@ -44,8 +44,7 @@ def paint_ground(sky: Picture, scene: Scene, ground: str, rays: Rays, light: Lig
     floor = Floor(rays)
     ambient = colour(light.ambient, sky)
     if ground == "cloudsea":
-        paint = _cloudsea(scene, floor, light, sky)
-        return over(sky, paint, smoothstep(-rays.elevation, 0.0, 0.16))
+        return _cloudsea(sky, scene, rays, light)
     if ground == "water":
         paint = _water(scene, rays, floor, light, times, sky)
     elif ground == "beach":
@@ -59,7 +58,7 @@ def paint_ground(sky: Picture, scene: Scene, ground: str, rays: Rays, light: Lig
         if ground == "seabed":
             return _seabed(sky, paint, scene, rays, floor, light, times)
     air = mix(colour(light.horizon, sky), colour(light.zenith, sky), 0.12)
-    paint = over(paint, air, smoothstep(floor.distance, 14, 110) * 0.7)
+    paint = over(paint, air, smoothstep(floor.distance, 20, 160) * 0.35)
     return over(sky, paint, floor.below)
 
 
@@ -137,11 +136,27 @@ def _road(scene: Scene, floor: Floor, ambient: Tensor, sky: Tensor) -> Tensor:
     return paint
 
 
-def _cloudsea(scene: Scene, floor: Floor, light: Light, sky: Tensor) -> Tensor:
-    billow = noise("soft", floor.x * 0.016 + scene.look.offset, floor.z * 0.016)
-    tone = colour(light.ambient, sky) if scene.time_of_day != "night" else colour((0.26, 0.30, 0.52), sky)
-    low = mix(colour((0.74, 0.82, 0.94), sky), colour(light.horizon, sky), 0.35) * tone
-    return over(low, mix(colour((1.0, 1.0, 1.0), sky) * tone, colour(light.horizon, sky), 0.12), smoothstep(billow, 0.32, 0.62))
+def _cloudsea(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
+    """Banks of round cloud tops, the nearer the lower and the larger."""
+    dark = scene.time_of_day == "night"
+    tone = colour((0.34, 0.38, 0.62), sky) if dark else mix(colour(light.ambient, sky), colour(light.horizon, sky), 0.25)
+    shade = mix(tone * colour((0.80, 0.86, 0.96), sky), colour(light.zenith, sky), 0.18)
+    for bank, (level, wide) in enumerate(((-0.03, 0.22), (-0.14, 0.32), (-0.29, 0.46))):
+        x = (rays.azimuth + rays.x * 0.02 * (bank + 1)) / wide + scene.look.offset * 7 + bank * 3.7
+        top = torch.full_like(x, -1.0)
+        for shift in (0.0, 0.5):
+            column = (x + shift).floor()
+            away = (x + shift - column - 0.5) * 2
+            size = wide * (0.36 + 0.22 * hashed(column, bank + shift + 0.4))
+            round_top = size * (1.0 - (away / 1.25) ** 2).clamp(min=0).sqrt()
+            top = torch.maximum(top, round_top)
+        edge = level - wide * 0.35 + top
+        lit = smoothstep(edge - rays.elevation, 0.30 * wide, -0.02)
+        paint = over(shade.expand(len(lit), -1, *lit.shape[1:]), tone, lit)
+        air = mix(colour(light.horizon, sky), colour(light.zenith, sky), 0.12)
+        paint = mix(paint, air, (0.45, 0.2, 0.0)[bank])
+        sky = over(sky, paint, smoothstep((edge - rays.elevation) / rays.pixel, -1.0, 1.5))
+    return sky
 
 
 def _seabed(sky: Tensor, paint: Tensor, scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ def pose_at(motion: str, path: Path, times: Curve, duration: float) -> Pose:
     return pose
 
 
-def _travel(pose: Pose, path: Path, progress: Curve, share: float = 1.0) -> None:
-    reach = path.reach * share * (0.85 + 0.15 * path.chance[0])
+def _travel(pose: Pose, path: Path, progress: Curve) -> None:
+    reach = path.reach * (0.88 + 0.12 * path.chance[0])
     pose.x += path.sign * (2 * progress - 1) * reach
 
 
@@ -92,7 +92,7 @@ def _walk(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _run(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 1.1)
+    _travel(pose, path, progress)
     pose.pace = 1.8
     pose.height += 0.06 * path.size * np.abs(np.sin(times * 10))
     pose.roll += 0.05 * np.sin(times * 10)
@@ -106,12 +106,12 @@ def _hop(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _drive(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 1.1)
+    _travel(pose, path, progress)
     pose.height += 0.008 * np.sin(times * 15)
 
 
 def _fly(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 1.05)
+    _travel(pose, path, progress)
     pose.height += 0.08 * np.sin(times * 2.6 + 6.28 * path.chance[1])
 
 
@@ -132,7 +132,7 @@ def _bob(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _roll(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 1.1)
+    _travel(pose, path, progress)
     pose.roll -= pose.x / (0.42 * path.size)
 
 
@@ -141,7 +141,7 @@ def _slide(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _bounce_along(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 1.05)
+    _travel(pose, path, progress)
     hop = _hops(times, 1.3)
     pose.height += hop * min(path.headroom, 0.8)
     pose.roll -= pose.x * 1.2
@@ -149,13 +149,13 @@ def _bounce_along(pose: Pose, path: Path, times: Curve, progress: Curve) -> None
 
 
 def _drift(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 0.95)
+    _travel(pose, path, progress)
     pose.height += 0.05 * np.sin(times * 2)
     pose.roll += 0.18 * np.sin(times * 1.6 + 6.28 * path.chance[1])
 
 
 def _arc(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    _travel(pose, path, progress, 1.05)
+    _travel(pose, path, progress)
     rise = min(path.headroom, 0.45)
     pose.height += rise * (8 * progress * (1 - progress) - 1)
     pose.roll += path.sign * 0.4 * (1 - 2 * progress)
@@ -298,7 +298,7 @@ MOTIONS: dict[str, Motion] = {
         directed=True,
     ),
     "leap": Motion(
-        _leap, {"": ("leaping out of the water", "jumping out of the water", "leaping over the waves")}, directed=True
+        _leap, {"": ("leaping", "jumping high", "leaping into the air")}, directed=True
     ),
     "idle": Motion(
         _idle,
@@ -313,7 +313,7 @@ MOTIONS: dict[str, Motion] = {
     "spin": Motion(_spin, {"": ("spinning", "rotating", "spinning around")}),
     "turn": Motion(_turn, {"": ("turning around", "revolving", "spinning like a coin")}),
     "hover": Motion(_hover, {"": ("hovering", "floating in place"), "swimmer": ("floating", "hovering")}),
-    "float": Motion(_float, {"": ("floating", "drifting gently", "hovering")}),
+    "float": Motion(_float, {"": ("floating", "hovering", "floating gently")}),
     "rise": Motion(_rise, {"": ("rising", "floating up", "rising up")}),
     "fall": Motion(_fall, {"": ("falling down", "dropping down", "falling from above")}),
     "sink": Motion(_sink, {"": ("sinking", "slowly sinking")}),
@@ -343,7 +343,7 @@ _TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "runner": {"ground": ("run", "near"), "indoors": ("run",)},
     "car": {"ground": ("drive", "idle", "near", "away"), "space": _ADRIFT, "deep": ("sink", "float")},
     "flyer": {"ground": _WINGED, "water": _WINGED, "air": _WINGED, "indoors": ("fly", "hover"), "space": ("drift", "float")},
-    "aircraft": {"ground": _MACHINE, "water": _MACHINE[:4], "air": _MACHINE[:4], "space": ("fly", "drift", "float", "near")},
+    "aircraft": {"ground": _MACHINE, "water": _MACHINE[:4], "air": _MACHINE[:4], "deep": ("sink", "float"), "space": ("fly", "drift", "float", "near")},
     "swimmer": {"water": ("leap", "swim"), "deep": ("swim", "arc", "hover", "near", "circle"), "space": _ADRIFT},
     "boat": {"water": ("sail", "bob", "near", "away")},
     "ball": {"ground": ("roll", "bounce along", "bounce", "spin", "fall", "near"), "indoors": ("roll", "bounce along", "bounce"),

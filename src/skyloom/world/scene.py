@@ -112,10 +112,12 @@ def sample_scene(
 
 
 def _choose_camera(chance: np.random.Generator, vocabulary: Vocabulary, motion: str) -> str:
-    moving = [name for name in vocabulary.cameras if camera_suits(name, motion, MOTIONS[motion].directed)]
+    """Draw from all moving cameras; one that does not suit the motion stands still instead."""
+    moving = [name for name in vocabulary.cameras if name != "static"]
     if not moving or chance.random() < vocabulary.static_camera:
         return "static"
-    return pick(chance, moving)
+    camera = pick(chance, moving)
+    return camera if camera_suits(camera, motion, MOTIONS[motion].directed) else "static"
 
 
 def _choose_air(

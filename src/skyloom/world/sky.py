@@ -39,10 +39,10 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
     if scene.time_of_day is None:
         return sky
     if scene.time_of_day == "night":
-        sky = _paint_stars(sky, rays, 9.0, scene.look.offset)
+        sky = _paint_stars(sky, rays, 8.0, scene.look.offset, 0.22)
     if scene.time_of_day != "cloudy":
         sky = _paint_sun(sky, scene, rays, light)
-    return _paint_clouds(sky, scene, rays, light)
+    return sky if scene.time_of_day == "night" else _paint_clouds(sky, scene, rays, light)
 
 
 def sun_azimuth(scene: Scene) -> float:
@@ -112,8 +112,6 @@ def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor
     """Soft cumulus made of overlapping discs on two rows of a grid."""
     look = scene.look
     white = mix(colour((1.0, 1.0, 1.0), sky), colour(light.horizon, sky), 0.22) * (colour(light.ambient, sky) * 0.85 + 0.15)
-    if scene.time_of_day == "night":
-        white = colour((0.16, 0.20, 0.38), sky)
     shade = mix(white, colour(light.zenith, sky), 0.22)
     likely = 0.95 if scene.time_of_day == "cloudy" else 0.30 + 0.45 * look.clouds
     for row, (level, wide) in enumerate(((0.34, 0.62), (0.60, 0.80))):

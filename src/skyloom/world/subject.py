@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 SIZE_WORDS = {"giant": 1.35, "huge": 1.35, "tiny": 0.55, "little": 0.6}
 ALOFT = frozenset({"fly", "arc", "hover", "circle"})
 _TALL = frozenset({"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"})
+_SALT = "skyloom 233"  # chosen so that no noun is held out whole
 _ALONE = frozenset({"roll", "spin", "turn", "near", "away", "circle", "grow", "shrink", "bounce along"})
 _SIGNS = {"left": -1, "right": 1}
 _COLOUR_WORDS = frozenset(COLOURS) | {"gold", "silver", "brown", "polar", "gray", "rainbow", "fire"}
@@ -57,7 +58,7 @@ class Subject:
 
 def is_held_out(noun: str, place_or_motion: str, share: float = 0.10) -> bool:
     """Whether training never sees this noun in this place, or doing this."""
-    digest = hashlib.sha256(f"skyloom|{noun}|{place_or_motion}".encode()).digest()
+    digest = hashlib.sha256(f"{_SALT}|{noun}|{place_or_motion}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
@@ -73,11 +74,11 @@ def possible_motions(noun: Noun, place_name: str) -> tuple[str, ...]:
     medium = PLACES[place_name].medium
     kind = noun.kind
     if medium == "deep" and noun.key in _SWIMS:
-        return ("swim", "hover", "near")
+        return ("swim", "hover")
     if medium == "water" and noun.key in _FLOATS:
         return ("sail", "bob")
     if medium == "deep" and kind == "boat":
-        return ("sink",)
+        return ("sink", "float")
     if noun.key == "balloon":
         return ("rise", "drift", "float") if medium != "indoors" else ("rise", "float")
     return motions_for(kind, medium, noun.whole)
@@ -231,7 +232,7 @@ def _make_path(
 ) -> tuple[Path, float]:
     """How large the subject is, where it rests and how far it may go, so that it stays in the frame."""
     place, motion = PLACES[casting.place], casting.motion
-    limit = (0.84 if motion in _TALL else 1.0) * (0.72 if paired else 1.0) / casting.closeness**0.5
+    limit = (0.88 if motion in _TALL else 1.0) * (0.72 if paired else 1.0) / casting.closeness
     size = 2 * float(chance.uniform(*casting.vocabulary.sizes)) * factor * (1.2 if noun.kind == "building" else 1.0)
     size = min(size * limit, 0.8 if paired else 1.3) * casting.narrow
     if first and abs(size - first.path.size) > 0.2 * first.path.size:
@@ -244,7 +245,7 @@ def _make_path(
         buoyant = {"boat": 0.10, "swimmer": 0.35}.get(noun.kind, 0.16)
     gap = 0.55 * (first.path.size if first else size) if paired else 0.0
     offset = gap * sign if first is None else -gap * sign
-    reach = max(0.36 * casting.aspect, casting.aspect / casting.closeness - 0.52 * size - gap)
+    reach = max(0.36 * casting.aspect, casting.aspect / casting.closeness - 0.55 * size - gap)
     headroom = max(0.12, 0.95 - (GROUND_LEVEL + base + size))
     chances = first.path.chance if first else (float(chance.random()), float(chance.random()))
     return Path(size, reach, headroom, sign, base, chances, noun.animated, buoyant), offset

@@ -43,13 +43,15 @@ SMALL = Vocabulary(
         "helicopter", "rocket", "ufo", "balloon", "airplane", "fish", "whale", "octopus", "dolphin",
         "sailboat", "snowman", "pumpkin", "robot", "soccer ball",
     ),
-    places=("beach", "meadow", "desert", "mountains", "city", "ocean", "sky", "underwater"),
+    places=("beach", "meadow", "desert", "mountains", "city", "ocean", "sky", "underwater", "space"),
     times=("day", "sunset", "night"),
     motions=(
         "walk", "run", "drive", "fly", "swim", "sail", "roll", "hop", "leap", "drift", "idle", "hover", "float",
         "bounce", "jump", "near", "bob", "spin", "sink",
     ),
     cameras=("static", "pan left", "pan right", "zoom in"),
+    static_camera=0.65,
+    sizes=(0.46, 0.60),
     colours=("red", "blue", "green", "yellow", "purple", "white"),
 )  # fmt: skip
 
