@@ -69,11 +69,11 @@ def _paint_space(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
     look = scene.look
     first = int(look.palette * len(_NEBULAE)) % len(_NEBULAE)
     if scene.place == "space":
-        for index, strength in ((first, 0.85), ((first + 1) % len(_NEBULAE), 0.55)):
+        for index, strength in ((first, 0.65), ((first + 1) % len(_NEBULAE), 0.40)):
             shift = look.offset + index * 0.31
-            cloud = noise("cloud", rays.azimuth * 0.24 + shift, rays.elevation * 0.24 + shift * 1.7)
+            cloud = noise("soft", rays.azimuth * 0.22 + shift, rays.elevation * 0.22 + shift * 1.7)
             sky = sky + colour(_NEBULAE[index], cloud) * (smoothstep(cloud, 0.42, 0.85) * strength)[:, None]
-    sky = _paint_stars(sky, rays, 8.0, look.offset, 0.45)
+    sky = _paint_stars(sky, rays, 7.0, look.offset, 0.25)
     return _paint_planet(sky, scene, rays)
 
 
@@ -81,7 +81,7 @@ def _paint_planet(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
     """A round world with a lit side; on the moon it is the earth."""
     look = scene.look
     side = sun_azimuth(scene) * 1.25
-    east, north = (rays.azimuth - side) / 0.15, (rays.elevation - 0.42) / 0.15
+    east, north = (rays.azimuth - side) / 0.15, (rays.elevation - 0.36) / 0.15
     distance = (east**2 + north**2).sqrt()
     disc = 1 - smoothstep((distance - 1) * 0.15 / rays.pixel, -0.7, 0.7)
     shade = (0.62 + 0.45 * (0.6 * north - 0.6 * east)).clamp(0.15, 1.1)

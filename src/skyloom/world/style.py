@@ -31,10 +31,12 @@ def recolour(sprites: Float[Tensor, "n 4 s s"], colour: str) -> Float[Tensor, "n
     paint = rgb.new_tensor(COLOURS[colour]).view(1, 3, 1, 1)
     light = (rgb * rgb.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     saturation = rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True)
-    knee = {"white": 0.25, "black": 0.75}.get(colour, 0.45)
+    knee = 0.45
     shaded = torch.where(light < knee, paint * light / knee, paint + (1 - paint) * (light - knee) / (1 - knee) * 0.7)
     if colour == "black":
         shaded = paint * 0.6 + (light - 0.3).clamp(0, 1) * 0.45
+    if colour == "white":
+        shaded = paint * (0.55 + 0.75 * light).clamp(max=1)
     weight = smoothstep(light, 0.10, 0.26) * (1 - 0.55 * smoothstep(light, 0.86, 0.97))
     weight = weight * (0.35 + 0.65 * smoothstep(saturation, 0.03, 0.15))
     return torch.cat([mix(rgb, shaded, weight), alpha], 1)

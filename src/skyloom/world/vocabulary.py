@@ -51,6 +51,7 @@ SMALL = Vocabulary(
     ),
     cameras=("static", "pan left", "pan right", "zoom in"),
     static_camera=0.65,
+    directed=0.75,
     sizes=(0.46, 0.60),
     colours=("red", "blue", "green", "yellow", "purple", "white"),
 )  # fmt: skip
