@@ -222,7 +222,7 @@ def _sink(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 def _near(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     ease = progress * progress * (3 - 2 * progress)
-    pose.depth *= 2.3 / (1 + 1.3 * ease) * 0.95
+    pose.depth *= 1.9 / (1 + ease)
     _waddle(pose, path, times)
 
 
@@ -330,7 +330,19 @@ MOTIONS: dict[str, Motion] = {
 }  # fmt: skip
 
 # What each kind of noun can do in each medium. A missing pair means that it does not belong there.
-_THING = ("slide", "bounce along", "bounce", "spin", "float", "idle", "turn", "dance", "grow", "shrink", "fall")
+_THING = (
+    "slide",
+    "bounce along",
+    "bounce",
+    "spin",
+    "float",
+    "idle",
+    "turn",
+    "dance",
+    "grow",
+    "shrink",
+    "fall",
+)
 _ADRIFT = ("drift", "float", "spin", "turn")
 _WAVES = ("sail", "bob")
 _BEAST = ("walk", "run", "hop", "idle", "jump", "near", "away", "dance")

@@ -12,15 +12,15 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from skyloom.world.assets import Atlas
-from skyloom.world.camera import Rays, View, cast_rays, rows_and_columns, view_at
-from skyloom.world.ground import paint_ground
-from skyloom.world.light import Light, light_of
+from skyloom.world.camera import View, cast_rays, rows_and_columns, view_at
+from skyloom.world.ground import MOVING_GROUNDS, paint_ground
+from skyloom.world.light import light_of
 from skyloom.world.motion import Curve
 from skyloom.world.noise import mix
 from skyloom.world.places import PLACES
 from skyloom.world.scene import Scene
 from skyloom.world.sky import colour, paint_backdrop, paint_sky
-from skyloom.world.sprites import draw_sprite, place_prop, place_subject
+from skyloom.world.sprites import Placed, draw_sprite, place_prop, place_subject
 from skyloom.world.style import apply_style
 from skyloom.world.weather import fall, fog
 
@@ -36,52 +36,72 @@ class Rendering:
     tracks: Float[Tensor, "o t 4"]
 
 
-def render(scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None) -> Rendering:
+def render(
+    scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None
+) -> Rendering:
     """Paint a scene at its own frame times, or at any other `times` (seconds) within it."""
     moments = scene.times if times is None else np.asarray(times, dtype=np.float64)
-    parts = [
-        _render_block(scene, atlas, torch.device(device), moments[start : start + BLOCK])
-        for start in range(0, len(moments), BLOCK)
-    ]
+    painter = _Painter(scene, atlas, torch.device(device))
+    with torch.no_grad():
+        parts = [painter.paint(moments[start : start + BLOCK]) for start in range(0, len(moments), BLOCK)]
     masks = torch.cat([part[1] for part in parts], 1)
     return Rendering(torch.cat([part[0] for part in parts]), masks, boxes_of(masks))
 
 
-@torch.no_grad()
-def _render_block(scene: Scene, atlas: Atlas, device: torch.device, times: Curve) -> tuple[Tensor, Tensor]:
-    height, width = scene.shape.height, scene.shape.width
-    subjects = [place_subject(scene, subject, times) for subject in scene.subjects]
-    airy = PLACES[scene.place].ground is None
-    view = view_at(scene.camera, times, scene.duration, scene.camera_sign, subjects[0].x, airy)
-    light = light_of(scene.place, scene.time_of_day)
-    clock = torch.from_numpy(times).float().to(device)
-    picture = _background(scene, cast_rays(view, height, width, device), light, clock)
-    picture = picture.expand(len(times), -1, -1, -1).contiguous()
-    tint = colour(light.ambient, picture)
-    air = mix(colour(light.horizon, picture), colour(light.zenith, picture), 0.12)
-    if scene.weather == "fog":
-        rows, columns = rows_and_columns(height, width, device)
-        picture = fog(picture, columns, rows, clock, air[0] * 0.85 + 0.12, scene.look.offset)
-    masks = _draw_sprites(picture, scene, atlas, subjects, view, times, tint * 0.8 + 0.2, air)
-    picture = fall(picture, scene.weather, clock, scene.seed, tint[0] * 0.7 + 0.3)
-    picture = apply_style(picture.clamp(0, 1), scene.style)
-    frames = rearrange((picture * 255).round().to(torch.uint8), "t c h w -> t h w c").contiguous()
-    return frames, masks
+class _Painter:
+    """Paints blocks of frames; keeps the background of a scene where nothing but the subjects moves."""
 
+    def __init__(self, scene: Scene, atlas: Atlas, device: torch.device) -> None:
+        self.scene, self.atlas, self.device = scene, atlas, device
+        self.light = light_of(scene.place, scene.time_of_day)
+        self.kept: Tensor | None = None
 
-def _background(scene: Scene, rays: Rays, light: Light, clock: Float[Tensor, " t"]) -> Tensor:
-    place = PLACES[scene.place]
-    picture = paint_sky(scene, rays, light)
-    if place.backdrop and place.backdrop not in ("wall", "curtain"):
-        picture = paint_backdrop(picture, scene, place.backdrop, rays, light)
-    if place.ground:
-        picture = paint_ground(picture, scene, place.ground, rays, light, clock)
-    return picture
+    def paint(self, times: Curve) -> tuple[UInt8[Tensor, "t h w c"], Bool[Tensor, "o t h w"]]:
+        """The frames at some times, and the masks of the subjects."""
+        scene, light = self.scene, self.light
+        subjects = [place_subject(scene, subject, times) for subject in scene.subjects]
+        airy = PLACES[scene.place].ground is None
+        view = view_at(scene.camera, times, scene.duration, scene.camera_sign, subjects[0].x, airy)
+        clock = torch.from_numpy(times).float().to(self.device)
+        background = self.background(view, clock)
+        picture = background.expand(len(times), -1, -1, -1).clone(memory_format=torch.contiguous_format)
+        tint = colour(light.ambient, picture)
+        air = mix(colour(light.horizon, picture), colour(light.zenith, picture), 0.12)
+        if scene.weather == "fog":
+            rows, columns = rows_and_columns(scene.shape.height, scene.shape.width, self.device)
+            picture = fog(picture, columns, rows, clock, air[0] * 0.85 + 0.12, scene.look.offset)
+        masks = _draw_sprites(picture, scene, self.atlas, subjects, view, times, tint * 0.8 + 0.2, air)
+        picture = fall(picture, scene.weather, clock, scene.seed, tint[0] * 0.7 + 0.3)
+        picture = apply_style(picture.clamp_(0, 1), scene.style)
+        frames = rearrange((picture * 255).round_().to(torch.uint8), "t c h w -> t h w c").contiguous()
+        return frames, masks
+
+    def background(self, view: View, clock: Float[Tensor, " t"]) -> Float[Tensor, "t 3 h w"]:
+        """Sky, backdrop and ground; one frame of them if neither camera nor ground moves."""
+        if self.kept is not None:
+            return self.kept
+        scene, place = self.scene, PLACES[self.scene.place]
+        rays = cast_rays(view, scene.shape.height, scene.shape.width, self.device)
+        picture = paint_sky(scene, rays, self.light)
+        if place.backdrop and place.medium != "indoors":
+            picture = paint_backdrop(picture, scene, place.backdrop, rays, self.light)
+        if place.ground:
+            picture = paint_ground(picture, scene, place.ground, rays, self.light, clock)
+        if scene.camera == "static" and place.ground not in MOVING_GROUNDS:
+            self.kept = picture
+        return picture
 
 
 def _draw_sprites(
-    picture: Tensor, scene: Scene, atlas: Atlas, subjects: list, view: View, times: Curve, tint: Tensor, air: Tensor
-) -> Tensor:
+    picture: Tensor,
+    scene: Scene,
+    atlas: Atlas,
+    subjects: list[Placed],
+    view: View,
+    times: Curve,
+    tint: Tensor,
+    air: Tensor,
+) -> Bool[Tensor, "o t h w"]:
     """Props, then subjects, the farthest first; a nearer subject hides a farther one."""
     haze = {"fog": 0.09}.get(scene.weather or "", 0.04 if scene.place == "underwater" else 0.015)
     for prop in sorted(scene.props, key=lambda prop: -prop.z):

@@ -137,7 +137,11 @@ def _choose_air(
 
 
 def _make_props(
-    chance: np.random.Generator, vocabulary: Vocabulary, place: Place, nouns: Mapping[str, Noun], shape: VideoShape
+    chance: np.random.Generator,
+    vocabulary: Vocabulary,
+    place: Place,
+    nouns: Mapping[str, Noun],
+    shape: VideoShape,
 ) -> tuple[Prop, ...]:
     """A few props behind the subjects, to the sides."""
     known = [name for name in place.props if name in nouns]

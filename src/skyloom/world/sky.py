@@ -11,7 +11,12 @@ from skyloom.world.scene import Scene
 
 Picture = Float[Tensor, "t 3 h w"]
 
-_NEBULAE: tuple[Colour, ...] = ((0.50, 0.12, 0.60), (0.12, 0.30, 0.75), (0.70, 0.20, 0.32), (0.10, 0.50, 0.50))
+_NEBULAE: tuple[Colour, ...] = (
+    (0.50, 0.12, 0.60),
+    (0.12, 0.30, 0.75),
+    (0.70, 0.20, 0.32),
+    (0.10, 0.50, 0.50),
+)
 
 
 def colour(rgb: Colour, like: Tensor) -> Float[Tensor, "1 3 1 1"]:
@@ -33,7 +38,9 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
         sky = over(horizon.expand(len(height), -1, *height.shape[1:]), rose, smoothstep(height, 0.0, 0.32))
         sky = over(sky, zenith, smoothstep(height, 0.18, 0.95))
     else:
-        sky = over(horizon.expand(len(height), -1, *height.shape[1:]), zenith, smoothstep(height, -0.05, 0.80))
+        sky = over(
+            horizon.expand(len(height), -1, *height.shape[1:]), zenith, smoothstep(height, -0.05, 0.80)
+        )
     if scene.place in ("space", "moon"):
         return _paint_space(sky, scene, rays)
     if scene.time_of_day is None:
@@ -48,7 +55,9 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
 def sun_azimuth(scene: Scene) -> float:
     """Where sun or moon stand, in radians to the right."""
     side = 1 if scene.look.sun > 0.5 else -1
-    return side * (0.18 + 0.24 * abs(2 * scene.look.sun - 1)) * min(1.5, scene.shape.width / scene.shape.height)
+    return (
+        side * (0.18 + 0.24 * abs(2 * scene.look.sun - 1)) * min(1.5, scene.shape.width / scene.shape.height)
+    )
 
 
 def _paint_stars(sky: Tensor, rays: Rays, density: float, offset: float, share: float = 0.30) -> Tensor:
@@ -91,7 +100,9 @@ def _paint_planet(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
     else:
         band = 0.5 + 0.5 * torch.sin(north * 7 + 2 * look.accent)
         paint = over(
-            colour((0.95, 0.62, 0.36), east), colour(((0.85, 0.42, 0.55), (0.55, 0.62, 0.95))[look.accent > 0.5], east), band
+            colour((0.95, 0.62, 0.36), east),
+            colour(((0.85, 0.42, 0.55), (0.55, 0.62, 0.95))[look.accent > 0.5], east),
+            band,
         )
     return over(sky, paint * shade[:, None], disc)
 
@@ -111,7 +122,9 @@ def _paint_sun(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
 def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
     """Soft cumulus made of overlapping discs on two rows of a grid."""
     look = scene.look
-    white = mix(colour((1.0, 1.0, 1.0), sky), colour(light.horizon, sky), 0.22) * (colour(light.ambient, sky) * 0.85 + 0.15)
+    white = mix(colour((1.0, 1.0, 1.0), sky), colour(light.horizon, sky), 0.22) * (
+        colour(light.ambient, sky) * 0.85 + 0.15
+    )
     shade = mix(white, colour(light.zenith, sky), 0.22)
     likely = 0.95 if scene.time_of_day == "cloudy" else 0.30 + 0.45 * look.clouds
     for row, (level, wide) in enumerate(((0.34, 0.62), (0.60, 0.80))):
@@ -122,7 +135,9 @@ def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor
         size = 0.060 + 0.05 * hashed(column, row + 1.5)
         shown = (hashed(column, row + 2.5) < likely).float()
         body = torch.zeros_like(x)
-        for bump, (shift, rise, large) in enumerate(((-0.17, 0.0, 0.75), (0.0, 0.35, 1.1), (0.17, 0.05, 0.8))):
+        for bump, (shift, rise, large) in enumerate(
+            ((-0.17, 0.0, 0.75), (0.0, 0.35, 1.1), (0.17, 0.05, 0.8))
+        ):
             away = (x - middle - shift) * wide
             up = rays.elevation - lift - size * rise * (0.7 + 0.6 * hashed(column, bump + row + 3.5))
             distance = (away**2 / 1.7 + up**2).sqrt()
@@ -151,14 +166,23 @@ def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light:
     if backdrop == "skyline":
         return _paint_skyline(sky, scene, rays, air, ambient)
     for index, (height, frequency, haze, base) in enumerate(_RANGES[backdrop]):
-        x = rays.azimuth * frequency + rays.x * 0.012 * (1 + 0.5 * index) + scene.look.offset * 3 + index * 0.37
+        x = (
+            rays.azimuth * frequency
+            + rays.x * 0.012 * (1 + 0.5 * index)
+            + scene.look.offset * 3
+            + index * 0.37
+        )
         top = height * _ridge(backdrop, x, index)
         inside = smoothstep((top - rays.elevation) / rays.pixel, -0.7, 0.9)
         lit = (0.92 + 0.16 * smoothstep(rays.elevation / height, 0.0, 1.0))[:, None]
         paint = colour(base, sky) * lit
         if backdrop == "mountains":
             line = top * 0.62 + 0.035 * torch.sin(x * 31 + index) * _triangle(x * 9)
-            paint = over(paint, colour((0.97, 0.98, 1.0), sky), smoothstep((rays.elevation - line) / rays.pixel, -1.5, 1.5))
+            paint = over(
+                paint,
+                colour((0.97, 0.98, 1.0), sky),
+                smoothstep((rays.elevation - line) / rays.pixel, -1.5, 1.5),
+            )
         if backdrop == "dunes":
             paint = paint * (0.90 + 0.16 * smoothstep(torch.cos(x * 7 + index * 2), -0.4, 0.6))[:, None]
         sky = over(sky, mix(paint * ambient, air, haze), inside)
@@ -205,7 +229,9 @@ def _paint_skyline(sky: Tensor, scene: Scene, rays: Rays, air: Tensor, ambient: 
             base = base * ambient
         across, floor = inside * 3, rays.elevation * 11
         pane_x, pane_y = (torch.frac(across) - 0.5).abs(), (torch.frac(floor + 20) - 0.5).abs()
-        pane = smoothstep((0.27 - pane_x) / (soft * 3), -0.8, 0.8) * smoothstep((0.28 - pane_y) / (rays.pixel * 11), -0.8, 0.8)
+        pane = smoothstep((0.27 - pane_x) / (soft * 3), -0.8, 0.8) * smoothstep(
+            (0.28 - pane_y) / (rays.pixel * 11), -0.8, 0.8
+        )
         pane = pane * (rays.elevation < top - 0.03)
         lit = hashed(column * 7 + across.floor() + 31 * floor.floor(), 5.5) < (0.5 if dark else 0.7)
         glass = colour((1.0, 0.84, 0.45) if glowing else (0.72, 0.86, 0.97), sky)

@@ -74,8 +74,16 @@ def place_prop(prop: Prop, times: Curve) -> Placed:
     """A prop stands where it is."""
     one = np.ones_like(times)
     return Placed(
-        prop.noun, prop.x * one, 0 * one, prop.z * one, prop.size * one, 0 * one, one, one,
-        prop.size / prop.z * FOCAL, shadow=0.30
+        prop.noun,
+        prop.x * one,
+        0 * one,
+        prop.z * one,
+        prop.size * one,
+        0 * one,
+        one,
+        one,
+        prop.size / prop.z * FOCAL,
+        shadow=0.30,
     )
 
 
@@ -104,7 +112,9 @@ def project(placed: Placed, view: View, foot: float) -> OnScreen:
     half = placed.size / 2 / ahead * view.focal
     foot_y = (placed.y - view.y) / ahead * view.focal - view.pitch
     ground_y = -view.y / ahead * view.focal - view.pitch
-    return OnScreen(across / ahead * view.focal, foot_y + half * foot * placed.stretch_y, half, foot_y, ground_y, ahead)
+    return OnScreen(
+        across / ahead * view.focal, foot_y + half * foot * placed.stretch_y, half, foot_y, ground_y, ahead
+    )
 
 
 def sprite_frames(
@@ -136,10 +146,17 @@ def draw_shadow(picture: Picture, placed: Placed, screen: OnScreen) -> None:
     half_y = np.maximum(half_x * 0.20, 1.5 / height)
     rows, columns = rows_and_columns(height, width, picture.device)
     for index in range(frames):
-        top, bottom = _span(1 - (screen.ground_y[index] + 2 * half_y[index]), 1 - (screen.ground_y[index] - 2 * half_y[index]), height, 2)
+        top, bottom = _span(
+            1 - (screen.ground_y[index] + 2 * half_y[index]),
+            1 - (screen.ground_y[index] - 2 * half_y[index]),
+            height,
+            2,
+        )
         left, right = _span(
-            screen.x[index] - 2 * half_x[index] + width / height, screen.x[index] + 2 * half_x[index] + width / height,
-            width, 2 * width / height,
+            screen.x[index] - 2 * half_x[index] + width / height,
+            screen.x[index] + 2 * half_x[index] + width / height,
+            width,
+            2 * width / height,
         )
         if top >= bottom or left >= right or strength[index] < 0.02:
             continue
@@ -165,7 +182,9 @@ class Windows:
     columns: Float[Tensor, "t side"]
 
 
-def windows_around(screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device) -> Windows:
+def windows_around(
+    screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device
+) -> Windows:
     """Squares that hold the sprite however it turns."""
     stretch = np.maximum(np.abs(placed.stretch_x), np.abs(placed.stretch_y))
     corner = np.where(np.abs(np.sin(2 * placed.roll)) > 1e-3, 1.4143, 1.0)
@@ -175,7 +194,13 @@ def windows_around(screen: OnScreen, placed: Placed, height: int, width: int, de
     steps = np.arange(side)
     rows = 1 - (top[:, None] + steps + 0.5) / height * 2
     columns = (left[:, None] + steps + 0.5) / height * 2 - width / height
-    return Windows(top, left, side, torch.from_numpy(rows).float().to(device), torch.from_numpy(columns).float().to(device))
+    return Windows(
+        top,
+        left,
+        side,
+        torch.from_numpy(rows).float().to(device),
+        torch.from_numpy(columns).float().to(device),
+    )
 
 
 def sample(
@@ -208,8 +233,14 @@ def blend(picture: Picture, paint: Float[Tensor, "t 4 side side"], windows: Wind
 
 
 def draw_sprite(
-    picture: Picture, placed: Placed, view: View, atlas: Atlas, times: Curve,
-    tint: Float[Tensor, "1 3 1 1"], air: Float[Tensor, "1 3 1 1"], haze: float,
+    picture: Picture,
+    placed: Placed,
+    view: View,
+    atlas: Atlas,
+    times: Curve,
+    tint: Float[Tensor, "1 3 1 1"],
+    air: Float[Tensor, "1 3 1 1"],
+    haze: float,
 ) -> Bool[Tensor, "t h w"]:
     """Draw a sprite into every frame, with its shadow or reflection; returns where it covers the picture."""
     height, width = picture.shape[-2:]
@@ -232,7 +263,10 @@ def draw_sprite(
 
 
 def draw_reflection(
-    picture: Picture, sprites: Float[Tensor, "t 4 s s"], placed: Placed, screen: OnScreen,
+    picture: Picture,
+    sprites: Float[Tensor, "t 4 s s"],
+    placed: Placed,
+    screen: OnScreen,
     tint: Float[Tensor, "1 3 1 1"],
 ) -> None:
     """The part above the water, upside down below its line, faint."""

@@ -7,6 +7,7 @@ or (noun, motion) in ten is held out of training, by a hash that never changes.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -25,13 +26,17 @@ Item = TypeVar("Item")
 
 SIZE_WORDS = {"giant": 1.35, "huge": 1.35, "tiny": 0.55, "little": 0.6}
 ALOFT = frozenset({"fly", "arc", "hover", "circle"})
-_TALL = frozenset({"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"})
+_TALL = frozenset(
+    {"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"}
+)
 _SALT = "skyloom 233"  # chosen so that no noun is held out whole
 _ALONE = frozenset({"roll", "spin", "turn", "near", "away", "circle", "grow", "shrink", "bounce along"})
 _SIGNS = {"left": -1, "right": 1}
 _COLOUR_WORDS = frozenset(COLOURS) | {"gold", "silver", "brown", "polar", "gray", "rainbow", "fire"}
 # Nouns that can do more than their kind.
-_SWIMS = frozenset({"turtle", "penguin", "duck", "crocodile", "seal", "otter", "frog", "mermaid", "lobster", "crab"})
+_SWIMS = frozenset(
+    {"turtle", "penguin", "duck", "crocodile", "seal", "otter", "frog", "mermaid", "lobster", "crab"}
+)
 _FLOATS = frozenset({"duck", "swan", "goose", "seal", "turtle"})
 
 
@@ -84,6 +89,7 @@ def possible_motions(noun: Noun, place_name: str) -> tuple[str, ...]:
     return motions_for(kind, medium, noun.whole)
 
 
+@lru_cache(maxsize=4096)
 def actions(noun: Noun, vocabulary: Vocabulary, split: Split = "all") -> tuple[tuple[str, str], ...]:
     """The (place, motion) pairs that a split of a vocabulary allows a noun."""
     found = []
@@ -100,10 +106,10 @@ def actions(noun: Noun, vocabulary: Vocabulary, split: Split = "all") -> tuple[t
 def choose_action(
     chance: np.random.Generator, vocabulary: Vocabulary, split: Split, nouns: Mapping[str, Noun]
 ) -> tuple[Noun, str, str]:
-    keys = vocabulary.nouns or tuple(nouns)
-    keys = tuple(key for key in keys if nouns[key].kind != "plant")
+    """Draw a noun, then a place where it belongs, then something that it can do there."""
+    keys = [key for key in vocabulary.nouns if key in nouns]
     weights = [vocabulary.heroes if nouns[key].hero else 1.0 for key in keys]
-    for _ in range(1000):
+    for _ in range(1000 if keys else 0):
         noun = nouns[pick(chance, keys, weights)]
         allowed = actions(noun, vocabulary, split)
         if not allowed:
@@ -117,7 +123,8 @@ def choose_action(
             return noun, place, pick(chance, directed)
         return noun, place, pick(chance, others)
     raise ConfigError(
-        f"The vocabulary {vocabulary.name!r} has nothing to show in split {split!r}.", hint="Add nouns, places or motions."
+        f"The vocabulary {vocabulary.name!r} has nothing to show in split {split!r}.",
+        hint="Add nouns, places or motions.",
     )
 
 
@@ -163,7 +170,7 @@ def make_subjects(
 
 
 def _companions(casting: Casting, noun: Noun) -> list[Noun]:
-    keys = casting.vocabulary.nouns or tuple(casting.nouns)
+    keys = [key for key in casting.vocabulary.nouns if key in casting.nouns]
     action = (casting.place, casting.motion)
     return [
         other
@@ -185,7 +192,9 @@ def _make_subject(
     if not noun.person and not paired and chance.random() < casting.vocabulary.size_words:
         size_word = str(pick(chance, tuple(SIZE_WORDS)))
     sign = _SIGNS[direction] if direction else (first.path.sign if first else int(pick(chance, (-1, 1))))
-    path, offset = _make_path(chance, casting, noun, sign, SIZE_WORDS.get(size_word or "", 1.0), paired, first)
+    path, offset = _make_path(
+        chance, casting, noun, sign, SIZE_WORDS.get(size_word or "", 1.0), paired, first
+    )
     facing = _SIGNS[direction] if direction else int(pick(chance, (-1, 1)))
     if casting.motion == "circle":
         facing = -1
@@ -233,7 +242,12 @@ def _make_path(
     """How large the subject is, where it rests and how far it may go, so that it stays in the frame."""
     place, motion = PLACES[casting.place], casting.motion
     limit = (0.88 if motion in _TALL else 1.0) * (0.72 if paired else 1.0) / casting.closeness
-    size = 2 * float(chance.uniform(*casting.vocabulary.sizes)) * factor * (1.2 if noun.kind == "building" else 1.0)
+    size = (
+        2
+        * float(chance.uniform(*casting.vocabulary.sizes))
+        * factor
+        * (1.2 if noun.kind == "building" else 1.0)
+    )
     size = min(size * limit, 0.8 if paired else 1.3) * casting.narrow
     if first and abs(size - first.path.size) > 0.2 * first.path.size:
         size = first.path.size

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from skyloom.world.camera import CAMERAS
 from skyloom.world.motion import MOTIONS
+from skyloom.world.nouns import NOUNS
 from skyloom.world.places import PLACES
 from skyloom.world.style import COLOURS, STYLES
 from skyloom.world.weather import WEATHERS
@@ -58,7 +59,7 @@ SMALL = Vocabulary(
 
 FULL = Vocabulary(
     name="full",
-    nouns=(),
+    nouns=tuple(key for key, noun in NOUNS.items() if noun.kind != "plant"),
     places=tuple(PLACES),
     times=("day", "sunset", "dawn", "night", "cloudy"),
     motions=tuple(MOTIONS),
@@ -72,7 +73,9 @@ FULL = Vocabulary(
     weather=0.25,
     style=0.15,
     coloured=0.35,
-    coloured_kinds=frozenset({"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}),
+    coloured_kinds=frozenset(
+        {"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}
+    ),
     sizes=(0.34, 0.52),
     size_words=0.12,
     heroes=3.0,
@@ -81,7 +84,7 @@ FULL = Vocabulary(
 
 TINY = Vocabulary(
     name="tiny",
-    nouns=(),
+    nouns=("ball", "cube", "star", "ring", "boat", "fish", "bird", "wagon"),
     places=("beach", "meadow", "ocean", "sky", "underwater"),
     times=("day", "night"),
     motions=SMALL.motions,
