@@ -1,7 +1,8 @@
-"""The atlas: sprites fetched from npm packages by name, version and integrity, each with a licence on record.
+"""The atlas: sprites by noun, from npm packages pinned by name, version and integrity.
 
-An atlas folder holds `atlas.safetensors` (one WebP image strip per noun) and `ledger.json` (a row per sprite:
-package, version, integrity, file, sha256, licence, upstream). Nothing of it is ever committed.
+An atlas folder holds `atlas.safetensors` (one WebP strip of square pictures per noun), `ledger.json` (a row per
+sprite: package, version, integrity, file, sha256, licence, upstream) and `ledger.sha256`. None of it is committed;
+only rendering training clips needs it. Pillow is imported where it is used: the built-in shapes need none.
 """
 
 import base64
@@ -11,16 +12,16 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
@@ -28,87 +29,97 @@ from torch import Tensor
 from skyloom.core.errors import ConfigError
 from skyloom.world.nouns import NOUNS, Noun
 
-SIZE, LOOP_FRAMES = 96, 24
-ATLAS_FILE, LEDGER_FILE = "atlas.safetensors", "ledger.json"
+SIZE, LOOP_FRAMES = 96, 24  # a loop lasts 3 s: 8 frames a second
+ATLAS_FILE, LEDGER_FILE, LEDGER_DIGEST_FILE = "atlas.safetensors", "ledger.json", "ledger.sha256"
 _QUALITY = 90
+_DECODED = 160  # loops kept decoded; one takes 0.9 MB
+_SOLID = 40  # alpha above which a pixel counts when the margins are trimmed
 
 
 @dataclass(frozen=True)
 class Package:
-    """An npm package of Fluent emoji art, pinned by what the registry said of its file."""
+    """An npm package of Fluent emoji art, pinned by what the registry says of its file."""
 
     name: str
     version: str
     integrity: str
     upstream: str
+    animated: bool = True
+    licence: str = "MIT"
 
     @property
     def file(self) -> str:
-        """The name `npm pack` gives it."""
+        """The name that `npm pack` gives it."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-_ANIMATED = "microsoft/fluentui-emoji-animated (MIT)"
+_LOOPS, _STILLS = (
+    "https://github.com/microsoft/fluentui-emoji-animated",
+    "https://github.com/microsoft/fluentui-emoji",
+)
 PACKAGES = (
     Package(
         "@lobehub/fluent-emoji-anim-1",
         "1.0.0",
         "sha512-/4m31vAuZEQ4aUJ5pxcOU5PVkuJya55GRxUZL7+zgLlxZXpzzE8jPqpDyhZICE3n47nS/Y9M5/vLdizi8201QA==",
-        _ANIMATED,
+        _LOOPS,
     ),
     Package(
         "@lobehub/fluent-emoji-anim-2",
         "1.0.0",
         "sha512-S6yzf0RZXrQbXdxCWuHA9BAoLdBRk2flX+ne4TPGEH/qApwisCAKHoAAGjKSlTY3OVeZ9b7t/NEbmpjawnQYJA==",
-        _ANIMATED,
+        _LOOPS,
     ),
     Package(
         "@lobehub/fluent-emoji-anim-3",
         "1.0.0",
         "sha512-UzRSUDMjdfdt9vER5bhjHkPqgc3EEgfGtYs6ndvizOTvQOxYQ57ow2RTkWSDZxwW30X4EYBi2eWTS7CXDDoFsg==",
-        _ANIMATED,
+        _LOOPS,
     ),
     Package(
         "@lobehub/fluent-emoji-anim-4",
         "1.0.0",
         "sha512-IIkl5ztSd1HrzvIDt/uGsFoC1WODXRdYq5uROrnkyqi9DbToEcJ1nlY86PnoUXeFS9nBCnHfiYk3ouSEGThFmA==",
-        _ANIMATED,
+        _LOOPS,
     ),
     Package(
         "@lobehub/fluent-emoji-3d",
         "1.1.0",
         "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
-        "microsoft/fluentui-emoji (MIT)",
+        _STILLS,
+        animated=False,
     ),
 )
 
 
 class Atlas:
-    """Sprites by noun key, decoded when first asked for."""
+    """Sprites by noun key, decoded when first asked for. `digest` is a sha256 over keys and bytes."""
 
-    def __init__(self, nouns: Mapping[str, Noun], strips: Mapping[str, np.ndarray], digest: str) -> None:
+    size = SIZE
+
+    def __init__(self, nouns: Mapping[str, Noun], strips: Mapping[str, np.ndarray]) -> None:
         self.nouns = dict(nouns)
-        self.digest = digest
+        self.digest = _digest(strips)
         self._strips = strips
-        self._decode = lru_cache(maxsize=None)(self._read)
+        self._decode = lru_cache(maxsize=_DECODED)(self._read)
 
     def __len__(self) -> int:
         return len(self.nouns)
 
     def frames(self, key: str) -> UInt8[Tensor, "n s s 4"]:
-        """A noun's loop (8 frames a second) or its single picture, RGBA with straight alpha."""
-        if key not in self._strips:
+        """A noun's loop (8 frames a second) or its single picture, RGBA with straight alpha; read only."""
+        if key not in self.nouns:
             raise ConfigError(f"The atlas has no {key!r}.", hint="Run `skyloom world assets` again.")
         return self._decode(key)
 
     def _read(self, key: str) -> UInt8[Tensor, "n s s 4"]:
         strip = self._strips[key]
-        if strip.ndim == 4:  # noqa: PLR2004 - already frames
-            return torch.from_numpy(strip)
-        with Image.open(io.BytesIO(strip.tobytes())) as image:
-            pixels = np.array(image.convert("RGBA"))
-        side = pixels.shape[1]
-        return torch.from_numpy(pixels.reshape(-1, side, side, 4))
+        pixels = (
+            rearrange(_decode_webp(strip.tobytes()), "(n s) w c -> n s w c", s=SIZE)
+            if strip.ndim == 1
+            else strip
+        )
+        return torch.from_numpy(pixels)
 
 
 def load_atlas(folder: Path) -> Atlas:
@@ -118,14 +129,24 @@ def load_atlas(folder: Path) -> Atlas:
         strips = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} is not an atlas ({error}).", hint="Run `skyloom world assets`.") from error
-    return Atlas({key: NOUNS[key] for key in strips if key in NOUNS}, strips, _digest(strips))
+    return Atlas({key: noun for key, noun in NOUNS.items() if key in strips}, strips)
 
 
-def fetch_packages(folder: Path) -> list[Path]:
-    """Fetch the packages that are not in `folder` yet, and check every file against its integrity."""
+def read_ledger(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an atlas's ledger, a row per sprite."""
+    return json.loads((folder / LEDGER_FILE).read_text(encoding="utf-8"))
+
+
+def ledger_digest(folder: Path) -> str:
+    """The sha256 of an atlas's ledger: what a checkpoint records of the art that it has seen."""
+    return hashlib.sha256((folder / LEDGER_FILE).read_bytes()).hexdigest()
+
+
+def fetch_packages(folder: Path, packages: Sequence[Package] = PACKAGES) -> list[Path]:
+    """Fetch the packages that are not in `folder` yet (0.75 GB); every file must match its integrity."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for package in PACKAGES:
+    for package in packages:
         path = folder / package.file
         if not path.exists():
             _pack(package, folder)
@@ -136,63 +157,98 @@ def fetch_packages(folder: Path) -> list[Path]:
 
 def check_integrity(path: Path, package: Package) -> None:
     """Raise ConfigError unless the file is the one that was pinned."""
-    with path.open("rb") as file:
-        found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
+    try:
+        with path.open("rb") as file:
+            found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}).", hint="Run `skyloom world assets`."
+        ) from error
     if f"sha512-{found}" != package.integrity:
         raise ConfigError(
-            f"{path} is not {package.name} {package.version}: its sha512 differs.", hint="Delete it and try again."
+            f"{path} is not {package.name} {package.version}: its sha512 differs.",
+            hint="Delete it and try again.",
         )
 
 
 def _pack(package: Package, folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise ConfigError("npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it.")
+        raise ConfigError(
+            "npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it."
+        )
     command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ConfigError(f"npm could not fetch {package.name} {package.version}: {reason}")
+        raise ConfigError(
+            f"npm could not fetch {package.name} {package.version}: {reason}.",
+            hint="Check the network and try again.",
+        )
 
 
 def build_atlas(
     folder: Path,
     packages_folder: Path,
     nouns: Mapping[str, Noun] = NOUNS,
-    packages: tuple[Package, ...] = PACKAGES,
+    packages: Sequence[Package] = PACKAGES,
 ) -> Atlas:
-    """Cut every noun's art out of the packages into an atlas with a ledger; animated art is preferred."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {name: noun for noun in nouns.values() for name in _file_names(noun.emoji)}
+    """Cut every noun's art out of the packages into an atlas with a ledger.
+
+    Raises ConfigError if a package is not the pinned one (before anything is read from it) or if any art is missing.
+    """
     strips: dict[str, np.ndarray] = {}
     rows: list[dict[str, Any]] = []
     for package in packages:
-        for name, content in _pictures(packages_folder / package.file, wanted):
-            noun = wanted[name]
+        path = packages_folder / package.file
+        check_integrity(path, package)
+        wanted = {
+            name: noun
+            for noun in nouns.values()
+            if noun.animated == package.animated
+            for name in _file_names(noun.emoji)
+        }
+        for member, content in _pictures(path, wanted):
+            noun = wanted[Path(member).name]
             if noun.key in strips:
                 continue
             frames, box = cut_sprite(content)
+            if noun.animated and len(frames) == 1:
+                continue  # the packages of loops also hold stills
             strips[noun.key] = _encode(frames)
-            rows.append(
-                {
-                    "key": noun.key,
-                    "names": noun.names,
-                    **asdict(package),
-                    "licence": "MIT",
-                    "file": name,
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                    "frames": len(frames),
-                    "box": box,
-                }
-            )
+            rows.append(_ledger_row(noun, package, member, content, box) | {"frames": len(frames)})
     missing = sorted(set(nouns) - set(strips))
     if missing:
-        raise ConfigError(f"No art for {', '.join(missing)}.", hint="Check the emoji codes in nouns.toml.")
-    save_file(strips, folder / ATLAS_FILE)
-    ledger = json.dumps(sorted(rows, key=lambda row: row["key"]), indent=1)
-    (folder / LEDGER_FILE).write_text(ledger + "\n")
-    (folder / "ledger.sha256").write_text(hashlib.sha256(ledger.encode()).hexdigest() + "\n")
-    return load_atlas(folder)
+        raise ConfigError(f"No art for {', '.join(missing)}.", hint="Check their emoji codes in nouns.toml.")
+    _write(folder, {key: strips[key] for key in nouns}, sorted(rows, key=lambda row: row["key"]))
+    return Atlas(nouns, strips)
+
+
+def _ledger_row(
+    noun: Noun, package: Package, member: str, content: bytes, box: tuple[int, int, int, int]
+) -> dict[str, Any]:
+    return {
+        "key": noun.key,
+        "names": noun.names,
+        "package": package.name,
+        "version": package.version,
+        "integrity": package.integrity,
+        "file": member,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "licence": package.licence,
+        "copyright": "Microsoft Corporation",
+        "upstream": package.upstream,
+        "box": box,
+    }
+
+
+def _write(folder: Path, strips: Mapping[str, np.ndarray], rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{ATLAS_FILE}.part"
+    save_file(dict(strips), unfinished)
+    unfinished.replace(folder / ATLAS_FILE)
+    (folder / LEDGER_FILE).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / LEDGER_DIGEST_FILE).write_text(ledger_digest(folder) + "\n")
 
 
 def _file_names(emoji: str) -> set[str]:
@@ -200,41 +256,48 @@ def _file_names(emoji: str) -> set[str]:
     return {f"{code}.webp" for code in (emoji, plain, f"{plain}-fe0f")}
 
 
-def _pictures(path: Path, wanted: Mapping[str, Noun]) -> list[tuple[str, bytes]]:
+def _pictures(path: Path, wanted: Mapping[str, Noun]) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as archive:
-        found = []
         for member in archive:
-            name = member.name.rsplit("/", 1)[-1]
-            file = archive.extractfile(member) if name in wanted else None
+            file = archive.extractfile(member) if Path(member.name).name in wanted else None
             if file is not None:
-                found.append((name, file.read()))
-    return found
+                yield member.name, file.read()
 
 
 def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int, int, int, int]]:
-    """Art as a loop of square frames: one box round all of them, the lowest solid row on the lower edge."""
+    """Art as a loop of square frames, and the box that was cut: one for all frames, feet on its lower edge."""
+    from PIL import Image  # noqa: PLC0415 - only those who build an atlas need it
+
     with Image.open(io.BytesIO(content)) as image:
         count = getattr(image, "n_frames", 1)
-        picked = [round(i * count / LOOP_FRAMES) for i in range(LOOP_FRAMES)] if count > 1 else [0]
         pictures = []
-        for index in picked:
+        for index in [round(i * count / LOOP_FRAMES) for i in range(LOOP_FRAMES)] if count > 1 else [0]:
             image.seek(index)
             pictures.append(image.convert("RGBA"))
-    solid = np.max([np.asarray(picture)[:, :, 3] for picture in pictures], axis=0) > 40  # noqa: PLR2004
+    solid = np.max([np.asarray(picture)[:, :, 3] for picture in pictures], axis=0) > _SOLID
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     side = max(bottom - top, right - left)
-    middle = (left + right) // 2
-    box = (middle - side // 2, bottom - side, middle - side // 2 + side, bottom)
+    start = (left + right) // 2 - side // 2
+    box = (start, bottom - side, start + side, bottom)
     resized = [picture.crop(box).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for picture in pictures]
     return np.stack([np.asarray(picture) for picture in resized]), box
 
 
 def _encode(frames: UInt8[np.ndarray, "n s s 4"]) -> UInt8[np.ndarray, " bytes"]:
-    clean = np.where(frames[..., 3:] > 0, frames, 0).astype(np.uint8)
+    from PIL import Image  # noqa: PLC0415 - only those who build an atlas need it
+
+    visible = np.where(frames[..., 3:] > 0, frames, 0).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(clean.reshape(-1, frames.shape[2], 4)).save(out, "WEBP", quality=_QUALITY, method=4)
+    Image.fromarray(rearrange(visible, "n h w c -> (n h) w c")).save(out, "WEBP", quality=_QUALITY, method=4)
     return np.frombuffer(out.getvalue(), np.uint8)
+
+
+def _decode_webp(content: bytes) -> UInt8[np.ndarray, "h w 4"]:
+    from PIL import Image  # noqa: PLC0415 - only those who have an atlas need it
+
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image.convert("RGBA"))
 
 
 def _digest(strips: Mapping[str, np.ndarray]) -> str:
@@ -245,24 +308,69 @@ def _digest(strips: Mapping[str, np.ndarray]) -> str:
 
 
 def builtin_atlas() -> Atlas:
-    """Eight shapes that we draw ourselves, for tests and for machines without the art."""
+    """Eight shapes that we draw ourselves, for tests and for machines without the art. Needs no Pillow."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
     x, y = (x + 0.5) / SIZE * 2 - 1, 1 - (y + 0.5) / SIZE * 2
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    shapes = {
-        "ball": ("ball", "none", radius - 0.95, (230, 80, 60)),
-        "cube": ("object", "none", np.maximum(abs(x), abs(y)) - 0.85, (80, 120, 230)),
-        "star": ("object", "none", radius - 0.65 - 0.3 * np.cos(5 * (angle - np.pi / 2)), (250, 205, 60)),
-        "ring": ("object", "none", abs(radius - 0.7) - 0.24, (90, 190, 110)),
-        "boat": ("boat", "left", np.maximum(abs(x) - 0.95 - 0.3 * (y + 0.5), abs(y + 0.55) - 0.4), (170, 100, 60)),
-        "fish": ("swimmer", "left", np.minimum(np.hypot(x + 0.2, 1.6 * y) - 0.7, np.maximum(abs(y) - x, x - 0.9)), (60, 170, 220)),
-        "bird": ("flyer", "left", np.minimum(np.hypot(x + 0.2, 1.9 * y) - 0.7, np.maximum(x - 0.95, abs(y) - x + 0.1)), (150, 90, 200)),
-        "wagon": ("car", "left", np.minimum(np.maximum(abs(x) - 0.95, abs(y + 0.2) - 0.3), np.hypot(abs(x) - 0.5, y + 0.65) - 0.33), (210, 60, 120)),
-    }  # fmt: skip
     nouns, strips = {}, {}
-    for key, (kind, facing, distance, colour) in shapes.items():
-        alpha = np.clip(0.5 - distance * SIZE / 2, 0, 1)
-        shade = np.clip(0.85 + 0.25 * y, 0, 1.1)[..., None] * np.array(colour)
-        strips[key] = np.concatenate([np.clip(shade, 0, 255), alpha[..., None] * 255], -1).astype(np.uint8)[None]
-        nouns[key] = Noun(key, (key,), kind, "", facing=facing, animated=False)
-    return Atlas(nouns, strips, _digest(strips))
+    for key, (kind, layers) in _draw_shapes(x, y).items():
+        paint, alpha = np.zeros((SIZE, SIZE, 3)), np.zeros((SIZE, SIZE, 1))
+        for distance, colour in layers:
+            cover = np.clip(0.5 - distance * SIZE / 2, 0, 1)[..., None]
+            paint = (
+                paint * (1 - cover) + np.array(colour) * cover if alpha.any() else paint + np.array(colour)
+            )
+            alpha = np.maximum(alpha, cover)
+        shaded = np.clip(paint * (0.88 + 0.18 * y[..., None]), 0, 255)
+        strips[key] = np.concatenate([shaded, alpha * 255], -1).round().astype(np.uint8)[None]
+        nouns[key] = Noun(
+            key, (key,), kind, "", facing="left" if kind in ("boat", "swimmer", "flyer", "car") else "none"
+        )
+    return Atlas(nouns, strips)
+
+
+_Plane = np.ndarray
+_Layers = list[tuple[_Plane, tuple[int, int, int]]]
+
+
+def _draw_shapes(x: _Plane, y: _Plane) -> dict[str, tuple[str, _Layers]]:
+    """Layers of (signed distance, colour), the first one underneath; x goes right and y up, from -1 to 1."""
+
+    def circle(at_x: float, at_y: float, radius: float, flat: float = 1.0) -> _Plane:
+        return np.hypot(x - at_x, (y - at_y) * flat) - radius
+
+    def box(at_x: float, at_y: float, half_x: float, half_y: float) -> _Plane:
+        return np.maximum(abs(x - at_x) - half_x, abs(y - at_y) - half_y)
+
+    ball = circle(0, 0, 0.97)
+    star = np.hypot(x, y) - 0.65 - 0.3 * np.cos(5 * (np.arctan2(y, x) - np.pi / 2))
+    hull = np.maximum(abs(x) - 0.85 - 0.35 * (y + 0.5), abs(y + 0.68) - 0.3)
+    sail = np.maximum(np.maximum(-0.42 - y, y + 1.5 * abs(x + 0.05) - 0.95), x - 0.05)
+    body, tail = circle(-0.2, 0, 0.7, 1.6), np.maximum(abs(y) - 0.8 * (x - 0.1), x - 0.95)
+    breast = np.minimum(circle(-0.1, -0.15, 0.62, 1.9), circle(-0.6, 0.1, 0.3))
+    wing = np.maximum(abs(x - 0.15) - 0.75 * (0.9 - y) * 0.5, abs(y - 0.4) - 0.45)
+    wheels = np.minimum(circle(-0.5, -0.7, 0.28), circle(0.5, -0.7, 0.28))
+    dark, white = (40, 40, 60), (240, 240, 240)
+    return {
+        "ball": ("ball", [(ball, (230, 80, 60)), (np.maximum(ball, abs(y) - 0.2), white)]),
+        "cube": ("object", [(box(0, 0, 0.85, 0.85), (80, 120, 230)), (box(0, 0, 0.5, 0.5), (120, 160, 250))]),
+        "star": ("object", [(star, (250, 205, 60))]),
+        "ring": ("object", [(abs(np.hypot(x, y) - 0.7) - 0.24, (90, 190, 110))]),
+        "boat": ("boat", [(np.minimum(hull, sail), (170, 100, 60)), (sail, (250, 220, 120))]),
+        "fish": (
+            "swimmer",
+            [(np.minimum(body, tail), (60, 170, 220)), (circle(-0.55, 0.12, 0.08), dark)],
+        ),
+        "bird": (
+            "flyer",
+            [
+                (np.minimum(breast, wing), (150, 90, 200)),
+                (np.maximum(-x - 0.98 + 2 * abs(y - 0.05), x + 0.82), (250, 170, 60)),
+                (circle(-0.66, 0.18, 0.07), dark),
+            ],
+        ),
+        "wagon": (
+            "car",
+            [(np.minimum(box(0, -0.3, 0.95, 0.35), wheels), (210, 60, 120)), (wheels, dark),
+             (box(-0.6, -0.1, 0.2, 0.1), white)],
+        ),
+    }  # fmt: skip

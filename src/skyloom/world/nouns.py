@@ -1,7 +1,8 @@
-"""The nouns that the world may show: names, kind, which way the art faces, and what may be said of them.
+"""The nouns that the world may show: their names, what kind of thing each is, and which way its art faces.
 
-The table is `nouns.toml`: a table per kind, a row per noun. Only art that Microsoft released under MIT is listed
-(docs/decisions/0005-art.md); `world/assets.py` turns the rows into an atlas.
+The table is `nouns.toml`: a table per kind, a row per noun. It lists only art that Microsoft released under the
+MIT licence (NOTICE): no flags, no video games, no couples or families, no skin tones. `world/assets.py` makes the
+atlas.
 """
 
 import tomllib
@@ -12,13 +13,25 @@ from typing import Literal
 
 Facing = Literal["left", "right", "none"]
 
-_VOWEL_SOUNDS = "aeiou"
-_CONSONANT_STARTS = ("uni", "one", "ufo", "eu", "use")
+KINDS = (
+    "walker", "flyer", "swimmer", "car", "boat", "aircraft", "person", "runner", "ball", "food", "object",
+    "building", "plant", "celestial",
+)  # fmt: skip
+_FACING_LEFT = frozenset({"walker", "flyer", "swimmer", "car", "boat", "runner"})
+_PEOPLE = frozenset({"person", "runner"})
+_SOUND_CONSONANT = ("uni", "one", "ufo", "eu", "use", "ewe")
+_SOUND_VOWEL = ("a", "e", "i", "o", "u", "hour", "honest", "heir", "suv")
 
 
 @dataclass(frozen=True)
 class Noun:
-    """One thing: `whole` is False for heads and busts, which never walk; `tilt` is how far the art points up, in degrees."""
+    """One thing that can be shown.
+
+    `emoji` is its code points in hex; `facing` is where the art looks (none: at us, or nowhere); `tilt` is how
+    far it points above the horizon, in degrees; `animated` art is a loop; a `hero` is drawn more often; a `person`
+    never gets a colour; what is not `whole` (heads, busts, fixed poses) never walks; a `mass` noun takes no
+    article; a plural noun has a `measure` ("pair of").
+    """
 
     key: str
     names: tuple[str, ...]
@@ -26,40 +39,43 @@ class Noun:
     emoji: str
     facing: Facing = "left"
     tilt: float = 0.0
-    animated: bool = True
+    animated: bool = False
     hero: bool = False
     person: bool = False
     whole: bool = True
     mass: bool = False
-    plural: bool = False
+    measure: str | None = None
+
+    @property
+    def plural(self) -> bool:
+        """Whether the name means more than one thing, as in "a pair of scissors"."""
+        return self.measure is not None
 
 
-@cache
-def read_nouns() -> dict[str, Noun]:
-    """The table, by key, in its own order."""
-    table = tomllib.loads(files("skyloom.world").joinpath("nouns.toml").read_text())
+def _read_nouns() -> dict[str, Noun]:
+    table = tomllib.loads(files("skyloom.world").joinpath("nouns.toml").read_text(encoding="utf-8"))
     nouns = {}
     for kind, rows in table.items():
         for key, row in rows.items():
-            person = row.pop("person", kind in ("person", "runner"))
-            names = (key, *row.pop("also", ()))
-            nouns[key] = Noun(key=key, names=names, kind=kind, person=person, **row)
+            names = (*row.pop("names", (key,)), *row.pop("also", ()))
+            facing = row.pop("facing", "left" if kind in _FACING_LEFT else "none")
+            person = row.pop("person", kind in _PEOPLE)
+            nouns[key] = Noun(key=key, names=names, kind=kind, facing=facing, person=person, **row)
     return nouns
 
 
-NOUNS = read_nouns()
+NOUNS = _read_nouns()
 
 
 def article(name: str, adjective: str | None = None) -> str:
     """A noun's name with its article: "an octopus", "a red car", "a pair of scissors", "popcorn"."""
     phrase = f"{adjective} {name}" if adjective else name
     noun = _by_name().get(name)
-    if noun and noun.plural:
-        return f"a pair of {phrase}" if noun.mass else phrase
     if noun and noun.mass:
         return phrase
-    first = phrase.lower()
-    vowel = first[0] in _VOWEL_SOUNDS and not first.startswith(_CONSONANT_STARTS)
+    if noun and noun.measure:
+        phrase = f"{noun.measure} {phrase}"
+    vowel = phrase.startswith(_SOUND_VOWEL) and not phrase.startswith(_SOUND_CONSONANT)
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
