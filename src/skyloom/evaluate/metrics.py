@@ -1,4 +1,11 @@
-"""Picture distances: PSNR in dB and SSIM (Wang et al. 2004) over frames with values in [0, 1]."""
+"""Picture distances: PSNR in dB and SSIM (Wang et al. 2004) over frames with values in [0, 1].
+
+Also shares of right answers with their standard errors, and the Fréchet distance between clouds of features.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,3 +38,43 @@ def ssim(
     )
     contrast = (2 * covariance + _CONTRAST) / (variance_first + variance_second + _CONTRAST)
     return (luminance * contrast).mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of right answers, its standard error, and how many independent cases it stands on."""
+
+    value: float
+    error: float
+    cases: int
+
+
+def share_of(cases: Sequence[Sequence[bool]]) -> Share:
+    """The mean over cases of the share right within each; answers within a case are not independent."""
+    means = [sum(case) / len(case) for case in cases if case]
+    if not means:
+        return Share(math.nan, math.nan, 0)
+    value, count = sum(means) / len(means), len(means)
+    if count == 1:
+        return Share(value, math.nan, 1)
+    variance = sum((mean - value) ** 2 for mean in means) / (count - 1)
+    return Share(value, math.sqrt(variance / count), count)
+
+
+def frechet_distance(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> float:
+    """The Fréchet distance between two clouds of features, each seen as a Gaussian (Heusel et al. 2017).
+
+    It falls with the number of samples: compare only distances of equal counts.
+    """
+    one, other = first.double(), second.double()
+    spread_one, spread_other = _covariance(one), _covariance(other)
+    values, vectors = torch.linalg.eigh(spread_one)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ spread_other @ root).clamp(min=0).sqrt().sum()
+    apart = (one.mean(0) - other.mean(0)).square().sum()
+    return max(0.0, float(apart + spread_one.trace() + spread_other.trace() - 2 * cross))
+
+
+def _covariance(x: Tensor) -> Tensor:
+    centred = x - x.mean(0)
+    return centred.T @ centred / max(1, len(x) - 1)

@@ -1,0 +1,127 @@
+"""What a model is asked in an evaluation: captions of scenes that no training run has seen, with their facts.
+
+Seeds from `FIRST_SEED` on are kept for evaluation. Prompts are balanced over nouns, places and directions, so
+that the place alone tells as little as possible about the noun.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skyloom.core.errors import RequestError
+from skyloom.core.seeds import derive_seed
+from skyloom.core.types import VideoShape
+from skyloom.world.caption import Facts, captions, facts
+from skyloom.world.nouns import NOUNS, Noun
+from skyloom.world.scene import Scene, sample_scene
+from skyloom.world.subject import choose_action
+from skyloom.world.vocabulary import Vocabulary
+
+FIRST_SEED = 20_000_000
+_SEEDS_APART = 100_000
+_CANDIDATES = 12
+_NATIVE = VideoShape(33, 128, 128)
+
+# Words that no caption uses, for things that captions do name.
+SYNONYMS: dict[str, str] = {
+    "cat": "kitten", "dog": "puppy", "horse": "stallion", "rabbit": "bunny", "turtle": "terrapin",
+    "duck": "duckling", "parrot": "macaw", "car": "sedan", "bus": "coach",
+    "motorcycle": "motor scooter", "whale": "orca", "dolphin": "porpoise", "fish": "trout",
+    "sailboat": "yacht", "helicopter": "chopper", "airplane": "jet", "rocket": "space shuttle",
+    "ufo": "alien spacecraft", "robot": "android", "soccer ball": "football",
+    "dragon": "wyvern", "dinosaur": "tyrannosaurus",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence, what it says, and the scene it was taken from; `group` names the part of the test."""
+
+    text: str
+    facts: Facts
+    scene: Scene
+    group: str
+
+
+def prompts_for(
+    vocabulary: Vocabulary,
+    count: int,
+    seed: int = 0,
+    *,
+    held_out: bool = False,
+    shape: VideoShape = _NATIVE,
+    fps: float = 16,
+    nouns: Mapping[str, Noun] = NOUNS,
+) -> list[Prompt]:
+    """Captions of `count` scenes, half with a direction; `held_out` asks for pairs that training never saw."""
+    if count < 1:
+        raise RequestError(f"{count} prompts are none.", hint="Ask for at least 1.")
+    start = FIRST_SEED + (2 * seed + held_out) * _SEEDS_APART
+    split = "heldout" if held_out else "train"
+    scenes = [
+        sample_scene(start + index, vocabulary, shape.frames, shape.height, shape.width, fps, split, nouns)
+        for index in range(_CANDIDATES * count)
+    ]
+    group = "held-out pairs" if held_out else "seen pairs"
+    return [Prompt(captions(scene).medium, facts(scene), scene, group) for scene in _balance(scenes, count)]
+
+
+def _balance(scenes: list[Scene], count: int) -> list[Scene]:
+    """Take the scene whose noun, pair, place and direction came least often so far, again and again.
+
+    Every second one has a direction and about every fourth a colour, where there are such scenes.
+    """
+    left, taken = list(scenes), []
+    seen: Counter[object] = Counter()
+    while len(taken) < count:
+        wanted = seen["directed"] * 2 <= len(taken)
+        fitting = [scene for scene in left if (scene.subjects[0].direction is not None) == wanted]
+        if seen["coloured"] * 4 <= len(taken):
+            fitting = [scene for scene in fitting if scene.subjects[0].colour is not None] or fitting
+        best = min(fitting or left, key=lambda scene: tuple(seen[key] for key in _keys(scene)))
+        seen.update(_keys(best))
+        seen["directed"] += best.subjects[0].direction is not None
+        seen["coloured"] += best.subjects[0].colour is not None
+        left.remove(best)
+        taken.append(best)
+    return taken
+
+
+def _keys(scene: Scene) -> tuple[object, ...]:
+    first = scene.subjects[0]
+    return (
+        first.noun,
+        (first.noun, scene.place),
+        scene.place,
+        ("direction", first.direction),
+        ("colour", first.colour),
+    )
+
+
+def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[Prompt]:
+    """`count` scenes twice: named with a word from captions, and with one that no caption uses."""
+    pairs = []
+    start = FIRST_SEED + (2 * seed + 1) * _SEEDS_APART + _SEEDS_APART // 2
+    scenes = [sample_scene(start + index, vocabulary) for index in range(_CANDIDATES * count)]
+    named = [scene for scene in scenes if scene.subjects[0].noun in SYNONYMS]
+    for scene in _balance(named, count):
+        first = scene.subjects[0]
+        renamed = replace(scene, subjects=(replace(first, name=SYNONYMS[first.noun]), *scene.subjects[1:]))
+        for variant, group in ((scene, "seen words"), (renamed, "synonyms")):
+            pairs.append(Prompt(captions(variant).medium, facts(variant), scene, group))
+    return pairs
+
+
+def commonest_nouns(
+    vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS
+) -> dict[str, str]:
+    """The noun that training shows most often in each place: the best guess from the place alone."""
+    chance = np.random.default_rng(derive_seed(FIRST_SEED, "commonest"))
+    drawn = [choose_action(chance, vocabulary, "train", nouns) for _ in range(draws)]
+    counts = Counter((place, noun.key) for noun, place, _ in drawn)
+    best: dict[str, str] = {}
+    for (place, noun), _ in counts.most_common():
+        best.setdefault(place, noun)
+    return best

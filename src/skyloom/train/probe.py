@@ -1,0 +1,239 @@
+"""Train the probe of evaluate/probe.py on rendered clips, through the one loop.
+
+python -m skyloom.train.probe recipes/diorama_probe_cpu2.toml --run .runs/probe [--resume]
+
+Clips are mirrored and played backward at random, and their direction with them, so that neither the side a
+thing faces nor where it stands tells where it goes. Softening, noise and light make the probe bear what an
+autoencoder does to pictures.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from skyloom.core.config import dump_config, load_config
+from skyloom.core.errors import ConfigError
+from skyloom.core.seeds import derive_seed
+from skyloom.data.clips import read_shards
+from skyloom.evaluate.probe import CATEGORIES, DIRECTIONS, NONE, Probe, ProbeConfig, read
+from skyloom.models.checkpoint import save_part
+from skyloom.train.loop import LoopConfig, Task, train
+from skyloom.train.objectives import Losses
+from skyloom.train.optim import OptimizerConfig
+from skyloom.world.vocabulary import VOCABULARIES
+
+_IGNORED = -100
+_MIRROR = {"left": "right", "right": "left"}
+_OPPOSITE = tuple(DIRECTIONS.index(_MIRROR.get(name, name)) for name in DIRECTIONS)
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """What the probe reads and from which folders of clips and of stills it learns.
+
+    `shown` is how many frames of a clip it sees at once, as far apart as `frames` in a whole clip are.
+    """
+
+    vocabulary: str = "small"
+    stills: tuple[str, ...] = ()
+    clips: tuple[str, ...] = ()
+    held_out: str = ""
+    still_batch: int = 96
+    clip_batch: int = 16
+    size: int = 64
+    frames: int = 5
+    shown: int = 3
+    smoothing: float = 0.05
+    measured: int = 200
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """One run."""
+
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    probe: ProbeRun
+
+    @property
+    def config(self) -> ProbeConfig:
+        """The probe for the run's vocabulary."""
+        world = VOCABULARIES[self.probe.vocabulary]
+        return ProbeConfig(
+            world.nouns, world.places, world.times, world.colours, self.probe.size, self.probe.frames
+        )
+
+
+@dataclass(frozen=True)
+class ProbeBatch:
+    """Stills and clips at the probe's size, in [-1, 1], with the index of each answer (-100: no answer)."""
+
+    stills: Float[Tensor, "n 3 1 h w"]
+    clips: Float[Tensor, "b 3 t h w"]
+    still_answers: dict[str, Int[Tensor, " n"]]
+    clip_answers: dict[str, Int[Tensor, " b"]]
+
+
+def answers(config: ProbeConfig, facts: dict[str, Any]) -> dict[str, int]:
+    """Facts as indices into the probe's labels; an hour that does not exist is not asked for."""
+    found = {}
+    for name in CATEGORIES:
+        labels, value = config.labels(name), facts[name]
+        value = NONE if value is None and NONE in labels else value
+        found[name] = labels.index(value) if value is not None else _IGNORED
+    return found
+
+
+class ProbeLoader:
+    """Batches by step number from folders of rendered stills and clips."""
+
+    def __init__(self, run: ProbeRun, config: ProbeConfig, seed: int) -> None:
+        self.run, self.config, self.seed = run, config, seed
+        self.stills, self.clips = _rows(run.stills), _rows(run.clips)
+
+    def __call__(self, step: int) -> ProbeBatch:
+        """The batch of one step."""
+        random = np.random.default_rng(derive_seed(self.seed, "probe", step))
+        stills = [self._one(random, self.stills) for _ in range(self.run.still_batch)]
+        clips = [self._one(random, self.clips) for _ in range(self.run.clip_batch)]
+        return ProbeBatch(
+            torch.stack([video for video, _ in stills]),
+            torch.stack([video for video, _ in clips]),
+            _collate([found for _, found in stills]),
+            _collate([found for _, found in clips]),
+        )
+
+    def _one(self, random: np.random.Generator, rows: list["_Row"]) -> tuple[Tensor, dict[str, int]]:
+        row = rows[random.integers(len(rows))]
+        found = answers(self.config, row.facts)
+        video = row.frames[self._moments(random, len(row.frames), found)]
+        if random.random() < 0.5:  # noqa: PLR2004 - half
+            video = video[:, :, ::-1]
+            found["direction"] = _OPPOSITE[found["direction"]]
+        return distort(torch.from_numpy(np.ascontiguousarray(video)), self.config.size, random), found
+
+    def _moments(self, random: np.random.Generator, total: int, found: dict[str, int]) -> list[int]:
+        """Which frames to show: forward, backward, or one again and again; changes the direction to match."""
+        if total == 1:
+            return [0]
+        if random.random() < 0.08:  # noqa: PLR2004 - a share
+            found["direction"] = 0
+            return [int(random.integers(total))] * self.run.shown
+        length = (total - 1) * (self.run.shown - 1) / (self.config.frames - 1) * random.uniform(0.8, 1.2)
+        start = random.uniform(0, max(0.0, total - 1 - length))
+        end = min(total - 1, start + length)
+        if random.random() < 0.5:  # noqa: PLR2004 - half
+            start, end = end, start
+            found["direction"] = _OPPOSITE[found["direction"]]
+        return np.linspace(start, end, self.run.shown).round().astype(int).tolist()
+
+
+@dataclass(frozen=True)
+class _Row:
+    frames: np.ndarray
+    facts: dict[str, Any]
+
+
+def _rows(folders: Sequence[str]) -> list[_Row]:
+    rows = [
+        _Row(clip, row["facts"])
+        for folder in folders
+        for frames, found in read_shards(Path(folder))
+        for clip, row in zip(frames, found, strict=True)
+    ]
+    if not rows:
+        raise ConfigError(f"No rendered clips in {', '.join(folders) or 'no folder'}.", hint="Render first.")
+    return rows
+
+
+def _collate(found: list[dict[str, int]]) -> dict[str, Int[Tensor, " n"]]:
+    return {name: torch.tensor([one[name] for one in found]) for name in CATEGORIES}
+
+
+def distort(frames: Tensor, size: int, random: np.random.Generator) -> Float[Tensor, "3 t h w"]:
+    """Cut a little off, soften, change the light, add noise: the same for every frame but the noise."""
+    height, width = frames.shape[1:3]
+    tall, wide = (round(side * random.uniform(0.9, 1)) for side in (height, width))
+    top, left = random.integers(height - tall + 1), random.integers(width - wide + 1)
+    video = (
+        rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float() / 127.5 - 1
+    )
+    coarse = size if random.random() < 0.35 else round(size * random.uniform(0.45, 1))  # noqa: PLR2004 - a share
+    for side in dict.fromkeys((coarse, size)):
+        video = F.interpolate(video, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    video = (video - video.mean()) * random.uniform(0.8, 1.2) + video.mean() + random.uniform(-0.15, 0.15)
+    grain = np.float32(random.uniform(0, 0.12)) * random.standard_normal(video.shape, dtype=np.float32)
+    return rearrange((video + torch.from_numpy(grain)).clamp(-1, 1), "t c h w -> c t h w")
+
+
+def probe_losses(module: nn.Module, batch: object, smoothing: float) -> Losses:
+    """Cross-entropy of every category; the direction is asked of clips only."""
+    assert isinstance(batch, ProbeBatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        stills, clips = module(batch.stills), module(batch.clips)
+    parts = {}
+    for name in CATEGORIES:
+        scores, truth = clips.scores[name].float(), batch.clip_answers[name]
+        if name != "direction":
+            scores = torch.cat([scores, stills.scores[name].float()])
+            truth = torch.cat([truth, batch.still_answers[name]])
+        if bool((truth != _IGNORED).any()):
+            parts[name] = F.cross_entropy(scores, truth, ignore_index=_IGNORED, label_smoothing=smoothing)
+    return Losses(torch.stack(list(parts.values())).sum(), parts)
+
+
+@torch.no_grad()
+def measure_probe(probe: nn.Module, folder: Path, limit: int) -> dict[str, float]:
+    """The share of right answers per category on whole held-out clips."""
+    assert isinstance(probe, Probe)
+    right: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
+    for row in _rows((str(folder),))[:limit]:
+        truth = answers(probe.config, row.facts)
+        reading = read(probe, torch.from_numpy(np.array(row.frames)))
+        for name, index in truth.items():
+            if index != _IGNORED:
+                right[name].append(probe.config.labels(name)[index] == getattr(reading, name))
+    return {name: sum(values) / len(values) for name, values in right.items() if values}
+
+
+def probe_task(recipe: ProbeRecipe) -> Task:
+    """What the loop needs."""
+    run, config = recipe.probe, recipe.config
+    torch.manual_seed(recipe.loop.seed)
+
+    def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
+        save_part(folder, "probe", config, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
+
+    return Task(
+        module=Probe(config).to(memory_format=torch.channels_last),
+        batch=ProbeLoader(run, config, recipe.loop.seed),
+        losses=lambda module, batch, random: probe_losses(module, batch, run.smoothing),
+        evaluate=lambda module, folder, step: measure_probe(module, Path(run.held_out), run.measured),
+        export=export,
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the probe.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args()
+    recipe = load_config(given.recipe, ProbeRecipe)
+    given.run.mkdir(parents=True, exist_ok=True)
+    (given.run / "recipe.toml").write_text(dump_config(recipe))
+    train(probe_task(recipe), recipe.loop, recipe.optimizer, given.run, resume=given.resume)
+
+
+if __name__ == "__main__":
+    main()
