@@ -1,8 +1,9 @@
 """The atlas: sprites by noun, from npm packages pinned by name, version and integrity.
 
-An atlas folder holds `atlas.safetensors` (one WebP strip of square pictures per noun), `ledger.json` (a row per
-sprite: package, version, integrity, file, sha256, licence, upstream) and `ledger.sha256`. None of it is committed;
-only rendering training clips needs it. Pillow is imported where it is used: the built-in shapes need none.
+An atlas folder holds `atlas.safetensors` (one WebP strip of square pictures per noun), `ledger.json` (a row
+per sprite: package, version, integrity, file, sha256, licence, upstream) and `ledger.sha256`. None of it is
+committed; only rendering training clips needs it. Pillow is imported where it is used: the built-in shapes
+need none.
 """
 
 import base64
@@ -195,7 +196,8 @@ def build_atlas(
 ) -> Atlas:
     """Cut every noun's art out of the packages into an atlas with a ledger.
 
-    Raises ConfigError if a package is not the pinned one (before anything is read from it) or if any art is missing.
+    Raises ConfigError if a package is not the pinned one (before anything is read from it) or art is
+    missing.
     """
     strips: dict[str, np.ndarray] = {}
     rows: list[dict[str, Any]] = []
@@ -265,7 +267,7 @@ def _pictures(path: Path, wanted: Mapping[str, Noun]) -> Iterator[tuple[str, byt
 
 
 def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int, int, int, int]]:
-    """Art as a loop of square frames, and the box that was cut: one for all frames, feet on its lower edge."""
+    """Art as a loop of square frames, and the box that they were cut by: feet on its lower edge."""
     from PIL import Image  # noqa: PLC0415 - only those who build an atlas need it
 
     with Image.open(io.BytesIO(content)) as image:
@@ -316,15 +318,12 @@ def builtin_atlas() -> Atlas:
         paint, alpha = np.zeros((SIZE, SIZE, 3)), np.zeros((SIZE, SIZE, 1))
         for distance, colour in layers:
             cover = np.clip(0.5 - distance * SIZE / 2, 0, 1)[..., None]
-            paint = (
-                paint * (1 - cover) + np.array(colour) * cover if alpha.any() else paint + np.array(colour)
-            )
+            over = cover if alpha.any() else 1  # no dark rim: the lowest layer's colour goes beyond its edge
+            paint = paint * (1 - over) + np.array(colour) * over
             alpha = np.maximum(alpha, cover)
         shaded = np.clip(paint * (0.88 + 0.18 * y[..., None]), 0, 255)
         strips[key] = np.concatenate([shaded, alpha * 255], -1).round().astype(np.uint8)[None]
-        nouns[key] = Noun(
-            key, (key,), kind, "", facing="left" if kind in ("boat", "swimmer", "flyer", "car") else "none"
-        )
+        nouns[key] = Noun(key, (key,), kind, "", facing="none" if kind in ("ball", "object") else "left")
     return Atlas(nouns, strips)
 
 

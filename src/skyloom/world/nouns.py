@@ -1,8 +1,8 @@
 """The nouns that the world may show: their names, what kind of thing each is, and which way its art faces.
 
-The table is `nouns.toml`: a table per kind, a row per noun. It lists only art that Microsoft released under the
-MIT licence (NOTICE): no flags, no video games, no couples or families, no skin tones. `world/assets.py` makes the
-atlas.
+The table is `nouns.toml`: a table per kind, a row per noun. It lists only art that Microsoft released under
+the MIT licence (NOTICE): no flags, no video games, no couples or families, no skin tones. `world/assets.py`
+makes the atlas.
 """
 
 import tomllib
@@ -27,10 +27,10 @@ _SOUND_VOWEL = ("a", "e", "i", "o", "u", "hour", "honest", "heir", "suv")
 class Noun:
     """One thing that can be shown.
 
-    `emoji` is its code points in hex; `facing` is where the art looks (none: at us, or nowhere); `tilt` is how
-    far it points above the horizon, in degrees; `animated` art is a loop; a `hero` is drawn more often; a `person`
-    never gets a colour; what is not `whole` (heads, busts, fixed poses) never walks; a `mass` noun takes no
-    article; a plural noun has a `measure` ("pair of").
+    `emoji` is its code points in hex; `facing` is where the art looks (none: at us, or nowhere); `tilt` is
+    how far it points above the horizon, in degrees; `animated` art is a loop; a `hero` is drawn more often; a
+    `person` never gets a colour; what is not `whole` (heads, busts, fixed poses) never walks; a `mass` noun
+    takes no article; a plural noun has a `measure` ("pair of").
     """
 
     key: str
