@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyloom.world.camera import CAMERAS
-from skyloom.world.caption import captions, facts
+from skyloom.world.caption import captions, facts, hour_phrases
 from skyloom.world.light import TIMES
 from skyloom.world.nouns import NOUNS
 from skyloom.world.places import PLACES
@@ -35,7 +35,7 @@ def test_medium_and_long_say_every_fact(seed, vocabulary):
         assert says(sentence, place.phrases + place.over)
         assert says(sentence, [scene.subjects[0].verb])
         if fact.time_of_day:
-            assert says(sentence, TIMES[fact.time_of_day].phrases)
+            assert says(sentence, hour_phrases(scene))
         if fact.direction:
             assert fact.direction in sentence
         if fact.colour:
@@ -93,3 +93,13 @@ def test_persons_are_never_painted_in_words():
             name = scene.subjects[0].name
             before = captions(scene).medium.split(name)[0].split()[-2:]
             assert not set(before) & set(COLOURS)
+
+
+def test_colourless_styles_say_no_colour():
+    for seed in range(300):
+        scene = sample_scene(seed, dataclasses.replace(FULL, style=1.0, coloured=1.0))
+        if scene.style == "vintage":
+            spoken = set(re.findall(r"[a-z]+", captions(scene).long.lower()))
+            assert not spoken & {"green", "blue", "orange", "pink", "red", "yellow", "purple"} - set(
+                word for subject in scene.subjects for word in subject.name.split()
+            )

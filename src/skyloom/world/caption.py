@@ -10,11 +10,11 @@ import numpy as np
 
 from skyloom.core.seeds import derive_seed
 from skyloom.world.camera import CAMERAS
-from skyloom.world.light import TIMES
+from skyloom.world.light import INDOOR_PHRASES, TIMES
 from skyloom.world.nouns import article
 from skyloom.world.places import PLACES
 from skyloom.world.scene import Scene
-from skyloom.world.style import STYLES
+from skyloom.world.style import COLOURLESS, COLOURS, STYLES
 from skyloom.world.subject import ALOFT, Subject
 from skyloom.world.weather import WEATHERS
 
@@ -22,6 +22,8 @@ _DIRECTIONS = {
     "left": ("to the left", "from right to left", "toward the left", "leftward", "to the left side"),
     "right": ("to the right", "from left to right", "toward the right", "rightward", "to the right side"),
 }
+
+_COLOUR_WORDS = frozenset(COLOURS) - {"white", "black"} | {"mint", "colorful"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,22 @@ def name_of(subject: Subject) -> str:
     return article(subject.name, adjective or None)
 
 
+def hour_phrases(scene: Scene) -> tuple[str, ...]:
+    """What can be said of a scene's hour; nothing where there is none."""
+    if scene.time_of_day is None:
+        return ()
+    if PLACES[scene.place].medium == "indoors":
+        return INDOOR_PHRASES[scene.time_of_day]
+    return _seen(TIMES[scene.time_of_day].phrases, scene.style)
+
+
+def _seen(phrases: tuple[str, ...], style: str | None) -> tuple[str, ...]:
+    """Without colour words if the style has no colours."""
+    if style not in COLOURLESS:
+        return phrases
+    return tuple(phrase for phrase in phrases if not set(phrase.split()) & _COLOUR_WORDS) or phrases[:1]
+
+
 class _Words:
     """The parts of a sentence, each drawn anew when asked for."""
 
@@ -104,7 +122,10 @@ class _Words:
         return self.pick(place.over if place.over and self.subject.motion in ALOFT else place.phrases)
 
     def when(self) -> str:
-        return self.pick(TIMES[self.scene.time_of_day].phrases) if self.scene.time_of_day else ""
+        return self.pick(hour_phrases(self.scene)) if self.scene.time_of_day else ""
+
+    def detail(self) -> str:
+        return self.pick(_seen(PLACES[self.scene.place].details, self.scene.style))
 
     def weather(self) -> str:
         return self.pick(WEATHERS[self.scene.weather].phrases) if self.scene.weather else ""
@@ -146,7 +167,7 @@ class _Words:
             opening = self.styled(
                 _join([self.who(), self.act(True), self.where(), self.weather(), self.when()])
             )
-        sentences = [opening, self.pick(PLACES[self.scene.place].details)]
+        sentences = [opening, self.detail()]
         if self.scene.camera != "static" or self.chance.random() < 0.5:
             sentences.append(self.pick(CAMERAS[self.scene.camera]))
         return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)

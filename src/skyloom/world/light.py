@@ -40,6 +40,12 @@ TIMES: dict[str, Light] = {
     ),
 }  # fmt: skip
 
+# What is said of the hour where no sky is seen but through a window.
+INDOOR_PHRASES: dict[str, tuple[str, ...]] = {
+    "day": ("during the day", "in daylight", "on a bright day"),
+    "night": ("at night", "late at night", "in the evening dark"),
+}
+
 # Places without a sky carry a light of their own.
 INNER_LIGHTS: dict[str, Light] = {
     "underwater": Light((0.10, 0.52, 0.78), (0.03, 0.30, 0.55), (0.8, 1.0, 1.0), (0.80, 0.94, 1.0), 0.5),

@@ -270,7 +270,7 @@ def _sway(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 _GO_AWAY = (" into the distance", " away from the camera", " away")
 _COME = (" toward the camera", " towards us", " closer and closer")
 _GOING = {
-    "": ("moving",), "walker": ("walking", "coming"), "person": ("walking",), "runner": ("running",),
+    "": ("moving",), "walker": ("walking", "running"), "person": ("walking",), "runner": ("running",),
     "car": ("driving",), "boat": ("sailing",), "aircraft": ("flying",), "flyer": ("flying",),
     "swimmer": ("swimming",), "ball": ("rolling",),
 }  # fmt: skip
@@ -364,7 +364,7 @@ _TABLE: dict[str, dict[str, tuple[str, ...]]] = {
                "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
     "food": {"ground": _THING, "indoors": _THING, "water": _WAVES, "deep": ("drift", "float", "sink"),
              "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
-    "building": {"ground": ("idle", "grow", "shrink", "dance")},
+    "building": {"ground": ("idle", "grow", "shrink")},
     "plant": {"ground": ("sway", "grow", "idle"), "indoors": ("sway", "idle")},
     "celestial": {"ground": ("rise", "float"), "water": ("rise", "float"), "air": ("rise", "float", "spin"),
                   "space": ("spin", "drift", "float", "near")},

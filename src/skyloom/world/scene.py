@@ -1,7 +1,7 @@
 """A scene: everything that will be seen, drawn from a vocabulary by a seed, before a single pixel is painted."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from skyloom.world.camera import CLOSENESS, FOCAL, camera_suits
 from skyloom.world.motion import MOTIONS
 from skyloom.world.nouns import NOUNS, Noun
 from skyloom.world.places import PLACES, Place
+from skyloom.world.style import COLOURLESS
 from skyloom.world.subject import Casting, Split, Subject, choose_action, make_subjects, pick
 from skyloom.world.vocabulary import Vocabulary
 
@@ -91,6 +92,9 @@ def sample_scene(
     noun, place_name, motion = choose_action(chance, vocabulary, split, nouns)
     place = PLACES[place_name]
     camera = _choose_camera(chance, vocabulary, motion)
+    style = pick(chance, vocabulary.styles) if chance.random() < vocabulary.style else None
+    if style in COLOURLESS:
+        vocabulary = replace(vocabulary, coloured=0.0)
     casting = Casting(vocabulary, split, nouns, place_name, motion, shape, CLOSENESS.get(camera, 1.0))
     subjects, relation = make_subjects(chance, casting, noun)
     time_of_day, weather = _choose_air(chance, vocabulary, place)
@@ -100,11 +104,13 @@ def sample_scene(
         time_of_day=time_of_day,
         subjects=subjects,
         relation=relation,
-        props=_make_props(chance, vocabulary, place, nouns, shape),
+        props=_make_props(
+            chance, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape
+        ),
         camera=camera,
         camera_sign=int(pick(chance, (-1, 1))),
         weather=weather,
-        style=pick(chance, vocabulary.styles) if chance.random() < vocabulary.style else None,
+        style=style,
         shape=shape,
         fps=fps,
         look=Look(*(float(value) for value in chance.random(5))),
@@ -140,7 +146,7 @@ def _make_props(
     chance: np.random.Generator,
     vocabulary: Vocabulary,
     place: Place,
-    nouns: Mapping[str, Noun],
+    nouns: Set[str],
     shape: VideoShape,
 ) -> tuple[Prop, ...]:
     """A few props behind the subjects, to the sides."""

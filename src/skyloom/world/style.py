@@ -99,6 +99,8 @@ def _neon(frames: Tensor) -> Tensor:
 
 Look = Callable[[Tensor], Tensor]
 
+COLOURLESS = frozenset({"black and white", "vintage"})  # no colour word is true of these
+
 # style: how to make it, and what to say before the sentence
 STYLES: dict[str, tuple[Look, tuple[str, ...]]] = {
     "black and white": (_black_and_white, ("a black and white film of", "a black and white video of")),
