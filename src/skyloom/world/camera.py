@@ -64,7 +64,7 @@ class View:
 
 
 def view_at(camera: str, times: Curve, duration: float, sign: int, subject_x: Curve, airy: bool) -> View:
-    """The camera at each of `times`; `sign` chooses the side of an orbit, `subject_x` (metres) is what to follow."""
+    """The camera at each of `times`; `sign` is the side of an orbit, `subject_x` (metres) what to follow."""
     still = np.zeros_like(times)
     view = View(still.copy(), still + HEIGHT, still.copy(), still.copy(), still + PITCH, still + FOCAL)
     progress = times / duration

@@ -35,7 +35,7 @@ MOVING_GROUNDS = frozenset({"water", "beach", "seabed"})
 
 
 class Floor:
-    """Where each ray meets the plane y = 0: metres to the right and ahead, distance, and how sharp detail may be."""
+    """Where each ray meets the plane y = 0: metres right and ahead, distance, how sharp detail may be."""
 
     def __init__(self, rays: Rays) -> None:
         reach = rays.y / (-rays.up).clamp(min=0.004)

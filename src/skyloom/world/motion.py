@@ -30,7 +30,7 @@ class Path:
 
 @dataclass
 class Pose:
-    """Where a subject is at each time. `depth` multiplies its distance; `roll` is in radians, left turn positive."""
+    """Where a subject is at each time: `depth` multiplies its distance, `roll` turns it left (radians)."""
 
     x: Curve
     height: Curve
@@ -286,9 +286,12 @@ MOTIONS: dict[str, Motion] = {
         directed=True,
     ),
     "swim": Motion(_swim, {"": ("swimming", "gliding")}, directed=True),
-    "sail": Motion(_sail, {"": ("floating", "drifting", "swimming"), "boat": ("sailing", "cruising", "gliding"),
-                           "object": ("floating", "drifting"), "ball": ("floating", "drifting"),
-                           "food": ("floating", "drifting")}, directed=True),
+    "sail": Motion(
+        _sail,
+        {"": ("floating", "drifting", "swimming"), "boat": ("sailing", "cruising", "gliding"),
+         "object": ("floating", "drifting"), "ball": ("floating", "drifting"), "food": ("floating", "drifting")},
+        directed=True,
+    ),
     "roll": Motion(_roll, {"": ("rolling", "rolling along", "tumbling")}, directed=True),
     "slide": Motion(_slide, {"": ("sliding", "gliding", "moving")}, directed=True),
     "bounce along": Motion(_bounce_along, {"": ("bouncing", "bouncing along")}, directed=True),
@@ -323,60 +326,9 @@ MOTIONS: dict[str, Motion] = {
     "grow": Motion(_grow, {"": ("growing", "growing bigger", "getting bigger")}),
     "shrink": Motion(_shrink, {"": ("shrinking", "getting smaller")}),
     "circle": Motion(
-        _circle, {"": ("flying in circles", "circling around"), "swimmer": ("swimming in circles", "circling around")}
+        _circle,
+        {"": ("flying in circles", "circling around"), "swimmer": ("swimming in circles", "circling around")},
     ),
     "take off": Motion(_take_off, {"": ("taking off", "lifting off", "launching into the air")}),
     "sway": Motion(_sway, {"": ("swaying", "swaying gently")}),
 }  # fmt: skip
-
-# What each kind of noun can do in each medium. A missing pair means that it does not belong there.
-_THING = (
-    "slide",
-    "bounce along",
-    "bounce",
-    "spin",
-    "float",
-    "idle",
-    "turn",
-    "dance",
-    "grow",
-    "shrink",
-    "fall",
-)
-_ADRIFT = ("drift", "float", "spin", "turn")
-_WAVES = ("sail", "bob")
-_BEAST = ("walk", "run", "hop", "idle", "jump", "near", "away", "dance")
-_WINGED = ("fly", "arc", "hover", "near", "away", "circle")
-_MACHINE = ("fly", "hover", "near", "away", "take off")
-_TABLE: dict[str, dict[str, tuple[str, ...]]] = {
-    "walker": {"ground": _BEAST, "indoors": _BEAST, "space": _ADRIFT},
-    "person": {"ground": ("walk", "idle", "jump", "dance", "near", "away"), "indoors": ("walk", "idle", "jump", "dance"),
-               "space": _ADRIFT},
-    "runner": {"ground": ("run", "near"), "indoors": ("run",)},
-    "car": {"ground": ("drive", "idle", "near", "away"), "space": _ADRIFT, "deep": ("sink", "float")},
-    "flyer": {"ground": _WINGED, "water": _WINGED, "air": _WINGED, "indoors": ("fly", "hover"), "space": ("drift", "float")},
-    "aircraft": {"ground": _MACHINE, "water": _MACHINE[:4], "air": _MACHINE[:4], "deep": ("sink", "float"), "space": ("fly", "drift", "float", "near")},
-    "swimmer": {"water": ("leap", "swim"), "deep": ("swim", "arc", "hover", "near", "circle"), "space": _ADRIFT},
-    "boat": {"water": ("sail", "bob", "near", "away")},
-    "ball": {"ground": ("roll", "bounce along", "bounce", "spin", "fall", "near"), "indoors": ("roll", "bounce along", "bounce"),
-             "water": _WAVES, "deep": ("drift", "float", "sink"), "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
-    "object": {"ground": _THING, "indoors": _THING, "water": _WAVES, "deep": ("drift", "float", "sink"),
-               "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
-    "food": {"ground": _THING, "indoors": _THING, "water": _WAVES, "deep": ("drift", "float", "sink"),
-             "air": ("drift", "float", "spin", "fall"), "space": _ADRIFT},
-    "building": {"ground": ("idle", "grow", "shrink")},
-    "plant": {"ground": ("sway", "grow", "idle"), "indoors": ("sway", "idle")},
-    "celestial": {"ground": ("rise", "float"), "water": ("rise", "float"), "air": ("rise", "float", "spin"),
-                  "space": ("spin", "drift", "float", "near")},
-}  # fmt: skip
-# A head or a bust has no legs: it may hop and spin, never walk.
-_BODILY = frozenset({"walk", "run", "near", "away", "idle"})
-
-
-def motions_for(kind: str, medium: str, whole: bool) -> tuple[str, ...]:
-    """What a kind of noun can do in a medium; heads and busts (`whole` false) never walk."""
-    moves = _TABLE.get(kind, {}).get(medium, ())
-    if whole or kind not in ("walker", "person", "runner"):
-        return moves
-    extra = ["hop", "jump", "spin"] if moves and medium in ("ground", "indoors") else []
-    return tuple(dict.fromkeys([move for move in moves if move not in _BODILY] + extra))

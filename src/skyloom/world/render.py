@@ -1,4 +1,4 @@
-"""Paint a scene: sky, backdrop, ground, then sprites from far to near, weather, style. Pure torch, no randomness.
+"""Paint a scene: sky, backdrop, ground, then sprites from far to near, weather, style.
 
 Every pixel of every frame depends on the scene and its time alone, so a still is exactly a frame of the clip.
 """
@@ -29,7 +29,7 @@ BLOCK = 16  # frames painted together: large enough to amortise calls, small eno
 
 @dataclass(frozen=True)
 class Rendering:
-    """Frames, and for each subject where it covers them and the box around that (x0 y0 x1 y1; zeros when unseen)."""
+    """Frames, and for each subject its mask and the box around it (x0 y0 x1 y1; zeros when unseen)."""
 
     frames: UInt8[Tensor, "t h w c"]
     masks: Bool[Tensor, "o t h w"]

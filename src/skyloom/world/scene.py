@@ -1,4 +1,4 @@
-"""A scene: everything that will be seen, drawn from a vocabulary by a seed, before a single pixel is painted."""
+"""A scene: everything that will be seen, drawn from a vocabulary by a seed, before any pixel is painted."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace

@@ -160,7 +160,7 @@ _RANGES: dict[str, tuple[tuple[float, float, float, Colour], ...]] = {
 
 
 def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light: Light) -> Picture:
-    """What stands on the horizon: hills, peaks, dunes, trees or houses. Nearer rows move more with the camera."""
+    """What stands on the horizon, far rows first; nearer rows move more with the camera."""
     air = mix(colour(light.horizon, sky), colour(light.zenith, sky), 0.12)
     ambient = colour(light.ambient, sky)
     if backdrop == "skyline":
@@ -223,10 +223,8 @@ def _paint_skyline(sky: Tensor, scene: Scene, rays: Rays, air: Tensor, ambient: 
         wall = wall * smoothstep((top - rays.elevation) / rays.pixel, -0.6, 0.8)
         tone = hashed(column, index + 1.9)
         base = over(colour((0.42, 0.50, 0.62), sky), colour((0.66, 0.56, 0.54), sky), tone)
-        if dark:
-            base = colour((0.07, 0.09, 0.19), sky) * (0.8 + 0.5 * tone)[:, None]
-        else:
-            base = base * ambient
+        night = colour((0.07, 0.09, 0.19), sky) * (0.8 + 0.5 * tone)[:, None]
+        base = night if dark else base * ambient
         across, floor = inside * 3, rays.elevation * 11
         pane_x, pane_y = (torch.frac(across) - 0.5).abs(), (torch.frac(floor + 20) - 0.5).abs()
         pane = smoothstep((0.27 - pane_x) / (soft * 3), -0.8, 0.8) * smoothstep(

@@ -120,7 +120,7 @@ def project(placed: Placed, view: View, foot: float) -> OnScreen:
 def sprite_frames(
     atlas: Atlas, placed: Placed, times: Curve, device: torch.device
 ) -> tuple[Float[Tensor, "n 4 s s"], np.ndarray, float]:
-    """The art of a sprite, premultiplied: its distinct frames, which one each time shows, and where its feet are."""
+    """The art of a sprite, premultiplied: its distinct frames, which of them each time shows, its feet."""
     art = atlas.frames(placed.noun)
     index = np.floor(times * ATLAS_FPS * placed.pace + placed.phase * len(art)).astype(np.int64) % len(art)
     distinct, shown = np.unique(index, return_inverse=True)

@@ -1,7 +1,7 @@
 """Who is in a scene and what they do: nouns, what they can do where, and paths that keep them in the frame.
 
-The noun is drawn first, then a place where it belongs, then something it can do there. One pair of (noun, place)
-or (noun, motion) in ten is held out of training, by a hash that never changes.
+The noun is drawn first, then a place where it belongs, then something it can do there. One (noun, place)
+or (noun, motion) pair in ten is held out of training, by a hash that never changes.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ import numpy as np
 
 from skyloom.core.errors import ConfigError
 from skyloom.core.types import VideoShape
+from skyloom.world.abilities import motions_for
 from skyloom.world.camera import GROUND_LEVEL
-from skyloom.world.motion import MOTIONS, Path, motions_for
+from skyloom.world.motion import MOTIONS, Path
 from skyloom.world.nouns import Noun
 from skyloom.world.places import PLACES, Place
 from skyloom.world.style import COLOURS
@@ -33,11 +34,6 @@ _SALT = "skyloom 233"  # chosen so that no noun is held out whole
 _ALONE = frozenset({"roll", "spin", "turn", "near", "away", "circle", "grow", "shrink", "bounce along"})
 _SIGNS = {"left": -1, "right": 1}
 _COLOUR_WORDS = frozenset(COLOURS) | {"gold", "silver", "brown", "polar", "gray", "rainbow", "fire"}
-# Nouns that can do more than their kind.
-_SWIMS = frozenset(
-    {"turtle", "penguin", "duck", "crocodile", "seal", "otter", "frog", "mermaid", "lobster", "crab"}
-)
-_FLOATS = frozenset({"duck", "swan", "goose", "seal", "turtle"})
 
 
 @dataclass(frozen=True)
@@ -74,27 +70,12 @@ def pick(chance: np.random.Generator, items: Sequence[Item], weights: Sequence[f
     return items[int(np.searchsorted(shares, chance.random() * shares[-1], side="right"))]
 
 
-def possible_motions(noun: Noun, place_name: str) -> tuple[str, ...]:
-    """What a noun can do in a place, in any vocabulary."""
-    medium = PLACES[place_name].medium
-    kind = noun.kind
-    if medium == "deep" and noun.key in _SWIMS:
-        return ("swim", "hover")
-    if medium == "water" and noun.key in _FLOATS:
-        return ("sail", "bob")
-    if medium == "deep" and kind == "boat":
-        return ("sink", "float")
-    if noun.key == "balloon":
-        return ("rise", "drift", "float") if medium != "indoors" else ("rise", "float")
-    return motions_for(kind, medium, noun.whole)
-
-
 @lru_cache(maxsize=4096)
 def actions(noun: Noun, vocabulary: Vocabulary, split: Split = "all") -> tuple[tuple[str, str], ...]:
     """The (place, motion) pairs that a split of a vocabulary allows a noun."""
     found = []
     for place in vocabulary.places:
-        for motion in possible_motions(noun, place):
+        for motion in motions_for(noun.key, noun.kind, PLACES[place].medium, noun.whole):
             if motion not in vocabulary.motions:
                 continue
             held = is_held_out(noun.key, place) or is_held_out(noun.key, motion)

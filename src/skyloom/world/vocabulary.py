@@ -1,4 +1,4 @@
-"""How large a world to draw scenes from: nouns, places, hours, motions, cameras, weathers, styles, colours."""
+"""How large a world to draw from: nouns, places, hours, motions, cameras, weathers, styles, colours."""
 
 from dataclasses import dataclass
 
@@ -47,8 +47,8 @@ SMALL = Vocabulary(
     places=("beach", "meadow", "desert", "mountains", "city", "ocean", "sky", "underwater", "space"),
     times=("day", "sunset", "night"),
     motions=(
-        "walk", "run", "drive", "fly", "swim", "sail", "roll", "hop", "leap", "drift", "idle", "hover", "float",
-        "bounce", "jump", "near", "bob", "spin", "sink",
+        "walk", "run", "drive", "fly", "swim", "sail", "roll", "hop", "leap", "drift",
+        "idle", "hover", "float", "bounce", "jump", "near", "bob", "spin", "sink",
     ),
     cameras=("static", "pan left", "pan right", "zoom in"),
     static_camera=0.65,

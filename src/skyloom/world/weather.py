@@ -25,18 +25,28 @@ class Weather:
 
 
 WEATHERS: dict[str, Weather] = {
-    "rain": Weather(("in the rain", "in heavy rain", "while it is raining"), 26, -1.9, 0.011, 6.0,
-                    ((0.80, 0.88, 1.0),), 0.55),
+    "rain": Weather(
+        ("in the rain", "in heavy rain", "while it is raining"),
+        26, -1.9, 0.011, 6.0, ((0.80, 0.88, 1.0),), 0.55,
+    ),
     "snow": Weather(("in falling snow", "while snow falls", "during a snowfall"), 26, -0.45, 0.034),
     "fog": Weather(("in the fog", "in thick mist", "in the mist")),
-    "leaves": Weather(("with falling autumn leaves", "as leaves fall", "while autumn leaves fall"), 10, -0.40, 0.060, 0.6,
-                      ((0.85, 0.45, 0.10), (0.92, 0.68, 0.15), (0.72, 0.25, 0.10))),
-    "petals": Weather(("with falling petals", "as cherry blossom petals fall", "among falling petals"), 12, -0.32, 0.052,
-                      0.6, ((1.0, 0.72, 0.82), (1.0, 0.86, 0.92))),
-    "confetti": Weather(("with confetti falling", "in a shower of confetti"), 14, -0.55, 0.050, 0.6,
-                        ((0.95, 0.20, 0.30), (0.20, 0.60, 0.95), (1.0, 0.85, 0.20), (0.30, 0.80, 0.40))),
-    "bubbles": Weather(("with bubbles rising", "among rising bubbles", "surrounded by bubbles"), 12, 0.45, 0.050, 1.0,
-                       ((0.85, 0.97, 1.0),), 0.75, ring=True),
+    "leaves": Weather(
+        ("with falling autumn leaves", "as leaves fall", "while autumn leaves fall"),
+        10, -0.40, 0.060, 0.6, ((0.85, 0.45, 0.10), (0.92, 0.68, 0.15), (0.72, 0.25, 0.10)),
+    ),
+    "petals": Weather(
+        ("with falling petals", "as cherry blossom petals fall", "among falling petals"),
+        12, -0.32, 0.052, 0.6, ((1.0, 0.72, 0.82), (1.0, 0.86, 0.92)),
+    ),
+    "confetti": Weather(
+        ("with confetti falling", "in a shower of confetti"),
+        14, -0.55, 0.050, 0.6, ((0.95, 0.20, 0.30), (0.20, 0.60, 0.95), (1.0, 0.85, 0.20), (0.30, 0.80, 0.40)),
+    ),
+    "bubbles": Weather(
+        ("with bubbles rising", "among rising bubbles", "surrounded by bubbles"),
+        12, 0.45, 0.050, 1.0, ((0.85, 0.97, 1.0),), 0.75, ring=True,
+    ),
 }  # fmt: skip
 
 
