@@ -8,7 +8,7 @@ from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
 from skyloom.models.vae import SPACE, TIME, Vae, VaeConfig, initialise_linear_path
 
-SMALL = VaeConfig(latent_channels=8, encoder_widths=(8, 8, 16, 16), decoder_widths=(8, 8, 16, 16))
+SMALL = VaeConfig(latent_channels=8, decoder_widths=(8, 8, 16, 16))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from skyloom.train.recipe import AutoencoderRun, Recipe, build_task
 from skyloom.train.record import Record
 from skyloom.train.state import STATE_FILE
 
-TINY = VaeConfig(latent_channels=4, encoder_widths=(4, 8, 8, 8), decoder_widths=(8, 8, 8, 8))
+TINY = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from skyloom.core.seeds import derive_seed
 from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
 from skyloom.world.scene import STILL_SECONDS
+from skyloom.world.subject import is_held_out
 from skyloom.world.vocabulary import VOCABULARIES
 
 PLAN_FILE = "plan.json"
@@ -64,6 +65,25 @@ def read_shards(folder: Path) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]
     """Every finished shard in order: frames uint8 [n t h w c] (memory-mapped) and a row per clip."""
     for path in sorted(folder.glob("clips-*.npy")):
         yield np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())
+
+
+def read_plan(folder: Path) -> ClipPlan:
+    """The plan that a folder was rendered by."""
+    return ClipPlan(**json.loads((folder / PLAN_FILE).read_text()))
+
+
+def is_row_held_out(row: dict[str, Any]) -> bool:
+    """Whether a clip shows a noun in a place, or doing something, that training must never see."""
+    facts = row["facts"]
+    return is_held_out(facts["noun"], facts["place"]) or is_held_out(facts["noun"], facts["motion"])
+
+
+def used_captions(row: dict[str, Any], plan_frames: int) -> tuple[str, ...]:
+    """The sentences that training uses of a clip: the medium one and the short or the long one; one of a still."""
+    captions, seed = row["captions"], row["seed"]
+    if plan_frames == 1:
+        return (captions[("medium", "short", "medium", "long")[seed // 2 % 4]],)
+    return captions["medium"], captions["short" if seed % 2 else "long"]
 
 
 def digest(folder: Path) -> str:

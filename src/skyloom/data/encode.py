@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from skyloom.data.clips import read_shards
+from skyloom.data.clips import read_shards, used_captions
 from skyloom.models.text import TextEncoder
 from skyloom.models.vae import Vae
 
@@ -47,7 +47,7 @@ def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
 
 
 @torch.no_grad()
-def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 64) -> int:
+def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 128) -> int:
     """Write one table of contexts for every distinct caption of all folders; returns their number.
 
     The table holds `tokens` [sum of lengths, d], `lengths` [n], `pooled` [n d]; the captions themselves
@@ -55,12 +55,12 @@ def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path,
     """
     texts = {""}
     for folder in folders:
-        for _, rows in read_shards(folder):
-            texts.update(text for row in rows for text in row["captions"].values())
+        for frames, rows in read_shards(folder):
+            texts.update(text for row in rows for text in used_captions(row, frames.shape[1]))
     ordered = sorted(texts, key=lambda text: (len(text), text))
     tokens, lengths, pooled = [], [], []
     for start in range(0, len(ordered), batch):
-        coded = encoder.encode(ordered[start : start + batch])
+        coded = encoder.encode_together(ordered[start : start + batch])
         for context, mask in zip(coded.context, coded.context_mask, strict=True):
             tokens.append(context[mask].bfloat16())
             lengths.append(int(mask.sum()))

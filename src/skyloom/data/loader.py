@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import derive_seed
-from skyloom.data.clips import read_shards
+from skyloom.data.clips import PLAN_FILE, is_row_held_out, read_plan, read_shards, used_captions
 from skyloom.data.encode import LATENT_SUFFIX, to_pixels
 
 _PAD = 8
@@ -115,14 +115,20 @@ class LatentLoader:
         self.shares = shares / shares.sum()
 
     def _load(self, folder: Path) -> _Loaded:
+        """Read a folder; pairs that today's law holds out are left out of training, whenever they were rendered."""
         loaded, parts = [], []
-        for _, rows in read_shards(folder):
-            loaded += [tuple(self.table.index[text] for text in row["captions"].values()) for row in rows]
+        keep: list[bool] = []
+        training = (folder / PLAN_FILE).exists() and read_plan(folder).split == "train"
+        for frames, rows in read_shards(folder):
+            keep += [not (training and is_row_held_out(row)) for row in rows]
+            used = [used_captions(row, frames.shape[1]) for row in rows]
+            loaded += [tuple(self.table.index[text] for text in texts) for texts in used]
         for path in sorted(folder.glob(f"clips-*{LATENT_SUFFIX}")):
             parts.append(load_file(path)["latent"])
         if not parts or len(loaded) != sum(map(len, parts)):
             raise ConfigError(f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first.")
-        return _Loaded(torch.cat(parts), loaded)
+        kept = [index for index, keeping in enumerate(keep) if keeping]
+        return _Loaded(torch.cat(parts)[kept], [loaded[index] for index in kept])
 
     def __call__(self, step: int) -> LatentBatch:
         """The batch of one step."""

@@ -48,12 +48,7 @@ class ShiftBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(F.silu(shifted)))), last
 
 
-def merge_frames(x: Float[Tensor, "bt c h w"]) -> Float[Tensor, "b2 c2 h w"]:
-    """Stack each pair of frames into the channels of one."""
-    return rearrange(x, "(n two) c h w -> n (two c) h w", two=2)
-
-
 def split_frames(x: Float[Tensor, "bt c h w"]) -> Float[Tensor, "b2 c2 h w"]:
-    """The inverse of `merge_frames`."""
+    """Turn each frame into two, by halves of its channels."""
     frames = rearrange(x, "n (two c) h w -> (n two) c h w", two=2)
     return frames.contiguous(memory_format=torch.channels_last)

@@ -1,13 +1,12 @@
 """The causal video autoencoder: 4 frames x 16 x 16 pixels become one latent cell; the first frame stays alone.
 
 The first frame is repeated three times in front, so that every latent frame covers four frames and the
-first one sees only frame 0. A linear path, initialised with the principal components of 4x16x16
-patches, carries most of the picture; a small convolutional path adds what a linear map cannot.
-Why not the Wan autoencoder: docs/decisions/0003-autoencoder.md.
+first one sees only frame 0. The encoder is linear: the principal components of 4x16x16 patches. The decoder
+is their inverse plus a convolutional path that restores what a linear map cannot, the seams of the patches
+above all. Why not the Wan autoencoder: docs/decisions/0003-autoencoder.md.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
-from skyloom.models.conv import ShiftBlock, merge_frames, split_frames
+from skyloom.models.conv import ShiftBlock, split_frames
 
 TIME, SPACE = 4, 16
 
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Channels of the latent and of the four resolutions: 1/2, 1/4, 1/8 and 1/16 of the pixels."""
+    """Channels of the latent, and of the decoder at 1/2, 1/4, 1/8 and 1/16 of the pixels."""
 
     latent_channels: int = 48
-    encoder_widths: tuple[int, int, int, int] = (16, 48, 96, 192)
     decoder_widths: tuple[int, int, int, int] = (32, 64, 128, 192)
 
     @property
@@ -78,36 +76,17 @@ class Vae(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to raw latents (before normalisation)."""
+    """Pixels to raw latents (before normalisation): the principal components of 4x16x16 patches."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
-        half, quarter, eighth, sixteenth = config.encoder_widths
-        conv = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
         self.linear = nn.Conv2d(3 * TIME, config.latent_channels, SPACE, stride=SPACE)
-        self.stem = nn.Conv2d(12, half, 3, padding=1)
-        self.to_quarter = conv(half, quarter)
-        self.block_quarter = ShiftBlock(quarter)
-        self.merge_first = nn.Conv2d(2 * quarter, quarter, 1)
-        self.to_eighth = conv(quarter, eighth)
-        self.block_eighth = ShiftBlock(eighth)
-        self.merge_second = nn.Conv2d(2 * eighth, eighth, 1)
-        self.to_sixteenth = conv(eighth, sixteenth)
-        self.block_sixteenth = ShiftBlock(sixteenth)
-        self.head = nn.Conv2d(sixteenth, config.latent_channels, 1)
-        _start_small(self, self.head)
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Whole videos only; the first frame is repeated in front."""
-        batch = video.shape[0]
         padded = torch.cat([repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2)
-        linear = self.linear(rearrange(padded, "b c (u n) h w -> (b u) (n c) h w", n=TIME))
-        x = rearrange(padded, "b c t (h p) (w q) -> (b t) (c p q) h w", p=2, q=2)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        x, _ = self.block_quarter(self.to_quarter(F.silu(x)), batch, None)
-        x, _ = self.block_eighth(self.to_eighth(self.merge_first(merge_frames(x))), batch, None)
-        x, _ = self.block_sixteenth(self.to_sixteenth(self.merge_second(merge_frames(x))), batch, None)
-        return rearrange(self.head(F.silu(x)) + linear, "(b u) c y x -> b c u y x", b=batch)
+        groups = rearrange(padded, "b c (u n) h w -> (b u) (n c) h w", n=TIME)
+        return rearrange(self.linear(groups), "(b u) c y x -> b c u y x", b=len(video))
 
 
 class Decoder(nn.Module):

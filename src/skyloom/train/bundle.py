@@ -6,11 +6,12 @@ python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data C
 import argparse
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from skyloom import __version__
-from skyloom.data.clips import PLAN_FILE, digest, read_shards
+from skyloom.data.clips import digest, read_plan, read_shards
 from skyloom.models.checkpoint import write_manifest
 from skyloom.train.record import Record
 
@@ -44,8 +45,7 @@ def bundle(parts: dict[str, Path], data: list[Path], ledger: Path, out: Path, in
 
 def describe(folder: Path) -> dict[str, Any]:
     """The plan of a folder of clips, how many there are, and their digest."""
-    plan = json.loads((folder / PLAN_FILE).read_text())
-    return {**plan, "count": sum(len(rows) for _, rows in read_shards(folder)), "digest": digest(folder)}
+    return {**asdict(read_plan(folder)), "count": sum(len(rows) for _, rows in read_shards(folder)), "digest": digest(folder)}
 
 
 def summarise(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     """Matrices are decayed, vectors are not, slow parameters are their own group."""
     slow, matrices, vectors = [], [], []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if any(part in name for part in config.slow):
             slow.append(parameter)
         else:

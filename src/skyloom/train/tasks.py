@@ -32,13 +32,14 @@ def autoencoder_task(run: AutoencoderRun, loop: LoopConfig) -> Task:
     torch.manual_seed(loop.seed)
     vae = Vae(run.model)
     initialise_linear_path(vae, sample_patches(folders, run.patches, loop.seed))
+    normalise(vae, folders[0])
+    vae.encoder.requires_grad_(requires_grad=False)
     vae.to(loop.device or "cpu").to(memory_format=torch.channels_last)
 
     losses_of = torch.compile(autoencoder_losses) if loop.compile else autoencoder_losses
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
-        normalised = normalised_weights(run, weights)
-        save_part(folder, "vae", run.model, normalised, dtype=torch.bfloat16, metadata={"step": str(step)})
+        save_part(folder, "vae", run.model, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
 
     return Task(
         module=vae,
@@ -61,7 +62,7 @@ def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, 
         clip = clip[random.integers(len(clip))]
         start = random.integers(max(1, len(clip) - TIME + 1))
         frames = clip[[start] * TIME] if random.random() < 1 / 8 else clip[start : start + TIME]
-        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(frames[None])))
+        pixels = to_pixels(torch.from_numpy(np.array(frames[None])))
         patches.append(
             rearrange(pixels[0], "c n (y p) (x q) -> (y x) (n c p q)", p=SPACE, q=SPACE)
         )
@@ -69,18 +70,12 @@ def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, 
 
 
 @torch.no_grad()
-def normalised_weights(run: AutoencoderRun, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with mean and scale set from data: zero mean per channel, unit scale over all channels."""
-    vae = Vae(run.model)
-    vae.load_state_dict(weights)
-    latents = []
-    for frames, _ in read_shards(Path(run.folders[0])):
-        latents += [vae.encode(to_pixels(torch.from_numpy(np.array(frames[:8]))))]
-        if len(latents) * 8 >= 2 * _MEASURED_CLIPS:
-            break
-    flat = rearrange(torch.cat(latents), "b c t h w -> c (b t h w)")
-    scale = (flat - flat.mean(1, keepdim=True)).square().mean().sqrt()
-    return {**weights, "mean": flat.mean(1), "std": scale.expand(len(flat)).clone()}
+def normalise(vae: Vae, folder: Path) -> None:
+    """Set mean and scale from clips: zero mean per channel, unit scale over all channels together."""
+    frames, _ = next(read_shards(folder))
+    flat = rearrange(vae.encode(to_pixels(torch.from_numpy(np.array(frames[:48])))), "b c t h w -> c (b t h w)")
+    vae.mean.copy_(flat.mean(1))
+    vae.std.fill_((flat - flat.mean(1, keepdim=True)).square().mean().sqrt())
 
 
 @torch.no_grad()

@@ -1,0 +1,80 @@
+"""One attention call, its masks, and the fixed-size key-value cache of the causal reading."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def attend(
+    query: Float[Tensor, "b heads n c"],
+    key: Float[Tensor, "b heads m c"],
+    value: Float[Tensor, "b heads m c"],
+    bias: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "b heads n c"]:
+    """Softmax attention; `bias` is added to the scores.
+
+    On a CPU two plain products are faster than the fused kernel in bf16 (bench/dit_forward.py).
+    """
+    if query.device.type != "cpu":
+        mask = None if bias is None else bias.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    return scores.softmax(dim=-1) @ value
+
+
+def mask_bias(mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """0 where attention is allowed, a number that rounds to weight 0 where it is not."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
+
+
+def block_causal_mask(frames: int, window: int, tokens: int, device: torch.device) -> Bool[Tensor, "n n"]:
+    """Who may look at whom: a token sees its own window of latent frames and every window before."""
+    owner = torch.arange(frames, device=device) // window
+    owner = owner.repeat_interleave(tokens)
+    return owner[:, None] >= owner[None, :]
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Un-rotated keys, and values, of the latent frames that a new window may look at.
+
+    At most `sink` first frames and `recent` last ones are kept; `frames` says how many there are now. One
+    tensor per layer, `[b heads frames*tokens c]`.
+    """
+
+    sink: int
+    recent: int
+    frames: int = 0
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+
+    def extended(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int) -> "KvCache":
+        """The cache after one more window; what falls between sink and recent frames is forgotten."""
+        tokens = keys[0].shape[2] // frames
+        total = self.frames + frames
+        if self.frames:
+            keys = tuple(torch.cat(pair, dim=2) for pair in zip(self.keys, keys, strict=True))
+            values = tuple(torch.cat(pair, dim=2) for pair in zip(self.values, values, strict=True))
+        kept = min(total, self.sink + self.recent)
+        if total > kept:
+            keep = [*range(self.sink * tokens), *range((total - self.recent) * tokens, total * tokens)]
+            index = torch.tensor(keep, device=keys[0].device)
+            keys = tuple(key.index_select(2, index) for key in keys)
+            values = tuple(value.index_select(2, index) for value in values)
+        return KvCache(self.sink, self.recent, kept, keys, values)
+
+
+def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b heads n c"]:
+    """Give every head its channels."""
+    return rearrange(x, "b n (heads c) -> b heads n c", heads=heads)
+
+
+def join_heads(x: Float[Tensor, "b heads n c"]) -> Float[Tensor, "b n d"]:
+    """Put the heads' channels side by side again."""
+    return rearrange(x, "b heads n c -> b n (heads c)")

@@ -1,0 +1,146 @@
+"""The native model format: a folder of safetensors parts with their configs inside, and a manifest of hashes.
+
+A part is `PART.safetensors`, or `PART-00001-of-00002.safetensors` and so on when it is large. Reading is strict:
+a missing, truncated, corrupt, extra or misshapen tensor is a CheckpointError that names the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from skyloom.core.config import from_table
+from skyloom.core.errors import CheckpointError
+
+MANIFEST_FILE = "manifest.json"
+MAX_BYTES = 15 * 2**20
+T = TypeVar("T")
+_REPAIR = "Install skyloom again, or point --model at a whole model folder."
+
+
+def save_part(
+    folder: Path,
+    part: str,
+    config: object,
+    state: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[Path]:
+    """Write a part, split so that no file passes `max_bytes`; floating tensors are cast to `dtype` if given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: _stored(value, dtype) for name, value in state.items()}
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.nbytes
+        if size > max_bytes and shards[-1]:
+            shards.append({})
+            size = tensor.nbytes
+        shards[-1][name] = tensor
+    for old in _files(folder, part):
+        old.unlink()
+    header = {**(metadata or {}), "config": json.dumps(_plain(asdict(config)))}  # type: ignore[call-overload]
+    paths = []
+    for index, shard in enumerate(shards, 1):
+        suffix = "" if len(shards) == 1 else f"-{index:05d}-of-{len(shards):05d}"
+        path = folder / f"{part}{suffix}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file(shard, partial, metadata=header)
+        partial.replace(path)
+        paths.append(path)
+    return paths
+
+
+def load_part(folder: Path, part: str, config_class: type[T]) -> tuple[T, dict[str, Tensor], dict[str, str]]:
+    """A part's config, tensors and metadata. Raises CheckpointError naming what is missing or damaged."""
+    paths = _files(folder, part)
+    if not paths:
+        raise CheckpointError(f"{folder} has no weights for {part!r}.", hint=_REPAIR)
+    expected = int(paths[0].stem.rsplit("-of-", 1)[1]) if "-of-" in paths[0].stem else 1
+    if len(paths) != expected:
+        raise CheckpointError(f"{folder} has {len(paths)} of {expected} files of {part!r}.", hint=_REPAIR)
+    state: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}).", hint=_REPAIR) from error
+    if "config" not in metadata:
+        raise CheckpointError(f"{paths[0]} holds no config, so it is not a skyloom part.", hint=_REPAIR)
+    return from_table(json.loads(metadata["config"]), config_class, str(paths[0])), state, metadata
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fill a module; every tensor must be there and fit."""
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    bad = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
+    if missing or extra or bad:
+        named = ", ".join([*missing, *extra, *sorted(bad)][:3])
+        raise CheckpointError(
+            f"Weights do not fit {type(module).__name__}: {len(missing)} missing, {len(extra)} extra, "
+            f"{len(bad)} misshapen ({named}).",
+            hint="They belong to another model or version.",
+        )
+    module.load_state_dict(dict(state))
+
+
+def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
+    """Write `info` and the sha256 of every weights file."""
+    hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps({**info, "files": hashes}, indent=1) + "\n")
+    return path
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a model folder."""
+    path = folder / MANIFEST_FILE
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).", hint=_REPAIR) from error
+
+
+def verify_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file's hash was found to be as written."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing.", hint=_REPAIR)
+        if hash_file(path) != expected:
+            raise CheckpointError(f"{path} is corrupt: its hash is not the manifest's.", hint=_REPAIR)
+    return manifest
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path, part: str) -> list[Path]:
+    single = folder / f"{part}.safetensors"
+    return [single] if single.exists() else sorted(folder.glob(f"{part}-?????-of-?????.safetensors"))
+
+
+def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    cast = dtype is not None and value.is_floating_point()
+    return value.detach().to("cpu", dtype if cast else value.dtype).contiguous()
+
+
+def _plain(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}

@@ -1,0 +1,307 @@
+"""The spacetime transformer of the Wan family (Wan team 2025, arXiv 2503.20314), one block for every size.
+
+Tokens are patches of the latent in the order time, height, width. Each latent frame has its own noise level, so
+modulation is per latent frame, never per token. The same weights read a canvas in two ways, told apart by the
+attention mask alone: bidirectional, and causal in windows of `config.window` latent frames.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from skyloom.models.attention import (
+    KvCache,
+    attend,
+    block_causal_mask,
+    join_heads,
+    mask_bias,
+    split_heads,
+)
+from skyloom.models.rope import Angles, rope_angles, rotate
+
+Reading = Literal["bidirectional", "causal"]
+
+
+@dataclass(frozen=True)
+class DitConfig:
+    """Sizes. `pooled_text` adds the pooled prompt to the time embedding; Wan's own models do not."""
+
+    in_channels: int
+    out_channels: int
+    width: int
+    heads: int
+    layers: int
+    ffn: int
+    text_width: int
+    patch: tuple[int, int, int] = (1, 2, 2)
+    frequency_width: int = 256
+    pooled_text: bool = False
+    prediction: Literal["velocity", "denoised"] = "velocity"
+    window: int = 3
+    rope_theta: float = 10000.0
+    eps: float = 1e-6
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one head."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """A prompt, ready for every layer: keys and values `[b heads m c]`, mask bias, pooled vector."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    bias: Float[Tensor, "b 1 1 m"] | None
+    pooled: Float[Tensor, "b d"] | None
+
+
+class Dit(nn.Module):
+    """Latent, noise levels and text in; velocity or clean estimate out (`config.prediction`)."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = math.prod(config.patch)
+        self.patch = nn.Linear(config.in_channels * patch, config.width)
+        self.time = TimeEmbedding(config)
+        self.text = TextProjection(config.text_width, config.width)
+        self.pooled = nn.Linear(config.text_width, config.width) if config.pooled_text else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
+        self.head = nn.Linear(config.width, config.out_channels * patch)
+        _initialise(self)
+
+    def prepare_text(
+        self,
+        context: Float[Tensor, "b m k"],
+        context_mask: Bool[Tensor, "b m"] | None = None,
+        pooled: Float[Tensor, "b k"] | None = None,
+    ) -> TextCondition:
+        """Project a prompt once for all layers and steps; masked tokens are never looked at."""
+        projected = self.text(context)
+        pairs = [block.cross.keys_and_values(projected) for block in self.blocks]
+        bias = None if context_mask is None else rearrange(mask_bias(context_mask), "b m -> b 1 1 m")
+        vector = None if self.pooled is None or pooled is None else self.pooled(pooled)
+        return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector)
+
+    def forward(
+        self,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
+        text: TextCondition,
+        *,
+        reading: Reading = "bidirectional",
+        cache: KvCache | None = None,
+    ) -> Float[Tensor, "b o t h w"]:
+        """Predict for every latent frame; with a cache, the latent is one window and sees the cached frames too."""
+        return self._run(latent, sigma, text, reading, cache)[0]
+
+    def extend_cache(
+        self,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
+        text: TextCondition,
+        cache: KvCache,
+    ) -> KvCache:
+        """The cache after a finished window; `sigma` is the (small) noise that it is remembered with."""
+        return self._run(latent, sigma, text, "causal", cache)[1]
+
+    def _run(
+        self, latent: Tensor, sigma: Tensor, text: TextCondition, reading: Reading, cache: KvCache | None
+    ) -> tuple[Tensor, KvCache]:
+        """Time positions are local: cached frames first, the window after them."""
+        config, (_, _, frames, height, width) = self.config, latent.shape
+        rows, columns = height // config.patch[1], width // config.patch[2]
+        tokens = rows * columns
+        x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(self.patch.weight.dtype)
+        embedded = self.time(sigma)
+        if text.pooled is not None:
+            embedded = embedded + text.pooled[:, None]
+        modulation = self.time.modulation(embedded)
+        past = cache or KvCache(sink=0, recent=0)
+        positions = torch.arange(past.frames + frames, device=latent.device)
+        angles = rope_angles(positions, rows, columns, config.head_width, config.rope_theta)
+        bias = None
+        if reading == "causal" and cache is None:
+            bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
+        keys, values = [], []
+        for index, block in enumerate(self.blocks):
+            before = (past.keys[index], past.values[index]) if past.frames else None
+            x, key, value = block(x, modulation, text, index, angles, bias, before)
+            keys.append(key)
+            values.append(value)
+        shift, scale = (self.table + embedded[:, :, None]).unbind(2)
+        out = self.head(_modulate(_normalise(x, config.eps), shift, scale))
+        after = past.extended(tuple(keys), tuple(values), frames) if cache is not None else past
+        return _unpatchify(out, config, (frames, rows, columns)), after
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; modulated by each latent frame's noise level."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.eps = config.eps
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.query_norm = RmsNorm(width, config.eps)
+        self.key_norm = RmsNorm(width, config.eps)
+        self.out = nn.Linear(width, width)
+        self.cross_norm = nn.LayerNorm(width, eps=config.eps)
+        self.cross = CrossAttention(config)
+        self.up = nn.Linear(width, config.ffn)
+        self.down = nn.Linear(config.ffn, width)
+        self.table = nn.Parameter(torch.randn(6, width) / width**0.5)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        modulation: Float[Tensor, "b t 6 d"],
+        text: TextCondition,
+        index: int,
+        angles: Angles,
+        bias: Float[Tensor, "n n"] | None,
+        before: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
+        """The new tokens, and this window's un-rotated keys and values for the cache."""
+        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (modulation + self.table).to(x.dtype).unbind(2)
+        y = _modulate(_normalise(x, self.eps), shift, scale)
+        query, key, value = self.qkv(y).chunk(3, dim=-1)
+        query = split_heads(self.query_norm(query).to(value.dtype), self.heads)
+        key = split_heads(self.key_norm(key).to(value.dtype), self.heads)
+        value = split_heads(value, self.heads)
+        all_keys, all_values = key, value
+        if before is not None:
+            all_keys, all_values = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        own = (angles[0][-x.shape[1] :], angles[1][-x.shape[1] :])
+        mixed = attend(rotate(query, own), rotate(all_keys, angles), all_values, bias)
+        x = x + _gated(self.out(join_heads(mixed)), gate)
+        x = x + self.cross(self.cross_norm(x), text.keys[index], text.values[index], text.bias)
+        y = _modulate(_normalise(x, self.eps), shift_ffn, scale_ffn)
+        y = self.down(F.gelu(self.up(y), approximate="tanh"))
+        return x + _gated(y, gate_ffn), key, value
+
+
+class CrossAttention(nn.Module):
+    """Video tokens look at the prompt."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.query_norm = RmsNorm(width, config.eps)
+        self.key_norm = RmsNorm(width, config.eps)
+        self.out = nn.Linear(width, width)
+
+    def keys_and_values(self, context: Float[Tensor, "b m d"]) -> tuple[Tensor, Tensor]:
+        """The prompt's keys and values, by head."""
+        key, value = self.key_value(context).chunk(2, dim=-1)
+        return split_heads(self.key_norm(key).to(value.dtype), self.heads), split_heads(value, self.heads)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Float[Tensor, "b n d"]:
+        """What the prompt says to each video token."""
+        query = split_heads(self.query_norm(self.query(x)).to(value.dtype), self.heads)
+        return self.out(join_heads(attend(query, key, value, bias)))
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm over all heads together (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Normalise in the weights' own precision."""
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
+
+
+class TimeEmbedding(nn.Module):
+    """Noise levels to vectors: sinusoids of the timestep (1000 sigma), two layers, and six modulations."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        self.frequency_width = config.frequency_width
+        self.inner = nn.Linear(config.frequency_width, config.width)
+        self.outer = nn.Linear(config.width, config.width)
+        self.to_modulation = nn.Linear(config.width, 6 * config.width)
+
+    def forward(self, sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The embedding of each latent frame's noise level."""
+        half = self.frequency_width // 2
+        frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=sigma.device))
+        angles = 1000 * sigma.float()[..., None] * frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.inner.weight.dtype)
+        return self.outer(F.silu(self.inner(waves)))
+
+    def modulation(self, embedded: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 6 d"]:
+        """Shift, scale and gate for attention and feed-forward; every block adds its own table."""
+        return rearrange(self.to_modulation(F.silu(embedded)), "b t (six d) -> b t six d", six=6)
+
+
+class TextProjection(nn.Module):
+    """Text-encoder width to the transformer's, through one hidden layer."""
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(text_width, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, context: Float[Tensor, "b m k"]) -> Float[Tensor, "b m d"]:
+        """Project every text token."""
+        return self.outer(F.gelu(self.inner(context), approximate="tanh"))
+
+
+def _normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def _modulate(x: Tensor, shift: Float[Tensor, "b t d"], scale: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
+    y = rearrange(x, "b (t p) d -> b t p d", t=shift.shape[1])
+    return rearrange(y * (1 + scale[:, :, None].to(x.dtype)) + shift[:, :, None].to(x.dtype), "b t p d -> b (t p) d")
+
+
+def _gated(x: Tensor, gate: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
+    y = rearrange(x, "b (t p) d -> b t p d", t=gate.shape[1])
+    return rearrange(y * gate[:, :, None], "b t p d -> b (t p) d")
+
+
+def _patchify(latent: Float[Tensor, "b c t h w"], patch: tuple[int, int, int]) -> Float[Tensor, "b n k"]:
+    p, q, r = patch
+    return rearrange(latent, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
+
+
+def _unpatchify(
+    x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]
+) -> Float[Tensor, "b o t h w"]:
+    (t, h, w), (p, q, r) = grid, config.patch
+    return rearrange(x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r)
+
+
+@torch.no_grad()
+def _initialise(dit: Dit) -> None:
+    """Xavier matrices; quiet residual branches; a silent head, so that training starts from the mean."""
+    for module in dit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for linear in (dit.time.inner, dit.time.outer, dit.text.inner, dit.text.outer, dit.time.to_modulation):
+        nn.init.normal_(linear.weight, std=0.02)
+    for block in dit.blocks:
+        for linear in (block.out, block.cross.out, block.down):
+            linear.weight.mul_((2 * len(dit.blocks)) ** -0.5)
+    if dit.pooled is not None:
+        nn.init.zeros_(dit.pooled.weight)
+    nn.init.zeros_(dit.head.weight)

