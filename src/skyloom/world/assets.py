@@ -340,7 +340,7 @@ def _draw_shapes(x: _Plane, y: _Plane) -> dict[str, tuple[str, _Layers]]:
     def box(at_x: float, at_y: float, half_x: float, half_y: float) -> _Plane:
         return np.maximum(abs(x - at_x) - half_x, abs(y - at_y) - half_y)
 
-    ball = circle(0.0, 0.0, 0.97)
+    ball, cube = circle(0.0, 0.0, 0.97), box(0.0, 0.0, 0.85, 0.85)
     star = np.hypot(x, y) - 0.65 - 0.3 * np.cos(5 * (np.arctan2(y, x) - np.pi / 2))
     hull = np.maximum(abs(x) - 0.85 - 0.35 * (y + 0.5), abs(y + 0.68) - 0.3)
     sail = np.maximum(np.maximum(-0.42 - y, y + 1.5 * abs(x + 0.05) - 0.95), x - 0.05)
@@ -351,7 +351,7 @@ def _draw_shapes(x: _Plane, y: _Plane) -> dict[str, tuple[str, _Layers]]:
     dark, white = (40, 40, 60), (240, 240, 240)
     return {
         "ball": ("ball", [(ball, (230, 80, 60)), (np.maximum(ball, abs(y) - 0.2), white)]),
-        "cube": ("object", [(box(0.0, 0.0, 0.85, 0.85), (80, 120, 230)), (box(0.0, 0.0, 0.5, 0.5), (120, 160, 250))]),
+        "cube": ("object", [(cube, (80, 120, 230)), (cube + 0.35, (120, 160, 250))]),
         "star": ("object", [(star, (250, 205, 60))]),
         "ring": ("object", [(abs(np.hypot(x, y) - 0.7) - 0.24, (90, 190, 110))]),
         "boat": ("boat", [(np.minimum(hull, sail), (170, 100, 60)), (sail, (250, 220, 120))]),
