@@ -1,7 +1,9 @@
-"""Strict TOML <-> frozen dataclasses: an unknown key is an error, `base = "other.toml"` inherits, dump is runnable.
+"""Strict TOML <-> frozen dataclasses: unknown keys are errors, `base = "other.toml"` inherits, dump is runnable.
 
-None means off and is written by leaving the key out. Overrides are dotted keys with TOML values, e.g.
-`{"loop.steps": "200"}`; a value that is not TOML is taken as text.
+None means off: it is written by leaving the key out or, where the default is something else, as
+`key = false`. Overrides are dotted keys with TOML values, e.g. `{"loop.steps": "200"}`; a value that is not
+TOML is taken as text. Fields may be bool, int, float, str, Path, enums, Literal, tuples, other dataclasses,
+and unions of these with None.
 """
 
 import dataclasses
@@ -10,7 +12,8 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -30,14 +33,7 @@ def load_config(path: Path, kind: type[T], overrides: Mapping[str, str] | None =
 
 def read_table(path: Path) -> Table:
     """A TOML file with everything it inherits; tables merge, everything else is replaced."""
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from error
-    base = table.pop("base", None)
-    return table if base is None else _merge(read_table(path.parent / base), table)
+    return _read_chain(path, ())
 
 
 def from_table(table: Table, kind: type[T], where: str) -> T:
@@ -57,12 +53,14 @@ def from_table(table: Table, kind: type[T], where: str) -> T:
 
 
 def to_table(config: object) -> Table:
-    """A dataclass as plain tables, values that are None left out."""
+    """A dataclass as plain tables; None is left out, or False where the default is something else."""
     table: Table = {}
     for field in dataclasses.fields(typing.cast(Any, config)):
         value = getattr(config, field.name)
         if value is not None:
             table[field.name] = _plain(value)
+        elif not _required(field) and field.default is not None:
+            table[field.name] = False
     return table
 
 
@@ -71,25 +69,72 @@ def dump_config(config: object) -> str:
     return "\n".join(_lines(to_table(config), "")) + "\n"
 
 
+def _read_chain(path: Path, heirs: tuple[Path, ...]) -> Table:
+    """A file merged over its base; `heirs` are the files that inherit from it, to refuse a circle."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base is {base!r}.", hint="It must name a file beside this one.")
+    chain = (*heirs, path.resolve())
+    if (path.parent / base).resolve() in chain:
+        raise ConfigError(f"{path} inherits from itself by way of base = {base!r}.", hint="Break the circle.")
+    return _merge(_read_chain(path.parent / base, chain), table)
+
+
 def _convert(value: Any, kind: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        return _convert(value, next(option for option in arguments if option is not type(None)), where)
+        return _convert_union(value, arguments, where)
     if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} is {value!r}.", hint=f"Use one of {', '.join(map(str, arguments))}.")
-        return value
+        right = [option for option in arguments if option == value and type(option) is type(value)]
+        return right[0] if right else _refuse_choice(value, arguments, where)
     if origin is tuple:
         return _convert_tuple(value, arguments, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a table.")
-        return from_table(value, typing.cast(type, kind), where)
+            raise ConfigError(f"{where} is {value!r}.", hint="It must be a table.")
+        return from_table(typing.cast(Table, value), typing.cast(type, kind), where)
+    return _convert_plain(value, kind, where)
+
+
+def _convert_plain(value: Any, kind: type, where: str) -> Any:
+    if issubclass(kind, Enum):
+        right = [option for option in kind if option.value == value and type(option.value) is type(value)]
+        return right[0] if right else _refuse_choice(value, [option.value for option in kind], where)
+    if issubclass(kind, Path) and isinstance(value, str):
+        return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} is {value!r}.", hint=f"It must be of type {kind.__name__}.")
     return value
+
+
+def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    if type(None) in options and (value is None or (value is False and bool not in options)):
+        return None
+    errors: list[ConfigError] = []
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(value, option, where)
+            except ConfigError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _refuse_choice(value: Any, options: Iterable[Any], where: str) -> Any:
+    names = [str(option) for option in options]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}."
+    raise ConfigError(f"{where} is {value!r}.", hint=hint)
 
 
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -100,7 +145,8 @@ def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[
     if len(value) != len(arguments):
         raise ConfigError(f"{where} has {len(value)} values.", hint=f"It must have {len(arguments)}.")
     return tuple(
-        _convert(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, arguments, strict=True))
+        _convert(item, kind, f"{where}[{i}]")
+        for i, (item, kind) in enumerate(zip(value, arguments, strict=True))
     )
 
 
@@ -132,8 +178,10 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_table(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+        return [_plain(item) for item in typing.cast(Iterable[Any], value)]
+    if isinstance(value, Enum):
+        return value.value
+    return False if value is None else str(value) if isinstance(value, Path) else value
 
 
 def _lines(table: Table, path: str) -> list[str]:

@@ -12,6 +12,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from skyloom.core.errors import ConfigError
 from skyloom.diffusion.schedule import shift_sigma
 
 PATTERNS = ("same", "prefix", "infill", "first", "window", "independent")
@@ -34,6 +35,13 @@ class NoiseConfig:
     independent: float = 0.1
     context_noise: float = 0.15
     window_frames: int = 3
+
+    def __post_init__(self) -> None:
+        shares = [getattr(self, name) for name in PATTERNS]
+        if min(shares) < 0 or sum(shares) <= 0:
+            raise ConfigError(f"The shares of the noise patterns are {shares}.", hint="Use shares above 0.")
+        if not self.shift > 0:
+            raise ConfigError(f"A shift of {self.shift} is not a factor.", hint="Use a number above 0.")
 
 
 def sample_sigmas(

@@ -1,0 +1,115 @@
+"""Samplers: they solve d latent / d sigma = velocity from sigmas[0] down to sigmas[-1], one step per yield.
+
+Each is a generator without state of its own: every yielded tensor is final, and it may be dropped after any
+step. Latents should be fp32 whatever the model computes in. Made cells follow the equation; known cells are
+put back by the canvas after every step.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from skyloom.diffusion.canvas import Canvas
+from skyloom.diffusion.flow import denoised_from_velocity
+
+VelocityFunction = Callable[[Float[Tensor, "b c t h w"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleStep:
+    """After step `index` (from 0) of `total`: the latent at its new sigma, and the clean estimate so far."""
+
+    index: int
+    total: int
+    latent: Float[Tensor, "b c t h w"]
+    denoised: Float[Tensor, "b c t h w"]
+
+
+Sampler = Callable[
+    [VelocityFunction, Float[Tensor, "b c t h w"], Float[Tensor, " n"], Canvas], Iterator[SampleStep]
+]
+
+
+@torch.no_grad()
+def sample_euler(
+    velocity_fn: VelocityFunction,
+    noise: Float[Tensor, "b c t h w"],
+    sigmas: Float[Tensor, " n"],
+    canvas: Canvas,
+) -> Iterator[SampleStep]:
+    """First order: one evaluation per step."""
+    latent = canvas.at_sigma(noise, float(sigmas[0]))
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+        velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
+        latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
+        yield SampleStep(index, len(sigmas) - 1, latent, denoised)
+
+
+@torch.no_grad()
+def sample_heun(
+    velocity_fn: VelocityFunction,
+    noise: Float[Tensor, "b c t h w"],
+    sigmas: Float[Tensor, " n"],
+    canvas: Canvas,
+) -> Iterator[SampleStep]:
+    """Second order: the mean of the velocities at both ends of a step (Karras et al. 2022, arXiv 2206.00364).
+
+    Two evaluations per step, one where the step ends at sigma 0.
+    """
+    latent = canvas.at_sigma(noise, float(sigmas[0]))
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+        velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
+        if sigma_next > 0:
+            ahead = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
+            velocity = (velocity + _evaluate(velocity_fn, ahead, noise, sigma_next, canvas)[0]) / 2
+        latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
+        yield SampleStep(index, len(sigmas) - 1, latent, denoised)
+
+
+@torch.no_grad()
+def sample_adams_bashforth(
+    velocity_fn: VelocityFunction,
+    noise: Float[Tensor, "b c t h w"],
+    sigmas: Float[Tensor, " n"],
+    canvas: Canvas,
+) -> Iterator[SampleStep]:
+    """Second order with one evaluation per step: the line through the last two velocities.
+
+    The two-step Adams-Bashforth method in sigma, for steps of any length (Hairer, Norsett and Wanner, Solving
+    Ordinary Differential Equations I, section III.5); the first step is an Euler step.
+    """
+    latent, previous = canvas.at_sigma(noise, float(sigmas[0])), None
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+        velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
+        step, slope = sigma_next - sigma, velocity
+        if previous is not None:
+            last_velocity, last_step = previous
+            slope = velocity + step / (2 * last_step) * (velocity - last_velocity)
+        previous = velocity, step
+        latent = canvas.apply(latent + step * slope, noise, sigma_next)
+        yield SampleStep(index, len(sigmas) - 1, latent, denoised)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler": sample_euler,
+    "heun": sample_heun,
+    "adams_bashforth": sample_adams_bashforth,
+}
+
+
+def _evaluate(
+    velocity_fn: VelocityFunction,
+    latent: Float[Tensor, "b c t h w"],
+    noise: Float[Tensor, "b c t h w"],
+    sigma: float,
+    canvas: Canvas,
+) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
+    """The velocity at a level, and the clean estimate that it points to."""
+    levels = repeat(canvas.frame_sigma(sigma), "t -> b t", b=len(latent)).to(latent)
+    velocity = velocity_fn(latent, levels).to(latent)
+    return velocity, canvas.apply(denoised_from_velocity(latent, velocity, levels), noise, 0.0)
