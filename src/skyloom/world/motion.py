@@ -289,7 +289,8 @@ MOTIONS: dict[str, Motion] = {
     "sail": Motion(
         _sail,
         {"": ("floating", "drifting", "swimming"), "boat": ("sailing", "cruising", "gliding"),
-         "object": ("floating", "drifting"), "ball": ("floating", "drifting"), "food": ("floating", "drifting")},
+         "object": ("floating", "drifting"), "ball": ("floating", "drifting"),
+         "food": ("floating", "drifting")},
         directed=True,
     ),
     "roll": Motion(_roll, {"": ("rolling", "rolling along", "tumbling")}, directed=True),

@@ -41,7 +41,8 @@ WEATHERS: dict[str, Weather] = {
     ),
     "confetti": Weather(
         ("with confetti falling", "in a shower of confetti"),
-        14, -0.55, 0.050, 0.6, ((0.95, 0.20, 0.30), (0.20, 0.60, 0.95), (1.0, 0.85, 0.20), (0.30, 0.80, 0.40)),
+        14, -0.55, 0.050, 0.6,
+        ((0.95, 0.20, 0.30), (0.20, 0.60, 0.95), (1.0, 0.85, 0.20), (0.30, 0.80, 0.40)),
     ),
     "bubbles": Weather(
         ("with bubbles rising", "among rising bubbles", "surrounded by bubbles"),
