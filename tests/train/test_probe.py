@@ -86,8 +86,8 @@ def test_no_clips_is_an_error(tmp_path: Path):
 
 
 def test_a_short_run_learns_and_exports_what_can_be_measured(folder: str, tmp_path: Path):
-    run = ProbeRun("tiny", (folder,), (folder,), folder, 2, 12, size=32, measured=12)
-    loop = LoopConfig(steps=24, ema_decay=0.8, log_every=1, save_every=24, evaluate_every=24, seed=2)
+    run = ProbeRun("tiny", (folder,), (folder,), folder, 2, 8, size=16, widths=(16, 16, 16, 16), measured=12)
+    loop = LoopConfig(steps=20, ema_decay=0.8, log_every=1, save_every=20, evaluate_every=20, seed=2)
     recipe = ProbeRecipe(loop, OptimizerConfig(lr=3e-3, warmup=2), run)
     task = probe_task(recipe)
     train(task, loop, recipe.optimizer, tmp_path / "run", resume=False)

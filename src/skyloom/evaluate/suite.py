@@ -173,4 +173,6 @@ def _strip(frames: Frames, prompt: Prompt, reading: Reading) -> Strip:
     wrong = [name for name, right in JUDGES.items() if right(prompt.facts, reading) is False]
     words = (f"{reading.colour} {reading.noun}", reading.place, reading.time_of_day, reading.direction)
     verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
-    return Strip(frames[choose_frames(len(frames), _SHOWN)], (prompt.text, "read: " + " | ".join(words), verdict))
+    return Strip(
+        frames[choose_frames(len(frames), _SHOWN)], (prompt.text, "read: " + " | ".join(words), verdict)
+    )

@@ -50,6 +50,7 @@ class ProbeRun:
     still_batch: int = 96
     clip_batch: int = 16
     size: int = 64
+    widths: tuple[int, int, int, int] = (32, 64, 128, 224)
     frames: int = 5
     shown: int = 3
     smoothing: float = 0.05
@@ -69,7 +70,13 @@ class ProbeRecipe:
         """The probe for the run's vocabulary."""
         world = VOCABULARIES[self.probe.vocabulary]
         return ProbeConfig(
-            world.nouns, world.places, world.times, world.colours, self.probe.size, self.probe.frames
+            nouns=world.nouns,
+            places=world.places,
+            times=world.times,
+            colours=world.colours,
+            size=self.probe.size,
+            frames=self.probe.frames,
+            widths=self.probe.widths,
         )
 
 
