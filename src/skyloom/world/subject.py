@@ -25,7 +25,7 @@ from skyloom.world.vocabulary import Vocabulary
 Split = Literal["train", "heldout", "all"]
 Item = TypeVar("Item")
 
-SIZE_WORDS = {"giant": 1.35, "huge": 1.35, "tiny": 0.55, "little": 0.6}
+SIZE_WORDS = {"giant": 1.35, "huge": 1.35, "tiny": 0.62, "little": 0.7}
 ALOFT = frozenset({"fly", "arc", "hover", "circle"})
 _TALL = frozenset(
     {"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"}
