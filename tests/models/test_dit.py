@@ -1,0 +1,126 @@
+"""The transformer: two readings of one set of weights, a cache that changes nothing, no neighbours in a batch."""
+
+import pytest
+import torch
+
+from skyloom.models.attention import KvCache
+from skyloom.models.dit import Dit, TextCondition
+from skyloom.models.presets import dit_tiny
+
+FRAMES, WINDOW = 9, 3
+
+
+@pytest.fixture(scope="module")
+def dit() -> Dit:
+    torch.manual_seed(0)
+    module = Dit(dit_tiny()).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+def inputs(batch: int = 2, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(batch, 8, frames, 4, 6), torch.rand(batch, frames)
+
+
+def text(dit: Dit, batch: int = 2) -> TextCondition:
+    mask = torch.arange(5)[None] < torch.arange(3, 3 + batch)[:, None]
+    return dit.prepare_text(torch.randn(batch, 5, 16), mask, torch.randn(batch, 16))
+
+
+@torch.no_grad()
+def test_shape_is_kept(dit):
+    latent, sigma = inputs()
+    assert dit(latent, sigma, text(dit)).shape == latent.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", [3, 5, 8])
+def test_causal_windows_never_see_later_ones(dit, changed):
+    latent, sigma = inputs()
+    condition = text(dit)
+    before = dit(latent, sigma, condition, reading="causal")
+    latent, sigma = latent.clone(), sigma.clone()
+    latent[:, :, changed] += 1
+    sigma[:, changed] = 1 - sigma[:, changed]
+    after = dit(latent, sigma, condition, reading="causal")
+    kept = changed // WINDOW * WINDOW
+    assert torch.equal(before[:, :, :kept], after[:, :, :kept])
+    assert not torch.equal(before[:, :, kept : kept + WINDOW], after[:, :, kept : kept + WINDOW])
+
+
+@torch.no_grad()
+def test_bidirectional_frames_see_every_frame(dit):
+    latent, sigma = inputs()
+    condition = text(dit)
+    before = dit(latent, sigma, condition)
+    latent = latent.clone()
+    latent[:, :, -1] += 1
+    assert (dit(latent, sigma, condition)[:, :, 0] != before[:, :, 0]).any()
+
+
+@torch.no_grad()
+def test_one_window_reads_the_same_both_ways(dit):
+    latent, sigma = inputs(frames=WINDOW)
+    condition = text(dit)
+    both = [dit(latent, sigma, condition, reading=reading) for reading in ("bidirectional", "causal")]
+    torch.testing.assert_close(*both)
+
+
+@torch.no_grad()
+def test_cached_windows_equal_the_whole_causal_reading(dit):
+    latent, sigma = inputs()
+    condition = text(dit)
+    whole = dit(latent, sigma, condition, reading="causal")
+    cache, parts = KvCache(sink=3, recent=6), []
+    for start in range(0, FRAMES, WINDOW):
+        window, level = latent[:, :, start : start + WINDOW], sigma[:, start : start + WINDOW]
+        parts.append(dit(window, level, condition, cache=cache))
+        cache = dit.extend_cache(window, level, condition, cache)
+    assert (torch.cat(parts, dim=2) - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@torch.no_grad()
+def test_cache_keeps_its_size_and_its_first_frames(dit):
+    cache, sinks = KvCache(sink=1, recent=4), []
+    condition = text(dit)
+    for _ in range(5):
+        latent, sigma = inputs(frames=WINDOW)
+        cache = dit.extend_cache(latent, sigma, condition, cache)
+        sinks.append(cache.keys[0][:, :, :6])
+    assert cache.frames == 5
+    assert cache.keys[0].shape[2] == 5 * 6
+    assert all(torch.equal(sink, sinks[0]) for sink in sinks)
+
+
+@torch.no_grad()
+def test_batch_equals_singles(dit):
+    latent, sigma = inputs(3)
+    condition = text(dit, 3)
+    whole = dit(latent, sigma, condition)
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = TextCondition(
+            tuple(key[one] for key in condition.keys),
+            tuple(value[one] for value in condition.values),
+            condition.bias[one],
+            condition.pooled[one],
+        )
+        torch.testing.assert_close(dit(latent[one], sigma[one], alone), whole[one], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_masked_text_is_not_read(dit):
+    latent, sigma = inputs(1)
+    context, mask, pooled = torch.randn(1, 5, 16), torch.tensor([[True, True, False, False, False]]), torch.randn(1, 16)
+    longer = context.clone()
+    longer[:, 2:] = 7.0
+    first, second = (dit(latent, sigma, dit.prepare_text(c, mask, pooled)) for c in (context, longer))
+    assert torch.equal(first, second)
+
+
+def test_a_gradient_reaches_every_parameter(dit):
+    latent, sigma = inputs()
+    dit(latent, sigma, text(dit), reading="causal").square().mean().backward()
+    silent = [name for name, parameter in dit.named_parameters() if not parameter.grad.any()]
+    assert not silent
