@@ -1,4 +1,4 @@
-"""Strict TOML <-> frozen dataclasses: unknown keys are errors, `base = "other.toml"` inherits, dump is runnable.
+"""Strict TOML <-> frozen dataclasses: unknown keys are errors, `base = "x.toml"` inherits, dump is runnable.
 
 None means off: it is written by leaving the key out or, where the default is something else, as
 `key = false`. Overrides are dotted keys with TOML values, e.g. `{"loop.steps": "200"}`; a value that is not

@@ -21,7 +21,7 @@ from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
 from skyloom.world.scene import STILL_SECONDS
 from skyloom.world.subject import is_held_out
-from skyloom.world.vocabulary import VOCABULARIES
+from skyloom.world.vocabulary import find_vocabulary
 
 PLAN_FILE = "plan.json"
 
@@ -117,7 +117,7 @@ def moment(plan: ClipPlan, seed: int) -> list[float] | None:
 
 def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) -> None:
     torch.set_num_threads(1)
-    atlas, vocabulary = load_atlas(atlas_folder), VOCABULARIES[plan.vocabulary]
+    atlas, vocabulary = load_atlas(atlas_folder), find_vocabulary(plan.vocabulary)
     first = index * plan.per_shard
     frames, rows = [], []
     for number in range(first, min(first + plan.per_shard, plan.count)):

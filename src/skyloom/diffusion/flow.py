@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-Prediction = Literal["velocity", "denoised"]
+Prediction = Literal["velocity", "denoised", "angular"]
 
 SIGMA_FLOOR = 0.05
 
@@ -47,14 +47,29 @@ def velocity_from_denoised(
     return (noisy - denoised) / _per_frame(sigma).clamp(min=floor)
 
 
+def velocity_from_angular(
+    noisy: Float[Tensor, "b c t h w"], angular: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b t"]
+) -> Float[Tensor, "b c t h w"]:
+    """The velocity of an angular prediction, (sigma data - (1 - sigma) noise) / n with n^2 = sigma^2 + (1 - sigma)^2.
+
+    It is what a network must add to a scaled copy of its input, at unit variance for every sigma when data has
+    unit variance: the preconditioning of EDM (Karras et al. 2022, arXiv 2206.00364) on this path.
+    """
+    s = _per_frame(sigma)
+    square = s**2 + (1 - s) ** 2
+    return noisy * (2 * s - 1) / square - angular / square.sqrt()
+
+
 def to_velocity(
     kind: Prediction,
     prediction: Float[Tensor, "b c t h w"],
     noisy: Float[Tensor, "b c t h w"],
     sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
-    """A network's raw prediction as a velocity, whichever of the two it predicts."""
-    return prediction if kind == "velocity" else velocity_from_denoised(noisy, prediction, sigma)
+    """A network's raw prediction as a velocity, whichever of the three it predicts."""
+    if kind == "velocity":
+        return prediction
+    return {"denoised": velocity_from_denoised, "angular": velocity_from_angular}[kind](noisy, prediction, sigma)
 
 
 def _per_frame(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 t 1 1"]:

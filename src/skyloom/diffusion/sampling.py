@@ -44,7 +44,7 @@ def sample_euler(
 ) -> Iterator[SampleStep]:
     """First order: one evaluation per step."""
     latent = canvas.at_sigma(noise, float(sigmas[0]))
-    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+    for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
         latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
@@ -62,7 +62,7 @@ def sample_heun(
     Two evaluations per step, one where the step ends at sigma 0.
     """
     latent = canvas.at_sigma(noise, float(sigmas[0]))
-    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+    for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
         if sigma_next > 0:
             ahead = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
@@ -84,7 +84,7 @@ def sample_adams_bashforth(
     Ordinary Differential Equations I, section III.5); the first step is an Euler step.
     """
     latent, previous = canvas.at_sigma(noise, float(sigmas[0])), None
-    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+    for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
         step, slope = sigma_next - sigma, velocity
         if previous is not None:
@@ -100,6 +100,13 @@ SAMPLERS: dict[str, Sampler] = {
     "heun": sample_heun,
     "adams_bashforth": sample_adams_bashforth,
 }
+
+
+def _pairs(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
+    """Where each step starts and ends."""
+    levels = [float(sigma) for sigma in sigmas.cpu()]
+    assert all(high > low >= 0 for high, low in pairwise(levels)), "sigmas must fall"
+    return list(pairwise(levels))
 
 
 def _evaluate(

@@ -42,7 +42,7 @@ class DitConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     frequency_width: int = 256
     pooled_text: bool = False
-    prediction: Literal["velocity", "denoised"] = "velocity"
+    prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
     eps: float = 1e-6
@@ -64,7 +64,7 @@ class TextCondition:
 
 
 class Dit(nn.Module):
-    """Latent, noise levels and text in; velocity or clean estimate out (`config.prediction`)."""
+    """Latent, noise levels and text in; velocity, clean estimate or angular prediction out (`config.prediction`)."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()

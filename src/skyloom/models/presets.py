@@ -11,7 +11,7 @@ def dit_tiny() -> DitConfig:
 
 
 def dit_diorama() -> DitConfig:
-    """The bundled model: 9.3 M weights, 48-channel latents, clean estimates."""
+    """The bundled model: 9.3 M weights, 48-channel latents, angular prediction."""
     return DitConfig(
         in_channels=48,
         out_channels=48,
@@ -21,7 +21,7 @@ def dit_diorama() -> DitConfig:
         ffn=1024,
         text_width=384,
         pooled_text=True,
-        prediction="denoised",
+        prediction="angular",
     )
 
 

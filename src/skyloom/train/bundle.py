@@ -1,14 +1,18 @@
-"""Put trained parts together into one model folder with a manifest: what `skyloom generate` loads.
+r"""Put trained parts together into one model folder with a manifest: what `skyloom generate` loads.
 
-python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data CLIPS --atlas ATLAS --out FOLDER
+python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data CLIPS... --ledger FILE \
+    --info recipes/diorama.json --out FOLDER
 """
 
 import argparse
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from skyloom import __version__
 from skyloom.data.clips import digest, read_plan, read_shards
@@ -35,12 +39,23 @@ def bundle(parts: dict[str, Path], data: list[Path], ledger: Path, out: Path, in
         out,
         {
             **info,
+            "parameters": count_parameters(out, "dit"),
             "version": __version__,
             "data": {folder.name: describe(folder) for folder in data},
             "ledger": ledger.read_text().strip(),
             "training": training,
         },
     )
+
+
+def count_parameters(folder: Path, part: str) -> int:
+    """How many numbers a part holds."""
+    total = 0
+    for path in folder.glob(f"{part}*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
 
 
 def describe(folder: Path) -> dict[str, Any]:

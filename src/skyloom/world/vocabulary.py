@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from skyloom.core.errors import ConfigError
 from skyloom.world.camera import CAMERAS
 from skyloom.world.motion import MOTIONS
 from skyloom.world.nouns import NOUNS
@@ -93,3 +94,10 @@ TINY = Vocabulary(
 )
 
 VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (FULL, SMALL, TINY)}
+
+
+def find_vocabulary(name: str) -> Vocabulary:
+    """A vocabulary by name. Raises ConfigError."""
+    if name not in VOCABULARIES:
+        raise ConfigError(f"There is no vocabulary {name!r}.", hint=f"Use one of {', '.join(VOCABULARIES)}.")
+    return VOCABULARIES[name]

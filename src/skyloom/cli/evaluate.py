@@ -1,0 +1,120 @@
+"""`skyloom evaluate`: numbers about the model, each beside its ceiling and floors, with pictures."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from skyloom.evaluate.report import Report
+
+app = typer.Typer(help="Measure the model, its autoencoder and the probe.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="Folder for report.md, report.json and sheet.png.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")]
+Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
+
+
+@app.command()
+def adherence(
+    count: Annotated[int, typer.Option(help="Prompts of seen pairs, and as many of held-out pairs.")] = 50,
+    seeds: Annotated[int, typer.Option(help="Videos for each prompt.")] = 1,
+    synonyms: Annotated[int, typer.Option(help="Scenes asked for with a seen word and with an unseen one.")] = 0,
+    out: Out = Path("evaluation"),
+    model: Model = "diorama",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the model's own]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance [default: the model's own]")] = None,
+    atlas: AtlasFolder = Path(".atlas"),
+    as_json: AsJson = False,
+) -> None:
+    """Does the video show what was asked? Read by a probe that was trained on renders alone."""
+    from skyloom.evaluate.probe import load_probe  # noqa: PLC0415 - keeps --help fast
+    from skyloom.evaluate.prompts import commonest_nouns, prompts_for, synonym_prompts  # noqa: PLC0415
+    from skyloom.evaluate.suite import adherence as measure  # noqa: PLC0415
+    from skyloom.generate.pipeline import load  # noqa: PLC0415
+    from skyloom.world.assets import load_atlas  # noqa: PLC0415
+    from skyloom.world.vocabulary import SMALL  # noqa: PLC0415
+
+    pipeline, sprites = load(model), load_atlas(atlas)
+    prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
+    prompts += synonym_prompts(SMALL, synonyms) if synonyms else []
+    report = measure(
+        _Configured(pipeline, steps, guidance),
+        prompts,
+        range(seeds),
+        load_probe(),
+        atlas=sprites,
+        vae=pipeline.vae,
+        commonest=commonest_nouns(SMALL),
+        on_video=lambda done, total: typer.echo(f"\r{done} of {total} videos", nl=False, err=True),
+    )
+    _finish(report, out, as_json)
+
+
+class _Configured:
+    """A pipeline with some of its defaults replaced."""
+
+    def __init__(self, pipeline, steps: int | None, guidance: float | None) -> None:  # noqa: ANN001
+        self.pipeline, self.fields = pipeline, {"num_steps": steps, "guidance_scale": guidance}
+
+    def generate(self, request: str, /, *, seed: int):  # noqa: ANN201
+        """One video of a prompt."""
+        return self.pipeline.generate(request, seed=seed, **self.fields)
+
+
+@app.command()
+def ceiling(
+    count: Annotated[int, typer.Option(help="Scenes of seen pairs, and as many of held-out pairs.")] = 200,
+    out: Out = Path("evaluation"),
+    model: Model = "diorama",
+    atlas: AtlasFolder = Path(".atlas"),
+    as_json: AsJson = False,
+) -> None:
+    """What the probe reads in real renders: no model can be measured better than this."""
+    from skyloom.evaluate.probe import load_probe  # noqa: PLC0415
+    from skyloom.evaluate.prompts import prompts_for  # noqa: PLC0415
+    from skyloom.evaluate.suite import ceiling as measure  # noqa: PLC0415
+    from skyloom.generate.pipeline import load  # noqa: PLC0415
+    from skyloom.world.assets import load_atlas  # noqa: PLC0415
+    from skyloom.world.vocabulary import SMALL  # noqa: PLC0415
+
+    prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
+    _finish(measure(prompts, load_probe(), load_atlas(atlas), load(model).vae), out, as_json)
+
+
+@app.command()
+def autoencoder(
+    count: Annotated[int, typer.Option(help="Held-out renders.")] = 24,
+    clips: Annotated[list[Path] | None, typer.Option(help="Real videos to reconstruct too.")] = None,
+    size: Annotated[str, typer.Option(help="Real videos are cut to this size.")] = "256x256",
+    out: Out = Path("evaluation"),
+    model: Model = "diorama",
+    atlas: AtlasFolder = Path(".atlas"),
+    as_json: AsJson = False,
+) -> None:
+    """PSNR and SSIM of the autoencoder on held-out renders and on real videos."""
+    from skyloom.evaluate.prompts import prompts_for  # noqa: PLC0415
+    from skyloom.evaluate.suite import autoencoder as measure  # noqa: PLC0415
+    from skyloom.generate.pipeline import load  # noqa: PLC0415
+    from skyloom.generate.request import parse_size  # noqa: PLC0415
+    from skyloom.media.frames import cover  # noqa: PLC0415
+    from skyloom.media.read import read_video  # noqa: PLC0415
+    from skyloom.world.assets import load_atlas  # noqa: PLC0415
+    from skyloom.world.render import render  # noqa: PLC0415
+    from skyloom.world.vocabulary import SMALL  # noqa: PLC0415
+
+    sprites = load_atlas(atlas)
+    renders = [render(prompt.scene, sprites).frames for prompt in prompts_for(SMALL, count, seed=1)]
+    width, height = parse_size(size)
+    videos = {"held-out renders": renders}
+    for path in clips or []:
+        videos[path.name] = [cover(read_video(path).frames[:33], height, width)]
+    _finish(measure(load(model).vae, videos), out, as_json)
+
+
+def _finish(report: "Report", out: Path, as_json: bool) -> None:
+    paths = report.save(out)
+    typer.echo(json.dumps(report.as_table()) if as_json else report.as_markdown())
+    typer.echo(f"written: {', '.join(map(str, paths))}", err=True)

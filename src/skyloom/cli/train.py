@@ -1,0 +1,24 @@
+"""`skyloom train`: run a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, like those in recipes/.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run: log, state, weights.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Override: loop.steps=200.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+) -> None:
+    """Train the autoencoder or the transformer by a recipe."""
+    from skyloom.core.errors import ConfigError  # noqa: PLC0415 - keeps --help fast
+    from skyloom.train.recipe import run_recipe  # noqa: PLC0415
+
+    pairs = [setting.partition("=") for setting in settings or []]
+    wrong = [key for key, equals, _ in pairs if not equals]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]} has no value.", hint="Write --set loop.steps=200.")
+    done = run_recipe(recipe, {key: value for key, _, value in pairs}, run, resume=resume)
+    typer.echo(f"{done} steps done; log and weights are in {run}")

@@ -1,0 +1,185 @@
+"""The pipeline: encode the text, build the canvas, sample, decode; every step is an event.
+
+`Pipeline.stream` yields a Step after everything that takes time; whoever consumes it shows progress, previews
+or stops. The same request, seed and version give the same frames: noise comes from the request's own seed, and
+several requests are made one after another.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from skyloom import __version__
+from skyloom.core.device import choose_device, choose_dtype
+from skyloom.core.seeds import noise
+from skyloom.diffusion.canvas import Canvas
+from skyloom.diffusion.flow import to_velocity
+from skyloom.diffusion.guidance import cfg_delta
+from skyloom.diffusion.sampling import VelocityFunction, sample_euler
+from skyloom.diffusion.schedule import make_sigmas
+from skyloom.generate.plan import Plan, make_plan
+from skyloom.generate.request import Request
+from skyloom.media.frames import cover, to_frames, to_pixels
+from skyloom.media.read import read_image
+from skyloom.media.video import Video
+from skyloom.models.checkpoint import load_into, load_part, verify_manifest
+from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.registry import ModelInfo, find_model
+from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
+from skyloom.models.vae import DecoderCache, Vae, VaeConfig
+
+DECODE_WINDOW = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Something is done: step `index` (from 1) of `total` in a phase: "text", "denoise" or "decode".
+
+    `notice` says what a user should know (a prompt cut short); the last step carries the `video`.
+    """
+
+    phase: str
+    index: int
+    total: int
+    latent: Float[Tensor, "c t h w"] | None = field(default=None, repr=False)
+    video: Video | None = field(default=None, repr=False)
+    notice: str | None = None
+    vae: Vae | None = field(default=None, repr=False)
+
+    @torch.no_grad()
+    def preview(self) -> UInt8[Tensor, "h w c"] | None:
+        """The middle of the video as it looks now; decoded only when asked for."""
+        if self.latent is None or self.vae is None:
+            return None
+        middle = self.latent.shape[1] // 2
+        one = self.latent[None, :, middle : middle + 1].to(self.vae.mean)
+        return to_frames(self.vae.decode(one)[0])[0]
+
+
+class Pipeline:
+    """A loaded model, ready to make videos."""
+
+    def __init__(
+        self, info: ModelInfo, text: TextEncoder, dit: Dit, vae: Vae, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.info = info
+        self.device = device
+        self.text = text
+        self.dit = dit.eval().to(device, dtype)
+        self.vae = vae.eval().to(device, torch.float32).to(memory_format=torch.channels_last)
+
+    def plan(self, request: Request) -> Plan:
+        """What the request comes to, without making it. Raises RequestError."""
+        return make_plan(request, self.info, self.vae.config.scale)
+
+    def generate(self, request: Request | str, **fields: Any) -> Video:
+        """Make a video, from a Request or from a prompt and a Request's fields."""
+        for step in self.stream(request, **fields):
+            if step.video is not None:
+                return step.video
+        raise AssertionError("a stream ends with a video")
+
+    def generate_many(self, requests: Sequence[Request]) -> list[Video]:
+        """Make several videos; each is exactly what it would be alone."""
+        return [self.generate(request) for request in requests]
+
+    def stream(self, request: Request | str, **fields: Any) -> Iterator[Step]:
+        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step."""
+        asked = Request(request, **{"model": self.info.name, **fields}) if isinstance(request, str) else request
+        plan = self.plan(asked)
+        canvas = self._canvas(plan)
+        return self._run(plan, canvas)
+
+    @torch.no_grad()
+    def _canvas(self, plan: Plan) -> Canvas:
+        latent_shape = self.vae.config.scale.latent_shape(plan.shape)
+        if plan.request.image is None:
+            return Canvas.text_to_video(self.vae.config.latent_channels, latent_shape)
+        picture = cover(read_image(Path(plan.request.image)), plan.shape.height, plan.shape.width)
+        first = self.vae.encode(to_pixels(picture)[None].to(self.device))[0]
+        return Canvas.image_to_video(first.cpu(), latent_shape.frames)
+
+    @torch.no_grad()
+    def _run(self, plan: Plan, canvas: Canvas) -> Iterator[Step]:
+        context = self.text.encode([plan.request.prompt, plan.request.negative_prompt])
+        lost = context.truncated[0]
+        notice = f"The prompt is long: its last {lost} tokens were not read." if lost else None
+        yield Step("text", 1, 1, notice=notice)
+        sigmas = make_sigmas(plan.num_steps, self.info.shift)
+        start = noise(plan.seed, (1, *canvas.latent.shape), "window", 0)
+        latent = start
+        for step in sample_euler(self._velocity(plan, context), start, sigmas, canvas):
+            latent = step.latent
+            yield Step("denoise", step.index + 1, step.total, step.denoised[0], vae=self.vae)
+        yield from self._decode(plan, latent)
+
+    def _velocity(self, plan: Plan, context: TextContext) -> VelocityFunction:
+        """The guided velocity; prompt and negative prompt are read in one batch of two."""
+        guided = plan.guidance_scale != 1.0
+        dtype = self.dit.head.weight.dtype
+        rows = slice(None) if guided else slice(0, 1)
+        text = self.dit.prepare_text(
+            context.context[rows].to(self.device, dtype),
+            context.context_mask[rows].to(self.device),
+            context.pooled[rows].to(self.device, dtype),
+        )
+        count = 2 if guided else 1
+
+        def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+            noisy = repeat(latent, "1 c t h w -> n c t h w", n=count).to(self.device)
+            levels = repeat(sigma, "1 t -> n t", n=count).to(self.device)
+            prediction = self.dit(noisy.to(dtype), levels, text).float()
+            made = to_velocity(self.dit.config.prediction, prediction, noisy, levels)
+            conditional = made[:1]
+            if guided:
+                conditional = conditional + cfg_delta(made[:1], made[1:], plan.guidance_scale)
+            return conditional.cpu()
+
+        return velocity
+
+    def _decode(self, plan: Plan, latent: Float[Tensor, "1 c t h w"]) -> Iterator[Step]:
+        windows = latent.split(DECODE_WINDOW, dim=2)
+        cache: DecoderCache | None = None
+        parts: list[Tensor] = []
+        for index, window in enumerate(windows, 1):
+            pixels, cache = self.vae.decode_step(window.to(self.device), cache)
+            parts.append(to_frames(pixels[0]).cpu())
+            if index < len(windows):
+                yield Step("decode", index, len(windows))
+        yield Step("decode", len(windows), len(windows), video=Video(torch.cat(parts), plan.fps, self._receipt(plan)))
+
+    def _receipt(self, plan: Plan) -> dict[str, object]:
+        filled = replace(
+            plan.request,
+            model=self.info.name,
+            seconds=(plan.shape.frames - 1) / float(plan.fps),
+            size=plan.shape.size,
+            fps=float(plan.fps),
+            num_steps=plan.num_steps,
+            guidance_scale=plan.guidance_scale,
+        )
+        return {"skyloom": __version__, "request": filled.to_dict(), "weights": self.info.manifest.get("files", {})}
+
+
+def load(
+    model: str = "diorama", *, device: str | None = None, dtype: str | None = None, verify: bool = True
+) -> Pipeline:
+    """Load a model by name or folder. Raises RequestError (unknown) or CheckpointError (damaged)."""
+    info = find_model(model)
+    if verify:
+        verify_manifest(info.folder)
+    where = choose_device(device)
+    dit_config, dit_state, _ = load_part(info.folder, "dit", DitConfig)
+    vae_config, vae_state, _ = load_part(info.folder, "vae", VaeConfig)
+    with torch.device("meta"):
+        dit, vae = Dit(dit_config), Vae(vae_config)
+    for module, state in ((dit, dit_state), (vae, vae_state)):
+        module.to_empty(device="cpu")
+        load_into(module, state)
+    return Pipeline(info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype))

@@ -1,0 +1,90 @@
+"""The plan of a request, before any work: exact shapes, steps and guidance, or a refusal that says what would do."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from skyloom.core.errors import RequestError
+from skyloom.core.types import ScaleFactors, VideoShape
+from skyloom.generate.request import Request, check_seed, parse_size
+from skyloom.models.registry import ModelInfo
+
+MAX_PROMPT = 2_000
+MAX_SECONDS = 60
+MAX_STEPS = 500
+MAX_GUIDANCE = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with every default filled in."""
+
+    request: Request
+    shape: VideoShape
+    fps: Fraction
+    num_steps: int
+    guidance_scale: float
+    seed: int
+
+
+def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
+    """Check a request against a model. Raises RequestError with what would fit."""
+    request = request.with_seed()
+    assert request.seed is not None
+    _check_prompt(request.prompt)
+    width, height = _size(request, model)
+    fps = _fps(request, model)
+    steps = model.num_steps if request.num_steps is None else request.num_steps
+    if not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"{steps} steps are out of range.", hint=f"Use 1 to {MAX_STEPS} steps.")
+    guidance = model.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    if not 0 <= guidance <= MAX_GUIDANCE:
+        raise RequestError(
+            f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}."
+        )
+    shape = VideoShape(_frames(request, model, scale), height, width)
+    return Plan(request, shape, fps, steps, guidance, check_seed(request.seed))
+
+
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
+    if len(prompt) > MAX_PROMPT:
+        raise RequestError(
+            f"The prompt has {len(prompt):,} characters.", hint=f"Use {MAX_PROMPT:,} at most."
+        )
+
+
+def _size(request: Request, model: ModelInfo) -> tuple[int, int]:
+    if request.size is None:
+        return parse_size(model.sizes[0])
+    width, height = parse_size(request.size)
+    if f"{width}x{height}" in model.sizes:
+        return width, height
+    wanted = (width, height)
+    nearest = sorted(model.sizes, key=lambda size: sum(abs(a - b) for a, b in zip(parse_size(size), wanted, strict=True)))
+    raise RequestError(
+        f"{model.name} does not make {width}x{height}.", hint=f"The nearest sizes are {', '.join(nearest[:3])}."
+    )
+
+
+def _fps(request: Request, model: ModelInfo) -> Fraction:
+    if request.fps is not None and request.fps != model.fps:
+        raise RequestError(f"{model.name} makes {model.fps} fps, not {request.fps:g}.", hint=f"Use --fps {model.fps}.")
+    return Fraction(model.fps)
+
+
+def _frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:
+    if request.seconds is None:
+        return model.frames
+    longest = (model.frames - 1) / model.fps
+    if not 0 < request.seconds <= MAX_SECONDS:
+        raise RequestError(
+            f"{request.seconds:g} seconds are out of range.", hint=f"Use more than 0, up to {MAX_SECONDS}."
+        )
+    frames = scale.frames_for(request.seconds, model.fps)
+    if frames > model.frames:
+        raise RequestError(
+            f"{model.name} makes {longest:g} seconds at most in one window, not {request.seconds:g}.",
+            hint=f"Use --seconds {longest:g} or less; longer videos are not built yet.",
+        )
+    return frames

@@ -1,0 +1,68 @@
+"""What models there are: the bundled one, and any folder that holds a manifest."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skyloom.core.errors import RequestError
+from skyloom.models.checkpoint import MANIFEST_FILE, read_manifest
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+DEFAULT_MODEL = "diorama"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What can be asked of a model, and where it lies. `frames` is its native window; sizes are "width x height"."""
+
+    name: str
+    family: str
+    licence: str
+    description: str
+    sizes: tuple[str, ...]
+    fps: int
+    frames: int
+    num_steps: int
+    guidance_scale: float
+    shift: float
+    parameters: int
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False, compare=False)
+
+
+def read_model(folder: Path) -> ModelInfo:
+    """The model in a folder. Raises CheckpointError when its manifest is missing or damaged."""
+    manifest = read_manifest(folder)
+    return ModelInfo(
+        name=manifest["name"],
+        family=manifest["family"],
+        licence=manifest["licence"],
+        description=manifest["description"],
+        sizes=tuple(manifest["sizes"]),
+        fps=manifest["fps"],
+        frames=manifest["frames"],
+        num_steps=manifest["num_steps"],
+        guidance_scale=manifest["guidance_scale"],
+        shift=manifest["shift"],
+        parameters=manifest["parameters"],
+        folder=folder,
+        manifest=manifest,
+    )
+
+
+def list_models(root: Path = BUNDLED) -> list[ModelInfo]:
+    """Every model under a folder, by name."""
+    return [read_model(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_FILE}"))]
+
+
+def find_model(name: str, root: Path = BUNDLED) -> ModelInfo:
+    """A model by name, or by the path of its folder. Raises RequestError with the nearest names."""
+    if (root / name / MANIFEST_FILE).exists() and "/" not in name:
+        return read_model(root / name)
+    if (Path(name) / MANIFEST_FILE).exists():
+        return read_model(Path(name))
+    names = [model.name for model in list_models(root)]
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names) or 'none'}."
+    raise RequestError(f"There is no model {name!r}.", hint=hint)
