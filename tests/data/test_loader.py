@@ -34,9 +34,7 @@ def folder(tmp_path):
     frames = np.arange(10, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 5, 8, 8, 3), np.uint8)
     np.save(out / "clips-00000.npy", frames)
     lengths = ("short", "medium", "long")
-    rows = [
-        {"seed": index, "captions": dict.fromkeys(lengths, CAPTIONS[1 + index % 2])} for index in range(10)
-    ]
+    rows = [{"seed": index, "captions": dict.fromkeys(lengths, CAPTIONS[1 + index % 2])} for index in range(10)]
     (out / "clips-00000.json").write_text(json.dumps(rows))
     latent = torch.arange(10.0)[:, None, None, None, None].expand(10, 2, 2, 1, 1).contiguous()
     save_file({"latent": latent.bfloat16()}, out / "clips-00000.latents.safetensors")

@@ -22,9 +22,7 @@ def saying(noun: str, prompt: Prompt, direction: str = "none") -> Reading:
 def answers() -> list[Answer]:
     prompts = prompts_for(SMALL, 6)
     said = [prompts[0], prompts[1], prompts[0], prompts[5], prompts[3], prompts[2]]
-    return [
-        Answer(mine, (saying(yours.facts.noun, mine),)) for mine, yours in zip(prompts, said, strict=True)
-    ]
+    return [Answer(mine, (saying(yours.facts.noun, mine),)) for mine, yours in zip(prompts, said, strict=True)]
 
 
 def share(rows: list[Row], category: str, source: str) -> Row:
@@ -48,9 +46,7 @@ def test_direction_is_asked_only_where_the_prompt_has_one(answers: list[Answer])
 def test_the_shuffled_floor_is_the_mean_over_all_permutations(answers: list[Answer]):
     truths = [answer.prompt.facts.noun for answer in answers]
     said = [answer.readings[0].noun for answer in answers]
-    scores = [
-        sum(a == b for a, b in zip(truths, order, strict=True)) / len(truths) for order in permutations(said)
-    ]
+    scores = [sum(a == b for a, b in zip(truths, order, strict=True)) / len(truths) for order in permutations(said)]
     floor = share(floors(answers, {}), "noun", SHUFFLED).share.value
     assert floor == pytest.approx(sum(scores) / len(scores))
 

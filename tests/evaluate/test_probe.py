@@ -28,9 +28,7 @@ def probe() -> Probe:
 
 
 def video(frames: int, height: int, width: int) -> torch.Tensor:
-    values = torch.randint(
-        0, 256, (frames, height, width, 3), generator=torch.Generator().manual_seed(frames)
-    )
+    values = torch.randint(0, 256, (frames, height, width, 3), generator=torch.Generator().manual_seed(frames))
     return values.byte()
 
 

@@ -112,7 +112,11 @@ def test_batch_equals_singles(dit):
 @torch.no_grad()
 def test_masked_text_is_not_read(dit):
     latent, sigma = inputs(1)
-    context, mask, pooled = torch.randn(1, 5, 16), torch.tensor([[True, True, False, False, False]]), torch.randn(1, 16)
+    context, mask, pooled = (
+        torch.randn(1, 5, 16),
+        torch.tensor([[True, True, False, False, False]]),
+        torch.randn(1, 16),
+    )
     longer = context.clone()
     longer[:, 2:] = 7.0
     first, second = (dit(latent, sigma, dit.prepare_text(c, mask, pooled)) for c in (context, longer))

@@ -56,9 +56,7 @@ def test_an_hour_that_does_not_exist_is_not_asked_for():
 
 
 def test_the_direction_is_where_the_square_goes_after_mirrors_and_reversals(folder: str):
-    loader = ProbeLoader(
-        ProbeRun(stills=(folder,), clips=(folder,), still_batch=1, clip_batch=40), CONFIG, seed=1
-    )
+    loader = ProbeLoader(ProbeRun(stills=(folder,), clips=(folder,), still_batch=1, clip_batch=40), CONFIG, seed=1)
     batch = loader(0)
     assert set(batch.clip_answers["direction"].tolist()) == {0, 1, 2}
     for video, answer in zip(batch.clips, batch.clip_answers["direction"].tolist(), strict=True):

@@ -43,9 +43,7 @@ def picture(shift: int = 0, side: int = 64, colour: tuple[int, int, int] = (200,
 
 def webp(*pictures) -> bytes:
     out = io.BytesIO()
-    pictures[0].save(
-        out, "WEBP", lossless=True, save_all=len(pictures) > 1, append_images=pictures[1:], duration=42
-    )
+    pictures[0].save(out, "WEBP", lossless=True, save_all=len(pictures) > 1, append_images=pictures[1:], duration=42)
     return out.getvalue()
 
 
@@ -166,9 +164,7 @@ def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def test_fetching_packs_by_name_and_version_once(
-    packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetching_packs_by_name_and_version_once(packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "assert sys.argv[1:3] in (['pack', '@test/loops@1.0.0'], ['pack', '@test/stills@1.0.0']), sys.argv\n"
         "name = sys.argv[2][1:].replace('/', '-').replace('@', '-') + '.tgz'\n"
@@ -199,9 +195,7 @@ def test_the_pinned_packages() -> None:
     assert len({package.name for package in PACKAGES}) == 5
     for package in PACKAGES:
         assert len(base64.b64decode(package.integrity.removeprefix("sha512-"))) == 64
-        assert package.licence == "MIT" and package.upstream.startswith(
-            "https://github.com/microsoft/fluentui-emoji"
-        )
+        assert package.licence == "MIT" and package.upstream.startswith("https://github.com/microsoft/fluentui-emoji")
 
 
 def test_builtin_shapes_are_solid_smooth_and_clear_around() -> None:

@@ -79,9 +79,7 @@ def test_sentences_are_clean(seed, vocabulary):
 
 def test_sentences_grow_and_vary():
     words = [captions(sample_scene(seed, SMALL)) for seed in range(300)]
-    short, medium, long = (
-        sum(len(w) for w in column) for column in zip(*map(dataclasses.astuple, words), strict=True)
-    )
+    short, medium, long = (sum(len(w) for w in column) for column in zip(*map(dataclasses.astuple, words), strict=True))
     assert short < medium < long
     assert len({w.medium for w in words}) > 280
 

@@ -19,9 +19,7 @@ RICH = dataclasses.replace(FULL, nouns=TINY.nouns, weather=0.6, style=0.4, two_o
 
 
 def clip_of(seed, vocabulary=TINY, **settings):
-    return make_clip(
-        seed, vocabulary, ATLAS, **{"frames": 9, "height": 48, "width": 48, "split": "all"} | settings
-    )
+    return make_clip(seed, vocabulary, ATLAS, **{"frames": 9, "height": 48, "width": 48, "split": "all"} | settings)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,9 +65,7 @@ def test_the_track_goes_where_the_caption_says(seed):
     if clip.facts.direction and first.any() and last.any():
         assert (shift > 0) == (clip.facts.direction == "right")
         assert abs(shift) > 0.25
-        assert any(
-            word in clip.captions.medium for word in (clip.facts.direction, clip.facts.direction + "ward")
-        )
+        assert any(word in clip.captions.medium for word in (clip.facts.direction, clip.facts.direction + "ward"))
 
 
 def test_subjects_are_large_and_in_the_frame():
@@ -91,9 +87,7 @@ def test_masks_are_where_the_subject_changes_the_picture():
     without = render(dataclasses.replace(clip.scene, subjects=(hidden,), props=()), ATLAS)
     changed = (empty.frames.int() - without.frames.int()).abs().sum(-1) > 24
     inside = changed[empty.masks[0]].float().mean()
-    far_outside = changed[
-        ~torch.nn.functional.max_pool2d(empty.masks[0][:, None].float(), 25, 1, 12)[:, 0].bool()
-    ]
+    far_outside = changed[~torch.nn.functional.max_pool2d(empty.masks[0][:, None].float(), 25, 1, 12)[:, 0].bool()]
     assert inside > 0.9
     assert far_outside.float().mean() < 0.05
 

@@ -22,8 +22,8 @@ def render(
     per_shard: Annotated[int, typer.Option(help="Clips in one file.")] = 100,
 ) -> None:
     """Render clips of the diorama with their captions and facts."""
-    from skyloom.data.clips import ClipPlan, render_clips  # noqa: PLC0415 - keeps --help fast
-    from skyloom.generate.request import parse_size  # noqa: PLC0415
+    from skyloom.data.clips import ClipPlan, render_clips
+    from skyloom.generate.request import parse_size
 
     width, height = parse_size(size)
     plan = ClipPlan(vocabulary, count, frames, height, width, 16, first_seed, split, per_shard)
@@ -40,12 +40,12 @@ def encode(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Encode rendered clips to latents, and all their captions to one table."""
-    import torch  # noqa: PLC0415 - keeps --help fast
+    import torch
 
-    from skyloom.data.encode import encode_captions, encode_clips  # noqa: PLC0415
-    from skyloom.models.checkpoint import load_into, load_part  # noqa: PLC0415
-    from skyloom.models.text import load_text_encoder  # noqa: PLC0415
-    from skyloom.models.vae import Vae, VaeConfig  # noqa: PLC0415
+    from skyloom.data.encode import encode_captions, encode_clips
+    from skyloom.models.checkpoint import load_into, load_part
+    from skyloom.models.text import load_text_encoder
+    from skyloom.models.vae import Vae, VaeConfig
 
     config, state, _ = load_part(autoencoder, "vae", VaeConfig)
     vae = Vae(config)

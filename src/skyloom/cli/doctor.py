@@ -9,13 +9,13 @@ import typer
 
 def doctor() -> None:
     """Device, number format, threads, versions, free disk, and the weights checked against their hashes."""
-    import av  # noqa: PLC0415 - keeps --help fast
-    import torch  # noqa: PLC0415
+    import av
+    import torch
 
-    from skyloom import __version__  # noqa: PLC0415
-    from skyloom.core.device import choose_device, choose_dtype  # noqa: PLC0415
-    from skyloom.models.checkpoint import verify_manifest  # noqa: PLC0415
-    from skyloom.models.registry import list_models  # noqa: PLC0415
+    from skyloom import __version__
+    from skyloom.core.device import choose_device, choose_dtype
+    from skyloom.models.checkpoint import verify_manifest
+    from skyloom.models.registry import list_models
 
     device = choose_device()
     free = shutil.disk_usage(Path()).free / 2**30

@@ -30,12 +30,12 @@ def adherence(
     as_json: AsJson = False,
 ) -> None:
     """Does the video show what was asked? Read by a probe that was trained on renders alone."""
-    from skyloom.evaluate.probe import load_probe  # noqa: PLC0415 - keeps --help fast
-    from skyloom.evaluate.prompts import commonest_nouns, prompts_for, synonym_prompts  # noqa: PLC0415
-    from skyloom.evaluate.suite import adherence as measure  # noqa: PLC0415
-    from skyloom.generate.pipeline import load  # noqa: PLC0415
-    from skyloom.world.assets import load_atlas  # noqa: PLC0415
-    from skyloom.world.vocabulary import SMALL  # noqa: PLC0415
+    from skyloom.evaluate.probe import load_probe
+    from skyloom.evaluate.prompts import commonest_nouns, prompts_for, synonym_prompts
+    from skyloom.evaluate.suite import adherence as measure
+    from skyloom.generate.pipeline import load
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.vocabulary import SMALL
 
     pipeline, sprites = load(model), load_atlas(atlas)
     prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
@@ -56,10 +56,10 @@ def adherence(
 class _Configured:
     """A pipeline with some of its defaults replaced."""
 
-    def __init__(self, pipeline, steps: int | None, guidance: float | None) -> None:  # noqa: ANN001
+    def __init__(self, pipeline, steps: int | None, guidance: float | None) -> None:
         self.pipeline, self.fields = pipeline, {"num_steps": steps, "guidance_scale": guidance}
 
-    def generate(self, request: str, /, *, seed: int):  # noqa: ANN201
+    def generate(self, request: str, /, *, seed: int):
         """One video of a prompt."""
         return self.pipeline.generate(request, seed=seed, **self.fields)
 
@@ -73,12 +73,12 @@ def ceiling(
     as_json: AsJson = False,
 ) -> None:
     """What the probe reads in real renders: no model can be measured better than this."""
-    from skyloom.evaluate.probe import load_probe  # noqa: PLC0415
-    from skyloom.evaluate.prompts import prompts_for  # noqa: PLC0415
-    from skyloom.evaluate.suite import ceiling as measure  # noqa: PLC0415
-    from skyloom.generate.pipeline import load  # noqa: PLC0415
-    from skyloom.world.assets import load_atlas  # noqa: PLC0415
-    from skyloom.world.vocabulary import SMALL  # noqa: PLC0415
+    from skyloom.evaluate.probe import load_probe
+    from skyloom.evaluate.prompts import prompts_for
+    from skyloom.evaluate.suite import ceiling as measure
+    from skyloom.generate.pipeline import load
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.vocabulary import SMALL
 
     prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
     _finish(measure(prompts, load_probe(), load_atlas(atlas), load(model).vae), out, as_json)
@@ -95,15 +95,15 @@ def autoencoder(
     as_json: AsJson = False,
 ) -> None:
     """PSNR and SSIM of the autoencoder on held-out renders and on real videos."""
-    from skyloom.evaluate.prompts import prompts_for  # noqa: PLC0415
-    from skyloom.evaluate.suite import autoencoder as measure  # noqa: PLC0415
-    from skyloom.generate.pipeline import load  # noqa: PLC0415
-    from skyloom.generate.request import parse_size  # noqa: PLC0415
-    from skyloom.media.frames import cover  # noqa: PLC0415
-    from skyloom.media.read import read_video  # noqa: PLC0415
-    from skyloom.world.assets import load_atlas  # noqa: PLC0415
-    from skyloom.world.render import render  # noqa: PLC0415
-    from skyloom.world.vocabulary import SMALL  # noqa: PLC0415
+    from skyloom.evaluate.prompts import prompts_for
+    from skyloom.evaluate.suite import autoencoder as measure
+    from skyloom.generate.pipeline import load
+    from skyloom.generate.request import parse_size
+    from skyloom.media.frames import cover
+    from skyloom.media.read import read_video
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.render import render
+    from skyloom.world.vocabulary import SMALL
 
     sprites = load_atlas(atlas)
     renders = [render(prompt.scene, sprites).frames for prompt in prompts_for(SMALL, count, seed=1)]

@@ -18,7 +18,8 @@ _SLUG_LENGTH = 60
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to show, in a sentence.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) [default: named after the prompt]")
+        Path | None,
+        typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) [default: named after the prompt]"),
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Length [default: the model's window]")] = None,
     size: Annotated[str | None, typer.Option(help="Width x height, like 128x128 [default: the model's own]")] = None,
@@ -26,7 +27,8 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same video [default: drawn]")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the model's own]")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How strictly to follow the prompt; 1 is off [default: the model's own]")
+        float | None,
+        typer.Option(help="How strictly to follow the prompt; 1 is off [default: the model's own]"),
     ] = None,
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
@@ -37,9 +39,9 @@ def generate(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Make a video from a sentence."""
-    from skyloom.generate.pipeline import load  # noqa: PLC0415 - keeps --help fast
-    from skyloom.generate.request import Request  # noqa: PLC0415
-    from skyloom.media.write import check_target  # noqa: PLC0415
+    from skyloom.generate.pipeline import load
+    from skyloom.generate.request import Request
+    from skyloom.media.write import check_target
 
     request = Request(
         prompt,
@@ -66,8 +68,8 @@ def generate(
 
 def show_progress(pipeline: "Pipeline", request: "Request", preview: Path | None) -> "Video":
     """Make the video behind a progress bar with phase, step and time left."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -89,7 +91,7 @@ def show_progress(pipeline: "Pipeline", request: "Request", preview: Path | None
 
 
 def _write_picture(pixels: object, path: Path) -> None:
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     partial = path.with_name(f".{path.name}.png")
     Image.fromarray(pixels).save(partial)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ app = typer.Typer(help="Installed models.", no_args_is_help=True)
 @app.command("list")
 def list_() -> None:
     """Name, size, window and licence of every installed model."""
-    from skyloom.models.registry import list_models  # noqa: PLC0415 - keeps --help fast
+    from skyloom.models.registry import list_models
 
     for model in list_models():
         window = f"{model.frames} frames at {model.fps} fps"
@@ -22,7 +22,7 @@ def list_() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")]) -> None:
     """Everything the manifest says."""
-    from skyloom.models.registry import find_model  # noqa: PLC0415
+    from skyloom.models.registry import find_model
 
     typer.echo(json.dumps(find_model(name).manifest, indent=1))
 
@@ -30,8 +30,8 @@ def show(name: Annotated[str, typer.Argument(help="Name of a model, or its folde
 @app.command()
 def verify(name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = "diorama") -> None:
     """Compare every weights file with its hash."""
-    from skyloom.models.checkpoint import verify_manifest  # noqa: PLC0415
-    from skyloom.models.registry import find_model  # noqa: PLC0415
+    from skyloom.models.checkpoint import verify_manifest
+    from skyloom.models.registry import find_model
 
     manifest = verify_manifest(find_model(name).folder)
     typer.echo(f"{len(manifest['files'])} files are as they were published")

@@ -13,8 +13,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
 ) -> None:
     """Train the autoencoder or the transformer by a recipe."""
-    from skyloom.core.errors import ConfigError  # noqa: PLC0415 - keeps --help fast
-    from skyloom.train.recipe import run_recipe  # noqa: PLC0415
+    from skyloom.core.errors import ConfigError
+    from skyloom.train.recipe import run_recipe
 
     pairs = [setting.partition("=") for setting in settings or []]
     wrong = [key for key, equals, _ in pairs if not equals]

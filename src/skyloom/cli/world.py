@@ -19,7 +19,7 @@ def assets(
     packages: Annotated[Path | None, typer.Option(help="Where the packages go [default: FOLDER/packages]")] = None,
 ) -> None:
     """Fetch the npm packages of art, check them, and build the atlas with its licence ledger."""
-    from skyloom.world.assets import build_atlas, fetch_packages  # noqa: PLC0415 - keeps --help fast
+    from skyloom.world.assets import build_atlas, fetch_packages
 
     where = packages or folder / "packages"
     fetch_packages(where)
@@ -36,10 +36,10 @@ def sheet(
     atlas: AtlasFolder = Path(".atlas"),
 ) -> None:
     """A contact sheet of clips with their captions."""
-    from skyloom.media.sheet import write_sheet  # noqa: PLC0415
-    from skyloom.world.assets import load_atlas  # noqa: PLC0415
-    from skyloom.world.make import make_clip  # noqa: PLC0415
-    from skyloom.world.vocabulary import find_vocabulary  # noqa: PLC0415
+    from skyloom.media.sheet import write_sheet
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.make import make_clip
+    from skyloom.world.vocabulary import find_vocabulary
 
     sprites, words = load_atlas(atlas), find_vocabulary(vocabulary)
     clips = [make_clip(seed + index, words, sprites, split="all") for index in range(count)]
@@ -57,13 +57,13 @@ def render(
     atlas: AtlasFolder = Path(".atlas"),
 ) -> None:
     """One clip as a video file; its captions and facts are printed as JSON."""
-    from fractions import Fraction  # noqa: PLC0415
+    from fractions import Fraction
 
-    from skyloom.generate.request import parse_size  # noqa: PLC0415
-    from skyloom.media.write import write_video  # noqa: PLC0415
-    from skyloom.world.assets import load_atlas  # noqa: PLC0415
-    from skyloom.world.make import make_clip  # noqa: PLC0415
-    from skyloom.world.vocabulary import find_vocabulary  # noqa: PLC0415
+    from skyloom.generate.request import parse_size
+    from skyloom.media.write import write_video
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.make import make_clip
+    from skyloom.world.vocabulary import find_vocabulary
 
     width, height = parse_size(size)
     clip = make_clip(seed, find_vocabulary(vocabulary), load_atlas(atlas), frames, height, width, split="all")

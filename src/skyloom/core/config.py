@@ -59,6 +59,8 @@ def to_table(config: object) -> Table:
         value = getattr(config, field.name)
         if value is not None:
             table[field.name] = _plain(value)
+        elif isinstance(field.default, bool):
+            raise ConfigError(f"{field.name} = None cannot be written.", hint="Make None its default.")
         elif not _required(field) and field.default is not None:
             table[field.name] = False
     return table
@@ -104,7 +106,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     return _convert_plain(value, kind, where)
 
 
-def _convert_plain(value: Any, kind: type, where: str) -> Any:
+def _convert_plain(value: Any, kind: Any, where: str) -> Any:
     if issubclass(kind, Enum):
         right = [option for option in kind if option.value == value and type(option.value) is type(value)]
         return right[0] if right else _refuse_choice(value, [option.value for option in kind], where)
@@ -140,14 +142,12 @@ def _refuse_choice(value: Any, options: Iterable[Any], where: str) -> Any:
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise ConfigError(f"{where} is {value!r}.", hint="It must be a list.")
-    if len(arguments) == 2 and arguments[1] is Ellipsis:  # noqa: PLR2004
-        return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if len(value) != len(arguments):
-        raise ConfigError(f"{where} has {len(value)} values.", hint=f"It must have {len(arguments)}.")
-    return tuple(
-        _convert(item, kind, f"{where}[{i}]")
-        for i, (item, kind) in enumerate(zip(value, arguments, strict=True))
-    )
+    items = typing.cast(list[Any], value)
+    kinds = arguments[:1] * len(items) if arguments[-1:] == (Ellipsis,) else arguments
+    if len(items) != len(kinds):
+        raise ConfigError(f"{where} has {len(items)} values.", hint=f"It must have {len(kinds)}.")
+    pairs = enumerate(zip(items, kinds, strict=True))
+    return tuple(_convert(item, kind, f"{where}[{index}]") for index, (item, kind) in pairs)
 
 
 def _required(field: Any) -> bool:
@@ -158,19 +158,20 @@ def _merge(base: Table, table: Table) -> Table:
     merged = dict(base)
     for key, value in table.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], typing.cast(Table, value)) if both else value
     return merged
 
 
 def _override(table: Table, key: str, text: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        inner: Any = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
             raise ConfigError(f"--set {key}: {parent!r} is not a table.")
+        table = typing.cast(Table, inner)
     try:
         table[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         table[last] = text
 
 
@@ -185,8 +186,8 @@ def _plain(value: Any) -> Any:
 
 
 def _lines(table: Table, path: str) -> list[str]:
-    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
-    lists = {key: value for key, value in table.items() if _is_list_of_tables(value)}
+    tables: dict[str, Table] = {key: value for key, value in table.items() if isinstance(value, dict)}
+    lists: dict[str, list[Table]] = {key: value for key, value in table.items() if _is_list_of_tables(value)}
     lines = [f"{key} = {_text(value)}" for key, value in table.items() if key not in {*tables, *lists}]
     for key, value in tables.items():
         lines += ["", f"[{path}{key}]", *_lines(value, f"{path}{key}.")]
@@ -197,7 +198,9 @@ def _lines(table: Table, path: str) -> list[str]:
 
 
 def _is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(item, dict) for item in typing.cast(list[Any], value))
 
 
 def _text(value: Any) -> str:
@@ -206,5 +209,8 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(_text, typing.cast(list[Any], value)))}]"
+    if isinstance(value, dict):
+        pairs = (f"{key} = {_text(item)}" for key, item in typing.cast(Table, value).items())
+        return f"{{{', '.join(pairs)}}}"
     return repr(value)

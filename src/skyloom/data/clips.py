@@ -123,7 +123,15 @@ def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) 
     for number in range(first, min(first + plan.per_shard, plan.count)):
         seed = plan.first_seed + number
         clip = make_clip(
-            seed, vocabulary, atlas, plan.frames, plan.height, plan.width, plan.fps, plan.split, moment(plan, seed)
+            seed,
+            vocabulary,
+            atlas,
+            plan.frames,
+            plan.height,
+            plan.width,
+            plan.fps,
+            plan.split,
+            moment(plan, seed),
         )
         frames.append(clip.frames.numpy())
         digest_of_clip = sha256(clip.frames.numpy().tobytes()).hexdigest()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,23 +49,35 @@ def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
 
 @torch.no_grad()
 def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 128) -> int:
-    """Write one table of contexts for every distinct caption of all folders; returns their number.
+    """Write one table of contexts for every caption that training uses of all folders; returns their number.
 
     The table holds `tokens` [sum of lengths, d], `lengths` [n], `pooled` [n d]; the captions themselves
-    lie in the metadata as a JSON list in the same order. Captions are encoded in order of length.
+    lie in the metadata as a JSON list in the same order. Captions that are in the table already are kept as
+    they are; new ones are encoded in order of length and come after them.
     """
+    table, known = _read_table(target)
     texts = {""}
     for folder in folders:
         for frames, rows in read_shards(folder):
             texts.update(text for row in rows for text in used_captions(row, frames.shape[1]))
-    ordered = sorted(texts, key=lambda text: (len(text), text))
-    tokens, lengths, pooled = [], [], []
-    for start in range(0, len(ordered), batch):
-        coded = encoder.encode_together(ordered[start : start + batch])
+    added = sorted(texts - set(known), key=lambda text: (len(text), text))
+    for start in range(0, len(added), batch):
+        coded = encoder.encode_together(added[start : start + batch])
         for context, mask in zip(coded.context, coded.context_mask, strict=True):
-            tokens.append(context[mask].bfloat16())
-            lengths.append(int(mask.sum()))
-        pooled.append(coded.pooled.bfloat16())
-    table = {"tokens": torch.cat(tokens), "lengths": torch.tensor(lengths), "pooled": torch.cat(pooled)}
-    save_file(table, target, metadata={"captions": json.dumps(ordered)})
-    return len(ordered)
+            table["tokens"].append(context[mask].bfloat16())
+            table["lengths"].append(mask.sum()[None])
+        table["pooled"].append(coded.pooled.bfloat16())
+    merged = {name: torch.cat(parts) for name, parts in table.items()}
+    partial = target.with_suffix(".partial")
+    save_file(merged, partial, metadata={"captions": json.dumps([*known, *added])})
+    partial.replace(target)
+    return len(known) + len(added)
+
+
+def _read_table(path: Path) -> tuple[dict[str, list[Tensor]], list[str]]:
+    """The parts of a table as far as it exists, and its captions."""
+    if not path.exists():
+        return {"tokens": [], "lengths": [], "pooled": []}, []
+    with safe_open(path, framework="pt") as file:
+        parts = {name: [file.get_tensor(name)] for name in ("tokens", "lengths", "pooled")}
+        return parts, json.loads(file.metadata()["captions"])

@@ -55,9 +55,7 @@ class CaptionTable:
         self.index = {text: row for row, text in enumerate(captions)}
         self.ends = lengths.cumsum(0).tolist()
 
-    def gather(
-        self, rows: Sequence[int]
-    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b d"]]:
+    def gather(self, rows: Sequence[int]) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b d"]]:
         """Padded contexts, their masks and the pooled vectors of some rows."""
         pieces = [self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]] for row in rows]
         longest = -(-max(map(len, pieces)) // _PAD) * _PAD
@@ -106,9 +104,7 @@ class _Loaded:
 class LatentLoader:
     """Batches of latents; each batch comes from one source, drawn by share."""
 
-    def __init__(
-        self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu") -> None:
         self.sources, self.table, self.seed, self.device = sources, table, seed, device
         self.loaded = [self._load(Path(source.folder)) for source in sources]
         shares = np.array([source.share for source in sources], dtype=float)

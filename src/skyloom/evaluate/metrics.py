@@ -21,9 +21,7 @@ def psnr(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> F
     return -10 * torch.log10(error.clamp(min=1e-10))
 
 
-def ssim(
-    first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], window: int = 7
-) -> Float[Tensor, " n"]:
+def ssim(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], window: int = 7) -> Float[Tensor, " n"]:
     """Structural similarity of each frame with a square window, for values in [0, 1]; 1 is equal."""
 
     def mean(x: Tensor) -> Tensor:
@@ -33,9 +31,7 @@ def ssim(
     variance_first = mean(first * first) - mean_first.square()
     variance_second = mean(second * second) - mean_second.square()
     covariance = mean(first * second) - mean_first * mean_second
-    luminance = (2 * mean_first * mean_second + _LUMINANCE) / (
-        mean_first.square() + mean_second.square() + _LUMINANCE
-    )
+    luminance = (2 * mean_first * mean_second + _LUMINANCE) / (mean_first.square() + mean_second.square() + _LUMINANCE)
     contrast = (2 * covariance + _CONTRAST) / (variance_first + variance_second + _CONTRAST)
     return (luminance * contrast).mean(dim=(1, 2, 3))
 

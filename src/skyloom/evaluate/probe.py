@@ -97,9 +97,7 @@ class Motion(nn.Module):
         )
         self.answer = nn.Sequential(nn.Linear(64 + 4 * points, 64), nn.ReLU(), nn.Linear(64, answers))
 
-    def forward(
-        self, before: Float[Tensor, "b c h w"], after: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b k"]:
+    def forward(self, before: Float[Tensor, "b c h w"], after: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         compared = reduce(self.compare(torch.cat([before, after], 1)), "b c h w -> b c", "mean")
         start, end = self._places(before), self._places(after)
         return self.answer(torch.cat([compared, start, 4 * (end - start)], 1))
@@ -159,7 +157,7 @@ def choose_frames(total: int, wanted: int) -> Int[Tensor, " t"]:
     return torch.linspace(0, total - 1, min(wanted, total)).round().long()
 
 
-def prepare(frames: UInt8[Tensor, "t h w c"], config: ProbeConfig) -> Float[Tensor, "1 3 t h2 w2"]:
+def prepare(frames: UInt8[Tensor, "t h w c"], config: ProbeConfig) -> Float[Tensor, "1 3 u y x"]:
     """A few frames at the probe's own size, in [-1, 1]; the shape of the frame is kept."""
     chosen = rearrange(frames[choose_frames(len(frames), config.frames)], "t h w c -> t c h w").float()
     height, width = chosen.shape[-2:]

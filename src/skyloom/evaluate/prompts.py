@@ -114,9 +114,7 @@ def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[P
     return pairs
 
 
-def commonest_nouns(
-    vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS
-) -> dict[str, str]:
+def commonest_nouns(vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS) -> dict[str, str]:
     """The noun that training shows most often in each place: the best guess from the place alone."""
     chance = np.random.default_rng(derive_seed(FIRST_SEED, "commonest"))
     drawn = [choose_action(chance, vocabulary, "train", nouns) for _ in range(draws)]

@@ -19,6 +19,7 @@ from skyloom.evaluate.metrics import frechet_distance, psnr, share_of, ssim
 from skyloom.evaluate.probe import Probe, Reading, choose_frames, read
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
+from skyloom.media.frames import to_frames, to_pixels
 from skyloom.models.vae import Vae
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
@@ -28,7 +29,6 @@ _SHOWN = 5
 _STRIPS = 60
 
 Frames = UInt8[Tensor, "t h w c"]
-Make = Callable[[str, int], Frames]
 
 
 class Generator(Protocol):
@@ -92,9 +92,7 @@ def ceiling(prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | No
         for source, given in sources.items()
         for answer in given
     ]
-    return Report(
-        "What the probe can read", {"scenes": len(prompts)}, tuple(rows), _distances(sources), tuple(cases)
-    )
+    return Report("What the probe can read", {"scenes": len(prompts)}, tuple(rows), _distances(sources), tuple(cases))
 
 
 def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
@@ -120,18 +118,14 @@ def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
 
 
 @torch.no_grad()
-def reconstruct(vae: Vae, frames: Frames) -> Frames:
+def reconstruct(vae: Vae, frames: Frames) -> UInt8[Tensor, "u h w c"]:
     """Encode and decode a video; frames that do not fill a latent frame are left out at the end."""
-    whole = (len(frames) - 1) // 4 * 4 + 1
-    device = next(vae.parameters()).device
-    pixels = rearrange(frames[:whole].to(device), "t h w c -> 1 c t h w").float() / 127.5 - 1
-    made = vae.decode(vae.encode(pixels))[0].float().clamp(-1, 1)
-    return rearrange((made + 1) * 127.5, "c t h w -> t h w c").round().byte().cpu()
+    spare = (len(frames) - 1) % vae.config.scale.time
+    pixels = to_pixels(frames[: len(frames) - spare])[None].to(next(vae.parameters()).device)
+    return to_frames(vae.decode(vae.encode(pixels))[0]).cpu()
 
 
-def _ceilings(
-    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None
-) -> dict[str, list[Answer]]:
+def _ceilings(prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None) -> dict[str, list[Answer]]:
     """Readings of the prompts' own scenes, painted; each scene is painted once."""
     painted: dict[int, tuple[Reading, ...]] = {}
     for prompt in prompts:
@@ -152,9 +146,7 @@ def _distances(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
         return {}
     clouds = {name: torch.cat([one.readings[0].features for one in given]) for name, given in sources.items()}
     return {
-        f"Fréchet distance to real renders: {name} ({len(cloud)} frames)": frechet_distance(
-            cloud, clouds[REAL]
-        )
+        f"Fréchet distance to real renders: {name} ({len(cloud)} frames)": frechet_distance(cloud, clouds[REAL])
         for name, cloud in clouds.items()
         if name != REAL
     }
@@ -173,6 +165,4 @@ def _strip(frames: Frames, prompt: Prompt, reading: Reading) -> Strip:
     wrong = [name for name, right in JUDGES.items() if right(prompt.facts, reading) is False]
     words = (f"{reading.colour} {reading.noun}", reading.place, reading.time_of_day, reading.direction)
     verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
-    return Strip(
-        frames[choose_frames(len(frames), _SHOWN)], (prompt.text, "read: " + " | ".join(words), verdict)
-    )
+    return Strip(frames[choose_frames(len(frames), _SHOWN)], (prompt.text, "read: " + " | ".join(words), verdict))

@@ -164,7 +164,11 @@ class Pipeline:
             num_steps=plan.num_steps,
             guidance_scale=plan.guidance_scale,
         )
-        return {"skyloom": __version__, "request": filled.to_dict(), "weights": self.info.manifest.get("files", {})}
+        return {
+            "skyloom": __version__,
+            "request": filled.to_dict(),
+            "weights": self.info.manifest.get("files", {}),
+        }
 
 
 def load(

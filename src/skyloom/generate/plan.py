@@ -38,9 +38,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
         raise RequestError(f"{steps} steps are out of range.", hint=f"Use 1 to {MAX_STEPS} steps.")
     guidance = model.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if not 0 <= guidance <= MAX_GUIDANCE:
-        raise RequestError(
-            f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}."
-        )
+        raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
     shape = VideoShape(_frames(request, model, scale), height, width)
     return Plan(request, shape, fps, steps, guidance, check_seed(request.seed))
 
@@ -49,9 +47,7 @@ def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
         raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
     if len(prompt) > MAX_PROMPT:
-        raise RequestError(
-            f"The prompt has {len(prompt):,} characters.", hint=f"Use {MAX_PROMPT:,} at most."
-        )
+        raise RequestError(f"The prompt has {len(prompt):,} characters.", hint=f"Use {MAX_PROMPT:,} at most.")
 
 
 def _size(request: Request, model: ModelInfo) -> tuple[int, int]:
@@ -61,9 +57,12 @@ def _size(request: Request, model: ModelInfo) -> tuple[int, int]:
     if f"{width}x{height}" in model.sizes:
         return width, height
     wanted = (width, height)
-    nearest = sorted(model.sizes, key=lambda size: sum(abs(a - b) for a, b in zip(parse_size(size), wanted, strict=True)))
+    nearest = sorted(
+        model.sizes, key=lambda size: sum(abs(a - b) for a, b in zip(parse_size(size), wanted, strict=True))
+    )
     raise RequestError(
-        f"{model.name} does not make {width}x{height}.", hint=f"The nearest sizes are {', '.join(nearest[:3])}."
+        f"{model.name} does not make {width}x{height}.",
+        hint=f"The nearest sizes are {', '.join(nearest[:3])}.",
     )
 
 

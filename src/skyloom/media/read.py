@@ -26,7 +26,8 @@ def read_image(path: Path) -> UInt8[Tensor, "1 h w c"]:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(
-                    f"{path} has {image.width}x{image.height} pixels, more than 64 million.", hint="Make it smaller."
+                    f"{path} has {image.width}x{image.height} pixels, more than 64 million.",
+                    hint="Make it smaller.",
                 )
             upright = ImageOps.exif_transpose(image).convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")

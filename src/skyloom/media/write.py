@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -15,7 +16,12 @@ from torch import Tensor
 from skyloom.core.errors import CapacityError, MediaError
 
 _CODECS = {
-    ".mp4": ("libx264", "yuv420p", {"crf": "16", "preset": "medium"}, {"movflags": "+faststart+use_metadata_tags"}),
+    ".mp4": (
+        "libx264",
+        "yuv420p",
+        {"crf": "16", "preset": "medium"},
+        {"movflags": "+faststart+use_metadata_tags"},
+    ),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "24", "b": "0", "row-mt": "1"}, {}),
 }
 SUFFIXES = (*_CODECS, ".gif")
@@ -33,7 +39,8 @@ def check_target(path: Path) -> None:
         descriptor, probe = tempfile.mkstemp(dir=path.parent, prefix=".skyloom-")
     except OSError as error:
         raise MediaError(
-            f"Nothing can be written in {path.parent} ({error.strerror}).", hint="Choose another folder with -o."
+            f"Nothing can be written in {path.parent} ({error.strerror}).",
+            hint="Choose another folder with -o.",
         ) from error
     os.close(descriptor)
     Path(probe).unlink()
@@ -82,9 +89,9 @@ def _encode(
 
 def _write_gif(frames: UInt8[Tensor, "t h w c"], fps: Fraction, path: Path) -> None:
     """Frames are timed in hundredths of a second, so each takes the share that keeps the whole in time."""
-    from PIL import Image  # noqa: PLC0415 - only gifs need it
+    from PIL import Image
 
     ticks = [round(100 * index / fps) * 10 for index in range(len(frames) + 1)]
-    durations = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    durations = [after - before for before, after in pairwise(ticks)]
     pictures = [Image.fromarray(frame) for frame in frames.cpu().numpy()]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=1)

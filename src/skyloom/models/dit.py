@@ -283,9 +283,7 @@ def _patchify(latent: Float[Tensor, "b c t h w"], patch: tuple[int, int, int]) -
     return rearrange(latent, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
 
 
-def _unpatchify(
-    x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]
-) -> Float[Tensor, "b o t h w"]:
+def _unpatchify(x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]) -> Float[Tensor, "b o t h w"]:
     (t, h, w), (p, q, r) = grid, config.patch
     return rearrange(x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r)
 

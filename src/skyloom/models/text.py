@@ -59,9 +59,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.layers))
 
-    def forward(
-        self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None
-    ) -> Float[Tensor, "b m d"]:
+    def forward(self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m d"]:
         """The last hidden state of every token; masked tokens are not looked at."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.norm(self.words(tokens) + self.positions(places) + self.segment)

@@ -135,9 +135,7 @@ class Decoder(nn.Module):
         x = run(split_frames(self.split_first(_enlarge(self.to_eighth(x)))), 2, 4)
         x = run(split_frames(self.split_second(_enlarge(self.to_quarter(x)))), 4, 6)
         x = run(_enlarge(self.to_half(x)), 6, 7)
-        detail = rearrange(
-            self.head(F.silu(x)), "(b t) (c p q) h w -> b c t (h p) (w q)", b=batch, p=2, q=2
-        )
+        detail = rearrange(self.head(F.silu(x)), "(b t) (c p q) h w -> b c t (h p) (w q)", b=batch, p=2, q=2)
         return linear + detail, DecoderCache(tuple(after))
 
 
@@ -169,9 +167,7 @@ def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
     kept, axes = variances.flip(0)[:channels].clamp(min=1e-8), directions.flip(1)[:, :channels]
     scale = (kept / kept[-1]).pow(0.25).clamp(max=4.0) / kept.sqrt()
     forward = (axes * scale).T
-    vae.encoder.linear.weight.copy_(
-        rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=SPACE, q=SPACE)
-    )
+    vae.encoder.linear.weight.copy_(rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=SPACE, q=SPACE))
     vae.encoder.linear.bias.copy_(-forward @ centre)
     vae.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
     vae.decoder.linear.bias.copy_(centre)

@@ -60,7 +60,11 @@ def count_parameters(folder: Path, part: str) -> int:
 
 def describe(folder: Path) -> dict[str, Any]:
     """The plan of a folder of clips, how many there are, and their digest."""
-    return {**asdict(read_plan(folder)), "count": sum(len(rows) for _, rows in read_shards(folder)), "digest": digest(folder)}
+    return {
+        **asdict(read_plan(folder)),
+        "count": sum(len(rows) for _, rows in read_shards(folder)),
+        "digest": digest(folder),
+    }
 
 
 def summarise(folder: Path) -> dict[str, Any]:

@@ -48,9 +48,7 @@ class Task:
     export: Callable[[dict[str, Tensor], Path, int], None]
 
 
-def train(
-    task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, folder: Path, *, resume: bool
-) -> int:
+def train(task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, folder: Path, *, resume: bool) -> int:
     """Run until `config.steps` or `config.minutes`; returns the number of steps done in all."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -82,9 +80,7 @@ def train(
     return step
 
 
-def _starting_step(
-    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, resume: bool
-) -> int:
+def _starting_step(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, resume: bool) -> int:
     exists = (folder / STATE_FILE).exists()
     if exists and not resume:
         raise ConfigError(f"{folder} already holds a run.", hint="Add --resume, or name a new --run folder.")

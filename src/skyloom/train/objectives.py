@@ -40,9 +40,7 @@ class AutoencoderConfig:
     latent_noise: float = 0.08
 
 
-def latent_noise(
-    vae: Vae, video: Float[Tensor, "b 3 t h w"], generator: torch.Generator
-) -> Float[Tensor, "b c u y x"]:
+def latent_noise(vae: Vae, video: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> Float[Tensor, "b c u y x"]:
     """Standard normal noise in the shape of a video's latent."""
     batch, _, frames, height, width = video.shape
     scale = vae.config.scale

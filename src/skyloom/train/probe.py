@@ -171,9 +171,7 @@ def distort(frames: Tensor, size: int, random: np.random.Generator) -> Float[Ten
     height, width = frames.shape[1:3]
     tall, wide = (round(side * random.uniform(0.9, 1)) for side in (height, width))
     top, left = random.integers(height - tall + 1), random.integers(width - wide + 1)
-    video = (
-        rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float() / 127.5 - 1
-    )
+    video = rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float() / 127.5 - 1
     coarse = size if random.random() < 0.35 else round(size * random.uniform(0.45, 1))  # noqa: PLR2004 - a share
     for side in dict.fromkeys((coarse, size)):
         video = F.interpolate(video, size=(side, side), mode="bilinear", antialias=True, align_corners=False)

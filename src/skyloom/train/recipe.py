@@ -71,7 +71,7 @@ def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: b
 
 def build_task(recipe: Recipe) -> Task:
     """The module, batches and losses that a recipe asks for."""
-    from skyloom.train import tasks  # noqa: PLC0415 - tasks needs the dataclasses above
+    from skyloom.train import tasks
 
     if recipe.objective == "flow":
         assert recipe.flow is not None

@@ -18,9 +18,7 @@ from skyloom.train.ema import Ema
 STATE_FILE = "state.safetensors"
 
 
-def save_state(
-    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int
-) -> Path:
+def save_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int) -> Path:
     """Write the state after `step` optimizer steps; a crash while writing leaves the old file whole."""
     tensors = {f"model/{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
@@ -50,7 +48,8 @@ def load_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim
         optimizer.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a state of this run ({error}).", hint="Use the recipe that made it, or a new --run."
+            f"{path} is not a state of this run ({error}).",
+            hint="Use the recipe that made it, or a new --run.",
         ) from error
     return step
 

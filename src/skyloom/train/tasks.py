@@ -44,9 +44,7 @@ def autoencoder_task(run: AutoencoderRun, loop: LoopConfig) -> Task:
     return Task(
         module=vae,
         batch=PixelLoader(folders, run.batch, run.frames, run.crop, loop.seed),
-        losses=lambda module, video, random: losses_of(
-            module, video, latent_noise(module, video, random), run.losses
-        ),
+        losses=lambda module, video, random: losses_of(module, video, latent_noise(module, video, random), run.losses),
         evaluate=lambda module, folder, step: measure_autoencoder(module, Path(run.held_out)),
         export=export,
     )
@@ -63,9 +61,7 @@ def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, 
         start = random.integers(max(1, len(clip) - TIME + 1))
         frames = clip[[start] * TIME] if random.random() < 1 / 8 else clip[start : start + TIME]
         pixels = to_pixels(torch.from_numpy(np.array(frames[None])))
-        patches.append(
-            rearrange(pixels[0], "c n (y p) (x q) -> (y x) (n c p q)", p=SPACE, q=SPACE)
-        )
+        patches.append(rearrange(pixels[0], "c n (y p) (x q) -> (y x) (n c p q)", p=SPACE, q=SPACE))
     return torch.cat(patches)[:count]
 
 

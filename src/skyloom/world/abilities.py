@@ -68,9 +68,7 @@ _TABLE: dict[str, dict[str, tuple[str, ...]]] = {
 _BODILY = frozenset({"walk", "run", "near", "away", "idle"})
 _HEADY = ("hop", "jump", "spin")
 # Nouns that can do more than their kind.
-_SWIMS = frozenset(
-    {"turtle", "penguin", "duck", "crocodile", "seal", "otter", "frog", "mermaid", "lobster", "crab"}
-)
+_SWIMS = frozenset({"turtle", "penguin", "duck", "crocodile", "seal", "otter", "frog", "mermaid", "lobster", "crab"})
 _FLOATS = frozenset({"duck", "swan", "goose", "seal", "turtle"})
 
 

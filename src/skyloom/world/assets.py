@@ -115,11 +115,7 @@ class Atlas:
 
     def _read(self, key: str) -> UInt8[Tensor, "n s s 4"]:
         strip = self._strips[key]
-        pixels = (
-            rearrange(_decode_webp(strip.tobytes()), "(n s) w c -> n s w c", s=SIZE)
-            if strip.ndim == 1
-            else strip
-        )
+        pixels = rearrange(_decode_webp(strip.tobytes()), "(n s) w c -> n s w c", s=SIZE) if strip.ndim == 1 else strip
         return torch.from_numpy(pixels)
 
 
@@ -162,9 +158,7 @@ def check_integrity(path: Path, package: Package) -> None:
         with path.open("rb") as file:
             found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}).", hint="Run `skyloom world assets`."
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).", hint="Run `skyloom world assets`.") from error
     if f"sha512-{found}" != package.integrity:
         raise ConfigError(
             f"{path} is not {package.name} {package.version}: its sha512 differs.",
@@ -175,9 +169,7 @@ def check_integrity(path: Path, package: Package) -> None:
 def _pack(package: Package, folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise ConfigError(
-            "npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it."
-        )
+        raise ConfigError("npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it.")
     command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -268,7 +260,7 @@ def _pictures(path: Path, wanted: Mapping[str, Noun]) -> Iterator[tuple[str, byt
 
 def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int, int, int, int]]:
     """Art as a loop of square frames, and the box that they were cut by: feet on its lower edge."""
-    from PIL import Image  # noqa: PLC0415 - only those who build an atlas need it
+    from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
         count = getattr(image, "n_frames", 1)
@@ -287,7 +279,7 @@ def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int,
 
 
 def _encode(frames: UInt8[np.ndarray, "n s s 4"]) -> UInt8[np.ndarray, " bytes"]:
-    from PIL import Image  # noqa: PLC0415 - only those who build an atlas need it
+    from PIL import Image
 
     visible = np.where(frames[..., 3:] > 0, frames, 0).astype(np.uint8)
     out = io.BytesIO()
@@ -296,7 +288,7 @@ def _encode(frames: UInt8[np.ndarray, "n s s 4"]) -> UInt8[np.ndarray, " bytes"]
 
 
 def _decode_webp(content: bytes) -> UInt8[np.ndarray, "h w 4"]:
-    from PIL import Image  # noqa: PLC0415 - only those who have an atlas need it
+    from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image.convert("RGBA"))

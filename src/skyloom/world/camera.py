@@ -114,9 +114,7 @@ class Rays:
         self.azimuth = torch.atan2(self.across, self.forward)
 
 
-def rows_and_columns(
-    height: int, width: int, device: torch.device
-) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]]:
+def rows_and_columns(height: int, width: int, device: torch.device) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]]:
     """Screen coordinates of the middles of all pixel rows (top first) and columns."""
     rows = 1 - (torch.arange(height, device=device) + 0.5) / height * 2
     columns = ((torch.arange(width, device=device) + 0.5) / width * 2 - 1) * (width / height)

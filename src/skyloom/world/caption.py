@@ -164,9 +164,7 @@ class _Words:
     def long(self) -> str:
         opening = _join([self.who(), self.be(), self.act(True), self.where(), self.weather(), self.when()])
         if self.scene.style:
-            opening = self.styled(
-                _join([self.who(), self.act(True), self.where(), self.weather(), self.when()])
-            )
+            opening = self.styled(_join([self.who(), self.act(True), self.where(), self.weather(), self.when()]))
         sentences = [opening, self.detail()]
         if self.scene.camera != "static" or self.chance.random() < 0.5:
             sentences.append(self.pick(CAMERAS[self.scene.camera]))

@@ -29,9 +29,7 @@ def _texture(kind: str, device: torch.device) -> Tensor:
     frequency = np.fft.fftfreq(_SIDE) * _SIDE
     radius = np.hypot(frequency[:, None], frequency[None])
     radius[0, 0] = 1e9
-    field = np.fft.ifft2(
-        np.fft.fft2(random.standard_normal((_SIDE, _SIDE))) * radius ** -_FALLOFFS[kind]
-    ).real
+    field = np.fft.ifft2(np.fft.fft2(random.standard_normal((_SIDE, _SIDE))) * radius ** -_FALLOFFS[kind]).real
     field = np.clip((field - field.mean()) / field.std() * 0.2 + 0.5, 0, 1)
     wrapped = np.pad(field, (0, 1), mode="wrap").astype(np.float32)
     return torch.from_numpy(wrapped)[None, None].to(device)

@@ -36,9 +36,7 @@ class Rendering:
     tracks: Float[Tensor, "o t 4"]
 
 
-def render(
-    scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None
-) -> Rendering:
+def render(scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None) -> Rendering:
     """Paint a scene at its own frame times, or at any other `times` (seconds) within it."""
     moments = scene.times if times is None else np.asarray(times, dtype=np.float64)
     painter = _Painter(scene, atlas, torch.device(device))

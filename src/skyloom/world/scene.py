@@ -104,9 +104,7 @@ def sample_scene(
         time_of_day=time_of_day,
         subjects=subjects,
         relation=relation,
-        props=_make_props(
-            chance, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape
-        ),
+        props=_make_props(chance, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape),
         camera=camera,
         camera_sign=int(pick(chance, (-1, 1))),
         weather=weather,
@@ -126,9 +124,7 @@ def _choose_camera(chance: np.random.Generator, vocabulary: Vocabulary, motion: 
     return camera if camera_suits(camera, motion, MOTIONS[motion].directed) else "static"
 
 
-def _choose_air(
-    chance: np.random.Generator, vocabulary: Vocabulary, place: Place
-) -> tuple[str | None, str | None]:
+def _choose_air(chance: np.random.Generator, vocabulary: Vocabulary, place: Place) -> tuple[str | None, str | None]:
     """An hour and a weather that agree: what falls from clouds, falls from a gray or dark sky."""
     hours = [hour for hour in place.times if hour in vocabulary.times]
     hour = pick(chance, hours) if hours else None

@@ -38,9 +38,7 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
         sky = over(horizon.expand(len(height), -1, *height.shape[1:]), rose, smoothstep(height, 0.0, 0.32))
         sky = over(sky, zenith, smoothstep(height, 0.18, 0.95))
     else:
-        sky = over(
-            horizon.expand(len(height), -1, *height.shape[1:]), zenith, smoothstep(height, -0.05, 0.80)
-        )
+        sky = over(horizon.expand(len(height), -1, *height.shape[1:]), zenith, smoothstep(height, -0.05, 0.80))
     if scene.place in ("space", "moon"):
         return _paint_space(sky, scene, rays)
     if scene.time_of_day is None:
@@ -55,9 +53,7 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
 def sun_azimuth(scene: Scene) -> float:
     """Where sun or moon stand, in radians to the right."""
     side = 1 if scene.look.sun > 0.5 else -1
-    return (
-        side * (0.18 + 0.24 * abs(2 * scene.look.sun - 1)) * min(1.5, scene.shape.width / scene.shape.height)
-    )
+    return side * (0.18 + 0.24 * abs(2 * scene.look.sun - 1)) * min(1.5, scene.shape.width / scene.shape.height)
 
 
 def _paint_stars(sky: Tensor, rays: Rays, density: float, offset: float, share: float = 0.30) -> Tensor:
@@ -135,9 +131,7 @@ def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor
         size = 0.060 + 0.05 * hashed(column, row + 1.5)
         shown = (hashed(column, row + 2.5) < likely).float()
         body = torch.zeros_like(x)
-        for bump, (shift, rise, large) in enumerate(
-            ((-0.17, 0.0, 0.75), (0.0, 0.35, 1.1), (0.17, 0.05, 0.8))
-        ):
+        for bump, (shift, rise, large) in enumerate(((-0.17, 0.0, 0.75), (0.0, 0.35, 1.1), (0.17, 0.05, 0.8))):
             away = (x - middle - shift) * wide
             up = rays.elevation - lift - size * rise * (0.7 + 0.6 * hashed(column, bump + row + 3.5))
             distance = (away**2 / 1.7 + up**2).sqrt()
@@ -166,12 +160,7 @@ def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light:
     if backdrop == "skyline":
         return _paint_skyline(sky, scene, rays, air, ambient)
     for index, (height, frequency, haze, base) in enumerate(_RANGES[backdrop]):
-        x = (
-            rays.azimuth * frequency
-            + rays.x * 0.012 * (1 + 0.5 * index)
-            + scene.look.offset * 3
-            + index * 0.37
-        )
+        x = rays.azimuth * frequency + rays.x * 0.012 * (1 + 0.5 * index) + scene.look.offset * 3 + index * 0.37
         top = height * _ridge(backdrop, x, index)
         inside = smoothstep((top - rays.elevation) / rays.pixel, -0.7, 0.9)
         lit = (0.92 + 0.16 * smoothstep(rays.elevation / height, 0.0, 1.0))[:, None]

@@ -112,9 +112,7 @@ def project(placed: Placed, view: View, foot: float) -> OnScreen:
     half = placed.size / 2 / ahead * view.focal
     foot_y = (placed.y - view.y) / ahead * view.focal - view.pitch
     ground_y = -view.y / ahead * view.focal - view.pitch
-    return OnScreen(
-        across / ahead * view.focal, foot_y + half * foot * placed.stretch_y, half, foot_y, ground_y, ahead
-    )
+    return OnScreen(across / ahead * view.focal, foot_y + half * foot * placed.stretch_y, half, foot_y, ground_y, ahead)
 
 
 def sprite_frames(
@@ -182,9 +180,7 @@ class Windows:
     columns: Float[Tensor, "t side"]
 
 
-def windows_around(
-    screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device
-) -> Windows:
+def windows_around(screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device) -> Windows:
     """Squares that hold the sprite however it turns."""
     stretch = np.maximum(np.abs(placed.stretch_x), np.abs(placed.stretch_y))
     corner = np.where(np.abs(np.sin(2 * placed.roll)) > 1e-3, 1.4143, 1.0)

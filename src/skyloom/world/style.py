@@ -32,9 +32,7 @@ def recolour(sprites: Float[Tensor, "n 4 s s"], colour: str) -> Float[Tensor, "n
     light = (rgb * rgb.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     saturation = rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True)
     knee = 0.45
-    shaded = torch.where(
-        light < knee, paint * light / knee, paint + (1 - paint) * (light - knee) / (1 - knee) * 0.7
-    )
+    shaded = torch.where(light < knee, paint * light / knee, paint + (1 - paint) * (light - knee) / (1 - knee) * 0.7)
     if colour == "black":
         shaded = paint * 0.6 + (light - 0.3).clamp(0, 1) * 0.45
     if colour == "white":

@@ -27,9 +27,7 @@ Item = TypeVar("Item")
 
 SIZE_WORDS = {"giant": 1.35, "huge": 1.35, "tiny": 0.62, "little": 0.7}
 ALOFT = frozenset({"fly", "arc", "hover", "circle"})
-_TALL = frozenset(
-    {"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"}
-)
+_TALL = frozenset({"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"})
 _SALT = "skyloom 233"  # chosen so that no noun is held out whole
 _ALONE = frozenset({"roll", "spin", "turn", "near", "away", "circle", "grow", "shrink", "bounce along"})
 _SIGNS = {"left": -1, "right": 1}
@@ -132,9 +130,7 @@ class Casting:
         return min(1.0, self.aspect)
 
 
-def make_subjects(
-    chance: np.random.Generator, casting: Casting, noun: Noun
-) -> tuple[tuple[Subject, ...], str | None]:
+def make_subjects(chance: np.random.Generator, casting: Casting, noun: Noun) -> tuple[tuple[Subject, ...], str | None]:
     """One subject, or two that do the same side by side and how they belong together."""
     directed = MOTIONS[casting.motion].directed
     direction = str(pick(chance, ("left", "right"))) if directed else None
@@ -173,9 +169,7 @@ def _make_subject(
     if not noun.person and not paired and chance.random() < casting.vocabulary.size_words:
         size_word = str(pick(chance, tuple(SIZE_WORDS)))
     sign = _SIGNS[direction] if direction else (first.path.sign if first else int(pick(chance, (-1, 1))))
-    path, offset = _make_path(
-        chance, casting, noun, sign, SIZE_WORDS.get(size_word or "", 1.0), paired, first
-    )
+    path, offset = _make_path(chance, casting, noun, sign, SIZE_WORDS.get(size_word or "", 1.0), paired, first)
     facing = _SIGNS[direction] if direction else int(pick(chance, (-1, 1)))
     if casting.motion == "circle":
         facing = -1
@@ -223,12 +217,7 @@ def _make_path(
     """How large the subject is, where it rests and how far it may go, so that it stays in the frame."""
     place, motion = PLACES[casting.place], casting.motion
     limit = (0.88 if motion in _TALL else 1.0) * (0.72 if paired else 1.0) / casting.closeness
-    size = (
-        2
-        * float(chance.uniform(*casting.vocabulary.sizes))
-        * factor
-        * (1.2 if noun.kind == "building" else 1.0)
-    )
+    size = 2 * float(chance.uniform(*casting.vocabulary.sizes)) * factor * (1.2 if noun.kind == "building" else 1.0)
     size = min(size * limit, 0.8 if paired else 1.3) * casting.narrow
     if first and abs(size - first.path.size) > 0.2 * first.path.size:
         size = first.path.size

@@ -74,9 +74,7 @@ FULL = Vocabulary(
     weather=0.25,
     style=0.15,
     coloured=0.35,
-    coloured_kinds=frozenset(
-        {"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}
-    ),
+    coloured_kinds=frozenset({"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}),
     sizes=(0.34, 0.52),
     size_words=0.12,
     heroes=3.0,

@@ -77,9 +77,7 @@ def fall(
     for index in range(count):
         radius = kind.radius * float(near[index])
         colour = frames.new_tensor(kind.colours[index % len(kind.colours)]).view(3, 1, 1) * tint
-        turn = float(chance[index, 4]) * 6.28 + (
-            0 if kind.length == 1 or weather == "rain" else clock[:, 0] * 2.5
-        )
+        turn = float(chance[index, 4]) * 6.28 + (0 if kind.length == 1 or weather == "rain" else clock[:, 0] * 2.5)
         _draw(frames, x[:, index], y[:, index], radius, turn, kind, colour)
     return frames
 
@@ -93,14 +91,9 @@ def _draw(
     reach_x = int(radius * height / 2) + 2 if kind.length >= 1 else reach_y
     column = ((x / (width / height) + 1) / 2 * width).floor().long()
     row = ((1 - y) / 2 * height).floor().long()
-    dx = (
-        (torch.arange(-reach_x, reach_x + 1, device=frames.device)[None] + column[:, None] + 0.5) / height * 2
-    )
+    dx = (torch.arange(-reach_x, reach_x + 1, device=frames.device)[None] + column[:, None] + 0.5) / height * 2
     dx = (dx - width / height - x[:, None])[:, None, :]
-    dy = (
-        1
-        - (torch.arange(-reach_y, reach_y + 1, device=frames.device)[None] + row[:, None] + 0.5) / height * 2
-    )
+    dy = 1 - (torch.arange(-reach_y, reach_y + 1, device=frames.device)[None] + row[:, None] + 0.5) / height * 2
     dy = (dy - y[:, None])[:, :, None]
     if kind.length > 1:
         square = (dx / radius) ** 2 + (dy / (radius * kind.length)) ** 2
@@ -115,9 +108,7 @@ def _draw(
     else:
         shape = 1 - smoothstep(square, 0.55, 1.2)
     alpha = shape.clamp(0, 1) * kind.opacity
-    for frame, r, c, a in zip(
-        frames, (row - reach_y).tolist(), (column - reach_x).tolist(), alpha, strict=True
-    ):
+    for frame, r, c, a in zip(frames, (row - reach_y).tolist(), (column - reach_x).tolist(), alpha, strict=True):
         top, left = max(0, r), max(0, c)
         window = frame[:, top : max(top, r + a.shape[0]), left : max(left, c + a.shape[1])]
         if window.numel():

@@ -1,0 +1,44 @@
+# One word per task. Everything runs inside .venv, which `setup` builds from scratch.
+PYTHON ?= python3
+PROMPT ?= a red rocket flying over the ocean at sunset
+BIN := .venv/bin
+STAMP := .venv/.stamp
+export PROMPT
+
+.PHONY: help setup video test check fix bench gallery clean
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+setup: $(STAMP)  ## build .venv with everything a developer needs
+
+# torch first and pinned: an unpinned one pulls gigabytes of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+video: $(STAMP)  ## make a video: make video PROMPT="a cat on the beach" [ARGS="--seed 7"]
+	@$(BIN)/skyloom generate "$$PROMPT" $(ARGS)
+
+test: $(STAMP)  ## run the tests (CPU, no network)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, floors and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/pyright
+
+fix: $(STAMP)  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## the transformer against diffusers, same weights, same run
+	$(BIN)/python bench/dit_forward.py
+
+gallery: $(STAMP)  ## the ten prompts of docs/gallery.md
+	$(BIN)/python examples/gallery.py
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""Training noise: bounds, patterns and determinism."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyloom.core.errors import ConfigError
+from skyloom.core.seeds import generator
+from skyloom.diffusion.timesteps import (
+    PATTERNS,
+    SILENT_SIGMA,
+    NoiseConfig,
+    loss_weight,
+    sample_levels,
+    sample_sigmas,
+)
+
+
+def only(pattern: str, **fields: float) -> NoiseConfig:
+    return NoiseConfig(**{name: float(name == pattern) for name in PATTERNS}, **fields)
+
+
+def runs_known(row: torch.Tensor, config: NoiseConfig) -> tuple[int, int]:
+    """How many frames at either end differ from the level of the frames that are made."""
+    made = row.max()
+    known = (row != made).tolist()
+    first_made = known.index(False)
+    last_made = len(known) - 1 - known[::-1].index(False)
+    assert not any(known[first_made : last_made + 1])
+    assert all(level <= config.context_noise for level in row[row != made])
+    return first_made, len(known) - 1 - last_made
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 10**6), st.floats(0.2, 8))
+def test_levels_are_in_range_and_come_from_the_generator_alone(
+    batch: int, frames: int, seed: int, shift: float
+):
+    config = NoiseConfig(shift=shift)
+    sigma = sample_sigmas(batch, frames, generator(seed), config)
+    assert sigma.shape == (batch, frames)
+    assert ((sigma >= 0) & (sigma <= 1)).all()
+    torch.manual_seed(0)
+    assert torch.equal(sigma, sample_sigmas(batch, frames, generator(seed), config))
+
+
+@given(st.sampled_from(PATTERNS), st.integers(2, 9), st.integers(0, 10**6))
+def test_every_pattern_leaves_something_to_make(pattern: str, frames: int, seed: int):
+    sigma = sample_sigmas(8, frames, generator(seed), only(pattern, context_noise=0.0))
+    assert (sigma > 0).any(dim=1).all()
+
+
+def test_same_gives_one_level_per_sample():
+    sigma = sample_sigmas(32, 6, generator(1), only("same"))
+    assert (sigma == sigma[:, :1]).all()
+    assert len(sigma[:, 0].unique()) == 32
+
+
+def test_independent_gives_every_frame_its_own_level():
+    assert len(sample_sigmas(16, 6, generator(1), only("independent")).unique()) == 96
+
+
+def test_window_levels_hold_for_whole_windows():
+    sigma = sample_sigmas(16, 7, generator(1), only("window"))
+    assert (sigma[:, :3] == sigma[:, :1]).all()
+    assert (sigma[:, 3:6] == sigma[:, 3:4]).all()
+    assert len(sigma.unique()) == 48
+
+
+@pytest.mark.parametrize("pattern", ["prefix", "first", "infill"])
+def test_known_frames_lie_where_the_pattern_says(pattern: str):
+    config = only(pattern, context_noise=1e-3)
+    ends = [runs_known(row, config) for row in sample_sigmas(300, 6, generator(2), config)]
+    heads, tails = {head for head, _ in ends}, {tail for _, tail in ends}
+    assert heads == {"prefix": {1, 2, 3, 4, 5}, "first": {1}, "infill": {1, 2, 3, 4}}[pattern]
+    assert tails == {"prefix": {0}, "first": {0}, "infill": {1, 2, 3, 4}}[pattern]
+
+
+def test_about_half_of_the_known_frames_are_clean():
+    sigma = sample_sigmas(2000, 4, generator(3), only("first"))[:, 0]
+    assert 0.45 < (sigma == 0).double().mean() < 0.55
+    assert 0.14 < sigma.max() <= 0.15
+
+
+def test_levels_follow_the_logistic_normal_law():
+    config = NoiseConfig(shift=2.0, uniform_share=0.0)
+    level = sample_levels((20_000,), generator(4), config).double()
+    odds = (level / (1 - level)).log()
+    assert abs(odds.mean() - torch.tensor(2.0).log()) < 0.03
+    assert abs(odds.std() - 1) < 0.03
+
+
+def test_a_share_of_uniform_levels_reaches_the_ends():
+    config = NoiseConfig(shift=1.0, spread=0.01, uniform_share=0.25)
+    level = sample_levels((20_000,), generator(5), config)
+    assert abs(((level < 0.4) | (level > 0.6)).double().mean() - 0.25 * 0.8) < 0.02
+
+
+def test_practically_clean_frames_weigh_nothing():
+    assert loss_weight(torch.tensor([[0.0, SILENT_SIGMA, 0.021, 1.0]])).tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("wrong", [{name: 0.0 for name in PATTERNS}, {"same": -1.0}, {"shift": 0.0}])
+def test_impossible_mixes_are_refused(wrong: dict[str, float]):
+    with pytest.raises(ConfigError):
+        NoiseConfig(**wrong)
