@@ -7,7 +7,7 @@ a number without them says nothing. Standard errors count a prompt once, however
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -31,12 +31,14 @@ _STRIPS = 60
 Frames = UInt8[Tensor, "t h w c"]
 
 
+@runtime_checkable
 class Generator(Protocol):
     """What is measured: a pipeline, or anything else that makes a video from a sentence."""
 
     def generate(self, request: str, /, *, seed: int) -> "Made": ...
 
 
+@runtime_checkable
 class Made(Protocol):
     """A video: at least its frames."""
 

@@ -7,11 +7,11 @@ several requests are made one after another.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -23,13 +23,14 @@ from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.guidance import cfg_delta
 from skyloom.diffusion.sampling import VelocityFunction, sample_euler
 from skyloom.diffusion.schedule import make_sigmas
+from skyloom.generate.lanes import Lanes
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import cover, to_frames, to_pixels
 from skyloom.media.read import read_image
 from skyloom.media.video import Video
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
-from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import DecoderCache, Vae, VaeConfig
@@ -70,6 +71,7 @@ class Pipeline:
     ) -> None:
         self.info = info
         self.device = device
+        self.lanes = Lanes(device)
         self.text = text
         self.dit = dit.eval().to(device, dtype)
         self.vae = vae.eval().to(device, torch.float32).to(memory_format=torch.channels_last)
@@ -102,12 +104,13 @@ class Pipeline:
         if plan.request.image is None:
             return Canvas.text_to_video(self.vae.config.latent_channels, latent_shape)
         picture = cover(read_image(Path(plan.request.image)), plan.shape.height, plan.shape.width)
-        first = self.vae.encode(to_pixels(picture)[None].to(self.device))[0]
+        first = self.lanes.run_one(partial(self.vae.encode, to_pixels(picture)[None].to(self.device)))[0]
         return Canvas.image_to_video(first.cpu(), latent_shape.frames)
 
     @torch.no_grad()
     def _run(self, plan: Plan, canvas: Canvas) -> Iterator[Step]:
-        context = self.text.encode([plan.request.prompt, plan.request.negative_prompt])
+        prompts = [plan.request.prompt, plan.request.negative_prompt]
+        context = self.lanes.run_one(partial(self.text.encode, prompts))
         lost = context.truncated[0]
         notice = f"The prompt is long: its last {lost} tokens were not read." if lost else None
         yield Step("text", 1, 1, notice=notice)
@@ -120,35 +123,35 @@ class Pipeline:
         yield from self._decode(plan, latent)
 
     def _velocity(self, plan: Plan, context: TextContext) -> VelocityFunction:
-        """The guided velocity; prompt and negative prompt are read in one batch of two."""
+        """The guided velocity; prompt and negative prompt are read side by side."""
         guided = plan.guidance_scale != 1.0
         dtype = self.dit.head.weight.dtype
-        rows = slice(None) if guided else slice(0, 1)
-        text = self.dit.prepare_text(
-            context.context[rows].to(self.device, dtype),
-            context.context_mask[rows].to(self.device),
-            context.pooled[rows].to(self.device, dtype),
-        )
-        count = 2 if guided else 1
+        conditions = [self.lanes.run_one(partial(self._condition, context, row)) for row in range(2 if guided else 1)]
+
+        def predict(noisy: Tensor, levels: Tensor, text: TextCondition) -> Tensor:
+            prediction = self.dit(noisy.to(dtype), levels, text).float()
+            return to_velocity(self.dit.config.prediction, prediction, noisy, levels)
 
         def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
-            noisy = repeat(latent, "1 c t h w -> n c t h w", n=count).to(self.device)
-            levels = repeat(sigma, "1 t -> n t", n=count).to(self.device)
-            prediction = self.dit(noisy.to(dtype), levels, text).float()
-            made = to_velocity(self.dit.config.prediction, prediction, noisy, levels)
-            conditional = made[:1]
-            if guided:
-                conditional = conditional + cfg_delta(made[:1], made[1:], plan.guidance_scale)
-            return conditional.cpu()
+            noisy, levels = latent.to(self.device), sigma.to(self.device)
+            made = self.lanes.run([partial(predict, noisy, levels, text) for text in conditions])
+            return (made[0] + cfg_delta(made[0], made[-1], plan.guidance_scale)).cpu()
 
         return velocity
+
+    def _condition(self, context: TextContext, row: int) -> TextCondition:
+        """One prompt of a context, without the padding that its neighbours made necessary."""
+        length = int(context.context_mask[row].sum())
+        dtype = self.dit.head.weight.dtype
+        tokens = context.context[row : row + 1, :length].to(self.device, dtype)
+        return self.dit.prepare_text(tokens, None, context.pooled[row : row + 1].to(self.device, dtype))
 
     def _decode(self, plan: Plan, latent: Float[Tensor, "1 c t h w"]) -> Iterator[Step]:
         windows = latent.split(DECODE_WINDOW, dim=2)
         cache: DecoderCache | None = None
         parts: list[Tensor] = []
         for index, window in enumerate(windows, 1):
-            pixels, cache = self.vae.decode_step(window.to(self.device), cache)
+            pixels, cache = self.lanes.run_one(partial(self.vae.decode_step, window.to(self.device), cache))
             parts.append(to_frames(pixels[0]).cpu())
             if index < len(windows):
                 yield Step("decode", index, len(windows))

@@ -1,0 +1,1 @@
+"""The diorama: procedural videos with captions that are true by construction."""

@@ -1,0 +1,72 @@
+"""What every test may use: one thread, no network, and a whole model in miniature."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from skyloom.models.checkpoint import save_part, write_manifest
+from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.text import TextConfig, TextEncoder, save_text_encoder
+from skyloom.models.vae import Vae, VaeConfig
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "red", "on", "the", "beach", "##s", "c", "##a", "##t"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two cores run two test processes better than one with two threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that reaches for the network fails."""
+
+    def refuse(self, address):
+        raise AssertionError(f"a test tried to reach {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A model folder with every part, random weights and a few thousand numbers."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    text_config = TextConfig(vocabulary=len(PIECES), width=16, layers=1, heads=2, ffn=32, positions=20, max_tokens=12)
+    dit_config = DitConfig(
+        in_channels=4,
+        out_channels=4,
+        width=32,
+        heads=2,
+        layers=2,
+        ffn=64,
+        text_width=16,
+        pooled_text=True,
+        prediction="angular",
+    )
+    vae_config = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))
+    text, dit, vae = TextEncoder(text_config, PIECES), Dit(dit_config), Vae(vae_config)
+    for module in (text, dit, vae):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_text_encoder(folder, text, {})
+    save_part(folder, "dit", dit_config, dit.state_dict(), dtype=torch.bfloat16)
+    save_part(folder, "vae", vae_config, vae.state_dict(), dtype=torch.bfloat16)
+    info = {
+        "name": "tiny",
+        "family": "test",
+        "licence": "Apache-2.0",
+        "description": "random weights",
+        "sizes": ["32x32", "64x32"],
+        "fps": 16,
+        "frames": 17,
+        "num_steps": 2,
+        "guidance_scale": 2.0,
+        "shift": 2.0,
+        "parameters": 1,
+    }
+    write_manifest(folder, info)
+    return folder

@@ -1,0 +1,153 @@
+"""The pipeline: the same request gives the same frames however it is run; pictures are kept; damage is refused."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+import skyloom
+from skyloom.core.errors import CheckpointError, MediaError, RequestError
+from skyloom.generate.request import Request
+from skyloom.media.frames import to_frames
+
+ASK = Request("a red cat on the beach", seed=7, seconds=0.5)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model):
+    return skyloom.load(str(tiny_model), dtype="bfloat16")
+
+
+def test_a_prompt_becomes_a_video(pipeline):
+    video = pipeline.generate("a cat", seconds=1, seed=3)
+    assert video.frames.shape == (17, 32, 32, 3)
+    assert video.frames.dtype == torch.uint8
+    assert video.fps == 16
+    assert video.receipt["request"]["seed"] == 3
+
+
+def test_same_seed_same_frames_other_seed_other_frames(pipeline):
+    first = pipeline.generate(ASK).frames
+    assert torch.equal(pipeline.generate(ASK).frames, first)
+    assert not torch.equal(pipeline.generate(replace(ASK, seed=8)).frames, first)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_threads_make_the_same_bits(tiny_model, dtype):
+    pipe = skyloom.load(str(tiny_model), dtype=dtype)
+    first = pipe.generate(ASK).frames
+    torch.set_num_threads(2)
+    assert torch.equal(pipe.generate(ASK).frames, first)
+
+
+def test_in_company_is_as_alone(pipeline):
+    other = Request("a dog", seed=1, seconds=1)
+    together = pipeline.generate_many([other, ASK])
+    assert torch.equal(together[1].frames, pipeline.generate(ASK).frames)
+
+
+def test_the_prompt_and_the_negative_prompt_matter(pipeline):
+    first = pipeline.generate(ASK).frames
+    assert not torch.equal(pipeline.generate(replace(ASK, prompt="a dog")).frames, first)
+    assert not torch.equal(pipeline.generate(replace(ASK, negative_prompt="a dog")).frames, first)
+
+
+def test_a_receipt_makes_the_same_video_again(pipeline):
+    video = pipeline.generate("a cat", seconds=0.5)
+    again = pipeline.generate(replace(Request.from_dict(video.receipt["request"]), model=str(pipeline.info.folder)))
+    assert torch.equal(video.frames, again.frames)
+
+
+def test_steps_are_told_in_order_and_can_be_left_at_any(pipeline):
+    steps = [(step.phase, step.index, step.total) for step in pipeline.stream(ASK)]
+    assert steps == [("text", 1, 1), ("denoise", 1, 2), ("denoise", 2, 2), ("decode", 1, 1)]
+    for count in range(1, len(steps)):
+        stream = pipeline.stream(ASK)
+        for _ in range(count):
+            next(stream)
+        stream.close()
+    assert torch.equal(pipeline.generate(ASK).frames, pipeline.generate(ASK).frames)
+
+
+def test_previews_are_frames(pipeline):
+    pictures = [step.preview() for step in pipeline.stream(ASK)]
+    assert pictures[0] is None
+    assert pictures[1].shape == (32, 32, 3)
+
+
+def test_a_first_picture_is_kept(pipeline, tmp_path):
+    path = tmp_path / "first.png"
+    Image.effect_noise((50, 40), 80).convert("RGB").save(path)
+    video = pipeline.generate(replace(ASK, image=str(path)))
+    canvas = pipeline._canvas(pipeline.plan(replace(ASK, image=str(path))))
+    alone = to_frames(pipeline.vae.decode(canvas.latent[None, :, :1])[0])
+    assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
+    assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "  "}, "prompt is empty"),
+        ({"prompt": "x" * 10_000}, "10,000 characters"),
+        ({"size": "30x30"}, "nearest sizes are 32x32"),
+        ({"size": "big"}, "not a size"),
+        ({"seconds": 0}, "out of range"),
+        ({"seconds": 61}, "out of range"),
+        ({"seconds": 5}, "1 seconds at most in one window"),
+        ({"fps": 24}, "Use --fps 16"),
+        ({"seed": -1}, "out of range"),
+        ({"num_steps": 0}, "out of range"),
+        ({"guidance_scale": -1}, "out of range"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_work(pipeline, fields, message):
+    with pytest.raises(RequestError, match=message):
+        pipeline.stream(replace(ASK, **fields))
+
+
+def test_pictures_that_are_none_are_refused(pipeline, tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("not a picture")
+    with pytest.raises(MediaError, match=r"text\.png cannot be read"):
+        pipeline.stream(replace(ASK, image=str(path)))
+    with pytest.raises(MediaError, match="does not exist"):
+        pipeline.stream(replace(ASK, image=str(tmp_path / "none.png")))
+
+
+def test_unknown_models_name_the_nearest(monkeypatch, tiny_model):
+    from skyloom.models import registry
+
+    with pytest.raises(RequestError, match="Did you mean tiny"):
+        registry.find_model("tinny", root=_shelf(tiny_model))
+
+
+def _shelf(model):
+    shelf = model.parent / "shelf"
+    if not shelf.exists():
+        shutil.copytree(model, shelf / "tiny")
+    return shelf
+
+
+@pytest.mark.parametrize("name", ["dit.safetensors", "vae.safetensors", "text.safetensors"])
+def test_damaged_weights_are_named(tiny_model, tmp_path, name):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model, folder)
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=name):
+        skyloom.load(str(folder))
+    with pytest.raises(CheckpointError, match=name):
+        skyloom.load(str(folder), verify=False)
+    path.unlink()
+    with pytest.raises(CheckpointError):
+        skyloom.load(str(folder))
+
+
+def test_requests_survive_json():
+    request = Request("a cat", seconds=1.5, image="x.png")
+    assert Request.from_dict(request.to_dict()) == request
+    with pytest.raises(RequestError, match="no field 'colour'"):
+        Request.from_dict({"prompt": "a", "colour": "red"})
