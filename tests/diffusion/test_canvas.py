@@ -103,9 +103,7 @@ def test_a_window_is_the_same_canvas_seen_through_a_slit():
     window = canvas.window(1, 4)
     assert torch.equal(window.latent, canvas.latent[:, 1:4])
     assert torch.equal(window.denoise_mask, canvas.denoise_mask[1:4])
-    assert [window.prompt_at(frame) for frame in range(3)] == [
-        canvas.prompt_at(1 + frame) for frame in range(3)
-    ]
+    assert [window.prompt_at(frame) for frame in range(3)] == [canvas.prompt_at(1 + frame) for frame in range(3)]
     assert window.prompts == ((0, "dawn"), (1, "noon"))
     assert plain.prompt_at(0) is None
 

@@ -10,6 +10,7 @@ from skyloom.diffusion.flow import (
     add_noise,
     denoised_from_velocity,
     to_velocity,
+    velocity_from_angular,
     velocity_from_denoised,
     velocity_target,
 )
@@ -67,9 +68,19 @@ def test_a_clean_estimate_at_sigma_zero_has_a_finite_velocity():
     assert velocity_from_denoised(latent, noise, sigma).isfinite().all()
 
 
-def test_to_velocity_knows_both_kinds_of_prediction():
+@given(SEEDS, LEVELS)
+def test_the_true_angular_prediction_has_the_true_velocity(seed: int, levels: list[float]):
+    latent, noise, sigma = make(seed, levels)
+    s = sigma[:, None, :, None, None]
+    angular = (s * latent - (1 - s) * noise) / torch.hypot(s, 1 - s)
+    velocity = velocity_from_angular(add_noise(latent, noise, sigma), angular, sigma)
+    torch.testing.assert_close(velocity, velocity_target(latent, noise))
+
+
+def test_to_velocity_knows_every_kind_of_prediction():
     latent, noise, sigma = make(3, [0.5] * 8)
     noisy = add_noise(latent, noise, sigma)
     target = velocity_target(latent, noise)
     assert to_velocity("velocity", target, noisy, sigma) is target
     torch.testing.assert_close(to_velocity("denoised", latent, noisy, sigma), target)
+    torch.testing.assert_close(to_velocity("angular", (latent - noise) / 2**0.5, noisy, sigma), target)

@@ -29,9 +29,7 @@ def test_guided_is_on_the_line_through_both_predictions(scale: float):
 
 @given(st.floats(1.5, 10))
 def test_projected_guidance_with_all_of_the_parallel_part_is_plain_cfg(scale: float):
-    torch.testing.assert_close(
-        apg_delta(WITH, WITH - WITHOUT, scale, parallel=1.0), cfg_delta(WITH, WITHOUT, scale)
-    )
+    torch.testing.assert_close(apg_delta(WITH, WITH - WITHOUT, scale, parallel=1.0), cfg_delta(WITH, WITHOUT, scale))
 
 
 def test_projected_guidance_is_orthogonal_to_the_prediction():

@@ -86,9 +86,7 @@ def test_latents_equal_those_of_diffusers(sampler: Sampler, scheduler: type):
     for timestep in theirs.timesteps:
         sigma = torch.full((2, 3), float(timestep) / 1000)
         latent = theirs.step(gaussian_velocity(latent, sigma), timestep, latent).prev_sample
-    levels = (
-        theirs.sigmas if sampler is sample_euler else theirs.sigmas[[0, *range(1, len(theirs.sigmas), 2)]]
-    )
+    levels = theirs.sigmas if sampler is sample_euler else theirs.sigmas[[0, *range(1, len(theirs.sigmas), 2)]]
     ours = last(sampler(gaussian_velocity, NOISE, levels, BLANK)).latent
     torch.testing.assert_close(ours, latent, atol=1e-5, rtol=1e-5)
 
@@ -152,9 +150,7 @@ def test_rising_levels_are_refused():
         last(sample_euler(gaussian_velocity, NOISE, torch.tensor([0.0, 1.0]), BLANK))
 
 
-@pytest.mark.parametrize(
-    ("sampler", "calls"), [(sample_euler, 6), (sample_heun, 11), (sample_adams_bashforth, 6)]
-)
+@pytest.mark.parametrize(("sampler", "calls"), [(sample_euler, 6), (sample_heun, 11), (sample_adams_bashforth, 6)])
 def test_each_method_asks_the_model_as_often_as_it_says(sampler: Sampler, calls: int):
     asked: list[float] = []
 

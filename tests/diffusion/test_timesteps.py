@@ -33,9 +33,7 @@ def runs_known(row: torch.Tensor, config: NoiseConfig) -> tuple[int, int]:
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 10**6), st.floats(0.2, 8))
-def test_levels_are_in_range_and_come_from_the_generator_alone(
-    batch: int, frames: int, seed: int, shift: float
-):
+def test_levels_are_in_range_and_come_from_the_generator_alone(batch: int, frames: int, seed: int, shift: float):
     config = NoiseConfig(shift=shift)
     sigma = sample_sigmas(batch, frames, generator(seed), config)
     assert sigma.shape == (batch, frames)

@@ -116,7 +116,7 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} is {value!r}.", hint=f"It must be of type {kind.__name__}.")
-    return value
+    return typing.cast(Any, value)
 
 
 def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:

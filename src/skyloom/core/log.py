@@ -24,9 +24,7 @@ def set_up_logging(
         raise ConfigError(f"{level!r} is not a log level.", hint="Use debug, info, warning or error.")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
-        JsonLines()
-        if style == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        JsonLines() if style == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     )
     logger = logging.getLogger(ROOT)
     logger.handlers[:] = [handler]

@@ -72,12 +72,8 @@ class ScaleFactors:
                 hint=f"Use {round(shape.width / self.space) * self.space}x"
                 f"{round(shape.height / self.space) * self.space}.",
             )
-        return LatentShape(
-            self.latent_frames(shape.frames), shape.height // self.space, shape.width // self.space
-        )
+        return LatentShape(self.latent_frames(shape.frames), shape.height // self.space, shape.width // self.space)
 
     def video_shape(self, latent: LatentShape) -> VideoShape:
         """The video shape that a latent decodes to."""
-        return VideoShape(
-            self.video_frames(latent.frames), latent.height * self.space, latent.width * self.space
-        )
+        return VideoShape(self.video_frames(latent.frames), latent.height * self.space, latent.width * self.space)

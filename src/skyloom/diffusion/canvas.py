@@ -69,9 +69,7 @@ class Canvas:
         if (channels, height, width) != (self.latent.shape[0], *self.latent.shape[2:]):
             raise RequestError(f"A latent of {tuple(latent.shape)} does not fit {tuple(self.latent.shape)}.")
         if first < 0 or first + count > frames:
-            raise RequestError(
-                f"Latent frames {start} to {start + count - 1} are outside a canvas of {frames}."
-            )
+            raise RequestError(f"Latent frames {start} to {start + count - 1} are outside a canvas of {frames}.")
         source, mask = self.latent.to(latent.dtype, copy=True), self.denoise_mask.clone()
         source[:, first : first + count] = latent.to(source.device)
         mask[first : first + count] = False

@@ -69,9 +69,7 @@ def to_velocity(
     """A network's raw prediction as a velocity, whichever of the three it predicts."""
     if kind == "velocity":
         return prediction
-    return {"denoised": velocity_from_denoised, "angular": velocity_from_angular}[kind](
-        noisy, prediction, sigma
-    )
+    return {"denoised": velocity_from_denoised, "angular": velocity_from_angular}[kind](noisy, prediction, sigma)
 
 
 def _per_frame(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 t 1 1"]:

@@ -4,7 +4,6 @@ A guidance_scale of 1.0 is off and gives a delta of exactly 0. All of them take 
 alike (`apg_delta` was published on clean estimates); norms and deviations are per sample.
 """
 
-import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
@@ -62,4 +61,4 @@ def add_momentum(
 
 
 def _norm(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 1 1 1 1"]:
-    return torch.linalg.vector_norm(x, dim=(1, 2, 3, 4), keepdim=True)
+    return reduce(x.square(), "b c t h w -> b 1 1 1 1", "sum").sqrt()

@@ -30,9 +30,7 @@ class SampleStep:
     denoised: Float[Tensor, "b c t h w"]
 
 
-Sampler = Callable[
-    [VelocityFunction, Float[Tensor, "b c t h w"], Float[Tensor, " n"], Canvas], Iterator[SampleStep]
-]
+Sampler = Callable[[VelocityFunction, Float[Tensor, "b c t h w"], Float[Tensor, " n"], Canvas], Iterator[SampleStep]]
 
 
 @torch.no_grad()

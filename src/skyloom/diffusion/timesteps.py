@@ -44,9 +44,7 @@ class NoiseConfig:
             raise ConfigError(f"A shift of {self.shift} is not a factor.", hint="Use a number above 0.")
 
 
-def sample_sigmas(
-    batch: int, frames: int, generator: torch.Generator, config: NoiseConfig
-) -> Float[Tensor, "b t"]:
+def sample_sigmas(batch: int, frames: int, generator: torch.Generator, config: NoiseConfig) -> Float[Tensor, "b t"]:
     """Noise levels in [0, 1] for every latent frame of every sample.
 
     Known frames (past, ends or first) are clean in half of the samples and carry noise up to
@@ -72,9 +70,7 @@ def sample_sigmas(
     return sigma
 
 
-def sample_levels(
-    shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig
-) -> Float[Tensor, "..."]:
+def sample_levels(shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig) -> Float[Tensor, "..."]:
     """Independent noise levels: shifted logit-normal, a share of them uniform."""
     normal = torch.randn(shape, generator=generator) * config.spread + config.mean
     uniform = torch.rand(shape, generator=generator)

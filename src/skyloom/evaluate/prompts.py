@@ -52,7 +52,7 @@ def prompts_for(
     *,
     held_out: bool = False,
     shape: VideoShape = _NATIVE,
-    fps: float = 16,
+    fps: float = 16.0,
     nouns: Mapping[str, Noun] = NOUNS,
 ) -> list[Prompt]:
     """Captions of `count` scenes, half with a direction; `held_out` asks for pairs that training never saw."""
@@ -78,8 +78,8 @@ def _balance(scenes: list[Scene], count: int) -> list[Scene]:
     while len(taken) < count:
         wanted = seen["directed"] * 2 <= len(taken)
         fitting = [scene for scene in left if (scene.subjects[0].direction is not None) == wanted]
-        if seen["coloured"] * 4 <= len(taken):
-            fitting = [scene for scene in fitting if scene.subjects[0].colour is not None] or fitting
+        bright = seen["coloured"] * 4 <= len(taken)
+        fitting = [one for one in fitting if (one.subjects[0].colour is not None) == bright] or fitting
         best = min(fitting or left, key=lambda scene: tuple(seen[key] for key in _keys(scene)))
         seen.update(_keys(best))
         seen["directed"] += best.subjects[0].direction is not None
