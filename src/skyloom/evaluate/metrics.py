@@ -45,8 +45,8 @@ class Share:
     cases: int
 
 
-def share_of(cases: Sequence[Sequence[bool]]) -> Share:
-    """The mean over cases of the share right within each; answers within a case are not independent."""
+def share_of(cases: Sequence[Sequence[bool | float]]) -> Share:
+    """The mean over cases of the mean within each; what lies within a case is not independent."""
     means = [sum(case) / len(case) for case in cases if case]
     if not means:
         return Share(math.nan, math.nan, 0)

@@ -104,7 +104,7 @@ def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[P
     """`count` scenes twice: named with a word from captions, and with one that no caption uses."""
     pairs = []
     start = FIRST_SEED + (2 * seed + 1) * _SEEDS_APART + _SEEDS_APART // 2
-    scenes = [sample_scene(start + index, vocabulary) for index in range(_CANDIDATES * count)]
+    scenes = [sample_scene(start + index, vocabulary, fps=16.0) for index in range(_CANDIDATES * count)]
     named = [scene for scene in scenes if scene.subjects[0].noun in SYNONYMS]
     for scene in _balance(named, count):
         first = scene.subjects[0]

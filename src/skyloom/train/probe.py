@@ -110,8 +110,8 @@ class ProbeLoader:
     def __call__(self, step: int) -> ProbeBatch:
         """The batch of one step."""
         random = np.random.default_rng(derive_seed(self.seed, "probe", step))
-        stills = [self._one(random, self.stills) for _ in range(self.run.still_batch)]
-        clips = [self._one(random, self.clips) for _ in range(self.run.clip_batch)]
+        stills = [self._one(random, self.stills, still=True) for _ in range(self.run.still_batch)]
+        clips = [self._one(random, self.clips, still=False) for _ in range(self.run.clip_batch)]
         return ProbeBatch(
             torch.stack([video for video, _ in stills]),
             torch.stack([video for video, _ in clips]),
@@ -119,10 +119,10 @@ class ProbeLoader:
             _collate([found for _, found in clips]),
         )
 
-    def _one(self, random: np.random.Generator, rows: list["_Row"]) -> tuple[Tensor, dict[str, int]]:
+    def _one(self, random: np.random.Generator, rows: list["_Row"], *, still: bool) -> tuple[Tensor, dict[str, int]]:
         row = rows[random.integers(len(rows))]
-        found = answers(self.config, row.facts)
-        video = row.frames[self._moments(random, len(row.frames), found)]
+        found, total = answers(self.config, row.facts), len(row.frames)
+        video = row.frames[[random.integers(total)] if still else self._moments(random, total, found)]
         if random.random() < 0.5:  # noqa: PLR2004 - half
             video = video[:, :, ::-1]
             found["direction"] = _OPPOSITE[found["direction"]]
@@ -130,8 +130,6 @@ class ProbeLoader:
 
     def _moments(self, random: np.random.Generator, total: int, found: dict[str, int]) -> list[int]:
         """Which frames to show: forward, backward, or one again and again; changes the direction to match."""
-        if total == 1:
-            return [0]
         if random.random() < 0.08:  # noqa: PLR2004 - a share
             found["direction"] = 0
             return [int(random.integers(total))] * self.run.shown
