@@ -111,7 +111,7 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:
         right = [option for option in kind if option.value == value and type(option.value) is type(value)]
         return right[0] if right else _refuse_choice(value, [option.value for option in kind], where)
     if issubclass(kind, Path) and isinstance(value, str):
-        return kind(value)
+        return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -8,7 +8,6 @@ on its own noise (Lugmayr et al. 2022, arXiv 2201.09865) and lands on its source
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -40,18 +39,18 @@ class Canvas:
             raise RequestError(f"A mask of {mask} does not cover a latent of {latent}.")
 
     @classmethod
-    def text_to_video(cls, channels: int, shape: LatentShape) -> Self:
+    def text_to_video(cls, channels: int, shape: LatentShape) -> "Canvas":
         """Nothing is known."""
         size = (shape.frames, shape.height, shape.width)
         return cls(torch.zeros(channels, *size), torch.ones(size, dtype=torch.bool))
 
     @classmethod
-    def image_to_video(cls, first: Float[Tensor, "c 1 h w"], frames: int) -> Self:
+    def image_to_video(cls, first: Float[Tensor, "c 1 h w"], frames: int) -> "Canvas":
         """The first of `frames` latent frames is known."""
         return cls.keyframes({0: first}, frames)
 
     @classmethod
-    def keyframes(cls, known: Mapping[int, Float[Tensor, "c k h w"]], frames: int) -> Self:
+    def keyframes(cls, known: Mapping[int, Float[Tensor, "c k h w"]], frames: int) -> "Canvas":
         """Runs of latent frames are known from the given positions on; negative ones count from the end."""
         if not known:
             raise RequestError("Keyframes need at least one picture.")
@@ -61,7 +60,7 @@ class Canvas:
             canvas = canvas.keep(start, latent)
         return canvas
 
-    def keep(self, start: int, latent: Float[Tensor, "c k h w"]) -> Self:
+    def keep(self, start: int, latent: Float[Tensor, "c k h w"]) -> "Canvas":
         """A canvas whose frames from `start` on are known to be `latent`."""
         frames, count = self.frames, latent.shape[1]
         first = start + frames if start < 0 else start
@@ -80,7 +79,7 @@ class Canvas:
         """Latent frames."""
         return self.latent.shape[1]
 
-    def window(self, start: int, stop: int) -> Self:
+    def window(self, start: int, stop: int) -> "Canvas":
         """Latent frames `start` to `stop`, as a canvas of their own."""
         held = tuple(pair for pair in self.prompts if start < pair[0] < stop)
         prompt = self.prompt_at(start)
@@ -94,7 +93,7 @@ class Canvas:
         held = [prompt for first, prompt in self.prompts if first <= frame]
         return held[-1] if held else None
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Canvas":
         """The same canvas on another device."""
         return replace(self, latent=self.latent.to(device), denoise_mask=self.denoise_mask.to(device))
 

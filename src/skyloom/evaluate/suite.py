@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.evaluate.judge import FIRST, JUDGES, SHUFFLED, Answer, floors, judge
@@ -104,9 +104,9 @@ def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
         decibels, likenesses = [], []
         for index, frames in enumerate(clips):
             made = reconstruct(vae, frames)
-            pair = [rearrange(x[: len(made)].float() / 255, "t h w c -> t c h w") for x in (frames, made)]
-            decibels.append(float(psnr(*pair).mean()))
-            likenesses.append(float(ssim(*pair).mean()))
+            before, after = (_unit(x[: len(made)]) for x in (frames, made))
+            decibels.append(float(psnr(before, after).mean()))
+            likenesses.append(float(ssim(before, after).mean()))
             if index < 3:  # noqa: PLR2004 - enough to see
                 shown = choose_frames(len(made), _SHOWN)
                 note = f"{source}: {decibels[-1]:.1f} dB, SSIM {likenesses[-1]:.3f}"
@@ -117,6 +117,10 @@ def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
             numbers[f"{source}: {name}, standard error"] = share.error
     about = {"videos": ", ".join(f"{len(clips)} {source}" for source, clips in videos.items())}
     return Report("The autoencoder", about, numbers=numbers, strips=tuple(strips))
+
+
+def _unit(frames: Frames) -> Float[Tensor, "t c h w"]:
+    return rearrange(frames, "t h w c -> t c h w").float() / 255
 
 
 @torch.no_grad()

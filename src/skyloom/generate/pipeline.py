@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skyloom import __version__
 from skyloom.core.device import choose_device, choose_dtype
+from skyloom.core.errors import RequestError
 from skyloom.core.seeds import noise
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.flow import to_velocity
@@ -42,7 +43,7 @@ DECODE_WINDOW = 3
 class Step:
     """Something is done: step `index` (from 1) of `total` in a phase: "text", "denoise" or "decode".
 
-    `notice` says what a user should know (a prompt cut short); the last step carries the `video`.
+    `notice` says what a user should know (a prompt cut short, frames left out); the last step carries the `video`.
     """
 
     phase: str
@@ -78,6 +79,11 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """What the request comes to, without making it. Raises RequestError."""
+        named = request.model
+        if named not in (None, self.info.name) and Path(named).resolve() != self.info.folder.resolve():
+            raise RequestError(
+                f"This pipeline holds {self.info.name}, not {named}.", hint=f"Use skyloom.load({named!r})."
+            )
         return make_plan(request, self.info, self.vae.config.scale)
 
     def generate(self, request: Request | str, **fields: Any) -> Video:
@@ -93,8 +99,8 @@ class Pipeline:
 
     def stream(self, request: Request | str, **fields: Any) -> Iterator[Step]:
         """Make a video step by step; stop iterating to cancel. Requests are checked before the first step."""
-        asked = Request(request, **{"model": self.info.name, **fields}) if isinstance(request, str) else request
-        plan = self.plan(asked)
+        asked = request if isinstance(request, Request) else Request(request)
+        plan = self.plan(asked.with_fields(fields))
         canvas = self._canvas(plan)
         return self._run(plan, canvas)
 
@@ -111,9 +117,7 @@ class Pipeline:
     def _run(self, plan: Plan, canvas: Canvas) -> Iterator[Step]:
         prompts = [plan.request.prompt, plan.request.negative_prompt]
         context = self.lanes.run_one(partial(self.text.encode, prompts))
-        lost = context.truncated[0]
-        notice = f"The prompt is long: its last {lost} tokens were not read." if lost else None
-        yield Step("text", 1, 1, notice=notice)
+        yield Step("text", 1, 1, notice=_notice(plan, context))
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
         start = noise(plan.seed, (1, *canvas.latent.shape), "window", 0)
         latent = start
@@ -155,13 +159,14 @@ class Pipeline:
             parts.append(to_frames(pixels[0]).cpu())
             if index < len(windows):
                 yield Step("decode", index, len(windows))
-        yield Step("decode", len(windows), len(windows), video=Video(torch.cat(parts), plan.fps, self._receipt(plan)))
+        frames = torch.cat(parts)[:: plan.keep_every].clone()
+        yield Step("decode", len(windows), len(windows), video=Video(frames, plan.fps, self._receipt(plan)))
 
     def _receipt(self, plan: Plan) -> dict[str, object]:
         filled = replace(
             plan.request,
             model=self.info.name,
-            seconds=(plan.shape.frames - 1) / float(plan.fps),
+            seconds=plan.seconds,
             size=plan.shape.size,
             fps=float(plan.fps),
             num_steps=plan.num_steps,
@@ -190,3 +195,14 @@ def load(
         module.to_empty(device="cpu")
         load_into(module, state)
     return Pipeline(info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype))
+
+
+def _notice(plan: Plan, context: TextContext) -> str | None:
+    """What was done otherwise than a user may expect."""
+    lost = context.truncated
+    notices = [
+        f"The prompt is long: its last {lost[0]} tokens were not read." if lost[0] else "",
+        f"The negative prompt is long: its last {lost[1]} tokens were not read." if lost[1] else "",
+        f"Of the frames, one in {plan.keep_every} is kept." if plan.keep_every > 1 else "",
+    ]
+    return " ".join(filter(None, notices)) or None

@@ -16,23 +16,33 @@ MAX_GUIDANCE = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A request with every default filled in."""
+    """A request with every default filled in. `shape` is what the model makes, at its own rate; of that, every
+    `keep_every`-th frame is kept."""
 
     request: Request
     shape: VideoShape
     fps: Fraction
+    keep_every: int
     num_steps: int
     guidance_scale: float
     seed: int
+
+    @property
+    def seconds(self) -> float:
+        """The length to ask for again: from the first frame to the last."""
+        return (self.shape.frames - 1) / float(self.fps * self.keep_every)
 
 
 def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     """Check a request against a model. Raises RequestError with what would fit."""
     request = request.with_seed()
     assert request.seed is not None
-    _check_prompt(request.prompt)
+    if not request.prompt.strip():
+        raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
+    _check_text("prompt", request.prompt)
+    _check_text("negative prompt", request.negative_prompt)
     width, height = _size(request, model)
-    fps = _fps(request, model)
+    keep_every = _keep_every(request, model)
     steps = model.num_steps if request.num_steps is None else request.num_steps
     if not 1 <= steps <= MAX_STEPS:
         raise RequestError(f"{steps} steps are out of range.", hint=f"Use 1 to {MAX_STEPS} steps.")
@@ -40,14 +50,17 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     if not 0 <= guidance <= MAX_GUIDANCE:
         raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
     shape = VideoShape(_frames(request, model, scale), height, width)
-    return Plan(request, shape, fps, steps, guidance, check_seed(request.seed))
+    fps = Fraction(model.fps, keep_every)
+    return Plan(request, shape, fps, keep_every, steps, guidance, check_seed(request.seed))
 
 
-def _check_prompt(prompt: str) -> None:
-    if not prompt.strip():
-        raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
-    if len(prompt) > MAX_PROMPT:
-        raise RequestError(f"The prompt has {len(prompt):,} characters.", hint=f"Use {MAX_PROMPT:,} at most.")
+def _check_text(name: str, text: str) -> None:
+    if len(text) > MAX_PROMPT:
+        raise RequestError(f"The {name} has {len(text):,} characters.", hint=f"Use {MAX_PROMPT:,} at most.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"The {name} is not valid Unicode.", hint="Type it as UTF-8 text.") from error
 
 
 def _size(request: Request, model: ModelInfo) -> tuple[int, int]:
@@ -66,10 +79,18 @@ def _size(request: Request, model: ModelInfo) -> tuple[int, int]:
     )
 
 
-def _fps(request: Request, model: ModelInfo) -> Fraction:
-    if request.fps is not None and request.fps != model.fps:
-        raise RequestError(f"{model.name} makes {model.fps} fps, not {request.fps:g}.", hint=f"Use --fps {model.fps}.")
-    return Fraction(model.fps)
+def _keep_every(request: Request, model: ModelInfo) -> int:
+    """Other rates than the model's own are made by leaving frames out, never by inventing some."""
+    if request.fps is None:
+        return 1
+    rates = {model.fps // step: step for step in range(1, model.fps + 1) if model.fps % step == 0}
+    if request.fps not in rates:
+        slower = ", ".join(str(rate) for rate in list(rates)[1:])
+        kept = f" (or {slower}: fewer of the same frames)" if slower else ""
+        raise RequestError(
+            f"{model.name} makes {model.fps} fps, not {request.fps:g}.", hint=f"Use --fps {model.fps}{kept}."
+        )
+    return rates[int(request.fps)]
 
 
 def _frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:

@@ -3,25 +3,35 @@
 Command line, Python and receipts are serialisations of it, so any video can be made again.
 """
 
+import difflib
 import json
+import math
+import operator
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
+from pathlib import Path
 from typing import Any, Self
 
 from skyloom.core.errors import RequestError
 from skyloom.core.seeds import MAX_SEED
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
+_WHOLE = ("seed", "num_steps")
+_NUMBERS = ("seconds", "fps", "guidance_scale")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to make. None means: the model's own default (for the seed: drawn at random, and then reported)."""
+    """What to make. None means: the model's own default (for the seed: drawn at random, and then reported).
+
+    `model` None means whichever model the pipeline holds. Values of the wrong kind raise RequestError.
+    """
 
     prompt: str
-    model: str = "diorama"
+    model: str | None = None
     seconds: float | None = None
     size: str | None = None
     fps: float | None = None
@@ -31,9 +41,19 @@ class Request:
     negative_prompt: str = ""
     image: str | None = None
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.name in ("prompt", "negative_prompt"):
+                object.__setattr__(self, field.name, _checked(field.name, value))
+
     def with_seed(self) -> Self:
         """The same request with a seed."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
+
+    def with_fields(self, values: Mapping[str, Any]) -> Self:
+        """The same request with some fields replaced. Raises RequestError for an unknown one."""
+        return self.from_dict({**self.to_dict(), **values})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is None is left out."""
@@ -46,10 +66,14 @@ class Request:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises RequestError for an unknown field."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise RequestError(f"A request has no field {unknown[0]!r}.", hint=f"Fields: {', '.join(sorted(known))}.")
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(known)}."
+                raise RequestError(f"A request has no field {name!r}.", hint=hint)
+        if "prompt" not in values:
+            raise RequestError("A request needs a prompt.", hint="Say what to show.")
         return cls(**values)
 
 
@@ -66,3 +90,21 @@ def check_seed(seed: int) -> int:
     if not 0 <= seed <= MAX_SEED:
         raise RequestError(f"The seed {seed} is out of range.", hint="Use a whole number from 0 to 2^63 - 1.")
     return seed
+
+
+def _checked(name: str, value: object) -> object:
+    """The value as the field's own kind: numpy numbers become plain ones, a path becomes text."""
+    try:
+        if name in _WHOLE and not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
+        if name in _NUMBERS and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except TypeError:
+        pass
+    if name not in (*_WHOLE, *_NUMBERS):
+        if isinstance(value, str):
+            return value
+        if name in ("image", "model") and isinstance(value, Path):
+            return str(value)
+    kind = "a whole number" if name in _WHOLE else "a finite number" if name in _NUMBERS else "text"
+    raise RequestError(f"{name} is {value!r:.80}.", hint=f"It must be {kind}.")

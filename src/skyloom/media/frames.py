@@ -19,12 +19,14 @@ def to_frames(pixels: Float[Tensor, "c t h w"]) -> UInt8[Tensor, "t h w c"]:
 
 
 def cover(frames: UInt8[Tensor, "t h w c"], height: int, width: int) -> UInt8[Tensor, "t y x c"]:
-    """Scale until the frames cover height x width, and cut what stands over at both sides alike."""
+    """Cut the middle of the frames to the aspect of height x width, and scale it to that size."""
     _, tall, wide, _ = frames.shape
-    scale = max(height / tall, width / wide)
-    size = (max(height, round(tall * scale)), max(width, round(wide * scale)))
-    pixels = rearrange(frames, "t h w c -> t c h w").float()
-    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    cut = resized[:, :, top : top + height, left : left + width]
-    return rearrange(cut.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c")
+    scale = min(tall / height, wide / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (tall - rows) // 2, (wide - columns) // 2
+    middle = frames[:, top : top + rows, left : left + columns]
+    if (rows, columns) == (height, width):
+        return middle.clone()
+    pixels = rearrange(middle, "t h w c -> t c h w").float()
+    resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return rearrange(resized.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c")

@@ -1,13 +1,20 @@
 """Read pictures and videos, within limits that a file cannot talk its way around."""
 
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
+from av.error import FFmpegError
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from skyloom.core.errors import MediaError
@@ -15,6 +22,22 @@ from skyloom.media.video import Video
 
 MAX_PIXELS = 64_000_000
 MAX_FRAMES = 4_000
+MAX_VIDEO_PIXELS = 1_000_000_000
+_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_HINT = "Use a PNG, JPEG, WebP, GIF or BMP file."
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video file says about itself; `frames` and `seconds` are 0 where it does not say."""
+
+    width: int
+    height: int
+    fps: Fraction
+    frames: int
+    seconds: float
+    codec: str
+    receipt: dict[str, object]
 
 
 def read_image(path: Path) -> UInt8[Tensor, "1 h w c"]:
@@ -23,40 +46,93 @@ def read_image(path: Path) -> UInt8[Tensor, "1 h w c"]:
     Raises MediaError for what is no picture, is damaged, or has more than 64 million pixels.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MediaError(
-                    f"{path} has {image.width}x{image.height} pixels, more than 64 million.",
-                    hint="Make it smaller.",
-                )
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_PICTURES) as image:
+                _check_size(path, image.width, image.height)
+                upright = ImageOps.exif_transpose(_to_eight_bits(image)).convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")
         pixels = np.array(Image.alpha_composite(white, upright).convert("RGB"))
     except FileNotFoundError as error:
         raise MediaError(f"The picture {path} does not exist.", hint="Check the path.") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise MediaError(f"{path} cannot be read as a picture.", hint="Use a PNG, JPEG or WebP file.") from error
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path} has more than 64 million pixels.", hint="Make it smaller.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise MediaError(f"{path} cannot be read as a picture.", hint=_HINT) from error
     return torch.from_numpy(pixels)[None]
 
 
+def probe(path: Path) -> Probe:
+    """Size, rate and receipt of a video, without decoding it. Raises MediaError."""
+    with _opened(path) as (container, stream):
+        seconds = container.duration / av.time_base if container.duration else 0.0
+        codec = stream.codec_context.name
+        return Probe(
+            stream.width, stream.height, _rate(stream), stream.frames, seconds, codec, _receipt(container.metadata)
+        )
+
+
 def read_video(path: Path, max_frames: int = MAX_FRAMES) -> Video:
-    """All frames of a video's first picture stream, at its mean rate. Raises MediaError."""
+    """All frames of a video's first picture stream, upright, at its mean rate. Raises MediaError."""
+    pictures: list[np.ndarray] = []
+    budget = MAX_VIDEO_PIXELS
+    with _opened(path) as (container, stream):
+        fps, receipt = _rate(stream), _receipt(container.metadata)
+        for frame in container.decode(stream):
+            budget -= frame.width * frame.height
+            if len(pictures) == max_frames or budget < 0:
+                raise MediaError(
+                    f"{path} is too long: more than {max_frames} frames or a billion pixels.", hint="Cut it."
+                )
+            picture = frame.to_ndarray(format="rgb24")
+            pictures.append(np.rot90(picture, round(frame.rotation / 90)))
+    if not pictures:
+        raise MediaError(f"{path} holds no frames.", hint="Choose another file.")
+    if len({picture.shape for picture in pictures}) > 1:
+        raise MediaError(f"{path} changes its size midway.", hint="Convert it to one size.")
+    return Video(torch.from_numpy(np.stack(pictures)), fps, receipt)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """A container and its picture stream; whatever goes wrong while it is read becomes a MediaError."""
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError(f"{path} holds no pictures.", hint="Choose a video.")
             stream = container.streams.video[0]
-            if stream.width * stream.height > MAX_PIXELS:
-                raise MediaError(f"{path} has {stream.width}x{stream.height} pixels.", hint="Make it smaller.")
-            pictures = []
-            for frame in container.decode(stream):
-                if len(pictures) == max_frames:
-                    raise MediaError(f"{path} has more than {max_frames} frames.", hint="Cut it shorter.")
-                pictures.append(frame.to_ndarray(format="rgb24"))
-            fps = Fraction(stream.average_rate or 16)
-            comment = container.metadata.get("comment", "")
+            _check_size(path, stream.width, stream.height)
+            yield container, stream
     except FileNotFoundError as error:
         raise MediaError(f"The video {path} does not exist.", hint="Check the path.") from error
-    except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise MediaError(f"{path} cannot be read as a video.") from error
-    if not pictures:
-        raise MediaError(f"{path} holds no frames.")
-    return Video(torch.from_numpy(np.stack(pictures)), fps, {"comment": comment} if comment else {})
+    except (FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{path} cannot be read as a video.", hint="Use an mp4, webm or gif that plays.") from error
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise MediaError(f"{path} is {width}x{height}, more than 64 million pixels.", hint="Make it smaller.")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which would be clipped to white, as grey of 8."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))
+
+
+def _rate(stream: av.VideoStream) -> Fraction:
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise MediaError("The video does not say its frame rate.", hint="Convert it to mp4.")
+    return Fraction(rate)
+
+
+def _receipt(metadata: Mapping[str, str]) -> dict[str, object]:
+    """How the video was made, if skyloom wrote it."""
+    tags = {key.lower(): value for key, value in metadata.items()}
+    try:
+        receipt = json.loads(tags.get("comment", ""))
+    except (ValueError, RecursionError):
+        return {}
+    return receipt if isinstance(receipt, dict) and "skyloom" in receipt else {}

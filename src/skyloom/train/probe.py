@@ -217,7 +217,7 @@ def probe_task(recipe: ProbeRecipe) -> Task:
         save_part(folder, "probe", config, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
 
     return Task(
-        module=Probe(config).to(memory_format=torch.channels_last),
+        module=Probe(config),
         batch=ProbeLoader(run, config, recipe.loop.seed),
         losses=lambda module, batch, random: probe_losses(module, batch, run.smoothing),
         evaluate=lambda module, folder, step: measure_probe(module, Path(run.held_out), run.measured),
