@@ -98,6 +98,10 @@ def test_a_first_picture_is_kept(pipeline, tmp_path):
         ({"seconds": 61}, "out of range"),
         ({"seconds": 5}, "1 seconds at most in one window"),
         ({"fps": 24}, "Use --fps 16"),
+        ({"fps": 5}, "or 8, 4, 2, 1: fewer"),
+        ({"fps": 0.5}, "Use --fps 16"),
+        ({"negative_prompt": "x" * 10_000}, "negative prompt has 10,000"),
+        ({"prompt": "a \udcff"}, "not valid Unicode"),
         ({"seed": -1}, "out of range"),
         ({"num_steps": 0}, "out of range"),
         ({"guidance_scale": -1}, "out of range"),
@@ -146,8 +150,38 @@ def test_damaged_weights_are_named(tiny_model, tmp_path, name):
         skyloom.load(str(folder))
 
 
-def test_requests_survive_json():
-    request = Request("a cat", seconds=1.5, image="x.png")
-    assert Request.from_dict(request.to_dict()) == request
-    with pytest.raises(RequestError, match="no field 'colour'"):
-        Request.from_dict({"prompt": "a", "colour": "red"})
+def test_fields_given_beside_a_request_take_effect(pipeline):
+    first = pipeline.generate(ASK).frames
+    assert torch.equal(pipeline.generate(replace(ASK, seed=1), seed=7).frames, first)
+    assert torch.equal(pipeline.generate(ASK.prompt, seed=7, seconds=0.5, num_steps=None).frames, first)
+    with pytest.raises(RequestError, match="Did you mean 'seconds'"):
+        pipeline.stream("a cat", secnods=1)
+
+
+def test_a_request_for_another_model_is_refused(pipeline):
+    with pytest.raises(RequestError, match="holds tiny, not diorama"):
+        pipeline.stream(replace(ASK, model="diorama"))
+    pipeline.stream(replace(ASK, model="tiny"))
+    pipeline.stream(replace(ASK, model=str(pipeline.info.folder)))
+
+
+def test_a_slower_rate_keeps_some_of_the_same_frames(pipeline):
+    whole = pipeline.generate(ASK)
+    slower = pipeline.generate(ASK, fps=4)
+    assert torch.equal(slower.frames, whole.frames[::4])
+    assert slower.fps == 4
+    assert slower.receipt["request"] == {**whole.receipt["request"], "fps": 4.0}
+    assert "one in 4 is kept" in next(pipeline.stream(ASK, fps=4)).notice
+
+
+def test_long_prompts_say_what_was_not_read(pipeline):
+    assert next(pipeline.stream(ASK)).notice is None
+    notice = next(pipeline.stream(ASK, prompt="a cat " * 20, negative_prompt="dog " * 40)).notice
+    assert "prompt is long: its last" in notice
+    assert "negative prompt is long: its last 30 tokens" in notice
+
+
+def test_a_picture_of_any_aspect_is_taken(pipeline, tmp_path):
+    path = tmp_path / "line.png"
+    Image.new("RGB", (60_000, 1), "red").save(path)
+    assert pipeline.generate(ASK, image=path).frames.shape == (9, 32, 32, 3)

@@ -60,7 +60,7 @@ class Step:
         if self.latent is None or self.vae is None:
             return None
         middle = self.latent.shape[1] // 2
-        one = self.latent[None, :, middle : middle + 1].to(self.vae.mean)
+        one = self.latent[None, :, middle : middle + 1].to(self.vae.decoder.linear.weight.device)
         return to_frames(self.vae.decode(one)[0])[0]
 
 
@@ -75,7 +75,8 @@ class Pipeline:
         self.lanes = Lanes(device)
         self.text = text
         self.dit = dit.eval().to(device, dtype)
-        self.vae = vae.eval().to(device, torch.float32).to(memory_format=torch.channels_last)
+        self.vae = vae.eval().to(device, torch.float32)
+        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def plan(self, request: Request) -> Plan:
         """What the request comes to, without making it. Raises RequestError."""

@@ -99,7 +99,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise MediaError(f"{path} holds no pictures.", hint="Choose a video.")
+                raise MediaError(f"{path} cannot be read as a video: it holds no pictures.", hint="Choose another.")
             stream = container.streams.video[0]
             _check_size(path, stream.width, stream.height)
             yield container, stream
