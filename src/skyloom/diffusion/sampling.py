@@ -33,7 +33,6 @@ class SampleStep:
 Sampler = Callable[[VelocityFunction, Float[Tensor, "b c t h w"], Float[Tensor, " n"], Canvas], Iterator[SampleStep]]
 
 
-@torch.no_grad()
 def sample_euler(
     velocity_fn: VelocityFunction,
     noise: Float[Tensor, "b c t h w"],
@@ -48,7 +47,6 @@ def sample_euler(
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
-@torch.no_grad()
 def sample_heun(
     velocity_fn: VelocityFunction,
     noise: Float[Tensor, "b c t h w"],
@@ -69,7 +67,6 @@ def sample_heun(
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
-@torch.no_grad()
 def sample_adams_bashforth(
     velocity_fn: VelocityFunction,
     noise: Float[Tensor, "b c t h w"],
@@ -107,6 +104,7 @@ def _pairs(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
     return list(pairwise(levels))
 
 
+@torch.no_grad()
 def _evaluate(
     velocity_fn: VelocityFunction,
     latent: Float[Tensor, "b c t h w"],
@@ -114,7 +112,10 @@ def _evaluate(
     sigma: float,
     canvas: Canvas,
 ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
-    """The velocity at a level, and the clean estimate that it points to."""
+    """The velocity at a level, and the clean estimate that it points to; no gradients are kept.
+
+    Gradients are off here and not around the samplers, so that the caller's own setting holds between steps.
+    """
     levels = repeat(canvas.frame_sigma(sigma), "t -> b t", b=len(latent)).to(latent)
     velocity = velocity_fn(latent, levels).to(latent)
     return velocity, canvas.apply(denoised_from_velocity(latent, velocity, levels), noise, 0.0)
