@@ -4,6 +4,7 @@ Exit code 2 means that the request or a setting is wrong, 1 that something faile
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -27,7 +28,8 @@ app.add_typer(world.app, name="world")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
 
-_INTERRUPTED = 130
+_FAILED, _MISUSED = 1, 2
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 
 
 def _print_version(wanted: bool) -> None:
@@ -41,25 +43,33 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
 ) -> None:
     """Options that come before the verb."""
 
 
-def main() -> None:
-    """Run the command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; --debug may stand anywhere."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
     try:
-        app()
-    except SkyloomError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"skyloom: {error}", err=True)
-        sys.exit(2 if isinstance(error, (RequestError, ConfigError)) else 1)
-    except KeyboardInterrupt:
-        typer.echo("skyloom: stopped.", err=True)
-        sys.exit(_INTERRUPTED)
+        app([word for word in words if word != "--debug"], prog_name="skyloom")
     except Exception as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
-        typer.echo(f"skyloom: {type(error).__name__}: {error} (this is a bug; --debug shows where)", err=True)
-        sys.exit(1)
+        sentence, code = explain(error)
+        typer.echo(f"skyloom: {sentence}", err=True)
+        sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One sentence about what went wrong and what to do, and the exit code."""
+    if isinstance(error, SkyloomError):
+        return str(error), _MISUSED if isinstance(error, (RequestError, ConfigError)) else _FAILED
+    lines = str(error).splitlines() or [""]
+    if isinstance(error, MemoryError) or any(sign in lines[0] for sign in _MEMORY_SIGNS):
+        return "The memory is full. Ask for a smaller size or fewer seconds, or close other programs.", _FAILED
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. Check the path, its permissions and the free space.", _FAILED
+    return f"{type(error).__name__}: {lines[0]} (this is a bug; --debug shows where)", _FAILED

@@ -50,7 +50,7 @@ def encode(
     config, state, _ = load_part(autoencoder, "vae", VaeConfig)
     vae = Vae(config)
     load_into(vae, {name: value.float() for name, value in state.items()})
-    vae.eval().to(device).to(memory_format=torch.channels_last)
+    vae.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for folder in folders:
         typer.echo(f"{encode_clips(folder, vae)} shards encoded in {folder}")
     typer.echo(f"{encode_captions(folders, load_text_encoder(text), captions)} captions encoded")

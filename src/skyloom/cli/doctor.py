@@ -14,8 +14,6 @@ def doctor() -> None:
 
     from skyloom import __version__
     from skyloom.core.device import choose_device, choose_dtype
-    from skyloom.models.checkpoint import verify_manifest
-    from skyloom.models.registry import list_models
 
     device = choose_device()
     free = shutil.disk_usage(Path()).free / 2**30
@@ -23,13 +21,33 @@ def doctor() -> None:
         "skyloom": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "av": av.__version__,
+        "av": f"{av.__version__} (libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))})",
         "device": f"{device.type}, {choose_dtype(device)}".replace("torch.", ""),
         "threads": str(torch.get_num_threads()),
         "free disk": f"{free:.1f} GiB",
     }
     for name, value in rows.items():
         typer.echo(f"{name:10} {value}")
-    for model in list_models():
-        verify_manifest(model.folder)
-        typer.echo(f"{'model':10} {model.name}: weights are as published")
+    _check_models()
+
+
+def _check_models() -> None:
+    """A line for every installed model; the first damaged one is raised after all were looked at."""
+    from skyloom.core.errors import CheckpointError
+    from skyloom.models.checkpoint import verify_manifest
+    from skyloom.models.registry import list_models
+
+    damage: list[CheckpointError] = []
+    models = list_models()
+    if not models:
+        typer.echo(f"{'model':10} none is installed")
+    for model in models:
+        try:
+            verify_manifest(model.folder)
+            state = "weights are as published"
+        except CheckpointError as error:
+            damage.append(error)
+            state = "damaged"
+        typer.echo(f"{'model':10} {model.name}: {state}")
+    if damage:
+        raise damage[0]

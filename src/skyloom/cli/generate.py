@@ -2,14 +2,17 @@
 
 import json
 import re
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from skyloom.generate.pipeline import Pipeline
-    from skyloom.generate.request import Request
+    from rich.progress import TaskID
+
+    from skyloom.generate.pipeline import Step
     from skyloom.media.video import Video
 
 _SLUG_LENGTH = 60
@@ -36,12 +39,11 @@ def generate(
     preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the best there is]")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Make a video from a sentence."""
     from skyloom.generate.pipeline import load
     from skyloom.generate.request import Request
-    from skyloom.media.write import check_target
+    from skyloom.media.write import PICTURE_SUFFIXES, check_target
 
     request = Request(
         prompt,
@@ -55,52 +57,46 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
     ).with_seed()
-    target = output or free_name(prompt, Path())
-    check_target(target)
-    pipeline = load(model, device=device)
+    check_target(output or free_name(prompt, Path()))
+    if preview is not None:
+        check_target(preview, PICTURE_SUFFIXES)
+    stream = load(model, device=device).stream(request)
     if seed is None:
         typer.echo(f"seed {request.seed}", err=True)
-    video = show_progress(pipeline, request, preview)
-    video.save(target)
-    summary = {"file": str(target), "seconds": video.seconds, **video.receipt}
-    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else str(target))
+    video = show_progress(stream, preview)
+    file = video.save(output or free_name(prompt, Path()))
+    summary = {"file": str(file), "seconds": video.seconds, **video.receipt}
+    typer.echo(json.dumps(summary) if as_json else str(file))
 
 
-def show_progress(pipeline: "Pipeline", request: "Request", preview: Path | None) -> "Video":
-    """Make the video behind a progress bar with phase, step and time left."""
+def show_progress(steps: "Iterator[Step]", preview: Path | None) -> "Video":
+    """Make the video behind a progress bar with phase, step and time left; the latest preview goes to a file."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from skyloom.media.write import write_picture
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    steps = pipeline.stream(request)
     with Progress(*columns, console=console) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
         for step in steps:
             if step.phase not in tasks:
                 tasks[step.phase] = bar.add_task(step.phase, total=step.total)
-            bar.update(tasks[step.phase], completed=step.index)  # type: ignore[arg-type]
+            bar.update(tasks[step.phase], completed=step.index)
             if step.notice:
-                console.print(step.notice)
-            picture = step.preview() if preview is not None else None
-            if picture is not None and preview is not None:
-                _write_picture(picture.numpy(), preview)
+                console.print(step.notice, markup=False, highlight=False)
+            if preview is not None and (picture := step.preview()) is not None:
+                write_picture(picture, preview)
             if step.video is not None:
                 return step.video
     raise AssertionError("a stream ends with a video")
 
 
-def _write_picture(pixels: object, path: Path) -> None:
-    from PIL import Image
-
-    partial = path.with_name(f".{path.name}.png")
-    Image.fromarray(pixels).save(partial)  # type: ignore[arg-type]
-    partial.replace(path)
-
-
 def free_name(prompt: str, folder: Path) -> Path:
     """A file name made of the prompt's words that is not taken yet."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"
     path, number = folder / f"{words}.mp4", 1
     while path.exists():
         number += 1

@@ -13,7 +13,10 @@ def list_() -> None:
     """Name, size, window and licence of every installed model."""
     from skyloom.models.registry import list_models
 
-    for model in list_models():
+    models = list_models()
+    if not models:
+        typer.echo("No model is installed.", err=True)
+    for model in models:
         window = f"{model.frames} frames at {model.fps} fps"
         millions = f"{model.parameters / 1e6:.1f} M weights"
         typer.echo(f"{model.name:12} {model.sizes[0]:>9}  {window}  {millions}  {model.licence}")

@@ -37,10 +37,12 @@ def sheet(
 ) -> None:
     """A contact sheet of clips with their captions."""
     from skyloom.media.sheet import write_sheet
+    from skyloom.media.write import PICTURE_SUFFIXES, check_target
     from skyloom.world.assets import load_atlas
     from skyloom.world.make import make_clip
     from skyloom.world.vocabulary import find_vocabulary
 
+    check_target(out, PICTURE_SUFFIXES)
     sprites, words = load_atlas(atlas), find_vocabulary(vocabulary)
     clips = [make_clip(seed + index, words, sprites, split="all") for index in range(count)]
     write_sheet([(clip.captions.medium, clip.frames) for clip in clips], out, columns=2)
@@ -60,11 +62,12 @@ def render(
     from fractions import Fraction
 
     from skyloom.generate.request import parse_size
-    from skyloom.media.write import write_video
+    from skyloom.media.write import check_target, write_video
     from skyloom.world.assets import load_atlas
     from skyloom.world.make import make_clip
     from skyloom.world.vocabulary import find_vocabulary
 
+    check_target(out)
     width, height = parse_size(size)
     clip = make_clip(seed, find_vocabulary(vocabulary), load_atlas(atlas), frames, height, width, split="all")
     write_video(clip.frames, Fraction(16), out)

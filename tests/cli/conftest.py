@@ -1,0 +1,34 @@
+"""The command line, run inside the test: exit code, what it printed, and what it said on the side."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from skyloom.cli.app import main
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def skyloom(capsys, monkeypatch, tmp_path) -> Callable[..., Ran]:
+    """`skyloom("generate", "a cat")` in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*words: object) -> Ran:
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as ended:
+            code = ended.code or 0
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+    return run

@@ -1,0 +1,81 @@
+"""Errors are one sentence and an exit code; help is quick because nothing heavy is loaded for it."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+import skyloom as package
+from skyloom.cli import app
+from skyloom.core.errors import CapacityError, CheckpointError, ConfigError, MediaError, RequestError
+
+HEAVY = ("torch", "numpy", "av", "PIL", "safetensors", "einops")
+
+
+@pytest.mark.parametrize("module", ["skyloom", "skyloom.cli.app"])
+def test_nothing_heavy_is_imported(module):
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_public_names_are_found_when_asked_for():
+    for name in package.__all__:
+        assert getattr(package, name)
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = package.missing
+
+
+def test_version(skyloom):
+    assert skyloom("--version") == (0, f"skyloom {package.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", ["generate", "train", "doctor", "models", "world", "data", "evaluate"])
+def test_every_verb_has_help(skyloom, verb):
+    ran = skyloom(verb, "--help")
+    assert ran.code == 0
+    assert f"skyloom {verb}" in ran.out
+
+
+@pytest.mark.parametrize("words", [["generat"], ["generate"], ["generate", "a", "--seconds", "long"], ["models", "x"]])
+def test_wrong_words_are_usage_errors(skyloom, words):
+    ran = skyloom(*words)
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RequestError("No.", hint="Do."), 2, "No. Do."),
+        (ConfigError("No."), 2, "No."),
+        (CheckpointError("No."), 1, "No."),
+        (MediaError("No."), 1, "No."),
+        (CapacityError("No."), 1, "No."),
+        (MemoryError(), 1, "The memory is full"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "The memory is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.toml"), 1, "x.toml: Permission denied. Check"),
+        (ZeroDivisionError("division\nby zero"), 1, "ZeroDivisionError: division (this is a bug"),
+    ],
+)
+def test_every_error_has_a_sentence_and_a_code(skyloom, monkeypatch, error, code, said):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("skyloom.models.registry.list_models", fail)
+    ran = skyloom("models", "list")
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith(f"skyloom: {said}")
+    assert ran.err.count("\n") == 1
+    for words in (["--debug", "models", "list"], ["models", "list", "--debug"]):
+        with pytest.raises(type(error)):
+            app.main(words)
+
+
+def test_interruption_has_its_own_code(skyloom, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skyloom.models.registry.list_models", interrupt)
+    assert skyloom("models", "list").code == 130

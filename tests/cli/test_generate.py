@@ -1,0 +1,135 @@
+"""`skyloom generate`: a file, a seed, a line of JSON; refusals leave nothing behind."""
+
+import errno
+import json
+
+import pytest
+from PIL import Image
+
+from skyloom.cli.generate import free_name
+from skyloom.media.read import probe, read_image, read_video
+
+
+@pytest.fixture
+def make(skyloom, tiny_model):
+    """`skyloom generate` with the tiny model."""
+    return lambda *words: skyloom("generate", *words, "--model", tiny_model)
+
+
+def test_the_file_is_named_after_the_prompt_and_none_is_overwritten(make, tmp_path):
+    names = [make("A cat, on the Beach!", "--seconds", 0.25).out.strip() for _ in range(3)]
+    assert names == ["a-cat-on-the-beach.mp4", "a-cat-on-the-beach-2.mp4", "a-cat-on-the-beach-3.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert probe(tmp_path / names[0]).receipt["request"]["prompt"] == "A cat, on the Beach!"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("caf\u00e9 \u00c9t\u00e9", "cafe-ete.mp4"),
+        ("\u732b", "video.mp4"),
+        ("../../x", "x.mp4"),
+        ("a" * 99, "a" * 60 + ".mp4"),
+    ],
+)
+def test_names_are_plain(tmp_path, prompt, name):
+    assert free_name(prompt, tmp_path).name == name
+
+
+def test_a_drawn_seed_is_told_and_makes_the_same_video_again(make):
+    first = make("a cat", "--seconds", 0.25, "-o", "one.gif")
+    seed = first.err.split("seed ")[1].split()[0]
+    second = make("a cat", "--seconds", 0.25, "-o", "two.gif", "--seed", seed)
+    assert "seed" not in second.err
+    assert (read_video("one.gif").frames == read_video("two.gif").frames).all()
+
+
+def test_json_tells_everything_in_one_line(make):
+    words = ["--seconds", 0.25, "--seed", 5, "--steps", 1, "--guidance", 1.5, "--negative", "dog", "--fps", 8]
+    ran = make("a cat", "-o", "x.webm", "--json", "--size", "64x32", *words)
+    told = json.loads(ran.out)
+    assert ran.out.count("\n") == 1
+    assert told["file"] == "x.webm"
+    assert told["request"] == {
+        "prompt": "a cat",
+        "model": "tiny",
+        "seconds": 0.25,
+        "size": "64x32",
+        "fps": 8.0,
+        "seed": 5,
+        "num_steps": 1,
+        "guidance_scale": 1.5,
+        "negative_prompt": "dog",
+    }
+    found = probe("x.webm")
+    assert (found.width, found.height, found.fps) == (64, 32, 8)
+    assert "one in 2 is kept" in ran.err
+    for phase in ("text", "denoise", "decode"):
+        assert phase in ran.err
+
+
+def test_the_preview_is_a_picture(make, tmp_path):
+    assert make("a cat", "--seconds", 0.25, "--preview", "p.png", "-o", "x.gif").code == 0
+    assert read_image(tmp_path / "p.png").shape == (1, 32, 32, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "x.gif"]
+
+
+def test_a_picture_to_start_from(make):
+    Image.new("RGB", (50, 40), "red").save("first.png")
+    assert make("a cat", "--seconds", 0.25, "--image", "first.png", "-o", "x.mp4").code == 0
+    assert probe("x.mp4").receipt["request"]["image"] == "first.png"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["  "], 2, "The prompt is empty."),
+        (["x" * 10_000], 2, "The prompt has 10,000 characters."),
+        (["a", "--size", "33x32"], 2, "The nearest sizes are 32x32"),
+        (["a", "--seconds", 61], 2, "61 seconds are out of range."),
+        (["a", "--seconds", 30], 2, "1 seconds at most in one window, not 30."),
+        (["a", "--fps", 30], 2, "Use --fps 16"),
+        (["a", "--seed", -1], 2, "The seed -1 is out of range."),
+        (["a", "--device", "abacus"], 2, "not a device"),
+        (["a", "-o", "x.avi"], 2, "'x.avi' ends in no known format."),
+        (["a", "-o", "none/x.mp4"], 1, "The folder none does not exist."),
+        (["a", "--preview", "none/x.png"], 1, "The folder none does not exist."),
+        (["a", "--preview", "x.jpg"], 2, "Use .png."),
+        (["a", "--image", "none.png"], 1, "The picture none.png does not exist."),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_a_sentence(make, tmp_path, words, code, said):
+    ran = make(*words)
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_models_are_refused(skyloom):
+    ran = skyloom("generate", "a cat", "--model", "no-such-model")
+    assert ran.code == 2
+    assert "There is no model 'no-such-model'." in ran.err
+
+
+def test_damaged_weights_are_named(skyloom, tiny_model, tmp_path):
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / "dit.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    ran = skyloom("generate", "a cat", "--model", tmp_path)
+    assert ran.code == 1
+    assert "dit.safetensors is corrupt" in ran.err
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_a_disk_that_fills_up_leaves_no_half_file(make, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("skyloom.media.write._encode", fail)
+    ran = make("a cat", "--seconds", 0.25)
+    assert ran.code == 1
+    assert "is full. Free some space and try again." in ran.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,86 @@
+"""The smaller verbs: models, doctor, train, world."""
+
+import json
+import shutil
+
+import pytest
+
+from skyloom.media.read import probe, read_image
+from skyloom.models import registry
+from skyloom.world.assets import builtin_atlas
+
+
+@pytest.fixture
+def shelf(tiny_model, tmp_path, monkeypatch):
+    """A folder of installed models with the tiny one in it."""
+    folder = tmp_path / "shelf"
+    shutil.copytree(tiny_model, folder / "tiny")
+    real = registry.list_models
+    monkeypatch.setattr(registry, "list_models", lambda root=folder: real(root))
+    return folder
+
+
+def test_models_are_listed_shown_and_verified(skyloom, shelf):
+    listed = skyloom("models", "list").out
+    assert listed.split()[:2] == ["tiny", "32x32"]
+    assert "Apache-2.0" in listed
+    assert json.loads(skyloom("models", "show", shelf / "tiny").out)["frames"] == 17
+    assert "3 files are as they were published" in skyloom("models", "verify", shelf / "tiny").out
+
+
+def test_a_damaged_model_is_found(skyloom, shelf):
+    with (shelf / "tiny" / "vae.safetensors").open("ab") as file:
+        file.write(b"x")
+    for words in (["models", "verify", shelf / "tiny"], ["doctor"]):
+        ran = skyloom(*words)
+        assert ran.code == 1
+        assert "vae.safetensors is corrupt" in ran.err
+
+
+def test_the_doctor_says_what_there_is(skyloom, shelf):
+    ran = skyloom("doctor")
+    assert ran.code == 0
+    for word in ("skyloom", "python", "torch", "libavcodec", "device", "threads", "free disk", "as published"):
+        assert word in ran.out
+    shutil.rmtree(shelf / "tiny")
+    assert "none is installed" in skyloom("doctor").out
+    assert "No model is installed" in skyloom("models", "list").err
+
+
+def test_a_recipe_with_an_unknown_key_is_refused(skyloom, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[loop]\nstepz = 3\n")
+    ran = skyloom("train", recipe, "--run", tmp_path / "run")
+    assert ran.code == 2
+    assert "unknown key 'stepz'. Did you mean 'steps'?" in ran.err
+    assert not (tmp_path / "run").exists()
+    ran = skyloom("train", recipe, "--run", "run", "--set", "loop.steps")
+    assert "--set loop.steps has no value." in ran.err
+    assert skyloom("train", "none.toml", "--run", "run").code == 2
+
+
+def test_settings_reach_the_recipe(skyloom, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        "skyloom.train.recipe.run_recipe",
+        lambda path, overrides, folder, resume: seen.append((path.name, overrides, folder.name, resume)) or 3,
+    )
+    ran = skyloom("train", "r.toml", "--run", "out", "--set", "a=1", "--set", "b.c=x=y", "--resume")
+    assert seen == [("r.toml", {"a": "1", "b.c": "x=y"}, "out", True)]
+    assert "3 steps done" in ran.out
+
+
+def test_the_world_is_shown(skyloom, monkeypatch, tmp_path):
+    monkeypatch.setattr("skyloom.world.assets.load_atlas", lambda _: builtin_atlas())
+    ran = skyloom("world", "render", "--vocabulary", "tiny", "--frames", 5, "--size", "64x64", "-o", "w.gif")
+    assert json.loads(ran.out)["captions"]["short"]
+    assert (probe(tmp_path / "w.gif").width, probe(tmp_path / "w.gif").frames) == (64, 5)
+    assert skyloom("world", "sheet", "--vocabulary", "tiny", "--count", 2, "-o", "s.png").out == "s.png\n"
+    assert read_image(tmp_path / "s.png").shape[1] == 128 + 16
+
+
+def test_the_world_says_what_is_missing(skyloom):
+    ran = skyloom("world", "render")
+    assert ran.code == 2
+    assert "skyloom world assets" in ran.err
+    assert skyloom("world", "sheet", "-o", "none/s.png").code == 1
