@@ -1,4 +1,4 @@
-"""Rendered shards: the same plan gives the same bytes, rendering goes on where it stopped, captions are encoded once."""
+"""Rendered shards: the same plan gives the same bytes, rendering goes on where it stopped, captions are coded once."""
 
 import json
 

@@ -22,11 +22,11 @@ def render(
     per_shard: Annotated[int, typer.Option(help="Clips in one file.")] = 100,
 ) -> None:
     """Render clips of the diorama with their captions and facts."""
-    from skyloom.data.clips import ClipPlan, render_clips
+    from skyloom.data.clips import ClipPlan, parse_split, render_clips
     from skyloom.generate.request import parse_size
 
     width, height = parse_size(size)
-    plan = ClipPlan(vocabulary, count, frames, height, width, 16, first_seed, split, per_shard)
+    plan = ClipPlan(vocabulary, count, frames, height, width, 16, first_seed, parse_split(split), per_shard)
     rendered = render_clips(plan, atlas, out, processes)
     typer.echo(f"{rendered} of {plan.shards} shards rendered into {out}")
 

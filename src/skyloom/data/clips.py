@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import derive_seed
 from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
-from skyloom.world.scene import STILL_SECONDS
+from skyloom.world.scene import STILL_SECONDS, Split
 from skyloom.world.subject import is_held_out
 from skyloom.world.vocabulary import find_vocabulary
 
@@ -37,13 +37,21 @@ class ClipPlan:
     width: int = 128
     fps: int = 16
     first_seed: int = 0
-    split: str = "train"
+    split: Split = "train"
     per_shard: int = 100
 
     @property
     def shards(self) -> int:
         """How many files the clips lie in."""
         return -(-self.count // self.per_shard)
+
+
+def parse_split(text: str) -> Split:
+    """The split of that name. Raises ConfigError."""
+    for split in get_args(Split):
+        if split == text:
+            return split
+    raise ConfigError(f"There is no split {text!r}.", hint=f"Use one of {', '.join(get_args(Split))}.")
 
 
 def render_clips(plan: ClipPlan, atlas_folder: Path, folder: Path, processes: int = 1) -> int:
@@ -108,11 +116,11 @@ def _check_plan(plan: ClipPlan, path: Path) -> None:
         raise ConfigError(f"{path.parent} holds clips of another plan.", hint="Use another folder.")
 
 
-def moment(plan: ClipPlan, seed: int) -> list[float] | None:
+def moment(plan: ClipPlan, seed: int) -> np.ndarray | None:
     """Which second a still shows: the start of its scene for even seeds, any moment for odd ones."""
     if plan.frames > 1:
         return None
-    return [STILL_SECONDS * (derive_seed(seed, "moment") % 1000) / 1000 if seed % 2 else 0.0]
+    return np.array([STILL_SECONDS * (derive_seed(seed, "moment") % 1000) / 1000 if seed % 2 else 0.0])
 
 
 def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) -> None:

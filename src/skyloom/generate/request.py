@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from skyloom.core.errors import RequestError
 from skyloom.core.seeds import MAX_SEED
@@ -47,11 +47,11 @@ class Request:
             if value is not None or field.name in ("prompt", "negative_prompt"):
                 object.__setattr__(self, field.name, _checked(field.name, value))
 
-    def with_seed(self) -> Self:
+    def with_seed(self) -> "Request":
         """The same request with a seed."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
 
-    def with_fields(self, values: Mapping[str, Any]) -> Self:
+    def with_fields(self, values: Mapping[str, Any]) -> "Request":
         """The same request with some fields replaced. Raises RequestError for an unknown one."""
         return self.from_dict({**self.to_dict(), **values})
 
@@ -64,7 +64,7 @@ class Request:
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
         """The inverse of `to_dict`. Raises RequestError for an unknown field."""
         known = [field.name for field in fields(cls)]
         for name in values:

@@ -79,6 +79,11 @@ class Dit(nn.Module):
         self.head = nn.Linear(config.width, config.out_channels * patch)
         _initialise(self)
 
+    @property
+    def layers(self) -> list["Block"]:
+        """The blocks, by their own type."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def prepare_text(
         self,
         context: Float[Tensor, "b m k"],
@@ -87,7 +92,7 @@ class Dit(nn.Module):
     ) -> TextCondition:
         """Project a prompt once for all layers and steps; masked tokens are never looked at."""
         projected = self.text(context)
-        pairs = [block.cross.keys_and_values(projected) for block in self.blocks]
+        pairs = [block.cross.keys_and_values(projected) for block in self.layers]
         bias = None if context_mask is None else rearrange(mask_bias(context_mask), "b m -> b 1 1 m")
         vector = None if self.pooled is None or pooled is None else self.pooled(pooled)
         return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector)
@@ -133,7 +138,7 @@ class Dit(nn.Module):
         if reading == "causal" and cache is None:
             bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
         keys, values = [], []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.layers):
             before = (past.keys[index], past.values[index]) if past.frames else None
             x, key, value = block(x, modulation, text, index, angles, bias, before)
             keys.append(key)
@@ -297,9 +302,9 @@ def _initialise(dit: Dit) -> None:
             nn.init.zeros_(module.bias)
     for linear in (dit.time.inner, dit.time.outer, dit.text.inner, dit.text.outer, dit.time.to_modulation):
         nn.init.normal_(linear.weight, std=0.02)
-    for block in dit.blocks:
+    for block in dit.layers:
         for linear in (block.out, block.cross.out, block.down):
-            linear.weight.mul_((2 * len(dit.blocks)) ** -0.5)
+            linear.weight.mul_((2 * len(dit.layers)) ** -0.5)
     if dit.pooled is not None:
         nn.init.zeros_(dit.pooled.weight)
     nn.init.zeros_(dit.head.weight)

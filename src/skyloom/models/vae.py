@@ -43,6 +43,9 @@ class DecoderCache:
 class Vae(nn.Module):
     """Encode videos to normalised latents and back."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
@@ -148,9 +151,28 @@ def _start_small(module: nn.Module, head: nn.Conv2d) -> None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d) and name != "linear" and not name.endswith("conv_out"):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            nn.init.zeros_(layer.bias)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+            _silence(layer.bias)
+    _silence(head.weight)
+    _silence(head.bias)
+
+
+def principal_components(
+    centred: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
+    """Variances, falling, and their directions; of few samples by their inner products, which is far less work."""
+    count, width = centred.shape
+    if count >= width:
+        variances, directions = torch.linalg.eigh(centred.T @ centred / (count - 1))
+        return variances.flip(0), directions.flip(1)
+    variances, weights = torch.linalg.eigh(centred @ centred.T / (count - 1))
+    variances, weights = variances.flip(0), weights.flip(1)
+    return variances, centred.T @ (weights / ((count - 1) * variances.clamp(min=1e-8)).sqrt())
+
+
+@torch.no_grad()
+def _silence(parameter: Tensor | None) -> None:
+    if parameter is not None:
+        parameter.zero_()
 
 
 @torch.no_grad()
@@ -163,11 +185,13 @@ def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
     """
     channels = vae.config.latent_channels
     centre = patches.mean(0)
-    variances, directions = torch.linalg.eigh(torch.cov((patches - centre).T))
-    kept, axes = variances.flip(0)[:channels].clamp(min=1e-8), directions.flip(1)[:, :channels]
+    variances, directions = principal_components(patches - centre)
+    kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
     scale = (kept / kept[-1]).pow(0.25).clamp(max=4.0) / kept.sqrt()
     forward = (axes * scale).T
     vae.encoder.linear.weight.copy_(rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=SPACE, q=SPACE))
+    assert vae.encoder.linear.bias is not None
+    assert vae.decoder.linear.bias is not None
     vae.encoder.linear.bias.copy_(-forward @ centre)
     vae.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
     vae.decoder.linear.bias.copy_(centre)

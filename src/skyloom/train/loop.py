@@ -8,6 +8,7 @@ stopped and resumed equals one that was not, bit for bit on a CPU.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,9 @@ class Task:
     """What is learned: the module, a batch for a step, its losses, and what to measure and keep."""
 
     module: nn.Module
-    batch: Callable[[int], object]
-    losses: Callable[[nn.Module, object, torch.Generator], Losses]
-    evaluate: Callable[[nn.Module, Path, int], dict[str, float]]
+    batch: Callable[[int], Any]
+    losses: Callable[[Any, Any, torch.Generator], Losses]
+    evaluate: Callable[[Any, Path, int], dict[str, float]]
     export: Callable[[dict[str, Tensor], Path, int], None]
 
 

@@ -34,7 +34,7 @@ def autoencoder_task(run: AutoencoderRun, loop: LoopConfig) -> Task:
     initialise_linear_path(vae, sample_patches(folders, run.patches, loop.seed))
     normalise(vae, folders[0])
     vae.encoder.requires_grad_(requires_grad=False)
-    vae.to(loop.device or "cpu").to(memory_format=torch.channels_last)
+    vae.to(device=loop.device or "cpu")
 
     losses_of = torch.compile(autoencoder_losses) if loop.compile else autoencoder_losses
 
@@ -86,8 +86,8 @@ def measure_autoencoder(vae: nn.Module, folder: Path) -> dict[str, float]:
         with torch.autocast(device.type, torch.bfloat16):
             made = vae.decode(vae.encode(video))
         pair = [rearrange(x.float() / 2 + 0.5, "b c t h w -> (b t) c h w") for x in (made.clamp(-1, 1), video)]
-        decibels.append(psnr(*pair).mean())
-        similarities.append(ssim(*pair).mean())
+        decibels.append(psnr(pair[0], pair[1]).mean())
+        similarities.append(ssim(pair[0], pair[1]).mean())
     return {"psnr": float(torch.stack(decibels).mean()), "ssim": float(torch.stack(similarities).mean())}
 
 
