@@ -132,7 +132,7 @@ class Dit(nn.Module):
             embedded = embedded + text.pooled[:, None]
         modulation = self.time.modulation(embedded)
         past = cache or KvCache(sink=0, recent=0)
-        positions = torch.arange(past.frames + frames, device=latent.device)
+        positions = torch.arange(past.frames + frames, device=latent.device, dtype=torch.float32)
         angles = rope_angles(positions, rows, columns, config.head_width, config.rope_theta)
         bias = None
         if reading == "causal" and cache is None:

@@ -1,11 +1,11 @@
 """What models there are: the bundled one, and any folder that holds a manifest."""
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from skyloom.core.errors import RequestError
+from skyloom.core.errors import CheckpointError, RequestError
 from skyloom.models.checkpoint import MANIFEST_FILE, read_manifest
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -34,21 +34,14 @@ class ModelInfo:
 def read_model(folder: Path) -> ModelInfo:
     """The model in a folder. Raises CheckpointError when its manifest is missing or damaged."""
     manifest = read_manifest(folder)
-    return ModelInfo(
-        name=manifest["name"],
-        family=manifest["family"],
-        licence=manifest["licence"],
-        description=manifest["description"],
-        sizes=tuple(manifest["sizes"]),
-        fps=manifest["fps"],
-        frames=manifest["frames"],
-        num_steps=manifest["num_steps"],
-        guidance_scale=manifest["guidance_scale"],
-        shift=manifest["shift"],
-        parameters=manifest["parameters"],
-        folder=folder,
-        manifest=manifest,
-    )
+    names = [field.name for field in fields(ModelInfo) if field.name not in ("folder", "manifest")]
+    missing = [name for name in names if name not in manifest]
+    if missing:
+        raise CheckpointError(
+            f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.", hint="It is not a whole model."
+        )
+    values = {name: manifest[name] for name in names}
+    return ModelInfo(**{**values, "sizes": tuple(manifest["sizes"])}, folder=folder, manifest=manifest)
 
 
 def list_models(root: Path = BUNDLED) -> list[ModelInfo]:
