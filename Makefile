@@ -3,9 +3,11 @@ PYTHON ?= python3
 PROMPT ?= a red rocket flying over the ocean at sunset
 BIN := .venv/bin
 STAMP := .venv/.stamp
+# As it was typed: make would take a $ in it for a variable. The shell gets it from the environment.
+override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench gallery clean
+.PHONY: help setup video test check fix bench docs gallery clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -19,16 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 video: $(STAMP)  ## make a video: make video PROMPT="a cat on the beach" [ARGS="--seed 7"]
-	@$(BIN)/skyloom generate "$$PROMPT" $(ARGS)
+	@$(BIN)/skyloom generate $(ARGS) -- "$$PROMPT"
 
 test: $(STAMP)  ## run the tests (CPU, no network)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
-check: $(STAMP)  ## format, lint, floors and types
+check: $(STAMP)  ## format, lint, floors, types and the law of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	PYTHONPATH=src $(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/law
 
 fix: $(STAMP)  ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -36,6 +39,9 @@ fix: $(STAMP)  ## format and mend what can be mended
 
 bench: $(STAMP)  ## the transformer against diffusers, same weights, same run
 	$(BIN)/python bench/dit_forward.py
+
+docs: $(STAMP)  ## write docs/cli.md from the command line itself
+	$(BIN)/python docs/write_cli.py
 
 gallery: $(STAMP)  ## the ten prompts of docs/gallery.md
 	$(BIN)/python examples/gallery.py
