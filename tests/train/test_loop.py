@@ -37,7 +37,11 @@ def clips(tmp_path: Path) -> str:
 def recipe(clips: str, steps: int = 6, **loop) -> Recipe:
     run = AutoencoderRun(TINY, folders=(clips,), held_out=clips, batch=2, frames=5, crop=32, patches=200)
     every = {"log_every": 1, "save_every": 3, "evaluate_every": 100, "seed": 3}
-    return Recipe(LoopConfig(steps=steps, **{**every, **loop}), OptimizerConfig(warmup=2), autoencoder=run)
+    return Recipe(
+        LoopConfig(steps=steps, **{**every, **loop}),
+        OptimizerConfig(warmup=2, slow=("decoder.linear",)),
+        autoencoder=run,
+    )
 
 
 def run(config: Recipe, folder: Path, resume: bool = False) -> int:
@@ -70,11 +74,10 @@ def test_a_damaged_state_is_refused(clips, tmp_path):
 
 
 def test_learning_improves_on_the_linear_start(clips, tmp_path):
-    config = recipe(clips, steps=60, evaluate_every=30)
-    before = build_task(config).evaluate(build_task(config).module.eval(), tmp_path, 0)
-    run(config, tmp_path / "run")
-    after = Record(tmp_path / "run").lines("evaluate")[-1]
-    assert after["psnr"] > before["psnr"] + 0.5
+    """The first losses are those of principal components alone: the decoder's other path starts silent."""
+    run(recipe(clips, steps=100, save_every=100), tmp_path / "run")
+    losses = [line["loss"] for line in Record(tmp_path / "run").lines("step")]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
 def test_learning_rate_rises_holds_and_falls():

@@ -1,3 +1,5 @@
+"""The atlas: fetched art is the pinned art, every sprite has a ledger row, our own shapes need nothing."""
+
 import base64
 import hashlib
 import io

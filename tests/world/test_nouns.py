@@ -1,3 +1,5 @@
+"""The table of nouns: complete, unambiguous, and said with good grammar."""
+
 import pytest
 
 from skyloom.world.nouns import KINDS, NOUNS, article

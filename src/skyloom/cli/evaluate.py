@@ -24,8 +24,8 @@ def adherence(
     synonyms: Annotated[int, typer.Option(help="Scenes asked for with a seen word and with an unseen one.")] = 0,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the model's own]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance [default: the model's own]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance (default: the model's own)")] = None,
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:

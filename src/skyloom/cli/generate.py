@@ -22,23 +22,23 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to show, in a sentence.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) [default: named after the prompt]"),
+        typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) (default: named after the prompt)"),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length [default: the model's window]")] = None,
-    size: Annotated[str | None, typer.Option(help="Width x height, like 128x128 [default: the model's own]")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second [default: the model's own]")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same video [default: drawn]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the model's own]")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length (default: the model's window)")] = None,
+    size: Annotated[str | None, typer.Option(help="Width x height, like 128x128 (default: the model's own)")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second (default: the model's own)")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same video (default: drawn)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="How strictly to follow the prompt; 1 is off [default: the model's own]"),
+        typer.Option(help="How strictly to follow the prompt; 1 is off (default: the model's own)"),
     ] = None,
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = "diorama",
     preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the best there is]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
 ) -> None:
     """Make a video from a sentence."""
     from skyloom.generate.pipeline import load

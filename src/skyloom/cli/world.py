@@ -16,7 +16,7 @@ AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world a
 @app.command()
 def assets(
     folder: Annotated[Path, typer.Argument(help="Where the atlas goes.")] = Path(".atlas"),
-    packages: Annotated[Path | None, typer.Option(help="Where the packages go [default: FOLDER/packages]")] = None,
+    packages: Annotated[Path | None, typer.Option(help="Where the packages go (default: FOLDER/packages)")] = None,
 ) -> None:
     """Fetch the npm packages of art, check them, and build the atlas with its licence ledger."""
     from skyloom.world.assets import build_atlas, fetch_packages

@@ -62,6 +62,7 @@ def is_held_out(noun: str, place_or_motion: str, share: float = 0.10) -> bool:
 
 
 def pick(chance: np.random.Generator, items: Sequence[Item], weights: Sequence[float] | None = None) -> Item:
+    """One item, uniformly or by weight."""
     if weights is None:
         return items[int(chance.integers(len(items)))]
     shares = np.cumsum(np.asarray(weights, dtype=np.float64))
