@@ -30,7 +30,7 @@ check: $(STAMP)  ## format, lint, floors, types and the law of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	PYTHONPATH=src $(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/pyright -p pyproject.toml
 	$(BIN)/python -m pytest tests/law
 
 fix: $(STAMP)  ## format and mend what can be mended
