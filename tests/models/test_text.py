@@ -1,0 +1,70 @@
+"""The text encoder against transformers' BERT, and its promise that no prompt depends on its neighbours."""
+
+import pytest
+import torch
+
+from skyloom.models.text import TextConfig, TextEncoder, load_text_encoder, save_text_encoder
+from skyloom.train.text_encoder import convert_weights
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "##s", "dog", "c", "##a", "##t"]
+CONFIG = TextConfig(vocabulary=len(PIECES), width=24, layers=2, heads=4, ffn=48, positions=32, max_tokens=10)
+
+
+@pytest.fixture
+def encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    module = TextEncoder(CONFIG, PIECES).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def test_parity_with_transformers(encoder):
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    torch.manual_seed(1)
+    bert = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=len(PIECES),
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=32,
+        )
+    ).eval()
+    state = {name: value for name, value in bert.state_dict().items() if not name.startswith("pooler")}
+    encoder.load_state_dict(convert_weights(state, list(range(len(PIECES)))))
+    tokens = torch.tensor([[2, 4, 5, 6, 7, 3], [2, 4, 8, 3, 0, 0]])
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    with torch.no_grad():
+        expected = bert(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        made = encoder(tokens, mask)
+    assert (made - expected)[mask].abs().max() <= 1e-5
+
+
+def test_a_prompt_is_the_same_alone_and_in_company(encoder):
+    alone, together = encoder.encode(["a cat"]), encoder.encode(["a red red red red dog", "a cat"])
+    length = int(alone.context_mask.sum())
+    assert torch.equal(alone.context[0, :length], together.context[1, :length])
+    assert torch.equal(alone.pooled[0], together.pooled[1])
+    assert not together.context[~together.context_mask].any()
+
+
+def test_long_prompts_are_cut_and_counted(encoder):
+    coded = encoder.encode(["a red " * 10, "a cat"])
+    assert coded.truncated == (12, 0)
+    assert coded.context_mask.sum(1).tolist() == [10, 4]
+
+
+def test_words_fall_into_known_pieces(encoder):
+    assert encoder.tokenizer.split("cats") == ["cat", "##s"]
+    assert encoder.tokenizer.split("zebra") == ["[UNK]"]
+    assert encoder.tokenizer("A Cát!") == [2, 4, 6, 1, 3]
+
+
+def test_eight_bits_keep_the_meaning(encoder, tmp_path):
+    save_text_encoder(tmp_path, encoder, {})
+    loaded = load_text_encoder(tmp_path)
+    assert not loaded.training
+    first, second = (module.encode(["a red cat"]).pooled for module in (encoder, loaded))
+    assert torch.cosine_similarity(first, second) > 0.99
