@@ -1,6 +1,6 @@
 """How large a world to draw from: nouns, places, hours, motions, cameras, weathers, styles, colours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skyloom.core.errors import ConfigError
 from skyloom.world.camera import CAMERAS
@@ -58,6 +58,18 @@ SMALL = Vocabulary(
     colours=("red", "blue", "green", "yellow", "purple", "white"),
 )  # fmt: skip
 
+DIORAMA = replace(
+    SMALL,
+    name="diorama",
+    cameras=("static", "pan left", "pan right", "zoom in", "zoom out"),
+    weathers=("rain", "snow"),
+    two_objects=0.22,
+    static_camera=0.75,
+    directed=0.85,
+    weather=0.12,
+    coloured=0.3,
+)
+
 FULL = Vocabulary(
     name="full",
     nouns=tuple(key for key, noun in NOUNS.items() if noun.kind != "plant"),
@@ -91,7 +103,7 @@ TINY = Vocabulary(
     colours=("red", "blue"),
 )
 
-VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (FULL, SMALL, TINY)}
+VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (FULL, DIORAMA, SMALL, TINY)}
 
 
 def find_vocabulary(name: str) -> Vocabulary:
