@@ -27,14 +27,14 @@ BLANK = Canvas.text_to_video(2, LatentShape(3, 2, 2))
 NOISE = draw(0, (2, 2, 3, 2, 2))
 
 
-def gaussian_velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None) -> Tensor:
     """The exact velocity where data is normal with MEAN and SPREAD: E[noise - data | latent]."""
     s = sigma[:, None, :, None, None].to(latent)
     variance = (1 - s) ** 2 * SPREAD**2 + s**2
     return (latent - (1 - s) * MEAN) * (s - (1 - s) * SPREAD**2) / variance - MEAN
 
 
-def rotating_velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+def rotating_velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None) -> Tensor:
     """The two channels turn around each other once in a unit of sigma, faster where sigma is large."""
     turn = 4 * math.pi * sigma[:, None, :, None, None].to(latent)
     return turn * torch.stack([-latent[:, 1], latent[:, 0]], dim=1)
@@ -68,7 +68,7 @@ def test_a_full_turn_comes_home_at_the_rate_of_the_method(sampler: Sampler, orde
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_straight_paths_need_no_small_steps(sampler: Sampler, num_steps: int):
     target = draw(1, NOISE.shape)
-    steps = list(sampler(lambda latent, sigma: NOISE - target, NOISE, make_sigmas(num_steps, 3.0), BLANK))
+    steps = list(sampler(lambda latent, sigma, span: NOISE - target, NOISE, make_sigmas(num_steps, 3.0), BLANK))
     assert [(step.index, step.total) for step in steps] == [(i, num_steps) for i in range(num_steps)]
     for step in steps:
         torch.testing.assert_close(step.denoised, target)
@@ -98,7 +98,7 @@ def test_known_parts_come_out_bit_for_bit(sampler: Sampler):
     known = ~canvas.denoise_mask
     seen: list[Tensor] = []
 
-    def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+    def velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None) -> Tensor:
         assert (sigma[:, 0] == 0).all()
         assert torch.equal(latent[:, :, 0], canvas.latent[None, :, 0].expand(2, -1, -1, -1))
         seen.append(sigma)
@@ -136,7 +136,7 @@ def test_stopping_anywhere_keeps_what_was_made(sampler: Sampler):
 def test_gradients_are_off_inside_and_untouched_outside(sampler: Sampler):
     inside: list[bool] = []
 
-    def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+    def velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None) -> Tensor:
         inside.append(torch.is_grad_enabled())
         return latent
 
@@ -154,7 +154,7 @@ def test_rising_levels_are_refused():
 def test_each_method_asks_the_model_as_often_as_it_says(sampler: Sampler, calls: int):
     asked: list[float] = []
 
-    def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+    def velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None) -> Tensor:
         asked.append(float(sigma[0, 0]))
         return latent
 

@@ -41,7 +41,7 @@ def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
         with torch.autocast(device.type, torch.bfloat16):
             parts = [vae.encode(to_pixels(part.to(device))).bfloat16().cpu() for part in frames.split(batch)]
         partial = target.with_suffix(".partial")
-        save_file({"latent": torch.cat(parts)}, partial)
+        save_file({"latent": torch.cat(parts).contiguous()}, partial)
         partial.replace(target)
         written += 1
     return written

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.flow import denoised_from_velocity
 
-VelocityFunction = Callable[[Float[Tensor, "b c t h w"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]]
+# (latent, sigma, span) -> velocity; span is how far each latent frame's sigma falls in this step
+VelocityFunction = Callable[
+    [Float[Tensor, "b c t h w"], Float[Tensor, "b t"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ def sample_euler(
     """First order: one evaluation per step."""
     latent = canvas.at_sigma(noise, float(sigmas[0]))
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
-        velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
+        velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
@@ -59,10 +62,10 @@ def sample_heun(
     """
     latent = canvas.at_sigma(noise, float(sigmas[0]))
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
-        velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
+        velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         if sigma_next > 0:
             ahead = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
-            velocity = (velocity + _evaluate(velocity_fn, ahead, noise, sigma_next, canvas)[0]) / 2
+            velocity = (velocity + _evaluate(velocity_fn, ahead, noise, (sigma_next, sigma_next), canvas)[0]) / 2
         latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
@@ -80,7 +83,7 @@ def sample_adams_bashforth(
     """
     latent, previous = canvas.at_sigma(noise, float(sigmas[0])), None
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
-        velocity, denoised = _evaluate(velocity_fn, latent, noise, sigma, canvas)
+        velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         step, slope = sigma_next - sigma, velocity
         if previous is not None:
             last_velocity, last_step = previous
@@ -88,6 +91,28 @@ def sample_adams_bashforth(
         previous = velocity, step
         latent = canvas.apply(latent + step * slope, noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
+
+
+def mean_velocity(
+    velocity_fn: Callable[[Float[Tensor, "b c t h w"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]],
+    latent: Float[Tensor, "b c t h w"],
+    start: Float[Tensor, "b t"],
+    end: Float[Tensor, "b t"],
+    substeps: int,
+) -> Float[Tensor, "b c t h w"]:
+    """The velocity that carries each latent frame from its sigma `start` to `end` in one step.
+
+    What `substeps` equal Adams-Bashforth steps come to, and what a few-step student learns. 0 where a frame
+    does not move.
+    """
+    moved, previous = latent, None
+    for index in range(substeps):
+        velocity = velocity_fn(moved, torch.lerp(start, end, index / substeps))
+        slope = velocity if previous is None else 1.5 * velocity - 0.5 * previous
+        previous = velocity
+        moved = moved + rearrange((end - start) / substeps, "b t -> b 1 t 1 1") * slope
+    span = rearrange(start - end, "b t -> b 1 t 1 1")
+    return torch.where(span > 0, (latent - moved) / span.clamp(min=1e-6), torch.zeros_like(latent))
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -109,13 +134,13 @@ def _evaluate(
     velocity_fn: VelocityFunction,
     latent: Float[Tensor, "b c t h w"],
     noise: Float[Tensor, "b c t h w"],
-    sigma: float,
+    step: tuple[float, float],
     canvas: Canvas,
 ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
     """The velocity at a level, and the clean estimate that it points to; no gradients are kept.
 
     Gradients are off here and not around the samplers, so that the caller's own setting holds between steps.
     """
-    levels = repeat(canvas.frame_sigma(sigma), "t -> b t", b=len(latent)).to(latent)
-    velocity = velocity_fn(latent, levels).to(latent)
+    levels, after = (repeat(canvas.frame_sigma(sigma), "t -> b t", b=len(latent)).to(latent) for sigma in step)
+    velocity = velocity_fn(latent, levels, levels - after).to(latent)
     return velocity, canvas.apply(denoised_from_velocity(latent, velocity, levels), noise, 0.0)

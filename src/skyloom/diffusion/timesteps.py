@@ -70,6 +70,23 @@ def sample_sigmas(batch: int, frames: int, generator: torch.Generator, config: N
     return sigma
 
 
+def sample_contexts(
+    batch: int, frames: int, generator: torch.Generator, share: float, most: float, window: int
+) -> Float[Tensor, "b t"]:
+    """For a share of the samples, the noise of their known first frames; infinity where a frame is to be made.
+
+    Known frames end where a window of a rollout does (whole windows), or after the first frame, as with a
+    picture. Half of them are clean, half carry noise up to `most`.
+    """
+    starts = torch.tensor([1, *range(window, frames, window)])
+    past = starts[torch.randint(0, len(starts), (batch,), generator=generator)]
+    past = torch.where(torch.rand(batch, generator=generator) < share, past, 0)
+    level = torch.rand(batch, generator=generator) * most
+    level = torch.where(torch.rand(batch, generator=generator) < 1 / 2, 0.0, level)
+    index = torch.arange(frames)
+    return torch.where(index[None] < past[:, None], level[:, None], torch.inf)
+
+
 def sample_levels(shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig) -> Float[Tensor, "..."]:
     """Independent noise levels: shifted logit-normal, a share of them uniform."""
     normal = torch.randn(shape, generator=generator) * config.spread + config.mean

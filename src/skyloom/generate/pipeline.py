@@ -128,18 +128,19 @@ class Pipeline:
         yield from self._decode(plan, latent)
 
     def _velocity(self, plan: Plan, context: TextContext) -> VelocityFunction:
-        """The guided velocity; prompt and negative prompt are read side by side."""
+        """The guided velocity; prompt and negative prompt are read side by side. A student is told its span."""
         guided = plan.guidance_scale != 1.0
         dtype = self.dit.head.weight.dtype
         conditions = [self.lanes.run_one(partial(self._condition, context, row)) for row in range(2 if guided else 1)]
 
-        def predict(noisy: Tensor, levels: Tensor, text: TextCondition) -> Tensor:
-            prediction = self.dit(noisy.to(dtype), levels, text).float()
+        def predict(noisy: Tensor, levels: Tensor, span: Tensor | None, text: TextCondition) -> Tensor:
+            prediction = self.dit(noisy.to(dtype), levels, text, span=span).float()
             return to_velocity(self.dit.config.prediction, prediction, noisy, levels)
 
-        def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+        def velocity(latent: Tensor, sigma: Tensor, span: Tensor) -> Tensor:
             noisy, levels = latent.to(self.device), sigma.to(self.device)
-            made = self.lanes.run([partial(predict, noisy, levels, text) for text in conditions])
+            steps = span.to(self.device) if plan.student else None
+            made = self.lanes.run([partial(predict, noisy, levels, steps, text) for text in conditions])
             return (made[0] + cfg_delta(made[0], made[-1], plan.guidance_scale)).cpu()
 
         return velocity

@@ -6,7 +6,7 @@ from fractions import Fraction
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.request import Request, check_seed, parse_size
-from skyloom.models.registry import ModelInfo
+from skyloom.models.registry import ModelInfo, Quality
 
 MAX_PROMPT = 2_000
 MAX_SECONDS = 60
@@ -26,6 +26,7 @@ class Plan:
     num_steps: int
     guidance_scale: float
     seed: int
+    student: bool = False
 
     @property
     def seconds(self) -> float:
@@ -43,15 +44,26 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     _check_text("negative prompt", request.negative_prompt)
     width, height = _size(request, model)
     keep_every = _keep_every(request, model)
-    steps = model.num_steps if request.num_steps is None else request.num_steps
+    quality = _quality(request, model)
+    steps = quality.num_steps if request.num_steps is None else request.num_steps
     if not 1 <= steps <= MAX_STEPS:
         raise RequestError(f"{steps} steps are out of range.", hint=f"Use 1 to {MAX_STEPS} steps.")
-    guidance = model.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    guidance = quality.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if not 0 <= guidance <= MAX_GUIDANCE:
         raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
     shape = VideoShape(_frames(request, model, scale), height, width)
     fps = Fraction(model.fps, keep_every)
-    return Plan(request, shape, fps, keep_every, steps, guidance, check_seed(request.seed))
+    return Plan(request, shape, fps, keep_every, steps, guidance, check_seed(request.seed), quality.student)
+
+
+def _quality(request: Request, model: ModelInfo) -> Quality:
+    """The asked quality, or the model's default: its student if it has one."""
+    if request.quality is None:
+        return model.qualities[model.quality]
+    if request.quality not in model.qualities:
+        known = ", ".join(model.qualities)
+        raise RequestError(f"{model.name} has no quality {request.quality!r}.", hint=f"It has: {known}.")
+    return model.qualities[request.quality]
 
 
 def _check_text(name: str, text: str) -> None:

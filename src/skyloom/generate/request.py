@@ -27,7 +27,8 @@ _NUMBERS = ("seconds", "fps", "guidance_scale")
 class Request:
     """What to make. None means: the model's own default (for the seed: drawn at random, and then reported).
 
-    `model` None means whichever model the pipeline holds. Values of the wrong kind raise RequestError.
+    `model` None means whichever model the pipeline holds; `quality` is "fast" (a few steps, no guidance) or
+    "best" (many steps, guided), as far as the model has both. Values of the wrong kind raise RequestError.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Request:
     guidance_scale: float | None = None
     negative_prompt: str = ""
     image: str | None = None
+    quality: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -30,7 +30,8 @@ Reading = Literal["bidirectional", "causal"]
 
 @dataclass(frozen=True)
 class DitConfig:
-    """Sizes. `pooled_text` adds the pooled prompt to the time embedding; Wan's own models do not."""
+    """Sizes. `pooled_text` adds the pooled prompt to the time embedding, `span` makes room for a few-step
+    student in the same weights; Wan's own models do neither."""
 
     in_channels: int
     out_channels: int
@@ -42,6 +43,7 @@ class DitConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     frequency_width: int = 256
     pooled_text: bool = False
+    span: bool = False
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
@@ -74,6 +76,7 @@ class Dit(nn.Module):
         self.time = TimeEmbedding(config)
         self.text = TextProjection(config.text_width, config.width)
         self.pooled = nn.Linear(config.text_width, config.width) if config.pooled_text else None
+        self.span = SpanEmbedding(config) if config.span else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
@@ -105,9 +108,14 @@ class Dit(nn.Module):
         *,
         reading: Reading = "bidirectional",
         cache: KvCache | None = None,
+        span: Float[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b o t h w"]:
-        """Predict for every latent frame; with a cache, the latent is one window and sees the cached frames too."""
-        return self._run(latent, sigma, text, reading, cache)[0]
+        """Predict for every latent frame; with a cache, the latent is one window and sees the cached frames too.
+
+        Without a `span` the velocity at `sigma` is predicted. With one, the student answers: the mean velocity
+        from `sigma` down to `sigma - span`, with guidance folded in.
+        """
+        return self._run(latent, sigma, text, reading, cache, span)[0]
 
     def extend_cache(
         self,
@@ -115,12 +123,19 @@ class Dit(nn.Module):
         sigma: Float[Tensor, "b t"],
         text: TextCondition,
         cache: KvCache,
+        span: Float[Tensor, "b t"] | None = None,
     ) -> KvCache:
         """The cache after a finished window; `sigma` is the (small) noise that it is remembered with."""
-        return self._run(latent, sigma, text, "causal", cache)[1]
+        return self._run(latent, sigma, text, "causal", cache, span)[1]
 
     def _run(
-        self, latent: Tensor, sigma: Tensor, text: TextCondition, reading: Reading, cache: KvCache | None
+        self,
+        latent: Tensor,
+        sigma: Tensor,
+        text: TextCondition,
+        reading: Reading,
+        cache: KvCache | None,
+        span: Tensor | None,
     ) -> tuple[Tensor, KvCache]:
         """Time positions are local: cached frames first, the window after them."""
         config, (_, _, frames, height, width) = self.config, latent.shape
@@ -130,6 +145,9 @@ class Dit(nn.Module):
         embedded = self.time(sigma)
         if text.pooled is not None:
             embedded = embedded + text.pooled[:, None]
+        if span is not None:
+            assert self.span is not None, "only a model with a student takes a span"
+            embedded = embedded + self.span(span)
         modulation = self.time.modulation(embedded)
         past = cache or KvCache(sink=0, recent=0)
         positions = torch.arange(past.frames + frames, device=latent.device, dtype=torch.float32)
@@ -245,15 +263,27 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The embedding of each latent frame's noise level."""
-        half = self.frequency_width // 2
-        frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=sigma.device))
-        angles = 1000 * sigma.float()[..., None] * frequencies
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.inner.weight.dtype)
+        waves = _sinusoids(sigma, self.frequency_width).to(self.inner.weight.dtype)
         return self.outer(F.silu(self.inner(waves)))
 
     def modulation(self, embedded: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 6 d"]:
         """Shift, scale and gate for attention and feed-forward; every block adds its own table."""
         return rearrange(self.to_modulation(F.silu(embedded)), "b t (six d) -> b t six d", six=6)
+
+
+class SpanEmbedding(nn.Module):
+    """How far a step goes, to a vector that is added to the time embedding; silent until it has learned."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        self.frequency_width = config.frequency_width
+        self.inner = nn.Linear(config.frequency_width, config.width)
+        self.outer = nn.Linear(config.width, config.width)
+
+    def forward(self, span: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The embedding of each latent frame's step."""
+        waves = _sinusoids(span, self.frequency_width).to(self.inner.weight.dtype)
+        return self.outer(F.silu(self.inner(waves)))
 
 
 class TextProjection(nn.Module):
@@ -267,6 +297,14 @@ class TextProjection(nn.Module):
     def forward(self, context: Float[Tensor, "b m k"]) -> Float[Tensor, "b m d"]:
         """Project every text token."""
         return self.outer(F.gelu(self.inner(context), approximate="tanh"))
+
+
+def _sinusoids(level: Float[Tensor, "b t"], width: int) -> Float[Tensor, "b t f"]:
+    """Cosines and sines of a level in [0, 1], as timesteps up to 1000."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=level.device))
+    angles = 1000 * level.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
@@ -307,4 +345,6 @@ def _initialise(dit: Dit) -> None:
             linear.weight.mul_((2 * len(dit.layers)) ** -0.5)
     if dit.pooled is not None:
         nn.init.zeros_(dit.pooled.weight)
+    if dit.span is not None:
+        nn.init.zeros_(dit.span.outer.weight)
     nn.init.zeros_(dit.head.weight)

@@ -13,6 +13,15 @@ DEFAULT_MODEL = "diorama"
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How a model is sampled. A `student` takes long steps with guidance folded into its weights."""
+
+    num_steps: int
+    guidance_scale: float
+    student: bool = False
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What can be asked of a model, and where it lies. `frames` is its native window; sizes are "width x height"."""
 
@@ -29,6 +38,18 @@ class ModelInfo:
     parameters: int
     folder: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def qualities(self) -> dict[str, Quality]:
+        """ "best" always; "fast" where the manifest names a student's steps."""
+        best = {"best": Quality(self.num_steps, self.guidance_scale)}
+        steps = self.manifest.get("student_steps")
+        return best if steps is None else {"fast": Quality(int(steps), 1.0, student=True), **best}
+
+    @property
+    def quality(self) -> str:
+        """The name of the default quality."""
+        return next(iter(self.qualities))
 
 
 def read_model(folder: Path) -> ModelInfo:

@@ -2,6 +2,9 @@
 
 Autoencoder: squared error + L1 + gradient L1 + structural similarity, for the decoder alone (the encoder is
 principal components and stays).
+Distill: a student in the same weights takes the long steps of a guided teacher (progressive distillation, Salimans
+and Ho 2022, arXiv 2202.00512; longer ones from its own shorter ones: shortcut models, Frans et al. 2024, arXiv
+2410.12557).
 Flow: velocity matching with a noise level per latent frame (diffusion forcing, Chen et al. 2024,
 arXiv 2407.01392) and the two readings of the canvas, bidirectional and causal, in one mix.
 """
@@ -16,9 +19,12 @@ from torch import Tensor
 
 from skyloom.data.loader import LatentBatch
 from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
-from skyloom.diffusion.timesteps import NoiseConfig, loss_weight, sample_sigmas
+from skyloom.diffusion.guidance import cfg_delta
+from skyloom.diffusion.sampling import mean_velocity
+from skyloom.diffusion.schedule import make_sigmas
+from skyloom.diffusion.timesteps import NoiseConfig, loss_weight, sample_contexts, sample_sigmas
 from skyloom.evaluate.metrics import ssim
-from skyloom.models.dit import Dit
+from skyloom.models.dit import Dit, Reading, TextCondition
 from skyloom.models.vae import Vae
 
 
@@ -106,3 +112,106 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     weight = loss_weight(sigma)
     total = (error * weight).sum() / weight.sum().clamp(min=1)
     return Losses(total, {"causal" if causal else "bidirectional": total})
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The student takes `num_steps` steps; the teacher `substeps` guided ones for each of them.
+
+    `halved` is the share of batches that learn half as many steps, or a quarter, from the student's own. In
+    `flow_share` of the batches the velocity is learned as before, so that the teacher in the weights stays.
+    """
+
+    num_steps: int = 4
+    guidance_scale: float = 3.0
+    shift: float = 2.0
+    substeps: int = 3
+    halved: float = 0.2
+    flow_share: float = 0.2
+    causal_share: float = 0.5
+    known_share: float = 0.5
+    context_noise: float = 0.15
+
+
+def distill_losses(
+    dit: Dit,
+    teacher: Dit,
+    batch: LatentBatch,
+    generator: torch.Generator,
+    config: DistillConfig,
+) -> Losses:
+    """Squared distance from the student's long step to where the teacher's short, guided steps lead.
+
+    Half of the samples (`known_share`) have known first frames, as windows of a rollout have them.
+    """
+    latent, device = batch.latent, batch.latent.device
+    count, frames = latent.shape[0], latent.shape[2]
+    chances = torch.rand(3, generator=generator).tolist()
+    reading: Reading = "causal" if chances[0] < config.causal_share else "bidirectional"
+    own = chances[1] < config.halved
+    steps = config.num_steps // (1 if not own else 2 if chances[2] < 2 / 3 else 4)
+    sigmas = make_sigmas(steps, config.shift)
+    index = torch.randint(0, steps, (count,), generator=generator)
+    context = sample_contexts(count, frames, generator, config.known_share, config.context_noise, dit.config.window)
+    known = torch.isfinite(context)
+    start, end = (
+        torch.where(known, torch.minimum(context, edge[:, None]), edge[:, None]).to(device)
+        for edge in (sigmas[index], sigmas[index + 1])
+    )
+    end = torch.where(known.to(device), start, end)
+    noise = torch.randn(latent.shape, generator=generator).to(latent)
+    noisy = add_noise(latent, noise, start)
+    kept = torch.zeros(count, dtype=torch.bool, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        text = dit.prepare_text(*batch.captions(kept))
+        if own:
+            halfway = make_sigmas(2 * steps, config.shift)[2 * index + 1].to(device)[:, None]
+            path = (start, torch.where(start > end, halfway, start), end)
+            target = _own_target(dit, noisy, path, text, reading)
+        else:
+            target = _teacher_target(teacher, batch, noisy, (start, end), reading, config)
+        prediction = dit(noisy, start, text, reading=reading, span=start - end)
+    velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, start)
+    error = (velocity - target).square().mean(dim=(1, 3, 4))
+    weight = (start > end).to(error.dtype)
+    total = (error * weight).sum() / weight.sum().clamp(min=1)
+    return Losses(total, {f"{steps} steps" if own else reading: total})
+
+
+@torch.no_grad()
+def _teacher_target(
+    teacher: Dit,
+    batch: LatentBatch,
+    noisy: Tensor,
+    edges: tuple[Tensor, Tensor],
+    reading: Reading,
+    config: DistillConfig,
+) -> Tensor:
+    """The guided teacher's mean velocity; with and without the prompt in one batch."""
+    count = len(noisy)
+    dropped = torch.arange(2 * count, device=noisy.device) >= count
+    both = LatentBatch(batch.latent, batch.rows * 2, batch.table)
+    text = teacher.prepare_text(*both.captions(dropped))
+
+    def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
+        twice, levels = torch.cat([latent, latent]), torch.cat([sigma, sigma])
+        made = teacher(twice, levels, text, reading=reading).float()
+        with_prompt, without = to_velocity(teacher.config.prediction, made, twice, levels).chunk(2)
+        return with_prompt + cfg_delta(with_prompt, without, config.guidance_scale)
+
+    return mean_velocity(velocity, noisy, *edges, config.substeps)
+
+
+@torch.no_grad()
+def _own_target(
+    dit: Dit, noisy: Tensor, path: tuple[Tensor, Tensor, Tensor], text: TextCondition, reading: Reading
+) -> Tensor:
+    """The mean velocity of two of the student's own steps, one after the other."""
+    start, middle, end = path
+    moved = noisy
+    for level, after in ((start, middle), (middle, end)):
+        made = dit(moved, level, text, reading=reading, span=level - after).float()
+        velocity = to_velocity(dit.config.prediction, made, moved, level)
+        moved = moved - (level - after)[:, None, :, None, None] * velocity
+    span = (start - end)[:, None, :, None, None]
+    return torch.where(span > 0, (noisy - moved) / span.clamp(min=1e-6), torch.zeros_like(noisy))

@@ -10,7 +10,7 @@ from skyloom.data.loader import LatentSource
 from skyloom.models.dit import DitConfig
 from skyloom.models.vae import VaeConfig
 from skyloom.train.loop import LoopConfig, Task, train
-from skyloom.train.objectives import AutoencoderConfig, FlowConfig
+from skyloom.train.objectives import AutoencoderConfig, DistillConfig, FlowConfig
 from skyloom.train.optim import OptimizerConfig
 
 
@@ -32,11 +32,13 @@ class AutoencoderRun:
 class FlowRun:
     """The transformer, its losses, the encoded clips it learns from and the ones it is measured on.
 
-    `init` names a folder with exported transformer weights to start from.
+    `init` names a folder with exported transformer weights to start from. With `distill`, they are also the
+    teacher, and a student of few steps is trained into the same weights (`model.span` must be set).
     """
 
     model: DitConfig
     losses: FlowConfig = FlowConfig()
+    distill: DistillConfig | None = None
     sources: tuple[LatentSource, ...] = ()
     captions: str = ""
     held_out: str = ""

@@ -1,6 +1,9 @@
 """The two tasks: what the loop needs to train the autoencoder and the transformer."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,17 +11,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import generator
 from skyloom.data.clips import read_shards
 from skyloom.data.encode import to_pixels
-from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader
+from skyloom.data.loader import CaptionTable, LatentBatch, LatentLoader, LatentSource, PixelLoader
 from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.evaluate.metrics import psnr, ssim
 from skyloom.models.checkpoint import load_into, load_part, save_part
 from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.vae import SPACE, TIME, Vae, initialise_linear_path
 from skyloom.train.loop import LoopConfig, Task
-from skyloom.train.objectives import autoencoder_losses, flow_losses, latent_noise
+from skyloom.train.objectives import Losses, autoencoder_losses, distill_losses, flow_losses, latent_noise
 from skyloom.train.recipe import AutoencoderRun, FlowRun
 
 _MEASURED_CLIPS = 24
@@ -98,7 +102,9 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
     dit = Dit(run.model)
     if run.init:
         _, state, _ = load_part(Path(run.init), "dit", DitConfig)
-        load_into(dit, {name: value.float() for name, value in state.items()})
+        state = {name: value.float() for name, value in state.items()}
+        fresh = {name: value for name, value in dit.state_dict().items() if name.startswith("span.")}
+        load_into(dit, fresh | state)
     dit.to(device)
     if loop.compile:
         for block in dit.blocks:
@@ -112,10 +118,26 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
     return Task(
         module=dit,
         batch=LatentLoader(run.sources, table, loop.seed, device),
-        losses=lambda module, batch, random: flow_losses(module, batch, random, run.losses),
+        losses=_flow_losses(run, dit),
         evaluate=lambda module, folder, step: measure_flow(module, held_out),
         export=export,
     )
+
+
+def _flow_losses(run: FlowRun, dit: Dit) -> Callable[[Any, LatentBatch, torch.Generator], Losses]:
+    """Velocity matching; with a student, distillation from a frozen copy of the weights it starts from."""
+    if run.distill is None:
+        return lambda module, batch, random: flow_losses(module, batch, random, run.losses)
+    if not run.model.span or run.init is None:
+        raise ConfigError("A student needs `model.span = true` and the `init` of its teacher.")
+    config, teacher = run.distill, copy.deepcopy(dit).eval().requires_grad_(requires_grad=False)
+
+    def losses(module: Dit, batch: LatentBatch, random: torch.Generator) -> Losses:
+        if float(torch.rand((), generator=random)) < config.flow_share:
+            return flow_losses(module, batch, random, run.losses)
+        return distill_losses(module, teacher, batch, random, config)
+
+    return losses
 
 
 @torch.no_grad()
