@@ -35,7 +35,9 @@ def tiny_model(tmp_path_factory) -> Path:
     """A model folder with every part, random weights and a few thousand numbers."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    text_config = TextConfig(vocabulary=len(PIECES), width=16, layers=1, heads=2, ffn=32, positions=20, max_tokens=12)
+    text_config = TextConfig(
+        vocabulary=len(PIECES), width=16, layers=1, heads=2, ffn=32, positions=20, max_tokens=12, lexical=True
+    )
     dit_config = DitConfig(
         in_channels=4,
         out_channels=4,
@@ -43,8 +45,10 @@ def tiny_model(tmp_path_factory) -> Path:
         heads=2,
         layers=2,
         ffn=64,
-        text_width=16,
+        text_width=text_config.context_width,
         pooled_text=True,
+        span=True,
+        places=True,
         prediction="angular",
     )
     vae_config = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))
@@ -65,6 +69,7 @@ def tiny_model(tmp_path_factory) -> Path:
         "frames": 17,
         "num_steps": 2,
         "guidance_scale": 2.0,
+        "student_steps": 2,
         "shift": 2.0,
         "parameters": 1,
     }

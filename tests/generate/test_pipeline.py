@@ -51,7 +51,19 @@ def test_in_company_is_as_alone(pipeline):
 def test_the_prompt_and_the_negative_prompt_matter(pipeline):
     first = pipeline.generate(ASK).frames
     assert not torch.equal(pipeline.generate(replace(ASK, prompt="a dog")).frames, first)
-    assert not torch.equal(pipeline.generate(replace(ASK, negative_prompt="a dog")).frames, first)
+    guided = pipeline.generate(replace(ASK, quality="best")).frames
+    assert not torch.equal(pipeline.generate(replace(ASK, negative_prompt="a dog")).frames, guided)
+
+
+def test_the_student_answers_unless_something_is_asked_that_only_the_teacher_can(pipeline):
+    assert pipeline.plan(ASK).student
+    for fields in ({"quality": "best"}, {"guidance_scale": 3.0}, {"negative_prompt": "a dog"}, {"num_steps": 3}):
+        assert not pipeline.plan(replace(ASK, **fields)).student
+    assert pipeline.plan(replace(ASK, num_steps=1, guidance_scale=1.0)).student
+    fast, best = (pipeline.generate(replace(ASK, quality=quality)) for quality in ("fast", "best"))
+    assert torch.equal(fast.frames, pipeline.generate(ASK).frames)
+    assert not torch.equal(fast.frames, best.frames)
+    assert (fast.receipt["request"]["quality"], best.receipt["request"]["quality"]) == ("fast", "best")
 
 
 def test_a_receipt_makes_the_same_video_again(pipeline):
@@ -104,6 +116,10 @@ def test_a_first_picture_is_kept(pipeline, tmp_path):
         ({"prompt": "a \udcff"}, "not valid Unicode"),
         ({"seed": -1}, "out of range"),
         ({"num_steps": 0}, "out of range"),
+        ({"quality": "better"}, "no quality 'better'"),
+        ({"quality": "fast", "negative_prompt": "a dog"}, "cannot take guidance or a negative prompt"),
+        ({"quality": "fast", "guidance_scale": 2}, "cannot take guidance"),
+        ({"quality": "fast", "num_steps": 3}, "cannot take 3 steps"),
         ({"guidance_scale": -1}, "out of range"),
     ],
 )

@@ -1,5 +1,7 @@
 """The transformer: two readings of one set of weights, a cache that changes nothing, no neighbours in a batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -128,3 +130,44 @@ def test_a_gradient_reaches_every_parameter(dit):
     dit(latent, sigma, text(dit), reading="causal").square().mean().backward()
     silent = [name for name, parameter in dit.named_parameters() if not parameter.grad.any()]
     assert not silent
+
+
+@torch.no_grad()
+def test_a_span_that_has_learned_nothing_changes_nothing_and_then_does():
+    torch.manual_seed(0)
+    module = Dit(replace(dit_tiny(), span=True)).eval()
+    torch.nn.init.normal_(module.head.weight, std=0.2)
+    latent, sigma = inputs()
+    condition = text(module)
+    plain = module(latent, sigma, condition)
+    assert torch.equal(module(latent, sigma, condition, span=sigma / 2), plain)
+    assert module.span is not None
+    torch.nn.init.normal_(module.span.outer.weight)
+    assert not torch.equal(module(latent, sigma, condition, span=sigma / 2), plain)
+    assert torch.equal(module(latent, sigma, condition), plain)
+
+
+@torch.no_grad()
+def test_places_break_the_symmetry_of_identical_tokens_and_windows_agree_with_the_whole():
+    torch.manual_seed(0)
+    plain, placed = Dit(replace(dit_tiny(), places=True)).eval(), Dit(replace(dit_tiny(), places=True)).eval()
+    placed.load_state_dict(plain.state_dict())
+    assert placed.places is not None
+    torch.nn.init.normal_(placed.places.outer.weight)
+    for module in (plain, placed):
+        torch.nn.init.normal_(module.head.weight, std=0.2)
+    latent, sigma = torch.ones(1, 8, 6, 4, 6), torch.full((1, 6), 0.5)
+    condition = text(plain, 1)
+    lone = torch.ones(1, 8, 1, 2, 2)
+    assert torch.equal(placed.places(0, 6, 2, 3)[: 2 * 2 * 3], placed.places(0, 2, 2, 3))
+    assert torch.equal(placed.places(0, 6, 2, 3)[3 * 6 :], placed.places(3, 3, 2, 3))
+    assert plain(lone, sigma[:, :1], condition).shape == lone.shape
+    whole = placed(latent, sigma, condition, reading="causal")
+    cache = KvCache(sink=0, recent=6)
+    parts = []
+    for start in (0, 3):
+        part, levels = latent[:, :, start : start + 3], sigma[:, start : start + 3]
+        parts.append(placed(part, levels, condition, cache=cache, reading="causal"))
+        cache = placed.extend_cache(part, levels, condition, cache)
+    torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-5, rtol=0)
+    assert (whole[..., 0] != whole[..., -1]).any()

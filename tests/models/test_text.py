@@ -1,5 +1,7 @@
 """The text encoder against transformers' BERT, and its promise that no prompt depends on its neighbours."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,3 +70,19 @@ def test_eight_bits_keep_the_meaning(encoder, tmp_path):
     assert not loaded.training
     first, second = (module.encode(["a red cat"]).pooled for module in (encoder, loaded))
     assert torch.cosine_similarity(first, second) > 0.99
+
+
+def test_word_vectors_lie_beside_the_hidden_states_and_tell_words_apart(encoder):
+    plain = encoder.encode(["a red cat", "a red dog"])
+    encoder.config = replace(CONFIG, lexical=True)
+    both = encoder.encode(["a red cat", "a red dog"])
+    width = CONFIG.width
+    assert both.context.shape[-1] == both.pooled.shape[-1] == encoder.config.context_width == 2 * width
+    assert torch.equal(both.context[..., :width], plain.context)
+    assert torch.equal(both.pooled[:, :width], plain.pooled)
+    cat, dog = both.context[0, :, width:], both.context[1, :, width:]
+    same = (cat == dog).all(-1)
+    assert same[:5].tolist() == [True, True, True, False, True]
+    bag = encoder.word_vectors(encoder.tokenizer("a red cat")[1:-1]).sum(0) / 3**0.5
+    torch.testing.assert_close(both.pooled[0, width:], bag)
+    assert not both.context[~both.context_mask].any()

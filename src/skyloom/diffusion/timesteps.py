@@ -17,16 +17,21 @@ from skyloom.diffusion.schedule import shift_sigma
 
 PATTERNS = ("same", "prefix", "infill", "first", "window", "independent")
 SILENT_SIGMA = 0.02
+LAYOUT_SIGMA = 0.88
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Shares of the patterns (in any unit), and the distribution of one level."""
+    """Shares of the patterns (in any unit), and the distribution of one level.
+
+    `layout_share` of the levels are uniform above LAYOUT_SIGMA: where only the text says what will be where.
+    """
 
     shift: float = 2.0
     mean: float = 0.0
     spread: float = 1.0
     uniform_share: float = 0.1
+    layout_share: float = 0.0
     same: float = 0.5
     prefix: float = 0.15
     infill: float = 0.05
@@ -92,7 +97,11 @@ def sample_levels(shape: tuple[int, ...], generator: torch.Generator, config: No
     normal = torch.randn(shape, generator=generator) * config.spread + config.mean
     uniform = torch.rand(shape, generator=generator)
     plain = torch.rand(shape, generator=generator) < config.uniform_share
-    return shift_sigma(torch.where(plain, uniform, torch.sigmoid(normal)), config.shift)
+    levels = shift_sigma(torch.where(plain, uniform, torch.sigmoid(normal)), config.shift)
+    if config.layout_share == 0:
+        return levels
+    high = torch.lerp(torch.tensor(LAYOUT_SIGMA), torch.tensor(1.0), torch.rand(shape, generator=generator))
+    return torch.where(torch.rand(shape, generator=generator) < config.layout_share, high, levels)
 
 
 def loss_weight(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:

@@ -173,6 +173,7 @@ class Pipeline:
             fps=float(plan.fps),
             num_steps=plan.num_steps,
             guidance_scale=plan.guidance_scale,
+            quality="fast" if plan.student else "best",
         )
         return {
             "skyloom": __version__,

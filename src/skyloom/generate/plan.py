@@ -57,13 +57,29 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
 
 
 def _quality(request: Request, model: ModelInfo) -> Quality:
-    """The asked quality, or the model's default: its student if it has one."""
-    if request.quality is None:
-        return model.qualities[model.quality]
-    if request.quality not in model.qualities:
-        known = ", ".join(model.qualities)
-        raise RequestError(f"{model.name} has no quality {request.quality!r}.", hint=f"It has: {known}.")
-    return model.qualities[request.quality]
+    """The asked quality, or the model's default: its student if it has one and what is asked suits a student.
+
+    A student has its guidance and its few steps in its weights: who asks for others, or for a negative prompt,
+    gets the guided model. Raises RequestError when the fast quality is asked for by name with any of these.
+    """
+    qualities = model.qualities
+    name = request.quality
+    if name is not None and name not in qualities:
+        raise RequestError(f"{model.name} has no quality {name!r}.", hint=f"It has: {', '.join(qualities)}.")
+    chosen = qualities[name or model.quality]
+    if not chosen.student:
+        return chosen
+    guided = request.guidance_scale not in (None, 1.0) or bool(request.negative_prompt.strip())
+    longer = request.num_steps is not None and request.num_steps > chosen.num_steps
+    if not guided and not longer:
+        return chosen
+    if name is None:
+        return qualities["best"]
+    what = f"{request.num_steps} steps" if longer and not guided else "guidance or a negative prompt"
+    raise RequestError(
+        f"The fast quality of {model.name} cannot take {what}.",
+        hint=f"Use quality best, or at most {chosen.num_steps} steps and no guidance.",
+    )
 
 
 def _check_text(name: str, text: str) -> None:

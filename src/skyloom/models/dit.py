@@ -27,11 +27,15 @@ from skyloom.models.rope import Angles, rope_angles, rotate
 
 Reading = Literal["bidirectional", "causal"]
 
+_PLACE_WAVES = 4
+_PLACE_FRAMES = 16  # latent frames in half a turn of the slowest wave
+
 
 @dataclass(frozen=True)
 class DitConfig:
     """Sizes. `pooled_text` adds the pooled prompt to the time embedding, `span` makes room for a few-step
-    student in the same weights; Wan's own models do neither."""
+    student in the same weights, `places` tells every token where in the frame and in the window it stands, which
+    rotary positions alone only tell of pairs; Wan's own models do none of the three."""
 
     in_channels: int
     out_channels: int
@@ -44,6 +48,7 @@ class DitConfig:
     frequency_width: int = 256
     pooled_text: bool = False
     span: bool = False
+    places: bool = False
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
@@ -77,6 +82,7 @@ class Dit(nn.Module):
         self.text = TextProjection(config.text_width, config.width)
         self.pooled = nn.Linear(config.text_width, config.width) if config.pooled_text else None
         self.span = SpanEmbedding(config) if config.span else None
+        self.places = PlaceEmbedding(config) if config.places else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
@@ -142,6 +148,9 @@ class Dit(nn.Module):
         rows, columns = height // config.patch[1], width // config.patch[2]
         tokens = rows * columns
         x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(self.patch.weight.dtype)
+        first = 0 if cache is None else cache.frames
+        if self.places is not None:
+            x = x + self.places(first, frames, rows, columns)
         embedded = self.time(sigma)
         if text.pooled is not None:
             embedded = embedded + text.pooled[:, None]
@@ -286,6 +295,27 @@ class SpanEmbedding(nn.Module):
         return self.outer(F.silu(self.inner(waves)))
 
 
+class PlaceEmbedding(nn.Module):
+    """Where a token stands: height and width as shares of the frame, time as the latent frame's local number."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3 * 2 * _PLACE_WAVES, config.width)
+        self.outer = nn.Linear(config.width, config.width)
+
+    def forward(self, first: int, frames: int, rows: int, columns: int) -> Float[Tensor, "n d"]:
+        """For `frames` latent frames of which the first has the local number `first`."""
+        weight = self.inner.weight
+        time = (torch.arange(frames, device=weight.device) + first) / _PLACE_FRAMES
+        height = (torch.arange(rows, device=weight.device) + 0.5) / rows
+        width = (torch.arange(columns, device=weight.device) + 0.5) / columns
+        grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)
+        waves = math.pi * torch.arange(1, _PLACE_WAVES + 1, device=weight.device)
+        angles = rearrange(grid[..., None] * waves, "t h w k wave -> (t h w) (k wave)")
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype)
+        return self.outer(F.gelu(self.inner(waves), approximate="tanh"))
+
+
 class TextProjection(nn.Module):
     """Text-encoder width to the transformer's, through one hidden layer."""
 
@@ -347,4 +377,6 @@ def _initialise(dit: Dit) -> None:
         nn.init.zeros_(dit.pooled.weight)
     if dit.span is not None:
         nn.init.zeros_(dit.span.outer.weight)
+    if dit.places is not None:
+        nn.init.zeros_(dit.places.outer.weight)
     nn.init.zeros_(dit.head.weight)

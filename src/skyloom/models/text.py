@@ -24,7 +24,11 @@ _PAD_TO = 16
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the encoder; `max_tokens` counts the start and end marks."""
+    """Sizes of the encoder; `max_tokens` counts the start and end marks.
+
+    `lexical` puts each token's own word vector beside what the layers make of it: the layers bring synonyms
+    together, and with them left and right, which only the word itself tells apart (docs/log.md).
+    """
 
     vocabulary: int = 30522
     width: int = 384
@@ -34,6 +38,12 @@ class TextConfig:
     positions: int = 512
     max_tokens: int = 64
     eps: float = 1e-12
+    lexical: bool = False
+
+    @property
+    def context_width(self) -> int:
+        """Channels of a context."""
+        return self.width * (2 if self.lexical else 1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class TextEncoder(nn.Module):
         self.segment = nn.Parameter(torch.zeros(config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.layers))
+        self._lexicon: Tensor | None = None
 
     def forward(self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m d"]:
         """The last hidden state of every token; masked tokens are not looked at."""
@@ -73,7 +84,7 @@ class TextEncoder(nn.Module):
         """Encode prompts one at a time, so that none depends on its neighbours."""
         rows, lost = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
         hidden = [self(torch.tensor([row], device=self.segment.device))[0] for row in rows]
-        return self._collect(hidden, lost)
+        return self._collect(hidden, rows, lost)
 
     @torch.no_grad()
     def encode_together(self, prompts: Sequence[str]) -> TextContext:
@@ -85,22 +96,36 @@ class TextEncoder(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=device)
         mask = torch.arange(longest, device=device) < lengths[:, None]
         hidden = self(tokens, mask)
-        return self._collect([h[: len(row)] for h, row in zip(hidden, rows, strict=True)], lost)
+        return self._collect([h[: len(row)] for h, row in zip(hidden, rows, strict=True)], rows, lost)
+
+    @torch.no_grad()
+    def word_vectors(self, tokens: Sequence[int]) -> Float[Tensor, "m d"]:
+        """The words' own vectors, normalised and centred, at about unit scale."""
+        if self._lexicon is None:
+            table = F.layer_norm(self.words.weight, (self.config.width,))
+            table = table - table.mean(0)
+            self._lexicon = table / table.square().mean().sqrt()
+        return self._lexicon[list(tokens)]
 
     def _tokens(self, prompt: str) -> tuple[list[int], int]:
         tokens, limit = self.tokenizer(prompt), self.config.max_tokens
         return (tokens, 0) if len(tokens) <= limit else ([*tokens[: limit - 1], tokens[-1]], len(tokens) - limit)
 
-    def _collect(self, hidden: Sequence[Tensor], lost: tuple[int, ...]) -> TextContext:
-        """Scale by the root of the width: hidden states and pooled vectors both come out at about unit scale."""
+    def _collect(self, hidden: Sequence[Tensor], rows: Sequence[Sequence[int]], lost: tuple[int, ...]) -> TextContext:
+        """Hidden states and pooled vectors at about unit scale, then word vectors and their sum over the words."""
         width, lengths = self.config.width, [len(h) for h in hidden]
         longest = -(-max(lengths) // _PAD_TO) * _PAD_TO
-        context = torch.zeros(len(hidden), longest, width, device=self.segment.device)
+        context = torch.zeros(len(hidden), longest, self.config.context_width, device=self.segment.device)
         mask = torch.zeros(len(hidden), longest, dtype=torch.bool, device=self.segment.device)
         for index, h in enumerate(hidden):
-            context[index, : len(h)] = h * _CONTEXT_SCALE
+            context[index, : len(h), :width] = h * _CONTEXT_SCALE
             mask[index, : len(h)] = True
         pooled = torch.stack([F.normalize(h.mean(0), dim=0) for h in hidden]) * width**0.5
+        if self.config.lexical:
+            for index, row in enumerate(rows):
+                context[index, : len(row), width:] = self.word_vectors(row)
+            bags = [self.word_vectors(row[1:-1]).sum(0) / max(1, len(row) - 2) ** 0.5 for row in rows]
+            pooled = torch.cat([pooled, torch.stack(bags)], dim=1)
         return TextContext(context, mask, pooled, lost)
 
 

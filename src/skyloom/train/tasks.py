@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -103,8 +104,7 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
     if run.init:
         _, state, _ = load_part(Path(run.init), "dit", DitConfig)
         state = {name: value.float() for name, value in state.items()}
-        fresh = {name: value for name, value in dit.state_dict().items() if name.startswith("span.")}
-        load_into(dit, fresh | state)
+        load_into(dit, _grown(state, dit.state_dict()))
     dit.to(device)
     if loop.compile:
         for block in dit.blocks:
@@ -122,6 +122,18 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
         evaluate=lambda module, folder, step: measure_flow(module, held_out),
         export=export,
     )
+
+
+def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights to start from, for a model that has since grown: a student's span, places, or a wider text to read.
+
+    Columns for new text channels are 0, so the grown model answers as the old one did.
+    """
+    grown = {name: value for name, value in fresh.items() if name.startswith(("span.", "places."))} | state
+    for name in ("text.inner.weight", "pooled.weight"):
+        if name in grown and grown[name].shape[1] < fresh[name].shape[1]:
+            grown[name] = F.pad(grown[name], (0, fresh[name].shape[1] - grown[name].shape[1]))
+    return grown
 
 
 def _flow_losses(run: FlowRun, dit: Dit) -> Callable[[Any, LatentBatch, torch.Generator], Losses]:

@@ -76,7 +76,7 @@ def build_text_encoder(package: Path, texts: Iterable[str], out: Path, size: int
     original = load_file(package / "model.safetensors")
     original = {name.removeprefix("bert."): value.float() for name, value in original.items()}
     keep = prune_vocabulary(vocabulary, texts, size)
-    encoder = TextEncoder(TextConfig(vocabulary=len(keep)), [vocabulary[index] for index in keep])
+    encoder = TextEncoder(TextConfig(vocabulary=len(keep), lexical=True), [vocabulary[index] for index in keep])
     encoder.load_state_dict(convert_weights(original, keep))
     save_text_encoder(out, encoder, {"source": "all-MiniLM-L6-v2", "licence": "Apache-2.0"})
     return encoder.eval()
