@@ -68,7 +68,7 @@ def test_muon_goes_downhill_and_its_state_comes_back():
             optimizer.step()
         return module.loss().item()
 
-    config = OptimizerConfig(kind="muon", lr=0.02)
+    config = OptimizerConfig(kind="muon", lr=0.1)
     module = Small()
     start = module.loss().item()
     optimizer = build_optimizer(module, config)

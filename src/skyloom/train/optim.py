@@ -84,6 +84,7 @@ class Muon(torch.optim.AdamW):
             for parameter in parameters:
                 state = self.state[parameter]
                 average = state.setdefault("average", torch.zeros_like(parameter))
+                state.setdefault("step", torch.zeros(())).add_(1)  # AdamW looks for it when a state comes back
                 average.lerp_(parameter.grad, 1 - group["momentum"])
                 updates.append(parameter.grad.lerp(average, group["momentum"]))
             length = group["lr"] * _ADAMW_RMS * max(shape) ** 0.5
