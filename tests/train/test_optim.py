@@ -1,5 +1,7 @@
 """Muon's orthogonal steps against the singular value decomposition, and which weights take them."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -76,5 +78,5 @@ def test_muon_goes_downhill_and_its_state_comes_back():
     other = Small()
     other.load_state_dict(module.state_dict())
     resumed = build_optimizer(other, config)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert steps(module, optimizer, 5) == steps(other, resumed, 5)
