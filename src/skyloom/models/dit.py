@@ -47,6 +47,7 @@ class DitConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     frequency_width: int = 256
     pooled_text: bool = False
+    pooled_width: int | None = None
     span: bool = False
     places: bool = False
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
@@ -80,7 +81,7 @@ class Dit(nn.Module):
         self.patch = nn.Linear(config.in_channels * patch, config.width)
         self.time = TimeEmbedding(config)
         self.text = TextProjection(config.text_width, config.width)
-        self.pooled = nn.Linear(config.text_width, config.width) if config.pooled_text else None
+        self.pooled = nn.Linear(config.pooled_width or config.text_width, config.width) if config.pooled_text else None
         self.span = SpanEmbedding(config) if config.span else None
         self.places = PlaceEmbedding(config) if config.places else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))

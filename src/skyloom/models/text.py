@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
 from skyloom.models.checkpoint import load_into, load_part, save_part
+from skyloom.models.meaning import Meaning
 from skyloom.models.tokenizer import Tokenizer
 
 _PAD_TO = 16
@@ -27,7 +28,8 @@ class TextConfig:
     """Sizes of the encoder; `max_tokens` counts the start and end marks.
 
     `lexical` puts each token's own word vector beside what the layers make of it: the layers bring synonyms
-    together, and with them left and right, which only the word itself tells apart (docs/log.md).
+    together, and with them left and right, which only the word itself tells apart (docs/log.md). `meaning` is
+    the width of a vector of what the prompt says (models/meaning.py), behind the other pooled channels; 0: none.
     """
 
     vocabulary: int = 30522
@@ -39,6 +41,12 @@ class TextConfig:
     max_tokens: int = 64
     eps: float = 1e-12
     lexical: bool = False
+    meaning: int = 0
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of a pooled vector."""
+        return self.context_width + self.meaning
 
     @property
     def context_width(self) -> int:
@@ -68,6 +76,7 @@ class TextEncoder(nn.Module):
         self.segment = nn.Parameter(torch.zeros(config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.layers))
+        self.meaning = Meaning(config.context_width, config.meaning) if config.meaning else None
         self._lexicon: Tensor | None = None
 
     def forward(self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m d"]:
@@ -126,6 +135,11 @@ class TextEncoder(nn.Module):
                 context[index, : len(row), width:] = self.word_vectors(row)
             bags = [self.word_vectors(row[1:-1]).sum(0) / max(1, len(row) - 2) ** 0.5 for row in rows]
             pooled = torch.cat([pooled, torch.stack(bags)], dim=1)
+        if self.meaning is not None:
+            meanings = [
+                self.meaning(context[i : i + 1, : len(h)], mask[i : i + 1, : len(h)]) for i, h in enumerate(hidden)
+            ]
+            pooled = torch.cat([pooled, torch.cat(meanings)], dim=1)
         return TextContext(context, mask, pooled, lost)
 
 
