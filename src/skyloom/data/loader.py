@@ -55,7 +55,7 @@ class CaptionTable:
         self.index = {text: row for row, text in enumerate(captions)}
         self.ends = lengths.cumsum(0).tolist()
 
-    def gather(self, rows: Sequence[int]) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b d"]]:
+    def gather(self, rows: Sequence[int]) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
         """Padded contexts, their masks and the pooled vectors of some rows."""
         pieces = [self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]] for row in rows]
         longest = -(-max(map(len, pieces)) // _PAD) * _PAD
@@ -77,7 +77,7 @@ class LatentBatch:
 
     def captions(
         self, dropped: Bool[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b d"]]:
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
         """Context, mask and pooled vector of each sample; dropped ones get the empty caption."""
         empty = self.table.index[""]
         rows = [empty if drop else row for row, drop in zip(self.rows, dropped.tolist(), strict=True)]

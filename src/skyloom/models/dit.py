@@ -98,7 +98,7 @@ class Dit(nn.Module):
         self,
         context: Float[Tensor, "b m k"],
         context_mask: Bool[Tensor, "b m"] | None = None,
-        pooled: Float[Tensor, "b k"] | None = None,
+        pooled: Float[Tensor, "b p"] | None = None,
     ) -> TextCondition:
         """Project a prompt once for all layers and steps; masked tokens are never looked at."""
         projected = self.text(context)

@@ -60,7 +60,7 @@ class TextContext:
 
     context: Float[Tensor, "b m d"]
     context_mask: Bool[Tensor, "b m"]
-    pooled: Float[Tensor, "b d"]
+    pooled: Float[Tensor, "b p"]
     truncated: tuple[int, ...]
 
 
