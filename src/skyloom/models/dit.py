@@ -33,9 +33,11 @@ _PLACE_FRAMES = 16  # latent frames in half a turn of the slowest wave
 
 @dataclass(frozen=True)
 class DitConfig:
-    """Sizes. `pooled_text` adds the pooled prompt to the time embedding, `span` makes room for a few-step
-    student in the same weights, `places` tells every token where in the frame and in the window it stands, which
-    rotary positions alone only tell of pairs; Wan's own models do none of the three."""
+    """Sizes, and what Wan's own models do not have: `pooled_text` adds the pooled prompt to the time embedding;
+    `span` makes room for a few-step student in the same weights; `places` tells every token where in the frame and
+    in the window it stands, which rotary positions only tell of pairs; `sketch` is the width of the prompt's meaning
+    (models/meaning.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
+    """
 
     in_channels: int
     out_channels: int
@@ -50,6 +52,7 @@ class DitConfig:
     pooled_width: int | None = None
     span: bool = False
     places: bool = False
+    sketch: int = 0
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
@@ -63,12 +66,13 @@ class DitConfig:
 
 @dataclass(frozen=True)
 class TextCondition:
-    """A prompt, ready for every layer: keys and values `[b heads m c]`, mask bias, pooled vector."""
+    """A prompt, ready for every layer: keys and values `[b heads m c]`, mask bias, pooled vector, meaning."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     bias: Float[Tensor, "b 1 1 m"] | None
     pooled: Float[Tensor, "b d"] | None
+    meaning: Float[Tensor, "b s"] | None = None
 
 
 class Dit(nn.Module):
@@ -84,6 +88,7 @@ class Dit(nn.Module):
         self.pooled = nn.Linear(config.pooled_width or config.text_width, config.width) if config.pooled_text else None
         self.span = SpanEmbedding(config) if config.span else None
         self.places = PlaceEmbedding(config) if config.places else None
+        self.sketch = Sketch(config) if config.sketch else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
@@ -105,7 +110,17 @@ class Dit(nn.Module):
         pairs = [block.cross.keys_and_values(projected) for block in self.layers]
         bias = None if context_mask is None else rearrange(mask_bias(context_mask), "b m -> b 1 1 m")
         vector = None if self.pooled is None or pooled is None else self.pooled(pooled)
-        return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector)
+        meaning = None if self.sketch is None or pooled is None else pooled[:, -self.config.sketch :]
+        return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector, meaning)
+
+    def draw_sketch(
+        self, meaning: Float[Tensor, "b s"], frames: int, height: int, width: int, first: int = 0
+    ) -> Float[Tensor, "b o t h w"]:
+        """The video that a prompt's meaning lets expect, as a clean latent: a blur, but in the right places."""
+        assert self.sketch is not None
+        rows, columns = height // self.config.patch[1], width // self.config.patch[2]
+        drawn = self.sketch(meaning, _place_waves(first, frames, rows, columns, meaning.device))
+        return _unpatchify(drawn, self.config, (frames, rows, columns))
 
     def forward(
         self,
@@ -150,8 +165,11 @@ class Dit(nn.Module):
         tokens = rows * columns
         x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(self.patch.weight.dtype)
         first = 0 if cache is None else cache.frames
+        where = _place_waves(first, frames, rows, columns, x.device).to(x.dtype)
         if self.places is not None:
-            x = x + self.places(first, frames, rows, columns)
+            x = x + self.places(where)
+        if self.sketch is not None and text.meaning is not None:
+            x = x + self.sketch.into(self.sketch(text.meaning.to(x.dtype), where))
         embedded = self.time(sigma)
         if text.pooled is not None:
             embedded = embedded + text.pooled[:, None]
@@ -297,24 +315,42 @@ class SpanEmbedding(nn.Module):
 
 
 class PlaceEmbedding(nn.Module):
-    """Where a token stands: height and width as shares of the frame, time as the latent frame's local number."""
+    """Where a token stands, to a vector that is added to it."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.inner = nn.Linear(3 * 2 * _PLACE_WAVES, config.width)
         self.outer = nn.Linear(config.width, config.width)
 
-    def forward(self, first: int, frames: int, rows: int, columns: int) -> Float[Tensor, "n d"]:
-        """For `frames` latent frames of which the first has the local number `first`."""
-        weight = self.inner.weight
-        time = (torch.arange(frames, device=weight.device) + first) / _PLACE_FRAMES
-        height = (torch.arange(rows, device=weight.device) + 0.5) / rows
-        width = (torch.arange(columns, device=weight.device) + 0.5) / columns
-        grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)
-        waves = math.pi * torch.arange(1, _PLACE_WAVES + 1, device=weight.device)
-        angles = rearrange(grid[..., None] * waves, "t h w k wave -> (t h w) (k wave)")
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype)
-        return self.outer(F.gelu(self.inner(waves), approximate="tanh"))
+    def forward(self, where: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
+        """The embedding of each token's waves."""
+        return self.outer(F.gelu(self.inner(where), approximate="tanh"))
+
+
+class Sketch(nn.Module):
+    """A prompt's meaning and a place to what is likely there: the mean over all videos of the prompt.
+
+    What a transformer learns slowest, from noise alone and by squared error, is this mean; a small network that is
+    trained on it directly (train/objectives.py) learns it in minutes and leaves the transformer the rest.
+    """
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        width, patch = config.width, config.out_channels * math.prod(config.patch)
+        self.meaning = nn.Linear(config.sketch, width)
+        self.gates = nn.Linear(width, 2 * width)
+        self.place = nn.Linear(3 * 2 * _PLACE_WAVES, width)
+        self.basis = nn.Linear(width, width)
+        self.inner = nn.Linear(width, 2 * width)
+        self.outer = nn.Linear(2 * width, patch)
+        self.into = nn.Linear(patch, width)
+
+    def forward(self, meaning: Float[Tensor, "b s"], where: Float[Tensor, "n f"]) -> Float[Tensor, "b n k"]:
+        """The patch that is likely at each place."""
+        scale, shift = self.gates(F.gelu(self.meaning(meaning), approximate="tanh")).chunk(2, dim=-1)
+        basis = self.basis(F.gelu(self.place(where), approximate="tanh"))
+        mixed = basis * (1 + scale[:, None]) + shift[:, None]
+        return self.outer(F.gelu(self.inner(mixed), approximate="tanh"))
 
 
 class TextProjection(nn.Module):
@@ -328,6 +364,17 @@ class TextProjection(nn.Module):
     def forward(self, context: Float[Tensor, "b m k"]) -> Float[Tensor, "b m d"]:
         """Project every text token."""
         return self.outer(F.gelu(self.inner(context), approximate="tanh"))
+
+
+def _place_waves(first: int, frames: int, rows: int, columns: int, device: torch.device) -> Float[Tensor, "n f"]:
+    """Waves over local time, height and width of every token; `first` is the first latent frame's local number."""
+    time = (torch.arange(frames, device=device) + first) / _PLACE_FRAMES
+    height = (torch.arange(rows, device=device) + 0.5) / rows
+    width = (torch.arange(columns, device=device) + 0.5) / columns
+    grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)
+    waves = math.pi * torch.arange(1, _PLACE_WAVES + 1, device=device)
+    angles = rearrange(grid[..., None] * waves, "t h w k wave -> (t h w) (k wave)")
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _sinusoids(level: Float[Tensor, "b t"], width: int) -> Float[Tensor, "b t f"]:
@@ -380,4 +427,6 @@ def _initialise(dit: Dit) -> None:
         nn.init.zeros_(dit.span.outer.weight)
     if dit.places is not None:
         nn.init.zeros_(dit.places.outer.weight)
+    if dit.sketch is not None:
+        nn.init.zeros_(dit.sketch.into.weight)
     nn.init.zeros_(dit.head.weight)

@@ -88,11 +88,12 @@ def _half(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """The noise to train on, the share of causal batches, and the share of captions dropped."""
+    """The noise to train on, the share of causal batches, of captions dropped, and what the sketch's error counts."""
 
     noise: NoiseConfig = NoiseConfig()
     causal_share: float = 0.5
     caption_dropout: float = 0.1
+    sketch_weight: float = 0.2
 
 
 def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config: FlowConfig) -> Losses:
@@ -111,7 +112,25 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     error = (velocity - velocity_target(latent, noise)).square().mean(dim=(1, 3, 4))
     weight = loss_weight(sigma)
     total = (error * weight).sum() / weight.sum().clamp(min=1)
-    return Losses(total, {"causal" if causal else "bidirectional": total})
+    parts = {"causal" if causal else "bidirectional": total}
+    if text.meaning is not None:
+        parts["sketch"] = sketch_error(dit, latent, text.meaning)
+        total = total + config.sketch_weight * parts["sketch"]
+    return Losses(total, parts)
+
+
+def sketch_losses(dit: Dit, batch: LatentBatch) -> Losses:
+    """The sketch's error alone; one caption in ten is dropped."""
+    dropped = torch.arange(len(batch.latent)) % 10 == 0
+    pooled = batch.captions(dropped)[2]
+    error = sketch_error(dit, batch.latent, pooled[:, -dit.config.sketch :])
+    return Losses(error, {"sketch": error})
+
+
+def sketch_error(dit: Dit, latent: Float[Tensor, "b c t h w"], meaning: Float[Tensor, "b s"]) -> Tensor:
+    """Mean squared error of the sketch that a meaning draws; at best the variance of the videos of one prompt."""
+    drawn = dit.draw_sketch(meaning.float(), latent.shape[2], latent.shape[3], latent.shape[4])
+    return (drawn.float() - latent).square().mean()
 
 
 @dataclass(frozen=True)

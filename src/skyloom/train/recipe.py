@@ -33,12 +33,14 @@ class FlowRun:
     """The transformer, its losses, the encoded clips it learns from and the ones it is measured on.
 
     `init` names a folder with exported transformer weights to start from. With `distill`, they are also the
-    teacher, and a student of few steps is trained into the same weights (`model.span` must be set).
+    teacher, and a student of few steps is trained into the same weights (`model.span` must be set). With
+    `sketch_only`, nothing but the sketch is trained.
     """
 
     model: DitConfig
     losses: FlowConfig = FlowConfig()
     distill: DistillConfig | None = None
+    sketch_only: bool = False
     sources: tuple[LatentSource, ...] = ()
     captions: str = ""
     held_out: str = ""

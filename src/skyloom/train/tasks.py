@@ -23,7 +23,14 @@ from skyloom.models.checkpoint import load_into, load_part, save_part
 from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.vae import SPACE, TIME, Vae, initialise_linear_path
 from skyloom.train.loop import LoopConfig, Task
-from skyloom.train.objectives import Losses, autoencoder_losses, distill_losses, flow_losses, latent_noise
+from skyloom.train.objectives import (
+    Losses,
+    autoencoder_losses,
+    distill_losses,
+    flow_losses,
+    latent_noise,
+    sketch_losses,
+)
 from skyloom.train.recipe import AutoencoderRun, FlowRun
 
 _MEASURED_CLIPS = 24
@@ -125,11 +132,11 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
 
 
 def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights to start from, for a model that has since grown: a student's span, places, or a wider text to read.
+    """Weights to start from, for a model that has grown since: a span, places, a sketch, or a wider text to read.
 
     Columns for new text channels are 0, so the grown model answers as the old one did.
     """
-    grown = {name: value for name, value in fresh.items() if name.startswith(("span.", "places."))} | state
+    grown = {name: value for name, value in fresh.items() if name.startswith(("span.", "places.", "sketch."))} | state
     for name in ("text.inner.weight", "pooled.weight"):
         if name in grown and grown[name].shape[1] < fresh[name].shape[1]:
             grown[name] = F.pad(grown[name], (0, fresh[name].shape[1] - grown[name].shape[1]))
@@ -138,6 +145,10 @@ def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tens
 
 def _flow_losses(run: FlowRun, dit: Dit) -> Callable[[Any, LatentBatch, torch.Generator], Losses]:
     """Velocity matching; with a student, distillation from a frozen copy of the weights it starts from."""
+    if run.sketch_only:
+        for name, parameter in dit.named_parameters():
+            parameter.requires_grad_(name.startswith("sketch.") and not name.startswith("sketch.into"))
+        return lambda module, batch, random: sketch_losses(module, batch)
     if run.distill is None:
         return lambda module, batch, random: flow_losses(module, batch, random, run.losses)
     if not run.model.span or run.init is None:
