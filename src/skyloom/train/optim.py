@@ -82,11 +82,12 @@ class Muon(torch.optim.AdamW):
         for shape, parameters in by_shape.items():
             updates = []
             for parameter in parameters:
+                gradient = parameter.grad
                 state = self.state[parameter]
                 average = state.setdefault("average", torch.zeros_like(parameter))
                 state.setdefault("step", torch.zeros(())).add_(1)  # AdamW looks for it when a state comes back
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                updates.append(parameter.grad.lerp(average, group["momentum"]))
+                average.lerp_(gradient, 1 - group["momentum"])
+                updates.append(gradient.lerp(average, group["momentum"]))
             length = group["lr"] * _ADAMW_RMS * max(shape) ** 0.5
             for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
