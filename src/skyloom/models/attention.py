@@ -44,8 +44,8 @@ def block_causal_mask(frames: int, window: int, tokens: int, device: torch.devic
 class KvCache:
     """Un-rotated keys, and values, of the latent frames that a new window may look at.
 
-    At most `sink` first frames and `recent` last ones are kept; `frames` says how many there are now. One
-    tensor per layer, `[b heads frames*tokens c]`.
+    At most `sink` first frames and `recent` last ones are kept; `frames` says how many there are now, `seen` how
+    many went by. One tensor per layer, `[b heads frames*tokens c]`.
     """
 
     sink: int
@@ -53,6 +53,7 @@ class KvCache:
     frames: int = 0
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
+    seen: int = 0
 
     def extended(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int) -> "KvCache":
         """The cache after one more window; what falls between sink and recent frames is forgotten."""
@@ -67,7 +68,7 @@ class KvCache:
             index = torch.tensor(keep, device=keys[0].device)
             keys = tuple(key.index_select(2, index) for key in keys)
             values = tuple(value.index_select(2, index) for value in values)
-        return KvCache(self.sink, self.recent, kept, keys, values)
+        return KvCache(self.sink, self.recent, kept, keys, values, self.seen + frames)
 
 
 def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b heads n c"]:

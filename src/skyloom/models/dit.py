@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skyloom.models.attention import (
@@ -37,6 +37,7 @@ class DitConfig:
     `span` makes room for a few-step student in the same weights; `places` tells every token where in the frame and
     in the window it stands, which rotary positions only tell of pairs; `sketch` is the width of the prompt's meaning
     (models/meaning.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
+    The sketch ends after `horizon` latent frames of a video; from there on places are numbered after it (0: never).
     """
 
     in_channels: int
@@ -53,6 +54,7 @@ class DitConfig:
     span: bool = False
     places: bool = False
     sketch: int = 0
+    horizon: int = 0
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
@@ -114,12 +116,12 @@ class Dit(nn.Module):
         return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector, meaning)
 
     def draw_sketch(
-        self, meaning: Float[Tensor, "b s"], frames: int, height: int, width: int, first: int = 0
+        self, meaning: Float[Tensor, "b s"], frames: int, height: int, width: int
     ) -> Float[Tensor, "b o t h w"]:
         """The video that a prompt's meaning lets expect, as a clean latent: a blur, but in the right places."""
         assert self.sketch is not None
         rows, columns = height // self.config.patch[1], width // self.config.patch[2]
-        drawn = self.sketch(meaning, _place_waves(first, frames, rows, columns, meaning.device))
+        drawn = self.sketch(meaning, _place_waves(torch.arange(frames, device=meaning.device), rows, columns))
         return _unpatchify(drawn, self.config, (frames, rows, columns))
 
     def forward(
@@ -131,13 +133,15 @@ class Dit(nn.Module):
         reading: Reading = "bidirectional",
         cache: KvCache | None = None,
         span: Float[Tensor, "b t"] | None = None,
+        numbers: Int[Tensor, " t"] | None = None,
     ) -> Float[Tensor, "b o t h w"]:
         """Predict for every latent frame; with a cache, the latent is one window and sees the cached frames too.
 
         Without a `span` the velocity at `sigma` is predicted. With one, the student answers: the mean velocity
-        from `sigma` down to `sigma - span`, with guidance folded in.
+        from `sigma` down to `sigma - span`, with guidance folded in. `numbers` are the latent frames' numbers in
+        their video, if they do not simply follow the cached ones.
         """
-        return self._run(latent, sigma, text, reading, cache, span)[0]
+        return self._run(latent, sigma, text, reading, cache, span, numbers)[0]
 
     def extend_cache(
         self,
@@ -146,9 +150,10 @@ class Dit(nn.Module):
         text: TextCondition,
         cache: KvCache,
         span: Float[Tensor, "b t"] | None = None,
+        numbers: Int[Tensor, " t"] | None = None,
     ) -> KvCache:
         """The cache after a finished window; `sigma` is the (small) noise that it is remembered with."""
-        return self._run(latent, sigma, text, "causal", cache, span)[1]
+        return self._run(latent, sigma, text, "causal", cache, span, numbers)[1]
 
     def _run(
         self,
@@ -158,18 +163,15 @@ class Dit(nn.Module):
         reading: Reading,
         cache: KvCache | None,
         span: Tensor | None,
+        numbers: Tensor | None,
     ) -> tuple[Tensor, KvCache]:
-        """Time positions are local: cached frames first, the window after them."""
+        """Rotary time positions are local: cached frames first, the window after them."""
         config, (_, _, frames, height, width) = self.config, latent.shape
         rows, columns = height // config.patch[1], width // config.patch[2]
         tokens = rows * columns
         x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(self.patch.weight.dtype)
-        first = 0 if cache is None else cache.frames
-        where = _place_waves(first, frames, rows, columns, x.device).to(x.dtype)
-        if self.places is not None:
-            x = x + self.places(where)
-        if self.sketch is not None and text.meaning is not None:
-            x = x + self.sketch.into(self.sketch(text.meaning.to(x.dtype), where))
+        past = cache or KvCache(sink=0, recent=0)
+        x = self._placed(x, text, past, (frames, rows, columns), numbers)
         embedded = self.time(sigma)
         if text.pooled is not None:
             embedded = embedded + text.pooled[:, None]
@@ -177,7 +179,6 @@ class Dit(nn.Module):
             assert self.span is not None, "only a model with a student takes a span"
             embedded = embedded + self.span(span)
         modulation = self.time.modulation(embedded)
-        past = cache or KvCache(sink=0, recent=0)
         positions = torch.arange(past.frames + frames, device=latent.device, dtype=torch.float32)
         angles = rope_angles(positions, rows, columns, config.head_width, config.rope_theta)
         bias = None
@@ -193,6 +194,25 @@ class Dit(nn.Module):
         out = self.head(_modulate(_normalise(x, config.eps), shift, scale))
         after = past.extended(tuple(keys), tuple(values), frames) if cache is not None else past
         return _unpatchify(out, config, (frames, rows, columns)), after
+
+    def _placed(
+        self, x: Tensor, text: TextCondition, past: KvCache, grid: tuple[int, int, int], numbers: Tensor | None
+    ) -> Tensor:
+        """The tokens with where they stand and, up to the horizon, what the sketch shows there."""
+        frames, rows, columns = grid
+        horizon, local = self.config.horizon, torch.arange(frames, device=x.device) + past.frames
+        early = torch.ones_like(local, dtype=torch.bool)
+        if horizon:
+            numbers = torch.arange(frames, device=x.device) + past.seen if numbers is None else numbers
+            early = numbers < horizon
+            local = torch.where(early, numbers, local + horizon)
+        where = _place_waves(local, rows, columns).to(x.dtype)
+        if self.places is not None:
+            x = x + self.places(where)
+        if self.sketch is not None and text.meaning is not None and bool(early.any()):
+            drawn = self.sketch.into(self.sketch(text.meaning.to(x.dtype), where))
+            x = x + drawn * early.to(x.dtype).repeat_interleave(rows * columns)[:, None]
+        return x
 
 
 class Block(nn.Module):
@@ -366,9 +386,9 @@ class TextProjection(nn.Module):
         return self.outer(F.gelu(self.inner(context), approximate="tanh"))
 
 
-def _place_waves(first: int, frames: int, rows: int, columns: int, device: torch.device) -> Float[Tensor, "n f"]:
-    """Waves over local time, height and width of every token; `first` is the first latent frame's local number."""
-    time = (torch.arange(frames, device=device) + first) / _PLACE_FRAMES
+def _place_waves(frames: Int[Tensor, " t"], rows: int, columns: int) -> Float[Tensor, "n f"]:
+    """Waves over time, height and width of every token; `frames` numbers the latent frames."""
+    time, device = frames / _PLACE_FRAMES, frames.device
     height = (torch.arange(rows, device=device) + 0.5) / rows
     width = (torch.arange(columns, device=device) + 0.5) / columns
     grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)

@@ -83,6 +83,7 @@ class Muon(torch.optim.AdamW):
             updates = []
             for parameter in parameters:
                 gradient = parameter.grad
+                assert gradient is not None
                 state = self.state[parameter]
                 average = state.setdefault("average", torch.zeros_like(parameter))
                 state.setdefault("step", torch.zeros(())).add_(1)  # AdamW looks for it when a state comes back

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.world.motion import Curve
+from skyloom.world.motion import Curve, there_and_back
 
 HEIGHT = 2.0
 FOCAL = 1.8
@@ -64,10 +64,13 @@ class View:
 
 
 def view_at(camera: str, times: Curve, duration: float, sign: int, subject_x: Curve, airy: bool) -> View:
-    """The camera at each of `times`; `sign` is the side of an orbit, `subject_x` (metres) what to follow."""
+    """The camera at each of `times`; one move takes `duration`, `sign` is the side of an orbit.
+
+    `subject_x` (metres) is what to follow.
+    """
     still = np.zeros_like(times)
     view = View(still.copy(), still + HEIGHT, still.copy(), still.copy(), still + PITCH, still + FOCAL)
-    progress = times / duration
+    progress = there_and_back(times / duration)
     ease = progress * progress * (3 - 2 * progress)
     match camera:
         case "pan left" | "pan right":

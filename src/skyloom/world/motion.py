@@ -42,6 +42,7 @@ class Pose:
     pace: float = 1.0
 
 
+_ONCE = ("fall",)  # what nobody does backwards
 Move: TypeAlias = Callable[[Pose, Path, Curve, Curve], None]
 
 
@@ -60,12 +61,27 @@ class Motion:
 
 
 def pose_at(motion: str, path: Path, times: Curve, duration: float) -> Pose:
-    """Where the subject is at each of `times` (seconds) of a scene that lasts `duration`."""
+    """Where the subject is at each of `times` (seconds), when one act of what it does takes `duration`.
+
+    In a longer scene it turns around after every act and does it the other way; what has fallen lies.
+    """
     still, one = np.zeros_like(times), np.ones_like(times)
     base = path.base - path.buoyant * path.size
     pose = Pose(still.copy(), base + still, one.copy(), one.copy(), still.copy(), one.copy(), one.copy())
-    MOTIONS[motion].move(pose, path, times, times / duration)
+    acts = times / duration
+    MOTIONS[motion].move(pose, path, times, acts.clip(max=1) if motion in _ONCE else there_and_back(acts))
+    if MOTIONS[motion].directed:
+        pose.stretch_x = np.where(_is_back(acts), -pose.stretch_x, pose.stretch_x)
     return pose
+
+
+def there_and_back(acts: Curve) -> Curve:
+    """Progress in [0, 1] from the number of acts done so far: up in the first act, down in the second."""
+    return np.where(acts <= 1, acts, 1 - np.abs(1 - acts % 2))
+
+
+def _is_back(acts: Curve) -> np.ndarray:
+    return (acts > 1) & (acts % 2 > 1)
 
 
 def _travel(pose: Pose, path: Path, progress: Curve) -> None:

@@ -59,7 +59,7 @@ class _Painter:
         scene, light = self.scene, self.light
         subjects = [place_subject(scene, subject, times) for subject in scene.subjects]
         airy = PLACES[scene.place].ground is None
-        view = view_at(scene.camera, times, scene.duration, scene.camera_sign, subjects[0].x, airy)
+        view = view_at(scene.camera, times, scene.act, scene.camera_sign, subjects[0].x, airy)
         clock = torch.from_numpy(times).float().to(self.device)
         background = self.background(view, clock)
         picture = background.expand(len(times), -1, -1, -1).clone(memory_format=torch.contiguous_format)

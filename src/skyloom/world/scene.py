@@ -17,6 +17,7 @@ from skyloom.world.subject import Casting, Split, Subject, choose_action, make_s
 from skyloom.world.vocabulary import Vocabulary
 
 STILL_SECONDS = 2.0  # how long the scene of a single picture would last
+ACT_SECONDS = 2.0  # how long one act takes in a scene that lasts longer
 # metres
 _PROP_SIZES = {
     "tree": 4.2, "pine tree": 4.4, "palm tree": 4.8, "cactus": 3.0, "house": 4.5, "couch": 3.0, "chair": 2.2,
@@ -67,6 +68,11 @@ class Scene:
     def duration(self) -> float:
         """Seconds from the first to the last frame; of a single picture, of the scene it is taken from."""
         return (self.shape.frames - 1) / self.fps if self.shape.frames > 1 else STILL_SECONDS
+
+    @property
+    def act(self) -> float:
+        """Seconds that one act takes, from one side of the frame to the other: the whole scene, if it is short."""
+        return min(self.duration, ACT_SECONDS)
 
     @property
     def times(self) -> Float[np.ndarray, " t"]:

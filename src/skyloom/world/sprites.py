@@ -43,7 +43,7 @@ class Placed:
 
 def place_subject(scene: Scene, subject: Subject, times: Curve) -> Placed:
     """Where a subject is at each time, in metres."""
-    pose = pose_at(subject.motion, subject.path, times, scene.duration)
+    pose = pose_at(subject.motion, subject.path, times, scene.act)
     depth = DEPTH * pose.depth
     tilt = np.radians(subject.tilt)
     roll = pose.roll
