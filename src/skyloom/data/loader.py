@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -69,11 +69,17 @@ class CaptionTable:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Latents of one shape with the rows of their captions."""
+    """Latents of one shape with the rows of their captions.
+
+    Of a longer video, `numbers` says which of its latent frames these are: the first `past` are what a rollout
+    remembers, the others its next window.
+    """
 
     latent: Float[Tensor, "b c t h w"]
     rows: tuple[int, ...]
     table: CaptionTable
+    numbers: Int[Tensor, " t"] | None = None
+    past: int = 0
 
     def captions(
         self, dropped: Bool[Tensor, " b"]
@@ -88,11 +94,22 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LatentSource:
-    """One folder of encoded clips, its share of the batches, and how many samples a batch takes."""
+    """One folder of encoded clips, its share of the batches, and how many samples a batch takes.
+
+    With a `rollout` of (sink, recent, window) latent frames, what is learned is a window of a longer video, somewhere
+    behind its first `sink + recent` frames.
+    """
 
     folder: str = ""
     share: float = 1.0
     batch: int = 16
+    rollout: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rollout and (len(self.rollout) != len(("sink", "recent", "window")) or min(self.rollout) < 1):
+            raise ConfigError(
+                f"A rollout of {self.rollout} is none.", hint="Name sink, recent and window, like 3, 3, 3."
+            )
 
 
 @dataclass
@@ -133,4 +150,19 @@ class LatentLoader:
         source, loaded = self.sources[which], self.loaded[which]
         picked = random.integers(len(loaded.latent), size=source.batch)
         rows = tuple(loaded.captions[i][random.integers(len(loaded.captions[i]))] for i in picked)
-        return LatentBatch(loaded.latent[torch.from_numpy(picked)].float().to(self.device), rows, self.table)
+        latent = loaded.latent[torch.from_numpy(picked)]
+        if not source.rollout:
+            return LatentBatch(latent.float().to(self.device), rows, self.table)
+        numbers = rollout_numbers(latent.shape[2], source.rollout, random)
+        latent, where = latent[:, :, numbers].float().to(self.device), numbers.to(self.device)
+        return LatentBatch(latent, rows, self.table, where, sum(source.rollout[:2]))
+
+
+def rollout_numbers(frames: int, rollout: Sequence[int], random: np.random.Generator) -> Int[Tensor, " t"]:
+    """The latent frames that a window of a rollout sees: first ones, those right before, and its own."""
+    sink, recent, window = rollout
+    starts = range(sink + recent, frames - window + 1, window)
+    if not starts:
+        raise ConfigError(f"A video of {frames} latent frames has no window after {sink + recent}.")
+    start = starts[random.integers(len(starts))]
+    return torch.tensor([*range(sink), *range(start - recent, start + window)])

@@ -18,6 +18,7 @@ from skyloom.diffusion.schedule import shift_sigma
 PATTERNS = ("same", "prefix", "infill", "first", "window", "independent")
 SILENT_SIGMA = 0.02
 LAYOUT_SIGMA = 0.88
+_ROLLOUT_SHARES = {"prefix": 0.75, "window": 0.25}
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ class NoiseConfig:
             raise ConfigError(f"A shift of {self.shift} is not a factor.", hint="Use a number above 0.")
 
 
-def sample_sigmas(batch: int, frames: int, generator: torch.Generator, config: NoiseConfig) -> Float[Tensor, "b t"]:
+def sample_sigmas(
+    batch: int, frames: int, generator: torch.Generator, config: NoiseConfig, past: int = 0
+) -> Float[Tensor, "b t"]:
     """Noise levels in [0, 1] for every latent frame of every sample.
 
     Known frames (past, ends or first) are clean in half of the samples and carry noise up to
-    `context_noise` in the other half.
+    `context_noise` in the other half. Where a rollout remembers `past` frames, these are the known ones, except
+    in samples with one level per window.
     """
     shared = repeat(sample_levels((batch,), generator, config), "b -> b t", t=frames)
     if frames == 1:
@@ -64,6 +68,9 @@ def sample_sigmas(batch: int, frames: int, generator: torch.Generator, config: N
     context = torch.where(torch.rand(batch, 1, generator=generator) < 1 / 2, 0.0, context)
     known = _known_frames(batch, frames, generator)
     shares = torch.tensor([getattr(config, name) for name in PATTERNS])
+    if past:
+        known = dict.fromkeys(known, (torch.arange(frames) < past)[None].expand(batch, -1))
+        shares = torch.tensor([_ROLLOUT_SHARES.get(name, 0.0) for name in PATTERNS])
     pattern = torch.multinomial(shares, batch, replacement=True, generator=generator)
     sigma = shared.clone()
     for index, name in enumerate(PATTERNS):
@@ -75,18 +82,28 @@ def sample_sigmas(batch: int, frames: int, generator: torch.Generator, config: N
     return sigma
 
 
-def sample_contexts(
-    batch: int, frames: int, generator: torch.Generator, share: float, most: float, window: int
-) -> Float[Tensor, "b t"]:
-    """For a share of the samples, the noise of their known first frames; infinity where a frame is to be made.
+@dataclass(frozen=True)
+class ContextConfig:
+    """A `share` of samples with known first frames, which carry noise up to `most`; `window` latent frames are made
+    at a time. With a `past`, every sample has that many known frames."""
+
+    share: float
+    most: float
+    window: int
+    past: int = 0
+
+
+def sample_contexts(batch: int, frames: int, generator: torch.Generator, config: ContextConfig) -> Float[Tensor, "b t"]:
+    """The noise of the known first frames of each sample; infinity where a frame is to be made.
 
     Known frames end where a window of a rollout does (whole windows), or after the first frame, as with a
-    picture. Half of them are clean, half carry noise up to `most`.
+    picture. Half of them are clean, half carry noise.
     """
-    starts = torch.tensor([1, *range(window, frames, window)])
+    starts = torch.tensor([1, *range(config.window, frames, config.window)])
     past = starts[torch.randint(0, len(starts), (batch,), generator=generator)]
-    past = torch.where(torch.rand(batch, generator=generator) < share, past, 0)
-    level = torch.rand(batch, generator=generator) * most
+    past = torch.where(torch.rand(batch, generator=generator) < config.share, past, 0)
+    past = torch.full_like(past, config.past) if config.past else past
+    level = torch.rand(batch, generator=generator) * config.most
     level = torch.where(torch.rand(batch, generator=generator) < 1 / 2, 0.0, level)
     index = torch.arange(frames)
     return torch.where(index[None] < past[:, None], level[:, None], torch.inf)

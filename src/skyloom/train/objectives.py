@@ -22,7 +22,7 @@ from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.diffusion.guidance import cfg_delta
 from skyloom.diffusion.sampling import mean_velocity
 from skyloom.diffusion.schedule import make_sigmas
-from skyloom.diffusion.timesteps import NoiseConfig, loss_weight, sample_contexts, sample_sigmas
+from skyloom.diffusion.timesteps import ContextConfig, NoiseConfig, loss_weight, sample_contexts, sample_sigmas
 from skyloom.evaluate.metrics import ssim
 from skyloom.models.dit import Dit, Reading, TextCondition
 from skyloom.models.vae import Vae
@@ -100,20 +100,21 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     """Velocity error of one batch, averaged over the latent frames that carry noise."""
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
-    causal = float(torch.rand((), generator=generator)) < config.causal_share
-    sigma = sample_sigmas(count, frames, generator, config.noise).to(device)
+    causal = float(torch.rand((), generator=generator)) < config.causal_share or batch.numbers is not None
+    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past).to(device)
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
     noisy = add_noise(latent, noise, sigma)
     with torch.autocast(device.type, torch.bfloat16):
         text = dit.prepare_text(*batch.captions(dropped))
-        prediction = dit(noisy, sigma, text, reading="causal" if causal else "bidirectional")
+        reading: Reading = "causal" if causal else "bidirectional"
+        prediction = dit(noisy, sigma, text, reading=reading, numbers=batch.numbers)
     velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma)
     error = (velocity - velocity_target(latent, noise)).square().mean(dim=(1, 3, 4))
     weight = loss_weight(sigma)
     total = (error * weight).sum() / weight.sum().clamp(min=1)
-    parts = {"causal" if causal else "bidirectional": total}
-    if text.meaning is not None:
+    parts = {"rollout" if batch.past else reading: total}
+    if text.meaning is not None and batch.numbers is None:
         parts["sketch"] = sketch_error(dit, latent, text.meaning)
         total = total + config.sketch_weight * parts["sketch"]
     return Losses(total, parts)
@@ -166,12 +167,14 @@ def distill_losses(
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
     chances = torch.rand(3, generator=generator).tolist()
-    reading: Reading = "causal" if chances[0] < config.causal_share else "bidirectional"
+    causal = chances[0] < config.causal_share or batch.numbers is not None
+    reading: Reading = "causal" if causal else "bidirectional"
     own = chances[1] < config.halved
     steps = config.num_steps // (1 if not own else 2 if chances[2] < 2 / 3 else 4)
     sigmas = make_sigmas(steps, config.shift)
     index = torch.randint(0, steps, (count,), generator=generator)
-    context = sample_contexts(count, frames, generator, config.known_share, config.context_noise, dit.config.window)
+    contexts = ContextConfig(config.known_share, config.context_noise, dit.config.window, batch.past)
+    context = sample_contexts(count, frames, generator, contexts)
     known = torch.isfinite(context)
     start, end = (
         torch.where(known, torch.minimum(context, edge[:, None]), edge[:, None]).to(device)
@@ -186,15 +189,15 @@ def distill_losses(
         if own:
             halfway = make_sigmas(2 * steps, config.shift)[2 * index + 1].to(device)[:, None]
             path = (start, torch.where(start > end, halfway, start), end)
-            target = _own_target(dit, noisy, path, text, reading)
+            target = _own_target(dit, noisy, path, text, reading, batch.numbers)
         else:
             target = _teacher_target(teacher, batch, noisy, (start, end), reading, config)
-        prediction = dit(noisy, start, text, reading=reading, span=start - end)
+        prediction = dit(noisy, start, text, reading=reading, span=start - end, numbers=batch.numbers)
     velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, start)
     error = (velocity - target).square().mean(dim=(1, 3, 4))
     weight = (start > end).to(error.dtype)
     total = (error * weight).sum() / weight.sum().clamp(min=1)
-    return Losses(total, {f"{steps} steps" if own else reading: total})
+    return Losses(total, {f"{steps} steps" if own else "rollout" if batch.past else reading: total})
 
 
 @torch.no_grad()
@@ -214,7 +217,7 @@ def _teacher_target(
 
     def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
         twice, levels = torch.cat([latent, latent]), torch.cat([sigma, sigma])
-        made = teacher(twice, levels, text, reading=reading).float()
+        made = teacher(twice, levels, text, reading=reading, numbers=batch.numbers).float()
         with_prompt, without = to_velocity(teacher.config.prediction, made, twice, levels).chunk(2)
         return with_prompt + cfg_delta(with_prompt, without, config.guidance_scale)
 
@@ -223,13 +226,18 @@ def _teacher_target(
 
 @torch.no_grad()
 def _own_target(
-    dit: Dit, noisy: Tensor, path: tuple[Tensor, Tensor, Tensor], text: TextCondition, reading: Reading
+    dit: Dit,
+    noisy: Tensor,
+    path: tuple[Tensor, Tensor, Tensor],
+    text: TextCondition,
+    reading: Reading,
+    numbers: Tensor | None,
 ) -> Tensor:
     """The mean velocity of two of the student's own steps, one after the other."""
     start, middle, end = path
     moved = noisy
     for level, after in ((start, middle), (middle, end)):
-        made = dit(moved, level, text, reading=reading, span=level - after).float()
+        made = dit(moved, level, text, reading=reading, span=level - after, numbers=numbers).float()
         velocity = to_velocity(dit.config.prediction, made, moved, level)
         moved = moved - (level - after)[:, None, :, None, None] * velocity
     span = (start - end)[:, None, :, None, None]
