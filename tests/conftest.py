@@ -49,6 +49,7 @@ def tiny_model(tmp_path_factory) -> Path:
         pooled_text=True,
         span=True,
         places=True,
+        horizon=5,
         prediction="angular",
     )
     vae_config = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))
@@ -70,6 +71,7 @@ def tiny_model(tmp_path_factory) -> Path:
         "num_steps": 2,
         "guidance_scale": 2.0,
         "student_steps": 2,
+        "rollout": {"sink": 2, "recent": 3, "window": 3},
         "shift": 2.0,
         "parameters": 1,
     }

@@ -9,6 +9,7 @@ from PIL import Image
 
 import skyloom
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
+from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import to_frames
 
@@ -93,10 +94,17 @@ def test_a_first_picture_is_kept(pipeline, tmp_path):
     path = tmp_path / "first.png"
     Image.effect_noise((50, 40), 80).convert("RGB").save(path)
     video = pipeline.generate(replace(ASK, image=str(path)))
-    canvas = pipeline._canvas(pipeline.plan(replace(ASK, image=str(path))))
+    plan = pipeline.plan(replace(ASK, image=str(path)))
+    canvas = pipeline._canvas_at(plan)(plan.windows[0])
     alone = to_frames(pipeline.vae.decode(canvas.latent[None, :, :1])[0])
     assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
+
+
+def test_a_model_that_cannot_go_on_says_so(pipeline):
+    manifest = {key: value for key, value in pipeline.info.manifest.items() if key != "rollout"}
+    with pytest.raises(RequestError, match="makes 1 seconds at most, not 5"):
+        make_plan(replace(ASK, seconds=5), replace(pipeline.info, manifest=manifest), pipeline.vae.config.scale)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +115,7 @@ def test_a_first_picture_is_kept(pipeline, tmp_path):
         ({"size": "30x30"}, "nearest sizes are 32x32"),
         ({"size": "big"}, "not a size"),
         ({"seconds": 0}, "out of range"),
-        ({"seconds": 61}, "out of range"),
-        ({"seconds": 5}, "1 seconds at most in one window"),
+        ({"seconds": 3601}, "out of range"),
         ({"fps": 24}, "Use --fps 16"),
         ({"fps": 5}, "or 8, 4, 2, 1: fewer"),
         ({"fps": 0.5}, "Use --fps 16"),

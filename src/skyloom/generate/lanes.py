@@ -6,7 +6,7 @@ result is the same on one core, two or sixty-four.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -20,6 +20,7 @@ class Lanes:
     def __init__(self, device: torch.device, count: int = 2) -> None:
         single = device.type == "cpu"
         self._pool = ThreadPoolExecutor(count, "skyloom", initializer=_use_one_thread) if single else None
+        self._side = ThreadPoolExecutor(1, "skyloom-side", initializer=_use_one_thread) if single else None
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """The results of all calls, in order."""
@@ -30,6 +31,14 @@ class Lanes:
     def run_one(self, call: Callable[[], T]) -> T:
         """The result of one call."""
         return self.run([call])[0]
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Start a call beside all others; such calls are done in their order."""
+        if self._side is not None:
+            return self._side.submit(_without_gradients, call)
+        done: Future[T] = Future()
+        done.set_result(_without_gradients(call))
+        return done
 
 
 def _use_one_thread() -> None:

@@ -5,7 +5,7 @@ or stops. The same request, seed and version give the same frames: noise comes f
 several requests are made one after another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,13 @@ from torch import Tensor
 from skyloom import __version__
 from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError
-from skyloom.core.seeds import noise
 from skyloom.diffusion.canvas import Canvas
-from skyloom.diffusion.flow import to_velocity
-from skyloom.diffusion.guidance import cfg_delta
-from skyloom.diffusion.sampling import VelocityFunction, sample_euler
 from skyloom.diffusion.schedule import make_sigmas
+from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
+from skyloom.generate.rollout import DECODE_FRAMES, Job, Projector, Window, roll_out
 from skyloom.media.frames import cover, to_frames, to_pixels
 from skyloom.media.read import read_image
 from skyloom.media.video import Video
@@ -34,22 +32,23 @@ from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
-from skyloom.models.vae import DecoderCache, Vae, VaeConfig
-
-DECODE_WINDOW = 3
+from skyloom.models.vae import Vae, VaeConfig
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """Something is done: step `index` (from 1) of `total` in a phase: "text", "denoise" or "decode".
 
-    `notice` says what a user should know (a prompt cut short, frames left out); the last step carries the `video`.
+    `notice` says what a user should know (a prompt cut short, frames left out). Decoding brings the next `frames` of
+    the video; the last step brings its `receipt`, and the whole `video`.
     """
 
     phase: str
     index: int
     total: int
     latent: Float[Tensor, "c t h w"] | None = field(default=None, repr=False)
+    frames: UInt8[Tensor, "t h w c"] | None = field(default=None, repr=False)
+    receipt: dict[str, object] | None = field(default=None, repr=False)
     video: Video | None = field(default=None, repr=False)
     notice: str | None = None
     vae: Vae | None = field(default=None, repr=False)
@@ -62,6 +61,30 @@ class Step:
         middle = self.latent.shape[1] // 2
         one = self.latent[None, :, middle : middle + 1].to(self.vae.decoder.linear.weight.device)
         return to_frames(self.vae.decode(one)[0])[0]
+
+
+class _Screen:
+    """Counts the frames that come in and leaves out those that the asked rate does without."""
+
+    def __init__(self, plan: Plan, receipt: dict[str, object], *, collect: bool) -> None:
+        self._plan, self._receipt = plan, receipt
+        self._kept: list[Tensor] | None = [] if collect else None
+        self._frames = self._parts = 0
+        windows = (window.wanted - window.start for window in plan.windows)
+        self._total = sum(-(-frames // DECODE_FRAMES) for frames in windows)
+
+    def show(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
+        """The step that these frames make."""
+        every = self._plan.keep_every
+        shown = frames[-self._frames % every :: every].clone()
+        self._frames += len(frames)
+        self._parts += 1
+        if self._kept is not None:
+            self._kept.append(shown)
+        if self._parts < self._total:
+            return Step("decode", self._parts, self._total, frames=shown)
+        video = None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, self._receipt)
+        return Step("decode", self._parts, self._total, frames=shown, receipt=self._receipt, video=video)
 
 
 class Pipeline:
@@ -98,52 +121,54 @@ class Pipeline:
         """Make several videos; each is exactly what it would be alone."""
         return [self.generate(request) for request in requests]
 
-    def stream(self, request: Request | str, **fields: Any) -> Iterator[Step]:
-        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step."""
+    def stream(self, request: Request | str, *, collect: bool = True, **fields: Any) -> Iterator[Step]:
+        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step.
+
+        Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
+        and memory does not grow with the length.
+        """
         asked = request if isinstance(request, Request) else Request(request)
         plan = self.plan(asked.with_fields(fields))
-        canvas = self._canvas(plan)
-        return self._run(plan, canvas)
+        return self._run(plan, self._canvas_at(plan), collect=collect)
 
-    @torch.no_grad()
-    def _canvas(self, plan: Plan) -> Canvas:
-        latent_shape = self.vae.config.scale.latent_shape(plan.shape)
-        if plan.request.image is None:
-            return Canvas.text_to_video(self.vae.config.latent_channels, latent_shape)
-        picture = cover(read_image(Path(plan.request.image)), plan.shape.height, plan.shape.width)
-        first = self.lanes.run_one(partial(self.vae.encode, to_pixels(picture)[None].to(self.device)))[0]
-        return Canvas.image_to_video(first.cpu(), latent_shape.frames)
-
-    @torch.no_grad()
-    def _run(self, plan: Plan, canvas: Canvas) -> Iterator[Step]:
+    def _run(self, plan: Plan, canvas_at: Callable[[Window], Canvas], *, collect: bool) -> Iterator[Step]:
         prompts = [plan.request.prompt, plan.request.negative_prompt]
         context = self.lanes.run_one(partial(self.text.encode, prompts))
         yield Step("text", 1, 1, notice=_notice(plan, context))
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
-        start = noise(plan.seed, (1, *canvas.latent.shape), "window", 0)
-        latent = start
-        for step in sample_euler(self._velocity(plan, context), start, sigmas, canvas):
-            latent = step.latent
-            yield Step("denoise", step.index + 1, step.total, step.denoised[0], vae=self.vae)
-        yield from self._decode(plan, latent)
+        job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout)
+        projector = Projector(self.vae, self.lanes, self.device)
+        screen = _Screen(plan, self._receipt(plan), collect=collect)
+        for made in roll_out(job, self._denoiser(plan, context)):
+            index = made.window.index * plan.num_steps + made.step.index + 1
+            yield Step("denoise", index, len(plan.windows) * plan.num_steps, made.step.denoised[0], vae=self.vae)
+            if made.finished is not None:
+                yield from map(screen.show, projector.ready(most_waiting=0))
+                projector.put(made.finished[:, :, : made.window.wanted - made.window.start])
+            yield from map(screen.show, projector.ready())
+        yield from map(screen.show, projector.ready(most_waiting=0))
 
-    def _velocity(self, plan: Plan, context: TextContext) -> VelocityFunction:
-        """The guided velocity; prompt and negative prompt are read side by side. A student is told its span."""
-        guided = plan.guidance_scale != 1.0
-        dtype = self.dit.head.weight.dtype
-        conditions = [self.lanes.run_one(partial(self._condition, context, row)) for row in range(2 if guided else 1)]
+    @torch.no_grad()
+    def _canvas_at(self, plan: Plan) -> Callable[[Window], Canvas]:
+        """The canvas of every window: only a picture to start from is known, if one is given."""
+        latent_shape = self.vae.config.scale.latent_shape(plan.shape)
+        first = None
+        if plan.request.image is not None:
+            picture = cover(read_image(Path(plan.request.image)), plan.shape.height, plan.shape.width)
+            first = self.lanes.run_one(partial(self.vae.encode, to_pixels(picture)[None].to(self.device)))[0].cpu()
 
-        def predict(noisy: Tensor, levels: Tensor, span: Tensor | None, text: TextCondition) -> Tensor:
-            prediction = self.dit(noisy.to(dtype), levels, text, span=span).float()
-            return to_velocity(self.dit.config.prediction, prediction, noisy, levels)
+        def canvas_at(window: Window) -> Canvas:
+            shape = replace(latent_shape, frames=window.stop - window.start)
+            canvas = Canvas.text_to_video(self.vae.config.latent_channels, shape)
+            return canvas.keep(0, first) if first is not None and window.start == 0 else canvas
 
-        def velocity(latent: Tensor, sigma: Tensor, span: Tensor) -> Tensor:
-            noisy, levels = latent.to(self.device), sigma.to(self.device)
-            steps = span.to(self.device) if plan.student else None
-            made = self.lanes.run([partial(predict, noisy, levels, steps, text) for text in conditions])
-            return (made[0] + cfg_delta(made[0], made[-1], plan.guidance_scale)).cpu()
+        return canvas_at
 
-        return velocity
+    def _denoiser(self, plan: Plan, context: TextContext) -> Denoiser:
+        """The transformer, told the prompt and, for guidance, the negative one."""
+        rows = range(2 if plan.guidance_scale != 1.0 else 1)
+        conditions = [self.lanes.run_one(partial(self._condition, context, row)) for row in rows]
+        return Denoiser(self.dit, self.lanes, conditions, plan.guidance_scale, student=plan.student)
 
     def _condition(self, context: TextContext, row: int) -> TextCondition:
         """One prompt of a context, without the padding that its neighbours made necessary."""
@@ -151,18 +176,6 @@ class Pipeline:
         dtype = self.dit.head.weight.dtype
         tokens = context.context[row : row + 1, :length].to(self.device, dtype)
         return self.dit.prepare_text(tokens, None, context.pooled[row : row + 1].to(self.device, dtype))
-
-    def _decode(self, plan: Plan, latent: Float[Tensor, "1 c t h w"]) -> Iterator[Step]:
-        windows = latent.split(DECODE_WINDOW, dim=2)
-        cache: DecoderCache | None = None
-        parts: list[Tensor] = []
-        for index, window in enumerate(windows, 1):
-            pixels, cache = self.lanes.run_one(partial(self.vae.decode_step, window.to(self.device), cache))
-            parts.append(to_frames(pixels[0]).cpu())
-            if index < len(windows):
-                yield Step("decode", index, len(windows))
-        frames = torch.cat(parts)[:: plan.keep_every].clone()
-        yield Step("decode", len(windows), len(windows), video=Video(frames, plan.fps, self._receipt(plan)))
 
     def _receipt(self, plan: Plan) -> dict[str, object]:
         filled = replace(

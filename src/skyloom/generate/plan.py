@@ -6,10 +6,11 @@ from fractions import Fraction
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.request import Request, check_seed, parse_size
+from skyloom.generate.rollout import Window, make_windows
 from skyloom.models.registry import ModelInfo, Quality
 
 MAX_PROMPT = 2_000
-MAX_SECONDS = 60
+MAX_SECONDS = 3600
 MAX_STEPS = 500
 MAX_GUIDANCE = 30.0
 
@@ -17,7 +18,7 @@ MAX_GUIDANCE = 30.0
 @dataclass(frozen=True)
 class Plan:
     """A request with every default filled in. `shape` is what the model makes, at its own rate; of that, every
-    `keep_every`-th frame is kept."""
+    `keep_every`-th frame is kept. It is made in `windows`."""
 
     request: Request
     shape: VideoShape
@@ -26,6 +27,7 @@ class Plan:
     num_steps: int
     guidance_scale: float
     seed: int
+    windows: tuple[Window, ...]
     student: bool = False
 
     @property
@@ -52,8 +54,9 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     if not 0 <= guidance <= MAX_GUIDANCE:
         raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
     shape = VideoShape(_frames(request, model, scale), height, width)
+    windows = make_windows(scale.latent_frames(shape.frames), scale.latent_frames(model.frames), model.rollout)
     fps = Fraction(model.fps, keep_every)
-    return Plan(request, shape, fps, keep_every, steps, guidance, check_seed(request.seed), quality.student)
+    return Plan(request, shape, fps, keep_every, steps, guidance, check_seed(request.seed), windows, quality.student)
 
 
 def _quality(request: Request, model: ModelInfo) -> Quality:
@@ -130,9 +133,9 @@ def _frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:
             f"{request.seconds:g} seconds are out of range.", hint=f"Use more than 0, up to {MAX_SECONDS}."
         )
     frames = scale.frames_for(request.seconds, model.fps)
-    if frames > model.frames:
+    if frames > model.frames and model.rollout is None:
         raise RequestError(
-            f"{model.name} makes {longest:g} seconds at most in one window, not {request.seconds:g}.",
-            hint=f"Use --seconds {longest:g} or less; longer videos are not built yet.",
+            f"{model.name} makes {longest:g} seconds at most, not {request.seconds:g}.",
+            hint=f"Use --seconds {longest:g} or less, or a model that was trained to go on.",
         )
     return frames

@@ -22,6 +22,17 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How a model goes on after its native window, in latent frames: `window` at a time, with the `sink` first ones
+    and the `recent` last ones in view, which carry noise up to `context_sigma`."""
+
+    sink: int
+    recent: int
+    window: int
+    context_sigma: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What can be asked of a model, and where it lies. `frames` is its native window; sizes are "width x height"."""
 
@@ -50,6 +61,12 @@ class ModelInfo:
     def quality(self) -> str:
         """The name of the default quality."""
         return next(iter(self.qualities))
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """How it makes longer videos; None where it was not trained for that."""
+        values = self.manifest.get("rollout")
+        return None if values is None else Rollout(**values)
 
 
 def read_model(folder: Path) -> ModelInfo:

@@ -1,0 +1,81 @@
+"""The transformer at work on one video: guided by its prompts or as a few-step student, with or without a past.
+
+A model is asked with the prompt and, for guidance, without: two branches, side by side, each with its own memory of
+the windows that are finished.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skyloom.diffusion.flow import to_velocity
+from skyloom.diffusion.guidance import cfg_delta
+from skyloom.generate.lanes import Lanes
+from skyloom.models.attention import KvCache
+from skyloom.models.dit import Dit, TextCondition
+from skyloom.models.registry import Rollout
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Branch:
+    """One way of asking, and what it remembers."""
+
+    text: TextCondition
+    cache: KvCache | None = None
+
+
+class Denoiser:
+    """Velocities of one video, window by window. Latents go in and come out in fp32 on the CPU."""
+
+    def __init__(
+        self, dit: Dit, lanes: Lanes, conditions: Sequence[TextCondition], guidance_scale: float, *, student: bool
+    ) -> None:
+        assert len(conditions) == (1 if guidance_scale == 1.0 else 2), "guidance needs a second prompt, and only that"
+        self._dit, self._lanes, self._student = dit, lanes, student
+        self._branches = [_Branch(text) for text in conditions]
+        self._guidance_scale = guidance_scale
+        self._device, self._dtype = dit.head.weight.device, dit.head.weight.dtype
+
+    def velocity(
+        self, latent: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b t"], span: Float[Tensor, "b t"]
+    ) -> Float[Tensor, "b c t h w"]:
+        """What carries a window on; all branches at once. The first window is read bidirectionally."""
+        noisy, levels = latent.to(self._device), sigma.to(self._device)
+        steps = span.to(self._device) if self._student else None
+
+        def predict(branch: _Branch) -> Tensor:
+            made = self._dit(noisy.to(self._dtype), levels, branch.text, cache=branch.cache, span=steps).float()
+            return to_velocity(self._dit.config.prediction, made, noisy, levels)
+
+        made = self._run(predict)
+        return (made[0] + cfg_delta(made[0], made[-1], self._guidance_scale)).cpu()
+
+    def remember(self, latent: Float[Tensor, "b c t h w"], rollout: Rollout, level: float) -> None:
+        """Take finished latent frames into every branch's memory, a window at a time, as noisy as `level` says."""
+        for window in latent.split(rollout.window, dim=2):
+            clean = window.to(self._device, self._dtype)
+            sigma = torch.full((len(window), window.shape[2]), level, device=self._device)
+            span = torch.zeros_like(sigma) if self._student else None
+
+            def extend(
+                branch: _Branch, clean: Tensor = clean, sigma: Tensor = sigma, span: Tensor | None = span
+            ) -> None:
+                cache = branch.cache or KvCache(rollout.sink, rollout.recent)
+                branch.cache = self._dit.extend_cache(clean, sigma, branch.text, cache, span)
+
+            self._run(extend)
+
+    def say(self, conditions: Sequence[TextCondition]) -> None:
+        """Go on with other prompts; what is remembered stays."""
+        for branch, text in zip(self._branches, conditions, strict=True):
+            branch.text = text
+
+    def _run(self, call: Callable[[_Branch], T]) -> list[T]:
+        return self._lanes.run([partial(call, branch) for branch in self._branches])

@@ -1,0 +1,130 @@
+"""Rollouts: one video whatever its length, the memory equals the whole, frames come as they are done."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import skyloom
+from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.lanes import Lanes
+from skyloom.generate.request import Request
+from skyloom.generate.rollout import make_windows
+from skyloom.models.attention import KvCache
+from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.registry import Rollout
+
+LONG = Request("a red cat on the beach", seed=7, seconds=2.5)
+THREES = Rollout(sink=3, recent=3, window=3)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model):
+    return skyloom.load(str(tiny_model), dtype="bfloat16")
+
+
+@given(st.integers(1, 200), st.integers(1, 21), st.integers(1, 7))
+def test_windows_follow_one_another_and_show_every_frame_once(frames, native, size):
+    windows = make_windows(frames, native, Rollout(1, 2, size))
+    shown = [frame for window in windows for frame in range(window.start, window.wanted)]
+    assert shown == list(range(frames))
+    assert [window.index for window in windows] == list(range(len(windows)))
+    assert all(window.stop - window.start == size for window in windows[1:])
+
+
+def test_a_model_that_was_not_trained_to_go_on_makes_one_window():
+    assert len(make_windows(50, 9, None)) == 1
+
+
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_a_longer_video_begins_like_a_shorter_one(pipeline, quality):
+    short = pipeline.generate(replace(LONG, quality=quality)).frames
+    long = pipeline.generate(replace(LONG, quality=quality, seconds=4)).frames
+    assert (len(short), len(long)) == (41, 65)
+    assert torch.equal(long[: len(short)], short)
+
+
+def test_two_threads_make_the_same_bits(pipeline):
+    first = pipeline.generate(LONG).frames
+    torch.set_num_threads(2)
+    assert torch.equal(pipeline.generate(LONG).frames, first)
+
+
+def test_frames_come_in_order_while_the_rest_is_made_and_need_not_be_kept(pipeline):
+    steps = list(pipeline.stream(LONG, collect=False))
+    whole = pipeline.generate(LONG)
+    parts = [step.frames for step in steps if step.frames is not None]
+    assert torch.equal(torch.cat(parts), whole.frames)
+    assert steps[-1].video is None
+    assert steps[-1].receipt == whole.receipt
+    phases = [step.phase for step in steps]
+    assert phases.index("decode") < len(phases) - 1 - phases[::-1].index("denoise")
+    decoded = [(step.index, step.total) for step in steps if step.phase == "decode"]
+    assert decoded == [(index, len(decoded)) for index in range(1, len(decoded) + 1)]
+
+
+def test_frames_left_out_are_left_out_across_windows(pipeline):
+    every = pipeline.generate(LONG).frames
+    assert torch.equal(pipeline.generate(replace(LONG, fps=4)).frames, every[::4])
+
+
+def test_a_picture_starts_a_long_video(pipeline, tmp_path):
+    Image.new("RGB", (32, 32), (200, 30, 60)).save(tmp_path / "red.png")
+    short = pipeline.generate(replace(LONG, seconds=0.25, image=str(tmp_path / "red.png"))).frames
+    long = pipeline.generate(replace(LONG, image=str(tmp_path / "red.png"))).frames
+    assert torch.equal(short[0], long[0])
+
+
+def test_a_stream_can_be_left_after_any_step(pipeline):
+    total = len(list(pipeline.stream(LONG)))
+    for count in (1, total // 2, total - 1):
+        stream = pipeline.stream(LONG)
+        for _ in range(count):
+            next(stream)
+        stream.close()
+    assert len(list(pipeline.stream(LONG))) == total
+
+
+def _tiny_dit(horizon):
+    torch.manual_seed(1)
+    config = DitConfig(4, 4, 32, 2, 2, 64, 16, pooled_text=True, span=True, places=True, sketch=4, horizon=horizon)
+    dit = Dit(config)
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return dit
+
+
+@pytest.mark.parametrize("horizon", [0, 6])
+@torch.no_grad()
+def test_the_memory_equals_the_whole(horizon):
+    """Window by window with a cache, and all at once under the block-causal mask, to 1e-5."""
+    dit = _tiny_dit(horizon)
+    text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
+    latent = torch.randn(1, 4, 9, 4, 4)
+    denoiser = Denoiser(dit, Lanes(torch.device("cpu")), [text], 1.0, student=True)
+    denoiser.remember(latent[:, :, :6], THREES, 0.0)
+    sigma = torch.full((1, 3), 0.6)
+    made = denoiser.velocity(latent[:, :, 6:], sigma, torch.full((1, 3), 0.2))
+    levels, spans = (torch.cat([torch.zeros(1, 6), torch.full((1, 3), level)], 1) for level in (0.6, 0.2))
+    whole = dit(latent, levels, text, reading="causal", span=spans)
+    assert (made - whole[:, :, 6:]).abs().max() < 1e-5 * whole.abs().max()
+
+
+@torch.no_grad()
+def test_the_memory_of_a_late_window_is_what_training_shows():
+    """A window far into a video sees its first latent frames and the last ones, numbered in the video."""
+    dit = _tiny_dit(9)
+    text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
+    seen = torch.randn(1, 4, 9, 4, 4)
+    numbers = torch.tensor([0, 1, 2, 27, 28, 29, 30, 31, 32])
+    levels = torch.cat([torch.zeros(1, 6), torch.full((1, 3), 0.6)], 1)
+    whole = dit(seen, levels, text, reading="causal", numbers=numbers)[:, :, 6:]
+    cache = dit.extend_cache(seen[:, :, :3], levels[:, :3], text, KvCache(sink=3, recent=3))
+    cache = replace(cache, seen=27)
+    cache = dit.extend_cache(seen[:, :, 3:6], levels[:, 3:6], text, cache)
+    made = dit(seen[:, :, 6:], levels[:, 6:], text, cache=cache)
+    assert (made - whole).abs().max() < 1e-5 * whole.abs().max()
+    assert not torch.equal(whole, dit(seen, levels, text, reading="causal")[:, :, 6:])
