@@ -60,12 +60,20 @@ def test_json_tells_everything_in_one_line(make):
         "num_steps": 1,
         "guidance_scale": 1.5,
         "negative_prompt": "dog",
+        "quality": "best",
     }
     found = probe("x.webm")
     assert (found.width, found.height, found.fps) == (64, 32, 8)
     assert "one in 2 is kept" in ran.err
     for phase in ("text", "denoise", "decode"):
         assert phase in ran.err
+
+
+def test_a_long_video_is_written_as_it_is_made(make, tmp_path):
+    assert make("a cat", "--seconds", 3, "-o", "x.mp4").code == 0
+    assert probe(tmp_path / "x.mp4").receipt["request"]["seconds"] == 3
+    assert len(read_video(tmp_path / "x.mp4").frames) == 49
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
 
 
 def test_the_preview_is_a_picture(make, tmp_path):
@@ -86,8 +94,9 @@ def test_a_picture_to_start_from(make):
         (["  "], 2, "The prompt is empty."),
         (["x" * 10_000], 2, "The prompt has 10,000 characters."),
         (["a", "--size", "33x32"], 2, "The nearest sizes are 32x32"),
-        (["a", "--seconds", 61], 2, "61 seconds are out of range."),
-        (["a", "--seconds", 30], 2, "1 seconds at most in one window, not 30."),
+        (["a", "--seconds", 3601], 2, "3601 seconds are out of range."),
+        (["a", "--quality", "fine"], 2, "It has: fast, best."),
+        (["a", "--play", "x.mp4"], 2, "Use --play -"),
         (["a", "--fps", 30], 2, "Use --fps 16"),
         (["a", "--seed", -1], 2, "The seed -1 is out of range."),
         (["a", "--device", "abacus"], 2, "not a device"),
@@ -128,7 +137,7 @@ def test_a_disk_that_fills_up_leaves_no_half_file(make, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("skyloom.media.write._encode", fail)
+    monkeypatch.setattr("skyloom.media.write._remux", fail)
     ran = make("a cat", "--seconds", 0.25)
     assert ran.code == 1
     assert "is full. Free some space and try again." in ran.err

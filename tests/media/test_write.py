@@ -1,6 +1,7 @@
 """What is written reads back; a file appears whole or not at all; what cannot be written is refused in time."""
 
 import errno
+import io
 import tempfile
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from skyloom.core.errors import CapacityError, MediaError, RequestError
 from skyloom.media.read import read_image, read_video
-from skyloom.media.write import check_target, placed, write_picture, write_video
+from skyloom.media.write import check_target, open_pipe, open_video, placed, write_picture, write_video
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, frames, name,
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for writer in ("_encode", "_write_gif"):
+    for writer in ("_remux", "_write_gif"):
         monkeypatch.setattr(f"skyloom.media.write.{writer}", fail)
     with pytest.raises(CapacityError, match=r"disk .* is full"):
         write_video(frames, Fraction(16), path)
@@ -123,3 +124,50 @@ def test_a_folder_that_takes_no_files_is_refused(tmp_path, monkeypatch, number, 
     monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     with pytest.raises(kind, match=message):
         check_target(tmp_path / "a.mp4")
+
+
+def test_frames_may_come_in_parts(tmp_path):
+    frames = (torch.rand(20, 32, 48, 3) * 255).to(torch.uint8)
+    write_video(frames, 16, tmp_path / "whole.mp4", {"seed": 1})
+    with open_video(tmp_path / "parts.mp4", 16) as writer:
+        for part in frames.split(7):
+            writer.append(part)
+        assert not (tmp_path / "parts.mp4").exists()
+        writer.receipt = {"seed": 1}
+    assert (tmp_path / "parts.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.mp4", "whole.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_what_stops_half_way_leaves_nothing(tmp_path, suffix):
+    with pytest.raises(KeyboardInterrupt), open_video(tmp_path / f"a{suffix}", 16) as writer:
+        writer.append(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))
+        raise KeyboardInterrupt
+    with pytest.raises(MediaError, match="No frames"), open_video(tmp_path / f"a{suffix}", 16):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_player_at_a_pipe_sees_every_frame(tmp_path):
+    frames = (torch.rand(40, 32, 48, 3) * 255).to(torch.uint8)
+    pipe, lengths = io.BytesIO(), []
+    with open_pipe(pipe, 16) as writer:
+        for part in frames.split(10):
+            writer.append(part)
+            lengths.append(pipe.tell())
+    assert lengths[-2] > lengths[0]  # it does not wait for the end
+    (tmp_path / "x.mp4").write_bytes(pipe.getvalue())
+    assert read_video(tmp_path / "x.mp4").frames.shape == frames.shape
+
+
+def test_a_player_that_goes_away_stops_nothing():
+    class Gone(io.RawIOBase):
+        def write(self, data):
+            raise BrokenPipeError
+
+        def writable(self):
+            return True
+
+    with open_pipe(Gone(), 16) as writer:
+        for _ in range(3):
+            writer.append(torch.zeros(20, 32, 32, 3, dtype=torch.uint8))

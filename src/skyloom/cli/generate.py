@@ -2,18 +2,21 @@
 
 import json
 import re
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from jaxtyping import UInt8
     from rich.progress import TaskID
+    from torch import Tensor
 
     from skyloom.generate.pipeline import Step
-    from skyloom.media.video import Video
 
 _SLUG_LENGTH = 60
 
@@ -33,17 +36,26 @@ def generate(
         float | None,
         typer.Option(help="How strictly to follow the prompt; 1 is off (default: the model's own)"),
     ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="fast (few steps) or best (many, guided) (default: fast, if the model has it)"),
+    ] = None,
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = "diorama",
     preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
+    play: Annotated[
+        str | None,
+        typer.Option(metavar="-", help="Write the video to standard output while it is made: --play - | mpv -"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
 ) -> None:
     """Make a video from a sentence."""
+    from skyloom.core.errors import RequestError
     from skyloom.generate.pipeline import load
     from skyloom.generate.request import Request
-    from skyloom.media.write import PICTURE_SUFFIXES, check_target
+    from skyloom.media.write import PICTURE_SUFFIXES, check_target, open_pipe, open_video
 
     request = Request(
         prompt,
@@ -54,29 +66,44 @@ def generate(
         seed=seed,
         num_steps=steps,
         guidance_scale=guidance,
+        quality=quality,
         negative_prompt=negative,
         image=None if image is None else str(image),
     ).with_seed()
-    check_target(output or free_name(prompt, Path()))
+    if play not in (None, "-"):
+        raise RequestError(f"--play {play} is not known.", hint="Use --play - and a player that reads a pipe.")
     if preview is not None:
         check_target(preview, PICTURE_SUFFIXES)
-    stream = load(model, device=device).stream(request)
+    check_target(output or free_name(prompt, Path()))
+    pipeline = load(model, device=device)
+    rate, stream = pipeline.plan(request).fps, pipeline.stream(request, collect=False)
     if seed is None:
         typer.echo(f"seed {request.seed}", err=True)
-    video = show_progress(stream, preview)
-    file = video.save(output or free_name(prompt, Path()))
-    summary = {"file": str(file), "seconds": video.seconds, **video.receipt}
-    typer.echo(json.dumps(summary) if as_json else str(file))
+    target = output or (None if play else free_name(prompt, Path()))
+    with ExitStack() as stack:
+        writer = None if target is None else stack.enter_context(open_video(target, rate))
+        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, rate)) if play else None
+        takers = [taker.append for taker in (writer, pipe) if taker is not None]
+        receipt, frames = show_progress(stream, preview, takers)
+        if writer is not None:
+            writer.receipt = receipt
+    summary = {"file": str(target) if target else None, "seconds": frames / float(rate), **receipt}
+    typer.echo(json.dumps(summary) if as_json else str(target or ""), err=bool(play))
 
 
-def show_progress(steps: "Iterator[Step]", preview: Path | None) -> "Video":
-    """Make the video behind a progress bar with phase, step and time left; the latest preview goes to a file."""
+def show_progress(
+    steps: "Iterator[Step]", preview: Path | None, takers: "Sequence[Callable[[UInt8[Tensor, 't h w c']], None]]"
+) -> tuple[dict[str, object], int]:
+    """Hand out frames as they are done, behind a progress bar with phase, step and time left.
+
+    The latest preview goes to a file. Returns the receipt and how many frames there were.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from skyloom.media.write import write_picture
 
-    console = Console(stderr=True)
+    console, frames, receipt = Console(stderr=True), 0, None
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
@@ -88,9 +115,13 @@ def show_progress(steps: "Iterator[Step]", preview: Path | None) -> "Video":
                 console.print(step.notice, markup=False, highlight=False)
             if preview is not None and (picture := step.preview()) is not None:
                 write_picture(picture, preview)
-            if step.video is not None:
-                return step.video
-    raise AssertionError("a stream ends with a video")
+            if step.frames is not None and len(step.frames):
+                frames += len(step.frames)
+                for take in takers:
+                    take(step.frames)
+            receipt = step.receipt or receipt
+    assert receipt is not None, "a stream ends with a receipt"
+    return receipt, frames
 
 
 def free_name(prompt: str, folder: Path) -> Path:

@@ -3,11 +3,12 @@
 import errno
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import torch
@@ -27,6 +28,7 @@ _CODECS = {
     ),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "24", "b": "0", "row-mt": "1"}, {}),
 }
+_FRAGMENTED = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 SUFFIXES = (*_CODECS, ".gif")
 PICTURE_SUFFIXES = (".png",)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,16 +64,122 @@ def write_video(
 
     Raises MediaError for frames that the format cannot hold, and what `check_target` raises.
     """
-    check_target(path)
-    suffix, rate = path.suffix.lower(), Fraction(fps).limit_denominator(1001)
-    _check_frames(frames, rate, suffix)
-    comment = json.dumps(receipt) if receipt else ""
-    with placed(path) as partial:
-        if suffix == ".gif":
-            _write_gif(frames, rate, partial, comment)
-        else:
-            _encode(frames, rate, partial, suffix, comment)
+    with open_video(path, fps) as writer:
+        writer.append(frames)
+        writer.receipt = receipt
     return path
+
+
+@contextmanager
+def open_video(path: Path, fps: Fraction | float) -> Iterator["VideoWriter"]:
+    """A video file to append frames to; it appears under its name, whole, when the block ends well.
+
+    Raises what `write_video` raises.
+    """
+    check_target(path)
+    rate = Fraction(fps).limit_denominator(1001)
+    with placed(path) as partial, tempfile.TemporaryDirectory(dir=path.parent, prefix=".skyloom-") as folder:
+        writer = VideoWriter(Path(folder) / partial.name, rate)
+        yield writer
+        writer.finish(partial)
+
+
+@contextmanager
+def open_pipe(stream: BinaryIO, fps: Fraction | float) -> Iterator["PipeWriter"]:
+    """A player's end of a pipe to append frames to; it can show them while more are to come.
+
+    When the player goes away, frames are no longer written and nothing is raised.
+    """
+    writer = PipeWriter(stream, Fraction(fps).limit_denominator(1001))
+    yield writer
+    writer.finish()
+
+
+class PipeWriter:
+    """Writes fragmented mp4: every second or so is a piece that can be played alone."""
+
+    def __init__(self, stream: BinaryIO, fps: Fraction) -> None:
+        self.fps = fps
+        self._pipe = _Pipe(stream)
+        self._encoder: _Encoder | None = None
+
+    def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
+        """Take the next frames. Raises MediaError for what mp4 cannot hold."""
+        _check_frames(frames, self.fps, ".mp4")
+        if self._encoder is None:
+            gop = str(max(1, round(self.fps)))
+            options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency", "g": gop}
+            size = frames.shape[2], frames.shape[1]
+            self._encoder = _Encoder(self._pipe, ".mp4", self.fps, size, options, _FRAGMENTED)
+        self._encoder.append(frames)
+        self._pipe.flush()
+
+    def finish(self) -> None:
+        """Write what is still held back."""
+        if self._encoder is not None:
+            self._encoder.close()
+        self._pipe.flush()
+
+
+class _Pipe:
+    """Standard output that may close early: what comes after is dropped."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream: BinaryIO | None = stream
+
+    def write(self, data: bytes) -> int:
+        """Write, or drop."""
+        return self._try(lambda stream: stream.write(data)) or len(data)
+
+    def flush(self) -> None:
+        """Bring everything to the reader."""
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, call: Callable[[BinaryIO], int | None]) -> int | None:
+        if self._stream is None:
+            return None
+        try:
+            return call(self._stream)
+        except BrokenPipeError:
+            self._stream = None
+            return None
+
+
+class VideoWriter:
+    """Takes a video's frames in order; what is in `receipt` at the end becomes the file's comment, as JSON.
+
+    Memory does not grow with the length, except for a .gif.
+    """
+
+    def __init__(self, path: Path, fps: Fraction) -> None:
+        self.path, self.fps, self.suffix = path, fps, path.suffix.lower()
+        self.receipt: Mapping[str, object] | None = None
+        self.frames = 0
+        self._pictures: list[UInt8[Tensor, "t h w c"]] = []
+        self._encoder: _Encoder | None = None
+
+    def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
+        """Take the next frames. Raises MediaError for what the format cannot hold."""
+        _check_frames(frames, self.fps, self.suffix)
+        self.frames += len(frames)
+        if self.suffix == ".gif":
+            self._pictures.append(frames.cpu())
+            return
+        if self._encoder is None:
+            size = frames.shape[2], frames.shape[1]
+            self._encoder = _Encoder(str(self.path), self.suffix, self.fps, size, _CODECS[self.suffix][2], {})
+        self._encoder.append(frames)
+
+    def finish(self, target: Path) -> None:
+        """Write everything to `target`. Raises MediaError when there is nothing."""
+        comment = json.dumps(self.receipt) if self.receipt else ""
+        if not self.frames:
+            raise MediaError("No frames are no video.", hint="Append one or more.")
+        if self._encoder is None:
+            _write_gif(torch.cat(self._pictures), self.fps, target, comment)
+        else:
+            self._encoder.close()
+            _remux(self.path, target, self.suffix, comment)
 
 
 def write_picture(frame: UInt8[Tensor, "h w c"], path: Path) -> Path:
@@ -122,17 +230,48 @@ def _check_frames(frames: UInt8[Tensor, "t h w c"], fps: Fraction, suffix: str) 
         )
 
 
-def _encode(frames: UInt8[Tensor, "t h w c"], fps: Fraction, path: Path, suffix: str, comment: str) -> None:
-    codec, pixel_format, options, container_options = _CODECS[suffix]
-    _, height, width, _ = frames.shape
-    with av.open(str(path), "w", format=suffix[1:], options=container_options) as container:
+class _Encoder:
+    """Encodes frames one after another into a file, without a receipt, or into a pipe."""
+
+    def __init__(
+        self,
+        file: "str | _Pipe",
+        suffix: str,
+        fps: Fraction,
+        size: tuple[int, int],
+        options: dict[str, str],
+        container_options: dict[str, str],
+    ) -> None:
+        codec, pixel_format, _, _ = _CODECS[suffix]
+        self._container = av.open(file, "w", format=suffix[1:], options=container_options)
+        self._stream = self._container.add_stream(codec, rate=fps, options=options)
+        self._stream.width, self._stream.height = size
+        self._stream.pix_fmt = pixel_format
+
+    def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
+        """Encode the next frames."""
+        for picture in frames.cpu().numpy():
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+    def close(self) -> None:
+        """Encode what is still held back and end the file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+def _remux(source: Path, target: Path, suffix: str, comment: str) -> None:
+    """Copy the packets of a finished file behind a header with the comment, ready to be played from its start."""
+    with (
+        av.open(str(source), "r", format=suffix[1:]) as encoded,
+        av.open(str(target), "w", format=suffix[1:], options=_CODECS[suffix][3]) as container,
+    ):
         if comment:
             container.metadata["comment"] = comment
-        stream = container.add_stream(codec, rate=fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-        for picture in frames.cpu().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+        stream = container.add_stream_from_template(encoded.streams.video[0])
+        for packet in encoded.demux(encoded.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
 
 
 def _write_gif(frames: UInt8[Tensor, "t h w c"], fps: Fraction, path: Path, comment: str) -> None:
