@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from skyloom.generate.pipeline import Step
+    from skyloom.generate.request import Request
 
 _SLUG_LENGTH = 60
 
@@ -53,10 +55,10 @@ def generate(
 ) -> None:
     """Make a video from a sentence."""
     from skyloom.core.errors import RequestError
-    from skyloom.generate.pipeline import load
     from skyloom.generate.request import Request
-    from skyloom.media.write import PICTURE_SUFFIXES, check_target, open_pipe, open_video
 
+    if play not in (None, "-"):
+        raise RequestError(f"--play {play} is not known.", hint="Use --play - and a player that reads a pipe.")
     request = Request(
         prompt,
         model=model,
@@ -70,25 +72,51 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
     ).with_seed()
-    if play not in (None, "-"):
-        raise RequestError(f"--play {play} is not known.", hint="Use --play - and a player that reads a pipe.")
+    announce = f"seed {request.seed}" if seed is None else None
+    _make(request, output, preview, device, play=bool(play), as_json=as_json, announce=announce)
+
+
+def _make(
+    request: "Request",
+    output: Path | None,
+    preview: Path | None,
+    device: str | None,
+    *,
+    play: bool,
+    as_json: bool,
+    announce: str | None,
+) -> None:
+    """Check everything, then make the video; `announce` is said once it is sure that there will be one."""
+    from skyloom.generate.pipeline import load
+    from skyloom.media.write import PICTURE_SUFFIXES, check_target
+
     if preview is not None:
         check_target(preview, PICTURE_SUFFIXES)
-    check_target(output or free_name(prompt, Path()))
-    pipeline = load(model, device=device)
+    check_target(output or free_name(request.prompt, Path()))
+    pipeline = load(request.model or "diorama", device=device)
     rate, stream = pipeline.plan(request).fps, pipeline.stream(request, collect=False)
-    if seed is None:
-        typer.echo(f"seed {request.seed}", err=True)
-    target = output or (None if play else free_name(prompt, Path()))
+    if announce:
+        typer.echo(announce, err=True)
+    target = output or (None if play else free_name(request.prompt, Path()))
+    receipt, frames = _deliver(stream, rate, target, preview, play=play)
+    summary = {"file": str(target) if target else None, "seconds": frames / float(rate), **receipt}
+    typer.echo(json.dumps(summary) if as_json else str(target or ""), err=play)
+
+
+def _deliver(
+    steps: "Iterator[Step]", fps: Fraction, target: Path | None, preview: Path | None, *, play: bool
+) -> tuple[dict[str, object], int]:
+    """Write a video while it is made, to a file, to a player at standard output, or to both."""
+    from skyloom.media.write import open_pipe, open_video
+
     with ExitStack() as stack:
-        writer = None if target is None else stack.enter_context(open_video(target, rate))
-        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, rate)) if play else None
+        writer = None if target is None else stack.enter_context(open_video(target, fps))
+        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, fps)) if play else None
         takers = [taker.append for taker in (writer, pipe) if taker is not None]
-        receipt, frames = show_progress(stream, preview, takers)
+        receipt, frames = show_progress(steps, preview, takers)
         if writer is not None:
             writer.receipt = receipt
-    summary = {"file": str(target) if target else None, "seconds": frames / float(rate), **receipt}
-    typer.echo(json.dumps(summary) if as_json else str(target or ""), err=bool(play))
+    return receipt, frames
 
 
 def show_progress(

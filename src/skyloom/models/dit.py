@@ -23,12 +23,17 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
+from skyloom.models.embeddings import (
+    PlaceEmbedding,
+    Sketch,
+    SpanEmbedding,
+    TextProjection,
+    TimeEmbedding,
+    place_waves,
+)
 from skyloom.models.rope import Angles, rope_angles, rotate
 
 Reading = Literal["bidirectional", "causal"]
-
-_PLACE_WAVES = 4
-_PLACE_FRAMES = 16  # latent frames in half a turn of the slowest wave
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,12 @@ class Dit(nn.Module):
         self.config = config
         patch = math.prod(config.patch)
         self.patch = nn.Linear(config.in_channels * patch, config.width)
-        self.time = TimeEmbedding(config)
+        self.time = TimeEmbedding(config.frequency_width, config.width)
         self.text = TextProjection(config.text_width, config.width)
         self.pooled = nn.Linear(config.pooled_width or config.text_width, config.width) if config.pooled_text else None
-        self.span = SpanEmbedding(config) if config.span else None
-        self.places = PlaceEmbedding(config) if config.places else None
-        self.sketch = Sketch(config) if config.sketch else None
+        self.span = SpanEmbedding(config.frequency_width, config.width) if config.span else None
+        self.places = PlaceEmbedding(config.width) if config.places else None
+        self.sketch = Sketch(config.sketch, config.width, config.out_channels * patch) if config.sketch else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
@@ -121,7 +126,7 @@ class Dit(nn.Module):
         """The video that a prompt's meaning lets expect, as a clean latent: a blur, but in the right places."""
         assert self.sketch is not None
         rows, columns = height // self.config.patch[1], width // self.config.patch[2]
-        drawn = self.sketch(meaning, _place_waves(torch.arange(frames, device=meaning.device), rows, columns))
+        drawn = self.sketch(meaning, place_waves(torch.arange(frames, device=meaning.device), rows, columns))
         return _unpatchify(drawn, self.config, (frames, rows, columns))
 
     def forward(
@@ -206,7 +211,7 @@ class Dit(nn.Module):
             numbers = torch.arange(frames, device=x.device) + past.seen if numbers is None else numbers
             early = numbers < horizon
             local = torch.where(early, numbers, local + horizon)
-        where = _place_waves(local, rows, columns).to(x.dtype)
+        where = place_waves(local, rows, columns).to(x.dtype)
         if self.places is not None:
             x = x + self.places(where)
         if self.sketch is not None and text.meaning is not None and bool(early.any()):
@@ -297,112 +302,6 @@ class RmsNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Normalise in the weights' own precision."""
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
-
-
-class TimeEmbedding(nn.Module):
-    """Noise levels to vectors: sinusoids of the timestep (1000 sigma), two layers, and six modulations."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.frequency_width = config.frequency_width
-        self.inner = nn.Linear(config.frequency_width, config.width)
-        self.outer = nn.Linear(config.width, config.width)
-        self.to_modulation = nn.Linear(config.width, 6 * config.width)
-
-    def forward(self, sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The embedding of each latent frame's noise level."""
-        waves = _sinusoids(sigma, self.frequency_width).to(self.inner.weight.dtype)
-        return self.outer(F.silu(self.inner(waves)))
-
-    def modulation(self, embedded: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 6 d"]:
-        """Shift, scale and gate for attention and feed-forward; every block adds its own table."""
-        return rearrange(self.to_modulation(F.silu(embedded)), "b t (six d) -> b t six d", six=6)
-
-
-class SpanEmbedding(nn.Module):
-    """How far a step goes, to a vector that is added to the time embedding; silent until it has learned."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.frequency_width = config.frequency_width
-        self.inner = nn.Linear(config.frequency_width, config.width)
-        self.outer = nn.Linear(config.width, config.width)
-
-    def forward(self, span: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The embedding of each latent frame's step."""
-        waves = _sinusoids(span, self.frequency_width).to(self.inner.weight.dtype)
-        return self.outer(F.silu(self.inner(waves)))
-
-
-class PlaceEmbedding(nn.Module):
-    """Where a token stands, to a vector that is added to it."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3 * 2 * _PLACE_WAVES, config.width)
-        self.outer = nn.Linear(config.width, config.width)
-
-    def forward(self, where: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
-        """The embedding of each token's waves."""
-        return self.outer(F.gelu(self.inner(where), approximate="tanh"))
-
-
-class Sketch(nn.Module):
-    """A prompt's meaning and a place to what is likely there: the mean over all videos of the prompt.
-
-    What a transformer learns slowest, from noise alone and by squared error, is this mean; a small network that is
-    trained on it directly (train/objectives.py) learns it in minutes and leaves the transformer the rest.
-    """
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        width, patch = config.width, config.out_channels * math.prod(config.patch)
-        self.meaning = nn.Linear(config.sketch, width)
-        self.gates = nn.Linear(width, 2 * width)
-        self.place = nn.Linear(3 * 2 * _PLACE_WAVES, width)
-        self.basis = nn.Linear(width, width)
-        self.inner = nn.Linear(width, 2 * width)
-        self.outer = nn.Linear(2 * width, patch)
-        self.into = nn.Linear(patch, width)
-
-    def forward(self, meaning: Float[Tensor, "b s"], where: Float[Tensor, "n f"]) -> Float[Tensor, "b n k"]:
-        """The patch that is likely at each place."""
-        scale, shift = self.gates(F.gelu(self.meaning(meaning), approximate="tanh")).chunk(2, dim=-1)
-        basis = self.basis(F.gelu(self.place(where), approximate="tanh"))
-        mixed = basis * (1 + scale[:, None]) + shift[:, None]
-        return self.outer(F.gelu(self.inner(mixed), approximate="tanh"))
-
-
-class TextProjection(nn.Module):
-    """Text-encoder width to the transformer's, through one hidden layer."""
-
-    def __init__(self, text_width: int, width: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(text_width, width)
-        self.outer = nn.Linear(width, width)
-
-    def forward(self, context: Float[Tensor, "b m k"]) -> Float[Tensor, "b m d"]:
-        """Project every text token."""
-        return self.outer(F.gelu(self.inner(context), approximate="tanh"))
-
-
-def _place_waves(frames: Int[Tensor, " t"], rows: int, columns: int) -> Float[Tensor, "n f"]:
-    """Waves over time, height and width of every token; `frames` numbers the latent frames."""
-    time, device = frames / _PLACE_FRAMES, frames.device
-    height = (torch.arange(rows, device=device) + 0.5) / rows
-    width = (torch.arange(columns, device=device) + 0.5) / columns
-    grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)
-    waves = math.pi * torch.arange(1, _PLACE_WAVES + 1, device=device)
-    angles = rearrange(grid[..., None] * waves, "t h w k wave -> (t h w) (k wave)")
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def _sinusoids(level: Float[Tensor, "b t"], width: int) -> Float[Tensor, "b t f"]:
-    """Cosines and sines of a level in [0, 1], as timesteps up to 1000."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=level.device))
-    angles = 1000 * level.float()[..., None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
