@@ -19,10 +19,12 @@ from torch import Tensor
 
 from skyloom.core.errors import MediaError
 from skyloom.media.video import Video
+from skyloom.media.write import SIDECAR
 
 MAX_PIXELS = 64_000_000
 MAX_FRAMES = 4_000
 MAX_VIDEO_PIXELS = 1_000_000_000
+MAX_RECEIPT = 2**20
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _HINT = "Use a PNG, JPEG, WebP, GIF or BMP file."
 
@@ -84,13 +86,37 @@ def read_video(path: Path, max_frames: int = MAX_FRAMES) -> Video:
                 raise MediaError(
                     f"{path} is too long: more than {max_frames} frames or a billion pixels.", hint="Cut it."
                 )
-            picture = frame.to_ndarray(format="rgb24")
-            pictures.append(np.rot90(picture, round(frame.rotation / 90)))
+            pictures.append(_upright(frame))
     if not pictures:
         raise MediaError(f"{path} holds no frames.", hint="Choose another file.")
     if len({picture.shape for picture in pictures}) > 1:
         raise MediaError(f"{path} changes its size midway.", hint="Convert it to one size.")
     return Video(torch.from_numpy(np.stack(pictures)), fps, receipt)
+
+
+def read_frames(path: Path) -> Iterator[UInt8[Tensor, "h w c"]]:
+    """The frames of a video one by one, upright, at constant memory. Raises MediaError, also midway."""
+    with _opened(path) as (container, stream):
+        for frame in container.decode(stream):
+            yield torch.from_numpy(_upright(frame).copy())
+
+
+def is_sidecar(path: Path) -> bool:
+    """Whether a path is named like the sidecar of a video."""
+    return path.name.endswith(SIDECAR)
+
+
+def read_sidecar(path: Path) -> dict[str, object]:
+    """The receipt in a sidecar. Raises MediaError for a file that is missing, larger than 1 MiB, or no receipt."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_RECEIPT + 1)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+    receipt = _parse(content) if len(content) <= MAX_RECEIPT else {}
+    if not receipt:
+        raise MediaError(f"{path} is no receipt of skyloom's.", hint="Choose another file.")
+    return receipt
 
 
 @contextmanager
@@ -128,11 +154,19 @@ def _rate(stream: av.VideoStream) -> Fraction:
     return Fraction(rate)
 
 
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
 def _receipt(metadata: Mapping[str, str]) -> dict[str, object]:
     """How the video was made, if skyloom wrote it."""
-    tags = {key.lower(): value for key, value in metadata.items()}
+    return _parse({key.lower(): value for key, value in metadata.items()}.get("comment", ""))
+
+
+def _parse(text: str | bytes) -> dict[str, object]:
+    """A receipt's values, or none where the text is no receipt."""
     try:
-        receipt = json.loads(tags.get("comment", ""))
+        receipt = json.loads(text) if len(text) <= MAX_RECEIPT else {}
     except (ValueError, RecursionError):
         return {}
     return receipt if isinstance(receipt, dict) and "skyloom" in receipt else {}

@@ -31,6 +31,7 @@ _CODECS = {
 _FRAGMENTED = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 SUFFIXES = (*_CODECS, ".gif")
 PICTURE_SUFFIXES = (".png",)
+SIDECAR = ".receipt.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -188,6 +189,19 @@ def write_picture(frame: UInt8[Tensor, "h w c"], path: Path) -> Path:
     with placed(path) as partial:
         Image.fromarray(frame.cpu().numpy()).save(partial, "PNG")
     return path
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of a video lies: beside it, as `video.mp4.receipt.json`."""
+    return path.with_name(path.name + SIDECAR)
+
+
+def write_sidecar(path: Path, receipt: Mapping[str, object]) -> Path:
+    """Write a video's receipt beside it, whole or not at all, for places that strip what a file says of itself."""
+    sidecar = sidecar_of(path)
+    with placed(sidecar) as partial:
+        partial.write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return sidecar
 
 
 @contextmanager
