@@ -50,6 +50,7 @@ def tiny_model(tmp_path_factory) -> Path:
         span=True,
         places=True,
         horizon=5,
+        detail=8,
         prediction="angular",
     )
     vae_config = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))

@@ -121,8 +121,8 @@ class Receipt:
             "parents": tuple(Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])),
             "notes": _table(values.pop("notes", {})),
         }
-        plain = {name: _text(values.pop(name)) for name in ("torch", "device", "dtype", "image") if name in values}
-        return cls(_text(values.pop("skyloom")), request, weights=digest, **told, **plain, extra=values)
+        told |= {name: _text(values.pop(name)) for name in ("torch", "device", "dtype", "image") if name in values}
+        return cls(_text(values.pop("skyloom")), request, weights=digest, **told, extra=values)
 
 
 def make_receipt(

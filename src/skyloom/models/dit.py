@@ -23,6 +23,7 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
+from skyloom.models.detail import Detail
 from skyloom.models.embeddings import (
     PlaceEmbedding,
     Sketch,
@@ -42,6 +43,7 @@ class DitConfig:
     `span` makes room for a few-step student in the same weights; `places` tells every token where in the frame and
     in the window it stands, which rotary positions only tell of pairs; `sketch` is the width of the prompt's meaning
     (models/meaning.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
+    `detail` is the width of the convolutions that go over the result (models/detail.py; 0: none).
     The sketch ends after `horizon` latent frames of a video; from there on places are numbered after it (0: never).
     """
 
@@ -60,6 +62,7 @@ class DitConfig:
     places: bool = False
     sketch: int = 0
     horizon: int = 0
+    detail: int = 0
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
@@ -100,6 +103,7 @@ class Dit(nn.Module):
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
         _initialise(self)
+        self.detail = Detail(config.out_channels, config.width, config.detail, config.patch) if config.detail else None
 
     @property
     def layers(self) -> list["Block"]:
@@ -196,9 +200,12 @@ class Dit(nn.Module):
             keys.append(key)
             values.append(value)
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
-        out = self.head(_modulate(_normalise(x, config.eps), shift, scale))
+        features = _modulate(_normalise(x, config.eps), shift, scale)
+        out = _unpatchify(self.head(features), config, (frames, rows, columns))
+        if self.detail is not None:
+            out = self.detail(out, latent, features, embedded)
         after = past.extended(tuple(keys), tuple(values), frames) if cache is not None else past
-        return _unpatchify(out, config, (frames, rows, columns)), after
+        return out, after
 
     def _placed(
         self, x: Tensor, text: TextCondition, past: KvCache, grid: tuple[int, int, int], numbers: Tensor | None

@@ -132,11 +132,13 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
 
 
 def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights to start from, for a model that has grown since: a span, places, a sketch, or a wider text to read.
+    """Weights to start from, for a model that has grown since: more parts, or a wider text to read.
 
     Columns for new text channels are 0, so the grown model answers as the old one did.
     """
-    grown = {name: value for name, value in fresh.items() if name.startswith(("span.", "places.", "sketch."))} | state
+    grown = {
+        name: value for name, value in fresh.items() if name.startswith(("span.", "places.", "sketch.", "detail."))
+    } | state
     for name in ("text.inner.weight", "pooled.weight"):
         if name in grown and grown[name].shape[1] < fresh[name].shape[1]:
             grown[name] = F.pad(grown[name], (0, fresh[name].shape[1] - grown[name].shape[1]))
