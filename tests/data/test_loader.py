@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from skyloom.core.errors import ConfigError
 from skyloom.data.encode import to_pixels
-from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader
+from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader, rollout_numbers
 
 CAPTIONS = ["", "a cat", "a dog on the beach"]
 
@@ -97,3 +99,35 @@ def test_unencoded_clips_are_refused(table, folder):
     (folder / "clips-00000.latents.safetensors").unlink()
     with pytest.raises(ConfigError, match="not encoded"):
         LatentLoader((LatentSource(str(folder)),), table, seed=0)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 20), st.integers(0, 10**6))
+def test_a_window_of_a_rollout_sees_the_first_frames_and_those_before_it(sink, recent, window, more, seed):
+    frames = sink + recent + window + more
+    numbers = rollout_numbers(frames, (sink, recent, window), np.random.default_rng(seed)).tolist()
+    assert numbers[:sink] == list(range(sink))
+    assert numbers[sink:] == list(range(numbers[sink], numbers[sink] + recent + window))
+    assert sink <= numbers[sink]
+    assert numbers[-1] < frames
+    assert (numbers[-1] + 1 - sink - recent) % window == 0
+
+
+def test_a_rollout_source_gives_windows_and_says_which(table, folder):
+    batch = LatentLoader((LatentSource(str(folder), batch=4, rollout=(1, 1, 1)),), table, seed=0)
+    with pytest.raises(ConfigError, match="has no window after 2"):
+        batch(0)
+    with pytest.raises(ConfigError, match="Name sink, recent and window"):
+        LatentSource(str(folder), rollout=(1, 2))
+
+
+def test_a_rollout_batch_is_cut_from_its_videos(table, folder):
+    latent = torch.arange(12.0)[None, None, :, None, None].expand(10, 2, 12, 1, 1).contiguous()
+    save_file({"latent": latent.bfloat16()}, folder / "clips-00000.latents.safetensors")
+    loader = LatentLoader((LatentSource(str(folder), batch=4, rollout=(2, 3, 3)),), table, seed=0)
+    starts = set()
+    for step in range(8):
+        batch = loader(step)
+        assert batch.past == 5
+        assert torch.equal(batch.latent[0, 0, :, 0, 0].long(), batch.numbers)
+        starts.add(int(batch.numbers[-3]))
+    assert starts == {5, 8}

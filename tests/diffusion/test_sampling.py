@@ -15,6 +15,7 @@ from skyloom.diffusion.sampling import (
     SAMPLERS,
     Sampler,
     SampleStep,
+    mean_velocity,
     sample_adams_bashforth,
     sample_euler,
     sample_heun,
@@ -161,3 +162,24 @@ def test_each_method_asks_the_model_as_often_as_it_says(sampler: Sampler, calls:
     last(sampler(velocity, NOISE, make_sigmas(6), BLANK))
     assert len(asked) == calls
     assert min(asked) > 0
+
+
+@pytest.mark.parametrize("substeps", [1, 3])
+def test_the_mean_velocity_of_a_straight_path_is_its_velocity(substeps: int):
+    latent, velocity = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2)
+    start = torch.tensor([[0.9, 0.8, 0.5, 0.3]] * 2)
+    end = torch.tensor([[0.5, 0.0, 0.5, 0.1]] * 2)
+    made = mean_velocity(lambda latent, sigma: velocity, latent, start, end, substeps)
+    standing = (start == end)[:, None, :, None, None]
+    assert (made - velocity.masked_fill(standing, 0)).abs().max() < 1e-5
+
+
+def test_the_mean_velocity_comes_near_that_of_the_curve():
+    """dx/dsigma = x has the mean velocity x (1 - exp(-h)) / h; the error falls as the square of the step."""
+    latent, start, end = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1), torch.zeros(1, 1)
+    errors = []
+    for substeps in (4, 8, 16):
+        made = mean_velocity(lambda latent, sigma: latent, latent, start, end, substeps)
+        errors.append(abs(float(made) - (1 - math.exp(-1))))
+    assert 3 < errors[0] / errors[1] < 5
+    assert 3 < errors[1] / errors[2] < 5

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import generator
 from skyloom.diffusion.timesteps import (
+    LAYOUT_SIGMA,
     PATTERNS,
     SILENT_SIGMA,
+    ContextConfig,
     NoiseConfig,
     loss_weight,
+    sample_contexts,
     sample_levels,
     sample_sigmas,
 )
@@ -102,3 +105,29 @@ def test_practically_clean_frames_weigh_nothing():
 def test_impossible_mixes_are_refused(wrong: dict[str, float]):
     with pytest.raises(ConfigError):
         NoiseConfig(**wrong)
+
+
+def test_a_share_of_the_levels_is_where_only_the_text_speaks():
+    levels = sample_levels((4000,), generator(0), NoiseConfig(layout_share=1.0))
+    assert levels.min() >= LAYOUT_SIGMA
+    assert levels.mean() == pytest.approx((1 + LAYOUT_SIGMA) / 2, abs=0.003)
+
+
+@given(st.integers(2, 12), st.integers(1, 4), st.integers(0, 10**6), st.floats(0, 1))
+def test_contexts_end_where_windows_do(frames: int, window: int, seed: int, share: float):
+    config = ContextConfig(share, 0.2, window)
+    context = sample_contexts(6, frames, generator(seed), config)
+    for row in context:
+        past = int(torch.isfinite(row).sum())
+        assert past in (0, 1, *range(window, frames, window))
+        assert torch.isfinite(row[:past]).all()
+        assert past == 0 or (row[0] <= 0.2 and (row[:past] == row[0]).all())
+
+
+def test_a_rollout_always_remembers_the_same_frames():
+    context = sample_contexts(20, 9, generator(0), ContextConfig(0.0, 0.2, 3, past=6))
+    assert torch.isfinite(context).sum(1).tolist() == [6] * 20
+    sigma = sample_sigmas(400, 9, generator(1), NoiseConfig(context_noise=0.1), past=6)
+    known = (sigma[:, :6] <= 0.1).all(1)
+    assert 0.65 < known.float().mean() < 0.85
+    assert (sigma[:, 6:] == sigma[:, 6:7]).all()

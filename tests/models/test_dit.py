@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from skyloom.models.attention import KvCache
+from skyloom.models.detail import Detail
 from skyloom.models.dit import Dit, TextCondition
 from skyloom.models.presets import dit_tiny
 
@@ -169,3 +170,20 @@ def test_places_break_the_symmetry_of_identical_tokens_and_windows_agree_with_th
         cache = placed.extend_cache(part, levels, condition, cache)
     torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-5, rtol=0)
     assert (whole[..., 0] != whole[..., -1]).any()
+
+
+@torch.no_grad()
+def test_details_keep_to_their_frame():
+    """What goes over the result looks at one latent frame at a time, so that windows may be made apart."""
+    torch.manual_seed(0)
+    detail = Detail(4, 16, 8, (1, 2, 2))
+    torch.nn.init.normal_(detail.leave.weight)
+    predicted, noisy, tokens, level = (
+        torch.randn(2, *shape) for shape in ((4, 3, 4, 6), (4, 3, 4, 6), (18, 16), (3, 16))
+    )
+    made = detail(predicted, noisy, tokens, level)
+    alone = detail(predicted[:, :, 1:2], noisy[:, :, 1:2], tokens[:, 6:12], level[:, 1:2])
+    assert (made[:, :, 1:2] - alone).abs().max() < 1e-5
+    torch.nn.init.zeros_(detail.leave.weight)
+    torch.nn.init.zeros_(detail.leave.bias)
+    assert torch.equal(detail(predicted, noisy, tokens, level), predicted)

@@ -8,6 +8,7 @@ import torch
 
 from skyloom.world.assets import builtin_atlas
 from skyloom.world.make import contact_sheet, make_clip
+from skyloom.world.motion import Path, pose_at
 from skyloom.world.places import PLACES
 from skyloom.world.render import boxes_of, render
 from skyloom.world.style import STYLES
@@ -133,3 +134,24 @@ def test_every_place_can_be_painted(place):
 def test_a_contact_sheet_has_a_row_per_clip():
     sheet = contact_sheet([clip_of(0), clip_of(1)], columns=3)
     assert sheet.shape == (2 * 48, 3 * 48, 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_long_scene_begins_like_a_short_one_and_comes_back(seed):
+    """Acts take two seconds; after two of them everything that an act moves stands where it stood."""
+    vocabulary = dataclasses.replace(TINY, two_objects=0.3)
+    long = clip_of(seed, vocabulary, frames=73, fps=16)
+    short = clip_of(seed, vocabulary, frames=33, fps=16)
+    assert torch.equal(long.frames[:33], short.frames)
+
+
+def test_who_went_there_comes_back_the_other_way_round():
+    times = np.linspace(0, 6, 61)
+    path = Path(0.5, 0.8, 0.5, 1, 0.0, (0.5, 0.5))
+    walk = pose_at("walk", path, times, 2.0)
+    assert np.allclose(walk.x[:21], walk.x[40:])
+    assert np.allclose(walk.x[20:41], walk.x[20::-1])
+    assert (np.sign(walk.stretch_x[1:20]) == 1).all()
+    assert (np.sign(walk.stretch_x[21:40]) == -1).all()
+    fall = pose_at("fall", path, times, 2.0)
+    assert (fall.height[20:] == fall.height[20]).all()

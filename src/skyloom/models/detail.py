@@ -25,6 +25,7 @@ class Detail(nn.Module):
         self.levels = nn.Linear(hidden, 2 * _BLOCKS * width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def forward(
         self,

@@ -1,0 +1,122 @@
+"""What is learned: a perfect student has no error, known frames carry none, rollouts are windows of their videos."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from skyloom.core.seeds import generator
+from skyloom.data.loader import CaptionTable, LatentBatch
+from skyloom.diffusion.timesteps import NoiseConfig
+from skyloom.models.dit import Dit, DitConfig
+from skyloom.train.objectives import (
+    DistillConfig,
+    FlowConfig,
+    distill_losses,
+    flow_losses,
+    sketch_error,
+    sketch_losses,
+)
+from skyloom.train.tasks import _grown
+
+SMALL = DitConfig(4, 4, 16, 2, 2, 32, 6, pooled_text=True, span=True, prediction="velocity")
+ONE_STEP = DistillConfig(guidance_scale=1.0, substeps=1, halved=0.0)
+
+
+@pytest.fixture
+def batch(tmp_path) -> LatentBatch:
+    """Three latents of nine frames with two captions."""
+    torch.manual_seed(0)
+    tensors = {"tokens": torch.randn(5, 6), "lengths": torch.tensor([2, 3]), "pooled": torch.randn(2, 6)}
+    save_file(tensors, tmp_path / "captions.safetensors", metadata={"captions": json.dumps(["", "a cat"])})
+    table = CaptionTable(tmp_path / "captions.safetensors")
+    return LatentBatch(torch.randn(3, 4, 9, 4, 4), (1, 1, 1), table)
+
+
+def rollout(batch: LatentBatch) -> LatentBatch:
+    return replace(batch, numbers=torch.tensor([0, 1, 2, 12, 13, 14, 15, 16, 17]), past=6)
+
+
+def dit_of(config: DitConfig, seed: int = 0) -> Dit:
+    torch.manual_seed(seed)
+    dit = Dit(config)
+    for name, parameter in dit.named_parameters():
+        if "outer" not in name or not name.startswith("span"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return dit.eval()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_student_that_is_its_unguided_teacher_has_no_error(batch, seed):
+    """One teacher step for each student step, no guidance, a span that nobody listens to: nothing to learn."""
+    dit = dit_of(SMALL)
+    torch.nn.init.zeros_(dit.span.outer.bias)
+    for each in (batch, rollout(batch)):
+        assert distill_losses(dit, dit, each, generator(seed), ONE_STEP).total.item() < 1e-9
+    guided = distill_losses(dit, dit, batch, generator(seed), replace(ONE_STEP, guidance_scale=3.0))
+    assert guided.total.item() > 1e-4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_straight_path_is_the_same_in_one_step_or_two(batch, seed):
+    """A model that always says the same velocity agrees with its own two half steps."""
+    dit = dit_of(SMALL)
+    torch.nn.init.zeros_(dit.head.weight)
+    losses = distill_losses(dit, dit, batch, generator(seed), replace(ONE_STEP, halved=1.0))
+    assert losses.total.item() < 1e-9
+    assert next(iter(losses.parts)) in ("2 steps", "1 steps")
+
+
+def test_only_the_student_learns(batch):
+    student, teacher = dit_of(SMALL), dit_of(SMALL, seed=1)
+    distill_losses(student, teacher, batch, generator(0), DistillConfig(halved=0.0)).total.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    grads = {name for name, value in student.named_parameters() if value.grad is not None and value.grad.any()}
+    assert "span.outer.weight" in grads
+
+
+def test_what_is_remembered_carries_no_error(batch):
+    """Whatever stood in place of a rollout's past, as long as it is shown the same, the target is the window's."""
+    dit = dit_of(SMALL)
+    losses = flow_losses(dit, rollout(batch), generator(3), FlowConfig(NoiseConfig(context_noise=0.0)))
+    assert set(losses.parts) == {"rollout"}
+    plain = flow_losses(dit, batch, generator(3), FlowConfig(causal_share=1.0))
+    assert set(plain.parts) == {"causal"}
+
+
+def test_frames_of_a_rollout_are_numbered_in_their_video(batch):
+    dit = dit_of(replace(SMALL, places=True, horizon=9))
+    with torch.no_grad():
+        late = flow_losses(dit, rollout(batch), generator(3), FlowConfig()).total.item()
+        later = replace(rollout(batch), numbers=torch.tensor([0, 1, 2, 30, 31, 32, 33, 34, 35]))
+        early = replace(rollout(batch), numbers=torch.arange(9))
+        assert flow_losses(dit, later, generator(3), FlowConfig()).total.item() == pytest.approx(late)
+        assert flow_losses(dit, early, generator(3), FlowConfig()).total.item() != pytest.approx(late)
+
+
+def test_the_sketch_of_a_prompt_is_judged_by_its_videos(batch):
+    dit = dit_of(replace(SMALL, sketch=3))
+    meaning = batch.captions(torch.zeros(3, dtype=torch.bool))[2][:, -3:]
+    drawn = dit.draw_sketch(meaning, 9, 4, 4).detach()
+    assert sketch_error(dit, drawn, meaning).item() == 0
+    assert sketch_error(dit, drawn + 2, meaning).item() == pytest.approx(4, rel=1e-4)
+    sketch_losses(dit, batch).total.backward()
+    moved = {name.split(".")[0] for name, value in dit.named_parameters() if value.grad is not None}
+    assert moved == {"sketch"}
+
+
+def test_a_grown_model_answers_as_before(batch):
+    old = dit_of(SMALL)
+    wide = replace(SMALL, text_width=10, pooled_width=12, places=True, sketch=4, detail=8)
+    torch.manual_seed(3)
+    new = Dit(wide).eval()
+    state = {name: value for name, value in old.state_dict().items() if not name.startswith("span.")}
+    new.load_state_dict(_grown(state, new.state_dict()))
+    latent, sigma = batch.latent, torch.full((3, 9), 0.5)
+    context, pooled = torch.randn(3, 5, 10), torch.randn(3, 12)
+    with torch.no_grad():
+        before = old(latent, sigma, old.prepare_text(context[..., :6], None, pooled[:, :6]))
+        after = new(latent, sigma, new.prepare_text(context, None, pooled))
+    assert (before - after).abs().max() < 1e-5 * before.abs().max()
