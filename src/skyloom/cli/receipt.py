@@ -1,7 +1,6 @@
 """`skyloom show` and `skyloom replay`: how a video was made, and making it again."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from skyloom.generate.receipt import Receipt
     from skyloom.generate.replay import Verdict
+    from skyloom.generate.request import Request
     from skyloom.media.video import Video
 
 _SHORT = 12
@@ -34,7 +34,9 @@ def replay(
     file: Annotated[Path, typer.Argument(help="A video of skyloom's, or its .receipt.json.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) (default: FILE's name and -again; none to verify)"),
+        typer.Option(
+            "--output", "-o", help="File (.mp4, .webm, .gif) (default: FILE's name and -again; none to verify)"
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare with FILE: exit code 1 if it differs by more than its codec.")
@@ -47,7 +49,7 @@ def replay(
 ) -> None:
     """Make a video again from its receipt."""
     from skyloom.generate.receipt import read_receipt
-    from skyloom.generate.replay import check_weights, is_exact, request_again
+    from skyloom.generate.replay import check_weights, compare_file, is_exact, request_again
     from skyloom.media.write import check_target
     from skyloom.models.registry import find_model
 
@@ -59,11 +61,11 @@ def replay(
     info = find_model(model or receipt.model)
     if not force:
         check_weights(receipt, info)
-    video = _make(str(info.folder) if model or receipt.model != info.name else info.name, request, receipt, device)
+    video = _make(info.folder, request, receipt, device)
     if target is not None:
         video.save(target)
     told: dict[str, Any] = {"file": None if target is None else str(target), "exact": is_exact(receipt, video)}
-    verdict = _verify(file, receipt, video) if verify else None
+    verdict = compare_file(file, receipt, video) if verify else None
     told |= verdict.to_dict() if verdict else {}
     typer.echo(json.dumps(told) if as_json else _sentence(told, verdict))
     if verdict is not None and not verdict.same:
@@ -98,7 +100,7 @@ def describe(receipt: "Receipt") -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in plain if value not in (None, "")]
 
 
-def _make(model: str, request: Any, receipt: "Receipt", device: str | None) -> "Video":
+def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":
     """The video once more, on the device and in the number format of the receipt as far as they are here."""
     import torch
 
@@ -110,22 +112,7 @@ def _make(model: str, request: Any, receipt: "Receipt", device: str | None) -> "
         typer.echo(f"made on {receipt.device}, again on {device}: other bits are likely", err=True)
     if receipt.torch and receipt.torch != torch.__version__:
         typer.echo(f"made with torch {receipt.torch}, again with {torch.__version__}", err=True)
-    return load(model, device=device, dtype=receipt.dtype or None).generate(request)
-
-
-def _verify(file: Path, receipt: "Receipt", video: "Video") -> "Verdict":
-    """The file against the video made again, and that against itself after the file's codec."""
-    from skyloom.generate.replay import Verdict, compare, is_exact
-    from skyloom.media.read import is_sidecar, read_frames
-    from skyloom.media.write import SIDECAR, SUFFIXES
-
-    file = file.with_name(file.name.removesuffix(SIDECAR)) if is_sidecar(file) else file
-    there = compare(video.frames, read_frames(file), str(file))
-    suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else SUFFIXES[0]
-    with tempfile.TemporaryDirectory() as folder:
-        coded = video.save(Path(folder) / f"again{suffix}")
-        codec = compare(video.frames, read_frames(coded), str(coded))
-    return Verdict(is_exact(receipt, video), there, codec)
+    return load(str(folder), device=device, dtype=receipt.dtype or None).generate(request)
 
 
 def _sentence(told: dict[str, Any], verdict: "Verdict | None") -> str:

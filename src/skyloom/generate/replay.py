@@ -5,6 +5,7 @@ its decoded frames against those made again. A codec loses something, so the mad
 once more, and the file may differ by what that loses and little more.
 """
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -18,7 +19,9 @@ from torch import Tensor
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.receipt import FramesHash, Receipt, hash_picture, weights_digest
 from skyloom.generate.request import Request
+from skyloom.media.read import is_sidecar, read_frames
 from skyloom.media.video import Video
+from skyloom.media.write import SIDECAR, SUFFIXES
 from skyloom.models.registry import ModelInfo
 
 _SHORT = 12
@@ -34,9 +37,7 @@ class Difference:
 
     def within(self, codec: "Difference") -> bool:
         """Whether a codec that loses that much explains it: twice as much, and a little for other builds of it."""
-        return (
-            self.largest <= 2 * codec.largest + _LARGEST_SLACK and self.mean <= 2 * codec.mean + _MEAN_SLACK
-        )
+        return self.largest <= 2 * codec.largest + _LARGEST_SLACK and self.mean <= 2 * codec.mean + _MEAN_SLACK
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return {"exact": self.exact, "same": self.same, "file": vars(self.file), "codec": vars(self.codec)}
+        return {"exact": self.exact, "same": self.same, "difference": vars(self.file), "codec": vars(self.codec)}
 
 
 def request_again(receipt: Receipt, image: Path | None = None) -> Request:
@@ -92,6 +93,20 @@ def is_exact(receipt: Receipt, video: Video) -> bool | None:
     taken = FramesHash(video.fps)
     taken.add(video.frames)
     return taken.digest() == receipt.frames
+
+
+def compare_file(file: Path, receipt: Receipt, video: Video) -> Verdict:
+    """A file (or the one beside a sidecar) against its video made again, and that against itself after the codec.
+
+    Raises MediaError when the file cannot be decoded, or has other frames in number or size.
+    """
+    file = file.with_name(file.name.removesuffix(SIDECAR)) if is_sidecar(file) else file
+    there = compare(video.frames, read_frames(file), str(file))
+    suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else SUFFIXES[0]
+    with tempfile.TemporaryDirectory() as folder:
+        coded = video.save(Path(folder) / f"again{suffix}")
+        codec = compare(video.frames, read_frames(coded), str(coded))
+    return Verdict(is_exact(receipt, video), there, codec)
 
 
 def compare(made: UInt8[Tensor, "t h w c"], decoded: Iterable[UInt8[Tensor, "h w c"]], name: str) -> Difference:
