@@ -1,0 +1,110 @@
+"""`skyloom plan`: what a video would take, before anything is made or loaded."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from skyloom.generate.estimate import Estimate
+    from skyloom.generate.plan import Plan
+
+_MINUTE = 60
+
+
+def plan(
+    prompt: Annotated[str, typer.Argument(help="What to show, in a sentence.")],
+    seconds: Annotated[float | None, typer.Option(help="Length (default: the model's window)")] = None,
+    size: Annotated[str | None, typer.Option(help="Width x height, like 128x128 (default: the model's own)")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second (default: the model's own)")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same video (default: drawn)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How strictly to follow the prompt; 1 is off (default: the model's own)"),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="fast (few steps) or best (many, guided) (default: fast, if the model has it)"),
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = "diorama",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
+) -> None:
+    """What a video would take: shape, windows, network calls, memory, disk and time. Nothing is made."""
+    from skyloom.core.device import choose_device, choose_dtype
+    from skyloom.generate.estimate import (
+        check_capacity,
+        estimate,
+        free_memory,
+        read_config,
+        read_history,
+        work_of,
+    )
+    from skyloom.generate.plan import make_plan
+    from skyloom.generate.request import Request
+    from skyloom.models.dit import DitConfig
+    from skyloom.models.registry import find_model
+    from skyloom.models.vae import VaeConfig
+
+    request = Request(
+        prompt,
+        model=model,
+        seconds=seconds,
+        size=size,
+        fps=fps,
+        seed=seed,
+        num_steps=steps,
+        guidance_scale=guidance,
+        quality=quality,
+        negative_prompt=negative,
+        image=None if image is None else str(image),
+    )
+    info, where = find_model(model), choose_device(device)
+    scale = read_config(info.folder, "vae", VaeConfig).scale
+    made = make_plan(request, info, scale)
+    dtype = str(choose_dtype(where)).removeprefix("torch.")
+    work = work_of(made, info, read_config(info.folder, "dit", DitConfig), scale, where.type, dtype)
+    expected = estimate(work, read_history())
+    typer.echo(json.dumps(_table(made, expected)) if as_json else "\n".join(_lines(made, expected)))
+    check_capacity(expected, free_disk=shutil.disk_usage(Path()).free, free_memory=free_memory())
+
+
+def _table(plan: "Plan", expected: "Estimate") -> dict[str, object]:
+    """Everything, as JSON has it."""
+    return {
+        "frames": plan.shape.frames,
+        "kept_frames": -(-plan.shape.frames // plan.keep_every),
+        "size": plan.shape.size,
+        "fps": float(plan.fps),
+        "steps": plan.num_steps,
+        "guidance": plan.guidance_scale,
+        "quality": "fast" if plan.student else "best",
+        "estimate": expected.to_dict(),
+    }
+
+
+def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
+    """What people ask about first comes first."""
+    work, kept = expected.work, -(-plan.shape.frames // plan.keep_every)
+    basis = "a first guess" if expected.first_guess else f"from {expected.runs} earlier runs"
+    parts = (expected.fixed_seconds, expected.denoise_seconds, expected.decode_seconds)
+    load, denoise, decode = map(_duration, parts)
+    return [
+        f"{'time':8} {_duration(expected.seconds)} ({basis}): loading {load}, denoising {denoise}, decoding {decode}",
+        f"{'memory':8} {expected.memory_bytes / 2**20:,.0f} MiB",
+        f"{'disk':8} {expected.disk_bytes / 2**20:,.1f} MiB while it is written",
+        f"{'video':8} {kept} frames of {plan.shape.size} at {float(plan.fps):g} fps, {plan.seconds:g} s",
+        f"{'windows':8} {work.windows} of {work.tokens:,} tokens at most",
+        f"{'network':8} {work.calls} calls: {plan.num_steps} steps a window, guidance {plan.guidance_scale:g}",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """Like 4.2 s or 3 min 5 s."""
+    minutes, rest = divmod(round(seconds), _MINUTE)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,69 @@
+"""`skyloom plan`: what generate would be asked, in numbers, with nothing made."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import typer.main
+
+from skyloom.cli.app import app
+from skyloom.generate import estimate
+from skyloom.generate.estimate import Run, Work, record_run
+
+
+@pytest.fixture
+def plan(skyloom, tiny_model, tmp_path, monkeypatch):
+    """`skyloom plan` with the tiny model and no history."""
+    monkeypatch.setenv("SKYLOOM_STATE", str(tmp_path / "state"))
+    return lambda *words: skyloom("plan", *words, "--model", tiny_model, "--device", "cpu")
+
+
+def test_it_takes_what_generate_takes():
+    verbs = typer.main.get_command(app).commands
+    here, there = ({option.name: option.help for option in verbs[verb].params} for verb in ("plan", "generate"))
+    asked = {"prompt", "seconds", "size", "fps", "seed", "steps", "guidance", "quality", "negative", "image", "model"}
+    assert asked < here.keys()
+    assert {name: here[name] for name in asked} == {name: there[name] for name in asked}
+
+
+def test_it_tells_people_and_programs_and_makes_nothing(plan, tmp_path):
+    ran = plan("a cat", "--seconds", 3, "--steps", 1)
+    assert ran.code == 0
+    lines = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
+    assert lines["video"] == "49 frames of 32x32 at 16 fps, 3 s"
+    assert lines["windows"].startswith("4 of 5 tokens")
+    assert "a first guess" in lines["time"]
+    told = json.loads(plan("a cat", "--seconds", 3, "--fps", 8, "--json").out)
+    assert (told["frames"], told["kept_frames"], told["fps"]) == (49, 25, 8.0)
+    assert told["estimate"]["first_guess"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_learns(plan):
+    told = json.loads(plan("a cat", "--json").out)["estimate"]
+    work = Work(**told["work"])
+    record_run(Run(work, 1.0, 2.0, 3.0, 2**28))
+    again = json.loads(plan("a cat", "--json").out)["estimate"]
+    assert again["seconds"] == pytest.approx(6.0)
+    assert again["runs"] == 1
+    record_run(Run(replace(work, kind="other"), 9.0, 9.0, 9.0, 2**28))
+    assert json.loads(plan("a cat", "--json").out)["estimate"] == again
+
+
+def test_what_does_not_fit_is_refused(plan, monkeypatch):
+    monkeypatch.setattr(estimate, "free_memory", lambda: 2**20)
+    ran = plan("a cat")
+    assert ran.code == 1
+    assert "of memory, 1 MiB are free" in ran.err
+    assert ran.out.startswith("time")
+
+
+def test_bad_requests_are_refused_as_by_generate(plan):
+    for words, message in {
+        ("",): "empty",
+        ("a cat", "--size", "31x31"): "32x32",
+        ("a cat", "--fps", 7): "not 7",
+    }.items():
+        ran = plan(*words)
+        assert ran.code == 2
+        assert message in ran.err
