@@ -12,7 +12,7 @@ from PIL import Image
 
 from skyloom.core.errors import MediaError
 from skyloom.media import read
-from skyloom.media.read import probe, read_image, read_video
+from skyloom.media.read import probe, read_frames, read_image, read_video
 from skyloom.media.write import write_video
 
 
@@ -128,3 +128,16 @@ def test_long_videos_are_refused_while_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "MAX_PIXELS", 100)
     with pytest.raises(MediaError, match="48x32"):
         probe(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_frames_one_by_one_are_those_of_the_whole(tmp_path, suffix):
+    path = write_video(_frames(), Fraction(16), tmp_path / f"a{suffix}")
+    assert torch.equal(torch.stack(list(read_frames(path))), read_video(path).frames)
+
+
+def test_frames_of_a_missing_or_foreign_file_are_one_clear_error(tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    for name, message in {"none.mp4": "does not exist", "text.mp4": "cannot be read as a video"}.items():
+        with pytest.raises(MediaError, match=message):
+            next(read_frames(tmp_path / name))
