@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from skyloom.evaluate.metrics import frechet_distance, psnr, share_of, ssim
+from skyloom.evaluate.metrics import frechet_distance, psnr, ratio_with_interval, share_of, ssim
 
 
 def test_psnr_of_a_known_error_and_of_none():
@@ -39,3 +39,15 @@ def test_share_counts_a_case_once_however_many_answers_it_has():
     assert (share.value, share.cases) == (0.5, 3)
     assert share.error == pytest.approx(math.sqrt(0.25 / 3))
     assert share_of([]).cases == 0
+
+
+def test_a_ratio_comes_with_an_interval_around_it():
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.ones(400)
+    hits = (torch.rand(400, generator=generator) < 0.7).float()
+    value, low, high = ratio_with_interval(torch.stack([hits, truth], 1))
+    assert value == pytest.approx(float(hits.mean()))
+    assert value - low == pytest.approx(1.96 * (0.7 * 0.3 / 400) ** 0.5, rel=0.15)
+    assert high - value == pytest.approx(1.96 * (0.7 * 0.3 / 400) ** 0.5, rel=0.15)
+    assert ratio_with_interval(torch.ones(5, 2)) == (1, 1, 1)
+    assert all(math.isnan(number) for number in ratio_with_interval(torch.tensor([[1.0, 0.0]] * 3)))

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 
 from skyloom.core.errors import RequestError
-from skyloom.evaluate.prompts import SYNONYMS, commonest_nouns, prompts_for, synonym_prompts
+from skyloom.evaluate.prompts import SYNONYMS, commonest_nouns, prompts_for, synonym_prompts, two_object_prompts
 from skyloom.world.nouns import NOUNS
 from skyloom.world.subject import is_held_out
-from skyloom.world.vocabulary import SMALL
+from skyloom.world.vocabulary import DIORAMA, SMALL
 
 
 def held(noun: str, place: str, motion: str) -> bool:
@@ -68,3 +68,12 @@ def test_the_commonest_noun_of_a_place_is_one_that_training_shows_there():
     best = commonest_nouns(SMALL, draws=800)
     assert set(best) == set(SMALL.places)
     assert not any(is_held_out(noun, place) for place, noun in best.items())
+
+
+def test_two_things_are_two_and_both_are_named():
+    prompts = two_object_prompts(DIORAMA, 6)
+    assert len(prompts) == 6
+    for prompt in prompts:
+        assert len(set(prompt.facts.nouns)) == 2
+        for subject in prompt.scene.subjects:
+            assert subject.name in prompt.text

@@ -14,6 +14,7 @@ app = typer.Typer(help="Measure the model, its autoencoder and the probe.", no_a
 Out = Annotated[Path, typer.Option(help="Folder for report.md, report.json and sheet.png.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")]
+Quality = Annotated[str | None, typer.Option(help="fast or best (default: the model's own)")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
 
 
@@ -22,8 +23,10 @@ def adherence(
     count: Annotated[int, typer.Option(help="Prompts of seen pairs, and as many of held-out pairs.")] = 50,
     seeds: Annotated[int, typer.Option(help="Videos for each prompt.")] = 1,
     synonyms: Annotated[int, typer.Option(help="Scenes asked for with a seen word and with an unseen one.")] = 0,
+    pairs: Annotated[int, typer.Option(help="Scenes with two things.")] = 0,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
+    quality: Quality = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance (default: the model's own)")] = None,
     atlas: AtlasFolder = Path(".atlas"),
@@ -31,17 +34,18 @@ def adherence(
 ) -> None:
     """Does the video show what was asked? Read by a probe that was trained on renders alone."""
     from skyloom.evaluate.probe import load_probe
-    from skyloom.evaluate.prompts import commonest_nouns, prompts_for, synonym_prompts
+    from skyloom.evaluate.prompts import commonest_nouns, prompts_for, synonym_prompts, two_object_prompts
     from skyloom.evaluate.suite import adherence as measure
     from skyloom.generate.pipeline import load
     from skyloom.world.assets import load_atlas
-    from skyloom.world.vocabulary import SMALL
+    from skyloom.world.vocabulary import DIORAMA, SMALL
 
     pipeline, sprites = load(model), load_atlas(atlas)
     prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
     prompts += synonym_prompts(SMALL, synonyms) if synonyms else []
+    prompts += two_object_prompts(DIORAMA, pairs) if pairs else []
     report = measure(
-        _Configured(pipeline, steps, guidance),
+        _Configured(pipeline, num_steps=steps, guidance_scale=guidance, quality=quality),
         prompts,
         range(seeds),
         load_probe(),
@@ -56,12 +60,36 @@ def adherence(
 class _Configured:
     """A pipeline with some of its defaults replaced."""
 
-    def __init__(self, pipeline, steps: int | None, guidance: float | None) -> None:
-        self.pipeline, self.fields = pipeline, {"num_steps": steps, "guidance_scale": guidance}
+    def __init__(self, pipeline, **fields: object) -> None:
+        self.pipeline, self.fields = pipeline, fields
 
     def generate(self, request: str, /, *, seed: int):
         """One video of a prompt."""
         return self.pipeline.generate(request, seed=seed, **self.fields)
+
+
+@app.command()
+def motion(
+    count: Annotated[int, typer.Option(help="Prompts.")] = 24,
+    seconds: Annotated[float, typer.Option(help="Length of every video.")] = 5.0,
+    out: Out = Path("evaluation"),
+    model: Model = "diorama",
+    quality: Quality = None,
+    atlas: AtlasFolder = Path(".atlas"),
+    as_json: AsJson = False,
+) -> None:
+    """Speed, flicker and drift of videos against real renders of the same scenes."""
+    from skyloom.evaluate.motion import compare_motion
+    from skyloom.evaluate.prompts import prompts_for
+    from skyloom.generate.pipeline import load
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.vocabulary import SMALL
+
+    pipeline = load(model)
+    configured = _Configured(pipeline, quality=quality, seconds=seconds)
+    frames = pipeline.vae.config.scale.frames_for(seconds, pipeline.info.fps)
+    report = compare_motion(configured, prompts_for(SMALL, count, seed=2), load_atlas(atlas), frames)
+    _finish(report, out, as_json)
 
 
 @app.command()

@@ -23,6 +23,7 @@ JUDGES: dict[str, Judge] = {
     "time of day": lambda facts, said: said.time_of_day == facts.time_of_day if facts.time_of_day else None,
     "colour": lambda facts, said: said.colour == facts.colour if facts.colour else None,
     "direction": lambda facts, said: said.direction == facts.direction if facts.direction else None,
+    "both nouns": lambda facts, said: set(facts.nouns) <= set(said.things[:2]) if len(facts.nouns) > 1 else None,
     "no direction": lambda facts, said: None if facts.direction else said.direction == NONE,
 }
 

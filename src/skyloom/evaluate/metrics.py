@@ -57,6 +57,21 @@ def share_of(cases: Sequence[Sequence[bool | float]]) -> Share:
     return Share(value, math.sqrt(variance / count), count)
 
 
+def ratio_with_interval(pairs: Float[Tensor, "n 2"], draws: int = 4000) -> tuple[float, float, float]:
+    """The ratio of two means over the same cases, and its 95 % interval by resampling cases (Efron 1979).
+
+    The draws are always the same. Where the second mean is 0, the ratio is not a number.
+    """
+    random = torch.Generator().manual_seed(0)
+    picked = pairs[torch.randint(0, len(pairs), (draws, len(pairs)), generator=random)].double().mean(1)
+    ratios = (picked[:, 0] / picked[:, 1])[picked[:, 1] > 0]
+    means = pairs.double().mean(0)
+    if not len(ratios) or not float(means[1]) > 0:
+        return math.nan, math.nan, math.nan
+    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(means[0] / means[1]), low, high
+
+
 def frechet_distance(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> float:
     """The Fréchet distance between two clouds of features, each seen as a Gaussian (Heusel et al. 2017).
 

@@ -36,6 +36,7 @@ class ProbeConfig:
     widths: tuple[int, int, int, int] = (32, 64, 128, 224)
     features: int = 192
     points: int = 8
+    several: bool = False  # whether it can name more than one thing
 
     def labels(self, category: str) -> tuple[str, ...]:
         """The answers in one category; colour and direction may be "none"."""
@@ -54,11 +55,15 @@ class Impression:
 
     scores: dict[str, Float[Tensor, "b _"]]
     features: Float[Tensor, "b t d"]
+    things: Float[Tensor, "b k"] | None = None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probe reads in one video; `nouns` are ordered from likely to unlikely."""
+    """What the probe reads in one video; `nouns` are ordered from likely to unlikely.
+
+    `things` too, but each by itself, as far as the probe can: two that are there are both likely.
+    """
 
     noun: str
     place: str
@@ -67,6 +72,7 @@ class Reading:
     direction: str
     nouns: tuple[str, ...]
     features: Float[Tensor, "t d"]
+    things: tuple[str, ...] = ()
 
 
 class Step(nn.Module):
@@ -112,6 +118,17 @@ class Motion(nn.Module):
         return rearrange(share @ rearrange(grid, "a h w -> (h w) a"), "(b k) a -> b (k a)", k=heat.shape[1])
 
 
+class Things(nn.Module):
+    """Looks for every noun by itself, wherever it may be: a score above 0 says that it is there."""
+
+    def __init__(self, width: int, answers: int) -> None:
+        super().__init__()
+        self.look = nn.Sequential(nn.Conv2d(width, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, answers, 1))
+
+    def forward(self, wide: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        return reduce(self.look(wide), "b k h w -> b k", "max")
+
+
 class Probe(nn.Module):
     """Videos in [-1, 1] -> scores for every answer."""
 
@@ -135,6 +152,7 @@ class Probe(nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.features, len(config.labels(name))) for name in CATEGORIES[:-1]}
         )
+        self.things = Things(last, len(config.nouns)) if config.several else None
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Impression:
         """Read each video; one frame alone does not move."""
@@ -149,7 +167,8 @@ class Probe(nn.Module):
         pairs = before.shape[1]
         moved = self.motion(*(rearrange(x, "b t c h w -> (b t) c h w") for x in (before, after)))
         scores["direction"] = reduce(moved, "(b t) k -> b k", "mean", t=pairs)
-        return Impression(scores, features)
+        things = None if self.things is None else reduce(self.things(wide), "(b t) k -> b k", "mean", t=length)
+        return Impression(scores, features, things)
 
 
 def choose_frames(total: int, wanted: int) -> Int[Tensor, " t"]:
@@ -176,7 +195,8 @@ def read(probe: Probe, frames: UInt8[Tensor, "t h w c"]) -> Reading:
     best = {name: scores[0].argsort(descending=True).tolist() for name, scores in seen.scores.items()}
     said = {name: probe.config.labels(name)[order[0]] for name, order in best.items()}
     nouns = tuple(probe.config.nouns[index] for index in best["noun"])
-    return Reading(**said, nouns=nouns, features=seen.features[0].float().cpu())
+    found = () if seen.things is None else tuple(probe.config.nouns[i] for i in seen.things[0].argsort(descending=True))
+    return Reading(**said, nouns=nouns, features=seen.features[0].float().cpu(), things=found)
 
 
 def read_all(probe: Probe, videos: Sequence[UInt8[Tensor, "t h w c"]]) -> list[Reading]:

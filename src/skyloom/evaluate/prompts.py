@@ -114,6 +114,15 @@ def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[P
     return pairs
 
 
+def two_object_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[Prompt]:
+    """Captions of `count` scenes with two different things, seeds apart from all others."""
+    start = FIRST_SEED + (2 * seed + 2) * _SEEDS_APART - _SEEDS_APART // 4
+    both = replace(vocabulary, two_objects=1.0)
+    scenes = [sample_scene(start + index, both, fps=16.0) for index in range(_CANDIDATES * count)]
+    pairs = [scene for scene in scenes if len({subject.noun for subject in scene.subjects}) > 1]
+    return [Prompt(captions(scene).medium, facts(scene), scene, "two things") for scene in _balance(pairs, count)]
+
+
 def commonest_nouns(vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS) -> dict[str, str]:
     """The noun that training shows most often in each place: the best guess from the place alone."""
     chance = np.random.default_rng(derive_seed(FIRST_SEED, "commonest"))

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.evaluate.judge import FIRST, JUDGES, SHUFFLED, Answer, floors, judge
-from skyloom.evaluate.metrics import frechet_distance, psnr, share_of, ssim
+from skyloom.evaluate.metrics import frechet_distance, psnr, ratio_with_interval, share_of, ssim
 from skyloom.evaluate.probe import Probe, Reading, choose_frames, read
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
@@ -80,7 +80,7 @@ def adherence(
     rows = [row for source, given in sources.items() for row in judge(given, source)]
     rows += floors(answers, commonest or {})
     about = {"prompts": len(prompts), "seeds": len(seeds), "probe": "trained on rendered clips only"}
-    numbers = _distances(sources)
+    numbers = {**_of_ceiling(sources), **_distances(sources)}
     return Report("Prompt adherence", about, tuple(rows), numbers, tuple(cases), tuple(strips))
 
 
@@ -156,6 +156,27 @@ def _distances(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
         for name, cloud in clouds.items()
         if name != REAL
     }
+
+
+def _of_ceiling(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
+    """Each share over that of real renders of the same prompts, with a 95 % interval over prompts (bootstrap)."""
+    if REAL not in sources:
+        return {}
+    numbers = {}
+    for group in dict.fromkeys(answer.prompt.group for answer in sources[GENERATED]):
+        pairs = [pair for pair in zip(sources[GENERATED], sources[REAL], strict=True) if pair[0].prompt.group == group]
+        for category, right in JUDGES.items():
+            asked = [pair for pair in pairs if right(pair[0].prompt.facts, pair[0].readings[0]) is not None]
+            if not asked:
+                continue
+            hits = [
+                [sum(bool(right(one.prompt.facts, said)) for said in one.readings) / len(one.readings) for one in pair]
+                for pair in asked
+            ]
+            value, low, high = ratio_with_interval(torch.tensor(hits))
+            name = f"of the ceiling: {group}, {category}"
+            numbers |= {name: value, f"{name}, from": low, f"{name}, to": high}
+    return numbers
 
 
 def _said(prompt: Prompt, reading: Reading) -> dict[str, object]:
