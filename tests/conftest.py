@@ -30,6 +30,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch, tmp_path_factory):
+    """What is learned of this machine stays in the test."""
+    monkeypatch.setenv("SKYLOOM_STATE", str(tmp_path_factory.mktemp("state")))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A model folder with every part, random weights and a few thousand numbers."""

@@ -129,15 +129,15 @@ def test_a_folder_that_takes_no_files_is_refused(tmp_path, monkeypatch, number, 
 def test_frames_may_come_in_parts(tmp_path):
     ramp = torch.arange(48)[None, None, :, None] * 4 + torch.arange(20)[:, None, None, None]
     frames = ramp.expand(20, 32, 48, 3).to(torch.uint8)
-    write_video(frames, 16, tmp_path / "whole.mp4", {"seed": 1})
+    write_video(frames, 16, tmp_path / "whole.mp4", {"skyloom": "1", "seed": 1})
     with open_video(tmp_path / "parts.mp4", 16) as writer:
         for part in frames.split(7):
             writer.append(part)
         assert not (tmp_path / "parts.mp4").exists()
-        writer.receipt = {"seed": 1}
+        writer.receipt = {"skyloom": "1", "seed": 1}
     whole, parts = (read_video(tmp_path / name) for name in ("whole.mp4", "parts.mp4"))
     assert torch.equal(whole.frames, parts.frames)
-    assert probe(tmp_path / "whole.mp4").receipt == probe(tmp_path / "parts.mp4").receipt == {"seed": 1}
+    assert probe(tmp_path / "whole.mp4").receipt == probe(tmp_path / "parts.mp4").receipt == {"skyloom": "1", "seed": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.mp4", "whole.mp4"]
 
 

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +53,9 @@ def generate(
         str | None,
         typer.Option(metavar="-", help="Write the video to standard output while it is made: --play - | mpv -"),
     ] = None,
+    receipt: Annotated[bool, typer.Option(help="Write into the file how it was made.")] = True,
+    sidecar: Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
 ) -> None:
@@ -73,48 +79,69 @@ def generate(
         image=None if image is None else str(image),
     ).with_seed()
     announce = f"seed {request.seed}" if seed is None else None
-    _make(request, output, preview, device, play=bool(play), as_json=as_json, announce=announce)
+    delivery = _Delivery(output, preview, bool(play), receipt, sidecar)
+    told = _make(request, delivery, device, force=force, announce=announce)
+    typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """Where a video and what is said of it go."""
+
+    output: Path | None
+    preview: Path | None
+    play: bool
+    receipt: bool
+    sidecar: bool
+
+    def check(self, prompt: str) -> None:
+        """Raise, before any work, for what cannot be written."""
+        from skyloom.media.write import PICTURE_SUFFIXES, check_target
+
+        if self.preview is not None:
+            check_target(self.preview, PICTURE_SUFFIXES)
+        check_target(self.output or free_name(prompt, Path()))
 
 
 def _make(
-    request: "Request",
-    output: Path | None,
-    preview: Path | None,
-    device: str | None,
-    *,
-    play: bool,
-    as_json: bool,
-    announce: str | None,
-) -> None:
+    request: "Request", delivery: _Delivery, device: str | None, *, force: bool, announce: str | None
+) -> dict[str, Any]:
     """Check everything, then make the video; `announce` is said once it is sure that there will be one."""
+    from skyloom.generate.estimate import check_capacity, estimate, free_memory, read_history, recorded, work_of
     from skyloom.generate.pipeline import load
-    from skyloom.media.write import PICTURE_SUFFIXES, check_target
+    from skyloom.media.write import write_sidecar
 
-    if preview is not None:
-        check_target(preview, PICTURE_SUFFIXES)
-    check_target(output or free_name(request.prompt, Path()))
+    delivery.check(request.prompt)
+    since = time.perf_counter()
     pipeline = load(request.model or "diorama", device=device)
-    rate, stream = pipeline.plan(request).fps, pipeline.stream(request, collect=False)
+    plan = pipeline.plan(request)
+    dtype = str(pipeline.dtype).removeprefix("torch.")
+    work = work_of(plan, pipeline.info, pipeline.dit.config, pipeline.vae.config.scale, pipeline.device.type, dtype)
+    if not force:
+        free_disk = shutil.disk_usage((delivery.output or Path()).absolute().parent).free
+        check_capacity(estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory())
+    steps = pipeline.stream(request, collect=False)
     if announce:
         typer.echo(announce, err=True)
-    target = output or (None if play else free_name(request.prompt, Path()))
-    receipt, frames = _deliver(stream, rate, target, preview, play=play)
-    summary = {"file": str(target) if target else None, "seconds": frames / float(rate), **receipt}
-    typer.echo(json.dumps(summary) if as_json else str(target or ""), err=play)
+    target = delivery.output or (None if delivery.play else free_name(request.prompt, Path()))
+    receipt, frames = _deliver(recorded(steps, work, since=since), plan.fps, target, delivery)
+    if delivery.sidecar and target is not None:
+        write_sidecar(target, receipt)
+    return {"file": str(target) if target else None, "seconds": frames / float(plan.fps), **receipt}
 
 
 def _deliver(
-    steps: "Iterator[Step]", fps: Fraction, target: Path | None, preview: Path | None, *, play: bool
+    steps: "Iterator[Step]", fps: Fraction, target: Path | None, delivery: _Delivery
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
     from skyloom.media.write import open_pipe, open_video
 
     with ExitStack() as stack:
         writer = None if target is None else stack.enter_context(open_video(target, fps))
-        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, fps)) if play else None
+        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, fps)) if delivery.play else None
         takers = [taker.append for taker in (writer, pipe) if taker is not None]
-        receipt, frames = show_progress(steps, preview, takers)
-        if writer is not None:
+        receipt, frames = show_progress(steps, delivery.preview, takers)
+        if writer is not None and delivery.receipt:
             writer.receipt = receipt
     return receipt, frames
 
@@ -131,7 +158,8 @@ def show_progress(
 
     from skyloom.media.write import write_picture
 
-    console, frames, receipt = Console(stderr=True), 0, None
+    console, frames = Console(stderr=True), 0
+    receipt: dict[str, object] | None = None
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from skyloom import __version__
 from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError
 from skyloom.diffusion.canvas import Canvas
@@ -23,6 +22,7 @@ from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.plan import Plan, make_plan
+from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import DECODE_FRAMES, Job, Projector, Window, roll_out
 from skyloom.media.frames import cover, to_frames, to_pixels
@@ -66,8 +66,8 @@ class Step:
 class _Screen:
     """Counts the frames that come in and leaves out those that the asked rate does without."""
 
-    def __init__(self, plan: Plan, receipt: dict[str, object], *, collect: bool) -> None:
-        self._plan, self._receipt = plan, receipt
+    def __init__(self, plan: Plan, receipt: Receipt, *, collect: bool) -> None:
+        self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
         windows = (window.wanted - window.start for window in plan.windows)
@@ -79,12 +79,14 @@ class _Screen:
         shown = frames[-self._frames % every :: every].clone()
         self._frames += len(frames)
         self._parts += 1
+        self._hash.add(shown)
         if self._kept is not None:
             self._kept.append(shown)
         if self._parts < self._total:
             return Step("decode", self._parts, self._total, frames=shown)
-        video = None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, self._receipt)
-        return Step("decode", self._parts, self._total, frames=shown, receipt=self._receipt, video=video)
+        receipt = replace(self._receipt, frames=self._hash.digest()).to_dict()
+        video = None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, receipt)
+        return Step("decode", self._parts, self._total, frames=shown, receipt=receipt, video=video)
 
 
 class Pipeline:
@@ -97,6 +99,7 @@ class Pipeline:
         self.device = device
         self.lanes = Lanes(device)
         self.text = text
+        self.dtype = dtype
         self.dit = dit.eval().to(device, dtype)
         self.vae = vae.eval().to(device, torch.float32)
         self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,7 +141,7 @@ class Pipeline:
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
         job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout)
         projector = Projector(self.vae, self.lanes, self.device)
-        screen = _Screen(plan, self._receipt(plan), collect=collect)
+        screen = _Screen(plan, make_receipt(plan, self.info, self.device, self.dtype), collect=collect)
         for made in roll_out(job, self._denoiser(plan, context)):
             index = made.window.index * plan.num_steps + made.step.index + 1
             yield Step("denoise", index, len(plan.windows) * plan.num_steps, made.step.denoised[0], vae=self.vae)
@@ -176,23 +179,6 @@ class Pipeline:
         dtype = self.dit.head.weight.dtype
         tokens = context.context[row : row + 1, :length].to(self.device, dtype)
         return self.dit.prepare_text(tokens, None, context.pooled[row : row + 1].to(self.device, dtype))
-
-    def _receipt(self, plan: Plan) -> dict[str, object]:
-        filled = replace(
-            plan.request,
-            model=self.info.name,
-            seconds=plan.seconds,
-            size=plan.shape.size,
-            fps=float(plan.fps),
-            num_steps=plan.num_steps,
-            guidance_scale=plan.guidance_scale,
-            quality="fast" if plan.student else "best",
-        )
-        return {
-            "skyloom": __version__,
-            "request": filled.to_dict(),
-            "weights": self.info.manifest.get("files", {}),
-        }
 
 
 def load(
