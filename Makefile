@@ -43,7 +43,7 @@ bench: $(STAMP)  ## the transformer against diffusers, same weights, same run
 docs: $(STAMP)  ## write docs/cli.md from the command line itself
 	$(BIN)/python docs/write_cli.py
 
-gallery: $(STAMP)  ## the ten prompts of docs/gallery.md
+gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
 
 clean:  ## remove the environment and caches
