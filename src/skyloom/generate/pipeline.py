@@ -102,6 +102,7 @@ class Pipeline:
         self.dtype = dtype
         self.dit = dit.eval().to(device, dtype)
         self.vae = vae.eval().to(device, torch.float32)
+        self.vae.decoder.to(dtype).linear.to(torch.float32)
         self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def plan(self, request: Request) -> Plan:

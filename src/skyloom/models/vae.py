@@ -93,7 +93,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents to pixels, window by window."""
+    """Raw latents to pixels, window by window: a linear path, and convolutions that add detail.
+
+    The convolutions may have a narrower type than the linear path, which keeps the precision of the whole.
+    """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -126,20 +129,21 @@ class Decoder(nn.Module):
             return x
 
         flat = rearrange(latent, "b c u y x -> (b u) c y x").contiguous(memory_format=torch.channels_last)
+        weight = rearrange(self.linear.weight, "k c 1 1 -> k c")
         linear = rearrange(
-            self.linear(flat),
-            "(b u) (n c p q) y x -> b c (u n) (y p) (x q)",
+            F.linear(rearrange(latent, "b c u y x -> (b u) y x c").to(weight.dtype), weight, self.linear.bias),
+            "(b u) y x (n c p q) -> b c (u n) (y p) (x q)",
             b=batch,
             n=TIME,
             p=SPACE,
             q=SPACE,
         )
-        x = run(self.stem(flat), 0, 2)
+        x = run(self.stem(flat.to(self.stem.weight.dtype)), 0, 2)
         x = run(split_frames(self.split_first(_enlarge(self.to_eighth(x)))), 2, 4)
         x = run(split_frames(self.split_second(_enlarge(self.to_quarter(x)))), 4, 6)
         x = run(_enlarge(self.to_half(x)), 6, 7)
         detail = rearrange(self.head(F.silu(x)), "(b t) (c p q) h w -> b c t (h p) (w q)", b=batch, p=2, q=2)
-        return linear + detail, DecoderCache(tuple(after))
+        return linear + detail.to(linear.dtype), DecoderCache(tuple(after))
 
 
 def _enlarge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c4 h2 w2"]:
