@@ -7,6 +7,7 @@ attention mask alone: bidirectional, and causal in windows of `config.window` la
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -188,8 +189,7 @@ class Dit(nn.Module):
             assert self.span is not None, "only a model with a student takes a span"
             embedded = embedded + self.span(span)
         modulation = self.time.modulation(embedded)
-        positions = torch.arange(past.frames + frames, device=latent.device, dtype=torch.float32)
-        angles = rope_angles(positions, rows, columns, config.head_width, config.rope_theta)
+        angles = _window_angles(past.frames + frames, rows, columns, config, x.device, x.dtype)
         bias = None
         if reading == "causal" and cache is None:
             bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
@@ -309,6 +309,16 @@ class RmsNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Normalise in the weights' own precision."""
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
+
+
+@lru_cache(maxsize=32)
+def _window_angles(
+    frames: int, rows: int, columns: int, config: DitConfig, device: torch.device, dtype: torch.dtype
+) -> Angles:
+    """Rotary angles of a window and what it remembers: a handful of shapes, asked for again and again."""
+    positions = torch.arange(frames, device=device, dtype=torch.float32)
+    cosine, sine = rope_angles(positions, rows, columns, config.head_width, config.rope_theta)
+    return cosine.to(dtype), sine.to(dtype)
 
 
 def _normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
