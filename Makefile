@@ -37,8 +37,11 @@ fix: $(STAMP)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## the transformer against diffusers, same weights, same run
+bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by side; where the time goes
 	$(BIN)/python bench/dit_forward.py
+	$(BIN)/python bench/pipeline.py
+	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/parts.py
 
 docs: $(STAMP)  ## write docs/cli.md from the command line itself
 	$(BIN)/python docs/write_cli.py
