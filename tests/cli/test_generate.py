@@ -76,6 +76,19 @@ def test_a_long_video_is_written_as_it_is_made(make, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
 
 
+def test_a_stopped_video_goes_on_with_its_own_seed(make, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("skyloom.media.write._remux", stop)
+        assert make("a cat", "--seconds", 2, "-o", "x.mp4", "--resume-dir", "kept").code != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    again = make("a cat", "--seconds", 2, "-o", "x.mp4", "--resume-dir", "kept")
+    assert again.code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+
+
 def test_the_preview_is_a_picture(make, tmp_path):
     assert make("a cat", "--seconds", 0.25, "--preview", "p.png", "-o", "x.gif").code == 0
     assert read_image(tmp_path / "p.png").shape == (1, 32, 32, 3)

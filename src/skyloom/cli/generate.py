@@ -55,6 +55,10 @@ def generate(
     ] = None,
     receipt: Annotated[bool, typer.Option(help="Write into the file how it was made.")] = True,
     sidecar: Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")] = False,
+    resume_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep finished windows here; the same command goes on where it was stopped."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
@@ -77,11 +81,20 @@ def generate(
         quality=quality,
         negative_prompt=negative,
         image=None if image is None else str(image),
-    ).with_seed()
+    )
+    request = _with_seed(request, resume_dir)
     announce = f"seed {request.seed}" if seed is None else None
-    delivery = _Delivery(output, preview, bool(play), receipt, sidecar)
+    delivery = _Delivery(output, preview, bool(play), receipt, sidecar, resume_dir)
     told = _make(request, delivery, device, force=force, announce=announce)
     typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
+
+
+def _with_seed(request: "Request", resume: Path | None) -> "Request":
+    """A request with a seed: the one of the video that is gone on with, if there is one, else a drawn one."""
+    from skyloom.generate.resume import read_asked
+
+    begun = None if resume is None or request.seed is not None else read_asked(resume)
+    return request.with_fields({"seed": begun["request"]["seed"]}) if begun else request.with_seed()
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ class _Delivery:
     play: bool
     receipt: bool
     sidecar: bool
+    resume: Path | None
 
     def check(self, prompt: str) -> None:
         """Raise, before any work, for what cannot be written."""
@@ -109,6 +123,7 @@ def _make(
     """Check everything, then make the video; `announce` is said once it is sure that there will be one."""
     from skyloom.generate.estimate import check_capacity, estimate, free_memory, read_history, recorded, work_of
     from skyloom.generate.pipeline import load
+    from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
 
     delivery.check(request.prompt)
@@ -120,13 +135,15 @@ def _make(
     if not force:
         free_disk = shutil.disk_usage((delivery.output or Path()).absolute().parent).free
         check_capacity(estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory())
-    steps = pipeline.stream(request, collect=False)
+    steps = pipeline.stream(request, collect=False, resume=delivery.resume)
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(request.prompt, Path()))
     receipt, frames = _deliver(recorded(steps, work, since=since), plan.fps, target, delivery)
     if delivery.sidecar and target is not None:
         write_sidecar(target, receipt)
+    if delivery.resume is not None:
+        clear(delivery.resume)
     return {"file": str(target) if target else None, "seconds": frames / float(plan.fps), **receipt}
 
 

@@ -24,6 +24,7 @@ from skyloom.generate.lanes import Lanes
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
+from skyloom.generate.resume import WindowStore
 from skyloom.generate.rollout import DECODE_FRAMES, Job, Projector, Window, roll_out
 from skyloom.media.frames import cover, to_frames, to_pixels
 from skyloom.media.read import read_image
@@ -125,24 +126,29 @@ class Pipeline:
         """Make several videos; each is exactly what it would be alone."""
         return [self.generate(request) for request in requests]
 
-    def stream(self, request: Request | str, *, collect: bool = True, **fields: Any) -> Iterator[Step]:
+    def stream(
+        self, request: Request | str, *, collect: bool = True, resume: Path | None = None, **fields: Any
+    ) -> Iterator[Step]:
         """Make a video step by step; stop iterating to cancel. Requests are checked before the first step.
 
         Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
-        and memory does not grow with the length.
+        and memory does not grow with the length. A folder to `resume` from keeps finished windows: the same
+        request, with its seed, goes on where it was stopped and gives the same frames.
         """
         asked = request if isinstance(request, Request) else Request(request)
         plan = self.plan(asked.with_fields(fields))
-        return self._run(plan, self._canvas_at(plan), collect=collect)
+        canvas_at = self._canvas_at(plan)
+        receipt = make_receipt(plan, self.info, self.device, self.dtype)
+        store = None if resume is None else WindowStore(resume, receipt.to_dict())
+        sigmas = make_sigmas(plan.num_steps, self.info.shift)
+        job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout, store)
+        return self._run(plan, job, _Screen(plan, receipt, collect=collect))
 
-    def _run(self, plan: Plan, canvas_at: Callable[[Window], Canvas], *, collect: bool) -> Iterator[Step]:
+    def _run(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:
         prompts = [plan.request.prompt, plan.request.negative_prompt]
         context = self.lanes.run_one(partial(self.text.encode, prompts))
         yield Step("text", 1, 1, notice=_notice(plan, context))
-        sigmas = make_sigmas(plan.num_steps, self.info.shift)
-        job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout)
         projector = Projector(self.vae, self.lanes, self.device)
-        screen = _Screen(plan, make_receipt(plan, self.info, self.device, self.dtype), collect=collect)
         for made in roll_out(job, self._denoiser(plan, context)):
             index = made.window.index * plan.num_steps + made.step.index + 1
             yield Step("denoise", index, len(plan.windows) * plan.num_steps, made.step.denoised[0], vae=self.vae)

@@ -23,6 +23,7 @@ from skyloom.diffusion.flow import add_noise
 from skyloom.diffusion.sampling import SampleStep, sample_euler
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
+from skyloom.generate.resume import WindowStore
 from skyloom.media.frames import to_frames
 from skyloom.models.registry import Rollout
 from skyloom.models.vae import DecoderCache, Vae
@@ -60,27 +61,42 @@ class WindowStep:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a rollout makes: the windows, a canvas for each, the noise levels to go through, the seed."""
+    """What a rollout makes: the windows, a canvas for each, the noise levels to go through, the seed.
+
+    Windows that a `store` has from an earlier run are not made again, new ones are kept in it.
+    """
 
     windows: tuple[Window, ...]
     canvas_at: Callable[[Window], Canvas]
     sigmas: Float[Tensor, " n"]
     seed: int
     rollout: Rollout | None
+    store: WindowStore | None = None
 
 
 def roll_out(job: Job, denoiser: Denoiser) -> Iterator[WindowStep]:
     """Sample all windows in order; may be left after any step."""
     for window in job.windows:
-        canvas = job.canvas_at(window)
-        start = noise(job.seed, (1, *canvas.latent.shape), "window", window.index)
-        steps = list(pairwise(range(len(job.sigmas))))
-        for step in sample_euler(denoiser.velocity, start, job.sigmas, canvas):
-            done = step.index == len(steps) - 1
+        for step in _make(job, window, denoiser):
+            done = step.index == step.total - 1
+            if done and job.store is not None:
+                job.store.save(window.index, step.latent)
             if done and window is not job.windows[-1]:
                 assert job.rollout is not None
                 denoiser.remember(_remembered(step.latent, job, window), job.rollout, job.rollout.context_sigma)
             yield WindowStep(window, step, step.latent if done else None)
+
+
+def _make(job: Job, window: Window, denoiser: Denoiser) -> Iterator[SampleStep]:
+    """The steps of one window; only the last one, if it was finished before."""
+    steps = len(job.sigmas) - 1
+    kept = None if job.store is None else job.store.load(window.index)
+    if kept is not None:
+        yield SampleStep(steps - 1, steps, kept, kept)
+        return
+    canvas = job.canvas_at(window)
+    start = noise(job.seed, (1, *canvas.latent.shape), "window", window.index)
+    yield from sample_euler(denoiser.velocity, start, job.sigmas, canvas)
 
 
 def _remembered(latent: Float[Tensor, "1 c t h w"], job: Job, window: Window) -> Float[Tensor, "1 c t h w"]:
