@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skyloom.cli import options
+
 if TYPE_CHECKING:
     from jaxtyping import UInt8
     from rich.progress import TaskID
@@ -27,27 +29,21 @@ _SLUG_LENGTH = 60
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to show, in a sentence.")],
+    prompt: options.Prompt,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) (default: named after the prompt)"),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length (default: the model's window)")] = None,
-    size: Annotated[str | None, typer.Option(help="Width x height, like 128x128 (default: the model's own)")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second (default: the model's own)")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same video (default: drawn)")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How strictly to follow the prompt; 1 is off (default: the model's own)"),
-    ] = None,
-    quality: Annotated[
-        str | None,
-        typer.Option(help="fast (few steps) or best (many, guided) (default: fast, if the model has it)"),
-    ] = None,
-    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-    model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = "diorama",
+    seconds: options.Seconds = None,
+    size: options.Size = None,
+    fps: options.Fps = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    quality: options.Quality = None,
+    negative: options.Negative = "",
+    image: options.Picture = None,
+    model: options.Model = "diorama",
     preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
     play: Annotated[
         str | None,
@@ -61,7 +57,7 @@ def generate(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
+    device: options.Device = None,
 ) -> None:
     """Make a video from a sentence."""
     from skyloom.core.errors import RequestError

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from skyloom.cli import options
+
 if TYPE_CHECKING:
     from skyloom.generate.estimate import Estimate
     from skyloom.generate.plan import Plan
@@ -15,25 +17,19 @@ _MINUTE = 60
 
 
 def plan(
-    prompt: Annotated[str, typer.Argument(help="What to show, in a sentence.")],
-    seconds: Annotated[float | None, typer.Option(help="Length (default: the model's window)")] = None,
-    size: Annotated[str | None, typer.Option(help="Width x height, like 128x128 (default: the model's own)")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second (default: the model's own)")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same video (default: drawn)")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How strictly to follow the prompt; 1 is off (default: the model's own)"),
-    ] = None,
-    quality: Annotated[
-        str | None,
-        typer.Option(help="fast (few steps) or best (many, guided) (default: fast, if the model has it)"),
-    ] = None,
-    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-    model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = "diorama",
+    prompt: options.Prompt,
+    seconds: options.Seconds = None,
+    size: options.Size = None,
+    fps: options.Fps = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    quality: options.Quality = None,
+    negative: options.Negative = "",
+    image: options.Picture = None,
+    model: options.Model = "diorama",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")] = None,
+    device: options.Device = None,
 ) -> None:
     """What a video would take: shape, windows, network calls, memory, disk and time. Nothing is made."""
     from skyloom.core.device import choose_device, choose_dtype
