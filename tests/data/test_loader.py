@@ -66,6 +66,20 @@ def test_dropped_captions_become_the_empty_one(table, folder):
     assert context[1].any()
 
 
+def test_hidden_words_leave_their_own_vectors_out(table, folder):
+    batch = LatentLoader([LatentSource(str(folder), batch=2)], table, seed=0)(0)
+    keep = torch.tensor([False, False])
+    context, _, pooled = batch.captions(keep)
+    less, _, bare = batch.captions(keep, torch.tensor([True, False]))
+    half = context.shape[-1] // 2
+    assert torch.equal(less[:, :, :half], context[:, :, :half])
+    assert torch.equal(less[1], context[1])
+    assert torch.equal(bare[1], pooled[1])
+    assert not less[0, :, half:].any()
+    assert not bare[0, half : 2 * half].any()
+    assert context[0, :, half:].any()
+
+
 def test_a_step_always_gives_the_same_batch(table, folder):
     first, second = (LatentLoader((LatentSource(str(folder)),), table, seed=4) for _ in range(2))
     first(0)

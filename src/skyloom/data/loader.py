@@ -82,13 +82,20 @@ class LatentBatch:
     past: int = 0
 
     def captions(
-        self, dropped: Bool[Tensor, " b"]
+        self, dropped: Bool[Tensor, " b"], hidden: Bool[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
-        """Context, mask and pooled vector of each sample; dropped ones get the empty caption."""
+        """Context, mask and pooled vector of each sample; dropped ones get the empty caption.
+
+        Of the `hidden` ones the words' own vectors are left out: what the encoder's layers make of them must do.
+        """
         empty = self.table.index[""]
         rows = [empty if drop else row for row, drop in zip(self.rows, dropped.tolist(), strict=True)]
         device = self.latent.device
         context, mask, pooled = self.table.gather(rows)
+        if hidden is not None:
+            half = context.shape[-1] // 2
+            context[hidden.cpu(), :, half:] = 0
+            pooled[hidden.cpu(), half : 2 * half] = 0
         return context.to(device), mask.to(device), pooled.to(device)
 
 

@@ -83,7 +83,7 @@ def train_meaning(
         picked = seen[torch.randint(0, len(seen), (config.batch,), generator=random)]
         context, mask, _ = table.gather([captions.rows[i] for i in picked.tolist()])
         hide = torch.rand(config.batch, generator=random) < config.hidden_words
-        context = _hide_words(context, hide)
+        context = hide_words(context, hide)
         context = context + config.noise * torch.randn(context.shape, generator=random)
         meaning = reader(context, mask)
         losses = [
@@ -105,7 +105,7 @@ def _accuracies(
     context, mask, _ = table.gather([captions.rows[i] for i in kept.tolist()])
     shares = {}
     for name, hidden in (("", False), (", words hidden", True)):
-        meaning = reader(_hide_words(context, torch.full((len(context),), hidden)), mask)
+        meaning = reader(hide_words(context, torch.full((len(context),), hidden)), mask)
         for index, (fact, head) in enumerate(zip(FACTS, heads, strict=True)):
             right = head(meaning).argmax(-1) == captions.answers[kept, index]
             shares[fact + name] = right.float().mean().item()
@@ -130,7 +130,7 @@ def add_meanings(table_path: Path, encoder: TextEncoder, batch: int = 512) -> No
     partial.replace(table_path)
 
 
-def _hide_words(context: Float[Tensor, "b m k"], hide: Tensor) -> Float[Tensor, "b m k"]:
+def hide_words(context: Float[Tensor, "b m k"], hide: Tensor) -> Float[Tensor, "b m k"]:
     """Without the second half of the channels, the words' own vectors, where asked."""
     half = context.shape[-1] // 2
     return torch.cat([context[..., :half], context[..., half:] * ~hide[:, None, None]], dim=-1)

@@ -88,11 +88,13 @@ def _half(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """The noise to train on, the share of causal batches, of captions dropped, and what the sketch's error counts."""
+    """The noise to train on, the share of causal batches, of captions dropped and of those whose words' own vectors are
+    hidden (for words that training never saw), and what the sketch's error counts."""
 
     noise: NoiseConfig = NoiseConfig()
     causal_share: float = 0.5
     caption_dropout: float = 0.1
+    hidden_words: float = 0.0
     sketch_weight: float = 0.2
 
 
@@ -104,9 +106,10 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     sigma = sample_sigmas(count, frames, generator, config.noise, batch.past).to(device)
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
+    hidden = torch.rand(count, generator=generator) < config.hidden_words if config.hidden_words else None
     noisy = add_noise(latent, noise, sigma)
     with torch.autocast(device.type, torch.bfloat16):
-        text = dit.prepare_text(*batch.captions(dropped))
+        text = dit.prepare_text(*batch.captions(dropped, hidden))
         reading: Reading = "causal" if causal else "bidirectional"
         prediction = dit(noisy, sigma, text, reading=reading, numbers=batch.numbers)
     velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma)
