@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,3 +184,17 @@ def test_the_mean_velocity_comes_near_that_of_the_curve():
         errors.append(abs(float(made) - (1 - math.exp(-1))))
     assert 3 < errors[0] / errors[1] < 5
     assert 3 < errors[1] / errors[2] < 5
+
+
+@pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
+def test_strength_says_how_far_a_frame_moves_from_its_source(sampler: Sampler):
+    source = draw(3, (2, 4, 16, 16))
+    strength = torch.tensor([0.0, 0.3, 0.7, 1.0])
+    canvas = replace(Canvas(source, torch.ones(4, 16, 16, dtype=torch.bool)), strength=strength)
+    noise = draw(4, (1, 2, 4, 16, 16))
+    made = last(sampler(gaussian_velocity, noise, make_sigmas(8, 1.0), canvas)).latent
+    free = last(sampler(gaussian_velocity, noise, make_sigmas(8, 1.0), replace(canvas, strength=None))).latent
+    moved = (made - source).square().mean(dim=(0, 1, 3, 4))
+    assert torch.equal(made[0, :, 0], source[:, 0])
+    assert moved[0] < moved[1] < moved[2] < moved[3]
+    torch.testing.assert_close(made[:, :, 3], free[:, :, 3])

@@ -25,13 +25,16 @@ class Canvas:
 
     Where cells are made, `latent` is what an edit of strength below 1 starts from. Known frames carry noise
     up to `context_sigma` on their way through the model, which long rollouts use against drift. `prompts`
-    are (first latent frame, prompt) pairs in rising order, for videos whose prompt changes.
+    are (first latent frame, prompt) pairs in rising order, for videos whose prompt changes. `strength` says, per
+    latent frame, how far it may move from its source: it is noised no further than that (SDEdit: Meng et al. 2021,
+    arXiv 2108.01073); without it, every frame that is made starts from noise alone.
     """
 
     latent: Float[Tensor, "c t h w"]
     denoise_mask: Bool[Tensor, "t h w"]
     context_sigma: float = 0.0
     prompts: tuple[tuple[int, str], ...] = ()
+    strength: Float[Tensor, " t"] | None = None
 
     def __post_init__(self) -> None:
         if self.latent.shape[1:] != self.denoise_mask.shape:
@@ -85,8 +88,9 @@ class Canvas:
         prompt = self.prompt_at(start)
         opening = () if prompt is None else ((0, prompt),)
         prompts = (*opening, *((first - start, text) for first, text in held))
-        cut = self.latent[:, start:stop], self.denoise_mask[start:stop]
-        return replace(self, latent=cut[0], denoise_mask=cut[1], prompts=prompts)
+        latent, mask = self.latent[:, start:stop], self.denoise_mask[start:stop]
+        strength = None if self.strength is None else self.strength[start:stop]
+        return replace(self, latent=latent, denoise_mask=mask, prompts=prompts, strength=strength)
 
     def prompt_at(self, frame: int) -> str | None:
         """The prompt that holds at a latent frame."""
@@ -95,12 +99,17 @@ class Canvas:
 
     def to(self, device: torch.device | str) -> "Canvas":
         """The same canvas on another device."""
-        return replace(self, latent=self.latent.to(device), denoise_mask=self.denoise_mask.to(device))
+        strength = None if self.strength is None else self.strength.to(device)
+        return replace(
+            self, latent=self.latent.to(device), denoise_mask=self.denoise_mask.to(device), strength=strength
+        )
 
     def frame_sigma(self, sigma: float) -> Float[Tensor, " t"]:
         """The level at which each latent frame enters the model while made frames are at `sigma`."""
         making = reduce(self.denoise_mask, "t h w -> t", "any")
         levels = torch.full((self.frames,), sigma, device=making.device)
+        if self.strength is not None:
+            levels = levels.minimum(self.strength.to(levels))
         return levels.masked_fill(~making, min(sigma, self.context_sigma))
 
     def at_sigma(self, noise: Float[Tensor, "b c t h w"], sigma: float) -> Float[Tensor, "b c t h w"]:

@@ -46,7 +46,7 @@ def sample_euler(
     latent = canvas.at_sigma(noise, float(sigmas[0]))
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
-        latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
+        latent = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
@@ -64,9 +64,9 @@ def sample_heun(
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         if sigma_next > 0:
-            ahead = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
+            ahead = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
             velocity = (velocity + _evaluate(velocity_fn, ahead, noise, (sigma_next, sigma_next), canvas)[0]) / 2
-        latent = canvas.apply(latent + (sigma_next - sigma) * velocity, noise, sigma_next)
+        latent = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
@@ -81,6 +81,7 @@ def sample_adams_bashforth(
     The two-step Adams-Bashforth method in sigma, for steps of any length (Hairer, Norsett and Wanner, Solving
     Ordinary Differential Equations I, section III.5); the first step is an Euler step.
     """
+    assert canvas.strength is None, "steps of frames that start later have no common ratio"
     latent, previous = canvas.at_sigma(noise, float(sigmas[0])), None
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
@@ -127,6 +128,17 @@ def _pairs(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
     levels = [float(sigma) for sigma in sigmas.cpu()]
     assert all(high > low >= 0 for high, low in pairwise(levels)), "sigmas must fall"
     return list(pairwise(levels))
+
+
+def _moved(
+    latent: Float[Tensor, "b c t h w"], velocity: Float[Tensor, "b c t h w"], step: tuple[float, float], canvas: Canvas
+) -> Float[Tensor, "b c t h w"]:
+    """The latent after a straight step; a frame of less strength stays until the step that passes it."""
+    sigma, sigma_next = step
+    if canvas.strength is None:
+        return latent + (sigma_next - sigma) * velocity
+    spans = canvas.frame_sigma(sigma_next) - canvas.frame_sigma(sigma)
+    return latent + rearrange(spans, "t -> 1 1 t 1 1").to(latent) * velocity
 
 
 @torch.no_grad()
