@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from skyloom import __version__
-from skyloom.cli import data, doctor, evaluate, generate, models, plan, receipt, train, world
+from skyloom.cli import data, doctor, evaluate, generate, models, plan, receipt, storyboard, train, world
 from skyloom.core.errors import ConfigError, RequestError, SkyloomError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("generate")(generate.generate)
+app.command("storyboard")(storyboard.storyboard)
 app.command("plan")(plan.plan)
 app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)

@@ -45,26 +45,18 @@ def generate(
     image: options.Picture = None,
     model: options.Model = "diorama",
     preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
-    play: Annotated[
-        str | None,
-        typer.Option(metavar="-", help="Write the video to standard output while it is made: --play - | mpv -"),
-    ] = None,
-    receipt: Annotated[bool, typer.Option(help="Write into the file how it was made.")] = True,
-    sidecar: Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")] = False,
-    resume_dir: Annotated[
-        Path | None,
-        typer.Option(help="Keep finished windows here; the same command goes on where it was stopped."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")] = False,
+    play: options.Play = None,
+    receipt: options.Receipt = True,
+    sidecar: options.Sidecar = False,
+    resume_dir: options.ResumeDir = None,
+    force: options.Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: options.Device = None,
 ) -> None:
     """Make a video from a sentence."""
-    from skyloom.core.errors import RequestError
     from skyloom.generate.request import Request
 
-    if play not in (None, "-"):
-        raise RequestError(f"--play {play} is not known.", hint="Use --play - and a player that reads a pipe.")
+    playing = options.plays(play)
     request = Request(
         prompt,
         model=model,
@@ -78,14 +70,14 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
     )
-    request = _with_seed(request, resume_dir)
+    request = with_seed(request, resume_dir)
     announce = f"seed {request.seed}" if seed is None else None
-    delivery = _Delivery(output, preview, bool(play), receipt, sidecar, resume_dir)
-    told = _make(request, delivery, device, force=force, announce=announce)
+    delivery = Delivery(output, preview, playing, receipt, sidecar, resume_dir)
+    told = make(request, delivery, device, force=force, announce=announce)
     typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
 
 
-def _with_seed(request: "Request", resume: Path | None) -> "Request":
+def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: the one of the video that is gone on with, if there is one, else a drawn one."""
     from skyloom.generate.resume import read_asked
 
@@ -94,7 +86,7 @@ def _with_seed(request: "Request", resume: Path | None) -> "Request":
 
 
 @dataclass(frozen=True)
-class _Delivery:
+class Delivery:
     """Where a video and what is said of it go."""
 
     output: Path | None
@@ -113,16 +105,26 @@ class _Delivery:
         check_target(self.output or free_name(prompt, Path()))
 
 
-def _make(
-    request: "Request", delivery: _Delivery, device: str | None, *, force: bool, announce: str | None
+def make(
+    request: "Request",
+    delivery: Delivery,
+    device: str | None,
+    *,
+    force: bool,
+    announce: str | None,
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """Check everything, then make the video; `announce` is said once it is sure that there will be one."""
+    """Check everything, then make the video; `announce` is said once it is sure that there will be one.
+
+    Without an output the file is named after `name`, or the prompt.
+    """
     from skyloom.generate.estimate import check_capacity, estimate, free_memory, read_history, recorded, work_of
     from skyloom.generate.pipeline import load
     from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
 
-    delivery.check(request.prompt)
+    name = name or request.prompt
+    delivery.check(name)
     since = time.perf_counter()
     pipeline = load(request.model or "diorama", device=device)
     plan = pipeline.plan(request)
@@ -134,7 +136,7 @@ def _make(
     steps = pipeline.stream(request, collect=False, resume=delivery.resume)
     if announce:
         typer.echo(announce, err=True)
-    target = delivery.output or (None if delivery.play else free_name(request.prompt, Path()))
+    target = delivery.output or (None if delivery.play else free_name(name, Path()))
     receipt, frames = _deliver(recorded(steps, work, since=since), plan.fps, target, delivery)
     if delivery.sidecar and target is not None:
         write_sidecar(target, receipt)
@@ -144,7 +146,7 @@ def _make(
 
 
 def _deliver(
-    steps: "Iterator[Step]", fps: Fraction, target: Path | None, delivery: _Delivery
+    steps: "Iterator[Step]", fps: Fraction, target: Path | None, delivery: Delivery
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
     from skyloom.media.write import open_pipe, open_video

@@ -21,3 +21,21 @@ Negative = Annotated[str, typer.Option(help="What to avoid.")]
 Picture = Annotated[Path | None, typer.Option(help="A picture to start from.")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")]
+Play = Annotated[
+    str | None, typer.Option(metavar="-", help="Write the video to standard output while it is made: --play - | mpv -")
+]
+Receipt = Annotated[bool, typer.Option(help="Write into the file how it was made.")]
+Sidecar = Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")]
+ResumeDir = Annotated[
+    Path | None, typer.Option(help="Keep finished windows here; the same command goes on where it was stopped.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")]
+
+
+def plays(play: str | None) -> bool:
+    """Whether to write to standard output. Raises RequestError for a place that is none."""
+    from skyloom.core.errors import RequestError
+
+    if play not in (None, "-"):
+        raise RequestError(f"--play {play} is not known.", hint="Use --play - and a player that reads a pipe.")
+    return play is not None

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from skyloom.cli import options
 if TYPE_CHECKING:
     from skyloom.generate.estimate import Estimate
     from skyloom.generate.plan import Plan
+    from skyloom.generate.request import Request
 
 _MINUTE = 60
 
@@ -32,20 +33,7 @@ def plan(
     device: options.Device = None,
 ) -> None:
     """What a video would take: shape, windows, network calls, memory, disk and time. Nothing is made."""
-    from skyloom.core.device import choose_device, choose_dtype
-    from skyloom.generate.estimate import (
-        check_capacity,
-        estimate,
-        free_memory,
-        read_config,
-        read_history,
-        work_of,
-    )
-    from skyloom.generate.plan import make_plan
     from skyloom.generate.request import Request
-    from skyloom.models.dit import DitConfig
-    from skyloom.models.registry import find_model
-    from skyloom.models.vae import VaeConfig
 
     request = Request(
         prompt,
@@ -60,7 +48,26 @@ def plan(
         negative_prompt=negative,
         image=None if image is None else str(image),
     )
-    info, where = find_model(model), choose_device(device)
+    show(request, as_json, device)
+
+
+def show(request: "Request", as_json: bool, device: str | None) -> None:
+    """Print what a request would take. Raises RequestError or CapacityError for what cannot be made."""
+    from skyloom.core.device import choose_device, choose_dtype
+    from skyloom.generate.estimate import (
+        check_capacity,
+        estimate,
+        free_memory,
+        read_config,
+        read_history,
+        work_of,
+    )
+    from skyloom.generate.plan import make_plan
+    from skyloom.models.dit import DitConfig
+    from skyloom.models.registry import find_model
+    from skyloom.models.vae import VaeConfig
+
+    info, where = find_model(request.model or "diorama"), choose_device(device)
     scale = read_config(info.folder, "vae", VaeConfig).scale
     made = make_plan(request, info, scale)
     dtype = str(choose_dtype(where)).removeprefix("torch.")
@@ -81,6 +88,7 @@ def _table(plan: "Plan", expected: "Estimate") -> dict[str, object]:
         "guidance": plan.guidance_scale,
         "quality": "fast" if plan.student else "best",
         "estimate": expected.to_dict(),
+        **({"cards": [_card(plan, index) for index in range(len(plan.cards))]} if plan.cards else {}),
     }
 
 
@@ -97,7 +105,25 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
         f"{'video':8} {kept} frames of {plan.shape.size} at {float(plan.fps):g} fps, {plan.seconds:g} s",
         f"{'windows':8} {work.windows} of {work.tokens:,} tokens at most",
         f"{'network':8} {work.calls} calls: {plan.num_steps} steps a window, guidance {plan.guidance_scale:g}",
+        *(_card_line(_card(plan, index)) for index in range(len(plan.cards))),
     ]
+
+
+def _card(plan: "Plan", index: int) -> dict[str, Any]:
+    """A card of a storyboard on its frames."""
+    one = plan.cards[index]
+    end = plan.cards[index + 1].frame if index + 1 < len(plan.cards) else plan.shape.frames
+    windows = sum(window.card == index for window in plan.windows)
+    place = {"card": index + 1, "shot": one.shot + 1, "first_frame": one.frame, "frames": end - one.frame}
+    return {**place, "windows": windows, "fade_frames": one.fade, "prompt": one.text, "pinned": one.pinned}
+
+
+def _card_line(card: dict[str, Any]) -> str:
+    last = card["first_frame"] + card["frames"] - 1
+    fade = f", fades in over {card['fade_frames']} frames" if card["fade_frames"] else ""
+    pinned = f", from {card['pinned']}" if card["pinned"] else ""
+    where = f"shot {card['shot']}, frames {card['first_frame']} to {last}, {card['windows']} windows{fade}{pinned}"
+    return f"card {card['card']:<3} {where}: {card['prompt']}"
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class _Branch:
 
     text: TextCondition
     cache: KvCache | None = None
+    before: TextCondition | None = None
 
 
 class Denoiser:
@@ -40,7 +42,7 @@ class Denoiser:
         assert len(conditions) == (1 if guidance_scale == 1.0 else 2), "guidance needs a second prompt, and only that"
         self._dit, self._lanes, self._student = dit, lanes, student
         self._branches = [_Branch(text) for text in conditions]
-        self._guidance_scale = guidance_scale
+        self._guidance_scale, self._fade = guidance_scale, torch.zeros(0)
         self._device, self._dtype = dit.head.weight.device, dit.head.weight.dtype
 
     def velocity(
@@ -50,9 +52,15 @@ class Denoiser:
         noisy, levels = latent.to(self._device), sigma.to(self._device)
         steps = span.to(self._device) if self._student else None
 
-        def predict(branch: _Branch) -> Tensor:
-            made = self._dit(noisy.to(self._dtype), levels, branch.text, cache=branch.cache, span=steps).float()
+        def ask(text: TextCondition, cache: KvCache | None) -> Tensor:
+            made = self._dit(noisy.to(self._dtype), levels, text, cache=cache, span=steps).float()
             return to_velocity(self._dit.config.prediction, made, noisy, levels)
+
+        def predict(branch: _Branch) -> Tensor:
+            made = ask(branch.text, branch.cache)
+            if branch.before is None:
+                return made
+            return torch.lerp(made, ask(branch.before, branch.cache), self._fade)
 
         made = self._run(predict)
         return (made[0] + cfg_delta(made[0], made[-1], self._guidance_scale)).cpu()
@@ -72,10 +80,27 @@ class Denoiser:
 
             self._run(extend)
 
-    def say(self, conditions: Sequence[TextCondition]) -> None:
-        """Go on with other prompts; what is remembered stays."""
-        for branch, text in zip(self._branches, conditions, strict=True):
-            branch.text = text
+    def say(
+        self,
+        conditions: Sequence[TextCondition],
+        before: Sequence[TextCondition] | None = None,
+        fade: Sequence[float] = (),
+    ) -> None:
+        """Go on with other prompts; what is remembered stays.
+
+        With a `fade`, the prompts from `before` still say that much of each latent frame of the next window.
+        """
+        fading = before is not None and len(fade) > 0
+        for index, branch in enumerate(self._branches):
+            branch.text = conditions[index]
+            branch.before = before[index] if before is not None and fading else None
+        if fading:
+            self._fade = rearrange(torch.tensor(fade, device=self._device), "t -> 1 1 t 1 1")
+
+    def forget(self) -> None:
+        """Remember nothing: a new shot begins."""
+        for branch in self._branches:
+            branch.cache = None
 
     def _run(self, call: Callable[[_Branch], T]) -> list[T]:
         return self._lanes.run([partial(call, branch) for branch in self._branches])

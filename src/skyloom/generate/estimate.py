@@ -132,7 +132,8 @@ def work_of(plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors
         again = model.rollout is not None and window is not plan.windows[-1]
         pieces = math.ceil((window.stop - window.start) / model.rollout.window) if model.rollout and again else 0
         calls, tokens = calls + branches * (plan.num_steps + pieces), max(tokens, here)
-        flops += branches * (plan.num_steps + again) * here * _flops_per_token(config, keys)
+        asked = branches * (plan.num_steps * (2 if window.fade else 1) + again)
+        flops += asked * here * _flops_per_token(config, keys)
     shape = plan.shape
     kind = f"{model.name} {device} {dtype}"
     unit = config.width * _FLOATS_PER_WIDTH * 4 * branches

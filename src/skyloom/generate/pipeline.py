@@ -19,15 +19,17 @@ from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
+from skyloom.generate.cards import Card
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
+from skyloom.generate.pins import Pin, fit_cells, read_pinned
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.resume import WindowStore
-from skyloom.generate.rollout import DECODE_FRAMES, Job, Projector, Window, roll_out
-from skyloom.media.frames import cover, to_frames, to_pixels
-from skyloom.media.read import read_image
+from skyloom.generate.rollout import Job, Projector, Window, roll_out
+from skyloom.generate.storyboard import PlacedCard
+from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.video import Video
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.dit import Dit, DitConfig, TextCondition
@@ -71,8 +73,7 @@ class _Screen:
         self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
-        windows = (window.wanted - window.start for window in plan.windows)
-        self._total = sum(-(-frames // DECODE_FRAMES) for frames in windows)
+        self._total = sum(len(window.parts) for window in plan.windows)
 
     def show(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
         """The step that these frames make."""
@@ -140,45 +141,62 @@ class Pipeline:
         canvas_at = self._canvas_at(plan)
         receipt = make_receipt(plan, self.info, self.device, self.dtype)
         store = None if resume is None else WindowStore(resume, receipt.to_dict())
+        seeds = {index: one.card.seed for index, one in enumerate(plan.cards) if one.card.seed is not None}
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
-        job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout, store)
+        job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout, store, seeds=seeds)
         return self._run(plan, job, _Screen(plan, receipt, collect=collect))
 
     def _run(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:
-        prompts = [plan.request.prompt, plan.request.negative_prompt]
-        context = self.lanes.run_one(partial(self.text.encode, prompts))
+        prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
+        context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
         yield Step("text", 1, 1, notice=_notice(plan, context))
         projector = Projector(self.vae, self.lanes, self.device)
-        for made in roll_out(job, self._denoiser(plan, context)):
+        scripts = [self._conditions(plan, context, row) for row in range(len(prompts))]
+        denoiser = Denoiser(self.dit, self.lanes, scripts[0], plan.guidance_scale, student=plan.student)
+
+        def speak(window: Window) -> None:
+            before = scripts[window.card - 1] if window.fade else None
+            denoiser.say(scripts[window.card], before, window.fade)
+
+        for made in roll_out(replace(job, speak=speak), denoiser):
             index = made.window.index * plan.num_steps + made.step.index + 1
             yield Step("denoise", index, len(plan.windows) * plan.num_steps, made.step.denoised[0], vae=self.vae)
             if made.finished is not None:
                 yield from map(screen.show, projector.ready(most_waiting=0))
-                projector.put(made.finished[:, :, : made.window.wanted - made.window.start])
+                projector.put(made.finished, made.window)
             yield from map(screen.show, projector.ready())
         yield from map(screen.show, projector.ready(most_waiting=0))
 
     @torch.no_grad()
     def _canvas_at(self, plan: Plan) -> Callable[[Window], Canvas]:
-        """The canvas of every window: only a picture to start from is known, if one is given."""
+        """The canvas of every window: only what is pinned is known, a picture to start from or media of cards."""
         latent_shape = self.vae.config.scale.latent_shape(plan.shape)
-        first = None
+        pins: list[Pin] = []
         if plan.request.image is not None:
-            picture = cover(read_image(Path(plan.request.image)), plan.shape.height, plan.shape.width)
-            first = self.lanes.run_one(partial(self.vae.encode, to_pixels(picture)[None].to(self.device)))[0].cpu()
+            pins.append(self._pin(PlacedCard(Card("0", "", image=plan.request.image), 0, 0, 0, 0, ""), plan))
+        pins += [self._pin(one, plan) for one in plan.cards if one.pinned]
 
         def canvas_at(window: Window) -> Canvas:
             shape = replace(latent_shape, frames=window.stop - window.start)
             canvas = Canvas.text_to_video(self.vae.config.latent_channels, shape)
-            return canvas.keep(0, first) if first is not None and window.start == 0 else canvas
+            for pin in pins:
+                canvas = pin.on(canvas, window)
+            return canvas
 
         return canvas_at
 
-    def _denoiser(self, plan: Plan, context: TextContext) -> Denoiser:
-        """The transformer, told the prompt and, for guidance, the negative one."""
-        rows = range(2 if plan.guidance_scale != 1.0 else 1)
-        conditions = [self.lanes.run_one(partial(self._condition, context, row)) for row in rows]
-        return Denoiser(self.dit, self.lanes, conditions, plan.guidance_scale, student=plan.student)
+    def _pin(self, placed: PlacedCard, plan: Plan) -> Pin:
+        """What a card pins, as latent frames of its shot."""
+        frames = read_pinned(placed, plan.shape, self.info.fps)
+        frames, start, skip = fit_cells(frames, placed.offset, self.vae.config.scale)
+        pixels = to_pixels(frames)[None].to(self.device)
+        latent = self.lanes.run_one(partial(self.vae.encode, pixels))[0, :, skip:].cpu()
+        return Pin(placed.shot, start, latent, placed.card.strength)
+
+    def _conditions(self, plan: Plan, context: TextContext, row: int) -> list[TextCondition]:
+        """One prompt of a context and, for guidance, the negative one, which is the last."""
+        rows = [row] if plan.guidance_scale == 1.0 else [row, len(context.context) - 1]
+        return [self.lanes.run_one(partial(self._condition, context, one)) for one in rows]
 
     def _condition(self, context: TextContext, row: int) -> TextCondition:
         """One prompt of a context, without the padding that its neighbours made necessary."""
@@ -210,8 +228,12 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
     """What was done otherwise than a user may expect."""
     lost = context.truncated
     notices = [
-        f"The prompt is long: its last {lost[0]} tokens were not read." if lost[0] else "",
-        f"The negative prompt is long: its last {lost[1]} tokens were not read." if lost[1] else "",
+        *(
+            f"The prompt{f' of card {index}' if plan.cards else ''} is long: its last {count} tokens were not read."
+            for index, count in enumerate(lost[:-1], start=1)
+            if count
+        ),
+        f"The negative prompt is long: its last {lost[-1]} tokens were not read." if lost[-1] else "",
         f"Of the frames, one in {plan.keep_every} is kept." if plan.keep_every > 1 else "",
     ]
     return " ".join(filter(None, notices)) or None

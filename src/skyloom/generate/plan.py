@@ -7,6 +7,7 @@ from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.request import Request, check_seed, parse_size
 from skyloom.generate.rollout import Window, make_windows
+from skyloom.generate.storyboard import PlacedCard, card_windows, place_cards
 from skyloom.models.registry import ModelInfo, Quality
 
 MAX_PROMPT = 2_000
@@ -29,6 +30,7 @@ class Plan:
     seed: int
     windows: tuple[Window, ...]
     student: bool = False
+    cards: tuple[PlacedCard, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -40,7 +42,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     """Check a request against a model. Raises RequestError with what would fit."""
     request = request.with_seed()
     assert request.seed is not None
-    if not request.prompt.strip():
+    if not request.prompt.strip() and not request.cards:
         raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
     _check_text("prompt", request.prompt)
     _check_text("negative prompt", request.negative_prompt)
@@ -54,9 +56,23 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     if not 0 <= guidance <= MAX_GUIDANCE:
         raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
     shape = VideoShape(_frames(request, model, scale), height, width)
-    windows = make_windows(scale.latent_frames(shape.frames), scale.latent_frames(model.frames), model.rollout)
-    fps = Fraction(model.fps, keep_every)
-    return Plan(request, shape, fps, keep_every, steps, guidance, check_seed(request.seed), windows, quality.student)
+    cards = _cards(request, shape, model)
+    native = scale.latent_frames(model.frames)
+    if cards:
+        windows = card_windows(cards, shape.frames, scale, native, model.rollout)
+    else:
+        windows = make_windows(scale.latent_frames(shape.frames), native, model.rollout)
+    fps, seed = Fraction(model.fps, keep_every), check_seed(request.seed)
+    return Plan(request, shape, fps, keep_every, steps, guidance, seed, windows, quality.student, cards)
+
+
+def _cards(request: Request, shape: VideoShape, model: ModelInfo) -> tuple[PlacedCard, ...]:
+    """The cards of a storyboard on their frames; none for a plain request."""
+    for number, card in enumerate(request.cards, start=1):
+        _check_text(f"prompt of card {number}", card.prompt)
+    if request.cards and request.image is not None:
+        raise RequestError("A storyboard takes its pictures from its cards.", hint="Put the image on the first card.")
+    return place_cards(request.cards, request.prompt, shape, model.fps)
 
 
 def _quality(request: Request, model: ModelInfo) -> Quality:

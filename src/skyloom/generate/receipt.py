@@ -147,6 +147,11 @@ def make_receipt(
         guidance_scale=plan.guidance_scale,
         quality="fast" if plan.student else "best",
     )
+    pinned = tuple(
+        Parent(hash_picture(Path(one.pinned)), "video" if one.card.video else "image", "storyboard")
+        for one in plan.cards
+        if one.pinned
+    )
     return Receipt(
         __version__,
         filled,
@@ -157,7 +162,7 @@ def make_receipt(
         dtype=str(dtype).removeprefix("torch."),
         image=None if plan.request.image is None else hash_picture(Path(plan.request.image)),
         frames=frames,
-        parents=parents,
+        parents=(*parents, *pinned),
         notes=notes or {},
     )
 

@@ -9,14 +9,15 @@ import math
 import operator
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import RequestError
 from skyloom.core.seeds import MAX_SEED
+from skyloom.generate.cards import Card, CardError
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
 _WHOLE = ("seed", "num_steps")
@@ -28,7 +29,9 @@ class Request:
     """What to make. None means: the model's own default (for the seed: drawn at random, and then reported).
 
     `model` None means whichever model the pipeline holds; `quality` is "fast" (a few steps, no guidance) or
-    "best" (many steps, guided), as far as the model has both. Values of the wrong kind raise RequestError.
+    "best" (many steps, guided), as far as the model has both. With `cards` (a storyboard) the video shows one after
+    another, and the prompt, which may be empty, is said with each of theirs. Values of the wrong kind raise
+    RequestError.
     """
 
     prompt: str
@@ -42,9 +45,13 @@ class Request:
     negative_prompt: str = ""
     image: str | None = None
     quality: str | None = None
+    cards: tuple[Card, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cards", _cards(self.cards))
         for field in fields(self):
+            if field.name == "cards":
+                continue
             value = getattr(self, field.name)
             if value is not None or field.name in ("prompt", "negative_prompt"):
                 object.__setattr__(self, field.name, _checked(field.name, value))
@@ -58,8 +65,10 @@ class Request:
         return self.from_dict({**self.to_dict(), **values})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is None is left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Plain values; what is None is left out, and cards where there are none."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["cards"] = [card.to_dict() for card in self.cards] or None
+        return {key: value for key, value in values.items() if value is not None}
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -77,6 +86,22 @@ class Request:
         if "prompt" not in values:
             raise RequestError("A request needs a prompt.", hint="Say what to show.")
         return cls(**values)
+
+
+def _cards(values: object) -> tuple[Card, ...]:
+    """Cards as they are, or from plain values."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise RequestError(f"cards is {values!r:.80}.", hint="It must be a list of cards.")
+    return tuple(
+        value if isinstance(value, Card) else Card.from_dict(_table(value, number), number)
+        for number, value in enumerate(values, start=1)
+    )
+
+
+def _table(value: object, number: int) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CardError(number, "at", f"{value!r:.60} is no card.", hint="Write a table with `at` and `prompt`.")
+    return value
 
 
 def parse_size(text: str) -> tuple[int, int]:
