@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyloom.core.seeds import MAX_SEED, derive_seed, generator, noise
+from skyloom.core.seeds import MAX_SEED, chain_frames, derive_seed, generator, noise
 
 SEEDS = st.integers(0, MAX_SEED)
 PATHS = st.lists(st.integers(0, 10**6) | st.sampled_from(["noise", "window", "text"]), max_size=4)
@@ -45,3 +45,21 @@ def test_noise_is_standard_normal():
     drawn = noise(0, (100_000,))
     assert abs(float(drawn.mean())) < 0.02
     assert abs(float(drawn.std()) - 1) < 0.02
+
+
+def test_chained_noise_is_standard_normal_and_alike_from_frame_to_frame():
+    fresh = noise(0, (1, 8, 40, 16, 16))
+    chained = chain_frames(fresh, 0.8)
+    assert torch.equal(chain_frames(fresh, 0.0), fresh)
+    assert torch.equal(chained[:, :, 0], fresh[:, :, 0])
+    spread = chained.std(dim=(0, 1, 3, 4))
+    assert (spread - 1).abs().max() < 0.07
+    alike = (chained[:, :, 1:] * chained[:, :, :-1]).mean(dim=(0, 1, 3, 4))
+    assert (alike - 0.8).abs().max() < 0.08
+
+
+def test_a_chain_cut_in_two_is_the_same_chain():
+    fresh = noise(0, (1, 2, 9, 4, 4))
+    whole, first = chain_frames(fresh, 0.6), chain_frames(fresh[:, :, :4], 0.6)
+    rest = chain_frames(fresh[:, :, 4:], 0.6, first[:, :, -1])
+    assert torch.equal(torch.cat([first, rest], dim=2), whole)

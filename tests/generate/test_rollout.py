@@ -1,5 +1,6 @@
 """Rollouts: one video whatever its length, the memory equals the whole, frames come as they are done."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -128,3 +129,18 @@ def test_the_memory_of_a_late_window_is_what_training_shows():
     made = dit(seen[:, :, 6:], levels[:, 6:], text, cache=cache)
     assert (made - whole).abs().max() < 1e-5 * whole.abs().max()
     assert not torch.equal(whole, dit(seen, levels, text, reading="causal")[:, :, 6:])
+
+
+def test_chained_noise_runs_on_from_window_to_window(pipeline, tmp_path):
+    """As without: the beginning does not hang on the length, and a stopped video goes on to the same frames."""
+    chained = copy.copy(pipeline)
+    chained.info = replace(pipeline.info, manifest={**pipeline.info.manifest, "noise_correlation": 0.8})
+    whole = chained.generate(LONG).frames
+    assert not torch.equal(whole, pipeline.generate(LONG).frames)
+    assert torch.equal(chained.generate(replace(LONG, seconds=4)).frames[: len(whole)], whole)
+    stream = chained.stream(LONG, resume=tmp_path / "kept")
+    for _ in range(12):
+        next(stream)
+    stream.close()
+    again = chained.stream(LONG, resume=tmp_path / "kept")
+    assert torch.equal(torch.cat([step.frames for step in again if step.frames is not None]), whole)

@@ -93,6 +93,54 @@ def motion(
 
 
 @app.command()
+def drift(
+    count: Annotated[int, typer.Option(help="Prompts.")] = 8,
+    seconds: Annotated[float, typer.Option(help="Length of every video.")] = 60.0,
+    part: Annotated[float, typer.Option(help="Seconds of a part; each is held against the first.")] = 5.0,
+    sink: Annotated[int | None, typer.Option(help="First latent frames kept in view (default: the model's)")] = None,
+    recent: Annotated[int | None, typer.Option(help="Last latent frames kept in view (default: the model's)")] = None,
+    window: Annotated[int | None, typer.Option(help="Latent frames made together (default: the model's)")] = None,
+    context_sigma: Annotated[float | None, typer.Option(help="Noise on what is in view (default: the model's)")] = None,
+    out: Out = Path("evaluation"),
+    model: Model = "diorama",
+    quality: Quality = None,
+    atlas: AtlasFolder = Path(".atlas"),
+    as_json: AsJson = False,
+) -> None:
+    """Does a long video hold together? Its later parts against its first."""
+    from dataclasses import asdict, replace
+
+    from skyloom.core.errors import RequestError
+    from skyloom.evaluate.drift import compare_drift
+    from skyloom.evaluate.probe import load_probe
+    from skyloom.evaluate.prompts import prompts_for
+    from skyloom.generate.pipeline import load
+    from skyloom.generate.rollout import make_windows
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.vocabulary import SMALL
+
+    pipeline = load(model)
+    if pipeline.info.rollout is None:
+        raise RequestError(f"{model} does not go on after its window.", hint="Choose another model.")
+    said = {"sink": sink, "recent": recent, "window": window, "context_sigma": context_sigma}
+    rollout = replace(pipeline.info.rollout, **{name: value for name, value in said.items() if value is not None})
+    manifest = {**pipeline.info.manifest, "rollout": asdict(rollout)}
+    pipeline.info, scale = replace(pipeline.info, manifest=manifest), pipeline.vae.config.scale
+    fps, frames = pipeline.info.fps, scale.frames_for(seconds, pipeline.info.fps)
+    windows = make_windows(scale.latent_frames(frames), scale.latent_frames(pipeline.info.frames), rollout)
+    report = compare_drift(
+        _Configured(pipeline, seconds=seconds, quality=quality),
+        prompts_for(SMALL, count),
+        load_probe(),
+        load_atlas(atlas),
+        part=round(part * fps),
+        joins=[scale.video_frames(one.start) for one in windows[1:]],
+        on_video=lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True),
+    )
+    _finish(report, out, as_json)
+
+
+@app.command()
 def ceiling(
     count: Annotated[int, typer.Option(help="Scenes of seen pairs, and as many of held-out pairs.")] = 200,
     out: Out = Path("evaluation"),

@@ -23,7 +23,8 @@ _ROLLOUT_SHARES = {"prefix": 0.75, "window": 0.25}
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Shares of the patterns (in any unit), and the distribution of one level.
+    """Shares of the patterns (in any unit), the distribution of one level, and how alike the noise of neighbouring
+    frames is.
 
     `layout_share` of the levels are uniform above LAYOUT_SIGMA: where only the text says what will be where.
     """
@@ -41,8 +42,11 @@ class NoiseConfig:
     independent: float = 0.1
     context_noise: float = 0.15
     window_frames: int = 3
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.correlation < 1:
+            raise ConfigError(f"A correlation of {self.correlation} is none.", hint="Use 0 up to, but not, 1.")
         shares = [getattr(self, name) for name in PATTERNS]
         if min(shares) < 0 or sum(shares) <= 0:
             raise ConfigError(f"The shares of the noise patterns are {shares}.", hint="Use shares above 0.")

@@ -45,6 +45,39 @@ class Movement:
 NAMES = ("speed", "flicker", "colour_drift", "contrast_drift", "sharpness_drift")
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a run of frames looks and moves, grey values in [0, 1]: mean colour, spread of grey values, mean slope;
+    pixels a frame; mean change there and back."""
+
+    colour: tuple[float, float, float]
+    contrast: float
+    sharpness: float
+    speed: float
+    flicker: float
+
+
+def look_of(frames: UInt8[Tensor, "t h w c"]) -> Look:
+    """Measure a run of three frames or more."""
+    colour = frames.float() / 255
+    grey = colour @ torch.tensor(_LUMA)
+    red, green, blue = colour.mean((0, 1, 2)).tolist()
+    return Look((red, green, blue), _contrast(grey), _sharpness(grey), _speed(grey), _flicker(grey))
+
+
+def colour_change(first: Look, last: Look) -> float:
+    """How far the mean colour went, in grey values: mean over channels."""
+    return sum(abs(a - b) for a, b in zip(first.colour, last.colour, strict=True)) / len(first.colour)
+
+
+def seam_ratio(frames: UInt8[Tensor, "t h w c"], joins: Sequence[int]) -> float:
+    """Change from frame to frame where windows meet (`joins`: first frames of windows) over that everywhere else."""
+    change = (frames[1:].float() - frames[:-1].float()).abs().mean(dim=(1, 2, 3))
+    at = torch.zeros(len(change), dtype=torch.bool)
+    at[[join - 1 for join in joins if 0 < join < len(frames)]] = True
+    return float(change[at].mean() / change[~at].mean().clamp(min=1e-6)) if bool(at.any()) else 1.0
+
+
 def movement(frames: UInt8[Tensor, "t h w c"]) -> Movement:
     """Measure one video of three frames or more."""
     colour = frames.float() / 255

@@ -143,7 +143,16 @@ class Pipeline:
         store = None if resume is None else WindowStore(resume, receipt.to_dict())
         seeds = {index: one.card.seed for index, one in enumerate(plan.cards) if one.card.seed is not None}
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
-        job = Job(plan.windows, canvas_at, sigmas, plan.seed, self.info.rollout, store, seeds=seeds)
+        job = Job(
+            plan.windows,
+            canvas_at,
+            sigmas,
+            plan.seed,
+            self.info.rollout,
+            store,
+            seeds=seeds,
+            correlation=self.info.noise_correlation,
+        )
         return self._run(plan, job, _Screen(plan, receipt, collect=collect))
 
     def _run(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:

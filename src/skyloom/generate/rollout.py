@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from skyloom.core.seeds import noise
+from skyloom.core.seeds import chain_frames, noise
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.flow import add_noise
 from skyloom.diffusion.sampling import SampleStep, sample_euler
@@ -86,7 +86,8 @@ class Job:
     """What a rollout makes: the windows, a canvas for each, the noise levels to go through, the seed.
 
     `speak` tells the denoiser what a window is to show, where that changes; `seeds` are cards' own, by card. Windows
-    that a `store` has from an earlier run are not made again, new ones are kept in it.
+    that a `store` has from an earlier run are not made again, new ones are kept in it. `correlation` is that of the
+    noise of neighbouring latent frames that the model was trained with.
     """
 
     windows: tuple[Window, ...]
@@ -97,6 +98,7 @@ class Job:
     store: WindowStore | None = None
     speak: Callable[[Window], None] | None = None
     seeds: Mapping[int, int] = field(default_factory=dict[int, int])
+    correlation: float = 0.0
 
     def noise_for(self, window: Window, shape: tuple[int, ...], *purpose: str | int) -> Float[Tensor, "..."]:
         """Noise of a window. That of a card with a seed of its own hangs on nothing but this card."""
@@ -109,10 +111,21 @@ class Job:
 
 def roll_out(job: Job, denoiser: Denoiser) -> Iterator[WindowStep]:
     """Sample all windows in order; may be left after any step."""
+    before: Window | None = None
+    last: Tensor | None = None  # noise of the latent frame before the window
     for window, following in zip(job.windows, (*job.windows[1:], None), strict=True):
         if job.speak is not None:
             job.speak(window)
-        for step in _make(job, window, denoiser):
+        canvas = job.canvas_at(window)
+        alone = (
+            before is None or before.shot != window.shot or (before.card != window.card and window.card in job.seeds)
+        )
+        fresh = job.noise_for(window, (1, *canvas.latent.shape))
+        start = chain_frames(fresh, job.correlation, None if alone else last)
+        if window.kept > window.start:
+            last = start[:, :, window.kept - window.start - 1]
+        before = window
+        for step in _make(job, window, denoiser, canvas, start):
             done = step.index == step.total - 1
             if done and job.store is not None:
                 job.store.save(window.index, step.latent)
@@ -124,15 +137,15 @@ def roll_out(job: Job, denoiser: Denoiser) -> Iterator[WindowStep]:
             yield WindowStep(window, step, step.latent if done else None)
 
 
-def _make(job: Job, window: Window, denoiser: Denoiser) -> Iterator[SampleStep]:
+def _make(
+    job: Job, window: Window, denoiser: Denoiser, canvas: Canvas, start: Float[Tensor, "1 c t h w"]
+) -> Iterator[SampleStep]:
     """The steps of one window; only the last one, if it was finished before."""
     steps = len(job.sigmas) - 1
     kept = None if job.store is None else job.store.load(window.index)
     if kept is not None:
         yield SampleStep(steps - 1, steps, kept, kept)
         return
-    canvas = job.canvas_at(window)
-    start = job.noise_for(window, (1, *canvas.latent.shape))
     yield from sample_euler(denoiser.velocity, start, job.sigmas, canvas)
 
 

@@ -63,6 +63,11 @@ class ModelInfo:
         return next(iter(self.qualities))
 
     @property
+    def noise_correlation(self) -> float:
+        """How alike the noise of neighbouring latent frames was in its training (0: independent)."""
+        return float(self.manifest.get("noise_correlation", 0.0))
+
+    @property
     def rollout(self) -> Rollout | None:
         """How it makes longer videos; None where it was not trained for that."""
         values = self.manifest.get("rollout")

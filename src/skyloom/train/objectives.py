@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from skyloom.core.seeds import chain_frames
 from skyloom.data.loader import LatentBatch
 from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.diffusion.guidance import cfg_delta
@@ -104,7 +105,7 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     count, frames = latent.shape[0], latent.shape[2]
     causal = float(torch.rand((), generator=generator)) < config.causal_share or batch.numbers is not None
     sigma = sample_sigmas(count, frames, generator, config.noise, batch.past).to(device)
-    noise = torch.randn(latent.shape, generator=generator).to(latent)
+    noise = chain_frames(torch.randn(latent.shape, generator=generator), config.noise.correlation).to(latent)
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
     hidden = torch.rand(count, generator=generator) < config.hidden_words if config.hidden_words else None
     noisy = add_noise(latent, noise, sigma)
@@ -154,6 +155,7 @@ class DistillConfig:
     causal_share: float = 0.5
     known_share: float = 0.5
     context_noise: float = 0.15
+    correlation: float = 0.0
 
 
 def distill_losses(
@@ -184,7 +186,7 @@ def distill_losses(
         for edge in (sigmas[index], sigmas[index + 1])
     )
     end = torch.where(known.to(device), start, end)
-    noise = torch.randn(latent.shape, generator=generator).to(latent)
+    noise = chain_frames(torch.randn(latent.shape, generator=generator), config.correlation).to(latent)
     noisy = add_noise(latent, noise, start)
     kept = torch.zeros(count, dtype=torch.bool, device=device)
     with torch.autocast(device.type, torch.bfloat16):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.errors import ConfigError
-from skyloom.core.seeds import generator
+from skyloom.core.seeds import chain_frames, generator
 from skyloom.data.clips import read_shards
 from skyloom.data.encode import to_pixels
 from skyloom.data.loader import CaptionTable, LatentBatch, LatentLoader, LatentSource, PixelLoader
@@ -126,7 +126,7 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
         module=dit,
         batch=LatentLoader(run.sources, table, loop.seed, device),
         losses=_flow_losses(run, dit),
-        evaluate=lambda module, folder, step: measure_flow(module, held_out),
+        evaluate=lambda module, folder, step: measure_flow(module, held_out, run.losses.noise.correlation),
         export=export,
     )
 
@@ -166,14 +166,18 @@ def _flow_losses(run: FlowRun, dit: Dit) -> Callable[[Any, LatentBatch, torch.Ge
 
 
 @torch.no_grad()
-def measure_flow(dit: nn.Module, held_out: LatentLoader) -> dict[str, float]:
-    """Mean squared velocity error per reading and noise level, the same samples and noise every time."""
+def measure_flow(dit: nn.Module, held_out: LatentLoader, correlation: float = 0.0) -> dict[str, float]:
+    """Mean squared velocity error per reading and noise level, the same samples and noise every time.
+
+    Errors under noise of different `correlation` cannot be compared.
+    """
     assert isinstance(dit, Dit)
     errors: dict[str, list[float]] = {}
     for index in range(_MEASURED_BATCHES):
         batch = held_out(index)
         latent = batch.latent
-        noise = torch.randn(latent.shape, generator=generator(2, "measure", index)).to(latent)
+        drawn = torch.randn(latent.shape, generator=generator(2, "measure", index))
+        noise = chain_frames(drawn, correlation).to(latent)
         kept = torch.zeros(len(latent), dtype=torch.bool)
         with torch.autocast(latent.device.type, torch.bfloat16):
             text = dit.prepare_text(*batch.captions(kept))
