@@ -120,3 +120,12 @@ def test_a_grown_model_answers_as_before(batch):
         before = old(latent, sigma, old.prepare_text(context[..., :6], None, pooled[:, :6]))
         after = new(latent, sigma, new.prepare_text(context, None, pooled))
     assert (before - after).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_a_run_from_the_middle_of_a_video_is_read_both_ways(batch):
+    dit = dit_of(replace(SMALL, places=True, horizon=9))
+    middle = replace(batch, numbers=torch.arange(12, 21))
+    losses = flow_losses(dit, middle, generator(3), FlowConfig(causal_share=1.0))
+    assert set(losses.parts) == {"middle"}
+    made = distill_losses(dit, dit, middle, generator(3), replace(ONE_STEP, causal_share=1.0, halved=0.0))
+    assert set(made.parts) == {"middle"}

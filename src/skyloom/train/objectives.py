@@ -29,6 +29,9 @@ from skyloom.models.dit import Dit, Reading, TextCondition
 from skyloom.models.vae import Vae
 
 
+_MIDDLE_KNOWN = 0.75  # of samples from the middle of a video: known first frames, and known last ones
+
+
 @dataclass(frozen=True)
 class Losses:
     """The number to go down, and its parts for the log."""
@@ -103,8 +106,9 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     """Velocity error of one batch, averaged over the latent frames that carry noise."""
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
-    causal = float(torch.rand((), generator=generator)) < config.causal_share or batch.numbers is not None
-    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past).to(device)
+    middle = batch.numbers is not None and not batch.past
+    causal = (float(torch.rand((), generator=generator)) < config.causal_share and not middle) or batch.past > 0
+    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past, middle=middle).to(device)
     noise = chain_frames(torch.randn(latent.shape, generator=generator), config.noise.correlation).to(latent)
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
     hidden = torch.rand(count, generator=generator) < config.hidden_words if config.hidden_words else None
@@ -117,7 +121,7 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     error = (velocity - velocity_target(latent, noise)).square().mean(dim=(1, 3, 4))
     weight = loss_weight(sigma)
     total = (error * weight).sum() / weight.sum().clamp(min=1)
-    parts = {"rollout" if batch.past else reading: total}
+    parts = {"rollout" if batch.past else "middle" if middle else reading: total}
     if text.meaning is not None and batch.numbers is None:
         parts["sketch"] = sketch_error(dit, latent, text.meaning)
         total = total + config.sketch_weight * parts["sketch"]
@@ -154,6 +158,7 @@ class DistillConfig:
     flow_share: float = 0.2
     causal_share: float = 0.5
     known_share: float = 0.5
+    ends_share: float = 0.0
     context_noise: float = 0.15
     correlation: float = 0.0
 
@@ -167,18 +172,22 @@ def distill_losses(
 ) -> Losses:
     """Squared distance from the student's long step to where the teacher's short, guided steps lead.
 
-    Half of the samples (`known_share`) have known first frames, as windows of a rollout have them.
+    Half of the samples (`known_share`) have known first frames, as windows of a rollout have them; where the reading is
+    bidirectional, some (`ends_share`; most of those from the middle of a video) have known last ones, as edits have.
     """
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
     chances = torch.rand(3, generator=generator).tolist()
-    causal = chances[0] < config.causal_share or batch.numbers is not None
+    middle = batch.numbers is not None and not batch.past
+    causal = (chances[0] < config.causal_share and not middle) or batch.past > 0
     reading: Reading = "causal" if causal else "bidirectional"
+    known_share = _MIDDLE_KNOWN if middle else config.known_share
+    ends = 0.0 if causal else _MIDDLE_KNOWN if middle else config.ends_share
     own = chances[1] < config.halved
     steps = config.num_steps // (1 if not own else 2 if chances[2] < 2 / 3 else 4)
     sigmas = make_sigmas(steps, config.shift)
     index = torch.randint(0, steps, (count,), generator=generator)
-    contexts = ContextConfig(config.known_share, config.context_noise, dit.config.window, batch.past)
+    contexts = ContextConfig(known_share, config.context_noise, dit.config.window, batch.past, ends)
     context = sample_contexts(count, frames, generator, contexts)
     known = torch.isfinite(context)
     start, end = (
@@ -202,7 +211,8 @@ def distill_losses(
     error = (velocity - target).square().mean(dim=(1, 3, 4))
     weight = (start > end).to(error.dtype)
     total = (error * weight).sum() / weight.sum().clamp(min=1)
-    return Losses(total, {f"{steps} steps" if own else "rollout" if batch.past else reading: total})
+    name = f"{steps} steps" if own else "rollout" if batch.past else "middle" if middle else reading
+    return Losses(total, {name: total})
 
 
 @torch.no_grad()
