@@ -28,7 +28,6 @@ from skyloom.evaluate.metrics import ssim
 from skyloom.models.dit import Dit, Reading, TextCondition
 from skyloom.models.vae import Vae
 
-
 _MIDDLE_KNOWN = 0.75  # of samples from the middle of a video: known first frames, and known last ones
 
 
