@@ -129,3 +129,16 @@ def test_a_run_from_the_middle_of_a_video_is_read_both_ways(batch):
     assert set(losses.parts) == {"middle"}
     made = distill_losses(dit, dit, middle, generator(3), replace(ONE_STEP, causal_share=1.0, halved=0.0))
     assert set(made.parts) == {"middle"}
+
+
+def test_more_blocks_of_convolutions_begin_silent(batch):
+    old = dit_of(replace(SMALL, detail=8))
+    assert old.detail is not None
+    torch.nn.init.normal_(old.detail.leave.weight)
+    new = dit_of(replace(SMALL, detail=8, detail_blocks=4), seed=5)
+    new.load_state_dict(_grown(old.state_dict(), new.state_dict()))
+    latent, sigma = batch.latent, torch.full((3, 9), 0.5)
+    context, pooled = torch.randn(3, 5, 6), torch.randn(3, 6)
+    with torch.no_grad():
+        before, after = (dit(latent, sigma, dit.prepare_text(context, None, pooled)) for dit in (old, new))
+    assert torch.equal(before, after)
