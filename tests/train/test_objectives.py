@@ -18,6 +18,8 @@ from skyloom.train.objectives import (
     flow_losses,
     sketch_error,
     sketch_losses,
+    squared_error,
+    unsteadiness,
 )
 from skyloom.train.tasks import _grown
 
@@ -142,3 +144,16 @@ def test_more_blocks_of_convolutions_begin_silent(batch):
     with torch.no_grad():
         before, after = (dit(latent, sigma, dit.prepare_text(context, None, pooled)) for dit in (old, new))
     assert torch.equal(before, after)
+
+
+def test_errors_that_stay_are_steady_and_those_that_jump_are_not():
+    gap, weight = torch.randn(4, 8, 5, 6, 6, generator=generator(0)), torch.ones(4, 5)
+    assert unsteadiness(gap[:, :, :1].expand_as(gap), weight).item() == 0
+    assert unsteadiness(gap, weight).item() == pytest.approx(squared_error(gap, weight).item(), rel=0.1)
+    known = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]]).expand(4, -1)
+    moved = gap.clone()
+    moved[:, :, :2] += 7
+    assert torch.equal(unsteadiness(moved, known), unsteadiness(gap, known))
+    at_the_seam = torch.zeros_like(gap)
+    at_the_seam[:, :, 2:] = 1
+    assert unsteadiness(at_the_seam, known).item() == pytest.approx(1 / 6)
