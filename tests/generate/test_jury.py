@@ -111,7 +111,11 @@ def test_retakes_need_a_critic_and_a_number_in_range(pipeline):
 
 
 def test_another_card_has_another_first_window_and_another_shot_nothing_before(pipeline):
-    cards = [{"at": 0, "prompt": "a cat"}, {"at": 1.5, "prompt": "a dog", "cut": True}, {"at": 3, "prompt": "a red cat"}]
+    cards = [
+        {"at": 0, "prompt": "a cat"},
+        {"at": 1.5, "prompt": "a dog", "cut": True},
+        {"at": 3, "prompt": "a red cat"},
+    ]
     critic = Fussy(limit=2.0)
     pipeline.generate("", seed=7, seconds=4.5, cards=cards, critic=critic, retakes=1)
     firsts, befores = ([one[index] for one in critic.seen] for index in (1, 2))
