@@ -7,6 +7,7 @@ go beyond; `skyloom evaluate windows` measures them (docs/log.md). Whoever knows
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
-from skyloom.evaluate.motion import colour_change, look_of, seam_ratio
+from skyloom.evaluate.motion import Look, colour_change, look_of, seam_ratio
 from skyloom.evaluate.probe import Probe, load_probe, read
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report
@@ -93,17 +94,23 @@ def measure_window(frames: Frames, first: Frames | None, before: Frames, probe: 
     """Every measure of `Bounds` that there are frames for: differences from `first`, and the join with `before`."""
     told: dict[str, float] = {}
     if first is not None and min(len(first), len(frames)) >= _LOOK:
-        there, here = look_of(first), look_of(frames)
+        (there, its_features), (here, features) = _first_sight(first, probe), _sight(frames, probe)
         told["colour"] = colour_change(there, here)
         told["contrast"] = max(here.contrast, _FLAT) / max(there.contrast, _FLAT)
         told["sharpness"] = max(here.sharpness, _FLAT) / max(there.sharpness, _FLAT)
         told["flicker"] = max(here.flicker, _STEADY) / max(there.flicker, _STEADY)
         told["motion"] = max(here.speed, _STILL) / max(there.speed, _STILL)
-        features = [read(probe, each).features.mean(0) for each in (first, frames)]
-        told["identity"] = 1 - float(torch.cosine_similarity(features[0], features[1], dim=0))
+        told["identity"] = 1 - float(torch.cosine_similarity(its_features, features, dim=0))
     if len(before) and len(frames) + len(before) >= _LOOK:
         told["seam"] = seam_ratio(torch.cat([before, frames]), [len(before)]) if len(frames) else 1.0
     return {name: round(value, _DIGITS) for name, value in told.items()}
+
+
+def _sight(frames: Tensor, probe: Probe) -> tuple[Look, Tensor]:
+    return look_of(frames), read(probe, frames).features.mean(0)
+
+
+_first_sight = lru_cache(maxsize=1)(_sight)  # every window is held against the same frames
 
 
 def compare_windows(
