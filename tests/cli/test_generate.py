@@ -3,6 +3,7 @@
 import errno
 import json
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -192,3 +193,18 @@ def test_retakes_out_of_range_are_refused(make, tmp_path, number):
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert f"{number} retakes are out of range" in ran.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_to_resume_from_must_have_room(make, tmp_path, monkeypatch):
+    class Usage(NamedTuple):
+        free: int
+
+    room = {tmp_path: 2**40, tmp_path / "small": 1000}
+    (tmp_path / "small").mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(room[path]))
+    ran = make("a cat", "--seconds", 9, "-o", "x.mp4", "--resume-dir", "small/a/b")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    # 38 latent frames of 4 channels and 2 x 2 cells; the last window has one more
+    assert "small/a/b needs 2 KiB of disk, 1 KiB are free" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert make("a cat", "--seconds", 1, "-o", "x.mp4", "--resume-dir", "small/a/b").code == 0

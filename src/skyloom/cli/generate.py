@@ -128,7 +128,15 @@ def make(
 
     Without an output the file is named after `name`, or the prompt.
     """
-    from skyloom.generate.estimate import check_capacity, estimate, free_memory, read_history, recorded, work_of
+    from skyloom.generate.estimate import (
+        check_capacity,
+        check_states,
+        estimate,
+        free_memory,
+        read_history,
+        recorded,
+        work_of,
+    )
     from skyloom.generate.pipeline import load
     from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
@@ -143,6 +151,8 @@ def make(
     if not force:
         free_disk = shutil.disk_usage((delivery.output or Path()).absolute().parent).free
         check_capacity(estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory())
+        if delivery.resume is not None:
+            check_states(plan, pipeline.vae.config.scale, pipeline.vae.config.latent_channels, delivery.resume)
     steps = pipeline.stream(request, collect=False, resume=delivery.resume, critic=critic_for(request))
     if announce:
         typer.echo(announce, err=True)

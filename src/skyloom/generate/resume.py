@@ -49,9 +49,9 @@ class WindowStore:
         self._asked = json.dumps(asked, sort_keys=True).encode()
         found, wanted = read_asked(folder), json.loads(self._asked)
         if found is not None and found != wanted:
-            names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
             raise RequestError(
-                f"{folder} holds another video ({', '.join(names)}).", hint="Ask for that one, or name another folder."
+                f"{folder} holds another video: {_difference(found, wanted)}.",
+                hint="Ask for that one, or name another folder.",
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +139,15 @@ def read_asked(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise RequestError(f"{folder / _ASKED} is damaged.", hint="Remove that folder, or name another one.")
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first thing in which two requests differ, else two receipts."""
+    for there, here in ((found.get("request", {}), wanted.get("request", {})), (found, wanted)):
+        for name in [*there, *here]:
+            if there.get(name) != here.get(name):
+                return f"its `{name}` is {there.get(name)!r:.60}, not {here.get(name)!r:.60}"
+    return "its receipt is another"
 
 
 def _digest(asked: Mapping[str, Any]) -> str:
