@@ -1,13 +1,17 @@
 """The plan of a request, before any work: exact shapes, steps and guidance, or a refusal that says what would do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
+from skyloom.generate.edit import edit_timeline
+from skyloom.generate.footage import FILTERS, Footage, open_footage
+from skyloom.generate.layout import Layout, lay_out
 from skyloom.generate.request import Request, check_seed, parse_size
 from skyloom.generate.rollout import Window, make_windows
 from skyloom.generate.storyboard import PlacedCard, card_windows, place_cards
+from skyloom.generate.timeline import Filter, Timeline
 from skyloom.models.registry import ModelInfo, Quality
 
 MAX_PROMPT = 2_000
@@ -19,7 +23,8 @@ MAX_GUIDANCE = 30.0
 @dataclass(frozen=True)
 class Plan:
     """A request with every default filled in. `shape` is what the model makes, at its own rate; of that, every
-    `keep_every`-th frame is kept. It is made in `windows`."""
+    `keep_every`-th frame is kept. It is made in `windows`. Of an edit, these are all windows of the spans of its
+    `timeline` that are made, which lie as `layouts` say; `footage` are its sources."""
 
     request: Request
     shape: VideoShape
@@ -31,6 +36,9 @@ class Plan:
     windows: tuple[Window, ...]
     student: bool = False
     cards: tuple[PlacedCard, ...] = ()
+    timeline: Timeline | None = None
+    layouts: tuple[Layout, ...] = ()
+    footage: Footage | None = field(default=None, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -42,7 +50,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     """Check a request against a model. Raises RequestError with what would fit."""
     request = request.with_seed()
     assert request.seed is not None
-    if not request.prompt.strip() and not request.cards:
+    if not request.prompt.strip() and not request.cards and request.edit is None:
         raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
     _check_text("prompt", request.prompt)
     _check_text("negative prompt", request.negative_prompt)
@@ -55,6 +63,8 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     guidance = quality.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if not 0 <= guidance <= MAX_GUIDANCE:
         raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
+    if request.edit is not None:
+        return _plan_edit(request, model, scale, (quality, steps, guidance), (height, width))
     shape = VideoShape(_frames(request, model, scale), height, width)
     cards = _cards(request, shape, model)
     native = scale.latent_frames(model.frames)
@@ -64,6 +74,54 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
         windows = make_windows(scale.latent_frames(shape.frames), native, model.rollout)
     fps, seed = Fraction(model.fps, keep_every), check_seed(request.seed)
     return Plan(request, shape, fps, keep_every, steps, guidance, seed, windows, quality.student, cards)
+
+
+def _plan_edit(
+    request: Request,
+    model: ModelInfo,
+    scale: ScaleFactors,
+    how: tuple[Quality, int, float],
+    size: tuple[int, int],
+) -> Plan:
+    """The plan of an edit: its sources are opened, and every span that is made is laid out."""
+    edit, seed = request.edit, request.seed
+    assert edit is not None and seed is not None
+    for name in ("seconds", "fps", "image"):
+        if getattr(request, name) is not None:
+            raise RequestError(f"An edit takes its {name} from its videos.", hint=f"Leave {name} out.")
+    if request.cards:
+        raise RequestError("An edit has no cards.", hint="Make the storyboard first, then edit it.")
+    footage = open_footage(edit, model.fps, *size)
+    fps = footage.sources[0].fps
+    timeline = edit_timeline(edit, request.prompt, footage.sources, fps)
+    if timeline.frames > MAX_SECONDS * fps:
+        long = f"{float(timeline.frames / fps):.0f} seconds"
+        raise RequestError(f"The edited video would have {long}.", hint=f"Cut it to {MAX_SECONDS} seconds at most.")
+    native = scale.latent_frames(model.frames)
+    layouts = tuple(lay_out(span, scale, native, model.rollout) for span in timeline.made)
+    windows = tuple(window for layout in layouts for window in layout.windows)
+    quality, steps, guidance = how
+    height, width = size
+    if edit.verb in FILTERS:
+        filtered = timeline.spans[0]
+        assert isinstance(filtered, Filter)
+        height, width = filtered.size or (footage.sources[0].height, footage.sources[0].width)
+        fps = fps * filtered.times
+    shape = VideoShape(timeline.frames, height, width)
+    return Plan(
+        request,
+        shape,
+        fps,
+        1,
+        steps,
+        guidance,
+        check_seed(seed),
+        windows,
+        quality.student,
+        timeline=timeline,
+        layouts=layouts,
+        footage=footage,
+    )
 
 
 def _cards(request: Request, shape: VideoShape, model: ModelInfo) -> tuple[PlacedCard, ...]:

@@ -20,6 +20,7 @@ from skyloom import __version__
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
+from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, probe, read_sidecar
 from skyloom.media.write import sidecar_of
 from skyloom.models.checkpoint import hash_file
@@ -136,12 +137,11 @@ def make_receipt(
     notes: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """What a pipeline says about a video that it made. Raises MediaError when the picture to start from is gone."""
+    asked = plan.request if plan.timeline else replace(plan.request, seconds=plan.seconds, fps=float(plan.fps))
     filled = replace(
-        plan.request,
+        asked,
         model=info.name,
-        seconds=plan.seconds,
-        size=plan.shape.size,
-        fps=float(plan.fps),
+        size=plan.request.size if plan.timeline else plan.shape.size,
         seed=plan.seed,
         num_steps=plan.num_steps,
         guidance_scale=plan.guidance_scale,
@@ -152,6 +152,9 @@ def make_receipt(
         for one in plan.cards
         if one.pinned
     )
+    edit = plan.request.edit
+    footage = () if plan.footage is None else plan.footage.sources
+    sources = tuple(Parent(source.sha256, "video", edit.verb) for source in footage if edit is not None)
     return Receipt(
         __version__,
         filled,
@@ -162,9 +165,21 @@ def make_receipt(
         dtype=str(dtype).removeprefix("torch."),
         image=None if plan.request.image is None else hash_picture(Path(plan.request.image)),
         frames=frames,
-        parents=(*parents, *pinned),
-        notes=notes or {},
+        parents=(*parents, *pinned, *sources),
+        notes={**(notes or {}), **_edited(plan)},
     )
+
+
+def _edited(plan: Plan) -> dict[str, Any]:
+    """What an edit kept and made, in frames, and what was done to its sources."""
+    if plan.timeline is None or plan.footage is None:
+        return {}
+    spans, at = [], 0
+    for span in plan.timeline.spans:
+        spans.append([at, at + span.frames, "kept" if isinstance(span, Keep) else "made"])
+        at += span.frames
+    notices = list(plan.footage.notices)
+    return {"spans": spans, **({"notices": notices} if notices else {})}
 
 
 def read_receipt(path: Path) -> Receipt:

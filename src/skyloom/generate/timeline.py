@@ -1,0 +1,124 @@
+"""A timeline: the spans that a video is put together of, in order. Every verb of editing is one.
+
+What is kept is copied bit for bit; what is made knows the frames before and after it and, with a strength below 1, what
+it starts from. Positions are frames; nothing here touches pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from skyloom.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames `start` to `stop`, without `stop`, of one of an edit's sources."""
+
+    source: int
+    start: int
+    stop: int
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Frames that stay as they are."""
+
+    clip: Clip
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.clip.frames
+
+
+@dataclass(frozen=True)
+class Make:
+    """Frames to be made of a prompt, between what comes `before` and `after`.
+
+    `under` is what they start from, as far as `strength` leaves it (0: not at all; 1: nothing of it): one clip of the
+    same length, or two, of which the second has a share in each frame. Where it is `masked`, only the edit's mask is
+    made. `seen` frames before and after it are looked at, at most. Spans of one `name` get the same noise.
+    """
+
+    frames: int
+    prompt: str
+    name: str
+    before: Clip | None = None
+    after: Clip | None = None
+    under: tuple[Clip, ...] = ()
+    shares: tuple[float, ...] = ()
+    strength: float = 1.0
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.frames > 0
+        assert all(clip.frames == self.frames for clip in self.under), "what lies under a span is as long"
+        assert len(self.under) < 2 or len(self.shares) == self.frames  # noqa: PLR2004
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A clip gone over by a filter that invents nothing: `size` (height, width) or `times` as many frames."""
+
+    clip: Clip
+    size: tuple[int, int] | None = None
+    times: int = 1
+
+    @property
+    def frames(self) -> int:
+        """How many come out."""
+        return self.clip.frames if self.times == 1 else (self.clip.frames - 1) * self.times + 1
+
+
+Span = Keep | Make | Filter
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Spans in order; a loop's end meets its beginning."""
+
+    spans: tuple[Span, ...]
+    loops: bool = False
+
+    @property
+    def frames(self) -> int:
+        """Of the whole video."""
+        return sum(span.frames for span in self.spans)
+
+    @property
+    def joins(self) -> tuple[int, ...]:
+        """The first frames of all spans but the first."""
+        edges, at = [], 0
+        for span in self.spans[:-1]:
+            at += span.frames
+            edges.append(at)
+        return tuple(edges)
+
+    @property
+    def made(self) -> tuple[Make, ...]:
+        """What is made."""
+        return tuple(span for span in self.spans if isinstance(span, Make))
+
+
+def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timeline:
+    """A timeline of what is there: empty spans are left out, and what may not move from its source is kept."""
+    return Timeline(tuple(_settled(spans)), loops)
+
+
+def _settled(spans: Sequence[Span | None]) -> Iterator[Span]:
+    found = False
+    for span in spans:
+        if span is None or span.frames == 0:
+            continue
+        found = True
+        if isinstance(span, Make) and span.strength == 0 and len(span.under) == 1:
+            yield Keep(span.under[0])
+        else:
+            yield span
+    if not found:
+        raise RequestError("Nothing is left of the video.", hint="Keep or make at least one frame.")
