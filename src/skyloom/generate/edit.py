@@ -6,7 +6,7 @@ what joins on to frames that are kept; blend makes one video out of two, as much
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Protocol
 
 from skyloom.core.errors import RequestError
@@ -157,7 +157,9 @@ def _blend(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -
     if curve == "transition":
         shares += [1.0] * (second.frames - over)
     said, strength, spans = prompt or source_prompt(second), _strength(edit), list[Span | None]()
-    for kind, run in groupby(range(len(shares)), key=lambda frame: "AB"[int(shares[frame])] if shares[frame] in (0, 1) else ""):
+    for kind, run in groupby(
+        range(len(shares)), key=lambda frame: "AB"[int(shares[frame])] if shares[frame] in (0, 1) else ""
+    ):
         numbers = list(run)
         begin, end = numbers[0], numbers[-1] + 1
         one, other = Clip(0, begin, min(end, first.frames)), Clip(1, begin - offset, end - offset)
@@ -181,7 +183,7 @@ def _share(curve: str, index: int, frames: int, fps: Fraction) -> float:
     time = float(index / fps)
     if time <= points[0][0]:
         return points[0][1]
-    for (before, low), (after, high) in zip(points, points[1:], strict=False):
+    for (before, low), (after, high) in pairwise(points):
         if time <= after:
             return low + (high - low) * (time - before) / (after - before)
     return points[-1][1]
@@ -193,7 +195,7 @@ def _points(curve: str) -> list[tuple[float, float]]:
         points = [(float(time), float(share)) for time, share in (point.split(":") for point in curve.split(","))]
     except ValueError as error:
         raise wrong from error
-    rising = all(one[0] < two[0] for one, two in zip(points, points[1:], strict=False))
+    rising = all(one[0] < two[0] for one, two in pairwise(points))
     if not rising or not all(time >= 0 and 0 <= share <= 1 for time, share in points):
         raise wrong
     return points
@@ -266,7 +268,9 @@ def _range(edit: Edit, source: Footage, fps: Fraction) -> tuple[int, int]:
     begin = 0 if edit.start is None else _frames(edit.start, fps, 0)
     end = source.frames if edit.stop is None else _frames(edit.stop, fps, 0)
     if begin >= source.frames or end > source.frames:
-        raise RequestError(f"{edit.start or 0} to {edit.stop or 'the end'} s is outside of the video.", hint=_long(source, fps))
+        raise RequestError(
+            f"{edit.start or 0} to {edit.stop or 'the end'} s is outside of the video.", hint=_long(source, fps)
+        )
     if begin >= end:
         raise RequestError(f"{edit.start} to {edit.stop} s holds no frame.", hint="Let it end after it begins.")
     return begin, end

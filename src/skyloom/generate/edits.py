@@ -92,7 +92,9 @@ class Edit:
         object.__setattr__(self, "videos", tuple(self.videos))
         if not least <= len(self.videos) <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}"
-            raise RequestError(f"{self.verb} takes {wanted} videos, not {len(self.videos)}.", hint="Name them one by one.")
+            raise RequestError(
+                f"{self.verb} takes {wanted} videos, not {len(self.videos)}.", hint="Name them one by one."
+            )
         for name in _NEEDED.get(self.verb, ()):
             if getattr(self, name) is None:
                 raise RequestError(f"{self.verb} needs {name}.", hint="docs/editing.md shows every verb.")
@@ -128,10 +130,14 @@ def _checked(verb: str, name: str, value: object, kinds: tuple[type, ...]) -> ob
     if name != "strict" and name not in VERBS[verb]:
         raise RequestError(f"{verb} has no use for {name}.", hint=f"It takes: {', '.join(VERBS[verb])}.")
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise RequestError(f"{name} is {value!r:.60}.", hint=f"It must be {' or '.join(kind.__name__ for kind in kinds)}.")
+        raise RequestError(
+            f"{name} is {value!r:.60}.", hint=f"It must be {' or '.join(kind.__name__ for kind in kinds)}."
+        )
     if name in _CLOCKS:
         if parse_clock(str(value)) is None:
-            raise RequestError(f"{name}: {value!r:.40} is no time.", hint='Write seconds like 2.5, "1:02.5" or "13/16".')
+            raise RequestError(
+                f"{name}: {value!r:.40} is no time.", hint='Write seconds like 2.5, "1:02.5" or "13/16".'
+            )
         return str(value)
     if name == "strength":
         return _strength(value)

@@ -15,6 +15,7 @@ from skyloom.generate.timeline import Make
 from skyloom.models.registry import Rollout
 
 KNOWN = 3  # latent frames that a window sees on a side
+_FEWEST = 2  # and at least, if that spares a second window
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def lay_out(span: Make, scale: ScaleFactors, native: int, rollout: Rollout | Non
     covered = made * scale.time if left else scale.video_frames(made)
     beyond = after - (covered - span.frames)
     right = 0 if beyond <= 0 else min(KNOWN, max(1, beyond // scale.time))
+    if left and right:
+        left, right = _fitted(left, made, right, native)
     lead = scale.video_frames(left) if left else 0
     begins = not left and not right
     fits = left + made + right <= native
@@ -68,10 +71,16 @@ def lay_out(span: Make, scale: ScaleFactors, native: int, rollout: Rollout | Non
         makes = tuple((one.start, one.stop) for one in windows)
         return Layout(left, made, 0, lead, windows, makes, memory=True, begins=False)
     runs = list(_forward(left, made, right, native) if left else _backward(made, right, native))
-    windows = tuple(
-        Window(index, start, stop, stop, stop, shot=index) for index, ((start, stop), _) in enumerate(runs)
-    )
+    windows = tuple(Window(index, start, stop, stop, stop, shot=index) for index, ((start, stop), _) in enumerate(runs))
     return Layout(left, made, right, lead, windows, tuple(made for _, made in runs), memory=False, begins=False)
+
+
+def _fitted(left: int, made: int, right: int, native: int) -> tuple[int, int]:
+    """A little less of what is known, where that makes one window of two."""
+    for fewer_left, fewer_right in ((left, min(right, _FEWEST)), (min(left, _FEWEST), min(right, _FEWEST))):
+        if left + made + right > native >= fewer_left + made + fewer_right:
+            return fewer_left, fewer_right
+    return left, right
 
 
 def scale_cells(frames: int, scale: ScaleFactors) -> int:

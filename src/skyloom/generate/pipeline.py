@@ -97,7 +97,6 @@ class _Screen:
         video = None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, receipt)
         return Step("decode", self._parts, self._total, frames=shown, receipt=receipt, video=video)
 
-
     def _measured(self) -> dict[str, Any]:
         """How the joins of an edit look, change over ordinary change; a loop's closure too."""
         if self._seams is None:

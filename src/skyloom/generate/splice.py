@@ -21,9 +21,9 @@ from skyloom.diffusion.canvas import Canvas, to_latent_mask
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.layout import Layout
-from skyloom.generate.rollout import Job, Projector, Window, WindowStep, roll_out
 from skyloom.generate.plan import Plan
 from skyloom.generate.receipt import hash_picture, weights_digest
+from skyloom.generate.rollout import Job, Projector, Window, WindowStep, roll_out
 from skyloom.generate.timeline import Clip, Filter, Make
 from skyloom.generate.vault import SpanStore, cache_folder
 from skyloom.media.filters import interpolate, upscale
@@ -38,9 +38,11 @@ Frames = UInt8[Tensor, "t h w c"]
 
 @dataclass(frozen=True, eq=False)
 class Splicer:
-    """What spans are made with, at a `size` of height and width. `speaker` gives a fresh denoiser that says a prompt;
-    `job` is a rollout's but for what is made; `kept` finds and keeps the latents of spans that were made before. Windows
-    in the middle of something stand at latent frame `horizon`, where no sketch of the prompt fights with what is known.
+    """What spans are made with, at a `size` of height and width.
+
+    `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `kept` finds and keeps
+    the latents of spans that were made before. Windows in the middle of something stand at latent frame `horizon`, where
+    no sketch of the prompt fights with what is known.
     """
 
     vae: Vae
@@ -135,9 +137,7 @@ class Tape:
         first, end = layout.makes[window.index]
         scale, config = self.tools.vae.config.scale, self.tools.vae.config
         height, width = (side // scale.space for side in self.tools.size)
-        canvas = Canvas.text_to_video(
-            config.latent_channels, LatentShape(window.stop - window.start, height, width)
-        )
+        canvas = Canvas.text_to_video(config.latent_channels, LatentShape(window.stop - window.start, height, width))
         for cell in range(window.start, window.stop):
             if not first <= cell < end:
                 canvas = canvas.keep(cell - window.start, self._cells[cell][:, None])
