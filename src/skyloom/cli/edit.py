@@ -151,7 +151,7 @@ def restyle(
 @verb
 def retake(video: Video, prompt: Words = "", start: From = None, stop: To = None, strength: Strength = None) -> Wish:
     """Make a range of time again; what is before and after stays."""
-    return prompt, {"videos": [str(video)], "start": start or "0", "stop": stop or _end(video), "strength": strength}
+    return prompt, {"videos": [str(video)], "start": start, "stop": stop, "strength": strength}
 
 
 @verb
@@ -192,8 +192,12 @@ def recut(
     """Keep the best part of a video and let it grow on both sides."""
     start, _, stop = keep.partition("-")
     return prompt, {
-        "videos": [str(video)], "start": start, "stop": stop or _end(video), "seconds": seconds, "overlap": overlap
-    }  # fmt: skip
+        "videos": [str(video)],
+        "start": start or None,
+        "stop": stop or None,
+        "seconds": seconds,
+        "overlap": overlap,
+    }
 
 
 @verb
@@ -255,7 +259,7 @@ def upscale(video: Video, size: Annotated[str, typer.Option(help="Width x height
 
 
 @verb
-def interpolate(video: Video, fps: Annotated[str, typer.Option(help="A multiple of its rate, like 32")]) -> Wish:
+def interpolate(video: Video, fps: Annotated[str, typer.Option(help="Frames a second, more than it has, like 32")]) -> Wish:
     """More frames a second, by motion between the frames that are there; those stay as they are."""
     return "", {"videos": [str(video)], "fps": fps}
 
@@ -268,11 +272,3 @@ def styles(
 
     for name, words in list_styles(file).items():
         typer.echo(f"{name:12} {words}")
-
-
-def _end(video: Path) -> str:
-    """How long a video is, as a time."""
-    from skyloom.media.source import open_source
-
-    source = open_source(video)
-    return str(source.frames / source.fps)

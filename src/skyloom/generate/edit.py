@@ -4,7 +4,8 @@ remix and restyle start from the whole source; retake and inpaint from a part of
 what joins on to frames that are kept; blend makes one video out of two, as much of each as a curve says.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby, pairwise
 from typing import Protocol
@@ -17,12 +18,12 @@ from skyloom.generate.timeline import Clip, Filter, Keep, Make, Span, Timeline, 
 from skyloom.media.masks import parse_region
 
 SEEN = 33  # frames beside a span that it may look at: the native window of the bundled model
-_DEFAULT_STRENGTH = {"remix": 0.6, "restyle": 0.6, "blend": 0.6, "retake": 1.0, "inpaint": 1.0}
+_DEFAULT_STRENGTH = {"remix": 0.8, "restyle": 0.8, "blend": 0.6, "retake": 1.0, "inpaint": 1.0}
 _BRIDGE, _MORPH, _BLEND = Fraction(1), Fraction(1, 2), Fraction(1)
 _LONGEST = 3600
 
 
-class Footage(Protocol):
+class Reel(Protocol):
     """A source, as far as a timeline is concerned."""
 
     @property
@@ -31,56 +32,51 @@ class Footage(Protocol):
     def receipt(self) -> Mapping[str, object]: ...
 
 
-def edit_timeline(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def edit_timeline(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     """The timeline of an edit. Raises RequestError for ranges, times and prompts that its sources do not allow."""
     return _VERBS[edit.verb](edit, prompt.strip(), sources, fps)
 
 
-def source_prompt(source: Footage) -> str:
+def source_prompt(source: Reel) -> str:
     """What a source of our own was made of; empty for others."""
     request = source.receipt.get("request")
     said = request.get("prompt", "") if isinstance(request, Mapping) else ""
     return said if isinstance(said, str) else ""
 
 
-def _remix(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _remix(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     if not prompt:
         raise RequestError("A remix needs a prompt.", hint="Say what it is to show now.")
     whole = Clip(0, 0, sources[0].frames)
     return make_timeline([Make(whole.frames, prompt, "remix", under=(whole,), strength=_strength(edit))])
 
 
-def _restyle(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _restyle(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     said = prompt or source_prompt(sources[0])
     whole, text = Clip(0, 0, sources[0].frames), f"{said}, {edit.style}" if said else str(edit.style)
     return make_timeline([Make(whole.frames, text, "restyle", under=(whole,), strength=_strength(edit))])
 
 
-def _retake(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _retake(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     begin, end = _range(edit, sources[0], fps)
-    strength, part = _strength(edit), Clip(0, begin, end)
-    under = (part,) if strength < 1 else ()
-    return _inside(sources[0], part, prompt, "retake", under, strength, masked=False)
+    return _inside(sources[0], Clip(0, begin, end), prompt, "retake", _strength(edit), masked=False)
 
 
-def _inpaint(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _inpaint(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     if not prompt:
         raise RequestError("inpaint needs a prompt.", hint="Say what the region is to show.")
     begin, end = 0, sources[0].frames
     if edit.region is not None:
         boxes = parse_region(edit.region).boxes
         if all(box.stop is not None for box in boxes):
-            begin = min(_frame(box.start or Fraction(0), fps) for box in boxes)
-            end = min(end, max(_frame(box.stop or Fraction(0), fps) for box in boxes))
+            begin = min(math.floor((box.start or 0) * fps) for box in boxes)
+            end = min(end, max(math.ceil((box.stop or 0) * fps) for box in boxes))
     if not begin < end:
         raise RequestError("The region's times are outside of the video.", hint=_long(sources[0], fps))
-    part = Clip(0, begin, end)
-    return _inside(sources[0], part, prompt, "inpaint", (part,), _strength(edit), masked=True)
+    return _inside(sources[0], Clip(0, begin, end), prompt, "inpaint", _strength(edit), masked=True)
 
 
-def _inside(
-    source: Footage, part: Clip, prompt: str, name: str, under: tuple[Clip, ...], strength: float, *, masked: bool
-) -> Timeline:
+def _inside(source: Reel, part: Clip, prompt: str, name: str, strength: float, *, masked: bool) -> Timeline:
     """A part of a video made again, between what is kept of it."""
     before, after = Clip(0, 0, part.start), Clip(0, part.stop, source.frames)
     made = Make(
@@ -89,14 +85,14 @@ def _inside(
         name,
         before=_last(before),
         after=_first(after),
-        under=under,
+        under=(part,),
         strength=strength,
         masked=masked,
     )
     return make_timeline([Keep(before), made, Keep(after)])
 
 
-def _extend(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _extend(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     whole, seen = Clip(0, 0, sources[0].frames), _frames(edit.overlap, fps, SEEN)
     added, said = _frames(edit.seconds, fps, 0), prompt or source_prompt(sources[0])
     if added < 1:
@@ -106,7 +102,7 @@ def _extend(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) 
     return make_timeline([Keep(whole), Make(added, said, "extend", before=_last(whole, seen))])
 
 
-def _recut(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _recut(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     begin, end = _range(edit, sources[0], fps)
     kept, seen = Clip(0, begin, end), _frames(edit.overlap, fps, SEEN)
     missing = _frames(edit.seconds, fps, 0) + 1 - kept.frames
@@ -120,7 +116,7 @@ def _recut(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -
     return make_timeline([before, Keep(kept), after])
 
 
-def _loop(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _loop(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     begin, end = _range(edit, sources[0], fps)
     kept, bridge = Clip(0, begin, end), _frames(edit.bridge, fps, _frame(_BRIDGE, fps))
     made = None
@@ -130,7 +126,7 @@ def _loop(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) ->
     return make_timeline([Keep(kept), made], loops=True)
 
 
-def _stitch(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _stitch(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     morph = _frames(edit.morph, fps, _frame(_MORPH, fps))
     spans: list[Span | None] = []
     for index, source in enumerate(sources):
@@ -143,7 +139,7 @@ def _stitch(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) 
     return make_timeline(spans)
 
 
-def _blend(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _blend(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     """Runs of frames: those of one source alone are kept, those of both are made."""
     first, second = sources
     over, offset = min(first.frames, second.frames), 0
@@ -156,22 +152,27 @@ def _blend(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -
     shares = [0.0] * offset + [_share(curve, index, over, fps) for index in range(over)]
     if curve == "transition":
         shares += [1.0] * (second.frames - over)
-    said, strength, spans = prompt or source_prompt(second), _strength(edit), list[Span | None]()
-    for kind, run in groupby(
-        range(len(shares)), key=lambda frame: "AB"[int(shares[frame])] if shares[frame] in (0, 1) else ""
-    ):
-        numbers = list(run)
-        begin, end = numbers[0], numbers[-1] + 1
-        one, other = Clip(0, begin, min(end, first.frames)), Clip(1, begin - offset, end - offset)
-        if kind:
-            spans.append(Keep(one if kind == "A" else other))
+    runs = list(_runs(shares, offset))
+    said, spans = prompt or source_prompt(second), list[Span | None]()
+    for index, (at, clips) in enumerate(runs):
+        if len(clips) == 1:
+            spans.append(Keep(clips[0]))
             continue
-        at_once = tuple(shares[begin:end])
-        left = _last(Clip(0, 0, begin)) if begin and shares[begin - 1] == 0 else None
-        right = _first(Clip(1, end - offset, second.frames)) if end < len(shares) and shares[end] == 1 else None
-        name = f"blend {len(spans)}"
-        spans.append(Make(end - begin, said, name, left, right, (one, other), at_once, strength=strength))
+        before = runs[index - 1][1][0] if index else Clip(0, 0, 0)
+        after = runs[index + 1][1][0] if index + 1 < len(runs) else Clip(1, 0, 0)
+        name, some = f"blend {index}", tuple(shares[at : at + clips[0].frames])
+        made = Make(len(some), said, name, _last(before), _first(after), clips, some, strength=_strength(edit))
+        spans.append(made)
     return make_timeline(spans)
+
+
+def _runs(shares: Sequence[float], offset: int) -> Iterator[tuple[int, tuple[Clip, ...]]]:
+    """Runs of frames and where each begins: of the first video, of the second, which begins at `offset`, or of both."""
+    for share, numbers in groupby(range(len(shares)), key=lambda frame: shares[frame] if shares[frame] in {0, 1} else -1):
+        run = list(numbers)
+        begin, end = run[0], run[-1] + 1
+        clips = (Clip(0, begin, end), Clip(1, begin - offset, end - offset))
+        yield begin, clips if share < 0 else (clips[int(share)],)
 
 
 def _share(curve: str, index: int, frames: int, fps: Fraction) -> float:
@@ -201,24 +202,22 @@ def _points(curve: str) -> list[tuple[float, float]]:
     return points
 
 
-def _upscale(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _upscale(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     width, height = parse_size(str(edit.size))
     return make_timeline([Filter(Clip(0, 0, sources[0].frames), size=(height, width))])
 
 
-def _interpolate(edit: Edit, prompt: str, sources: Sequence[Footage], fps: Fraction) -> Timeline:
+def _interpolate(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> Timeline:
     try:
-        times = Fraction(str(edit.fps)) / fps
+        times = Fraction(str(edit.fps)) / fps  # other limits are the filter's
     except (ValueError, ZeroDivisionError) as error:
         raise RequestError(f"{edit.fps!r} is no rate.", hint="Write frames a second, like 32.") from error
-    if times.denominator != 1 or not 1 < times <= 8:  # noqa: PLR2004
-        raise RequestError(
-            f"{edit.fps} fps cannot be made of {float(fps):g}.", hint=f"Use {float(2 * fps):g} or {float(4 * fps):g}."
-        )
-    return make_timeline([Filter(Clip(0, 0, sources[0].frames), times=int(times))])
+    if times <= 1:
+        raise RequestError(f"{edit.fps} fps are not more than {float(fps):g}.", hint=f"Use {float(2 * fps):g}, say.")
+    return make_timeline([Filter(Clip(0, 0, sources[0].frames), times=times)])
 
 
-_VERBS: dict[str, Callable[[Edit, str, Sequence[Footage], Fraction], Timeline]] = {
+_VERBS: dict[str, Callable[[Edit, str, Sequence[Reel], Fraction], Timeline]] = {
     "remix": _remix,
     "restyle": _restyle,
     "retake": _retake,
@@ -263,7 +262,7 @@ def _frames(said: str | None, fps: Fraction, default: int) -> int:
     return _frame(time, fps)
 
 
-def _range(edit: Edit, source: Footage, fps: Fraction) -> tuple[int, int]:
+def _range(edit: Edit, source: Reel, fps: Fraction) -> tuple[int, int]:
     """The first frame of an edit's range and the one after its last."""
     begin = 0 if edit.start is None else _frames(edit.start, fps, 0)
     end = source.frames if edit.stop is None else _frames(edit.stop, fps, 0)
@@ -276,5 +275,5 @@ def _range(edit: Edit, source: Footage, fps: Fraction) -> tuple[int, int]:
     return begin, end
 
 
-def _long(source: Footage, fps: Fraction) -> str:
+def _long(source: Reel, fps: Fraction) -> str:
     return f"It is {float(source.frames / fps):.2f} seconds long."

@@ -3,12 +3,13 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import RequestError
 from skyloom.generate.cards import parse_clock
 
-STRENGTHS = {"subtle": 0.4, "mild": 0.6, "strong": 0.8}
+STRENGTHS = {"subtle": 0.5, "mild": 0.7, "strong": 0.85}
 CURVES = ("transition", "mix", "sample")
 _MANY = 20
 
@@ -29,8 +30,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 _NEEDED = {
     "restyle": ("style",),
     "extend": ("seconds",),
-    "recut": ("start", "stop", "seconds"),
-    "retake": ("start", "stop"),
+    "recut": ("seconds",),
     "upscale": ("size",),
     "interpolate": ("fps",),
 }
@@ -87,9 +87,9 @@ class Edit:
         for name, kinds in _KINDS.items():
             object.__setattr__(self, name, _checked(self.verb, name, getattr(self, name), kinds))
         least, most = _VIDEOS.get(self.verb, (1, 1))
-        if not isinstance(self.videos, (tuple, list)) or not all(isinstance(one, str) for one in self.videos):
+        if not isinstance(self.videos, (tuple, list)) or not all(isinstance(one, (str, Path)) for one in self.videos):
             raise RequestError("The videos of an edit are a list of paths.", hint='Like ("one.mp4", "two.mp4").')
-        object.__setattr__(self, "videos", tuple(self.videos))
+        object.__setattr__(self, "videos", tuple(str(one) for one in self.videos))
         if not least <= len(self.videos) <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}"
             raise RequestError(
@@ -120,7 +120,7 @@ class Edit:
         for name in ("verb", "videos"):
             if name not in values:
                 raise RequestError(f"An edit needs {name}.", hint="docs/editing.md shows every verb.")
-        return cls(**{**values, "videos": tuple(values["videos"])})
+        return cls(**values)
 
 
 def _checked(verb: str, name: str, value: object, kinds: tuple[type, ...]) -> object:

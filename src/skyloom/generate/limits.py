@@ -81,9 +81,7 @@ def _check_edit(request: Request) -> None:
         return
     for name in ("seconds", "fps", "image"):
         if getattr(request, name) is not None:
-            raise RequestError(
-                f"An edit takes its {name} from its videos.", hint=f"Leave {name} out.", field=name
-            )
+            raise RequestError(f"An edit takes its {name} from its videos.", hint=f"Leave {name} out.", field=name)
     if request.cards:
         hint = "Make the storyboard first, then edit it."
         raise RequestError("An edit has no cards.", hint=hint, field="cards")

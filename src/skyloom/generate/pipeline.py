@@ -220,7 +220,7 @@ class Pipeline:
             (plan.shape.height, plan.shape.width),
             footage.mask,
             footage.softness,
-            span_store(plan, self.info, self.dtype),
+            span_store(plan, self.info, self.device, self.dtype),
         )
         layouts, done = iter(plan.layouts), 0
         for span in timeline.spans:

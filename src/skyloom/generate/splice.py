@@ -40,9 +40,9 @@ Frames = UInt8[Tensor, "t h w c"]
 class Splicer:
     """What spans are made with, at a `size` of height and width.
 
-    `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `kept` finds and keeps
-    the latents of spans that were made before. Windows in the middle of something stand at latent frame `horizon`, where
-    no sketch of the prompt fights with what is known.
+    `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `kept` finds and
+    keeps the latents of spans that were made before. Windows in the middle of something stand at latent frame
+    `horizon`, where no sketch of the prompt fights with what is known.
     """
 
     vae: Vae
@@ -80,6 +80,7 @@ class Splicer:
             yield layout.left, before
             return
         done: dict[int, Tensor] = {}
+        whole: list[Tensor] = []
         at = layout.left
         for step in self._roll_out(span, layout, tape):
             yield 0, step
@@ -89,14 +90,12 @@ class Splicer:
             run = step.finished[:, :, first - step.window.start : end - step.window.start]
             tape.learn(first, run[0])
             done[first] = run
-            while at in done and self.kept is None:
-                run = done.pop(at)
-                yield at, run
-                at += run.shape[2]
+            while at in done:
+                whole.append(done.pop(at))
+                yield at, whole[-1]
+                at += whole[-1].shape[2]
         if self.kept is not None:
-            whole = torch.cat([done[first] for first in sorted(done)], dim=2)
-            self.kept.save(span, whole)
-            yield layout.left, whole
+            self.kept.save(span, torch.cat(whole, dim=2))
 
     def _roll_out(self, span: Make, layout: Layout, tape: "Tape") -> Iterator[WindowStep]:
         denoiser = self.speaker(span.prompt)
@@ -255,10 +254,10 @@ def _part(start: int, stop: int, shown: tuple[int, int]) -> Window:
 def filtered(source: Source, span: Filter) -> Iterator[Frames]:
     """A clip's frames gone over by a filter."""
     frames = source.stream(span.clip.start, span.clip.stop)
-    return upscale(frames, span.size) if span.size is not None else interpolate(frames, source.fps, span.times)
+    return upscale(frames, span.size) if span.size is not None else interpolate(frames, source.fps, source.fps * span.times)
 
 
-def span_store(plan: Plan, info: ModelInfo, dtype: torch.dtype) -> SpanStore | None:
+def span_store(plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> SpanStore | None:
     """Where the made spans of a plan are kept and found, unless nothing is to be kept."""
     folder, footage, edit = cache_folder(), plan.footage, plan.request.edit
     if folder is None or footage is None or edit is None:
@@ -266,7 +265,7 @@ def span_store(plan: Plan, info: ModelInfo, dtype: torch.dtype) -> SpanStore | N
     about = {
         "skyloom": __version__,
         "weights": weights_digest(info.manifest.get("files", {})),
-        "dtype": str(dtype),
+        "made with": f"{device.type} {dtype}",
         "seed": plan.seed,
         "steps": plan.num_steps,
         "guidance": plan.guidance_scale,

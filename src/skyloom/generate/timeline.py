@@ -4,8 +4,10 @@ What is kept is copied bit for bit; what is made knows the frames before and aft
 it starts from. Positions are frames; nothing here touches pixels.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from skyloom.core.errors import RequestError
 
@@ -63,16 +65,16 @@ class Make:
 
 @dataclass(frozen=True)
 class Filter:
-    """A clip gone over by a filter that invents nothing: `size` (height, width) or `times` as many frames."""
+    """A clip gone over by a filter that invents nothing: to a `size` (height, width), or to `times` as many frames."""
 
     clip: Clip
     size: tuple[int, int] | None = None
-    times: int = 1
+    times: Fraction = Fraction(1)
 
     @property
     def frames(self) -> int:
         """How many come out."""
-        return self.clip.frames if self.times == 1 else (self.clip.frames - 1) * self.times + 1
+        return math.ceil(self.clip.frames * self.times)
 
 
 Span = Keep | Make | Filter
@@ -106,19 +108,27 @@ class Timeline:
 
 
 def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timeline:
-    """A timeline of what is there: empty spans are left out, and what may not move from its source is kept."""
-    return Timeline(tuple(_settled(spans)), loops)
+    """A timeline of what is there: empty spans are left out, what may not move from its source is kept, and clips that
+    follow one another in one source are one. Raises RequestError where nothing is there."""
+    joined: list[Span] = []
+    for span in _settled(spans):
+        last = joined[-1] if joined else None
+        if isinstance(span, Keep) and isinstance(last, Keep) and _follows(last.clip, span.clip):
+            joined[-1] = Keep(replace(last.clip, stop=span.clip.stop))
+        else:
+            joined.append(span)
+    if not joined:
+        raise RequestError("Nothing is left of the video.", hint="Keep or make at least one frame.")
+    return Timeline(tuple(joined), loops)
+
+
+def _follows(before: Clip, after: Clip) -> bool:
+    return before.source == after.source and before.stop == after.start
 
 
 def _settled(spans: Sequence[Span | None]) -> Iterator[Span]:
-    found = False
     for span in spans:
         if span is None or span.frames == 0:
             continue
-        found = True
-        if isinstance(span, Make) and span.strength == 0 and len(span.under) == 1:
-            yield Keep(span.under[0])
-        else:
-            yield span
-    if not found:
-        raise RequestError("Nothing is left of the video.", hint="Keep or make at least one frame.")
+        still = isinstance(span, Make) and span.strength == 0 and len(span.under) == 1
+        yield Keep(span.under[0]) if still else span
