@@ -259,7 +259,9 @@ def upscale(video: Video, size: Annotated[str, typer.Option(help="Width x height
 
 
 @verb
-def interpolate(video: Video, fps: Annotated[str, typer.Option(help="Frames a second, more than it has, like 32")]) -> Wish:
+def interpolate(
+    video: Video, fps: Annotated[str, typer.Option(help="Frames a second, more than it has, like 32")]
+) -> Wish:
     """More frames a second, by motion between the frames that are there; those stay as they are."""
     return "", {"videos": [str(video)], "fps": fps}
 

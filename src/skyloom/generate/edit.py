@@ -168,7 +168,9 @@ def _blend(edit: Edit, prompt: str, sources: Sequence[Reel], fps: Fraction) -> T
 
 def _runs(shares: Sequence[float], offset: int) -> Iterator[tuple[int, tuple[Clip, ...]]]:
     """Runs of frames and where each begins: of the first video, of the second, which begins at `offset`, or of both."""
-    for share, numbers in groupby(range(len(shares)), key=lambda frame: shares[frame] if shares[frame] in {0, 1} else -1):
+    for share, numbers in groupby(
+        range(len(shares)), key=lambda frame: shares[frame] if shares[frame] in {0, 1} else -1
+    ):
         run = list(numbers)
         begin, end = run[0], run[-1] + 1
         clips = (Clip(0, begin, end), Clip(1, begin - offset, end - offset))

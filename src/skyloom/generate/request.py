@@ -21,7 +21,7 @@ from skyloom.generate.cards import Card, CardError
 from skyloom.generate.edits import Edit
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
-_WHOLE = ("seed", "num_steps")
+_WHOLE = ("seed", "num_steps", "retakes")
 _NUMBERS = ("seconds", "fps", "guidance_scale")
 
 
@@ -33,6 +33,8 @@ class Request:
     "best" (many steps, guided), as far as the model has both. With `cards` (a storyboard) the video shows one after
     another, and the prompt, which may be empty, is said with each of theirs. With an `edit` it is made of other videos,
     whose length and size it has. Values of the wrong kind raise RequestError.
+    another, and the prompt, which may be empty, is said with each of theirs. Windows that do not hold together with
+    the first are made again up to `retakes` times. Values of the wrong kind raise RequestError.
     """
 
     prompt: str
@@ -48,6 +50,7 @@ class Request:
     quality: str | None = None
     cards: tuple[Card, ...] = ()
     edit: Edit | None = None
+    retakes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _cards(self.cards))

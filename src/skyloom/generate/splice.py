@@ -254,7 +254,11 @@ def _part(start: int, stop: int, shown: tuple[int, int]) -> Window:
 def filtered(source: Source, span: Filter) -> Iterator[Frames]:
     """A clip's frames gone over by a filter."""
     frames = source.stream(span.clip.start, span.clip.stop)
-    return upscale(frames, span.size) if span.size is not None else interpolate(frames, source.fps, source.fps * span.times)
+    return (
+        upscale(frames, span.size)
+        if span.size is not None
+        else interpolate(frames, source.fps, source.fps * span.times)
+    )
 
 
 def span_store(plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> SpanStore | None:
