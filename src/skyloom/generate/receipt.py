@@ -6,7 +6,7 @@ is taken of the frames as they were made, before any codec, so that a lossy file
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -153,9 +153,6 @@ def make_receipt(
         for one in plan.cards
         if one.pinned
     )
-    edit = plan.request.edit
-    footage = () if plan.footage is None else plan.footage.sources
-    sources = tuple(Parent(source.sha256, "video", edit.verb) for source in footage if edit is not None)
     return Receipt(
         __version__,
         filled,
@@ -166,9 +163,20 @@ def make_receipt(
         dtype=str(dtype).removeprefix("torch."),
         image=None if plan.request.image is None else hash_picture(Path(plan.request.image)),
         frames=frames,
-        parents=(*parents, *pinned, *sources),
+        parents=(*parents, *pinned, *_sources(plan)),
         notes={**(notes or {}), **_edited(plan)},
     )
+
+
+def _sources(plan: Plan) -> Iterator[Parent]:
+    """The videos of an edit in their order, then its mask."""
+    edit = plan.request.edit
+    if edit is None or plan.footage is None:
+        return
+    for source in plan.footage.sources:
+        yield Parent(source.sha256, "video", edit.verb)
+    if edit.mask is not None:
+        yield Parent(hash_picture(Path(edit.mask)), "mask", edit.verb)
 
 
 def _edited(plan: Plan) -> dict[str, Any]:
@@ -205,11 +213,11 @@ def weights_digest(files: Mapping[str, str]) -> str:
 
 
 def hash_picture(path: Path) -> str:
-    """The sha256 of the picture that a video starts from. Raises MediaError when it cannot be read."""
+    """The sha256 of a file that a video is made from. Raises MediaError when it cannot be read."""
     try:
         return hash_file(path)
     except OSError as error:
-        raise MediaError(f"The picture {path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
 
 
 def _frames(values: Mapping[str, Any]) -> FramesDigest:

@@ -65,8 +65,9 @@ def request_again(receipt: Receipt, image: Path | None = None) -> Request:
     """The request of a receipt, for a pipeline that holds its model.
 
     `image` is where the picture lies that it started from, if no longer where it was. Raises RequestError when that
-    picture is another one, MediaError when there is none.
+    picture is another one, or a video or mask that was edited, MediaError when there is none.
     """
+    _check_sources(receipt)
     asked = receipt.request
     where = image or (None if asked.image is None else Path(asked.image))
     if image is not None and asked.image is None:
@@ -74,6 +75,20 @@ def request_again(receipt: Receipt, image: Path | None = None) -> Request:
     if where is not None and receipt.image is not None and hash_picture(where) != receipt.image:
         raise RequestError(f"{where} is not the picture that the video started from.", hint="Name it with --image.")
     return replace(asked, model=None, image=None if where is None else str(where))
+
+
+def _check_sources(receipt: Receipt) -> None:
+    """Raise RequestError unless every file of an edit is the one that was edited."""
+    edit = receipt.request.edit
+    if edit is None:
+        return
+    told = [parent.sha256 for parent in receipt.parents if parent.verb == edit.verb]
+    files = [*edit.videos, *([] if edit.mask is None else [edit.mask])]
+    if len(told) != len(files):
+        raise MediaError("The receipt does not name what was edited.", hint="Ask for the original file.")
+    for file, sha256 in zip(files, told, strict=True):
+        if hash_picture(Path(file)) != sha256:
+            raise RequestError(f"{file} is not the file that was edited; it has changed.", hint="Bring that one back.")
 
 
 def check_weights(receipt: Receipt, info: ModelInfo) -> None:

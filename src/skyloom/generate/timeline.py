@@ -106,6 +106,22 @@ class Timeline:
         """What is made."""
         return tuple(span for span in self.spans if isinstance(span, Make))
 
+    @property
+    def runs(self) -> tuple[tuple[int, Clip], ...]:
+        """Where the time of a source goes by, and its sound with it: the first frames, and the clips."""
+        found: list[tuple[int, Clip]] = []
+        for at, span in zip((0, *self.joins), self.spans, strict=True):
+            clip = span.under[0] if isinstance(span, Make) and len(span.under) == 1 else None
+            clip = clip if isinstance(span, Make) else span.clip
+            if clip is None:
+                continue
+            begin, last = found[-1] if found else (0, None)
+            if last is not None and begin + last.frames == at and _follows(last, clip):
+                found[-1] = (begin, replace(last, stop=clip.stop))
+            else:
+                found.append((at, clip))
+        return tuple(found)
+
 
 def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timeline:
     """A timeline of what is there: empty spans are left out, what may not move from its source is kept, and clips that
