@@ -32,8 +32,9 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def own_state(monkeypatch, tmp_path_factory):
-    """What is learned of this machine stays in the test."""
+    """What is learned of this machine, and kept on it, stays in the test."""
     monkeypatch.setenv("SKYLOOM_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("SKYLOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")

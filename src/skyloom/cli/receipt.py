@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from skyloom.generate.edits import Edit
     from skyloom.generate.receipt import Receipt
     from skyloom.generate.replay import Verdict
     from skyloom.generate.request import Request
@@ -17,11 +18,20 @@ _SHORT = 12
 
 def show(
     file: Annotated[Path, typer.Argument(help="A video of skyloom's, or its .receipt.json.")],
+    tree: Annotated[bool, typer.Option("--tree", help="Draw what it was made from, and that from what.")] = False,
+    among: Annotated[
+        list[Path] | None, typer.Option(help="Folders to look for parents in (default: FILE's own alone)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as it is.")] = False,
 ) -> None:
     """How a video was made: its receipt."""
+    from skyloom.generate.lineage import draw_lineage
     from skyloom.generate.receipt import read_receipt
 
+    if tree:
+        for line in draw_lineage(file, (file.absolute().parent, *(among or []))):
+            typer.echo(_harmless(line))
+        return
     receipt = read_receipt(file)
     if as_json:
         typer.echo(json.dumps(receipt.to_dict(), indent=1))
@@ -78,6 +88,7 @@ def describe(receipt: "Receipt") -> list[tuple[str, str]]:
     rows: list[tuple[str, object]] = [
         ("prompt", asked.prompt),
         ("negative", asked.negative_prompt),
+        ("edit", None if asked.edit is None else _edit_line(asked.edit)),
         ("seed", asked.seed),
         ("size", asked.size),
         ("seconds", asked.seconds),
@@ -109,6 +120,12 @@ def _note(value: object) -> str:
     takes = {str(one.get("window")): one.get("takes") for one in windows}
     again = [window for window, each in takes.items() if isinstance(each, list) and len(each) > 1]
     return f"{len(windows)} windows, made again: {', '.join(again) or 'none'}"
+
+
+def _edit_line(edit: "Edit") -> str:
+    """Like: retake of cat.mp4, start 1, stop 2."""
+    told = {name: value for name, value in edit.to_dict().items() if name not in ("verb", "videos")}
+    return ", ".join([f"{edit.verb} of {' and '.join(edit.videos)}", *(f"{name} {told[name]}" for name in told)])
 
 
 def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":

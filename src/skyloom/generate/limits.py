@@ -31,7 +31,7 @@ class Settled:
 
 def settle(request: Request, model: ModelInfo) -> Settled:
     """Check a request against a model's manifest. Raises RequestError with what would fit."""
-    if not request.prompt.strip() and not request.cards:
+    if not request.prompt.strip() and not request.cards and request.edit is None:
         raise RequestError(
             "The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.", field="prompt"
         )
@@ -43,6 +43,7 @@ def settle(request: Request, model: ModelInfo) -> Settled:
         raise RequestError(
             "A storyboard takes its pictures from its cards.", hint="Put the image on the first card.", field="image"
         )
+    _check_edit(request)
     width, height = _size(request, model)
     keep_every = _keep_every(request, model)
     _check_seconds(request)
@@ -76,6 +77,18 @@ def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int
             field="seconds",
         )
     return frames
+
+
+def _check_edit(request: Request) -> None:
+    """An edit has the length, the rate and the pictures of its videos."""
+    if request.edit is None:
+        return
+    for name in ("seconds", "fps", "image", "retakes"):
+        if getattr(request, name) is not None:
+            raise RequestError(f"An edit has no {name} of its own.", hint=f"Leave {name} out.", field=name)
+    if request.cards:
+        hint = "Make the storyboard first, then edit it."
+        raise RequestError("An edit has no cards.", hint=hint, field="cards")
 
 
 def _quality(request: Request, model: ModelInfo) -> Quality:
