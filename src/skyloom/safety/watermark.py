@@ -9,10 +9,12 @@ It is a label, not a lock: who knows the key can remove or forge it. docs/proven
 """
 
 import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +83,17 @@ def identity_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[: ID_BITS // 4]
 
 
+def identity_of_making(receipt: Mapping[str, Any]) -> str:
+    """The id of the video that a receipt (Receipt.to_dict) tells of: the same wherever and whenever it is made again,
+    so without paths, versions and device."""
+    asked = {key: value for key, value in (receipt.get("request") or {}).items() if key != "image"}
+    asked["cards"] = [
+        {key: value for key, value in card.items() if key not in ("image", "video")} for card in asked.get("cards", [])
+    ]
+    said = [asked, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
+    return identity_of(json.dumps(said, sort_keys=True))
+
+
 class Marker:
     """Marks the made frames of one video, in order, some at a time, with an id of 12 hex digits.
 
@@ -99,7 +112,7 @@ class Marker:
 
         Frames with a side of less than 64 pixels hold no mark and come back as they are.
         """
-        if min(frames.shape[1:3]) < MIN_SIDE:
+        if not len(frames) or min(frames.shape[1:3]) < MIN_SIDE:
             return frames
         marked: list[Tensor] = []
         for begin, end in self._spans(len(frames)):
