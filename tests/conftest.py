@@ -73,7 +73,7 @@ def tiny_model(tmp_path_factory) -> Path:
         "family": "test",
         "licence": "Apache-2.0",
         "description": "random weights",
-        "sizes": ["32x32", "64x32"],
+        "sizes": ["32x32", "64x32", "64x64"],
         "fps": 16,
         "frames": 17,
         "num_steps": 2,

@@ -37,6 +37,7 @@ from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig
+from skyloom.safety.watermark import Marker, identity_of_making
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,12 @@ class Step:
 
 
 class _Screen:
-    """Counts the frames that come in and leaves out those that the asked rate does without."""
+    """Counts the frames that come in, leaves out those that the asked rate does without, and marks the others: what is
+    seen, hashed and written is always marked."""
 
     def __init__(self, plan: Plan, receipt: Receipt, *, collect: bool) -> None:
         self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
+        self._marker = Marker(identity_of_making(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
         self._total = sum(len(window.parts) for window in plan.windows)
@@ -83,7 +86,7 @@ class _Screen:
     def show(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
         """The step that these frames make."""
         every = self._plan.keep_every
-        shown = frames[-self._frames % every :: every].clone()
+        shown = self._marker.mark(frames[-self._frames % every :: every].clone())
         self._frames += len(frames)
         self._parts += 1
         self._hash.add(shown)
