@@ -20,6 +20,7 @@ import av.subtitles.stream
 import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.frame import PictureType
 
 from skyloom.media.confine import confine, work_for
 from skyloom.media.sandbox import RefusedError
@@ -217,20 +218,24 @@ class Film:
 
     def _at(self, moment: int, keys: list[int]) -> av.VideoFrame:
         """The frame that shows at a time of the index: the latest there is, as a player shows it."""
-        found = self._reach(moment) if self._is_near(moment, keys) else None
-        back, restarted = 1, False
-        while found is None:
-            place = bisect_right(keys, moment) - back
-            if place >= 0 and self._demuxer != "gif":  # a gif's pictures build on all before them
-                self._container.seek(keys[place], stream=self._stream)
-                self._decoded, self._shown, self._ahead = self._frames(), None, None
-            elif not restarted:
-                self._restart()
-                restarted = True
-            else:
-                raise RefusedError("damaged", seconds=float(moment * (self._stream.time_base or 0)))
-            found, back = self._reach(moment), 2 * back
-        return found
+        if self._is_near(moment, keys) and (found := self._reach(moment)):
+            return found
+        back, place = 1, bisect_right(keys, moment) - 1
+        while place >= 0 and self._demuxer != "gif":  # a gif's pictures build on all before them
+            if self._seek(keys[place]) and (found := self._reach(moment)):
+                return found
+            place, back = place - back, 2 * back
+        self._restart()
+        if found := self._reach(moment):
+            return found
+        raise RefusedError("damaged", seconds=float(moment * (self._stream.time_base or 0)))
+
+    def _seek(self, key: int) -> bool:
+        """Go to a key frame; false where it is none that can be decoded alone, as in a stream refreshed bit by bit."""
+        self._container.seek(key, stream=self._stream)
+        self._decoded = self._frames()
+        self._shown, self._ahead = None, next(self._decoded, None)
+        return self._ahead is not None and self._ahead[1].pict_type == PictureType.I
 
     def _is_near(self, moment: int, keys: list[int]) -> bool:
         """Whether going on from here needs no more decoding than going back to the key frame before it would."""

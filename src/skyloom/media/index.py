@@ -66,12 +66,10 @@ class Index:
         ticks = self.pts - self.pts[0]
         count = len(ticks)
         span = (int(ticks[-1]) + self.last) * self.tick if self.last else Fraction(0)
-        mean = Fraction(count - 1) / (int(ticks[-1]) * self.tick) if count > 1 else None
-        guesses = [*self.rates]
-        if mean is not None:
-            guesses += [mean.limit_denominator(1), mean.limit_denominator(1001), mean]
-        elif span:
-            guesses.append(1 / span)
+        mean = (count - 1) / (int(ticks[-1]) * self.tick) if count > 1 else None
+        usual = [rate for rate in self.rates if rate.denominator in {1, 1001}]
+        guesses = [*usual, *([Fraction(round(mean))] if mean else []), *self.rates, *([mean] if mean else [])]
+        guesses += [1 / span] if span and not mean else []
         for guess in guesses:
             # the times of a steady rate, rounded or cut to ticks
             there = np.arange(count) / float(guess * self.tick) if guess > 0 else ticks - 2.0

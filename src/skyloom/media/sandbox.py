@@ -122,7 +122,7 @@ class Sandbox:
     def ask(self, question: Mapping[str, Any]) -> None:
         """Send a question. A child that has gone home does not hear it, which the first `take` tells."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):  # gone home, or closed
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -133,7 +133,7 @@ class Sandbox:
         agreed.
         """
         while True:
-            length = self._read(4, may_end=True)
+            length = self._read(4, may_end=True) if self._close.alive else None
             if length is None:
                 return None
             (size,) = struct.unpack(">I", length)
