@@ -20,7 +20,8 @@ from skyloom import __version__
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
-from skyloom.media.read import is_sidecar, probe, read_sidecar
+from skyloom.media.read import is_sidecar, read_sidecar
+from skyloom.media.source import open_source
 from skyloom.media.write import sidecar_of
 from skyloom.models.checkpoint import hash_file
 from skyloom.models.registry import ModelInfo
@@ -174,7 +175,7 @@ def read_receipt(path: Path) -> Receipt:
     """
     if is_sidecar(path):
         return Receipt.from_dict(read_sidecar(path))
-    values = probe(path).receipt
+    values = open_source(path).receipt
     if not values and sidecar_of(path).exists():
         values = read_sidecar(sidecar_of(path))
     if not values:

@@ -20,6 +20,7 @@ from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.receipt import FramesHash, Receipt, hash_picture, weights_digest
 from skyloom.generate.request import Request
 from skyloom.media.read import is_sidecar, read_frames
+from skyloom.media.source import open_source
 from skyloom.media.video import Video
 from skyloom.media.write import SIDECAR, SUFFIXES
 from skyloom.models.registry import ModelInfo
@@ -101,7 +102,7 @@ def compare_file(file: Path, receipt: Receipt, video: Video) -> Verdict:
     Raises MediaError when the file cannot be decoded, or has other frames in number or size.
     """
     file = file.with_name(file.name.removesuffix(SIDECAR)) if is_sidecar(file) else file
-    there = compare(video.frames, read_frames(file), str(file))
+    there = compare(video.frames, (frame for run in open_source(file).stream() for frame in run), str(file))
     suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else SUFFIXES[0]
     with tempfile.TemporaryDirectory() as folder:
         coded = video.save(Path(folder) / f"again{suffix}")
