@@ -52,10 +52,10 @@ def write_film(
 
 
 def _tones(seconds: float) -> list[av.AudioFrame]:
-    """Silence with a click at the begin of every second, in frames of 20 ms."""
+    """Silence with a click in the middle of every second, in frames of 20 ms."""
     rate, step = 48_000, 960
     wave = np.zeros((1, int(seconds * rate)), np.float32)
-    wave[0, ::rate] = 1
+    wave[0, rate // 2 :: rate] = 1
     frames = []
     for begin in range(0, wave.shape[1] - step + 1, step):
         frame = av.AudioFrame.from_ndarray(wave[:, begin : begin + step].repeat(2, 0), "fltp", "stereo")
