@@ -41,6 +41,7 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/dit_forward.py
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/edit.py
 	$(BIN)/python bench/parts.py
 
 docs: $(STAMP)  ## write docs/cli.md from the command line itself
@@ -51,6 +52,9 @@ long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on th
 
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
+
+edits: $(STAMP)  ## edits of every verb: sheets and the measured part of docs/editing.md
+	$(BIN)/python examples/edits.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
