@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery long clean
+.PHONY: help setup video test check fix bench docs gallery long fuzz clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -51,6 +51,10 @@ long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on th
 
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
+
+fuzz: $(STAMP)  ## 2,000 mutated media files and a corpus of bombs through the limited child
+	$(BIN)/python bench/media_mutants.py 2000
+	$(BIN)/python bench/media_bombs.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

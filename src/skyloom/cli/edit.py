@@ -46,6 +46,7 @@ class How:
     play: options.Play = None
     receipt: options.Receipt = True
     sidecar: options.Sidecar = False
+    credentials: options.Credentials = True
     force: options.Force = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False
     device: options.Device = None
@@ -95,7 +96,7 @@ def _make(name: str, prompt: str, said: dict[str, Any], how: How) -> None:
     request, playing = request.with_seed(), options.plays(how.play)
     announce = f"seed {request.seed}" if how.seed is None else None
     target = how.output or (None if playing else _free(request, name))
-    delivery = Delivery(target, None, playing, how.receipt, how.sidecar, None)
+    delivery = Delivery(target, None, playing, how.receipt, how.sidecar, how.credentials, None)
     told = make(request, delivery, how.device, force=how.force, announce=announce, name=name)
     typer.echo(json.dumps(told) if how.as_json else told["file"] or "", err=playing)
     if not how.as_json:

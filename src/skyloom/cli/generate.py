@@ -51,6 +51,7 @@ def generate(
     play: options.Play = None,
     receipt: options.Receipt = True,
     sidecar: options.Sidecar = False,
+    credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
@@ -76,7 +77,7 @@ def generate(
     )
     request = with_seed(request, resume_dir)
     announce = f"seed {request.seed}" if seed is None else None
-    delivery = Delivery(output, preview, playing, receipt, sidecar, resume_dir)
+    delivery = Delivery(output, preview, playing, receipt, sidecar, credentials, resume_dir)
     told = make(request, delivery, device, force=force, announce=announce)
     typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
 
@@ -105,15 +106,18 @@ class Delivery:
     play: bool
     receipt: bool
     sidecar: bool
+    credentials: bool
     resume: Path | None
 
     def check(self, prompt: str) -> None:
-        """Raise, before any work, for what cannot be written."""
+        """Raise, before any work, for what cannot be written or signed."""
+        from skyloom.generate.publish import check_ready
         from skyloom.media.write import PICTURE_SUFFIXES, check_target
 
         if self.preview is not None:
             check_target(self.preview, PICTURE_SUFFIXES)
         check_target(self.output or free_name(prompt, Path()))
+        check_ready(credentials=self.credentials)
 
 
 def make(
@@ -172,17 +176,22 @@ def _deliver(
     steps: "Iterator[Step]", plan: "Plan", target: Path | None, delivery: Delivery
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
+    from skyloom.generate.publish import publish
     from skyloom.media.write import open_pipe, open_video
+    from skyloom.safety.registry import Glimpses
 
+    glimpses = Glimpses(plan.fps)
     with ExitStack() as stack:
         writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
         pipe = stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps)) if delivery.play else None
         if writer is not None:
             _add_sound(plan, writer)
-        takers = [taker.append for taker in (writer, pipe) if taker is not None]
+        takers = [taker.append for taker in (writer, pipe, glimpses) if taker is not None]
         receipt, frames = show_progress(steps, delivery.preview, takers)
         if writer is not None and delivery.receipt:
             writer.receipt = receipt
+    if target is not None:
+        publish(target, receipt, looks=glimpses.looks, credentials=delivery.credentials, told=delivery.receipt)
     return receipt, frames
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skyloom.cli import options
+
 if TYPE_CHECKING:
     from skyloom.generate.edits import Edit
     from skyloom.generate.receipt import Receipt
@@ -54,10 +56,12 @@ def replay(
     force: Annotated[bool, typer.Option("--force", help="Go on although the weights are others.")] = False,
     model: Annotated[str | None, typer.Option(help="Name of a model, or its folder (default: the receipt's)")] = None,
     image: Annotated[Path | None, typer.Option(help="Where the picture is now that the video started from.")] = None,
+    credentials: options.Credentials = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the receipt's, if it is here)")] = None,
 ) -> None:
     """Make a video again from its receipt."""
+    from skyloom.generate.publish import check_ready, publish
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import check_weights, compare_file, is_exact, request_again
     from skyloom.media.write import check_target
@@ -67,19 +71,28 @@ def replay(
     target = output if output is not None or verify else _again(file)
     if target is not None:
         check_target(target)
+        check_ready(credentials=credentials)
     request = request_again(receipt, image)
     info = find_model(model or receipt.model)
     if not force:
         check_weights(receipt, info)
     video = _make(info.folder, request, receipt, device)
     if target is not None:
-        video.save(target)
+        publish(video.save(target), video.receipt, looks=_looks(video), credentials=credentials)
     told: dict[str, Any] = {"file": None if target is None else str(target), "exact": is_exact(receipt, video)}
     verdict = compare_file(file, receipt, video) if verify else None
     told |= verdict.to_dict() if verdict else {}
     typer.echo(json.dumps(told) if as_json else _sentence(told, verdict))
     if verdict is not None and not verdict.same:
         raise typer.Exit(1)
+
+
+def _looks(video: "Video") -> list[str]:
+    from skyloom.safety.registry import Glimpses
+
+    glimpses = Glimpses(video.fps)
+    glimpses.append(video.frames)
+    return glimpses.looks
 
 
 def describe(receipt: "Receipt") -> list[tuple[str, str]]:

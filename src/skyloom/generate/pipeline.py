@@ -40,6 +40,7 @@ from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig
+from skyloom.safety.watermark import Marker, identity_of_making
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +72,12 @@ class Step:
 
 
 class _Screen:
-    """Counts the frames that come in and leaves out those that the asked rate does without."""
+    """Counts the frames that come in, leaves out those that the asked rate does without, and marks what was made of the
+    others: what is seen, hashed and written is always marked."""
 
     def __init__(self, plan: Plan, receipt: Receipt, *, collect: bool) -> None:
         self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
+        self._marker = Marker(identity_of_making(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
         self._total = plan.shape.frames if plan.timeline else sum(len(window.parts) for window in plan.windows)
@@ -84,10 +87,16 @@ class _Screen:
         """What the receipt is to say besides."""
         self._receipt = replace(self._receipt, notes={**self._receipt.notes, **notes})
 
+    @property
+    def mark(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Puts the watermark on the next made frames of an edit."""
+        return self._marker.mark
+
     def show(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
-        """The step that these frames make."""
+        """The step that these frames make; those of an edit come with their marks."""
         every = self._plan.keep_every
         shown = frames[-self._frames % every :: every].clone()
+        shown = self._marker.mark(shown) if self._seams is None else shown
         self._frames += len(frames)
         self._parts += 1 if self._seams is None else len(frames)
         self._hash.add(shown)
@@ -237,6 +246,7 @@ class Pipeline:
             footage.sources,
             job,
             speaker,
+            screen.mark,
             self.dit.config.horizon,
             (plan.shape.height, plan.shape.width),
             footage.mask,

@@ -40,8 +40,8 @@ Frames = UInt8[Tensor, "t h w c"]
 class Splicer:
     """What spans are made with, at a `size` of height and width.
 
-    `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `kept` finds and
-    keeps the latents of spans that were made before. Windows in the middle of something stand at latent frame
+    `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `mark` puts the
+    watermark on frames, or where it is told; `kept` finds and keeps the latents of spans that were made before. Windows in the middle of something stand at latent frame
     `horizon`, where no sketch of the prompt fights with what is known.
     """
 
@@ -51,6 +51,7 @@ class Splicer:
     sources: Sequence[Source]
     job: Job
     speaker: Callable[[str], Denoiser]
+    mark: Callable[[Frames, Bool[Tensor, "t h w"] | None], Frames]
     horizon: int
     size: tuple[int, int]
     mask: Mask | None = None
@@ -236,14 +237,15 @@ class _Composer:
         start = self._at
         self._at += len(frames)
         if not self.span.masked or not len(frames):
-            return frames
+            return self.tools.mark(frames, None)
         assert self.tools.mask is not None
         clip = self.span.under[0]
         begin, end = clip.start + start, clip.start + self._at
         source = self.tools.sources[clip.source].read(begin, end)
         weight = rearrange(feather(self.tools.mask.read(begin, end), self.tools.softness), "t h w -> t h w 1")
         mixed = torch.lerp(source.float(), frames.float(), weight).round().to(torch.uint8)
-        return torch.where(weight > 0, mixed, source)
+        composed = torch.where(weight > 0, mixed, source)
+        return self.tools.mark(composed, rearrange(weight > 0, "t h w 1 -> t h w"))
 
 
 def _part(start: int, stop: int, shown: tuple[int, int]) -> Window:
