@@ -41,6 +41,7 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/dit_forward.py
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/edit.py
 	$(BIN)/python bench/parts.py
 
 docs: $(STAMP)  ## write docs/cli.md from the command line itself
@@ -55,6 +56,9 @@ gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 fuzz: $(STAMP)  ## 2,000 mutated media files and a corpus of bombs through the limited child
 	$(BIN)/python bench/media_mutants.py 2000
 	$(BIN)/python bench/media_bombs.py
+
+edits: $(STAMP)  ## edits of every verb: sheets and the measured part of docs/editing.md
+	$(BIN)/python examples/edits.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
