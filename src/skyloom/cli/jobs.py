@@ -113,7 +113,7 @@ def worker(
     hand = Worker(
         leases,
         store,
-        PipelineRenderer(store, settings.models, where),
+        PipelineRenderer(store, where),
         settings,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         device=where,

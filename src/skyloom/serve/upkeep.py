@@ -61,8 +61,7 @@ def usual_tasks(store: JobStore, storage: Storage, kept: Callable[[], set[str]] 
     database, loopback = store.database, store.settings.webhooks_to_loopback
 
     def collect() -> int:
-        with database.write():  # no job ends, and so none names anything new, between the look and the removal
-            return storage.collect(store.referenced_assets() | kept())
+        return storage.collect(store.referenced_assets() | kept())
 
     return [
         (EXPIRE_SECONDS, Leases(database, store.settings).expire),
