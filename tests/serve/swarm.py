@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -78,7 +78,7 @@ def fake_render(job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
 def submitter(settings: Settings, owner: str, written: Path) -> None:
     """Submit for ever, and write down the id of each job once it is sure. A key is used until its job is."""
     store = JobStore(Database(settings.database), settings)
-    number = len(written.read_bytes().splitlines()) if written.exists() else 0
+    number = len(written.read_bytes().splitlines())
     file = os.open(written, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     while True:
         prompt = f"{owner} {number}"
@@ -125,9 +125,12 @@ def kill_under_load(settings: Settings, kills: int, workers: int, seed: int) -> 
     lists = {owner: settings.data / f"{owner}.ids" for owner in ("ada", "bob")}
     makers: dict[int, tuple[Callable[..., None], tuple[object, ...]]] = {}
     for owner, written in lists.items():
+        written.touch()
         makers[spawn(submitter, settings, owner, written)] = (submitter, (settings, owner, written))
     for _ in range(workers):
         makers[spawn(worker, settings)] = (worker, (settings,))
+    while not all(written.stat().st_size for written in lists.values()):
+        time.sleep(0.05)  # there is load from here on
     killed = 0
     for _ in range(kills):
         time.sleep(dice.uniform(0.0, 0.15))
@@ -221,6 +224,8 @@ def main() -> None:
     asked = options.parse_args()
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skyloom-swarm-")))
+        with suppress(ImportError):
+            importlib.import_module("psycopg")  # once for all forks
         url = asked.database or (stack.enter_context(own_postgres()) if asked.postgres else None)
         settings = settings_of(data, url or f"sqlite:///{data / 'jobs.db'}")
         begun = time.monotonic()
