@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from skyloom.core.errors import ConfigError
 from skyloom.data.encode import to_pixels
-from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader, rollout_numbers
+from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader, excerpt_numbers, rollout_numbers
 
 CAPTIONS = ["", "a cat", "a dog on the beach"]
 
@@ -145,3 +145,22 @@ def test_a_rollout_batch_is_cut_from_its_videos(table, folder):
         assert torch.equal(batch.latent[0, 0, :, 0, 0].long(), batch.numbers)
         starts.add(int(batch.numbers[-3]))
     assert starts == {5, 8}
+
+
+@given(st.integers(0, 10**6))
+def test_an_excerpt_is_a_run_from_behind_the_first_window(seed: int):
+    numbers = excerpt_numbers(29, 9, np.random.default_rng(seed)).tolist()
+    assert 5 <= len(numbers) <= 9
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    assert numbers[0] >= 9
+    assert numbers[-1] <= 28
+
+
+def test_excerpts_reach_both_edges_and_need_room():
+    runs = [excerpt_numbers(18, 9, np.random.default_rng(seed)).tolist() for seed in range(200)]
+    assert {run[0] for run in runs} >= {9, 13}
+    assert {run[-1] for run in runs} >= {13, 17}
+    with pytest.raises(ConfigError, match="no 9 after"):
+        excerpt_numbers(17, 9, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="not both"):
+        LatentSource("x", rollout=(3, 3, 3), excerpt=9)

@@ -131,3 +131,36 @@ def test_a_rollout_always_remembers_the_same_frames():
     known = (sigma[:, :6] <= 0.1).all(1)
     assert 0.65 < known.float().mean() < 0.85
     assert (sigma[:, 6:] == sigma[:, 6:7]).all()
+
+
+def test_a_clean_future_is_all_that_is_known():
+    config = only("suffix", context_noise=0.0)
+    sigma = sample_sigmas(64, 9, generator(4), config)
+    before, after = zip(*(runs_known(row, config) for row in sigma), strict=True)
+    assert set(before) == {0}
+    assert set(after) == set(range(1, 9))
+
+
+def test_in_the_middle_of_a_video_something_is_known_nearly_always():
+    config = only("same", context_noise=0.0)
+    sigma = sample_sigmas(400, 9, generator(5), config, middle=True)
+    ends = [runs_known(row, config) for row in sigma]
+    shares = [
+        sum(bool(test(*one)) for one in ends) / 400
+        for test in (lambda a, b: a and b, lambda a, b: b > 0, lambda a, b: a or b)
+    ]
+    assert 0.35 < shares[0] < 0.55
+    assert 0.6 < shares[1] < 0.8
+    assert 0.9 < shares[2] < 1
+
+
+@given(st.integers(2, 9), st.integers(0, 10**6))
+def test_known_ends_leave_one_run_to_make(frames: int, seed: int):
+    context = sample_contexts(8, frames, generator(seed), ContextConfig(0.5, 0.2, 3, ends=1.0))
+    for row in context:
+        made = torch.isinf(row).nonzero()[:, 0].tolist()
+        assert made
+        assert made == list(range(made[0], made[-1] + 1))
+    plain = sample_contexts(64, 9, generator(seed), ContextConfig(0.0, 0.2, 3, ends=1.0))
+    assert torch.isinf(plain[:, 0]).all()
+    assert torch.isfinite(plain[:, -1]).any()

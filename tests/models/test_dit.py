@@ -109,7 +109,7 @@ def test_batch_equals_singles(dit):
             condition.bias[one],
             condition.pooled[one],
         )
-        torch.testing.assert_close(dit(latent[one], sigma[one], alone), whole[one], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(dit(latent[one], sigma[one], alone), whole[one], atol=5e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from skyloom.train.objectives import (
     flow_losses,
     sketch_error,
     sketch_losses,
+    squared_error,
+    unsteadiness,
 )
 from skyloom.train.tasks import _grown
 
@@ -120,3 +122,38 @@ def test_a_grown_model_answers_as_before(batch):
         before = old(latent, sigma, old.prepare_text(context[..., :6], None, pooled[:, :6]))
         after = new(latent, sigma, new.prepare_text(context, None, pooled))
     assert (before - after).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_a_run_from_the_middle_of_a_video_is_read_both_ways(batch):
+    dit = dit_of(replace(SMALL, places=True, horizon=9))
+    middle = replace(batch, numbers=torch.arange(12, 21))
+    losses = flow_losses(dit, middle, generator(3), FlowConfig(causal_share=1.0))
+    assert set(losses.parts) == {"middle"}
+    made = distill_losses(dit, dit, middle, generator(3), replace(ONE_STEP, causal_share=1.0, halved=0.0))
+    assert set(made.parts) == {"middle"}
+
+
+def test_more_blocks_of_convolutions_begin_silent(batch):
+    old = dit_of(replace(SMALL, detail=8))
+    assert old.detail is not None
+    torch.nn.init.normal_(old.detail.leave.weight)
+    new = dit_of(replace(SMALL, detail=8, detail_blocks=4), seed=5)
+    new.load_state_dict(_grown(old.state_dict(), new.state_dict()))
+    latent, sigma = batch.latent, torch.full((3, 9), 0.5)
+    context, pooled = torch.randn(3, 5, 6), torch.randn(3, 6)
+    with torch.no_grad():
+        before, after = (dit(latent, sigma, dit.prepare_text(context, None, pooled)) for dit in (old, new))
+    assert torch.equal(before, after)
+
+
+def test_errors_that_stay_are_steady_and_those_that_jump_are_not():
+    gap, weight = torch.randn(4, 8, 5, 6, 6, generator=generator(0)), torch.ones(4, 5)
+    assert unsteadiness(gap[:, :, :1].expand_as(gap), weight).item() == 0
+    assert unsteadiness(gap, weight).item() == pytest.approx(squared_error(gap, weight).item(), rel=0.1)
+    known = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]]).expand(4, -1)
+    moved = gap.clone()
+    moved[:, :, :2] += 7
+    assert torch.equal(unsteadiness(moved, known), unsteadiness(gap, known))
+    at_the_seam = torch.zeros_like(gap)
+    at_the_seam[:, :, 2:] = 1
+    assert unsteadiness(at_the_seam, known).item() == pytest.approx(1 / 6)

@@ -72,7 +72,7 @@ class LatentBatch:
     """Latents of one shape with the rows of their captions.
 
     Of a longer video, `numbers` says which of its latent frames these are: the first `past` are what a rollout
-    remembers, the others its next window.
+    remembers, the others its next window; without a past they are a run from its middle.
     """
 
     latent: Float[Tensor, "b c t h w"]
@@ -104,15 +104,19 @@ class LatentSource:
     """One folder of encoded clips, its share of the batches, and how many samples a batch takes.
 
     With a `rollout` of (sink, recent, window) latent frames, what is learned is a window of a longer video, somewhere
-    behind its first `sink + recent` frames.
+    behind its first `sink + recent` frames. With an `excerpt`, it is a run of up to that many latent frames that begins
+    after as many, as an edit in the middle of a video sees it.
     """
 
     folder: str = ""
     share: float = 1.0
     batch: int = 16
     rollout: tuple[int, ...] = ()
+    excerpt: int = 0
 
     def __post_init__(self) -> None:
+        if self.rollout and self.excerpt:
+            raise ConfigError("A source is a rollout or an excerpt, not both.", hint="Name the folder twice.")
         if self.rollout and (len(self.rollout) != len(("sink", "recent", "window")) or min(self.rollout) < 1):
             raise ConfigError(
                 f"A rollout of {self.rollout} is none.", hint="Name sink, recent and window, like 3, 3, 3."
@@ -158,9 +162,12 @@ class LatentLoader:
         picked = random.integers(len(loaded.latent), size=source.batch)
         rows = tuple(loaded.captions[i][random.integers(len(loaded.captions[i]))] for i in picked)
         latent = loaded.latent[torch.from_numpy(picked)]
-        if not source.rollout:
+        if source.rollout:
+            numbers = rollout_numbers(latent.shape[2], source.rollout, random)
+        elif source.excerpt:
+            numbers = excerpt_numbers(latent.shape[2], source.excerpt, random)
+        else:
             return LatentBatch(latent.float().to(self.device), rows, self.table)
-        numbers = rollout_numbers(latent.shape[2], source.rollout, random)
         latent, where = latent[:, :, numbers].float().to(self.device), numbers.to(self.device)
         return LatentBatch(latent, rows, self.table, where, sum(source.rollout[:2]))
 
@@ -173,3 +180,12 @@ def rollout_numbers(frames: int, rollout: Sequence[int], random: np.random.Gener
         raise ConfigError(f"A video of {frames} latent frames has no window after {sink + recent}.")
     start = starts[random.integers(len(starts))]
     return torch.tensor([*range(sink), *range(start - recent, start + window)])
+
+
+def excerpt_numbers(frames: int, most: int, random: np.random.Generator) -> Int[Tensor, " t"]:
+    """A run of more than half of `most` latent frames, up to all, that begins after the first `most`."""
+    if frames < 2 * most:
+        raise ConfigError(f"A video of {frames} latent frames has no {most} after its first {most}.")
+    length = int(random.integers(most // 2 + 1, most + 1))
+    start = int(random.integers(most, frames - length + 1))
+    return torch.arange(start, start + length)

@@ -2,7 +2,7 @@
 
 Levels are logit-normal with a uniform share (Esser et al. 2024, arXiv 2403.03206), then shifted towards
 noise. A sample's pattern says how its frames are related: all alike, a clean past, clean ends, a clean
-first frame, one level per window, or all independent (diffusion forcing, arXiv 2407.01392).
+first frame, a clean future, one level per window, or all independent (diffusion forcing, arXiv 2407.01392).
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from torch import Tensor
 from skyloom.core.errors import ConfigError
 from skyloom.diffusion.schedule import shift_sigma
 
-PATTERNS = ("same", "prefix", "infill", "first", "window", "independent")
+PATTERNS = ("same", "prefix", "infill", "first", "suffix", "window", "independent")
 SILENT_SIGMA = 0.02
 LAYOUT_SIGMA = 0.88
 _ROLLOUT_SHARES = {"prefix": 0.75, "window": 0.25}
+_MIDDLE_SHARES = {"prefix": 0.25, "infill": 0.45, "suffix": 0.25, "same": 0.05}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class NoiseConfig:
     prefix: float = 0.15
     infill: float = 0.05
     first: float = 0.1
+    suffix: float = 0.0
     window: float = 0.1
     independent: float = 0.1
     context_noise: float = 0.15
@@ -55,13 +57,13 @@ class NoiseConfig:
 
 
 def sample_sigmas(
-    batch: int, frames: int, generator: torch.Generator, config: NoiseConfig, past: int = 0
+    batch: int, frames: int, generator: torch.Generator, config: NoiseConfig, past: int = 0, *, middle: bool = False
 ) -> Float[Tensor, "b t"]:
     """Noise levels in [0, 1] for every latent frame of every sample.
 
-    Known frames (past, ends or first) are clean in half of the samples and carry noise up to
+    Known frames (past, ends, first or future) are clean in half of the samples and carry noise up to
     `context_noise` in the other half. Where a rollout remembers `past` frames, these are the known ones, except
-    in samples with one level per window.
+    in samples with one level per window. In the `middle` of a video, as edits see it, something is known nearly always.
     """
     shared = repeat(sample_levels((batch,), generator, config), "b -> b t", t=frames)
     if frames == 1:
@@ -71,10 +73,10 @@ def sample_sigmas(
     context = torch.rand(batch, 1, generator=generator) * config.context_noise
     context = torch.where(torch.rand(batch, 1, generator=generator) < 1 / 2, 0.0, context)
     known = _known_frames(batch, frames, generator)
-    shares = torch.tensor([getattr(config, name) for name in PATTERNS])
+    special = _ROLLOUT_SHARES if past else _MIDDLE_SHARES if middle else None
+    shares = torch.tensor([getattr(config, name) if special is None else special.get(name, 0.0) for name in PATTERNS])
     if past:
         known = dict.fromkeys(known, (torch.arange(frames) < past)[None].expand(batch, -1))
-        shares = torch.tensor([_ROLLOUT_SHARES.get(name, 0.0) for name in PATTERNS])
     pattern = torch.multinomial(shares, batch, replacement=True, generator=generator)
     sigma = shared.clone()
     for index, name in enumerate(PATTERNS):
@@ -89,19 +91,20 @@ def sample_sigmas(
 @dataclass(frozen=True)
 class ContextConfig:
     """A `share` of samples with known first frames, which carry noise up to `most`; `window` latent frames are made
-    at a time. With a `past`, every sample has that many known frames."""
+    at a time. With a `past`, every sample has that many known frames. A share `ends` has known last frames too."""
 
     share: float
     most: float
     window: int
     past: int = 0
+    ends: float = 0.0
 
 
 def sample_contexts(batch: int, frames: int, generator: torch.Generator, config: ContextConfig) -> Float[Tensor, "b t"]:
-    """The noise of the known first frames of each sample; infinity where a frame is to be made.
+    """The noise of the known frames of each sample; infinity where a frame is to be made, and one always is.
 
-    Known frames end where a window of a rollout does (whole windows), or after the first frame, as with a
-    picture. Half of them are clean, half carry noise.
+    Known first frames end where a window of a rollout does (whole windows), or after the first frame, as with a
+    picture; known last ones begin anywhere. Half of them are clean, half carry noise.
     """
     starts = torch.tensor([1, *range(config.window, frames, config.window)])
     past = starts[torch.randint(0, len(starts), (batch,), generator=generator)]
@@ -109,8 +112,13 @@ def sample_contexts(batch: int, frames: int, generator: torch.Generator, config:
     past = torch.full_like(past, config.past) if config.past else past
     level = torch.rand(batch, generator=generator) * config.most
     level = torch.where(torch.rand(batch, generator=generator) < 1 / 2, 0.0, level)
-    index = torch.arange(frames)
-    return torch.where(index[None] < past[:, None], level[:, None], torch.inf)
+    index = torch.arange(frames)[None]
+    known = index < past[:, None]
+    if config.ends:
+        rest = (torch.rand(batch, generator=generator) * (frames - past)).long()  # made frames: at least one
+        ending = torch.rand(batch, generator=generator) < config.ends
+        known = known | ((index > (past + rest)[:, None]) & ending[:, None])
+    return torch.where(known, level[:, None], torch.inf)
 
 
 def sample_levels(shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig) -> Float[Tensor, "..."]:
@@ -136,4 +144,9 @@ def _known_frames(batch: int, frames: int, generator: torch.Generator) -> dict[s
     past = torch.randint(1, frames, (batch, 1), generator=generator)
     start = torch.randint(1, max(2, frames - 1), (batch, 1), generator=generator)
     end = start + 1 + (torch.rand(batch, 1, generator=generator) * (frames - start - 1)).long()
-    return {"prefix": index < past, "infill": (index < start) | (index >= end), "first": index < 1}
+    return {
+        "prefix": index < past,
+        "infill": (index < start) | (index >= end),
+        "first": index < 1,
+        "suffix": index >= past,
+    }

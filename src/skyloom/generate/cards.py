@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from skyloom.core.errors import RequestError
-from skyloom.core.seeds import MAX_SEED
+from skyloom.core.types import MAX_SEED
 
 _CLOCK = re.compile(r"(?:(?P<hours>\d{1,2}):)?(?:(?P<minutes>\d{1,2}):)?(?P<seconds>\d+(?:\.\d+)?|\d+/\d+)")
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -26,7 +26,7 @@ class CardError(RequestError):
     """A card that cannot be made: `card` counts from 1, `key` is the field that is wrong."""
 
     def __init__(self, card: int, key: str, message: str, hint: str = "") -> None:
-        super().__init__(f"Card {card}: {message}", hint=hint)
+        super().__init__(f"Card {card}: {message}", hint=hint, field="cards")
         self.card, self.key, self.reason = card, key, message
 
 

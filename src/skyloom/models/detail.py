@@ -10,19 +10,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_BLOCKS = 2
-
 
 class Detail(nn.Module):
-    """A residual for the transformer's prediction; silent until it has learned."""
+    """A residual for the transformer's prediction, of so many `blocks`; silent until it has learned."""
 
-    def __init__(self, channels: int, hidden: int, width: int, patch: tuple[int, int, int]) -> None:
+    def __init__(self, channels: int, hidden: int, width: int, patch: tuple[int, int, int], blocks: int = 2) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.blocks = patch, blocks
         self.features = nn.Linear(hidden, width * patch[0] * patch[1] * patch[2])
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2 * _BLOCKS))
-        self.levels = nn.Linear(hidden, 2 * _BLOCKS * width)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2 * blocks))
+        self.levels = nn.Linear(hidden, 2 * blocks * width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
@@ -44,9 +42,9 @@ class Detail(nn.Module):
         seen = rearrange(torch.cat([predicted, noisy], dim=1), "b c t h w -> (b t) c h w")
         x = self.enter(seen.to(self.enter.weight.dtype).contiguous(memory_format=torch.channels_last)) + features
         scales = rearrange(
-            self.levels(F.silu(level)), "b t (k two c) -> k two (b t) c 1 1", k=_BLOCKS, two=2
+            self.levels(F.silu(level)), "b t (k two c) -> k two (b t) c 1 1", k=self.blocks, two=2
         ).repeat_interleave(p, dim=2)
-        for index in range(_BLOCKS):
+        for index in range(self.blocks):
             scale, shift = scales[index].to(x.dtype)
             y = self.convolutions[2 * index](F.silu(x))
             x = x + self.convolutions[2 * index + 1](F.silu(y * (1 + scale) + shift))

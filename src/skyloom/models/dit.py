@@ -44,7 +44,7 @@ class DitConfig:
     `span` makes room for a few-step student in the same weights; `places` tells every token where in the frame and
     in the window it stands, which rotary positions only tell of pairs; `sketch` is the width of the prompt's meaning
     (models/meaning.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
-    `detail` is the width of the convolutions that go over the result (models/detail.py; 0: none).
+    `detail` is the width of the convolutions that go over the result (models/detail.py; 0: none), in `detail_blocks`.
     The sketch ends after `horizon` latent frames of a video; from there on places are numbered after it (0: never).
     """
 
@@ -64,6 +64,7 @@ class DitConfig:
     sketch: int = 0
     horizon: int = 0
     detail: int = 0
+    detail_blocks: int = 2
     prediction: Literal["velocity", "denoised", "angular"] = "velocity"
     window: int = 3
     rope_theta: float = 10000.0
@@ -104,7 +105,7 @@ class Dit(nn.Module):
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
         _initialise(self)
-        self.detail = Detail(config.out_channels, config.width, config.detail, config.patch) if config.detail else None
+        self.detail = _detail(config) if config.detail else None
 
     @property
     def layers(self) -> list["Block"]:
@@ -309,6 +310,10 @@ class RmsNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Normalise in the weights' own precision."""
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
+
+
+def _detail(config: DitConfig) -> Detail:
+    return Detail(config.out_channels, config.width, config.detail, config.patch, config.detail_blocks)
 
 
 @lru_cache(maxsize=32)

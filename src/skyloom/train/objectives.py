@@ -28,6 +28,8 @@ from skyloom.evaluate.metrics import ssim
 from skyloom.models.dit import Dit, Reading, TextCondition
 from skyloom.models.vae import Vae
 
+_MIDDLE_KNOWN = 0.75  # of samples from the middle of a video: known first frames, and known last ones
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -90,21 +92,24 @@ def _half(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
 @dataclass(frozen=True)
 class FlowConfig:
     """The noise to train on, the share of causal batches, of captions dropped and of those whose words' own vectors are
-    hidden (for words that training never saw), and what the sketch's error counts."""
+    hidden (for words that training never saw), what the sketch's error counts, and what changes of the error from one
+    latent frame to the next do: they are what flickers."""
 
     noise: NoiseConfig = NoiseConfig()
     causal_share: float = 0.5
     caption_dropout: float = 0.1
     hidden_words: float = 0.0
     sketch_weight: float = 0.2
+    steady_weight: float = 0.0
 
 
 def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config: FlowConfig) -> Losses:
     """Velocity error of one batch, averaged over the latent frames that carry noise."""
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
-    causal = float(torch.rand((), generator=generator)) < config.causal_share or batch.numbers is not None
-    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past).to(device)
+    middle = batch.numbers is not None and not batch.past
+    causal = (float(torch.rand((), generator=generator)) < config.causal_share and not middle) or batch.past > 0
+    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past, middle=middle).to(device)
     noise = chain_frames(torch.randn(latent.shape, generator=generator), config.noise.correlation).to(latent)
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
     hidden = torch.rand(count, generator=generator) < config.hidden_words if config.hidden_words else None
@@ -113,15 +118,34 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
         text = dit.prepare_text(*batch.captions(dropped, hidden))
         reading: Reading = "causal" if causal else "bidirectional"
         prediction = dit(noisy, sigma, text, reading=reading, numbers=batch.numbers)
-    velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma)
-    error = (velocity - velocity_target(latent, noise)).square().mean(dim=(1, 3, 4))
+    gap = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma) - velocity_target(latent, noise)
     weight = loss_weight(sigma)
-    total = (error * weight).sum() / weight.sum().clamp(min=1)
-    parts = {"rollout" if batch.past else reading: total}
+    total = squared_error(gap, weight)
+    parts = {"rollout" if batch.past else "middle" if middle else reading: total}
+    if config.steady_weight:
+        total = total + config.steady_weight * unsteadiness(gap, weight)
     if text.meaning is not None and batch.numbers is None:
         parts["sketch"] = sketch_error(dit, latent, text.meaning)
         total = total + config.sketch_weight * parts["sketch"]
     return Losses(total, parts)
+
+
+def squared_error(gap: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
+    """Mean square over the latent frames that count."""
+    error = gap.square().mean(dim=(1, 3, 4))
+    return (error * weight).sum() / weight.sum().clamp(min=1)
+
+
+def unsteadiness(gap: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
+    """Half the mean square of how an error changes from one latent frame to the next; known frames have none.
+
+    As large as `squared_error` where errors of neighbours have nothing to do with each other, 0 where they are alike.
+    """
+    if gap.shape[2] == 1:
+        return gap.new_zeros(())
+    change = (gap * rearrange(weight, "b t -> b 1 t 1 1")).diff(dim=2).square().mean(dim=(1, 3, 4)) / 2
+    counted = torch.maximum(weight[:, 1:], weight[:, :-1])
+    return (change * counted).sum() / counted.sum().clamp(min=1)
 
 
 def sketch_losses(dit: Dit, batch: LatentBatch) -> Losses:
@@ -154,8 +178,10 @@ class DistillConfig:
     flow_share: float = 0.2
     causal_share: float = 0.5
     known_share: float = 0.5
+    ends_share: float = 0.0
     context_noise: float = 0.15
     correlation: float = 0.0
+    steady_weight: float = 0.0
 
 
 def distill_losses(
@@ -167,18 +193,22 @@ def distill_losses(
 ) -> Losses:
     """Squared distance from the student's long step to where the teacher's short, guided steps lead.
 
-    Half of the samples (`known_share`) have known first frames, as windows of a rollout have them.
+    Half of the samples (`known_share`) have known first frames, as windows of a rollout have them; where the reading is
+    bidirectional, some (`ends_share`; most of those from the middle of a video) have known last ones, as edits have.
     """
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
     chances = torch.rand(3, generator=generator).tolist()
-    causal = chances[0] < config.causal_share or batch.numbers is not None
+    middle = batch.numbers is not None and not batch.past
+    causal = (chances[0] < config.causal_share and not middle) or batch.past > 0
     reading: Reading = "causal" if causal else "bidirectional"
+    known_share = _MIDDLE_KNOWN if middle else config.known_share
+    ends = 0.0 if causal else _MIDDLE_KNOWN if middle else config.ends_share
     own = chances[1] < config.halved
     steps = config.num_steps // (1 if not own else 2 if chances[2] < 2 / 3 else 4)
     sigmas = make_sigmas(steps, config.shift)
     index = torch.randint(0, steps, (count,), generator=generator)
-    contexts = ContextConfig(config.known_share, config.context_noise, dit.config.window, batch.past)
+    contexts = ContextConfig(known_share, config.context_noise, dit.config.window, batch.past, ends)
     context = sample_contexts(count, frames, generator, contexts)
     known = torch.isfinite(context)
     start, end = (
@@ -198,11 +228,12 @@ def distill_losses(
         else:
             target = _teacher_target(teacher, batch, noisy, (start, end), reading, config)
         prediction = dit(noisy, start, text, reading=reading, span=start - end, numbers=batch.numbers)
-    velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, start)
-    error = (velocity - target).square().mean(dim=(1, 3, 4))
-    weight = (start > end).to(error.dtype)
-    total = (error * weight).sum() / weight.sum().clamp(min=1)
-    return Losses(total, {f"{steps} steps" if own else "rollout" if batch.past else reading: total})
+    gap = to_velocity(dit.config.prediction, prediction.float(), noisy, start) - target
+    weight = (start > end).to(gap.dtype)
+    error = squared_error(gap, weight)
+    total = error + config.steady_weight * unsteadiness(gap, weight) if config.steady_weight else error
+    name = f"{steps} steps" if own else "rollout" if batch.past else "middle" if middle else reading
+    return Losses(total, {name: error})
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
 def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights to start from, for a model that has grown since: more parts, or a wider text to read.
 
-    Columns for new text channels are 0, so the grown model answers as the old one did.
+    Columns for new text channels are 0 and new blocks of convolutions silent, so it answers as the old one did.
     """
     grown = {
         name: value for name, value in fresh.items() if name.startswith(("span.", "places.", "sketch.", "detail."))
@@ -142,6 +142,12 @@ def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tens
     for name in ("text.inner.weight", "pooled.weight"):
         if name in grown and grown[name].shape[1] < fresh[name].shape[1]:
             grown[name] = F.pad(grown[name], (0, fresh[name].shape[1] - grown[name].shape[1]))
+    for name in ("detail.levels.weight", "detail.levels.bias"):
+        if name in state and len(state[name]) < len(fresh[name]):
+            grown[name] = torch.cat([state[name], fresh[name][len(state[name]) :]])
+    for name, value in fresh.items():
+        if name.startswith("detail.convolutions.") and name not in state and int(name.split(".")[2]) % 2:
+            grown[name] = torch.zeros_like(value)
     return grown
 
 
