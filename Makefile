@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery long soak clean
+.PHONY: help setup video test check fix bench docs gallery long soak fuzz clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -57,6 +57,10 @@ soak: $(STAMP)  ## the queue under 10,000 seeds and 1,200 kills
 	PYTHONPATH=src $(BIN)/python tests/serve/simulate.py --seeds 10000
 	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 1000
 	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 200 --postgres
+
+fuzz: $(STAMP)  ## 2,000 mutated media files and a corpus of bombs through the limited child
+	$(BIN)/python bench/media_mutants.py 2000
+	$(BIN)/python bench/media_bombs.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

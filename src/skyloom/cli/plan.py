@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +90,7 @@ def _table(plan: "Plan", expected: "Estimate") -> dict[str, object]:
         "quality": "fast" if plan.student else "best",
         "estimate": expected.to_dict(),
         **({"cards": [_card(plan, index) for index in range(len(plan.cards))]} if plan.cards else {}),
+        **({"spans": list(_spans(plan))} if plan.timeline else {}),
     }
 
 
@@ -106,7 +108,25 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
         f"{'windows':8} {work.windows} of {work.tokens:,} tokens at most",
         f"{'network':8} {work.calls} calls: {plan.num_steps} steps a window, guidance {plan.guidance_scale:g}",
         *(_card_line(_card(plan, index)) for index in range(len(plan.cards))),
+        *(_span_line(span) for span in _spans(plan)),
     ]
+
+
+def _spans(plan: "Plan") -> Iterator[dict[str, Any]]:
+    """What an edit keeps and what it makes, in order."""
+    from skyloom.generate.timeline import Make
+
+    layouts, at = iter(plan.layouts), 0
+    for span in plan.timeline.spans if plan.timeline else ():
+        told = {"first_frame": at, "frames": span.frames, "kind": type(span).__name__.lower()}
+        yield {**told, "windows": len(next(layouts).windows), "prompt": span.prompt} if isinstance(span, Make) else told
+        at += span.frames
+
+
+def _span_line(span: dict[str, Any]) -> str:
+    last = span["first_frame"] + span["frames"] - 1
+    made = f", {span['windows']} windows: {span['prompt']}" if "windows" in span else ""
+    return f"{span['kind']:8} frames {span['first_frame']} to {last}{made}"
 
 
 def _card(plan: "Plan", index: int) -> dict[str, Any]:
