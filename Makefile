@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery long soak fuzz clean
+.PHONY: help setup video test check fix bench docs gallery long soak fuzz edits clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -41,6 +41,7 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/dit_forward.py
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/edit.py
 	$(BIN)/python bench/parts.py
 	$(BIN)/python bench/jobs.py --videos 5
 
@@ -61,6 +62,9 @@ soak: $(STAMP)  ## the queue under 10,000 seeds and 1,200 kills
 fuzz: $(STAMP)  ## 2,000 mutated media files and a corpus of bombs through the limited child
 	$(BIN)/python bench/media_mutants.py 2000
 	$(BIN)/python bench/media_bombs.py
+
+edits: $(STAMP)  ## edits of every verb: sheets and the measured part of docs/editing.md
+	$(BIN)/python examples/edits.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
