@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from skyloom import __version__
-from skyloom.cli import data, doctor, edit, evaluate, generate, models, plan, receipt, storyboard, train, verify, world
+from skyloom.cli import (
+    data,
+    doctor,
+    edit,
+    evaluate,
+    generate,
+    jobs,
+    models,
+    plan,
+    receipt,
+    storyboard,
+    train,
+    verify,
+    world,
+)
 from skyloom.core.errors import ConfigError, RequestError, SafetyError, SkyloomError
 
 app = typer.Typer(
@@ -28,7 +42,9 @@ app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
 app.command("verify")(verify.verify)
 app.command("train")(train.train)
+app.command("worker")(jobs.worker)
 app.command("doctor")(doctor.doctor)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(edit.app, name="edit")
 app.add_typer(models.app, name="models")
 app.add_typer(world.app, name="world")
