@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyloom.core.seeds import MAX_SEED, chain_frames, derive_seed, generator, noise
+from skyloom.core.seeds import chain_frames, derive_seed, generator, noise
+from skyloom.core.types import MAX_SEED
 
 SEEDS = st.integers(0, MAX_SEED)
 PATHS = st.lists(st.integers(0, 10**6) | st.sampled_from(["noise", "window", "text"]), max_size=4)

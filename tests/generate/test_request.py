@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyloom.core.errors import RequestError
-from skyloom.core.seeds import MAX_SEED
+from skyloom.core.types import MAX_SEED
 from skyloom.generate.request import Request, parse_size
 
 NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False)

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MAX_SEED = 2**63 - 1
-
 
 def derive_seed(seed: int, *path: int | str) -> int:
     """Hash a seed and a path of names or indices into a new seed in [0, 2**63)."""

@@ -1,4 +1,4 @@
-"""Shapes of videos and latents, and the arithmetic between them.
+"""Shapes of videos and latents, and the arithmetic between them; the range of seeds. Needs no torch.
 
 A causal autoencoder keeps the first frame alone and merges every `time` frames after it into one
 latent frame, so `latent frames = (frames - 1) // time + 1`. No other file does this arithmetic.
@@ -7,6 +7,8 @@ latent frame, so `latent frames = (frames - 1) // time + 1`. No other file does 
 from dataclasses import dataclass
 
 from skyloom.core.errors import RequestError
+
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from skyloom.core.errors import RequestError
-from skyloom.core.seeds import MAX_SEED
+from skyloom.core.types import MAX_SEED
 
 _CLOCK = re.compile(r"(?:(?P<hours>\d{1,2}):)?(?:(?P<minutes>\d{1,2}):)?(?P<seconds>\d+(?:\.\d+)?|\d+/\d+)")
 _KINDS: dict[str, tuple[type, ...]] = {

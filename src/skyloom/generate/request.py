@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import RequestError
-from skyloom.core.seeds import MAX_SEED
+from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")

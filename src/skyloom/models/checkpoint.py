@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
+from skyloom.models.manifest import MANIFEST_FILE, REPAIR, read_manifest
 
-MANIFEST_FILE = "manifest.json"
 MAX_BYTES = 15 * 2**20
 T = TypeVar("T")
-_REPAIR = "Install skyloom again, or point --model at a whole model folder."
 
 
 def save_part(
@@ -64,10 +63,10 @@ def load_part(folder: Path, part: str, config_class: type[T]) -> tuple[T, dict[s
     """A part's config, tensors and metadata. Raises CheckpointError naming what is missing or damaged."""
     paths = _files(folder, part)
     if not paths:
-        raise CheckpointError(f"{folder} has no weights for {part!r}.", hint=_REPAIR)
+        raise CheckpointError(f"{folder} has no weights for {part!r}.", hint=REPAIR)
     expected = int(paths[0].stem.rsplit("-of-", 1)[1]) if "-of-" in paths[0].stem else 1
     if len(paths) != expected:
-        raise CheckpointError(f"{folder} has {len(paths)} of {expected} files of {part!r}.", hint=_REPAIR)
+        raise CheckpointError(f"{folder} has {len(paths)} of {expected} files of {part!r}.", hint=REPAIR)
     state: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for path in paths:
@@ -76,9 +75,9 @@ def load_part(folder: Path, part: str, config_class: type[T]) -> tuple[T, dict[s
                 metadata = file.metadata() or {}
                 state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}).", hint=_REPAIR) from error
+            raise CheckpointError(f"{path} is damaged ({error}).", hint=REPAIR) from error
     if "config" not in metadata:
-        raise CheckpointError(f"{paths[0]} holds no config, so it is not a skyloom part.", hint=_REPAIR)
+        raise CheckpointError(f"{paths[0]} holds no config, so it is not a skyloom part.", hint=REPAIR)
     return from_table(json.loads(metadata["config"]), config_class, str(paths[0])), state, metadata
 
 
@@ -105,24 +104,15 @@ def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
     return path
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a model folder."""
-    path = folder / MANIFEST_FILE
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).", hint=_REPAIR) from error
-
-
 def verify_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, after every file's hash was found to be as written."""
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.exists():
-            raise CheckpointError(f"{path} is missing.", hint=_REPAIR)
+            raise CheckpointError(f"{path} is missing.", hint=REPAIR)
         if hash_file(path) != expected:
-            raise CheckpointError(f"{path} is corrupt: its hash is not the manifest's.", hint=_REPAIR)
+            raise CheckpointError(f"{path} is corrupt: its hash is not the manifest's.", hint=REPAIR)
     return manifest
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import CheckpointError, RequestError
-from skyloom.models.checkpoint import MANIFEST_FILE, read_manifest
+from skyloom.models.manifest import MANIFEST_FILE, read_manifest
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
