@@ -44,9 +44,13 @@ class MediaError(SkyloomError):
 
 
 class RequestError(SkyloomError):
-    """A request cannot be made as asked."""
+    """A request cannot be made as asked; `field` names what of it is wrong, where it is one thing."""
 
     code = "request"
+
+    def __init__(self, message: str, *, hint: str | None = None, field: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
 
 
 class SafetyError(SkyloomError):

@@ -26,7 +26,7 @@ class CardError(RequestError):
     """A card that cannot be made: `card` counts from 1, `key` is the field that is wrong."""
 
     def __init__(self, card: int, key: str, message: str, hint: str = "") -> None:
-        super().__init__(f"Card {card}: {message}", hint=hint)
+        super().__init__(f"Card {card}: {message}", hint=hint, field="cards")
         self.card, self.key, self.reason = card, key, message
 
 

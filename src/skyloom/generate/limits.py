@@ -31,23 +31,28 @@ class Settled:
 def settle(request: Request, model: ModelInfo) -> Settled:
     """Check a request against a model's manifest. Raises RequestError with what would fit."""
     if not request.prompt.strip() and not request.cards:
-        raise RequestError("The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.")
-    _check_text("prompt", request.prompt)
-    _check_text("negative prompt", request.negative_prompt)
+        raise RequestError(
+            "The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.", field="prompt"
+        )
+    _check_text("prompt", request.prompt, "prompt")
+    _check_text("negative prompt", request.negative_prompt, "negative_prompt")
     for number, card in enumerate(request.cards, start=1):
-        _check_text(f"prompt of card {number}", card.prompt)
+        _check_text(f"prompt of card {number}", card.prompt, "cards")
     if request.cards and request.image is not None:
-        raise RequestError("A storyboard takes its pictures from its cards.", hint="Put the image on the first card.")
+        raise RequestError(
+            "A storyboard takes its pictures from its cards.", hint="Put the image on the first card.", field="image"
+        )
     width, height = _size(request, model)
     keep_every = _keep_every(request, model)
     _check_seconds(request)
     quality = _quality(request, model)
     steps = quality.num_steps if request.num_steps is None else request.num_steps
     if not 1 <= steps <= MAX_STEPS:
-        raise RequestError(f"{steps} steps are out of range.", hint=f"Use 1 to {MAX_STEPS} steps.")
+        raise RequestError(f"{steps} steps are out of range.", hint=f"Use 1 to {MAX_STEPS} steps.", field="num_steps")
     guidance = quality.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if not 0 <= guidance <= MAX_GUIDANCE:
-        raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=f"Use 1 (off) to {MAX_GUIDANCE:g}.")
+        hint = f"Use 1 (off) to {MAX_GUIDANCE:g}."
+        raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=hint, field="guidance_scale")
     if request.seed is not None:
         check_seed(request.seed)
     return Settled(width, height, keep_every, quality, steps, guidance)
@@ -64,6 +69,7 @@ def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int
         raise RequestError(
             f"{model.name} makes {longest:g} seconds at most, not {request.seconds:g}.",
             hint=f"Use --seconds {longest:g} or less, or a model that was trained to go on.",
+            field="seconds",
         )
     return frames
 
@@ -77,7 +83,9 @@ def _quality(request: Request, model: ModelInfo) -> Quality:
     qualities = model.qualities
     name = request.quality
     if name is not None and name not in qualities:
-        raise RequestError(f"{model.name} has no quality {name!r}.", hint=f"It has: {', '.join(qualities)}.")
+        raise RequestError(
+            f"{model.name} has no quality {name!r}.", hint=f"It has: {', '.join(qualities)}.", field="quality"
+        )
     chosen = qualities[name or model.quality]
     if not chosen.student:
         return chosen
@@ -91,6 +99,7 @@ def _quality(request: Request, model: ModelInfo) -> Quality:
     raise RequestError(
         f"The fast quality of {model.name} cannot take {what}.",
         hint=f"Use quality best, or at most {chosen.num_steps} steps and no guidance.",
+        field="quality",
     )
 
 
@@ -107,6 +116,7 @@ def _size(request: Request, model: ModelInfo) -> tuple[int, int]:
     raise RequestError(
         f"{model.name} does not make {width}x{height}.",
         hint=f"The nearest sizes are {', '.join(nearest[:3])}.",
+        field="size",
     )
 
 
@@ -119,22 +129,25 @@ def _keep_every(request: Request, model: ModelInfo) -> int:
         slower = ", ".join(str(rate) for rate in list(rates)[1:])
         kept = f" (or {slower}: fewer of the same frames)" if slower else ""
         raise RequestError(
-            f"{model.name} makes {model.fps} fps, not {request.fps:g}.", hint=f"Use --fps {model.fps}{kept}."
+            f"{model.name} makes {model.fps} fps, not {request.fps:g}.",
+            hint=f"Use --fps {model.fps}{kept}.",
+            field="fps",
         )
     return rates[int(request.fps)]
 
 
 def _check_seconds(request: Request) -> None:
     if request.seconds is not None and not 0 < request.seconds <= MAX_SECONDS:
-        raise RequestError(
-            f"{request.seconds:g} seconds are out of range.", hint=f"Use more than 0, up to {MAX_SECONDS}."
-        )
+        hint = f"Use more than 0, up to {MAX_SECONDS}."
+        raise RequestError(f"{request.seconds:g} seconds are out of range.", hint=hint, field="seconds")
 
 
-def _check_text(name: str, text: str) -> None:
+def _check_text(name: str, text: str, field: str) -> None:
     if len(text) > MAX_PROMPT:
-        raise RequestError(f"The {name} has {len(text):,} characters.", hint=f"Use {MAX_PROMPT:,} at most.")
+        hint = f"Use {MAX_PROMPT:,} at most."
+        raise RequestError(f"The {name} has {len(text):,} characters.", hint=hint, field=field)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"The {name} is not valid Unicode.", hint="Type it as UTF-8 text.") from error
+        hint = "Type it as UTF-8 text."
+        raise RequestError(f"The {name} is not valid Unicode.", hint=hint, field=field) from error

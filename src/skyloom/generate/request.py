@@ -84,14 +84,14 @@ class Request:
                 hint = f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(known)}."
                 raise RequestError(f"A request has no field {name!r}.", hint=hint)
         if "prompt" not in values:
-            raise RequestError("A request needs a prompt.", hint="Say what to show.")
+            raise RequestError("A request needs a prompt.", hint="Say what to show.", field="prompt")
         return cls(**values)
 
 
 def _cards(values: object) -> tuple[Card, ...]:
     """Cards as they are, or from plain values."""
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise RequestError(f"cards is {values!r:.80}.", hint="It must be a list of cards.")
+        raise RequestError(f"cards is {values!r:.80}.", hint="It must be a list of cards.", field="cards")
     return tuple(
         value if isinstance(value, Card) else Card.from_dict(_table(value, number), number)
         for number, value in enumerate(values, start=1)
@@ -108,14 +108,15 @@ def parse_size(text: str) -> tuple[int, int]:
     """Width and height from "128x96". Raises RequestError."""
     found = _SIZE.fullmatch(text.strip())
     if not found:
-        raise RequestError(f"{text!r} is not a size.", hint="Write width x height, like 128x128.")
+        raise RequestError(f"{text!r} is not a size.", hint="Write width x height, like 128x128.", field="size")
     return int(found[1]), int(found[2])
 
 
 def check_seed(seed: int) -> int:
     """A seed in range. Raises RequestError."""
     if not 0 <= seed <= MAX_SEED:
-        raise RequestError(f"The seed {seed} is out of range.", hint="Use a whole number from 0 to 2^63 - 1.")
+        hint = "Use a whole number from 0 to 2^63 - 1."
+        raise RequestError(f"The seed {seed} is out of range.", hint=hint, field="seed")
     return seed
 
 
@@ -134,4 +135,4 @@ def _checked(name: str, value: object) -> object:
         if name in ("image", "model") and isinstance(value, Path):
             return str(value)
     kind = "a whole number" if name in _WHOLE else "a finite number" if name in _NUMBERS else "text"
-    raise RequestError(f"{name} is {value!r:.80}.", hint=f"It must be {kind}.")
+    raise RequestError(f"{name} is {value!r:.80}.", hint=f"It must be {kind}.", field=name)

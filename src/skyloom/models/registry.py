@@ -101,4 +101,4 @@ def find_model(name: str, root: Path = BUNDLED) -> ModelInfo:
     names = [model.name for model in list_models(root)]
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names) or 'none'}."
-    raise RequestError(f"There is no model {name!r}.", hint=hint)
+    raise RequestError(f"There is no model {name!r}.", hint=hint, field="model")
