@@ -1,0 +1,267 @@
+"""Jobs: what clients do with them. A job is a row; it survives everything that the database survives.
+
+    queued -> in_progress -> completed | failed        queued, in_progress <-> paused
+       all that are not done -> cancelled              completed -> expired (its result is dropped)
+
+A job runs at least once and has one result at most: workers hold a lease, and every write of theirs carries its token
+(leases.py). `JobStore` is every client's side: submit, look, cancel, pause, resume, retry, delete.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select
+
+from skyloom.core.errors import CapacityError
+from skyloom.serve.database import Database, Write
+from skyloom.serve.records import (
+    ACTIVE,
+    Job,
+    JobConflictError,
+    JobFailure,
+    JobResult,
+    MissingJobError,
+    Status,
+    Wanted,
+    as_job,
+    change,
+    level_up,
+    read_job,
+    settle,
+    tell,
+    usual_seconds,
+    whole_jobs,
+)
+from skyloom.serve.settings import Settings
+from skyloom.serve.storage import find_references
+from skyloom.serve.tables import events, jobs, keys, results, workers
+
+__all__ = ["Counts", "Event", "Job", "JobConflictError", "JobFailure", "JobResult", "JobStore", "MissingJobError"]
+
+KEY_SECONDS, RETRY_SECONDS = 24 * 3600, 60
+MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
+ALIVE_SECONDS = 60  # a worker that was not seen for longer is not counted
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; numbers grow, so a reader can go on after the last one that it saw."""
+
+    number: int
+    job: str
+    type: str
+    data: Mapping[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The queue at a glance: jobs by status, seconds that the oldest has waited, workers seen within a minute."""
+
+    by_status: Mapping[str, int]
+    oldest_seconds: float
+    workers: int
+
+
+class JobStore:
+    """The clients' side of the queue. Every method is one transaction: what it returned is on disk.
+
+    With an `owner` a method sees that owner's jobs only, and raises MissingJobError for all others; None sees all.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+
+    def submit(
+        self,
+        request: Mapping[str, Any],
+        *,
+        owner: str,
+        kind: str = "video",
+        key: str | None = None,
+        fingerprint: str | None = None,
+        retry_count: int = 0,
+        priority: int = 0,
+        cost: float = 1.0,
+        deadline: float | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Put a job in the queue, or give back the one that this call has made already.
+
+        `fingerprint` is a hash of what was asked. An idempotency `key` is kept for 24 hours: with the same
+        fingerprint it gives the same job, with another it raises JobConflictError. Without a key, a client's retry
+        (`retry_count` > 0) within a minute gives the newest job of its fingerprint. A higher `priority` goes first
+        among the owner's own jobs; `cost` is what it counts for in the owner's fair share; a job that has not begun
+        at `deadline` expires. Raises CapacityError with `retry_after` when the queue is full.
+        """
+        with self.database.write() as write:
+            number = self._made_already(write, owner, key, fingerprint, retry_count)
+            if number is None:
+                self._make_room(write, owner)
+                row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
+                row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
+                row |= {"priority": priority, "cost": cost, "deadline": deadline, "checkpoint": {}}
+                made = insert(jobs).values(**row, created_at=write.now).returning(jobs.c.number)
+                number = write.connection.execute(made).scalar_one()
+                if key is not None:
+                    link = {"owner": owner, "key": key, "fingerprint": fingerprint or "", "job": number}
+                    write.connection.execute(insert(keys).values(**link, created_at=write.now))
+                job = read_job(write.connection, jobs.c.number == number)
+                tell(write, job, "queued")
+                return job
+            return read_job(write.connection, jobs.c.number == number)
+
+    def get(self, id: str, owner: str | None = None) -> Job:
+        """A job. Raises MissingJobError."""
+        with self.database.read() as connection:
+            return read_job(connection, _is(id, owner))
+
+    def page(
+        self,
+        owner: str | None = None,
+        *,
+        kind: str | None = None,
+        status: Status | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = True,
+    ) -> tuple[list[Job], bool]:
+        """A page of jobs in the order of their making, after the one with an id; and whether there are more.
+
+        Raises MissingJobError when there is no job `after`.
+        """
+        with self.database.read() as connection:
+            wanted = [~jobs.c.deleted]
+            wanted += [jobs.c.owner == owner] if owner is not None else []
+            wanted += [jobs.c.kind == kind] if kind is not None else []
+            wanted += [jobs.c.status == status] if status is not None else []
+            if after is not None:
+                last = read_job(connection, _is(after, owner)).number
+                wanted.append(jobs.c.number < last if newest_first else jobs.c.number > last)
+            order = jobs.c.number.desc() if newest_first else jobs.c.number
+            rows = connection.execute(whole_jobs().where(and_(*wanted)).order_by(order).limit(limit + 1)).all()
+        return [as_job(row) for row in rows[:limit]], len(rows) > limit
+
+    def cancel(self, id: str, owner: str | None = None) -> Job:
+        """Stop a job for good: at once if it waits, within a step if it runs. Done jobs stay as they are."""
+        return self._ask(id, owner, "cancel")
+
+    def pause(self, id: str, owner: str | None = None) -> Job:
+        """Hold a job: at once if it waits, within a step if it runs. Raises JobConflictError for one that is done."""
+        return self._ask(id, owner, "pause")
+
+    def resume(self, id: str, owner: str | None = None) -> Job:
+        """Let a paused job go on where it was. Raises JobConflictError for one that is done."""
+        with self.database.write() as write:
+            job = read_job(write.connection, _is(id, owner))
+            if job.done or job.wanted == "cancel":
+                raise JobConflictError(f"{id} is {job.status}: it cannot go on.", hint="Retry it, or ask again.")
+            if job.status == "paused":
+                return change(write, job, status="queued", event="queued")
+            return change(write, job, wanted=None)
+
+    def retry(self, id: str, owner: str | None = None) -> Job:
+        """Put a job that failed, was cancelled or has expired back in the queue. Raises JobConflictError for others,
+        CapacityError when the queue is full."""
+        with self.database.write() as write:
+            job = read_job(write.connection, _is(id, owner))
+            if job.status not in ("failed", "cancelled", "expired"):
+                raise JobConflictError(f"{id} is {job.status}: there is nothing to retry.")
+            self._make_room(write, job.owner)
+            fresh = {"attempts": 0, "error": None, "progress": 0, "run_after": 0.0, "deadline": None}
+            fresh |= {"completed_at": None, "expires_at": None}
+            return change(write, job, status="queued", event="queued", **fresh)
+
+    def delete(self, id: str, owner: str | None = None) -> None:
+        """Forget a job and its result; one that runs is cancelled first and is gone for its owner at once."""
+        with self.database.write() as write:
+            job = read_job(write.connection, _is(id, owner))
+            if job.status == "in_progress":
+                change(write, job, wanted="cancel", deleted=True)
+            else:
+                write.connection.execute(delete(jobs).where(jobs.c.number == job.number))
+
+    def events(
+        self, owner: str | None = None, *, job: str | None = None, after: int = 0, limit: int = 100
+    ) -> list[Event]:
+        """What happened after an event's number, in order: of one job, of an owner, or of all."""
+        wanted: list[ColumnElement[bool]] = [events.c.number > after, ~jobs.c.deleted]
+        wanted += [events.c.owner == owner] if owner is not None else []
+        wanted += [jobs.c.id == job] if job is not None else []
+        look = select(events, jobs.c.id).join(jobs).where(and_(*wanted)).order_by(events.c.number).limit(limit)
+        with self.database.read() as connection:
+            return [Event(row.number, row.id, row.type, row.data, row.created_at) for row in connection.execute(look)]
+
+    def counts(self) -> Counts:
+        """The queue at a glance, for metrics and health."""
+        now = self.database.now()
+        with self.database.read() as connection:
+            rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all()
+            oldest = select(func.min(jobs.c.created_at)).where(jobs.c.status == "queued")
+            since = connection.execute(oldest).scalar_one()
+            seen = select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
+            alive = connection.execute(seen).scalar_one()
+        return Counts({row[0]: row[1] for row in rows}, 0.0 if since is None else max(0.0, now - since), alive)
+
+    def referenced_assets(self) -> set[str]:
+        """References of everything stored that a job needs: results, checkpoints, and what requests start from."""
+        with self.database.read() as connection:
+            made = connection.execute(select(results.c.assets)).scalars().all()
+            kept = connection.execute(select(jobs.c.checkpoint, jobs.c.request, jobs.c.extra)).all()
+        return find_references([*made, *([*row] for row in kept)])
+
+    def _ask(self, id: str, owner: str | None, wanted: Wanted) -> Job:
+        with self.database.write() as write:
+            job = read_job(write.connection, _is(id, owner))
+            if job.done and wanted == "pause":
+                raise JobConflictError(f"{id} is {job.status}: it cannot be paused.")
+            if job.status == "in_progress" and job.wanted != "cancel":
+                return change(write, job, wanted=wanted)
+            if job.status in ("queued", "paused") and (job.status, wanted) != ("paused", "pause"):
+                return settle(write, job, wanted) or job
+            return job
+
+    def _made_already(
+        self, write: Write, owner: str, key: str | None, fingerprint: str | None, retry_count: int
+    ) -> int | None:
+        """The number of the job that this very call has made before."""
+        if key is not None:
+            look = select(keys).where(keys.c.owner == owner, keys.c.key == key)
+            found = write.connection.execute(look).one_or_none()
+            if found is not None and found.created_at > write.now - KEY_SECONDS:
+                if found.fingerprint != (fingerprint or ""):
+                    raise JobConflictError(
+                        "This idempotency key was used for another request.", hint="Use a new key for a new request."
+                    )
+                return found.job
+            if found is not None:
+                write.connection.execute(delete(keys).where(keys.c.owner == owner, keys.c.key == key))
+        elif fingerprint is not None and retry_count > 0:
+            same = select(func.max(jobs.c.number)).where(
+                jobs.c.owner == owner, jobs.c.fingerprint == fingerprint, jobs.c.created_at > write.now - RETRY_SECONDS
+            )
+            return write.connection.execute(same).scalar_one()
+        return None
+
+    def _make_room(self, write: Write, owner: str) -> None:
+        """Raise CapacityError when no more may wait; let an owner who comes back start level with the others."""
+        waiting = select(jobs.c.owner, func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.owner)
+        active: dict[str, int] = {row[0]: row[1] for row in write.connection.execute(waiting)}
+        own, most = active.get(owner, 0), self.settings.max_queued_per_owner
+        if own >= most or sum(active.values()) >= self.settings.max_queued:
+            whose = f"You have {own} jobs that wait" if own >= most else "The queue is full"
+            seen = select(func.count()).select_from(workers).where(workers.c.seen_at > write.now - ALIVE_SECONDS)
+            hands = max(1, write.connection.execute(seen).scalar_one())
+            wait = min(max((usual_seconds(write.connection) or 10.0) / hands, 1.0), MAX_RETRY_AFTER)
+            raise CapacityError(f"{whose}.", hint=f"Try again in {wait:.0f} s.", retry_after=wait)
+        if not own:
+            level_up(write, owner, [other for other in active if other != owner])
+
+
+def _is(id: str, owner: str | None) -> ColumnElement[bool]:
+    """The job of that id which its owner may still see."""
+    mine = jobs.c.id == id if owner is None else and_(jobs.c.id == id, jobs.c.owner == owner)
+    return and_(mine, ~jobs.c.deleted)

@@ -1,0 +1,201 @@
+"""Leases: the workers' side of the queue. Who holds a job, for how long, and what becomes of it.
+
+A lease lasts for `lease_seconds` from its last heartbeat and carries a token, one more than the lease before. A write
+with an older token, or of a job that was taken back, raises LostLeaseError and changes nothing. What workers lose goes
+back to the queue until it was lost `max_attempts` times without a new checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
+
+from skyloom.serve.database import Database, Write
+from skyloom.serve.records import (
+    Job,
+    JobFailure,
+    JobResult,
+    LostLeaseError,
+    Wanted,
+    as_job,
+    change,
+    charge,
+    leave,
+    read_job,
+    settle,
+    whole_jobs,
+)
+from skyloom.serve.settings import Settings
+from skyloom.serve.tables import events, jobs, keys, owners, results, workers
+
+__all__ = ["Lease", "Leases", "LostLeaseError"]
+
+KEEP_EVENTS, KEEP_KEYS, KEEP_WORKERS = 7 * 86_400, 86_400, 3_600  # seconds
+_ALMOST = 99  # the progress of a job that is not finished
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A job in a worker's hands; `token` is larger than any that the job had before."""
+
+    job: Job
+    token: int
+    worker: str
+
+
+class Leases:
+    """The workers' side of the queue. Every method is one transaction."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+
+    def greet(self, worker: str, device: str) -> None:
+        """Be seen."""
+        with self.database.write() as write:
+            seen = update(workers).where(workers.c.name == worker).values(seen_at=write.now, device=device)
+            if not write.connection.execute(seen).rowcount:
+                row = {"name": worker, "device": device, "started_at": write.now, "seen_at": write.now}
+                write.connection.execute(insert(workers).values(**row))
+
+    def lease(self, worker: str) -> Lease | None:
+        """The next job, if one waits: of the owner who was served least, the one of highest priority, then the oldest.
+
+        A look that writes nothing comes first, so that idle workers disturb nobody.
+        """
+        with self.database.read() as connection:
+            if connection.execute(select(jobs.c.number).where(jobs.c.status == "queued").limit(1)).first() is None:
+                return None
+        with self.database.write() as write:
+            ready = and_(jobs.c.status == "queued", jobs.c.run_after <= write.now)
+            least = select(jobs.c.owner).outerjoin(owners, owners.c.owner == jobs.c.owner).where(ready)
+            owner = write.connection.execute(least.order_by(owners.c.served, jobs.c.number).limit(1)).scalar()
+            if owner is None:
+                return None
+            first = select(jobs).where(ready, jobs.c.owner == owner).order_by(jobs.c.priority.desc(), jobs.c.number)
+            row = write.connection.execute(first.limit(1)).one()
+            if row.started_at is None:
+                charge(write, owner, row.cost)
+            values = {"status": "in_progress", "worker": worker, "token": row.token + 1}
+            values |= {
+                "lease_until": write.now + self.settings.lease_seconds,
+                "started_at": row.started_at or write.now,
+            }
+            job = read_job(write.connection, jobs.c.number == row.number)
+            return Lease(change(write, job, event="in_progress", **values), row.token + 1, worker)
+
+    def heartbeat(
+        self,
+        lease: Lease,
+        *,
+        progress: int = 0,
+        phase: str | None = None,
+        checkpoint: Mapping[str, str] | None = None,
+    ) -> Wanted | None:
+        """Keep the lease, say how far it is (percent), and hear what is wanted. Raises LostLeaseError.
+
+        `checkpoint` names the stored assets from which another worker could go on.
+        """
+        with self.database.write() as write:
+            job = self._held(write, lease)
+            values: dict[str, object] = {"lease_until": write.now + self.settings.lease_seconds}
+            values |= {"progress": max(job.progress, min(progress, _ALMOST)), "phase": phase or job.phase}
+            if checkpoint is not None and checkpoint != job.checkpoint:
+                values |= {"checkpoint": dict(checkpoint), "attempts": 0}
+            moved = values["progress"] != job.progress or values["phase"] != job.phase
+            data = {"progress": values["progress"], "phase": values["phase"]}
+            change(write, job, event="progress" if moved else None, data=data, **values)
+            return "cancel" if job.deleted else job.wanted
+
+    def finish(self, lease: Lease, result: JobResult) -> Job | None:
+        """Hand in what was made: once for each job, whoever made it. Raises LostLeaseError.
+
+        A job that was to be cancelled is cancelled, one that was deleted is None. The same call twice is one call.
+        """
+        with self.database.write() as write:
+            made = select(results.c.job).where(results.c.job == lease.job.number, results.c.token == lease.token)
+            if write.connection.execute(made).first() is not None:
+                return read_job(write.connection, jobs.c.number == lease.job.number)
+            job = self._held(write, lease)
+            if job.deleted or job.wanted == "cancel":
+                return settle(write, job, "cancel")
+            row = {"job": job.number, "token": lease.token, "assets": dict(result.assets)}
+            row |= {"receipt": dict(result.receipt), "created_at": write.now}
+            write.connection.execute(insert(results).values(**row))
+            keep = self.settings.keep_seconds
+            expires = None if keep is None else write.now + keep
+            return leave(write, job, "completed", progress=100, checkpoint={}, expires_at=expires)
+
+    def fail(self, lease: Lease, failure: JobFailure, *, retry_in: float | None = None) -> Job | None:
+        """Say that it went wrong. With `retry_in` (seconds) it is tried again, so long as attempts are left.
+
+        Raises LostLeaseError.
+        """
+        with self.database.write() as write:
+            return self._gone_wrong(write, self._held(write, lease), failure, retry_in)
+
+    def release(self, lease: Lease) -> Job | None:
+        """Let a job go, which is no failed attempt: cancelled or paused where that was wanted, else to be gone on with.
+
+        Raises LostLeaseError.
+        """
+        with self.database.write() as write:
+            job = self._held(write, lease)
+            wanted = "cancel" if job.deleted else job.wanted
+            return leave(write, job, "queued") if wanted is None else settle(write, job, wanted)
+
+    def forget(self, worker: str) -> int:
+        """A worker is known to be dead: what it held is lost now. Returns how many jobs that were."""
+        with self.database.write() as write:
+            write.connection.execute(delete(workers).where(workers.c.name == worker))
+            return self._take_back(write, jobs.c.worker == worker)
+
+    def expire(self) -> int:
+        """Take back leases that ran out, drop results and deadlines that are over, forget what is old.
+
+        Returns how many leases were taken back. Any worker or server may call it at any time.
+        """
+        with self.database.write() as write:
+            lost = self._take_back(write, jobs.c.lease_until < write.now)
+            late = and_(jobs.c.status == "queued", jobs.c.started_at.is_(None), jobs.c.deadline < write.now)
+            over = and_(jobs.c.status == "completed", jobs.c.expires_at < write.now)
+            for row in write.connection.execute(whole_jobs().where(or_(late, over))).all():
+                job = as_job(row)
+                write.connection.execute(delete(results).where(results.c.job == job.number))
+                change(write, job, event="expired", status="expired", completed_at=job.completed_at or write.now)
+            for table, column, seconds in (
+                (events, events.c.created_at, KEEP_EVENTS),
+                (keys, keys.c.created_at, KEEP_KEYS),
+                (workers, workers.c.seen_at, KEEP_WORKERS),
+            ):
+                write.connection.execute(delete(table).where(column < write.now - seconds))
+            return lost
+
+    def _take_back(self, write: Write, which: ColumnElement[bool]) -> int:
+        """Jobs whose workers are lost, as each deserves."""
+        rows = write.connection.execute(whole_jobs().where(jobs.c.status == "in_progress", which)).all()
+        for row in rows:
+            job = as_job(row)
+            if job.deleted or job.wanted is not None:
+                settle(write, job, "cancel" if job.deleted else job.wanted or "cancel")
+            else:
+                lost = JobFailure("worker_lost", f"The worker was lost {job.attempts + 1} times while it made this.")
+                self._gone_wrong(write, job, lost, retry_in=0.0)
+        return len(rows)
+
+    def _gone_wrong(self, write: Write, job: Job, failure: JobFailure, retry_in: float | None) -> Job | None:
+        if job.deleted or job.wanted == "cancel":
+            return settle(write, job, "cancel")
+        attempts = job.attempts + 1
+        if retry_in is None or attempts >= self.settings.max_attempts:
+            return leave(write, job, "failed", error=failure, attempts=attempts)
+        status = "queued" if job.wanted is None else "paused"
+        return leave(write, job, status, attempts=attempts, run_after=write.now + retry_in)
+
+    def _held(self, write: Write, lease: Lease) -> Job:
+        """The job, if it is still this lease's. Raises LostLeaseError."""
+        mine = and_(jobs.c.number == lease.job.number, jobs.c.token == lease.token, jobs.c.status == "in_progress")
+        row = write.connection.execute(whole_jobs().where(mine)).one_or_none()
+        if row is None:
+            raise LostLeaseError(f"{lease.job.id} is no longer in the hands of {lease.worker}.")
+        return as_job(row)

@@ -1,0 +1,104 @@
+"""Settings of the server and of its workers: a TOML file, then SKYLOOM_* of the environment, then what is given.
+
+Every field `name` is a key of the file and the variable SKYLOOM_NAME; a variable holds a TOML value or plain text.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from skyloom.core.config import from_table, read_table
+from skyloom.core.errors import ConfigError
+
+DEFAULT_PORT = 8765
+_PREFIX = "SKYLOOM_"
+_MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
+FILE = "settings.toml"
+
+
+def default_data() -> Path:
+    """The data folder when none is named: XDG_DATA_HOME/skyloom, or ~/.local/share/skyloom."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "skyloom"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things lie, how many jobs may wait, how long things are kept. Times are seconds.
+
+    `models` maps the names that clients ask for to installed models. `database_url` None is an SQLite file, and
+    `storage_url` None a folder, both in `data`. `keep_seconds` None keeps results until they are deleted. Raises
+    ConfigError for what cannot work.
+    """
+
+    data: Path = field(default_factory=default_data)
+    database_url: str | None = None
+    storage_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    lease_seconds: float = 30.0
+    heartbeat_seconds: float = 10.0
+    max_attempts: int = 5
+    max_queued: int = 1_000
+    max_queued_per_owner: int = 100
+    keep_seconds: float | None = None
+    disk_reserve: int = 512 * 2**20
+    webhooks_to_loopback: bool = False
+    models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heartbeat_seconds * 2 <= self.lease_seconds:
+            raise ConfigError(
+                f"heartbeat_seconds is {self.heartbeat_seconds:g} and lease_seconds {self.lease_seconds:g}.",
+                hint="A lease must last for two heartbeats at least.",
+            )
+        for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.data.absolute() / 'skyloom.db'}"
+
+    @property
+    def storage(self) -> str:
+        """The URL, or the folder, of what is stored."""
+        return self.storage_url or str(self.data.absolute() / "assets")
+
+    @property
+    def runs(self) -> Path:
+        """The folder where workers keep videos in the making."""
+        return self.data.absolute() / "runs"
+
+
+def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """Settings from a file, the environment and what is given; the later wins, and what is given as None is not.
+
+    Without a file, settings.toml in the data folder is read if there is one. Raises ConfigError.
+    """
+    variables = os.environ if environment is None else environment
+    names = [one.name for one in fields(Settings)]
+    told = {name: text for name in names if (text := variables.get(_PREFIX + name.upper())) is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if file is None:
+        beside = Path(given.get("data") or told.get("data") or default_data()) / FILE
+        file = beside if beside.is_file() else None
+    table = {} if file is None else read_table(file)
+    table |= {name: _value(text) for name, text in told.items()}
+    table |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    models = table.pop("models", {})
+    if not isinstance(models, dict) or not all(isinstance(value, str) for value in models.values()):
+        raise ConfigError(f"models is {models!r:.80}.", hint='Write a table of names, like "sora-2" = "diorama".')
+    where = "the environment" if file is None else str(file)
+    return replace(from_table(table, Settings, where), models={**_MODELS, **models})
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
