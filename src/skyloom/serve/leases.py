@@ -8,7 +8,7 @@ back to the queue until it was lost `max_attempts` times without a new checkpoin
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
@@ -97,7 +97,7 @@ class Leases:
         `checkpoint` names the stored assets from which another worker could go on.
         """
         with self.database.write() as write:
-            job = self._held(write, lease)
+            job = _held(write.connection, lease)
             values: dict[str, object] = {"lease_until": write.now + self.settings.lease_seconds}
             values |= {"progress": max(job.progress, min(progress, _ALMOST)), "phase": phase or job.phase}
             if checkpoint is not None and checkpoint != job.checkpoint:
@@ -105,6 +105,12 @@ class Leases:
             moved = values["progress"] != job.progress or values["phase"] != job.phase
             data = {"progress": values["progress"], "phase": values["phase"]}
             change(write, job, event="progress" if moved else None, data=data, **values)
+            return "cancel" if job.deleted else job.wanted
+
+    def wanted(self, lease: Lease) -> Wanted | None:
+        """What is wanted, without a write; the lease is no longer for it. Raises LostLeaseError."""
+        with self.database.read() as connection:
+            job = _held(connection, lease)
             return "cancel" if job.deleted else job.wanted
 
     def finish(self, lease: Lease, result: JobResult) -> Job | None:
@@ -116,7 +122,7 @@ class Leases:
             made = select(results.c.job).where(results.c.job == lease.job.number, results.c.token == lease.token)
             if write.connection.execute(made).first() is not None:
                 return read_job(write.connection, jobs.c.number == lease.job.number)
-            job = self._held(write, lease)
+            job = _held(write.connection, lease)
             if job.deleted or job.wanted == "cancel":
                 return settle(write, job, "cancel")
             row = {"job": job.number, "token": lease.token, "assets": dict(result.assets)}
@@ -132,16 +138,17 @@ class Leases:
         Raises LostLeaseError.
         """
         with self.database.write() as write:
-            return self._gone_wrong(write, self._held(write, lease), failure, retry_in)
+            return self._gone_wrong(write, _held(write.connection, lease), failure, retry_in)
 
-    def release(self, lease: Lease) -> Job | None:
-        """Let a job go, which is no failed attempt: cancelled or paused where that was wanted, else to be gone on with.
-
-        Raises LostLeaseError.
+    def release(self, lease: Lease, checkpoint: Mapping[str, str] | None = None) -> Job | None:
+        """Let a job go, which is no failed attempt: cancelled or paused where that was wanted, else to be gone on with,
+        from a last `checkpoint` if there is one. Raises LostLeaseError.
         """
         with self.database.write() as write:
-            job = self._held(write, lease)
+            job = _held(write.connection, lease)
             wanted = "cancel" if job.deleted else job.wanted
+            if checkpoint is not None:
+                job = change(write, job, checkpoint=dict(checkpoint))
             return leave(write, job, "queued") if wanted is None else settle(write, job, wanted)
 
     def forget(self, worker: str) -> int:
@@ -192,10 +199,11 @@ class Leases:
         status = "queued" if job.wanted is None else "paused"
         return leave(write, job, status, attempts=attempts, run_after=write.now + retry_in)
 
-    def _held(self, write: Write, lease: Lease) -> Job:
-        """The job, if it is still this lease's. Raises LostLeaseError."""
-        mine = and_(jobs.c.number == lease.job.number, jobs.c.token == lease.token, jobs.c.status == "in_progress")
-        row = write.connection.execute(whole_jobs().where(mine)).one_or_none()
-        if row is None:
-            raise LostLeaseError(f"{lease.job.id} is no longer in the hands of {lease.worker}.")
-        return as_job(row)
+
+def _held(connection: Connection, lease: Lease) -> Job:
+    """The job, if it is still this lease's. Raises LostLeaseError."""
+    mine = and_(jobs.c.number == lease.job.number, jobs.c.token == lease.token, jobs.c.status == "in_progress")
+    row = connection.execute(whole_jobs().where(mine)).one_or_none()
+    if row is None:
+        raise LostLeaseError(f"{lease.job.id} is no longer in the hands of {lease.worker}.")
+    return as_job(row)

@@ -1,0 +1,138 @@
+"""Jobs to files by a Pipeline: inputs from the storage, the video, its thumbnail and its spritesheet.
+
+A request's media are named by reference ("asset:<sha256>.png"); nothing else is opened. The model stays loaded from job
+to job. Paths are relative to the worker's folder, so that a run that another host goes on with asks for the same.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from skyloom.core.errors import RequestError
+from skyloom.generate.pipeline import Pipeline, Step, load
+from skyloom.generate.request import Request
+from skyloom.generate.resume import clear
+from skyloom.media.write import open_video
+from skyloom.serve.records import Job
+from skyloom.serve.storage import Asset, Storage
+from skyloom.serve.worker import STATE, Progress
+
+MEDIA = ("image", "video", "videos", "mask", "depth", "track")
+_TEXT, _DENOISE, _DECODE = 1, 90, 8  # percent of a video that its phases count for
+_MOMENTS, _COLUMNS, _CELL = 20, 5, 160  # of a spritesheet: frames, frames in a row, width of one in pixels
+
+
+class PipelineRenderer:
+    """Renders jobs by Pipelines on one device; `models` maps a request's model to an installed one."""
+
+    def __init__(self, storage: Storage, models: Mapping[str, str], device: str | None = None) -> None:
+        self._storage, self._models, self._device = storage, models, device
+        self._loaded: tuple[str, Pipeline] | None = None
+
+    def __call__(self, job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
+        """The steps of a job's video; frames are written as they are done, memory does not grow with the length."""
+        values = self._with_inputs(dict(job.request), Path(os.path.relpath(folder)) / "inputs")
+        asked = Request.from_dict(values)
+        asked = asked if asked.seed is not None else asked.with_fields({"seed": seed_of(job.id)})
+        pipeline = self._pipeline(asked.model or "diorama")
+        asked = asked.with_fields({"model": pipeline.info.name})
+        plan = pipeline.plan(asked)
+        target, sampler = output / "video.mp4", _Sampler(plan.shape.frames)
+        receipt: Mapping[str, Any] | None = None
+        yield Progress(_TEXT, "text")
+        with open_video(target, plan.fps) as writer:
+            done = {"denoise": 0.0, "decode": 0.0}
+            for step in self._stream(pipeline, asked, folder / STATE):
+                if step.frames is not None and len(step.frames):
+                    writer.append(step.frames)
+                    sampler.take(step.frames)
+                receipt = step.receipt or receipt
+                if step.phase in done:
+                    done[step.phase] = step.index / step.total
+                    percent = _TEXT + int(_DENOISE * done["denoise"] + _DECODE * done["decode"])
+                    yield Progress(percent, step.phase)
+            writer.receipt = receipt
+        files = {"video": target, **sampler.write(output)}
+        yield Progress(_TEXT + _DENOISE + _DECODE, "decode", files, receipt)
+
+    def _stream(self, pipeline: Pipeline, asked: Request, state: Path) -> Iterator[Step]:
+        """The pipeline's steps, from where the state says; state that belongs to something else is left behind."""
+        try:
+            return pipeline.stream(asked, collect=False, resume=state)
+        except RequestError:
+            clear(state)  # of another version, or another device: it cannot be gone on with
+            return pipeline.stream(asked, collect=False, resume=state)
+
+    def _pipeline(self, name: str) -> Pipeline:
+        name = self._models.get(name, name)
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = None  # the old model goes before the new one comes
+            self._loaded = (name, load(name, device=self._device))
+        return self._loaded[1]
+
+    def _with_inputs(self, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The same request with local files for references. Raises RequestError for anything else that names media."""
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                values[name] = self._with_inputs(dict(value), folder)
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                values[name] = [self._input(name, one, folder) for one in value]
+            else:
+                values[name] = self._input(name, value, folder)
+        return values
+
+    def _input(self, name: str, value: Any, folder: Path) -> Any:
+        if isinstance(value, Mapping):
+            return self._with_inputs(dict(value), folder)
+        if name not in MEDIA or not isinstance(value, str):
+            return value
+        asset = Asset.parse(value)
+        target = folder / f"{asset.sha256}.{asset.suffix}"
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._storage.fetch(asset, target)
+        return str(target)
+
+
+class _Sampler:
+    """Keeps the frames of a video's thumbnail and spritesheet while it is made: evenly spread, in small."""
+
+    def __init__(self, frames: int) -> None:
+        moments = min(_MOMENTS, frames)
+        self._wanted = {round(index * (frames - 1) / max(1, moments - 1)) for index in range(moments)}
+        self._first: UInt8[Tensor, "h w c"] | None = None
+        self._cells: list[Image.Image] = []
+        self._seen = 0
+
+    def take(self, frames: UInt8[Tensor, "t h w c"]) -> None:
+        """Look at the next frames."""
+        for frame in frames.cpu():
+            if self._seen in self._wanted or not self._cells:
+                picture = Image.fromarray(frame.numpy())
+                height = max(1, round(_CELL * picture.height / picture.width))
+                self._cells.append(picture.resize((_CELL, height), Image.Resampling.LANCZOS))
+                self._first = self._first if self._first is not None else frame.clone()
+            self._seen += 1
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """The first frame as a webp, the moments as a jpg with rows of five."""
+        assert self._first is not None, "a video has a frame"
+        thumbnail, sheet = folder / "thumbnail.webp", folder / "spritesheet.jpg"
+        Image.fromarray(self._first.numpy()).save(thumbnail, "WEBP", quality=90)
+        width, height = self._cells[0].size
+        whole = Image.new("RGB", (width * _COLUMNS, height * -(-len(self._cells) // _COLUMNS)))
+        for index, cell in enumerate(self._cells):
+            whole.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
+        whole.save(sheet, "JPEG", quality=88)
+        return {"thumbnail": thumbnail, "spritesheet": sheet}
+
+
+def seed_of(id: str) -> int:
+    """The seed of a job that named none: always the same, so that every attempt makes the same video."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4]) // 2

@@ -1,0 +1,270 @@
+"""A worker: leases jobs one after another, has them rendered, stores what came out, hands in the result.
+
+The renderer is a function from a job and a folder to steps; between two of them the worker looks whether the job is to
+be cancelled or paused, whether its lease is lost, and whether it should go itself. A thread keeps the lease meanwhile.
+What a renderer leaves in the folder's `state` is stored from time to time, so that another worker can go on from it.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from skyloom.core.errors import CapacityError, SkyloomError
+from skyloom.serve.leases import Lease, Leases, LostLeaseError
+from skyloom.serve.records import Job, JobFailure, JobResult, Wanted
+from skyloom.serve.settings import Settings
+from skyloom.serve.storage import Asset, Storage
+
+STATE = "state"
+POLL_SECONDS = 0.2  # between two looks of an idle worker
+PULSE_SECONDS = 0.5  # between two looks at what is wanted, and two writes of progress
+DRAIN_SECONDS = 8.0  # after which a step that does not end is left behind
+HAND_IN_SECONDS = 300.0  # how long a finished video waits for a database that is away
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_STATE_NAME = re.compile(r"\w[\w.-]{0,100}")
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a render is done: percent of the whole, and its phase. The last one brings the files that were made,
+    by name ("video", "thumbnail", ...), and the receipt."""
+
+    percent: int
+    phase: str
+    files: Mapping[str, Path] | None = None
+    receipt: Mapping[str, Any] | None = None
+
+
+class Renderer(Protocol):
+    """Makes what a job asks for, step by step, from where `folder`/state says that it was; may write in `folder`."""
+
+    def __call__(self, job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
+        """The steps; files of the last one lie in `output`."""
+        ...
+
+
+class Worker:
+    """One worker of one device. `run` works until it is told to `drain`."""
+
+    def __init__(
+        self, leases: Leases, storage: Storage, renderer: Renderer, settings: Settings, *, name: str, device: str
+    ) -> None:
+        self.leases = leases
+        self.storage = storage
+        self.renderer = renderer
+        self.settings = settings
+        self.name = name
+        self.device = device
+        self._leaving = threading.Event()
+
+    def drain(self) -> None:
+        """Give back the job in hand after the step that runs, and end."""
+        self._leaving.set()
+
+    def run(self, *, until_empty: bool = False) -> None:
+        """Work, until told to drain or, if asked so, until no job waits. An absent database is waited for."""
+        due = 0.0
+        while not self._leaving.is_set():
+            try:
+                if time.monotonic() >= due:
+                    self.leases.greet(self.name, self.device)
+                    self.leases.expire()
+                    due = time.monotonic() + self.settings.heartbeat_seconds
+                if self.work_one():
+                    continue
+            except SQLAlchemyError as error:
+                log.warning("the database does not answer", extra={"cause": type(error).__name__})
+                self._leaving.wait(1.0)
+                continue
+            if until_empty:
+                return
+            self._leaving.wait(POLL_SECONDS)
+
+    def work_one(self) -> bool:
+        """Take a job, if one waits, and bring it to whatever end it has in this worker's hands."""
+        lease = self.leases.lease(self.name)
+        if lease is None:
+            return False
+        log.info("job begun", extra={"job": lease.job.id, "worker": self.name})
+        folder = self.settings.runs / lease.job.id
+        try:
+            with _Pulse(self.leases, lease, self.settings.heartbeat_seconds, self._leaving) as pulse:
+                end = self._make(lease, folder, pulse)
+            job = self._hand_in(end)
+        except LostLeaseError:
+            log.warning("lease lost", extra={"job": lease.job.id, "worker": self.name})
+            return True
+        if job is None or job.done:
+            shutil.rmtree(folder, ignore_errors=True)
+        log.info("job let go", extra={"job": lease.job.id, "status": job.status if job else "deleted"})
+        return True
+
+    def _make(self, lease: Lease, folder: Path, pulse: "_Pulse") -> Callable[[], Job | None]:
+        """Render; what to tell the queue in the end. Raises LostLeaseError."""
+        kept = dict(lease.job.checkpoint)
+        saver = _Saver(self.storage, folder / STATE, kept, self.settings.heartbeat_seconds)
+        output = folder / f"output-{lease.token}"
+        try:
+            self._prepare(lease.job, folder, output)
+            saver.restore()
+            for step in self.renderer(lease.job, folder, output=output):
+                if step.files is not None:
+                    result = self._store(step.files, step.receipt or {})
+                    return lambda: self.leases.finish(lease, result)
+                pulse.tell(step.percent, step.phase, saver.save())
+                if pulse.stopping():
+                    checkpoint = saver.save(now=True)
+                    return lambda: self.leases.release(lease, checkpoint)
+            raise RuntimeError("a render ends with its files")
+        except LostLeaseError:
+            raise
+        except Exception as error:  # whatever a render does, the worker lives
+            failure, retry_in = explain(error, self.settings.data)
+            log.warning("job went wrong", extra={"job": lease.job.id, "code": failure.code}, exc_info=error)
+            return lambda: self.leases.fail(lease, failure, retry_in=retry_in)
+
+    def _prepare(self, job: Job, folder: Path, output: Path) -> None:
+        """An empty output folder on a disk that has room. Raises CapacityError."""
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        (folder / STATE).mkdir(exist_ok=True)
+        if shutil.disk_usage(folder).free < self.settings.disk_reserve:
+            raise CapacityError("The disk is nearly full.", hint="Free some space.", retry_after=60)
+
+    def _store(self, files: Mapping[str, Path], receipt: Mapping[str, Any]) -> JobResult:
+        assets = {name: self.storage.put(path, path.suffix[1:]).reference for name, path in files.items()}
+        return JobResult(assets, receipt)
+
+    def _hand_in(self, end: Callable[[], Job | None]) -> Job | None:
+        """Tell the queue, however long its database is away. Raises LostLeaseError."""
+        until = time.monotonic() + HAND_IN_SECONDS
+        while True:
+            try:
+                return end()
+            except SQLAlchemyError as error:
+                log.warning("the database does not answer", extra={"cause": type(error).__name__})
+                if time.monotonic() > until:
+                    raise LostLeaseError("The database was away for too long.") from error
+                time.sleep(1.0)
+
+
+class _Pulse:
+    """A thread that keeps a lease, writes progress and hears what is wanted, while a job is made."""
+
+    def __init__(self, leases: Leases, lease: Lease, every: float, leaving: threading.Event) -> None:
+        self._leases, self._lease, self._every, self._leaving = leases, lease, every, leaving
+        self._said: tuple[int, str, Mapping[str, str] | None] = (lease.job.progress, lease.job.phase or "", None)
+        self._wanted: Wanted | None = None
+        self._lost: LostLeaseError | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def __enter__(self) -> "_Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def tell(self, percent: int, phase: str, checkpoint: Mapping[str, str] | None) -> None:
+        """What to write at the next beat. Raises LostLeaseError once the lease is gone."""
+        if self._lost is not None:
+            raise self._lost
+        self._said = (percent, phase, checkpoint or self._said[2])
+
+    def stopping(self) -> bool:
+        """Whether the job is to be let go of now."""
+        return self._wanted is not None or self._leaving.is_set()
+
+    def _beat(self) -> None:
+        written, due, left = self._said, time.monotonic() + self._every, None
+        while not self._over.wait(min(PULSE_SECONDS, self._every)):
+            said, now = self._said, time.monotonic()
+            try:
+                if said != written or now >= due:
+                    percent, phase, checkpoint = said
+                    self._wanted = self._leases.heartbeat(
+                        self._lease, progress=percent, phase=phase, checkpoint=checkpoint
+                    )
+                    written, due = said, now + self._every
+                else:
+                    self._wanted = self._leases.wanted(self._lease)
+            except LostLeaseError as error:
+                self._lost = error
+                return
+            except SQLAlchemyError as error:
+                log.warning("a heartbeat was not heard", extra={"cause": type(error).__name__})
+            if self._leaving.is_set():
+                left = left or now
+                if now - left > DRAIN_SECONDS and not self._over.is_set():
+                    self._leave()
+
+    def _leave(self) -> None:
+        """The step does not end and the time to go is over: another worker may go on from the last checkpoint."""
+        with contextlib.suppress(LostLeaseError, SQLAlchemyError):
+            self._leases.release(self._lease)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Saver:
+    """Copies what a render keeps in its state folder to the storage, and back where it is missing."""
+
+    def __init__(self, storage: Storage, folder: Path, kept: dict[str, str], every: float) -> None:
+        self._storage, self._folder, self._kept, self._every = storage, folder, kept, every
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._due = time.monotonic() + every
+
+    def restore(self) -> None:
+        """Fetch the files that this machine does not have."""
+        for name, reference in self._kept.items():
+            if _STATE_NAME.fullmatch(name) and not (self._folder / name).exists():
+                self._storage.fetch(Asset.parse(reference), self._folder / name)
+
+    def save(self, *, now: bool = False) -> Mapping[str, str] | None:
+        """Store what has changed, if it is time; the new checkpoint, or None."""
+        if not now and time.monotonic() < self._due:
+            return None
+        there: dict[str, str] = {}
+        for path in sorted(self._folder.iterdir()):
+            if _STATE_NAME.fullmatch(path.name) and path.suffix != ".part":
+                told = path.stat()
+                seen = (told.st_mtime_ns, told.st_size)
+                if self._seen.get(path.name) != seen or path.name not in self._kept:
+                    self._kept[path.name] = self._storage.put(path, "bin").reference
+                    self._seen[path.name] = seen
+                there[path.name] = self._kept[path.name]
+        self._kept, self._due = there, time.monotonic() + self._every
+        return dict(there)
+
+
+def explain(error: Exception, data: Path) -> tuple[JobFailure, float | None]:
+    """What a client is told of an error, and after how many seconds another try makes sense (None: never).
+
+    Paths of this machine and the words of unknown errors stay here.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _MEMORY_SIGNS):
+        return JobFailure("out_of_memory", "The memory is full. Ask for a smaller size or fewer seconds."), 5.0
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return JobFailure("disk_full", "The disk is full. Free some space and retry."), 60.0
+    if isinstance(error, SkyloomError):
+        retry_in = error.retry_after if isinstance(error, CapacityError) else None
+        return JobFailure(error.code, text.replace(str(data.absolute()), "").strip()), retry_in
+    return JobFailure("internal", "Something went wrong inside; the worker's log says what."), None
