@@ -3,10 +3,9 @@
 import logging
 import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-import anyio
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -28,7 +27,7 @@ from skyloom.serve import (
 )
 from skyloom.serve.auth import Caller, KeyStore
 from skyloom.serve.batches import BatchStore
-from skyloom.serve.body import read_body
+from skyloom.serve.body import close_uploads, read_body
 from skyloom.serve.calls import Asked, Call, Outside, Reply, Services
 from skyloom.serve.database import Database
 from skyloom.serve.desk import Desk
@@ -48,12 +47,9 @@ CALLS: tuple[Call, ...] = tuple(  # what has no id comes first, or {id} would ta
     sorted((call for room in ROUTES for call in room.CALLS), key=lambda call: call.path.count("{"))
 )
 NOBODY = Caller("", ())
-TICK_SECONDS = 1.0
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 _GONE = 499
 log = logging.getLogger(__name__)
-Tick = Callable[[], object]
-"""Something that the server does now and then, beside answering."""
 
 
 def make_services(
@@ -90,24 +86,16 @@ def _checker(outside: Outside) -> Callable[[str], None]:
     return check
 
 
-def build_app(services: Services, hosts: set[str], ticks: tuple[Tick, ...] = ()) -> ASGIApp:
+def build_app(services: Services, hosts: set[str]) -> ASGIApp:
     """The application. `hosts` are the exact values of the Host header that it answers to."""
     document = make_document(CALLS)
 
     async def show_document(_: HttpRequest) -> Response:
         return JSONResponse(document)
 
-    @asynccontextmanager
-    async def live(_: Starlette) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as group:
-            for tick in (lambda: routes_batches.advance(services), *ticks):
-                group.start_soon(_repeat, tick)
-            yield
-            group.cancel_scope.cancel()
-
     routes = [Route(call.path, _endpoint(services, call), methods=[call.method]) for call in CALLS]
     routes.append(Route("/openapi.json", show_document))
-    inner = Starlette(routes=routes, lifespan=live, exception_handlers={HTTPException: _explain})
+    inner = Starlette(routes=routes, exception_handlers={HTTPException: _explain})
     inner.router.redirect_slashes = False
     return Guard(inner, hosts, services.metrics.count)
 
@@ -118,16 +106,20 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
     async def answer(request: HttpRequest) -> Response:
         state = request.scope["state"]
         state["call"] = call.name
+        fields: dict[str, Any] = {}
         try:
             caller = await _caller(services, call, request)
             state["owner"] = caller.owner
-            fields = {} if call.body is None else await read_body(request.headers, request.stream())
+            if call.body is not None:
+                fields = await read_body(request.headers, request.stream())
             asked = Asked(services, caller, request.path_params, request.query_params, request.headers, fields)
             reply = await run_in_threadpool(call.handle, asked)
         except ClientDisconnect:
             return Response(status_code=_GONE)  # nobody reads it
         except Exception as error:
             return _fault(error, state["request_id"], call.name)
+        finally:
+            close_uploads(fields)
         if isinstance(reply, Reply):
             return JSONResponse(dict(reply.body), reply.status, dict(reply.headers))
         return _head(reply) if request.method == "HEAD" else reply
@@ -168,13 +160,3 @@ def _explain(request: HttpRequest, error: Exception) -> Response:
     fault = WireError(error.status_code, message.get(error.status_code, "The request is wrong."), code)
     told = tell(fault, request.scope["state"]["request_id"])
     return JSONResponse(dict(told.body), told.status, dict(error.headers or {}))
-
-
-async def _repeat(tick: Tick) -> None:
-    """Do something every second for as long as the server lives; what goes wrong is logged and tried again."""
-    while True:
-        try:
-            await run_in_threadpool(tick)
-        except Exception:
-            log.exception("a periodic task failed")
-        await anyio.sleep(TICK_SECONDS)

@@ -50,6 +50,15 @@ async def read_body(headers: Headers, stream: AsyncIterator[bytes], *, most: int
     raise WireError(415, "Send application/json or multipart/form-data.", "unsupported_media_type")
 
 
+def close_uploads(value: Any) -> None:
+    """Let go of the temporary files of a body, however deep."""
+    if isinstance(value, Upload):
+        value.file.close()
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            close_uploads(item)
+
+
 def check_length(headers: Headers, most: int) -> None:
     """Raise WireError for a body that says it is too long, before any of it is read."""
     told = headers.get("content-length")
@@ -136,10 +145,14 @@ async def _read_form(headers: Headers, stream: AsyncIterator[bytes]) -> dict[str
     except (MultiPartException, UnicodeError, ValueError) as error:
         raise invalid(None, "The multipart body cannot be read.", "invalid_multipart") from error
     fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        _check_text([name, value])
-        _place(fields, name, _upload(value) if isinstance(value, UploadFile) else value)
-    return {name: _dense(value) for name, value in fields.items()}
+    try:
+        for name, value in form.multi_items():
+            _check_text([name, value])
+            _place(fields, name, _upload(value) if isinstance(value, UploadFile) else value)
+        return {name: _dense(value) for name, value in fields.items()}
+    except WireError:
+        await form.close()
+        raise
 
 
 def _upload(file: UploadFile) -> Upload:

@@ -11,13 +11,12 @@ from skyloom.serve.calls import PAGE, POLL_AFTER_MS, Asked, Call, Reply
 from skyloom.serve.events import stream_events
 from skyloom.serve.faults import WireError, invalid, missing
 from skyloom.serve.jobs import Job
-from skyloom.serve.ranges import read_range
-from skyloom.serve.storage import Asset
+from skyloom.serve.ranges import ByteRange, read_range
+from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.wire import Body, CreateBody, StoryboardBody, parse
 
 VARIANTS = ("video", "thumbnail", "spritesheet")
 _SAFE = "default-src 'none'; sandbox; frame-ancestors 'none'"
-_DOWNLOAD = 64 * 1024
 
 
 def show(job: Job) -> Reply:
@@ -50,7 +49,7 @@ def list_videos(asked: Asked) -> Reply:
     page = asked.page()
     if page.after is not None:
         _check_cursor(asked, page.after)
-    rows, more = asked.services.jobs.list(
+    rows, more = asked.services.jobs.page(
         asked.owner, kind="video", after=page.after, limit=page.limit, newest_first=page.newest_first
     )
     return Reply(answers.page([answers.video(row) for row in rows], more=more))
@@ -106,8 +105,13 @@ def send(asked: Asked, asset: Asset, name: str) -> Response:
     headers["content-length"] = str(part.length)
     if part.partial:
         headers["content-range"] = part.header
-    pieces: Iterator[bytes] = storage.read(asset, part.start, part.stop)
+    pieces = _read(storage, asset, part)
     return StreamingResponse(pieces, 206 if part.partial else 200, headers, asset.media_type)
+
+
+def _read(storage: Storage, asset: Asset, part: ByteRange) -> Iterator[bytes]:
+    """The bytes, from a file that is opened when the first of them is wanted: a HEAD wants none."""
+    yield from storage.read(asset, part.start, part.stop)
 
 
 def _finished(asked: Asked, job: Job, variant: str) -> Asset:
