@@ -5,13 +5,14 @@ with an older token, or of a job that was taken back, raises LostLeaseError and 
 back to the queue until it was lost `max_attempts` times without a new checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
+    ACTIVE,
     Job,
     JobFailure,
     JobResult,
@@ -150,6 +151,12 @@ class Leases:
             if checkpoint is not None:
                 job = change(write, job, checkpoint=dict(checkpoint))
             return leave(write, job, "queued") if wanted is None else settle(write, job, wanted)
+
+    def unfinished(self, ids: Sequence[str]) -> set[str]:
+        """Which of these jobs may still be worked on."""
+        look = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.status.in_(ACTIVE))
+        with self.database.read() as connection:
+            return set(connection.execute(look).scalars())
 
     def forget(self, worker: str) -> int:
         """A worker is known to be dead: what it held is lost now. Returns how many jobs that were."""

@@ -86,6 +86,11 @@ def post(target: Target, headers: Mapping[str, str], body: bytes) -> int:
         connection.close()
 
 
+def post_to(url: str, headers: Mapping[str, str], body: bytes, *, loopback: bool = False) -> int:
+    """Check a URL and send to it. Raises RequestError and OSError."""
+    return post(check_url(url, loopback=loopback), headers, body)
+
+
 def _split(url: str) -> SplitResult:
     """A URL in parts. What parsers read differently is refused."""
     if not url.isascii() or any(character in '\\@<>"{}|^`' or not "!" <= character <= "~" for character in url):

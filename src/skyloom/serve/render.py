@@ -29,10 +29,10 @@ _MOMENTS, _COLUMNS, _CELL = 20, 5, 160  # of a spritesheet: frames, frames in a 
 
 
 class PipelineRenderer:
-    """Renders jobs by Pipelines on one device; `models` maps a request's model to an installed one."""
+    """Renders jobs by Pipelines on one device."""
 
-    def __init__(self, storage: Storage, models: Mapping[str, str], device: str | None = None) -> None:
-        self._storage, self._models, self._device = storage, models, device
+    def __init__(self, storage: Storage, device: str | None = None) -> None:
+        self._storage, self._device = storage, device
         self._loaded: tuple[str, Pipeline] | None = None
 
     def __call__(self, job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
@@ -70,7 +70,6 @@ class PipelineRenderer:
             return pipeline.stream(asked, collect=False, resume=state)
 
     def _pipeline(self, name: str) -> Pipeline:
-        name = self._models.get(name, name)
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None  # the old model goes before the new one comes
             self._loaded = (name, load(name, device=self._device))

@@ -229,7 +229,10 @@ class ObjectStorage:
         kept, before, removed = {Asset.parse(reference).key for reference in keep}, time.time() - grace, 0
         try:
             for found in (found for batch in self._obstore.list(self._store) for found in batch):
-                if found["path"] not in kept and found["last_modified"].timestamp() < before:
+                if found["path"] in kept or found["last_modified"].timestamp() >= before:
+                    continue
+                again = self._obstore.head(self._store, found["path"])  # it may have been stored again meanwhile
+                if again["last_modified"].timestamp() < before:
                     self._obstore.delete(self._store, found["path"])
                     removed += 1
         except self._errors as error:

@@ -77,6 +77,14 @@ class Worker:
         """Give back the job in hand after the step that runs, and end."""
         self._leaving.set()
 
+    def tidy(self) -> None:
+        """Remove what runs of jobs that are done, or gone, have left on this machine."""
+        there = [path for path in self.settings.runs.iterdir() if path.is_dir()]
+        needed = self.leases.unfinished([path.name for path in there])
+        for path in there:
+            if path.name not in needed:
+                shutil.rmtree(path, ignore_errors=True)
+
     def run(self, *, until_empty: bool = False) -> None:
         """Work, until told to drain or, if asked so, until no job waits. An absent database is waited for."""
         due = 0.0

@@ -1,0 +1,160 @@
+"""`skyloom jobs` and `skyloom worker`: the queue, and who does what is in it."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skyloom.cli import options
+
+if TYPE_CHECKING:
+    from skyloom.serve.jobs import Job, JobStore
+    from skyloom.serve.settings import Settings
+
+app = typer.Typer(help="Jobs of the server: what waits, runs and is done.", no_args_is_help=True)
+
+_Data = Annotated[Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")]
+_Database = Annotated[
+    str | None, typer.Option(help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)")
+]
+_Id = Annotated[str, typer.Argument(help="The job's id.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each job.")]
+
+
+@app.command("list")
+def list_(
+    status: Annotated[
+        str | None, typer.Option(help="Only queued, in_progress, paused, completed, failed, cancelled or expired ones.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    data: _Data = None,
+    database: _Database = None,
+    as_json: _AsJson = False,
+) -> None:
+    """What waits, runs and is done, the newest first."""
+    from typing import cast, get_args
+
+    from skyloom.core.errors import RequestError
+    from skyloom.serve.jobs import Status
+
+    if status is not None and status not in get_args(Status):
+        raise RequestError(f"{status!r} is no state of a job.", hint=f"Use one of {', '.join(get_args(Status))}.")
+    found, more = _store(data, database).page(status=cast("Status | None", status), limit=limit)
+    for job in found:
+        _print(job, as_json=as_json)
+    if more:
+        typer.echo("There are more: --limit shows them.", err=True)
+
+
+@app.command()
+def show(id: _Id, data: _Data = None, database: _Database = None) -> None:
+    """Everything about a job, as JSON."""
+    typer.echo(json.dumps(_told(_store(data, database).get(id)), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def cancel(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+    """Stop a job for good; one that runs stops after its step."""
+    _print(_store(data, database).cancel(id), as_json=as_json)
+
+
+@app.command()
+def pause(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+    """Hold a job; one that runs stops after its step and loses nothing."""
+    _print(_store(data, database).pause(id), as_json=as_json)
+
+
+@app.command()
+def resume(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+    """Let a paused job go on."""
+    _print(_store(data, database).resume(id), as_json=as_json)
+
+
+@app.command()
+def retry(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+    """Put a job that failed or was cancelled back in the queue."""
+    _print(_store(data, database).retry(id), as_json=as_json)
+
+
+def worker(
+    data: _Data = None,
+    database: _Database = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL (s3://...) of results (default: SKYLOOM_STORAGE_URL, or in the data folder)"),
+    ] = None,
+    device: options.Device = None,
+    name: Annotated[str | None, typer.Option(help="What to call it (default: host and process)")] = None,
+    attached: Annotated[bool, typer.Option("--attached", help="End when standard input ends.")] = False,
+    log: Annotated[str, typer.Option(help="Lines of the log: human or json.")] = "human",
+) -> None:
+    """Do the jobs of a queue, here or from another host; SIGTERM gives back what is in hand and ends."""
+    from skyloom.core.device import choose_device
+    from skyloom.core.log import set_up_logging
+    from skyloom.serve.database import Database
+    from skyloom.serve.leases import Leases
+    from skyloom.serve.render import PipelineRenderer
+    from skyloom.serve.storage import open_storage
+    from skyloom.serve.worker import Worker
+
+    set_up_logging(style="json" if log == "json" else "human")
+    settings = _settings(data, database, storage)
+    where = str(choose_device(device))
+    store = open_storage(settings.storage)
+    leases = Leases(Database(settings.database), settings)
+    settings.runs.mkdir(parents=True, exist_ok=True)
+    os.chdir(settings.runs)  # a render names its inputs from here, the same on every host
+    hand = Worker(
+        leases,
+        store,
+        PipelineRenderer(store, where),
+        settings,
+        name=name or f"{os.uname().nodename}-{os.getpid()}",
+        device=where,
+    )
+    hand.tidy()
+
+    def leave(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second time means now
+        hand.drain()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    if attached:
+        threading.Thread(target=lambda: (sys.stdin.buffer.read(), hand.drain()), daemon=True).start()
+    hand.run()
+
+
+def _settings(data: Path | None, database: str | None, storage: str | None = None) -> "Settings":
+    from skyloom.serve.settings import load_settings
+
+    return load_settings(data=data, database_url=database, storage_url=storage)
+
+
+def _store(data: Path | None, database: str | None) -> "JobStore":
+    from skyloom.serve.database import Database
+    from skyloom.serve.jobs import JobStore
+
+    settings = _settings(data, database)
+    return JobStore(Database(settings.database), settings)
+
+
+def _told(job: "Job") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {key: value for key, value in asdict(job).items() if value is not None}
+
+
+def _print(job: "Job", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_told(job), ensure_ascii=False))
+        return
+    made = datetime.fromtimestamp(job.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+    prompt = str(job.request.get("prompt", "")).replace("\n", " ")
+    typer.echo(f"{job.id}  {job.status:11} {job.progress:3}%  {made}  {prompt:.60}")

@@ -1,0 +1,142 @@
+"""Workers as children of the server: one for each device, started again when they die, stopped with the server.
+
+A child's death costs the server nothing: what it held goes back to the queue at once. The child ends by itself when
+the server is gone, because its standard input ends then.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from skyloom.serve.leases import Leases
+from skyloom.serve.settings import Settings
+
+STOP_SECONDS = 10.0
+_CALM = 60.0  # seconds after which a child's death is no longer taken for a loop
+_LONGEST_WAIT = 30.0
+_PROGRAM = "from skyloom.cli.app import main; main()"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Health:
+    """How many children there should be, are, and were started again."""
+
+    wanted: int
+    alive: int
+    restarts: int
+
+
+class Supervisor:
+    """Keeps a worker process for every device."""
+
+    def __init__(self, leases: Leases, settings: Settings, devices: Sequence[str]) -> None:
+        self._leases = leases
+        self._children = [_Child(leases, worker_command(device), worker_environment(settings)) for device in devices]
+
+    def start(self) -> "Supervisor":
+        """Start all."""
+        for child in self._children:
+            child.start()
+        return self
+
+    def health(self) -> Health:
+        """How the children are."""
+        alive = sum(child.alive for child in self._children)
+        return Health(len(self._children), alive, sum(child.restarts for child in self._children))
+
+    def stop(self) -> None:
+        """Let all give back their jobs and end, within ten seconds; who has not by then is killed."""
+        for child in self._children:
+            child.ask_to_stop()
+        for child in self._children:
+            child.join()
+
+
+def worker_command(device: str) -> list[str]:
+    """How a worker is started. Where database and storage are is not told here: other users can read this."""
+    return [sys.executable, "-c", _PROGRAM, "worker", "--attached", "--device", device]
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """The environment of a worker: ours, and every setting that it needs."""
+    told = {
+        "DATA": str(settings.data.absolute()),
+        "DATABASE_URL": settings.database,
+        "STORAGE_URL": settings.storage,
+        "LEASE_SECONDS": repr(settings.lease_seconds),
+        "HEARTBEAT_SECONDS": repr(settings.heartbeat_seconds),
+        "MAX_ATTEMPTS": repr(settings.max_attempts),
+        "DISK_RESERVE": repr(settings.disk_reserve),
+    }
+    return {**os.environ, **{f"SKYLOOM_{name}": value for name, value in told.items()}}
+
+
+class _Child:
+    """One worker process and the thread that watches it."""
+
+    def __init__(self, leases: Leases, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.restarts = 0
+        self._leases, self._command, self._environment = leases, list(command), environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="worker watch", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start watching; the process follows."""
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Tell it to drain."""
+        self._over.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def join(self) -> None:
+        """Wait for its end, at most ten seconds."""
+        until = time.monotonic() + STOP_SECONDS
+        self._thread.join(STOP_SECONDS)
+        if self._process is not None and self._process.poll() is None and time.monotonic() >= until:
+            self._process.kill()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        wait = 0.5
+        while not self._over.is_set():
+            begun = time.monotonic()
+            name = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns():x}"
+            self._process = subprocess.Popen(
+                [*self._command, "--name", name], env=self._environment, stdin=subprocess.PIPE
+            )
+            if self._over.is_set():  # told to stop between the look and the start
+                self._process.terminate()
+            code = self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            self._forget(name)
+            if self._over.is_set():
+                return
+            wait = 0.5 if time.monotonic() - begun > _CALM else min(wait * 2, _LONGEST_WAIT)
+            log.warning("a worker died and is started again", extra={"code": code, "worker": name, "seconds": wait})
+            self.restarts += 1
+            self._over.wait(wait)
+
+    def _forget(self, name: str) -> None:
+        """Its jobs need not wait until their leases run out."""
+        try:
+            self._leases.forget(name)
+        except SQLAlchemyError as error:
+            log.warning("the database does not answer", extra={"cause": type(error).__name__})
