@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from skyloom import __version__
-from skyloom.cli import data, doctor, evaluate, generate, jobs, models, plan, receipt, storyboard, train, world
+from skyloom.cli import data, doctor, evaluate, generate, jobs, models, plan, receipt, serve, storyboard, train, world
 from skyloom.core.errors import ConfigError, RequestError, SkyloomError
 
 app = typer.Typer(
@@ -26,9 +26,11 @@ app.command("plan")(plan.plan)
 app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
 app.command("train")(train.train)
+app.command("serve")(serve.serve)
 app.command("worker")(jobs.worker)
 app.command("doctor")(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(serve.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(world.app, name="world")
 app.add_typer(data.app, name="data")

@@ -117,8 +117,8 @@ class BatchStore:
         with self._database.write() as write:
             row = {"id": id, "owner": owner, "input_file": input_file, "metadata": dict(metadata)}
             times = {"created_at": write.now, "expires_at": write.now + WINDOW_SECONDS}
-            made = write.connection.execute(insert(batches).values(**row, **times))
-            number = int(made.inserted_primary_key[0])
+            write.connection.execute(insert(batches).values(**row, **times))
+            number = write.connection.execute(select(batches.c.number).where(batches.c.id == id)).scalar_one()
             rows = [{"batch": number, "line": index, **vars(line)} for index, line in enumerate(asked)]
             write.connection.execute(insert(lines), rows)
         return self.get(id, owner)

@@ -5,6 +5,7 @@ What needs no model is checked here, by the rules of generate/limits.py; the res
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from skyloom.serve.references import Source, Sources
 from skyloom.serve.settings import Settings
 from skyloom.serve.wire import CreateBody, EditFields, Reference, Sampling, StoryboardBody, read_reference
 
+log = logging.getLogger(__name__)
 CheckPrompt = Callable[[str], None]
 """Returns for a text that the policy allows; raises SafetyError for another."""
 _LIKENESS = "The model knows a character by its name in the prompt only; its clip is kept, and not looked at."
@@ -220,7 +222,7 @@ class Desk:
         )
         asked = {**values, "seed": index if drawn else values["seed"]}
         known = json.dumps([asked, told.model, told.requested_size, told.characters], sort_keys=True)
-        return self._jobs.submit(
+        job = self._jobs.submit(
             values,
             owner=owner,
             key=keys.idempotency if not index or keys.idempotency is None else f"{keys.idempotency}:{index}",
@@ -230,6 +232,9 @@ class Desk:
             deadline=keys.deadline,
             extra=vars(told),
         )
+        seen = {"prompt": told.prompt} if self._settings.log_prompts else {}
+        log.info("job asked", extra={"job": job.id, "model": told.model, "verb": told.verb, **seen})
+        return job
 
 
 def _refuse_what_has_no_effect(body: CreateBody) -> None:

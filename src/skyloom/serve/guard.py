@@ -73,7 +73,7 @@ class Guard:
         call = scope["state"].get("call", "other")
         self._count(call, status, seconds)
         fields = {"request_id": request_id, "call": call, "status": status, "owner": scope["state"].get("owner")}
-        log.info("answered", extra={**fields, "milliseconds": round(seconds * 1_000, 1)})
+        log.info("%s answered %s in %.0f ms", call, status, 1_000 * seconds, extra=fields)
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raise WireError for a request that must not be looked at further."""

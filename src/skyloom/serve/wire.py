@@ -198,20 +198,20 @@ class EditFields(Sampling):
 class RemixBody(EditFields):
     """POST /v1/videos/{id}/remix."""
 
-    prompt: Text
+    prompt: Text = Field(...)
 
 
 class EditBody(EditFields):
     """POST /v1/videos/edits and its alias under a video."""
 
-    prompt: Text
+    prompt: Text = Field(...)
 
 
 class ExtendBody(EditFields):
     """POST /v1/videos/extensions."""
 
-    prompt: Text
-    seconds: Seconds
+    prompt: Text = Field(...)
+    seconds: Seconds = Field(...)
 
 
 class CharacterBody(Body):
