@@ -12,7 +12,6 @@ from skyloom.serve.database import Database
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import metadata
 
 HERE = Path(__file__).parent
 
@@ -64,9 +63,10 @@ def database_url(request, tmp_path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'jobs.db'}"
     url = request.getfixturevalue("postgres_url")
-    database = Database(url)
-    metadata.drop_all(database.engine)
-    database.close()
+    psycopg = importlib.import_module("psycopg")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
     return url
 
 

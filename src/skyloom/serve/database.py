@@ -60,7 +60,11 @@ class Database:
         self.engine = _postgres_engine(parsed) if self.postgres else _sqlite_engine(parsed, memory=self._in_memory)
         try:
             migrate(self, VERSION, MIGRATIONS)
+        except ConfigError:
+            self.close()
+            raise
         except OperationalError as error:
+            self.close()
             cause = str(error.orig).splitlines()[0]
             raise CapacityError(f"The database cannot be opened ({cause}).", hint="Check that it runs.") from error
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select
 
 from skyloom.core.errors import CapacityError
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
     ACTIVE,
+    WHOLE_JOBS,
     Job,
     JobConflictError,
     JobFailure,
@@ -28,11 +29,11 @@ from skyloom.serve.records import (
     as_job,
     change,
     level_up,
+    one_job,
     read_job,
     settle,
     tell,
     usual_seconds,
-    whole_jobs,
 )
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import find_references
@@ -43,6 +44,13 @@ __all__ = ["Counts", "Event", "Job", "JobConflictError", "JobFailure", "JobResul
 KEY_SECONDS, RETRY_SECONDS = 24 * 3600, 60
 MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
 ALIVE_SECONDS = 60  # a worker that was not seen for longer is not counted
+
+_ADD = insert(jobs).returning(jobs.c.number)
+_ADD_KEY = insert(keys)
+_BY_KEY = select(keys).where(keys.c.owner == bindparam("who"), keys.c.key == bindparam("which"))
+_WAITING = select(jobs.c.owner, func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.owner)
+_BY_ID_OF_OWNER = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), jobs.c.owner == bindparam("who"), ~jobs.c.deleted)
+_BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), ~jobs.c.deleted)
 
 
 @dataclass(frozen=True)
@@ -104,20 +112,19 @@ class JobStore:
                 row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
                 row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
                 row |= {"priority": priority, "cost": cost, "deadline": deadline, "checkpoint": {}}
-                made = insert(jobs).values(**row, created_at=write.now).returning(jobs.c.number)
-                number = write.connection.execute(made).scalar_one()
+                number = write.connection.execute(_ADD, {**row, "created_at": write.now}).scalar_one()
                 if key is not None:
                     link = {"owner": owner, "key": key, "fingerprint": fingerprint or "", "job": number}
-                    write.connection.execute(insert(keys).values(**link, created_at=write.now))
-                job = read_job(write.connection, jobs.c.number == number)
+                    write.connection.execute(_ADD_KEY, {**link, "created_at": write.now})
+                job = read_job(write.connection, number)
                 tell(write, job, "queued")
                 return job
-            return read_job(write.connection, jobs.c.number == number)
+            return read_job(write.connection, number)
 
     def get(self, id: str, owner: str | None = None) -> Job:
         """A job. Raises MissingJobError."""
         with self.database.read() as connection:
-            return read_job(connection, _is(id, owner))
+            return _find(connection, id, owner)
 
     def page(
         self,
@@ -139,10 +146,10 @@ class JobStore:
             wanted += [jobs.c.kind == kind] if kind is not None else []
             wanted += [jobs.c.status == status] if status is not None else []
             if after is not None:
-                last = read_job(connection, _is(after, owner)).number
+                last = _find(connection, after, owner).number
                 wanted.append(jobs.c.number < last if newest_first else jobs.c.number > last)
             order = jobs.c.number.desc() if newest_first else jobs.c.number
-            rows = connection.execute(whole_jobs().where(and_(*wanted)).order_by(order).limit(limit + 1)).all()
+            rows = connection.execute(WHOLE_JOBS.where(and_(*wanted)).order_by(order).limit(limit + 1)).all()
         return [as_job(row) for row in rows[:limit]], len(rows) > limit
 
     def cancel(self, id: str, owner: str | None = None) -> Job:
@@ -156,7 +163,7 @@ class JobStore:
     def resume(self, id: str, owner: str | None = None) -> Job:
         """Let a paused job go on where it was. Raises JobConflictError for one that is done."""
         with self.database.write() as write:
-            job = read_job(write.connection, _is(id, owner))
+            job = _find(write.connection, id, owner)
             if job.done or job.wanted == "cancel":
                 raise JobConflictError(f"{id} is {job.status}: it cannot go on.", hint="Retry it, or ask again.")
             if job.status == "paused":
@@ -167,7 +174,7 @@ class JobStore:
         """Put a job that failed, was cancelled or has expired back in the queue. Raises JobConflictError for others,
         CapacityError when the queue is full."""
         with self.database.write() as write:
-            job = read_job(write.connection, _is(id, owner))
+            job = _find(write.connection, id, owner)
             if job.status not in ("failed", "cancelled", "expired"):
                 raise JobConflictError(f"{id} is {job.status}: there is nothing to retry.")
             self._make_room(write, job.owner)
@@ -178,7 +185,7 @@ class JobStore:
     def delete(self, id: str, owner: str | None = None) -> None:
         """Forget a job and its result; one that runs is cancelled first and is gone for its owner at once."""
         with self.database.write() as write:
-            job = read_job(write.connection, _is(id, owner))
+            job = _find(write.connection, id, owner)
             if job.status == "in_progress":
                 change(write, job, wanted="cancel", deleted=True)
             else:
@@ -215,7 +222,7 @@ class JobStore:
 
     def _ask(self, id: str, owner: str | None, wanted: Wanted) -> Job:
         with self.database.write() as write:
-            job = read_job(write.connection, _is(id, owner))
+            job = _find(write.connection, id, owner)
             if job.done and wanted == "pause":
                 raise JobConflictError(f"{id} is {job.status}: it cannot be paused.")
             if job.status == "in_progress" and job.wanted != "cancel":
@@ -229,8 +236,7 @@ class JobStore:
     ) -> int | None:
         """The number of the job that this very call has made before."""
         if key is not None:
-            look = select(keys).where(keys.c.owner == owner, keys.c.key == key)
-            found = write.connection.execute(look).one_or_none()
+            found = write.connection.execute(_BY_KEY, {"who": owner, "which": key}).one_or_none()
             if found is not None and found.created_at > write.now - KEY_SECONDS:
                 if found.fingerprint != (fingerprint or ""):
                     raise JobConflictError(
@@ -248,8 +254,7 @@ class JobStore:
 
     def _make_room(self, write: Write, owner: str) -> None:
         """Raise CapacityError when no more may wait; let an owner who comes back start level with the others."""
-        waiting = select(jobs.c.owner, func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.owner)
-        active: dict[str, int] = {row[0]: row[1] for row in write.connection.execute(waiting)}
+        active: dict[str, int] = {row[0]: row[1] for row in write.connection.execute(_WAITING)}
         own, most = active.get(owner, 0), self.settings.max_queued_per_owner
         if own >= most or sum(active.values()) >= self.settings.max_queued:
             whose = f"You have {own} jobs that wait" if own >= most else "The queue is full"
@@ -261,7 +266,7 @@ class JobStore:
             level_up(write, owner, [other for other in active if other != owner])
 
 
-def _is(id: str, owner: str | None) -> ColumnElement[bool]:
-    """The job of that id which its owner may still see."""
-    mine = jobs.c.id == id if owner is None else and_(jobs.c.id == id, jobs.c.owner == owner)
-    return and_(mine, ~jobs.c.deleted)
+def _find(connection: Connection, id: str, owner: str | None) -> Job:
+    """The job of that id, if its owner may still see it. Raises MissingJobError."""
+    look = _BY_ID if owner is None else _BY_ID_OF_OWNER
+    return one_job(connection, look, id=id, who=owner)

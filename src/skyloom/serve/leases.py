@@ -8,11 +8,12 @@ back to the queue until it was lost `max_attempts` times without a new checkpoin
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, or_, select, update
 
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
     ACTIVE,
+    WHOLE_JOBS,
     Job,
     JobFailure,
     JobResult,
@@ -24,7 +25,6 @@ from skyloom.serve.records import (
     leave,
     read_job,
     settle,
-    whole_jobs,
 )
 from skyloom.serve.settings import Settings
 from skyloom.serve.tables import events, jobs, keys, owners, results, workers
@@ -33,6 +33,40 @@ __all__ = ["Lease", "Leases", "LostLeaseError"]
 
 KEEP_EVENTS, KEEP_KEYS, KEEP_WORKERS = 7 * 86_400, 86_400, 3_600  # seconds
 _ALMOST = 99  # the progress of a job that is not finished
+
+_READY = and_(jobs.c.status == "queued", jobs.c.run_after <= bindparam("now"))
+_ANY_WAITS = select(jobs.c.number).where(jobs.c.status == "queued").limit(1)
+_LEAST_SERVED = (
+    select(jobs.c.owner)
+    .outerjoin(owners, owners.c.owner == jobs.c.owner)
+    .where(_READY)
+    .order_by(owners.c.served, jobs.c.number)
+    .limit(1)
+)
+_FIRST_OF = (
+    select(jobs.c.number, jobs.c.token, jobs.c.started_at, jobs.c.cost)
+    .where(_READY, jobs.c.owner == bindparam("who"))
+    .order_by(jobs.c.priority.desc(), jobs.c.number)
+    .limit(1)
+)
+_HELD = WHOLE_JOBS.where(
+    jobs.c.number == bindparam("number"), jobs.c.token == bindparam("token"), jobs.c.status == "in_progress"
+)
+_LOST = WHOLE_JOBS.where(jobs.c.status == "in_progress")
+_OUTLIVED = WHOLE_JOBS.where(
+    or_(
+        and_(jobs.c.status == "queued", jobs.c.started_at.is_(None), jobs.c.deadline < bindparam("now")),
+        and_(jobs.c.status == "completed", jobs.c.expires_at < bindparam("now")),
+    )
+)
+_OLD = [
+    (delete(table).where(column < bindparam("before")), seconds)
+    for table, column, seconds in (
+        (events, events.c.created_at, KEEP_EVENTS),
+        (keys, keys.c.created_at, KEEP_KEYS),
+        (workers, workers.c.seen_at, KEEP_WORKERS),
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -65,16 +99,13 @@ class Leases:
         A look that writes nothing comes first, so that idle workers disturb nobody.
         """
         with self.database.read() as connection:
-            if connection.execute(select(jobs.c.number).where(jobs.c.status == "queued").limit(1)).first() is None:
+            if connection.execute(_ANY_WAITS).first() is None:
                 return None
         with self.database.write() as write:
-            ready = and_(jobs.c.status == "queued", jobs.c.run_after <= write.now)
-            least = select(jobs.c.owner).outerjoin(owners, owners.c.owner == jobs.c.owner).where(ready)
-            owner = write.connection.execute(least.order_by(owners.c.served, jobs.c.number).limit(1)).scalar()
+            owner = write.connection.execute(_LEAST_SERVED, {"now": write.now}).scalar()
             if owner is None:
                 return None
-            first = select(jobs).where(ready, jobs.c.owner == owner).order_by(jobs.c.priority.desc(), jobs.c.number)
-            row = write.connection.execute(first.limit(1)).one()
+            row = write.connection.execute(_FIRST_OF, {"now": write.now, "who": owner}).one()
             if row.started_at is None:
                 charge(write, owner, row.cost)
             values = {"status": "in_progress", "worker": worker, "token": row.token + 1}
@@ -82,7 +113,7 @@ class Leases:
                 "lease_until": write.now + self.settings.lease_seconds,
                 "started_at": row.started_at or write.now,
             }
-            job = read_job(write.connection, jobs.c.number == row.number)
+            job = read_job(write.connection, row.number)
             return Lease(change(write, job, event="in_progress", **values), row.token + 1, worker)
 
     def heartbeat(
@@ -122,7 +153,7 @@ class Leases:
         with self.database.write() as write:
             made = select(results.c.job).where(results.c.job == lease.job.number, results.c.token == lease.token)
             if write.connection.execute(made).first() is not None:
-                return read_job(write.connection, jobs.c.number == lease.job.number)
+                return read_job(write.connection, lease.job.number)
             job = _held(write.connection, lease)
             if job.deleted or job.wanted == "cancel":
                 return settle(write, job, "cancel")
@@ -171,23 +202,17 @@ class Leases:
         """
         with self.database.write() as write:
             lost = self._take_back(write, jobs.c.lease_until < write.now)
-            late = and_(jobs.c.status == "queued", jobs.c.started_at.is_(None), jobs.c.deadline < write.now)
-            over = and_(jobs.c.status == "completed", jobs.c.expires_at < write.now)
-            for row in write.connection.execute(whole_jobs().where(or_(late, over))).all():
+            for row in write.connection.execute(_OUTLIVED, {"now": write.now}).all():
                 job = as_job(row)
                 write.connection.execute(delete(results).where(results.c.job == job.number))
                 change(write, job, event="expired", status="expired", completed_at=job.completed_at or write.now)
-            for table, column, seconds in (
-                (events, events.c.created_at, KEEP_EVENTS),
-                (keys, keys.c.created_at, KEEP_KEYS),
-                (workers, workers.c.seen_at, KEEP_WORKERS),
-            ):
-                write.connection.execute(delete(table).where(column < write.now - seconds))
+            for forget, seconds in _OLD:
+                write.connection.execute(forget, {"before": write.now - seconds})
             return lost
 
     def _take_back(self, write: Write, which: ColumnElement[bool]) -> int:
         """Jobs whose workers are lost, as each deserves."""
-        rows = write.connection.execute(whole_jobs().where(jobs.c.status == "in_progress", which)).all()
+        rows = write.connection.execute(_LOST.where(which)).all()
         for row in rows:
             job = as_job(row)
             if job.deleted or job.wanted is not None:
@@ -209,8 +234,7 @@ class Leases:
 
 def _held(connection: Connection, lease: Lease) -> Job:
     """The job, if it is still this lease's. Raises LostLeaseError."""
-    mine = and_(jobs.c.number == lease.job.number, jobs.c.token == lease.token, jobs.c.status == "in_progress")
-    row = connection.execute(whole_jobs().where(mine)).one_or_none()
+    row = connection.execute(_HELD, {"number": lease.job.number, "token": lease.token}).one_or_none()
     if row is None:
         raise LostLeaseError(f"{lease.job.id} is no longer in the hands of {lease.worker}.")
     return as_job(row)

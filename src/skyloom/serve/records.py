@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
 
 from skyloom.core.errors import JobError
 from skyloom.serve.database import Write
@@ -100,22 +100,30 @@ _COLUMNS = [
 ]
 
 
-def whole_jobs() -> Select[Any]:
-    """Every job with its result."""
-    return select(*_COLUMNS, results.c.assets, results.c.receipt).outerjoin(results, results.c.job == jobs.c.number)
+# Every job with its result. These statements are built once: building one takes longer than running it.
+WHOLE_JOBS = select(*_COLUMNS, results.c.assets, results.c.receipt).outerjoin(results, results.c.job == jobs.c.number)
+_BY_NUMBER = WHOLE_JOBS.where(jobs.c.number == bindparam("number"))
+_CHANGE = update(jobs).where(jobs.c.number == bindparam("which"))
+_TELL = insert(events)
+_CHARGE = update(owners).where(owners.c.owner == bindparam("who")).values(served=owners.c.served + bindparam("cost"))
 
 
 def as_job(row: Row[Any]) -> Job:
-    """A row of `whole_jobs`."""
+    """A row of WHOLE_JOBS."""
     values = dict(row._mapping)
     assets, receipt, error = values.pop("assets"), values.pop("receipt"), values.pop("error")
     result = None if assets is None else JobResult(assets, receipt)
     return Job(**values, error=None if error is None else JobFailure(**error), result=result)
 
 
-def read_job(connection: Connection, which: ColumnElement[bool]) -> Job:
-    """The one job that there is. Raises MissingJobError."""
-    row = connection.execute(whole_jobs().where(which)).one_or_none()
+def read_job(connection: Connection, number: int) -> Job:
+    """The job of a number. Raises MissingJobError."""
+    return one_job(connection, _BY_NUMBER, number=number)
+
+
+def one_job(connection: Connection, look: Select[Any], **values: object) -> Job:
+    """The job that a look at WHOLE_JOBS finds. Raises MissingJobError."""
+    row = connection.execute(look, values).one_or_none()
     if row is None:
         raise MissingJobError("There is no such job.", hint="It may have been deleted.")
     return as_job(row)
@@ -125,11 +133,10 @@ def change(
     write: Write, job: Job, *, event: str | None = None, data: Mapping[str, Any] | None = None, **values: Any
 ) -> Job:
     """Set some columns, tell of it if it is an `event` ("completed"), and give back the job as it is then."""
-    mine = jobs.c.number == job.number
-    write.connection.execute(update(jobs).where(mine).values(**values))
+    write.connection.execute(_CHANGE, {"which": job.number, **values})
     if event is not None:
         tell(write, job, event, data)
-    return read_job(write.connection, mine)
+    return read_job(write.connection, job.number)
 
 
 def leave(write: Write, job: Job, status: Status, *, error: JobFailure | None = None, **values: Any) -> Job | None:
@@ -154,7 +161,7 @@ def tell(write: Write, job: Job, event: str, data: Mapping[str, Any] | None = No
     """Write down what happened; ends of jobs go to the owner's webhooks too."""
     kind = f"{job.kind}.{event}"
     row = {"job": job.number, "owner": job.owner, "type": kind, "data": dict(data or {}), "created_at": write.now}
-    write.connection.execute(insert(events).values(**row))
+    write.connection.execute(_TELL, row)
     if event in ("completed", "failed"):
         announce(write, job.owner, kind, job.id)
 
@@ -173,8 +180,7 @@ def level_up(write: Write, owner: str, others: Sequence[str]) -> None:
 
 def charge(write: Write, owner: str, cost: float) -> None:
     """Count work for an owner."""
-    more = update(owners).where(owners.c.owner == owner).values(served=owners.c.served + cost)
-    if not write.connection.execute(more).rowcount:
+    if not write.connection.execute(_CHARGE, {"who": owner, "cost": cost}).rowcount:
         write.connection.execute(insert(owners).values(owner=owner, served=cost))
 
 

@@ -31,6 +31,7 @@ STATE = "state"
 POLL_SECONDS = 0.2  # between two looks of an idle worker
 PULSE_SECONDS = 0.5  # between two looks at what is wanted, and two writes of progress
 DRAIN_SECONDS = 8.0  # after which a step that does not end is left behind
+RETRY_SECONDS = 1.0  # until the next try, while the database is away
 HAND_IN_SECONDS = 300.0  # how long a finished video waits for a database that is away
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -98,7 +99,7 @@ class Worker:
                     continue
             except SQLAlchemyError as error:
                 log.warning("the database does not answer", extra={"cause": type(error).__name__})
-                self._leaving.wait(1.0)
+                self._leaving.wait(RETRY_SECONDS)
                 continue
             if until_empty:
                 return
@@ -169,7 +170,7 @@ class Worker:
                 log.warning("the database does not answer", extra={"cause": type(error).__name__})
                 if time.monotonic() > until:
                     raise LostLeaseError("The database was away for too long.") from error
-                time.sleep(1.0)
+                time.sleep(RETRY_SECONDS)
 
 
 class _Pulse:
