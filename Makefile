@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery clean
+.PHONY: help setup video test check fix bench docs gallery long clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 
 docs: $(STAMP)  ## write docs/cli.md from the command line itself
 	$(BIN)/python docs/write_cli.py
+
+long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on that were rejected
+	$(BIN)/python examples/long.py
 
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py

@@ -1,7 +1,7 @@
 r"""Put trained parts together into one model folder with a manifest: what `skyloom generate` loads.
 
 python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data CLIPS... --ledger FILE \
-    --info recipes/diorama.json --out FOLDER
+    --info recipes/diorama.json [--from MODEL] --out FOLDER
 """
 
 import argparse
@@ -16,16 +16,25 @@ from safetensors import safe_open
 
 from skyloom import __version__
 from skyloom.data.clips import digest, read_plan, read_shards
-from skyloom.models.checkpoint import write_manifest
+from skyloom.models.checkpoint import read_manifest, write_manifest
 from skyloom.train.record import Record
 
 
-def bundle(parts: dict[str, Path], data: list[Path], ledger: Path, out: Path, info: dict[str, Any]) -> None:
+def bundle(
+    parts: dict[str, Path],
+    data: list[Path],
+    ledger: Path,
+    out: Path,
+    info: dict[str, Any],
+    earlier: dict[str, Any] | None = None,
+) -> None:
     """Copy `PART*.safetensors` of every part into `out` and write the manifest.
 
     `info` holds what the pipeline needs (sizes, fps, frames, defaults); digests of data and licence
-    ledger and a summary of each run's log are added.
+    ledger and a summary of each run's log are added. Where training went on from a model, what it was trained on and
+    how, in its `earlier` manifest, is kept.
     """
+    before = earlier or {}
     out.mkdir(parents=True, exist_ok=True)
     for name, folder in parts.items():
         for old in out.glob(f"{name}*.safetensors"):
@@ -41,9 +50,9 @@ def bundle(parts: dict[str, Path], data: list[Path], ledger: Path, out: Path, in
             **info,
             "parameters": count_parameters(out, "dit"),
             "version": __version__,
-            "data": {folder.name: describe(folder) for folder in data},
+            "data": {**before.get("data", {}), **{folder.name: describe(folder) for folder in data}},
             "ledger": ledger.read_text().strip(),
-            "training": training,
+            "training": {**before.get("training", {}), **training},
         },
     )
 
@@ -90,9 +99,11 @@ def main() -> None:
     for name in ("autoencoder", "text", "transformer", "ledger", "info", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--from", dest="earlier", type=Path, help="the model that training went on from")
     given = parser.parse_args()
     parts = {"vae": given.autoencoder, "text": given.text, "dit": given.transformer}
-    bundle(parts, given.data, given.ledger, given.out, json.loads(given.info.read_text()))
+    earlier = None if given.earlier is None else read_manifest(given.earlier)
+    bundle(parts, given.data, given.ledger, given.out, json.loads(given.info.read_text()), earlier)
 
 
 if __name__ == "__main__":

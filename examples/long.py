@@ -1,0 +1,148 @@
+"""Sixty seconds with the ways of going on that there are: drift curves, contact sheets and a table.
+
+python examples/long.py [--seconds S] [--count N] [--only NAME ...]
+
+Needs the atlas (`skyloom world assets`): real renders of the same scenes stand beside. Writes docs/images/long/ and
+docs/images/long/drift.json, from which docs/long.md quotes; options that were measured before are kept.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+import skyloom
+from skyloom.evaluate.drift import compare_drift
+from skyloom.evaluate.probe import load_probe
+from skyloom.evaluate.prompts import prompts_for
+from skyloom.generate.pipeline import Pipeline
+from skyloom.generate.rollout import make_windows
+from skyloom.models.registry import Rollout
+from skyloom.world.assets import load_atlas
+from skyloom.world.vocabulary import SMALL
+
+OUT = Path(__file__).parent.parent / "docs" / "images" / "long"
+DEFAULT = "default"
+OPTIONS: dict[str, dict[str, float]] = {
+    DEFAULT: {},
+    "no-sink": {"sink": 0},
+    "long-memory": {"recent": 6},
+    "short-memory": {"recent": 1},
+    "noised-context-.05": {"context_sigma": 0.05},
+    "noised-context-.15": {"context_sigma": 0.15},
+    "window-of-1": {"window": 1},
+    "window-of-6": {"window": 6},
+}
+SHEET_PROMPT = "a red car driving to the left on the beach at sunset"
+PART_SECONDS = 5
+CURVES = ("contrast", "sharpness", "speed", "colour change", "Fréchet distance", "subject read")
+COLOURS = ("#111111", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#98df8a", "#ff7f0e", "#9467bd")
+
+
+class Fixed:
+    """A pipeline with a rollout and a length of its own."""
+
+    def __init__(self, pipeline: Pipeline, rollout: Rollout, seconds: float) -> None:
+        manifest = {**pipeline.info.manifest, "rollout": asdict(rollout)}
+        pipeline.info = replace(pipeline.info, manifest=manifest)
+        self.pipeline, self.seconds = pipeline, seconds
+
+    def generate(self, request: str, /, *, seed: int) -> skyloom.Video:
+        return self.pipeline.generate(request, seed=seed, seconds=self.seconds)
+
+
+def measure(name: str, model: str, seconds: float, count: int) -> dict[str, float]:
+    """Drift of one way of going on; its contact sheet is written on the way."""
+    pipeline = skyloom.load(model)
+    assert pipeline.info.rollout is not None
+    rollout = replace(pipeline.info.rollout, **{key: value for key, value in OPTIONS.get(name, {}).items()})
+    fixed, scale, fps = Fixed(pipeline, rollout, seconds), pipeline.vae.config.scale, pipeline.info.fps
+    write_seconds(fixed.generate(SHEET_PROMPT, seed=1).frames, fps, OUT / f"{name}.png")
+    cells = scale.latent_frames(scale.frames_for(seconds, fps))
+    windows = make_windows(cells, scale.latent_frames(pipeline.info.frames), rollout)
+    report = compare_drift(
+        fixed,
+        prompts_for(SMALL, count),
+        load_probe(),
+        load_atlas(Path(".atlas")),
+        part=PART_SECONDS * fps,
+        joins=[scale.video_frames(one.start) for one in windows[1:]],
+    )
+    return report.numbers
+
+
+def write_seconds(frames: UInt8[Tensor, "t h w c"], fps: int, path: Path, columns: int = 12) -> None:
+    """A frame a second, in rows."""
+    picked = frames[::fps][: 5 * columns].numpy()
+    height, width = picked.shape[1:3]
+    sheet = Image.new("RGB", (columns * (width // 2 + 2), -(-len(picked) // columns) * (height // 2 + 2)))
+    for index, frame in enumerate(picked):
+        small = Image.fromarray(frame).resize((width // 2, height // 2), Image.Resampling.LANCZOS)
+        sheet.paste(small, (index % columns * (width // 2 + 2), index // columns * (height // 2 + 2)))
+    sheet.save(path, optimize=True)
+
+
+def draw_curves(found: dict[str, dict[str, float]], path: Path) -> None:
+    """One plot a measure: parts of the video from left to right, a line per option."""
+    width, height, names = 420, 220, list(found)
+    picture = Image.new("RGB", (2 * width, 3 * height + 16 * len(names)), "white")
+    draw = ImageDraw.Draw(picture)
+    for at, measure_name in enumerate(CURVES):
+        left, top = at % 2 * width + 44, at // 2 * height + 22
+        lines = {name: _curve(numbers, measure_name) for name, numbers in found.items()}
+        values = [value for line in lines.values() for value in line]
+        low, high = min(values), max(*values, min(values) + 1e-06)
+        draw.text((left, top - 18), f"{measure_name} ({PART_SECONDS} s parts)", fill="black")
+        draw.rectangle((left, top, left + width - 60, top + height - 44), outline="#999999")
+        for value, y in ((high, top), (low, top + height - 44)):
+            draw.text((left - 42, y - 6), f"{value:.3g}", fill="#555555")
+        for colour, line in zip(COLOURS, lines.values(), strict=False):
+            points = [
+                (
+                    left + index * (width - 60) / max(1, len(line) - 1),
+                    top + (high - value) / (high - low) * (height - 44),
+                )
+                for index, value in enumerate(line)
+            ]
+            draw.line(points, fill=colour, width=2)
+    for index, name in enumerate(names):
+        y = 3 * height + 16 * index
+        draw.rectangle((44, y + 4, 64, y + 8), fill=COLOURS[index % len(COLOURS)])
+        draw.text((72, y), name, fill="black")
+    picture.save(path, optimize=True)
+
+
+def _curve(numbers: dict[str, float], measure_name: str) -> list[float]:
+    parts = sum(key.endswith(", subject read") and key.startswith("part") for key in numbers)
+    first = {"contrast": 1.0, "sharpness": 1.0, "speed": 1.0, "colour change": 0.0}
+    return [numbers.get(f"part {part}, {measure_name}", first.get(measure_name, 0.0)) for part in range(1, parts + 1)]
+
+
+def main() -> None:
+    """Measure what is asked for, keep what was measured before, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--model", default="diorama")
+    parser.add_argument("--only", nargs="*", default=list(OPTIONS), help="options, or a name of your own for --model")
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    OUT.mkdir(parents=True, exist_ok=True)
+    kept = OUT / "drift.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in given.only:
+        found[name] = measure(name, given.model, given.seconds, given.count)
+        kept.write_text(json.dumps(found, indent=1, ensure_ascii=False))
+        print(
+            name, {key: round(value, 3) for key, value in found[name].items() if key.startswith(("part 12,", "seams"))}
+        )
+    draw_curves(found, OUT / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
