@@ -130,6 +130,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(name="make_server")
 def server_maker() -> Iterator[Callable[..., Server]]:
     """Makes servers with other settings."""
+    yield from _makers()
+
+
+@pytest.fixture(name="make_server_once", scope="module")
+def lasting_server_maker() -> Iterator[Callable[..., Server]]:
+    """Makes servers that last for a file of tests."""
+    yield from _makers()
+
+
+def _makers() -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
     def make(data: Path, **changes: Any) -> Server:
