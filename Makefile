@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery long clean
+.PHONY: help setup video test check fix bench docs gallery long fuzz conformance clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -51,6 +51,12 @@ long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on th
 
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
+
+fuzz: $(STAMP)  ## ask the server 10,000 times by its OpenAPI document
+	SKYLOOM_FUZZ_CASES=10100 $(BIN)/python -m pytest tests/serve/wire/test_schema.py --timeout=0
+
+conformance: $(STAMP)  ## ask a real server by OpenAI's clients: Python 2 and 3, JavaScript (needs the network)
+	$(BIN)/python tests/e2e/conformance.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ def make_services(
 ) -> Services:
     """Everything that calls are answered with, over one database and one storage."""
     jobs, library = JobStore(database, settings), Library(database)
-    sources = Sources(jobs, library, storage)
+    sources = Sources(jobs, library, storage, outside.fetch if settings.url_references else None)
     return Services(
         settings=settings,
         database=database,

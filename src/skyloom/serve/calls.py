@@ -19,7 +19,7 @@ from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.library import Library
 from skyloom.serve.metrics import Metrics
-from skyloom.serve.references import Sources
+from skyloom.serve.references import Fetch, Sources
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.webhooks import EndpointStore, Post
@@ -55,7 +55,8 @@ class Outside:
     """What the server cannot do by itself, so that tests can stand in for it.
 
     `moderate` says what the policy finds in a text; `verify` looks for marks in a stored file; `plan` says what a
-    request would take; `check_url` raises RequestError for a URL that may not be called, and `post` calls one.
+    request would take; `check_url` raises RequestError for a URL that may not be called, `post` calls one and `fetch`
+    gets what one answers.
     """
 
     moderate: Callable[[str], Mapping[str, Any]]
@@ -63,6 +64,7 @@ class Outside:
     plan: Callable[[Request], dict[str, Any]]
     check_url: Callable[[str], object]
     post: Post
+    fetch: Fetch
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,14 +107,14 @@ class Desk:
         named = find_named(self._settings, body.model or (str(first.extra["model"]) if first else None))
         mask = None if body.mask is None else self._sources.find(owner, body.mask, "mask").asset.reference
         prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")
-        request = self._request({**_sampling(body), "prompt": prompt, "model": named.info.name})
+        request = self._request({**_sampling(body), "fps": None, "prompt": prompt, "model": named.info.name})
         self._allow(prompt, body.negative_prompt)
         settle(replace(request, prompt=prompt or verb), named.info)
-        told = self._told_of_edit(named, verb, body, sources, request)
+        told = self._told_of_edit(named, verb, body, sources)
         edit = edit_fields(verb, body, [source.asset.reference for source in sources], mask)
         return self._submit(owner, request, replace(told, prompt=prompt), keys, drawn=body.seed is None, edit=edit)
 
-    def _told_of_edit(self, named: Named, verb: str, body: EditFields, sources: list[Source], request: Request) -> Told:
+    def _told_of_edit(self, named: Named, verb: str, body: EditFields, sources: list[Source]) -> Told:
         """What the answers say of an edit before it is made: an outside video's size is not known yet."""
         first = sources[0].job
         lasting = [float(source.job.extra["seconds"]) if source.job else 0.0 for source in sources]
@@ -122,7 +122,7 @@ class Desk:
         if verb == "extend":
             seconds, times = seconds + lasting[0], (int(first.extra.get("extensions", 0)) if first else 0) + 1
             named.check_extension(times, seconds)
-        size = str(first.extra["size"]) if first else named.info.sizes[0]
+        size = body.size or (str(first.extra["size"]) if first else named.info.sizes[0])
         parents = [source.job.id for source in sources if source.job is not None]
         return Told(
             model=named.name,
@@ -130,7 +130,7 @@ class Desk:
             seconds=f"{seconds:g}",
             size=size,
             requested_size=size,
-            fps=float(request.fps or named.info.fps),
+            fps=float(body.fps or (first.extra["fps"] if first else named.info.fps)),
             verb=verb,
             remixed_from=parents[0] if parents and verb == "remix" else None,
             parents=parents,

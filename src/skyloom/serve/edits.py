@@ -7,7 +7,7 @@ from typing import Any
 from skyloom.serve.faults import invalid
 from skyloom.serve.wire import EditFields
 
-SAMPLING = frozenset({"seed", "fps", "steps", "guidance", "negative_prompt", "quality", "model"})
+SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality", "model"})
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,20 @@ class Verb:
 
 
 VERBS: Mapping[str, Verb] = {
-    "remix": Verb("the whole again by another prompt", frozenset({"strength", "style"}), frozenset({"prompt"})),
+    "remix": Verb("the whole again by another prompt", frozenset({"strength"}), frozenset({"prompt"})),
+    "restyle": Verb("the whole in another style", frozenset({"style", "strength"}), frozenset({"style"})),
     "retake": Verb("a time range again", frozenset({"start", "stop", "strength"}), frozenset({"start", "stop"})),
-    "inpaint": Verb(
-        "a region again", frozenset({"region", "mask", "feather", "strength", "start", "stop"}), frozenset({"prompt"})
-    ),
+    "inpaint": Verb("a region again", frozenset({"region", "mask", "feather", "strength"}), frozenset({"prompt"})),
     "extend": Verb("go on, at either end", frozenset({"seconds", "backward", "overlap"}), frozenset({"seconds"})),
     "recut": Verb(
-        "keep the best part, grow both sides", frozenset({"start", "stop", "seconds"}), frozenset({"seconds"})
+        "keep the best part, grow both sides",
+        frozenset({"start", "stop", "seconds", "overlap"}),
+        frozenset({"start", "stop", "seconds"}),
     ),
     "loop": Verb("a seamless loop", frozenset({"start", "stop", "bridge"})),
-    "blend": Verb("cross from one video into another", frozenset({"curve", "overlap"}), videos=(2, 2)),
+    "upscale": Verb("larger, by a filter", frozenset({"size"}), frozenset({"size"})),
+    "interpolate": Verb("smoother, by a filter", frozenset({"fps"}), frozenset({"fps"})),
+    "blend": Verb("cross from one video into another", frozenset({"curve", "seconds", "strength"}), videos=(2, 2)),
     "stitch": Verb("join videos, hard or with made transitions", frozenset({"morph"}), videos=(2, 20)),
 }
 

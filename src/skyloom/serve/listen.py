@@ -153,4 +153,5 @@ def _outside(settings: Settings, storage: Storage) -> Outside:
         plan=plan_in_child,
         check_url=partial(outbound.check_url, loopback=loopback),
         post=partial(outbound.post_to, loopback=loopback),
+        fetch=outbound.fetch,
     )

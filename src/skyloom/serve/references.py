@@ -1,7 +1,7 @@
 """What a call starts from: pictures and videos, found or stored, whatever way a client names them.
 
-Media is looked at by its first bytes only: the workers open it, in a limited child. URLs of other machines are refused:
-this server asks nobody for anything.
+Media is looked at by its first bytes only: the workers open it, in a limited child. URLs of other machines are
+refused unless the settings allow them, and then only asked when they lead to public addresses.
 """
 
 import base64
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO, cast
 
+from skyloom.core.errors import RequestError
 from skyloom.serve.faults import WireError, invalid, missing
 from skyloom.serve.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.library import Library
@@ -83,7 +84,10 @@ class Sources:
         if self._fetch is None:
             message = "URLs are not fetched by this server. Send the file, a data URL or a file_id."
             raise WireError(400, message, "url_references_off", param=param)
-        return self._fetch(url)
+        try:
+            return self._fetch(url)
+        except RequestError as error:
+            raise invalid(param, str(error), "invalid_url") from error
 
 
 def read_data_url(url: str, param: str) -> bytes:

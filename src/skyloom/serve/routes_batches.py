@@ -18,6 +18,7 @@ ENDPOINT, MAX_BYTES = "/v1/videos", 64 * 2**20
 
 
 def create_batch(asked: Asked) -> Reply:
+    """Take a file of lines; they become jobs as there is room."""
     body, services = parse(BatchBody, asked.fields), asked.services
     if body.endpoint != ENDPOINT:
         raise invalid("endpoint", f"endpoint must be {ENDPOINT}.")
@@ -48,16 +49,19 @@ def read_lines(text: bytes) -> list[Line]:
 
 
 def get_batch(asked: Asked) -> Reply:
+    """How far a batch is."""
     return Reply(answers.batch(asked.services.batches.get(asked.id, asked.owner)))
 
 
 def list_batches(asked: Asked) -> Reply:
+    """The owner's batches, the newest first."""
     page = asked.page()
     rows, more = asked.services.batches.list(asked.owner, after=page.after, limit=page.limit)
     return Reply(answers.page([answers.batch(row) for row in rows], more=more))
 
 
 def cancel_batch(asked: Asked) -> Reply:
+    """Stop what has not ended."""
     return Reply(answers.batch(asked.services.batches.cancel(asked.id, asked.owner)))
 
 

@@ -9,11 +9,12 @@ from skyloom.serve.edits import VERBS, verb_of
 from skyloom.serve.routes_videos import show
 from skyloom.serve.wire import EditBody, EditFields, ExtendBody, RemixBody, parse
 
-_OWN = ("retake", "inpaint", "recut", "loop")
+_OWN = ("retake", "inpaint", "recut", "loop", "restyle", "upscale", "interpolate")
 _JOINED = ("blend", "stitch")
 
 
 def remix(asked: Asked) -> Reply:
+    """The whole again by another prompt."""
     body = parse(RemixBody, asked.fields)
     return show(asked.services.desk.edit(asked.owner, "remix", body, asked.keys(), asked.id))
 
@@ -25,6 +26,7 @@ def edit(asked: Asked) -> Reply:
 
 
 def extend(asked: Asked) -> Reply:
+    """Longer, at either end; the answer is the whole."""
     body = parse(ExtendBody, asked.fields)
     return show(asked.services.desk.edit(asked.owner, "extend", body, asked.keys()))
 

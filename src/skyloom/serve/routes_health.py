@@ -22,6 +22,7 @@ def ready(asked: Asked) -> Reply:
 
 
 def metrics(asked: Asked) -> Response:
+    """Numbers for Prometheus."""
     return Response(asked.services.metrics.text(), media_type=MEDIA_TYPE)
 
 

@@ -20,20 +20,24 @@ _HEAD = 64
 
 
 def create_character(asked: Asked) -> Reply:
+    """Keep a clip under a name."""
     body = parse(CharacterBody, asked.fields)
     asset = asked.services.sources.video(asked.owner, body.video, "video").asset
     return Reply(answers.character(asked.services.library.add_character(asked.owner, body.name, asset.reference)))
 
 
 def get_character(asked: Asked) -> Reply:
+    """A character of the owner's."""
     return Reply(answers.character(asked.services.library.character(asked.id, asked.owner)))
 
 
 def list_models(asked: Asked) -> Reply:
+    """Every name that can be asked for."""
     return Reply({"object": "list", "data": [_model(named) for named in list_named(asked.services.settings).values()]})
 
 
 def get_model(asked: Asked) -> Reply:
+    """One of them."""
     names = list_named(asked.services.settings)
     if asked.id not in names:
         raise missing("model", asked.id, "model")
@@ -59,6 +63,7 @@ def create_file(asked: Asked) -> Reply:
 
 
 def list_files(asked: Asked) -> Reply:
+    """A page of the owner's files."""
     page, purpose = asked.page(), asked.query.get("purpose")
     if purpose is not None and purpose not in PURPOSES:
         raise invalid("purpose", f"purpose must be {', '.join(PURPOSES)}.")
@@ -69,6 +74,7 @@ def list_files(asked: Asked) -> Reply:
 
 
 def get_file(asked: Asked) -> Reply:
+    """What is known of a file."""
     return Reply(answers.file(asked.services.library.file(asked.id, asked.owner)))
 
 
@@ -80,6 +86,7 @@ def get_file_content(asked: Asked) -> Response:
 
 
 def delete_file(asked: Asked) -> Reply:
+    """Forget a file."""
     asked.services.library.delete_file(asked.id, asked.owner)
     return Reply({"id": asked.id, "object": "file", "deleted": True})
 

@@ -25,10 +25,12 @@ def show(job: Job) -> Reply:
 
 
 def create(asked: Asked) -> Reply:
+    """A video by a prompt."""
     return show(asked.services.desk.create(asked.owner, parse(CreateBody, asked.fields), asked.keys()))
 
 
 def storyboard(asked: Asked) -> Reply:
+    """A video by cards."""
     return show(asked.services.desk.storyboard(asked.owner, parse(StoryboardBody, asked.fields), asked.keys()))
 
 
@@ -42,10 +44,12 @@ def plan(asked: Asked) -> Reply:
 
 
 def retrieve(asked: Asked) -> Reply:
+    """How far a video is."""
     return show(asked.services.jobs.get(asked.id, asked.owner))
 
 
 def list_videos(asked: Asked) -> Reply:
+    """A page of the owner's videos."""
     page = asked.page()
     if page.after is not None:
         _check_cursor(asked, page.after)
@@ -62,14 +66,17 @@ def delete(asked: Asked) -> Reply:
 
 
 def cancel(asked: Asked) -> Reply:
+    """Stop for good."""
     return show(asked.services.jobs.cancel(asked.id, asked.owner))
 
 
 def pause(asked: Asked) -> Reply:
+    """Hold, without losing a step."""
     return show(asked.services.jobs.pause(asked.id, asked.owner))
 
 
 def resume(asked: Asked) -> Reply:
+    """Let a held video go on."""
     return show(asked.services.jobs.resume(asked.id, asked.owner))
 
 

@@ -19,15 +19,18 @@ def create_endpoint(asked: Asked) -> Reply:
 
 
 def list_endpoints(asked: Asked) -> Reply:
+    """The owner's endpoints."""
     rows = [_show(one) for one in asked.services.endpoints.page(asked.owner)]
     return Reply(answers.page(rows, more=False))
 
 
 def get_endpoint(asked: Asked) -> Reply:
+    """One of them, without its secret."""
     return Reply(_show(asked.services.endpoints.get(asked.id, asked.owner)))
 
 
 def change_endpoint(asked: Asked) -> Reply:
+    """Another name, URL or events."""
     body = parse(EndpointChange, asked.fields)
     _check(asked, body.url, body.event_types or [])
     values = {name: value for name, value in body.model_dump().items() if value is not None}
@@ -35,6 +38,7 @@ def change_endpoint(asked: Asked) -> Reply:
 
 
 def delete_endpoint(asked: Asked) -> Reply:
+    """Forget an endpoint and what was still to be sent there."""
     asked.services.endpoints.delete(asked.id, asked.owner)
     return Reply({"id": asked.id, "object": "webhook_endpoint.deleted", "deleted": True})
 
@@ -59,6 +63,7 @@ def try_endpoint(asked: Asked) -> Reply:
 
 
 def list_event_types(asked: Asked) -> Reply:
+    """Events that can be sent."""
     return Reply({"object": "list", "data": list(EVENT_TYPES)})
 
 

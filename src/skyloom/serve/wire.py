@@ -187,6 +187,7 @@ class EditFields(Sampling):
     seconds: Seconds | None = None
     strength: Share | Annotated[str, Field(max_length=20)] | None = None
     region: Annotated[str, Field(max_length=4_000)] | None = None
+    size: Annotated[str, Field(max_length=40)] | None = None
     feather: Annotated[int, Field(ge=0, le=512)] | None = None
     backward: bool | None = None
     overlap: Annotated[float, Field(ge=0)] | None = None

@@ -104,6 +104,13 @@ def check_url(url: str) -> None:
         raise RequestError("http:// is not allowed.", hint="Use https.")
 
 
+def fetch(url: str) -> bytes:
+    """A picture from outside, or a refusal as outbound.py has it."""
+    if url != "https://example.org/a.png":
+        raise RequestError("The URL leads to an address that is not public.", hint="Use a public host.")
+    return PNG
+
+
 def plan(request: object) -> dict[str, Any]:
     """A plan as the planner's child writes it."""
     return {"size": "128x128", "fps": 16.0, "steps": 4, "guidance": 1.0, "estimate": {"seconds": 3.0}}
@@ -113,7 +120,7 @@ def make_server(data: Path, **changes: Any) -> Server:
     """A server on its own data folder."""
     changes = {"lease_seconds": 2.0, "heartbeat_seconds": 0.5, "disk_reserve": 0, **changes}
     settings, posts, stopping = Settings(data=data, **changes), Posts(), threading.Event()
-    outside = Outside(moderate, verify, plan, check_url, posts)
+    outside = Outside(moderate, verify, plan, check_url, posts, fetch)
     database = Database(settings.database)
     services = make_services(settings, database, open_storage(settings.storage), outside, TOKEN, stopping)
     return Server(services, build_app(services, {HOST}), posts, stopping)

@@ -381,6 +381,16 @@ def test_24_every_spelling_of_a_reference(server):
     assert caught.value.code == "invalid_media"
 
 
+def test_24_urls_are_fetched_where_the_settings_say_so(tmp_path, make_server):
+    client = make_server(tmp_path, url_references=True).openai()
+    body = {"prompt": "a", "input_reference": {"image_url": "https://example.org/a.png"}}
+    assert client.post("/videos", body=body, cast_to=Video).status == "queued"
+    body["input_reference"]["image_url"] = "https://169.254.169.254/a.png"
+    with pytest.raises(BadRequestError) as caught:
+        client.post("/videos", body=body, cast_to=Video)
+    assert (caught.value.code, caught.value.param) == ("invalid_url", "input_reference")
+
+
 def test_25_a_reference_of_another_size_is_taken_and_filled(server):
     """docs/server.md: it is cropped to fill the frame by the worker; the server only looks whether it is a picture."""
     video = server.openai().videos.create(prompt="a cat", size="1280x720", input_reference=("a.png", PNG, "image/png"))

@@ -24,6 +24,9 @@ def video(server) -> str:
         ("inpaint", {"prompt": "a hat", "region": "0,0,32,32"}, {"region": "0,0,32,32"}),
         ("recut", {"start": 1, "stop": 2, "seconds": "5"}, {"start": 1.0, "stop": 2.0, "seconds": 5.0}),
         ("loop", {"bridge": 0.5}, {"bridge": 0.5}),
+        ("restyle", {"style": "at night", "strength": 0.5}, {"style": "at night", "strength": 0.5}),
+        ("upscale", {"size": "256x256"}, {"size": "256x256"}),
+        ("interpolate", {"fps": 32}, {"fps": 32.0}),
     ],
 )
 def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb, body, edit):
@@ -32,11 +35,12 @@ def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb, bo
     assert job.request["edit"] == {"verb": verb, "videos": [source.result.assets["video"]], **edit}
     assert (answer["verb"], answer["parents"], answer["seed"]) == (verb, [video], 7)
     assert job.request["prompt"] == body.get("prompt", "a cat")
+    assert not {"seconds", "size", "fps", "image", "cards"} & job.request.keys()
 
 
 def test_videos_are_joined_by_their_own_paths(server, video):
     http, two = server.http(), {"videos": [{"id": video}, {"id": video}]}
-    for verb, body in (("blend", {"curve": "ease"}), ("stitch", {"morph": 0.5})):
+    for verb, body in (("blend", {"curve": "mix"}), ("stitch", {"morph": 0.5})):
         answer = http.post(f"/v1/videos/{verb}", json={**two, **body}).json()
         assert len(server.services.jobs.get(answer["id"]).request["edit"]["videos"]) == 2
         assert answer["seconds"] == "8"
@@ -57,7 +61,17 @@ def test_a_field_without_effect_is_refused(verb):
     """For every verb, every field that some other verb takes."""
     from skyloom.serve.edits import check_fields
 
-    values = {"strength": 0.5, "style": "x", "start": 0, "stop": 1, "seconds": 4, "region": "0,0,1,1", "feather": 2}
+    values = {
+        "size": "256x256",
+        "fps": 32,
+        "strength": 0.5,
+        "style": "x",
+        "start": 0,
+        "stop": 1,
+        "seconds": 4,
+        "region": "0,0,1,1",
+        "feather": 2,
+    }
     values |= {"backward": True, "overlap": 1, "bridge": 1, "morph": 1, "curve": "x", "mask": {"file_id": "file-1"}}
     needed = {name: values.get(name, "a cat") for name in VERBS[verb].needs}
     needed |= {"region": "0,0,1,1"} if verb == "inpaint" else {}

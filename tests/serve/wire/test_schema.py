@@ -1,6 +1,6 @@
 """Everything that the OpenAPI document allows: no server error, no undocumented answer, no answer of another shape.
 
-`make fuzz-api` asks 10,000 times by SKYLOOM_FUZZ_CASES; here it is a few hundred.
+`make fuzz` asks 10,000 times by SKYLOOM_FUZZ_CASES; here it is a few hundred.
 """
 
 import os
