@@ -1,44 +1,110 @@
-"""Long videos against short ones: memory, time for each second of video, time to the first frames; fresh processes.
+"""Long videos against short ones and against diffusers: memory, time for each second of video, and to the first frames.
 
-python bench/rollout.py [--lengths 5 60] [--repeats 3] [--model FOLDER]
+python bench/rollout.py [--lengths 5 60] [--repeats 3] [--model FOLDER] [--theirs "wan 2.2 autoencoder" ...]
 
-Every run loads the model, makes a video into a file while frames come, and tells its peak memory. Lengths take
-turns. Prints one JSON line; ratios are of the longest to the shortest, from the middle of the runs.
+Every run is a process of its own: it loads the model, makes a video into a file while frames come, and tells its peak
+memory. Lengths take turns. With --theirs, diffusers' WanPipeline makes the longest video too, in four steps without
+guidance (bench/pipeline.py says how it is set up), once a turn and beside ours, up to frames in memory. "wan 2.2
+autoencoder" has as many tokens as ours, "wan 2.1 autoencoder" four times as many, all attended to at once: that may
+need more minutes or memory than there are. A side that fails tells why and has no ratio. Prints one JSON line; ratios
+of lengths are of the longest to the shortest, those against theirs are theirs to ours, from the middle of the runs.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
-
-RUN = """
-import json, resource, sys, tempfile, time
+import tempfile
+import time
 from pathlib import Path
-started = time.perf_counter()
-import skyloom
-from skyloom.media.write import open_video
-pipeline = skyloom.load(sys.argv[1])
-loaded = time.perf_counter()
-first = None
-with tempfile.TemporaryDirectory() as folder, open_video(Path(folder) / "a.mp4", pipeline.info.fps) as writer:
-    prompt = "a dog running to the right on the beach"
-    for step in pipeline.stream(prompt, seconds=float(sys.argv[2]), seed=1, collect=False):
-        if step.frames is not None:
-            first = first or time.perf_counter() - loaded
-            writer.append(step.frames)
-done = time.perf_counter()
-print(json.dumps({
-    "load": loaded - started, "first_frames": first, "after_load": done - loaded, "frames": writer.frames,
-    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-}))
-"""
+
+Told = dict[str, float]
 
 
-def run(model: str, seconds: float) -> dict[str, float]:
-    """One video in a process of its own."""
-    words = [sys.executable, "-c", RUN, model, str(seconds)]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+def make_ours(model: str, seconds: float) -> Told:
+    """One video of ours, in this process."""
+    started = time.perf_counter()
+    import skyloom
+    from skyloom.media.write import open_video
+
+    pipeline = skyloom.load(model)
+    loaded = time.perf_counter()
+    first = None
+    with tempfile.TemporaryDirectory() as folder, open_video(Path(folder) / "a.mp4", pipeline.info.fps) as writer:
+        prompt = "a dog running to the right on the beach"
+        for step in pipeline.stream(prompt, seconds=seconds, seed=1, collect=False):
+            if step.frames is not None:
+                first = first or time.perf_counter() - loaded
+                writer.append(step.frames)
+    done = time.perf_counter()
+    assert first is not None
+    return _told(started, loaded, done, first, writer.frames)
+
+
+def make_theirs(autoencoder: str, model: str, seconds: float) -> Told:
+    """One video of theirs of the same length, in this process; their first frame is there when the last one is."""
+    started = time.perf_counter()
+    import pipeline as short
+    import torch
+
+    import skyloom
+    from skyloom.generate.request import Request
+
+    torch.set_num_threads(2)
+    ours = skyloom.load(model)
+    frames = ours.plan(Request("a", seconds=seconds)).shape.frames
+    theirs = short.build(short.AUTOENCODERS[autoencoder], ours)
+    del ours
+    loaded = time.perf_counter()
+    first = short.make_theirs(theirs, frames)["first_frames"]
+    return _told(started, loaded, time.perf_counter(), first, frames)
+
+
+def _told(started: float, loaded: float, done: float, first: float, frames: int) -> Told:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    times = {"load": loaded - started, "first_frames": first, "after_load": done - loaded}
+    return {**times, "frames": frames, "peak_mib": peak}
+
+
+def run(side: str, model: str, seconds: float, limit: float) -> Told | str:
+    """One video in a process of its own; why, if there is none."""
+    words = [sys.executable, __file__, "--one", side, "--model", model, "--lengths", str(seconds)]
+    try:
+        ran = subprocess.run(words, check=False, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"not done after {limit:g} s"
+    if ran.returncode:
+        last = (ran.stderr.strip().splitlines() or ["no word"])[-1]
+        return f"ended with {ran.returncode} (-9: out of memory): {last:.200}"
+    return json.loads(ran.stdout)
+
+
+def middle(runs: list[Told | str]) -> Told | str:
+    """The median of each number; of failed runs the first reason."""
+    failed = [one for one in runs if isinstance(one, str)]
+    if failed:
+        return failed[0]
+    done = [one for one in runs if not isinstance(one, str)]
+    return {name: round(statistics.median(one[name] for one in done), 3) for name in done[0]}
+
+
+def compare(told: dict[str, Told | str], lengths: list[float], theirs: list[str]) -> dict[str, float]:
+    """Ratios of ours at the longest to the shortest length, and of theirs to ours."""
+    short, long = (told[f"{length:g} s"] for length in (min(lengths), max(lengths)))
+    if isinstance(short, str) or isinstance(long, str):
+        return {}
+    ratios = {
+        "peak_memory": long["peak_mib"] / short["peak_mib"],
+        "time_per_frame": (long["after_load"] / long["frames"]) / (short["after_load"] / short["frames"]),
+        "first_frames": long["first_frames"] / short["first_frames"],
+    }
+    for name in theirs:
+        other = told[name]
+        if not isinstance(other, str):
+            ratios |= {f"{name}, {kind}": other[kind] / long[kind] for kind in ("after_load", "peak_mib")}
+    return {name: round(value, 3) for name, value in ratios.items()}
 
 
 def main() -> None:
@@ -47,22 +113,22 @@ def main() -> None:
     parser.add_argument("--lengths", type=float, nargs="+", default=[5, 60])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="diorama")
+    parser.add_argument("--theirs", nargs="*", default=[], metavar="AUTOENCODER")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds that one run may take")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    runs: dict[float, list[dict[str, float]]] = {length: [] for length in given.lengths}
+    if given.one is not None:
+        length = given.lengths[0]
+        print(json.dumps(make_theirs(given.one, given.model, length) if given.one else make_ours(given.model, length)))
+        return
+    sides = {f"{length:g} s": ("", length) for length in given.lengths}
+    sides |= {name: (name, max(given.lengths)) for name in given.theirs}
+    runs: dict[str, list[Told | str]] = {name: [] for name in sides}
     for _ in range(given.repeats):
-        for length in given.lengths:
-            runs[length].append(run(given.model, length))
-    told = {
-        f"{length:g} s": {name: round(statistics.median(one[name] for one in each), 3) for name in each[0]}
-        for length, each in runs.items()
-    }
-    short, long = (told[f"{length:g} s"] for length in (min(given.lengths), max(given.lengths)))
-    ratios = {
-        "peak_memory": round(long["peak_mib"] / short["peak_mib"], 3),
-        "time_per_frame": round(long["after_load"] / long["frames"] / (short["after_load"] / short["frames"]), 3),
-        "first_frames": round(long["first_frames"] / short["first_frames"], 3),
-    }
-    print(json.dumps({"runs": told, "ratios": ratios}))
+        for name, (side, length) in sides.items():
+            runs[name].append(run(side, given.model, length, given.limit))
+    told = {name: middle(each) for name, each in runs.items()}
+    print(json.dumps({"runs": told, "ratios": compare(told, given.lengths, given.theirs)}))
 
 
 if __name__ == "__main__":

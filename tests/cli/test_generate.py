@@ -2,11 +2,14 @@
 
 import errno
 import json
+from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
 from skyloom.cli.generate import free_name
+from skyloom.evaluate import critic
 from skyloom.media.read import probe, read_image, read_video
 
 
@@ -155,3 +158,53 @@ def test_a_disk_that_fills_up_leaves_no_half_file(make, tmp_path, monkeypatch):
     assert ran.code == 1
     assert "is full. Free some space and try again." in ran.err
     assert not list(tmp_path.iterdir())
+
+
+def test_retakes_are_told_and_replayed(make, skyloom, tiny_model, tmp_path, monkeypatch):
+    """The tiny model's windows join badly, so bounds of its own make sure that some are made again."""
+    strict = critic.Bounds(seam=0.1, identity=0.001)
+    words = ["--seconds", 1.5, "--seed", 3, "--json", "--resume-dir", tmp_path / "kept"]
+    with monkeypatch.context() as patched:
+        patched.setattr(critic, "Bounds", lambda **given: replace(strict, **given))
+        ran = make("a cat", "-o", "x.mp4", "--retake", 2, *words)
+    told = json.loads(ran.out)
+    assert told["request"]["retakes"] == 2
+    notes = told["notes"]["critic"]
+    assert notes["bounds"]["seam"] == 0.1
+    assert [one["window"] for one in notes["windows"]] == [0, 1]
+    assert [len(one["takes"]) for one in notes["windows"]] == [1, 3]
+    assert not (tmp_path / "kept").exists()
+    shown = skyloom("show", "x.mp4").out
+    assert "retakes    2" in shown
+    assert "2 windows, made again: 1" in shown
+    again = json.loads(skyloom("replay", "x.mp4", "-o", "y.mp4", "--model", tiny_model, "--json").out)
+    assert again["exact"] is True
+
+
+def test_without_retakes_there_is_no_critic(make):
+    told = json.loads(make("a cat", "-o", "x.mp4", "--seconds", 1.5, "--seed", 3, "--json").out)
+    assert "retakes" not in told["request"]
+    assert told["notes"] == {}
+
+
+@pytest.mark.parametrize("number", [0, -1, 21])
+def test_retakes_out_of_range_are_refused(make, tmp_path, number):
+    ran = make("a cat", "--retake", number)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert f"{number} retakes are out of range" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_to_resume_from_must_have_room(make, tmp_path, monkeypatch):
+    class Usage(NamedTuple):
+        free: int
+
+    room = {tmp_path: 2**40, tmp_path / "small": 1000}
+    (tmp_path / "small").mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(room[path]))
+    ran = make("a cat", "--seconds", 9, "-o", "x.mp4", "--resume-dir", "small/a/b")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    # 38 latent frames of 4 channels and 2 x 2 cells; the last window has one more
+    assert "small/a/b needs 2 KiB of disk, 1 KiB are free" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert make("a cat", "--seconds", 1, "-o", "x.mp4", "--resume-dir", "small/a/b").code == 0

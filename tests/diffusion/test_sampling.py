@@ -198,3 +198,17 @@ def test_strength_says_how_far_a_frame_moves_from_its_source(sampler: Sampler):
     assert torch.equal(made[0, :, 0], source[:, 0])
     assert moved[0] < moved[1] < moved[2] < moved[3]
     torch.testing.assert_close(made[:, :, 3], free[:, :, 3])
+
+
+def test_euler_goes_on_from_any_step_bit_for_bit():
+    """With known cells, known frames and frames of less strength."""
+    mask = torch.ones(3, 2, 2, dtype=torch.bool)
+    mask[0], mask[1, 0] = False, False
+    canvas = replace(BLANK, latent=draw(1, (2, 3, 2, 2)), denoise_mask=mask, strength=torch.tensor([1.0, 1.0, 0.6]))
+    sigmas = make_sigmas(6, 2.0)
+    whole = list(sample_euler(gaussian_velocity, NOISE, sigmas, canvas))
+    for done in range(1, 6):
+        rest = list(sample_euler(gaussian_velocity, NOISE, sigmas, canvas, (done, whole[done - 1].latent)))
+        assert [step.index for step in rest] == list(range(done, 6))
+        assert all(torch.equal(one.latent, two.latent) for one, two in zip(rest, whole[done:], strict=True))
+        assert torch.equal(rest[-1].denoised, whole[-1].denoised)

@@ -1,18 +1,24 @@
-"""Going on after a stop: the same frames wherever it happened; other requests are refused, damage costs a window."""
+"""Going on after a stop: the same frames wherever it happened; other requests are refused, damage costs a step."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import skyloom
-from skyloom.core.errors import RequestError
+from skyloom.core.errors import MediaError, RequestError
+from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.request import Request
-from skyloom.generate.resume import clear
+from skyloom.generate.resume import Kept, WindowStore, clear
 
-LONG = Request("a red cat on the beach", seed=7, seconds=2.5)
+LONG = Request("a red cat on the beach", seed=7, seconds=2.5, num_steps=2, guidance_scale=1.0)
+BEST = Request("a red cat on the beach", seed=7, seconds=1.75, quality="best", num_steps=4)  # 2 windows
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +54,10 @@ def test_finished_windows_are_not_made_again(pipeline, tmp_path):
 def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
     list(pipeline.stream(LONG, resume=tmp_path / "a"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    with pytest.raises(RequestError, match="holds another video"):
+    with pytest.raises(RequestError, match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'"):
         pipeline.stream(replace(LONG, prompt="a dog"), resume=tmp_path / "a")
+    with pytest.raises(RequestError, match=r"its `seconds` is 2\.5, not 3\.0"):
+        pipeline.stream(replace(LONG, seconds=3), resume=tmp_path / "a")
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("keep me")
@@ -72,21 +80,223 @@ def test_clearing_leaves_what_others_put_there(tmp_path, pipeline):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine.txt"]
 
 
-KILLED = """
+def test_a_finished_step_is_not_made_again(pipeline, tmp_path, monkeypatch):
+    calls = []
+    velocity = Denoiser.velocity
+    monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
+    total = len(pipeline.plan(LONG).windows) * LONG.num_steps
+    while True:
+        stream = pipeline.stream(LONG, resume=tmp_path / "a")
+        before = len(calls)
+        frames = []
+        for step in stream:
+            frames += [] if step.frames is None else [step.frames]
+            if len(calls) > before:
+                break  # after every single step that it makes
+        else:
+            break
+        stream.close()
+    assert len(calls) == total
+    assert torch.equal(torch.cat(frames), pipeline.generate(LONG).frames)
+
+
+def test_known_frames_survive_a_stop_inside_a_window(pipeline, tmp_path):
+    Image.effect_noise((32, 32), 80).convert("RGB").save(tmp_path / "first.png")
+    asked = replace(LONG, image=str(tmp_path / "first.png"))
+    stream = pipeline.stream(asked, resume=tmp_path / "a")
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    assert torch.equal(frames_of(pipeline.stream(asked, resume=tmp_path / "a")), pipeline.generate(asked).frames)
+
+
+def state(store, kind):
+    """A store with one state of a kind, and that state's file."""
+    latent = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
+    if kind == "window":
+        store.save(0, Kept(latent, 2, ({"score": 1.5},)))
+    else:
+        store.save_step(0, 1, 3, latent)
+    return next(store.folder.glob(f"{kind}-*.state"))
+
+
+def read(store, kind):
+    return store.load(0) if kind == "window" else store.load_step(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["window", "step"])
+def test_every_flipped_bit_and_every_cut_is_seen(tmp_path, kind):
+    store = WindowStore(tmp_path, {"prompt": "a cat"})
+    path = state(store, kind)
+    sound = path.read_bytes()
+    assert read(store, kind) is not None
+    for position in range(len(sound)):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ (1 << position % 8)]) + sound[position + 1 :])
+        assert read(store, kind) is None, position
+    for length in range(0, len(sound), 7):
+        path.write_bytes(sound[:length])
+        assert read(store, kind) is None, length
+    path.write_bytes(sound + b"x")
+    assert read(store, kind) is None
+    path.write_bytes(sound)
+    assert read(store, kind) is not None
+
+
+def test_a_damaged_step_falls_back_to_the_one_before(tmp_path):
+    store = WindowStore(tmp_path, {"prompt": "a cat"})
+    latents = [torch.full((1, 2, 3, 2, 2), float(number)) for number in range(4)]
+    for done, latent in enumerate(latents[1:], start=1):
+        store.save_step(5, 0, done, latent)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [
+        f"step-000005-000-000{done}.state" for done in (2, 3)
+    ]
+    last = tmp_path / "step-000005-000-0003.state"
+    last.write_bytes(last.read_bytes()[:-1])
+    done, latent = store.load_step(5, 0)
+    assert (done, latent.unique().tolist()) == (2, [2.0])
+    store.save(5, Kept(latents[0]))
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_states_of_other_places_and_other_requests_are_not_taken(tmp_path):
+    ours, theirs = (WindowStore(tmp_path / name, {"prompt": name}) for name in ("a", "b"))
+    path = state(ours, "window")
+    (ours.folder / "window-000001.state").write_bytes(path.read_bytes())
+    (theirs.folder / path.name).write_bytes(path.read_bytes())
+    assert ours.load(0) is not None
+    assert ours.load(1) is None
+    assert theirs.load(0) is None
+
+
+def test_a_damaged_word_of_what_was_asked_is_told(tmp_path):
+    asked = {"prompt": "a cat", "request": {"seed": 7}}
+    WindowStore(tmp_path, asked)
+    path = tmp_path / "asked.json"
+    sound = path.read_bytes()
+    for position in range(len(sound)):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        with pytest.raises(RequestError, match="damaged"):
+            WindowStore(tmp_path, asked)
+    path.write_bytes(sound)
+    WindowStore(tmp_path, asked)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    store = WindowStore(tmp_path, {"prompt": "a cat"})
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("skyloom.generate.resume.os.fsync", refuse)
+    with pytest.raises(MediaError, match="No space left on device"):
+        store.save_step(0, 0, 1, torch.zeros(1, 2, 3, 2, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["asked.json"]
+
+
+NURSERY = """
 import os, signal, sys
 from pathlib import Path
-import skyloom
-pipeline = skyloom.load(sys.argv[1], dtype="bfloat16")
-stream = pipeline.stream("a red cat on the beach", seed=7, seconds=2.5, resume=Path(sys.argv[2]))
-for number, step in enumerate(stream):
-    if number == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
+import skyloom, skyloom.generate.pipeline, skyloom.generate.resume as resume
+from skyloom.generate.denoiser import Denoiser
+
+def tell(*words):
+    os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
+
+def pause(*words):
+    tell(*words)
+    os.read(0, 1)  # until the parent lets it go on, or kills it
+
+def child(folder, inside):
+    velocity, fsync = Denoiser.velocity, os.fsync
+    def counted(*given):
+        tell("call")
+        return velocity(*given)
+    def told(file):
+        pause("write")
+        fsync(file)
+        pause("write")
+    Denoiser.velocity = counted
+    if inside:
+        resume.os.fsync = told
+    pipeline = skyloom.load(sys.argv[1], dtype="bfloat16")
+    asked = dict(seed=7, seconds=1.75, quality="best", num_steps=4)
+    for step in pipeline.stream("a red cat on the beach", resume=Path(folder), collect=False, **asked):
+        if step.phase == "denoise" and not inside:
+            pause("step")
+    tell("done", step.receipt["frames"]["sha256"])
+
+for line in iter(lambda: sys.stdin.readline(), ""):
+    folder, inside = line.split()
+    if not (number := os.fork()):
+        child(folder, inside == "inside")
+        os._exit(0)
+    tell("pid", number)
+    os.waitpid(number, 0)
+    tell("ended")
 """
 
 
-@pytest.mark.parametrize("number", [0, 3, 6])
-def test_killed_for_good_it_goes_on_to_the_same_frames(tiny_model, pipeline, tmp_path, number):
-    words = [sys.executable, "-c", KILLED, str(tiny_model), str(tmp_path / "a"), str(number)]
-    assert subprocess.run(words, check=False).returncode == -9
-    steps = list(pipeline.stream(LONG, resume=tmp_path / "a"))
-    assert torch.equal(frames_of(steps), pipeline.generate(LONG).frames)
+class Nursery:
+    """Real processes, one at a time, that make a video step by step and may be killed at each; forked off one that
+    has everything imported."""
+
+    def __init__(self, model):
+        words = [sys.executable, "-u", "-c", NURSERY, str(model)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+
+    def run(self, folder, inside, kill_at):
+        """Let a child go on, and kill it at its pause `kill_at`; how often it asked the network, and the digest of
+        what it made, if it came to its end."""
+        self.process.stdin.write(f"{folder} {'inside' if inside else 'between'}\n".encode())
+        pid, calls, pauses, digest = None, 0, 0, None
+        while True:
+            word, *rest = self.process.stdout.readline().split()
+            if word == b"pid":
+                pid = int(rest[0])
+            elif word == b"call":
+                calls += 1
+            elif word == b"done":
+                digest = rest[0].decode()
+            elif word == b"ended":
+                assert digest or pauses == kill_at, "it ended by itself"
+                return calls, digest
+            elif pauses == kill_at:
+                os.kill(pid, signal.SIGKILL)
+            else:
+                pauses += 1
+                self.process.stdin.write(b".")
+
+
+@pytest.fixture(scope="module")
+def nursery(tiny_model):
+    nursery = Nursery(tiny_model)
+    yield nursery
+    nursery.process.stdin.close()
+    nursery.process.wait()
+    nursery.process.stdout.close()
+
+
+def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_same(nursery, pipeline, tmp_path):
+    """SIGKILL after the first new step of every life, until the video is done: 2 windows of 4 steps."""
+    lives, calls, digest, finished = 0, 0, None, 0
+    while digest is None:
+        # windows that were finished in earlier lives tell of themselves once more
+        made, digest = nursery.run(tmp_path / "a", False, finished)
+        assert made == (0 if digest else 1)
+        lives, calls = lives + 1, calls + made
+        finished = len(list((tmp_path / "a").glob("window-*.state")))
+    assert (lives - 1, calls) == (8, 8)
+    assert digest == pipeline.generate(BEST).receipt["frames"]["sha256"]
+
+
+def test_killed_inside_every_write_the_frames_are_the_same(nursery, pipeline, tmp_path):
+    """SIGKILL before and after fsyncs of files and of the folder; every life gets a little further."""
+    digest, kill_at = None, 0
+    while digest is None:
+        _, digest = nursery.run(tmp_path / "a", True, kill_at)
+        kill_at += 3  # of the four pauses of a write, each comes up
+    assert digest == pipeline.generate(BEST).receipt["frames"]["sha256"]
+    assert kill_at > 12

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import skyloom
+from skyloom.core.types import LatentShape
+from skyloom.diffusion.canvas import Canvas
+from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.request import Request
-from skyloom.generate.rollout import make_windows
+from skyloom.generate.rollout import Job, make_windows, roll_out
 from skyloom.models.attention import KvCache
 from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.registry import Rollout
@@ -112,6 +115,55 @@ def test_the_memory_equals_the_whole(horizon):
     levels, spans = (torch.cat([torch.zeros(1, 6), torch.full((1, 3), level)], 1) for level in (0.6, 0.2))
     whole = dit(latent, levels, text, reading="causal", span=spans)
     assert (made - whole[:, :, 6:]).abs().max() < 1e-5 * whole.abs().max()
+
+
+class Uncached:
+    """A denoiser without a memory: every step reads the whole video so far once more, under the block-causal mask."""
+
+    def __init__(self, dit, text):
+        self.dit, self.text = dit, text
+        self.past, self.levels = torch.zeros(1, 4, 0, 4, 4), torch.zeros(1, 0)
+
+    def velocity(self, latent, sigma, span):
+        if not self.past.shape[2]:
+            return self.dit(latent, sigma, self.text, span=span)
+        seen, levels = torch.cat([self.past, latent], 2), torch.cat([self.levels, sigma], 1)
+        spans = torch.cat([torch.zeros_like(self.levels), span], 1)
+        return self.dit(seen, levels, self.text, reading="causal", span=spans)[:, :, self.past.shape[2] :]
+
+    def remember(self, latent, rollout, level):
+        self.past = torch.cat([self.past, latent], 2)
+        self.levels = torch.cat([self.levels, torch.full((1, latent.shape[2]), level)], 1)
+
+
+@pytest.mark.parametrize(("native", "context_sigma"), [(3, 0.0), (6, 0.0), (6, 0.1)])
+@torch.no_grad()
+def test_a_rollout_with_a_memory_equals_one_without(native, context_sigma):
+    """Five windows of three steps, each sampled from what the one before became, to 1e-5 in fp32."""
+    dit = _tiny_dit(6)
+    text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
+    rollout = Rollout(sink=9, recent=9, window=3, context_sigma=context_sigma)
+    windows = make_windows(native + 12, native, rollout)
+    assert len(windows) == 5
+    blank = LatentShape(0, 4, 4)
+    job = Job(
+        windows,
+        lambda window: Canvas.text_to_video(4, replace(blank, frames=window.stop - window.start)),
+        make_sigmas(3, 2.0),
+        5,
+        rollout,
+    )
+    cached = Denoiser(dit, Lanes(torch.device("cpu")), [text], 1.0, student=True)
+    made, whole = (
+        [step.finished for step in roll_out(job, one) if step.finished is not None]
+        for one in (cached, Uncached(dit, text))
+    )
+    for ours, theirs in zip(made, whole, strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    forgetful = Job(windows, job.canvas_at, job.sigmas, 5, replace(rollout, sink=1, recent=1))
+    fresh = Denoiser(dit, Lanes(torch.device("cpu")), [text], 1.0, student=True)
+    other = [step.finished for step in roll_out(forgetful, fresh) if step.finished is not None][-1]
+    assert (other - whole[-1]).abs().max() > 1e-3 * whole[-1].abs().max()
 
 
 @torch.no_grad()

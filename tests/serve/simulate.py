@@ -87,7 +87,7 @@ class SkewedClock:
         return self.true + self.skew
 
 
-def run(seed: int, database: Database, clock: SkewedClock, events: int = 120) -> World:
+def run(seed: int, database: Database, clock: SkewedClock, events: int = 60) -> World:
     """Play one seed. Raises AssertionError when a promise is broken."""
     with database.write() as write:
         for table in reversed(metadata.sorted_tables):

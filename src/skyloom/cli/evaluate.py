@@ -16,6 +16,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON."
 AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")]
 Quality = Annotated[str | None, typer.Option(help="fast or best (default: the model's own)")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
+_WINDOWS_SEED = 3  # other scenes than those that the evaluations make
 
 
 @app.command()
@@ -135,6 +136,40 @@ def drift(
         load_atlas(atlas),
         part=round(part * fps),
         joins=[scale.video_frames(one.start) for one in windows[1:]],
+        on_video=lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True),
+    )
+    _finish(report, out, as_json)
+
+
+@app.command()
+def windows(
+    count: Annotated[int, typer.Option(help="Prompts.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Length of every video.")] = 14.0,
+    out: Out = Path("evaluation"),
+    model: Model = "diorama",
+    quality: Quality = None,
+    atlas: AtlasFolder = Path(".atlas"),
+    as_json: AsJson = False,
+) -> None:
+    """What the critic of `--retake` measures in ordinary windows, made and rendered: where its bounds come from."""
+    from skyloom.core.errors import RequestError
+    from skyloom.evaluate.critic import compare_windows, load_critic
+    from skyloom.evaluate.prompts import prompts_for
+    from skyloom.generate.pipeline import load
+    from skyloom.generate.request import Request
+    from skyloom.world.assets import load_atlas
+    from skyloom.world.vocabulary import DIORAMA
+
+    pipeline = load(model)
+    plan = pipeline.plan(Request("a", seconds=seconds))
+    if len(plan.windows) < 2:  # noqa: PLR2004 - one is held against another
+        raise RequestError(f"{seconds:g} seconds are one window of {model}.", hint="Ask for longer videos.")
+    report = compare_windows(
+        _Configured(pipeline, seconds=seconds, quality=quality),
+        prompts_for(DIORAMA, count, seed=_WINDOWS_SEED),
+        load_critic(),
+        load_atlas(atlas),
+        [pipeline.vae.config.scale.video_frames(one.start) for one in plan.windows[1:]],
         on_video=lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True),
     )
     _finish(report, out, as_json)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from skyloom.generate.pipeline import Step
     from skyloom.generate.request import Request
+    from skyloom.generate.rollout import Critic
 
 _SLUG_LENGTH = 60
 
@@ -44,6 +45,7 @@ def generate(
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = "diorama",
+    retake: options.Retake = None,
     preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
     play: options.Play = None,
     receipt: options.Receipt = True,
@@ -69,12 +71,20 @@ def generate(
         quality=quality,
         negative_prompt=negative,
         image=None if image is None else str(image),
+        retakes=retake,
     )
     request = with_seed(request, resume_dir)
     announce = f"seed {request.seed}" if seed is None else None
     delivery = Delivery(output, preview, playing, receipt, sidecar, resume_dir)
     told = make(request, delivery, device, force=force, announce=announce)
     typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
+
+
+def critic_for(request: "Request", bounds: Mapping[str, float] | None = None) -> "Critic | None":
+    """Who judges the windows of a request, if it asks for retakes; by bounds of its own, if given."""
+    from skyloom.evaluate.critic import load_critic
+
+    return None if request.retakes is None else load_critic(bounds)
 
 
 def with_seed(request: "Request", resume: Path | None) -> "Request":
@@ -118,7 +128,15 @@ def make(
 
     Without an output the file is named after `name`, or the prompt.
     """
-    from skyloom.generate.estimate import check_capacity, estimate, free_memory, read_history, recorded, work_of
+    from skyloom.generate.estimate import (
+        check_capacity,
+        check_states,
+        estimate,
+        free_memory,
+        read_history,
+        recorded,
+        work_of,
+    )
     from skyloom.generate.pipeline import load
     from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
@@ -133,11 +151,15 @@ def make(
     if not force:
         free_disk = shutil.disk_usage((delivery.output or Path()).absolute().parent).free
         check_capacity(estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory())
-    steps = pipeline.stream(request, collect=False, resume=delivery.resume)
+        if delivery.resume is not None:
+            check_states(plan, pipeline.vae.config.scale, pipeline.vae.config.latent_channels, delivery.resume)
+    steps = pipeline.stream(request, collect=False, resume=delivery.resume, critic=critic_for(request))
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))
-    receipt, frames = _deliver(recorded(steps, work, since=since), plan.fps, target, delivery)
+    if request.retakes is None:  # takes that were thrown away would teach the planner something wrong
+        steps = recorded(steps, work, since=since)
+    receipt, frames = _deliver(steps, plan.fps, target, delivery)
     if delivery.sidecar and target is not None:
         write_sidecar(target, receipt)
     if delivery.resume is not None:

@@ -27,7 +27,12 @@ Play = Annotated[
 Receipt = Annotated[bool, typer.Option(help="Write into the file how it was made.")]
 Sidecar = Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")]
 ResumeDir = Annotated[
-    Path | None, typer.Option(help="Keep finished windows here; the same command goes on where it was stopped.")
+    Path | None,
+    typer.Option(help="Keep finished windows and steps here; the same command goes on where it was stopped."),
+]
+Retake = Annotated[
+    int | None,
+    typer.Option(help="Make a window that does not hold together with the first one again, this often at most."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")]
 

@@ -86,6 +86,7 @@ def describe(receipt: "Receipt") -> list[tuple[str, str]]:
         ("guidance", asked.guidance_scale),
         ("quality", asked.quality),
         ("image", asked.image),
+        ("retakes", asked.retakes),
         ("model", receipt.model),
         ("weights", receipt.weights),
         ("skyloom", receipt.skyloom),
@@ -95,15 +96,26 @@ def describe(receipt: "Receipt") -> list[tuple[str, str]]:
     if frames is not None:
         rows.append(("frames", f"{frames.shape[0]}, sha256 {frames.sha256}"))
     rows += [("parent", f"{parent.sha256[:_SHORT]} ({parent.role}, {parent.verb})") for parent in receipt.parents]
-    rows += [("notes", f"{key}: {json.dumps(value)}") for key, value in receipt.notes.items()]
+    rows += [("notes", f"{key}: {_note(value)}") for key, value in receipt.notes.items()]
     plain = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in rows)
     return [(name, str(value)) for name, value in plain if value not in (None, "")]
+
+
+def _note(value: object) -> str:
+    """A note; of windows only how many there are, and which were made again."""
+    windows = value.get("windows") if isinstance(value, dict) else None
+    if not isinstance(windows, list) or not all(isinstance(one, dict) for one in windows):
+        return json.dumps(value)
+    takes = {str(one.get("window")): one.get("takes") for one in windows}
+    again = [window for window, each in takes.items() if isinstance(each, list) and len(each) > 1]
+    return f"{len(windows)} windows, made again: {', '.join(again) or 'none'}"
 
 
 def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":
     """The video once more, on the device and in the number format of the receipt as far as they are here."""
     import torch
 
+    from skyloom.cli.generate import critic_for
     from skyloom.generate.pipeline import load
 
     if device is None and receipt.device:
@@ -112,7 +124,9 @@ def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | No
         typer.echo(f"made on {receipt.device}, again on {device}: other bits are likely", err=True)
     if receipt.torch and receipt.torch != torch.__version__:
         typer.echo(f"made with torch {receipt.torch}, again with {torch.__version__}", err=True)
-    return load(str(folder), device=device, dtype=receipt.dtype or None).generate(request)
+    noted = receipt.notes.get("critic")
+    critic = critic_for(request, noted.get("bounds") if isinstance(noted, dict) else None)
+    return load(str(folder), device=device, dtype=receipt.dtype or None).generate(request, critic=critic)
 
 
 def _sentence(told: dict[str, Any], verdict: "Verdict | None") -> str:

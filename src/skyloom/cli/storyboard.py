@@ -24,6 +24,7 @@ def storyboard(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     quality: options.Quality = None,
+    retake: options.Retake = None,
     model: Annotated[str | None, typer.Option(help="Name of a model, or its folder (default: FILE's)")] = None,
     play: options.Play = None,
     receipt: options.Receipt = True,
@@ -41,7 +42,7 @@ def storyboard(
     from skyloom.generate.storyboard import read_storyboard
 
     said: dict[str, Any] = {"seconds": seconds, "size": size, "fps": fps, "seed": seed, "num_steps": steps}
-    said |= {"guidance_scale": guidance, "quality": quality, "model": model}
+    said |= {"guidance_scale": guidance, "quality": quality, "model": model, "retakes": retake}
     board = read_storyboard(file, {key: value for key, value in said.items() if value is not None})
     request = with_seed(board.request, resume_dir)
     try:

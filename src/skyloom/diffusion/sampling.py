@@ -41,10 +41,14 @@ def sample_euler(
     noise: Float[Tensor, "b c t h w"],
     sigmas: Float[Tensor, " n"],
     canvas: Canvas,
+    begun: tuple[int, Float[Tensor, "b c t h w"]] | None = None,
 ) -> Iterator[SampleStep]:
-    """First order: one evaluation per step."""
-    latent = canvas.at_sigma(noise, float(sigmas[0]))
-    for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
+    """First order: one evaluation per step.
+
+    What was `begun` goes on: so many steps were done, and this is the latent that the last of them gave.
+    """
+    first, latent = begun or (0, canvas.at_sigma(noise, float(sigmas[0])))
+    for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)[first:], start=first):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         latent = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)

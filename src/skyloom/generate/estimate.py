@@ -8,6 +8,7 @@ estimate says that it is a first guess.
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -186,6 +187,21 @@ def check_capacity(expected: Estimate, *, free_disk: int, free_memory: int) -> N
         )
 
 
+def check_states(plan: Plan, scale: ScaleFactors, channels: int, folder: Path) -> None:
+    """Raise CapacityError when the latents that a folder to resume from is to keep, in fp32, will not fit there."""
+    latent = scale.latent_shape(plan.shape)
+    cells = sum(window.stop - window.start for window in plan.windows) * latent.height * latent.width
+    need, there = 4 * channels * cells, folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise CapacityError(
+            f"To go on after a stop, {folder} needs {_mebibytes(need)} of disk, {_mebibytes(free)} are free.",
+            hint="Name a folder on a larger disk, or leave it out.",
+        )
+
+
 def record_run(run: Run, path: Path | None = None) -> bool:
     """Add a run to the history (by default this user's); False when it cannot be written, which stops nobody."""
     path = path or history_path()
@@ -274,7 +290,7 @@ def _fitting(expected: Estimate, free: int) -> str:
 
 
 def _mebibytes(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+    return f"{size / 2**20:,.0f} MiB" if size >= 2**20 or not size else f"{size / 2**10:,.0f} KiB"
 
 
 def _shorten(path: Path) -> None:

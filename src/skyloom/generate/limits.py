@@ -14,6 +14,7 @@ MAX_PROMPT = 2_000
 MAX_SECONDS = 3600
 MAX_STEPS = 500
 MAX_GUIDANCE = 30.0
+MAX_RETAKES = 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def settle(request: Request, model: ModelInfo) -> Settled:
     if not 0 <= guidance <= MAX_GUIDANCE:
         hint = f"Use 1 (off) to {MAX_GUIDANCE:g}."
         raise RequestError(f"A guidance of {guidance:g} is out of range.", hint=hint, field="guidance_scale")
+    if request.retakes is not None and not 1 <= request.retakes <= MAX_RETAKES:
+        hint = f"Use 1 to {MAX_RETAKES}, or none."
+        raise RequestError(f"{request.retakes} retakes are out of range.", hint=hint, field="retakes")
     if request.seed is not None:
         check_seed(request.seed)
     return Settled(width, height, keep_every, quality, steps, guidance)

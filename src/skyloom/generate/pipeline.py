@@ -5,7 +5,7 @@ or stops. The same request, seed and version give the same frames: noise comes f
 several requests are made one after another.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.cards import Card
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.jury import Jury
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.pins import Pin, fit_cells, read_pinned
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.resume import WindowStore
-from skyloom.generate.rollout import Job, Projector, Window, roll_out
+from skyloom.generate.rollout import Critic, Job, Projector, Window, roll_out
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.video import Video
@@ -74,6 +75,10 @@ class _Screen:
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
         self._total = sum(len(window.parts) for window in plan.windows)
+
+    def note(self, notes: Mapping[str, Any]) -> None:
+        """What the receipt is to say besides."""
+        self._receipt = replace(self._receipt, notes={**self._receipt.notes, **notes})
 
     def show(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
         """The step that these frames make."""
@@ -128,18 +133,29 @@ class Pipeline:
         return [self.generate(request) for request in requests]
 
     def stream(
-        self, request: Request | str, *, collect: bool = True, resume: Path | None = None, **fields: Any
+        self,
+        request: Request | str,
+        *,
+        collect: bool = True,
+        resume: Path | None = None,
+        critic: Critic | None = None,
+        **fields: Any,
     ) -> Iterator[Step]:
         """Make a video step by step; stop iterating to cancel. Requests are checked before the first step.
 
         Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
-        and memory does not grow with the length. A folder to `resume` from keeps finished windows: the same
-        request, with its seed, goes on where it was stopped and gives the same frames.
+        and memory does not grow with the length. A folder to `resume` from keeps finished windows and steps: the same
+        request, with its seed, goes on where it was stopped and gives the same frames. A `critic` judges every window
+        (skyloom.evaluate.critic has one); those beyond its bounds are made again as often as the request's `retakes`
+        say, and the receipt tells of all of them.
         """
         asked = request if isinstance(request, Request) else Request(request)
         plan = self.plan(asked.with_fields(fields))
         canvas_at = self._canvas_at(plan)
-        receipt = make_receipt(plan, self.info, self.device, self.dtype)
+        if plan.request.retakes is not None and critic is None:
+            raise RequestError("Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes.")
+        notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
+        receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)
         store = None if resume is None else WindowStore(resume, receipt.to_dict())
         seeds = {index: one.card.seed for index, one in enumerate(plan.cards) if one.card.seed is not None}
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
@@ -152,14 +168,16 @@ class Pipeline:
             store,
             seeds=seeds,
             correlation=self.info.noise_correlation,
+            retakes=plan.request.retakes or 0,
         )
-        return self._run(plan, job, _Screen(plan, receipt, collect=collect))
+        return self._run(plan, job, _Screen(plan, receipt, collect=collect), critic)
 
-    def _run(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:
+    def _run(self, plan: Plan, job: Job, screen: _Screen, critic: Critic | None) -> Iterator[Step]:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
         context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
         yield Step("text", 1, 1, notice=_notice(plan, context))
         projector = Projector(self.vae, self.lanes, self.device)
+        jury = None if critic is None else Jury(critic, projector)
         scripts = [self._conditions(plan, context, row) for row in range(len(prompts))]
         denoiser = Denoiser(self.dit, self.lanes, scripts[0], plan.guidance_scale, student=plan.student)
 
@@ -167,11 +185,14 @@ class Pipeline:
             before = scripts[window.card - 1] if window.fade else None
             denoiser.say(scripts[window.card], before, window.fade)
 
-        for made in roll_out(replace(job, speak=speak), denoiser):
+        for made in roll_out(replace(job, speak=speak, judge=jury.judge if jury else None), denoiser):
             index = made.window.index * plan.num_steps + made.step.index + 1
             yield Step("denoise", index, len(plan.windows) * plan.num_steps, made.step.denoised[0], vae=self.vae)
             if made.finished is not None:
                 yield from map(screen.show, projector.ready(most_waiting=0))
+                if jury is not None:
+                    jury.keep(made)
+                    screen.note(jury.notes())
                 projector.put(made.finished, made.window)
             yield from map(screen.show, projector.ready())
         yield from map(screen.show, projector.ready(most_waiting=0))

@@ -20,7 +20,7 @@ from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
-_WHOLE = ("seed", "num_steps")
+_WHOLE = ("seed", "num_steps", "retakes")
 _NUMBERS = ("seconds", "fps", "guidance_scale")
 
 
@@ -30,8 +30,8 @@ class Request:
 
     `model` None means whichever model the pipeline holds; `quality` is "fast" (a few steps, no guidance) or
     "best" (many steps, guided), as far as the model has both. With `cards` (a storyboard) the video shows one after
-    another, and the prompt, which may be empty, is said with each of theirs. Values of the wrong kind raise
-    RequestError.
+    another, and the prompt, which may be empty, is said with each of theirs. Windows that do not hold together with
+    the first are made again up to `retakes` times. Values of the wrong kind raise RequestError.
     """
 
     prompt: str
@@ -46,6 +46,7 @@ class Request:
     image: str | None = None
     quality: str | None = None
     cards: tuple[Card, ...] = ()
+    retakes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _cards(self.cards))

@@ -1,24 +1,43 @@
-"""Finished windows of a rollout on disk, so that a crash costs one window at most.
+"""A rollout's state on disk, so that a crash costs no step that was finished.
 
-A folder holds what was asked and the clean latent of every finished window. Everything else follows from these, bit
-for bit: noise comes from the seed, memory and decoder are fed with the latents again, which is quick.
+A folder holds what was asked, the clean latent of every finished window and, of the window in the making, the latent
+after the last steps of each take. Everything else follows from these, bit for bit: noise is drawn again from its path
+(seed, window, take), which is all the state that the random numbers have; memory and decoder are fed with the finished
+latents again, which is quick. Every file is written whole or not at all and carries a sha256 of its name, of what was
+asked and of its content: one that was torn or changed counts as not there, and the state before it is taken.
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skyloom.core.errors import MediaError, RequestError
 
 _ASKED = "asked.json"
+_STATES = ("window-*.state", "step-*.state")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_STEPS_KEPT = 2  # the latest one, and the one before in case that it is damaged
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A finished window: its clean latent, which take of it that is, and what was said of every take."""
+
+    latent: Float[Tensor, "1 c t h w"]
+    take: int = 0
+    said: Sequence[Mapping[str, Any]] = ()
 
 
 class WindowStore:
@@ -27,44 +46,79 @@ class WindowStore:
 
     def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
         self.folder = folder
-        found = read_asked(folder)
-        if found is not None and found != _plain(asked):
-            names = sorted(name for name in {*found, *_plain(asked)} if found.get(name) != _plain(asked).get(name))
+        self._asked = json.dumps(asked, sort_keys=True).encode()
+        found, wanted = read_asked(folder), json.loads(self._asked)
+        if found is not None and found != wanted:
             raise RequestError(
-                f"{folder} holds another video ({', '.join(names)}).", hint="Ask for that one, or name another folder."
+                f"{folder} holds another video: {_difference(found, wanted)}.",
+                hint="Ask for that one, or name another folder.",
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if found is None:
-                with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
-                    json.dump(_plain(asked), file)
-                Path(file.name).replace(folder / _ASKED)
+                _write(folder / _ASKED, json.dumps({"asked": wanted, "sha256": _digest(wanted)}).encode())
         except OSError as error:
             raise MediaError(f"{folder} cannot be written.", hint="Choose another folder.") from error
 
-    def load(self, index: int) -> Float[Tensor, "1 c t h w"] | None:
-        """The clean latent of a window, if it was finished; one that is damaged was not."""
+    def load(self, index: int) -> Kept | None:
+        """A window, if it was finished."""
+        tensors = self._read(self._window(index))
+        if tensors is None:
+            return None
+        note = json.loads(bytes(tensors["note"].tolist()))
+        return Kept(tensors["latent"], note["take"], note["said"])
+
+    def save(self, index: int, kept: Kept) -> None:
+        """Keep a finished window; its steps are not needed any more. Raises MediaError."""
+        note = json.dumps({"take": kept.take, "said": [dict(one) for one in kept.said]}).encode()
+        self._save(self._window(index), {"latent": kept.latent, "note": torch.tensor(list(note), dtype=torch.uint8)})
+        for path in self.folder.glob(f"step-{index:06}-*.state"):
+            path.unlink(missing_ok=True)
+
+    def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
+        """How many steps of a take of a window were done, and the latent after them."""
+        for path in sorted(self.folder.glob(f"step-{index:06}-{take:03}-*.state"), reverse=True):
+            tensors = self._read(path)
+            if tensors is not None:
+                return int(path.stem.rsplit("-", 1)[1]), tensors["latent"]
+        return None
+
+    def save_step(self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]) -> None:
+        """Keep the latent after `done` steps. Raises MediaError."""
+        self._save(self._step(index, take, done), {"latent": latent})
+        self._step(index, take, done - _STEPS_KEPT).unlink(missing_ok=True)
+
+    def _window(self, index: int) -> Path:
+        return self.folder / f"window-{index:06}.state"
+
+    def _step(self, index: int, take: int, done: int) -> Path:
+        return self.folder / f"step-{index:06}-{take:03}-{done:04}.state"
+
+    def _save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        body = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         try:
-            return load_file(self._path(index))["latent"]
-        except (FileNotFoundError, SafetensorError, KeyError):
+            _write(path, self._seal(path, body) + body)
+        except OSError as error:
+            raise MediaError(f"{path} cannot be written ({error}).", hint="Free some space and go on.") from error
+
+    def _read(self, path: Path) -> dict[str, Tensor] | None:
+        """What a state holds; None if there is none, or none that is whole."""
+        try:
+            content = path.read_bytes()
+            seal, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            return safetensors.torch.load(body) if seal == self._seal(path, body) else None
+        except (OSError, SafetensorError):
             return None
 
-    def save(self, index: int, latent: Float[Tensor, "1 c t h w"]) -> None:
-        """Keep a finished window: whole or not at all. Raises MediaError."""
-        partial = self._path(index).with_suffix(".part")
-        try:
-            save_file({"latent": latent.contiguous()}, partial)
-            partial.replace(self._path(index))
-        except (OSError, SafetensorError) as error:
-            raise MediaError(f"{partial} cannot be written ({error}).", hint="Free some space and go on.") from error
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"window-{index:06}.safetensors"
+    def _seal(self, path: Path, body: bytes) -> bytes:
+        parts = (self._asked, path.name.encode(), body)
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def clear(folder: Path) -> None:
     """Remove the windows of a video that is done, and their folder if nothing else lies in it."""
-    for path in [*folder.glob("window-*.safetensors"), *folder.glob("*.part"), folder / _ASKED]:
+    ours = [path for pattern in (*_STATES, "*.part") for path in folder.glob(pattern)]
+    for path in [*ours, folder / _ASKED]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -72,15 +126,47 @@ def clear(folder: Path) -> None:
 
 def read_asked(folder: Path) -> dict[str, Any] | None:
     """What the windows in a folder belong to; None for a folder without any. Raises RequestError for other files."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder} is no folder.", hint="Name an empty folder, or a new one.")
+    if not folder.is_dir() or all(path.suffix == ".part" for path in folder.iterdir()):
+        return None  # it is new, or was stopped before the first word
     try:
-        return dict(json.loads((folder / _ASKED).read_text()))
-    except (OSError, ValueError) as error:
-        if all(path.suffix == ".part" for path in folder.iterdir()):
-            return None  # it was stopped before the first word
+        written = json.loads((folder / _ASKED).read_bytes())
+        if written["sha256"] == _digest(written["asked"]):
+            return dict(written["asked"])
+    except FileNotFoundError as error:
         raise RequestError(f"{folder} holds other files.", hint="Name an empty folder, or a new one.") from error
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise RequestError(f"{folder / _ASKED} is damaged.", hint="Remove that folder, or name another one.")
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(values)))
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first thing in which two requests differ, else two receipts."""
+    for there, here in ((found.get("request", {}), wanted.get("request", {})), (found, wanted)):
+        for name in [*there, *here]:
+            if there.get(name) != here.get(name):
+                return f"its `{name}` is {there.get(name)!r:.60}, not {here.get(name)!r:.60}"
+    return "its receipt is another"
+
+
+def _digest(asked: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a file in place, whole or not at all, also when the power fails."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name is kept too
+    finally:
+        os.close(folder)

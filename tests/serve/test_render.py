@@ -1,0 +1,120 @@
+"""Jobs made by a pipeline: the same video as without a queue, with its pictures, from stored inputs only."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from skyloom.core.errors import RequestError
+from skyloom.generate.pipeline import load
+from skyloom.generate.request import Request
+from skyloom.media.read import probe
+from skyloom.serve.database import Database
+from skyloom.serve.jobs import Job, JobStore
+from skyloom.serve.leases import Leases
+from skyloom.serve.render import PipelineRenderer, seed_of
+from skyloom.serve.settings import Settings
+from skyloom.serve.storage import Asset, FolderStorage
+from skyloom.serve.worker import Worker
+
+
+@pytest.fixture
+def host(tmp_path, tiny_model, monkeypatch) -> Iterator[tuple[JobStore, FolderStorage, Worker]]:
+    """A queue with a worker that has the tiny model, in the folder where workers work."""
+    settings = Settings(data=tmp_path, disk_reserve=0, heartbeat_seconds=0.05)
+    store, storage = JobStore(Database(settings.database), settings), FolderStorage(tmp_path / "assets")
+    settings.runs.mkdir()
+    monkeypatch.chdir(settings.runs)
+    render = PipelineRenderer(storage, "cpu")
+    yield store, storage, Worker(Leases(store.database, settings), storage, render, settings, name="w", device="cpu")
+    store.database.close()
+
+
+def make(host, request: dict, model: Path) -> Job:
+    """A job, done."""
+    store, _, worker = host
+    job = store.submit({"prompt": "a cat", "model": str(model), **request}, owner="ada")
+    worker.run(until_empty=True)
+    return store.get(job.id)
+
+
+def test_a_job_is_the_video_that_a_pipeline_makes(host, tiny_model, tmp_path):
+    job = make(host, {}, tiny_model)
+    assert job.status == "completed", job.error
+    plain = load(str(tiny_model), device="cpu").generate(Request("a cat", seed=seed_of(job.id)))
+    assert job.result.receipt["frames"] == plain.receipt["frames"]
+    files = {
+        name: host[1].fetch(Asset.parse(reference), tmp_path / f"{name}.{reference[-3:]}")
+        for name, reference in job.result.assets.items()
+    }
+    assert probe(files["video"]).frames == len(plain.frames)
+    with Image.open(files["thumbnail"]) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (32, 32))
+    with Image.open(files["spritesheet"]) as sheet:
+        assert sheet.format == "JPEG"
+        assert sheet.size == (5 * 160, 4 * 160)
+
+
+def test_progress_comes_from_steps_and_never_goes_back(host, tiny_model):
+    _, _, worker = host
+    job = host[0].submit({"prompt": "a cat", "model": str(tiny_model), "seed": 1}, owner="ada")
+    folder = worker.settings.runs / job.id
+    (folder / "output").mkdir(parents=True)
+    percents = [step.percent for step in worker.renderer(job, folder, output=folder / "output")]
+    assert percents == sorted(percents)
+    assert percents[0] == 1
+    assert percents[-1] == 99
+    assert len(set(percents)) > 3
+
+
+def test_a_job_that_is_stopped_and_gone_on_with_has_the_same_frames(host, tiny_model):
+    store, _, worker = host
+    request = {"seed": 5, "seconds": 3.0}
+    whole = make(host, request, tiny_model)
+    job = store.submit({"prompt": "a cat", "model": str(tiny_model), **request}, owner="ada")
+    render, stops = worker.renderer, []
+
+    def stopped_once(job, folder, *, output):
+        for step in render(job, folder, output=output):
+            if step.phase == "decode" and not stops:
+                stops.append(store.pause(job.id))
+                time.sleep(0.3)  # long enough for the pulse to hear of it
+            yield step
+
+    worker.renderer = stopped_once
+    worker.run(until_empty=True)
+    paused = store.get(job.id)
+    assert paused.status == "paused"
+    assert paused.checkpoint
+    store.resume(job.id)
+    worker.run(until_empty=True)
+    done = store.get(job.id)
+    assert done.result.receipt["frames"] == whole.result.receipt["frames"]
+    assert done.result.assets["video"] == whole.result.assets["video"]
+
+
+def test_a_picture_to_start_from_comes_from_the_storage(host, tiny_model, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    reference = host[1].put(tmp_path / "red.png", "png").reference
+    job = make(host, {"image": reference}, tiny_model)
+    assert job.status == "completed", job.error
+    assert str(tmp_path) not in str(job.result.receipt)
+
+
+@pytest.mark.parametrize("wild", ["/etc/passwd", "red.png", "asset:x", "https://example.org/a.png"])
+def test_nothing_else_is_opened(host, tiny_model, wild: str):
+    job = make(host, {"image": wild}, tiny_model)
+    assert (job.status, job.error.code) == ("failed", RequestError.code)
+
+
+def test_a_request_that_cannot_be_made_fails_with_its_sentence(host, tiny_model):
+    job = make(host, {"size": "31x31"}, tiny_model)
+    assert (job.status, job.error.code) == ("failed", "request")
+    assert "31x31" in job.error.message
+
+
+def test_a_seed_of_a_job_is_its_own_and_stays():
+    assert seed_of("video_a") == seed_of("video_a") != seed_of("video_b")
+    assert 0 <= seed_of("video_a") < 2**31

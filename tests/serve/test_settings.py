@@ -1,0 +1,55 @@
+"""Settings: file, environment, what is given; the later wins, and nothing wrong is taken."""
+
+from pathlib import Path
+
+import pytest
+
+from skyloom.core.errors import ConfigError
+from skyloom.serve.settings import Settings, default_data, load_settings
+
+
+def test_defaults_lie_in_the_data_folder(tmp_path):
+    settings = load_settings(environment={}, data=tmp_path)
+    assert settings.database == f"sqlite:///{tmp_path}/skyloom.db"
+    assert settings.storage == str(tmp_path / "assets")
+    assert settings.runs == tmp_path / "runs"
+    assert (settings.host, settings.models["sora-2"]) == ("127.0.0.1", "diorama")
+
+
+def test_the_later_wins(tmp_path):
+    (tmp_path / "settings.toml").write_text('port = 1\nhost = "a"\nmax_queued = 3\n[models]\n"sora-2" = "wan"\n')
+    environment = {"SKYLOOM_DATA": str(tmp_path), "SKYLOOM_HOST": "b", "SKYLOOM_PORT": "2"}
+    settings = load_settings(environment=environment, port=3, database_url=None)
+    assert (settings.max_queued, settings.host, settings.port) == (3, "b", 3)
+    assert settings.models == {"sora-2": "wan", "sora-2-pro": "diorama"}
+    assert settings.data == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "Did you mean 'port'"),
+        ('port = "many"', "port"),
+        ("models = 3", "models"),
+        ("lease_seconds = 15.0", "two heartbeats"),
+        ("max_queued = 0", "max_queued"),
+        ("port = ", "not TOML"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, text: str, words: str):
+    file = tmp_path / "other.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_settings(file, environment={})
+
+
+def test_a_wrong_variable_is_refused():
+    with pytest.raises(ConfigError, match="environment"):
+        load_settings(environment={"SKYLOOM_PORT": "many"})
+
+
+def test_the_data_folder_is_where_the_desktop_keeps_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_data() == tmp_path / "skyloom" == Settings().data
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert default_data() == Path.home() / ".local/share/skyloom"
