@@ -34,6 +34,7 @@ def no_network(monkeypatch):
 def own_state(monkeypatch, tmp_path_factory):
     """What is learned of this machine stays in the test."""
     monkeypatch.setenv("SKYLOOM_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path_factory.mktemp("data") / "skyloom"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import skyloom
 ROOT = Path(__file__).parents[2]
 PUBLIC = ["Pipeline", "Request", "Video", "__version__", "load"]
 HEAVY = {"torch", "numpy", "av", "PIL", "einops", "jaxtyping", "safetensors", "transformers", "diffusers", "beartype"}
+HEAVY |= {"c2pa", "cryptography"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -38,7 +39,9 @@ def test_import_loads_nothing_heavy():
     assert not modules_after("import skyloom") & (HEAVY | {"typer", "rich"})
 
 
-@pytest.mark.parametrize("verbs", ["", "generate", "train", "data render", "world sheet", "evaluate adherence"])
+@pytest.mark.parametrize(
+    "verbs", ["", "generate", "train", "data render", "world sheet", "evaluate adherence", "verify"]
+)
 def test_help_loads_nothing_heavy(verbs: str):
     arguments = ["skyloom", *verbs.split(), "--help"]
     run = "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code"

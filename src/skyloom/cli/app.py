@@ -1,6 +1,6 @@
 """The command line's entry: it gathers the verbs and turns errors into one sentence and an exit code.
 
-Exit code 2 means that the request or a setting is wrong, 1 that something failed; a traceback needs --debug.
+Exit code 2 means that the request or a setting is wrong or refused, 1 that something failed; a traceback needs --debug.
 """
 
 import sys
@@ -10,8 +10,22 @@ from typing import Annotated
 import typer
 
 from skyloom import __version__
-from skyloom.cli import data, doctor, evaluate, generate, jobs, models, plan, receipt, serve, storyboard, train, world
-from skyloom.core.errors import ConfigError, RequestError, SkyloomError
+from skyloom.cli import (
+    data,
+    doctor,
+    evaluate,
+    generate,
+    jobs,
+    models,
+    plan,
+    receipt,
+    serve,
+    storyboard,
+    train,
+    verify,
+    world,
+)
+from skyloom.core.errors import ConfigError, RequestError, SafetyError, SkyloomError
 
 app = typer.Typer(
     name="skyloom",
@@ -25,6 +39,7 @@ app.command("storyboard")(storyboard.storyboard)
 app.command("plan")(plan.plan)
 app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
+app.command("verify")(verify.verify)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("worker")(jobs.worker)
@@ -73,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def explain(error: Exception) -> tuple[str, int]:
     """One sentence about what went wrong and what to do, and the exit code."""
     if isinstance(error, SkyloomError):
-        return str(error), _MISUSED if isinstance(error, (RequestError, ConfigError)) else _FAILED
+        return str(error), _MISUSED if isinstance(error, (RequestError, ConfigError, SafetyError)) else _FAILED
     lines = str(error).splitlines() or [""]
     if isinstance(error, MemoryError) or any(sign in lines[0] for sign in _MEMORY_SIGNS):
         return "The memory is full. Ask for a smaller size or fewer seconds, or close other programs.", _FAILED

@@ -54,9 +54,15 @@ class RequestError(SkyloomError):
 
 
 class SafetyError(SkyloomError):
-    """A request was refused by policy."""
+    """A request was refused by policy: the rule's name, and from where to where in the text the words stand."""
 
     code = "safety"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, rule: str | None = None, span: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.rule, self.span = rule, span
 
 
 class CapacityError(SkyloomError):

@@ -1,0 +1,154 @@
+"""How well the watermark is read back: share of ids found after each attack, PSNR, and luck on unmarked pictures.
+
+Prints a line of JSON per kind of video, then one about unmarked frames.
+    python bench/watermark.py --clips 40 --unmarked 10000
+"""
+
+import argparse
+import json
+import math
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from skyloom.generate.pipeline import load
+from skyloom.media.read import read_video
+from skyloom.media.write import write_video
+from skyloom.safety import watermark
+
+SUBJECTS = ("rocket", "cat", "blue car", "panda", "duck", "horse", "balloon", "penguin", "train", "butterfly")
+PLACES = ("on the beach", "in the city at night", "in the snow", "in the desert", "in a forest in the rain")
+
+
+def bundled(count: int) -> Iterator[torch.Tensor]:
+    """Clips of the bundled model: 33 frames of 128 pixels, before any mark."""
+    pipeline = load("diorama")
+    for index in range(count):
+        words = SUBJECTS[index % len(SUBJECTS)], PLACES[index // len(SUBJECTS) % len(PLACES)]
+        yield pipeline.generate("a {} {}".format(*words), seed=index).frames
+
+
+def leaves(count: int, size: int, frames: int = 33) -> Iterator[torch.Tensor]:
+    """A pan over discs that cover each other, with textured faces: the statistics of photographs (dead leaves)."""
+    for seed in range(count):
+        drawn = torch.Generator().manual_seed(seed)
+        side = size + 40
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        picture = torch.full((3, side, side), 120.0)
+        for _ in range(300):
+            x, y, scale, *colour = torch.rand(6, generator=drawn).tolist()
+            inside = (rows - y * side) ** 2 + (columns - x * side) ** 2 < (side * 0.03 / (scale + 0.04)) ** 2
+            picture[:, inside] = torch.tensor(colour)[:, None] * 220 + 15
+        picture += F.avg_pool2d(torch.randn(1, 3, side + 2, side + 2, generator=drawn), 3, 1)[0] * 12
+        step = [0, 0.4, 1.1][seed % 3]
+        cut = [picture[:, :size, round(step * index) :][:, :, :size] for index in range(frames)]
+        yield rearrange(torch.stack(cut), "t c h w -> t h w c").round().clamp(0, 255).to(torch.uint8)
+
+
+def coded(frames: torch.Tensor, crf: int) -> torch.Tensor:
+    """Through x264 and back."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "coded.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=16, options={"crf": str(crf)})
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            for picture in frames.numpy():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+        return read_video(path).frames
+
+
+def gif(frames: torch.Tensor) -> torch.Tensor:
+    """Through our own GIF and back."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_video(write_video(frames, Fraction(16), Path(folder) / "a.gif")).frames
+
+
+def scaled(frames: torch.Tensor, factor: float) -> torch.Tensor:
+    """Resized, to even sides."""
+    size = [round(side * factor / 2) * 2 for side in frames.shape[1:3]]
+    pictures = rearrange(frames, "t h w c -> t c h w").float()
+    pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+    return rearrange(pictures.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c")
+
+
+def cropped(frames: torch.Tensor, seed: int) -> torch.Tensor:
+    """A tenth of height and width cut off, somewhere."""
+    height, width = (round(side * 0.45) * 2 for side in frames.shape[1:3])
+    dice = random.Random(seed)
+    top, left = dice.randint(0, frames.shape[1] - height), dice.randint(0, frames.shape[2] - width)
+    return frames[:, top : top + height, left : left + width]
+
+
+ATTACKS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "mp4 as written (crf 16)": lambda frames, seed: coded(frames, 16),
+    "x264 crf 23": lambda frames, seed: coded(frames, 23),
+    "x264 crf 28": lambda frames, seed: coded(frames, 28),
+    "gif": lambda frames, seed: gif(frames),
+    "half size": lambda frames, seed: coded(scaled(frames, 0.5), 16),
+    "half size, crf 23": lambda frames, seed: coded(scaled(frames, 0.5), 23),
+    "0.75 size": lambda frames, seed: coded(scaled(frames, 0.75), 16),
+    "1.5 size, crf 23": lambda frames, seed: coded(scaled(frames, 1.5), 23),
+    "crop 10 %": lambda frames, seed: coded(cropped(frames, seed), 16),
+    "crop 10 %, crf 23": lambda frames, seed: coded(cropped(frames, seed), 23),
+}
+
+
+def measure(name: str, clips: Iterator[torch.Tensor]) -> dict[str, object]:
+    """Recovered ids of each attack, and the lowest PSNR."""
+    found: Counter[str] = Counter()
+    wrong, lowest, count = 0, math.inf, 0
+    for seed, frames in enumerate(clips):
+        identity = watermark.identity_of(f"{name}/{seed}")
+        marked = watermark.embed(frames, identity)
+        error = (marked.float() - frames.float()).square().mean()
+        lowest, count = min(lowest, 10 * math.log10(255**2 / float(error))), count + 1
+        for attack, apply in ATTACKS.items():
+            mark = watermark.detect(apply(marked, seed))
+            found[attack] += mark is not None and mark.identity == identity
+            wrong += mark is not None and mark.identity != identity
+    shares = {attack: round(found[attack] / count, 3) for attack in ATTACKS}
+    return {"clips": name, "count": count, "psnr": round(lowest, 2), "wrong": wrong, "recovered": shares}
+
+
+def luck(count: int) -> dict[str, object]:
+    """Unmarked textures, each read once with the whole frame: ids found, and how often 8 check bits agree by luck."""
+    agreed = accepted = 0
+    for seed in range(count):
+        noise = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed))
+        smooth = F.interpolate(F.avg_pool2d(noise, 4), (128, 128), mode="bilinear") * 60 + noise * 3 + 120
+        frames = rearrange(smooth.clamp(0, 255).to(torch.uint8), "t 1 h w -> t h w 1").expand(-1, -1, -1, 3)
+        identity, check = watermark.read_word(frames)
+        wanted = watermark.check_of(identity)
+        agreed += check >> 16 == wanted >> 16
+        accepted += check == wanted
+    return {"unmarked": count, "accepted": accepted, "agree in 8 bits": agreed, "expected": round(count / 256, 1)}
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--large", type=int, default=6)
+    parser.add_argument("--unmarked", type=int, default=1000)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    since = time.perf_counter()
+    kinds = [("bundled 128x128", bundled(asked.clips)), ("leaves 128x128", leaves(asked.clips // 2, 128))]
+    kinds += [("leaves 256x256", leaves(asked.large, 256)), ("leaves 512x512", leaves(asked.large, 512))]
+    for name, clips in kinds:
+        print(json.dumps(measure(name, clips)), flush=True)
+    print(json.dumps(luck(asked.unmarked) | {"seconds": round(time.perf_counter() - since)}))
+
+
+if __name__ == "__main__":
+    main()

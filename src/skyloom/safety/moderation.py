@@ -1,0 +1,212 @@
+"""What may be made: prompts against a readable list of rules, frames against whatever classifier is plugged in.
+
+The bundled list (moderation.toml) holds the few things that are never made and stays in force whatever an operator
+adds. It stops what is asked for plainly, in English; it is no judge of meaning. No classifier of frames is bundled.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skyloom.core.errors import ConfigError, SafetyError
+from skyloom.safety.reading import Word, read_words
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+POLICY = "SKYLOOM_POLICY"
+_BUNDLED = Path(__file__).with_name("moderation.toml")
+_WITHIN, _GLUED = 60, 3
+_KEYS = {"name": str, "groups": list, "message": str, "within": int}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something may be made; if not, by which rule, because of which characters of the text (`span`: from,
+    to), and what to say to the user."""
+
+    allowed: bool
+    rule: str | None = None
+    span: tuple[int, int] | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Refuses a text that meets every group (terms: words, phrases, or beginnings with *) within so many words."""
+
+    name: str
+    message: str
+    groups: tuple[tuple[str, ...], ...]
+    within: int = _WITHIN
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Rules in the order in which they are asked, and phrases whose words do not count."""
+
+    rules: tuple[Rule, ...]
+    innocent: tuple[str, ...] = ()
+
+
+Classifier = Callable[["UInt8[Tensor, 't h w c']"], Verdict]
+
+
+def check_prompt(text: str, policy: Policy | None = None) -> Verdict:
+    """Whether a text may be asked for. Without a policy: the bundled one, with what SKYLOOM_POLICY adds."""
+    policy = policy or current_policy()
+    words = read_words(text)
+    innocent = {place for phrase in policy.innocent for hit in _phrase(words, phrase) for place in hit.places}
+    words = [word for word in words if word.place not in innocent or word.spelled]
+    for rule in policy.rules:
+        span = _met(words, rule)
+        if span is not None:
+            return Verdict(False, rule.name, span, rule.message)
+    return Verdict(True)
+
+
+def refuse_prompt(text: str, policy: Policy | None = None) -> None:
+    """Raise SafetyError, naming rule and words, for a text that may not be asked for."""
+    verdict = check_prompt(text, policy)
+    if verdict.allowed:
+        return
+    start, end = verdict.span or (0, 0)
+    raise SafetyError(
+        f"Refused by the rule {verdict.rule} (characters {start} to {end}): {verdict.message}",
+        hint="Ask for something else.",
+        rule=verdict.rule,
+        span=verdict.span,
+    )
+
+
+def check_frames(frames: "UInt8[Tensor, 't h w c']", fps: float, classifiers: Sequence[Classifier] = ()) -> Verdict:
+    """What the classifiers say of one frame a second: the first refusal, if there is any. None is bundled: without
+    classifiers everything is allowed."""
+    seen = frames[:: max(1, round(fps))]
+    verdicts = (classify(seen) for classify in classifiers)
+    return next((verdict for verdict in verdicts if not verdict.allowed), Verdict(True))
+
+
+def current_policy() -> Policy:
+    """The bundled policy, and after it the rules of the file that SKYLOOM_POLICY names. Raises ConfigError."""
+    return load_policy(os.environ.get(POLICY) or None)
+
+
+@cache
+def load_policy(path: str | None) -> Policy:
+    """The bundled policy and what a file adds to it: rules and lists, never innocent phrases. Raises ConfigError."""
+    bundled = _parse(_BUNDLED)
+    if path is None:
+        return bundled
+    added = _parse(Path(path))
+    names = {rule.name for rule in bundled.rules}
+    if taken := sorted(names & {rule.name for rule in added.rules}):
+        raise ConfigError(f"{path} has a rule {taken[0]!r}, which is bundled.", hint="Give it another name.")
+    if added.innocent:
+        raise ConfigError(f"{path} has innocent phrases.", hint="A policy of your own can only add rules.")
+    return Policy((*bundled.rules, *added.rules), bundled.innocent)
+
+
+@dataclass(frozen=True)
+class _Hit:
+    places: tuple[int, ...]
+    start: int
+    end: int
+
+
+def _met(words: Sequence[Word], rule: Rule) -> tuple[int, int] | None:
+    """From where to where in the text a rule's groups are met, if all of them are, near enough."""
+    hits = [[hit for term in group for hit in _phrase(words, term)] for group in rule.groups]
+    best: tuple[int, int] | None = None
+    for chosen in product(*hits) if all(hits) else ():
+        places = [place for hit in chosen for place in hit.places]
+        span = min(hit.start for hit in chosen), max(hit.end for hit in chosen)
+        if max(places) - min(places) <= rule.within and (best is None or span[1] - span[0] < best[1] - best[0]):
+            best = span
+    return best or _glued(words, rule)
+
+
+def _glued(words: Sequence[Word], rule: Rule) -> tuple[int, int] | None:
+    """A word that is made of one term of each of a rule's two groups."""
+    if len(rule.groups) != len(("one", "other")):
+        return None
+    one, other = ({term.replace(" ", "").rstrip("*") for term in group} for group in rule.groups)
+    for word in words:
+        for cut in range(_GLUED, len(word.text) - _GLUED + 1):
+            parts = word.text[:cut], word.text[cut:]
+            if (parts[0] in one and parts[1] in other) or (parts[0] in other and parts[1] in one):
+                return word.start, word.end
+    return None
+
+
+def _phrase(words: Sequence[Word], term: str) -> Iterable[_Hit]:
+    """Where the words of a term stand one after another."""
+    wanted = term.split()
+    if len(wanted) == 1:
+        joined = term.rstrip("*")
+        for word in words:
+            if _is(word.text, term) or (word.spelled and joined in word.text):
+                yield _Hit((word.place,), word.start, word.end)
+        return
+    by_place: dict[int, list[Word]] = {}
+    for word in words:
+        by_place.setdefault(word.place, []).append(word)
+        if word.text == "".join(wanted):
+            yield _Hit((word.place,), word.start, word.end)
+    for place in by_place:
+        run = [
+            next((w for w in by_place.get(place + step, ()) if _is(w.text, one)), None)
+            for step, one in enumerate(wanted)
+        ]
+        found = [word for word in run if word is not None]
+        if len(found) == len(wanted):
+            yield _Hit(tuple(word.place for word in found), found[0].start, found[-1].end)
+
+
+def _is(text: str, term: str) -> bool:
+    return text.startswith(term[:-1]) if term.endswith("*") else text == term
+
+
+def _parse(path: Path) -> Policy:
+    """A policy file. Raises ConfigError naming what is wrong with it."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The policy {path} cannot be read ({error}).", hint=f"Check the path in {POLICY}."
+        ) from error
+    if unknown := sorted(set(values) - {"version", "lists", "rules", "innocent"}):
+        raise ConfigError(f"The policy {path} has an unknown key {unknown[0]!r}.", hint="See moderation.toml.")
+    lists = {name: _terms(terms, path, name) for name, terms in values.get("lists", {}).items()}
+    rules = tuple(_rule(rule, lists, path) for rule in values.get("rules", []))
+    return Policy(rules, _terms(values.get("innocent", {}).get("phrases", []), path, "innocent"))
+
+
+def _rule(values: Mapping[str, Any], lists: Mapping[str, tuple[str, ...]], path: Path) -> Rule:
+    name = values.get("name", "?")
+    for key, value in values.items():
+        if key not in _KEYS or not isinstance(value, _KEYS[key]):
+            raise ConfigError(f"The policy {path}: rule {name!r} has a wrong {key!r}.", hint="See moderation.toml.")
+    if missing := sorted({"name", "groups", "message"} - set(values)):
+        raise ConfigError(f"The policy {path}: rule {name!r} has no {missing[0]!r}.", hint="Add it.")
+    unknown = [group for group in values["groups"] if not lists.get(group)]
+    if unknown or not values["groups"]:
+        named = repr(unknown[0]) if unknown else "no group"
+        raise ConfigError(f"The policy {path}: rule {name!r} names {named}, no filled list.", hint="Add it to [lists].")
+    groups = tuple(lists[group] for group in values["groups"])
+    return Rule(name, values["message"], groups, values.get("within", _WITHIN))
+
+
+def _terms(values: object, path: Path, name: str) -> tuple[str, ...]:
+    """Terms as they are read in texts: lower case, words apart by one space."""
+    if not isinstance(values, list) or not all(isinstance(value, str) and value.strip("* ") for value in values):
+        raise ConfigError(
+            f"The policy {path}: {name} is no list of words.", hint='Write ["one", "two words", "begin*"].'
+        )
+    return tuple(" ".join(value.casefold().replace("-", " ").split()) for value in values)

@@ -1,0 +1,90 @@
+"""One answer about a file from three layers: its manifest, its watermark, and the registry of this machine."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from skyloom.media.read import probe, read_frames, read_image
+from skyloom.safety.credentials import Credentials, read
+from skyloom.safety.registry import Match, Registry, hash_content, look_of
+from skyloom.safety.watermark import Mark, find_marks
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_RUN = 32
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a file. `credentials` None: it has no manifest; `marks` empty: no watermark was found, which
+    does not show that there was none; `matches`: makings of this machine that it is, or comes from."""
+
+    file: str
+    sha256: str
+    credentials: Credentials | None
+    marks: tuple[Mark, ...]
+    matches: tuple[Match, ...]
+
+    @property
+    def generated(self) -> bool:
+        """Whether any layer says that a model made the file or a part of it. False does not mean that none did."""
+        whole = self.credentials is not None and self.credentials.state != "invalid"
+        said = whole and "rainedAlgorithmicMedia" in ((self.credentials and self.credentials.source_type) or "")
+        return bool(said or self.marks or any(match.by != "look" for match in self.matches))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {
+            "file": self.file,
+            "sha256": self.sha256,
+            "generated": self.generated,
+            "c2pa": None if self.credentials is None else self.credentials.to_dict(),
+            "watermark": [asdict(mark) for mark in self.marks],
+            "registry": [match.to_dict() for match in self.matches],
+        }
+
+
+def check(path: Path, registry: Registry | None = None) -> Findings:
+    """Look at a video or picture with all three layers, without any network. Raises MediaError for what is neither."""
+    digest = hash_content(path)
+    credentials = read(path)
+    taken, looks = hashlib.sha256(), []
+    every = 1 if _is_picture(path) else max(1, round(probe(path).fps))
+
+    def watched() -> Iterator[UInt8[Tensor, "t h w c"]]:
+        count = 0
+        for run in _runs(path):
+            taken.update(run.contiguous().numpy().data)
+            looks.extend(look_of(run[index]) for index in range(-count % every, len(run), every))
+            count += len(run)
+            yield run
+
+    marks = find_marks(watched())
+    matches = (registry or Registry()).find(
+        sha256=digest, frames=taken.hexdigest(), identities=[mark.identity for mark in marks], looks=looks
+    )
+    return Findings(str(path), digest, credentials, tuple(marks), tuple(matches))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _PICTURES
+
+
+def _runs(path: Path) -> Iterator[UInt8[Tensor, "t h w c"]]:
+    """The frames of a file, some at a time. The one place where safety opens media that it did not make."""
+    if _is_picture(path):
+        yield read_image(path)
+        return
+    held: list[Tensor] = []
+    for frame in read_frames(path):
+        held.append(frame)
+        if len(held) == _RUN:
+            yield torch.stack(held)
+            held = []
+    if held:
+        yield torch.stack(held)

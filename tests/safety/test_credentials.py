@@ -1,0 +1,122 @@
+"""Every format carries a manifest that reads back, says what was done, and breaks when the file is changed."""
+
+import random
+
+import c2pa
+import pytest
+
+from skyloom.core.errors import MediaError, RequestError
+from skyloom.media.read import probe
+from skyloom.media.write import write_picture, write_video
+from skyloom.safety.credentials import Source, generation_of, read, sidecar_of, sign
+from skyloom.safety.signer import find_signer, own_signer
+
+SAID = {"model": "diorama", "seed": 7}
+RECEIPT = {
+    "skyloom": "0.1.0",
+    "model": "diorama",
+    "weights": "ab",
+    "request": {"prompt": "a secret wish", "seed": 7, "size": "128x128"},
+    "frames": {"sha256": "cd"},
+}
+
+
+@pytest.fixture
+def write(scene, tmp_path):
+    """A written file by name."""
+
+    def written(name: str):
+        frames, path = scene(1, count=6, side=64), tmp_path / name
+        return write_picture(frames[0], path) if name.endswith(".png") else write_video(frames, 16, path, RECEIPT)
+
+    return written
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "a.webm"])
+def test_what_is_signed_reads_back(write, name):
+    path = write(name)
+    assert read(path) is None
+    where = sign(path, SAID, find_signer())
+    found = read(path)
+    assert found is not None
+    assert where == (sidecar_of(path) if name == "a.webm" else path)
+    assert (found.state, found.sidecar) == ("trusted", name == "a.webm")
+    assert (found.actions, found.source_type) == (("c2pa.created",), "trainedAlgorithmicMedia")
+    assert (found.generation, found.issuer, found.problems) == (SAID, "skyloom", ())
+    assert where.stat().st_size < path.stat().st_size + 20_000
+
+
+def test_the_receipt_is_still_there_and_other_readers_agree(write):
+    path = write("a.mp4")
+    sign(path, SAID, find_signer())
+    assert probe(path).receipt == RECEIPT
+    with path.open("rb") as file, c2pa.Reader("video/mp4", file) as reader:
+        assert reader.get_validation_state() == "Valid"
+
+
+def test_a_signer_from_elsewhere_is_whole_but_unknown(write, tmp_path):
+    path = write("a.mp4")
+    sign(path, SAID, own_signer(tmp_path / "elsewhere"))
+    find_signer()
+    found = read(path)
+    assert found is not None
+    assert (found.state, found.problems) == ("untrusted", ("signingCredential.untrusted",))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "a.webm"])
+def test_a_flipped_bit_breaks_it_or_changes_nothing_that_it_says(write, name):
+    path = write(name)
+    sign(path, SAID, find_signer())
+    whole, content = read(path), path.read_bytes()
+    manifest = range(content.find(b"jumdc2pa"), content.find(b"jumdc2pa") + 3_500 if b"jumdc2pa" in content else 0)
+    dice = random.Random(name)
+    for place in [*dice.sample(range(64, len(content)), 12), *dice.sample(manifest, min(6, len(manifest)))]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(changed)
+        found = read(path)
+        harmless = place in manifest and found == whole  # a manifest has some padding that nothing covers
+        assert harmless or (found is not None and found.state == "invalid"), place
+
+
+def test_an_edit_names_its_parent_and_what_went_into_it(write):
+    parent, picture = write("parent.mp4"), write("stone.png")
+    sign(parent, {"seed": 1}, find_signer())
+    path = write("edited.gif")
+    sign(path, SAID, find_signer(), sources=[Source(parent, edited=True), Source(picture)], verb="inpaint")
+    found = read(path)
+    assert found is not None
+    assert (found.state, found.parents) == ("trusted", ("parent.mp4", "stone.png"))
+    assert found.actions == ("c2pa.opened", "c2pa.edited", "c2pa.placed")
+    assert found.source_type == "compositeWithTrainedAlgorithmicMedia"
+
+
+def test_prompts_are_not_told_unless_asked():
+    assert generation_of(RECEIPT) == {
+        "version": "0.1.0", "model": "diorama", "weights": "ab", "seed": 7, "size": "128x128", "frames": "cd"
+    }  # fmt: skip
+    assert generation_of(RECEIPT, with_prompt=True)["prompt"] == "a secret wish"
+
+
+def test_what_cannot_be_signed_is_left_as_it_was(write, tmp_path):
+    path = tmp_path / "text.mp4"
+    path.write_text("no video")
+    with pytest.raises(MediaError, match="cannot be signed"):
+        sign(path, SAID, find_signer())
+    assert path.read_text() == "no video"
+    parent = write("a.mp4")
+    with pytest.raises(RequestError, match="one video that was edited"):
+        sign(parent, SAID, find_signer(), sources=[Source(parent, edited=True)] * 2)
+    with pytest.raises(MediaError, match="cannot be read"):
+        sign(parent, SAID, find_signer(), sources=[Source(tmp_path / "gone.mp4")])
+    assert not [one for one in tmp_path.iterdir() if one.name.startswith(".skyloom")]
+
+
+def test_a_missing_file_and_a_broken_sidecar_are_told(write, tmp_path):
+    with pytest.raises(MediaError, match="cannot be read"):
+        read(tmp_path / "none.mp4")
+    path = write("a.webm")
+    sidecar_of(path).write_bytes(b"no manifest")
+    found = read(path)
+    assert found is not None
+    assert found.state == "invalid"
