@@ -54,7 +54,9 @@ def test_finished_windows_are_not_made_again(pipeline, tmp_path):
 def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
     list(pipeline.stream(LONG, resume=tmp_path / "a"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    with pytest.raises(RequestError, match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'"):
+    with pytest.raises(
+        RequestError, match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'"
+    ):
         pipeline.stream(replace(LONG, prompt="a dog"), resume=tmp_path / "a")
     with pytest.raises(RequestError, match=r"its `seconds` is 2\.5, not 3\.0"):
         pipeline.stream(replace(LONG, seconds=3), resume=tmp_path / "a")

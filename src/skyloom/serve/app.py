@@ -80,8 +80,9 @@ def _checker(outside: Outside) -> Callable[[str], None]:
 
     def check(text: str) -> None:
         verdict = outside.moderate(text)
-        if not verdict["allowed"]:
-            raise SafetyError(str(verdict["message"]))
+        if not verdict.allowed:
+            start, end = verdict.span or (0, 0)
+            raise SafetyError(f"Refused by the rule {verdict.rule} (characters {start} to {end}): {verdict.message}")
 
     return check
 

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 
 from skyloom.generate.request import Request
+from skyloom.safety.moderation import Verdict
 from skyloom.serve.auth import Caller, KeyStore, Scope
 from skyloom.serve.batches import BatchStore
 from skyloom.serve.database import Database
@@ -59,7 +60,7 @@ class Outside:
     gets what one answers.
     """
 
-    moderate: Callable[[str], Mapping[str, Any]]
+    moderate: Callable[[str], Verdict]
     verify: Callable[[Asset], list[dict[str, Any]]]
     plan: Callable[[Request], dict[str, Any]]
     check_url: Callable[[str], object]

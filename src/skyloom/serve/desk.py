@@ -108,7 +108,7 @@ class Desk:
         mask = None if body.mask is None else self._sources.find(owner, body.mask, "mask").asset.reference
         prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")
         request = self._request({**_sampling(body), "fps": None, "prompt": prompt, "model": named.info.name})
-        self._allow(prompt, body.negative_prompt)
+        self._allow(prompt, body.style or "")
         settle(replace(request, prompt=prompt or verb), named.info)
         told = self._told_of_edit(named, verb, body, sources)
         edit = edit_fields(verb, body, [source.asset.reference for source in sources], mask)
@@ -144,7 +144,7 @@ class Desk:
         info, asked, length = named.info, named.asked_size(size), named.seconds(seconds)
         made = named.made_size(asked)
         request = self._request({**values, "seconds": length, "size": made, "model": info.name})
-        self._allow(request.prompt, request.negative_prompt, *(card.prompt for card in request.cards))
+        self._allow(request.prompt, *(card.prompt for card in request.cards))
         settled = settle(request, info)
         told = Told(
             model=named.name,
@@ -197,6 +197,7 @@ class Desk:
         raise invalid(param, f"{verb} takes {most} videos at most.")
 
     def _allow(self, *texts: str) -> None:
+        """Ask the policy. A negative prompt is not asked: it says what is not wanted."""
         for text in texts:
             try:
                 self._check_prompt(text)

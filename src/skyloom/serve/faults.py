@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from skyloom.core.errors import CapacityError, RequestError, SkyloomError
+from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
 
 INVALID = "invalid_request_error"
 _LONGEST_WAIT = 120  # seconds; clients do not wait longer
@@ -91,6 +91,7 @@ def tell(error: Exception, request_id: str) -> Told:
     if isinstance(error, CapacityError):
         headers["retry-after"] = str(min(_LONGEST_WAIT, math.ceil(error.retry_after or 10)))
     param = error.field if isinstance(error, RequestError) else None
+    param = "prompt" if isinstance(error, SafetyError) else param
     if code == "conflict":
         headers["x-should-retry"] = "false"  # the same call again would meet the same state
     return Told(status, _body(str(error), kind, PARAMS.get(param or "", param), code), headers)

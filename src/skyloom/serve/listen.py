@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 
 from skyloom.core.errors import ConfigError
+from skyloom.safety.moderation import check_prompt
 from skyloom.serve import outbound
 from skyloom.serve.app import build_app, make_services
 from skyloom.serve.auth import KeyStore, check_exposure
@@ -148,7 +149,7 @@ def _outside(settings: Settings, storage: Storage) -> Outside:
         return verify_in_child(storage, asset, settings.data)["results"]
 
     return Outside(
-        moderate=lambda _: {"allowed": True},
+        moderate=check_prompt,
         verify=verify,
         plan=plan_in_child,
         check_url=partial(outbound.check_url, loopback=loopback),

@@ -3,6 +3,7 @@
 import secrets
 from typing import Any, BinaryIO, cast
 
+from skyloom.safety.moderation import Verdict
 from skyloom.serve import answers
 from skyloom.serve.calls import Asked, Call, Reply
 from skyloom.serve.faults import invalid
@@ -12,6 +13,10 @@ CATEGORIES = (
     *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm"),
     *("self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic"),
 )
+
+
+# a rule's name begins with -> OpenAI's category; an operator's own rules have none
+_RULES = {"sexual-minors": "sexual/minors", "sexual": "sexual", "mass-harm": "illicit/violent"}
 
 
 def moderate(asked: Asked) -> Reply:
@@ -40,17 +45,16 @@ def _text(item: Any, index: int) -> str:
     return item
 
 
-def _result(verdict: Any) -> dict[str, Any]:
-    flagged = not verdict["allowed"]
-    category = verdict.get("category") if flagged else None
+def _result(verdict: Verdict) -> dict[str, Any]:
+    category = next((name for start, name in _RULES.items() if (verdict.rule or "").startswith(start)), None)
     return {
-        "flagged": flagged,
+        "flagged": not verdict.allowed,
         "categories": {name: name == category for name in CATEGORIES},
         "category_scores": {name: float(name == category) for name in CATEGORIES},
         "category_applied_input_types": {name: ["text"] for name in CATEGORIES},
-        "rule": verdict.get("rule"),
-        "span": verdict.get("span"),
-        "message": verdict.get("message"),
+        "rule": verdict.rule,
+        "span": verdict.span and list(verdict.span),
+        "message": verdict.message,
     }
 
 

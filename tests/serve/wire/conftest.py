@@ -12,6 +12,7 @@ from openai import OpenAI
 from starlette.testclient import TestClient
 
 from skyloom.core.errors import RequestError
+from skyloom.safety.moderation import Verdict
 from skyloom.serve.app import build_app, make_services
 from skyloom.serve.calls import Outside, Services
 from skyloom.serve.database import Database
@@ -85,12 +86,10 @@ def painted(job: Job, output: Path) -> Iterator[Progress]:
     yield Progress(99, "decode", files, {"frames": {"shape": [33, 128, 128, 3]}})
 
 
-def moderate(text: str) -> dict[str, Any]:
+def moderate(text: str) -> Verdict:
     """A policy with one rule."""
-    if "forbidden" not in text:
-        return {"allowed": True}
-    message = "The policy refuses this prompt: rule test, 'forbidden'."
-    return {"allowed": False, "rule": "test", "category": "violence", "span": [0, 9], "message": message}
+    start = text.find("forbidden")
+    return Verdict(True) if start < 0 else Verdict(False, "sexual", (start, start + 9), "That is not made here.")
 
 
 def verify(asset: Asset) -> list[dict[str, Any]]:

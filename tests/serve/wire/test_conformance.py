@@ -418,10 +418,12 @@ def test_moderation_comes_before_any_work(server):
     with pytest.raises(BadRequestError) as caught:
         server.openai().videos.create(prompt="a forbidden cat")
     assert (caught.value.code, caught.value.param) == ("moderation_blocked", "prompt")
+    assert "rule sexual (characters 2 to 11)" in str(caught.value)
     assert server.services.jobs.page() == ([], False)
     result = server.openai().moderations.create(input=["a cat", "forbidden"]).results
     assert [one.flagged for one in result] == [False, True]
-    assert result[1].categories.violence
+    assert result[1].categories.sexual
+    assert result[1].span == [0, 9]
     found = server.openai().content_provenance_checks.create(file=("a.png", PNG, "image/png"))
     assert found.results[0].outcome == "not_detected"
 
