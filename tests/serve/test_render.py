@@ -91,8 +91,13 @@ def test_a_job_that_is_stopped_and_gone_on_with_has_the_same_frames(host, tiny_m
     store.resume(job.id)
     worker.run(until_empty=True)
     done = store.get(job.id)
-    assert done.result.receipt["frames"] == whole.result.receipt["frames"]
-    assert done.result.assets["video"] == whole.result.assets["video"]
+    assert done.result.receipt == whole.result.receipt
+
+
+def test_a_job_may_ask_for_retakes(host, tiny_model):
+    job = make(host, {"retakes": 1, "seconds": 1.5}, tiny_model)
+    assert job.status == "completed", job.error
+    assert "critic" in job.result.receipt["notes"]
 
 
 def test_a_picture_to_start_from_comes_from_the_storage(host, tiny_model, tmp_path):

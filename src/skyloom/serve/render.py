@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import RequestError
+from skyloom.evaluate.critic import load_critic
 from skyloom.generate.pipeline import Pipeline, Step, load
 from skyloom.generate.request import Request
 from skyloom.generate.resume import clear
@@ -63,11 +64,12 @@ class PipelineRenderer:
 
     def _stream(self, pipeline: Pipeline, asked: Request, state: Path) -> Iterator[Step]:
         """The pipeline's steps, from where the state says; state that belongs to something else is left behind."""
+        critic = None if asked.retakes is None else load_critic()
         try:
-            return pipeline.stream(asked, collect=False, resume=state)
+            return pipeline.stream(asked, collect=False, resume=state, critic=critic)
         except RequestError:
             clear(state)  # of another version, or another device: it cannot be gone on with
-            return pipeline.stream(asked, collect=False, resume=state)
+            return pipeline.stream(asked, collect=False, resume=state, critic=critic)
 
     def _pipeline(self, name: str) -> Pipeline:
         if self._loaded is None or self._loaded[0] != name:

@@ -1,0 +1,45 @@
+"""`skyloom jobs`: the queue from the command line."""
+
+import json
+
+import pytest
+
+from skyloom.serve.database import Database
+from skyloom.serve.jobs import JobStore
+from skyloom.serve.settings import Settings
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """A queue in the folder that the commands are given."""
+    settings = Settings(data=tmp_path)
+    store = JobStore(Database(settings.database), settings)
+    yield store
+    store.database.close()
+
+
+def test_jobs_are_listed_shown_and_changed(skyloom, queue, tmp_path):
+    first = queue.submit({"prompt": "a cat\non a beach"}, owner="ada")
+    second = queue.submit({"prompt": "a dog"}, owner="bob")
+    listed = skyloom("jobs", "list", "--data", tmp_path)
+    assert [line.split()[0] for line in listed.out.splitlines()] == [second.id, first.id]
+    assert "a cat on a beach" in listed.out
+    shown = json.loads(skyloom("jobs", "show", first.id, "--data", tmp_path).out)
+    assert (shown["id"], shown["owner"], shown["request"]["prompt"]) == (first.id, "ada", "a cat\non a beach")
+    for verb, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
+        told = json.loads(skyloom("jobs", verb, first.id, "--data", tmp_path, "--json").out)
+        assert told["status"] == status
+    assert "--limit" in skyloom("jobs", "list", "--limit", "1", "--data", tmp_path).err
+    paused = skyloom("jobs", "list", "--status", "paused", "--data", tmp_path)
+    assert (paused.code, paused.out) == (0, "")
+
+
+def test_what_is_not_there_is_a_sentence(skyloom, queue, tmp_path):
+    gone = skyloom("jobs", "show", "video_none", "--data", tmp_path)
+    assert (gone.code, gone.out) == (1, "")
+    assert gone.err == "skyloom: There is no such job. It may have been deleted.\n"
+    wrong = skyloom("jobs", "list", "--status", "done", "--data", tmp_path)
+    assert wrong.code == 2
+    assert "queued" in wrong.err
+    other = skyloom("jobs", "list", "--database", "mysql://ada:secret@host/x")
+    assert (other.code, "secret" in other.err) == (2, False)
