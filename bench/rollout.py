@@ -13,6 +13,7 @@ of lengths are of the longest to the shortest, those against theirs are theirs t
 import argparse
 import json
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def run(side: str, model: str, seconds: float, limit: float) -> Told | str:
         return f"not done after {limit:g} s"
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no word"])[-1]
-        return f"ended with {ran.returncode} (-9: out of memory): {last:.200}"
+        why = "killed, most likely for its memory" if ran.returncode == -signal.SIGKILL else last
+        return f"failed: {why:.200}"
     return json.loads(ran.stdout)
 
 

@@ -30,7 +30,10 @@ def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
 
 @torch.no_grad()
 def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
-    """Write `clips-*.latents.safetensors` for each clip shard without one; returns how many were written."""
+    """Write `clips-*.latents.safetensors` for each clip shard without one; returns how many were written.
+
+    In fp32: in bf16 this convolution gives wrong numbers on some processors (docs/log.md, 2026-11-25).
+    """
     device = next(vae.parameters()).device
     written = 0
     for path in sorted(folder.glob("clips-*.npy")):
@@ -38,8 +41,7 @@ def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
         if target.exists():
             continue
         frames = torch.from_numpy(np.load(path))
-        with torch.autocast(device.type, torch.bfloat16):
-            parts = [vae.encode(to_pixels(part.to(device))).bfloat16().cpu() for part in frames.split(batch)]
+        parts = [vae.encode(to_pixels(part.to(device))).bfloat16().cpu() for part in frames.split(batch)]
         partial = target.with_suffix(".partial")
         save_file({"latent": torch.cat(parts).contiguous()}, partial)
         partial.replace(target)
