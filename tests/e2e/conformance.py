@@ -22,7 +22,10 @@ def main() -> int:
     """Start a server, ask it by every client, stop it; 0 when all agreed."""
     with tempfile.TemporaryDirectory(prefix="skyloom-conformance-") as folder:
         command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", f"{folder}/data", "--json"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        with (
+            Path(folder, "server.log").open("w") as log,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        ):
             try:
                 assert server.stdout
                 ready = json.loads(server.stdout.readline())

@@ -42,7 +42,10 @@ BODIES = {
     "edits": {"prompt": "x"},
     "inpaint": {"prompt": "x", "region": "0,0,8,8"},
     "retake": {"prompt": "x", "start": 0, "stop": 1},
-    "recut": {"seconds": 4},
+    "recut": {"start": 0, "stop": 1, "seconds": 4},
+    "restyle": {"style": "at night"},
+    "upscale": {"size": "256x256"},
+    "interpolate": {"fps": 32},
 }
 
 
