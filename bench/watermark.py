@@ -25,6 +25,7 @@ from skyloom.media.read import read_video
 from skyloom.media.write import write_video
 from skyloom.safety import watermark
 
+embed = watermark.Marker.mark
 SUBJECTS = ("rocket", "cat", "blue car", "panda", "duck", "horse", "balloon", "penguin", "train", "butterfly")
 PLACES = ("on the beach", "in the city at night", "in the snow", "in the desert", "in a forest in the rain")
 
@@ -32,6 +33,7 @@ PLACES = ("on the beach", "in the city at night", "in the snow", "in the desert"
 def bundled(count: int) -> Iterator[torch.Tensor]:
     """Clips of the bundled model: 33 frames of 128 pixels, before any mark."""
     pipeline = load("diorama")
+    watermark.Marker.mark = lambda self, frames, where=None: frames  # as they come out of the decoder
     for index in range(count):
         words = SUBJECTS[index % len(SUBJECTS)], PLACES[index // len(SUBJECTS) % len(PLACES)]
         yield pipeline.generate("a {} {}".format(*words), seed=index).frames
@@ -109,7 +111,7 @@ def measure(name: str, clips: Iterator[torch.Tensor]) -> dict[str, object]:
     wrong, lowest, count = 0, math.inf, 0
     for seed, frames in enumerate(clips):
         identity = watermark.identity_of(f"{name}/{seed}")
-        marked = watermark.embed(frames, identity)
+        marked = embed(watermark.Marker(identity), frames)
         error = (marked.float() - frames.float()).square().mean()
         lowest, count = min(lowest, 10 * math.log10(255**2 / float(error))), count + 1
         for attack, apply in ATTACKS.items():
@@ -129,7 +131,7 @@ def luck(count: int) -> dict[str, object]:
         frames = rearrange(smooth.clamp(0, 255).to(torch.uint8), "t 1 h w -> t h w 1").expand(-1, -1, -1, 3)
         identity, check = watermark.read_word(frames)
         wanted = watermark.check_of(identity)
-        agreed += check >> 16 == wanted >> 16
+        agreed += check >> 12 == wanted >> 12
         accepted += check == wanted
     return {"unmarked": count, "accepted": accepted, "agree in 8 bits": agreed, "expected": round(count / 256, 1)}
 

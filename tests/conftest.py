@@ -32,8 +32,9 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def own_state(monkeypatch, tmp_path_factory):
-    """What is learned of this machine stays in the test."""
+    """What is learned of this machine, and kept on it, stays in the test."""
     monkeypatch.setenv("SKYLOOM_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("SKYLOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path_factory.mktemp("data") / "skyloom"))
 
 
@@ -73,7 +74,7 @@ def tiny_model(tmp_path_factory) -> Path:
         "family": "test",
         "licence": "Apache-2.0",
         "description": "random weights",
-        "sizes": ["32x32", "64x32"],
+        "sizes": ["32x32", "64x32", "64x64"],
         "fps": 16,
         "frames": 17,
         "num_steps": 2,

@@ -208,3 +208,19 @@ def test_a_folder_to_resume_from_must_have_room(make, tmp_path, monkeypatch):
     assert "small/a/b needs 2 KiB of disk, 1 KiB are free" in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     assert make("a cat", "--seconds", 1, "-o", "x.mp4", "--resume-dir", "small/a/b").code == 0
+
+
+def test_a_file_is_signed_unless_told_otherwise(make, skyloom, tmp_path):
+    assert make("a cat", "-o", "x.mp4").code == 0
+    assert "whole, signed by this machine" in skyloom("verify", "x.mp4").out
+    assert make("a cat", "--no-credentials", "-o", "y.mp4").code == 0
+    told = skyloom("verify", "y.mp4").out
+    assert "manifest   none" in told
+    assert "registry   by file: y.mp4" in told
+
+
+def test_a_refused_prompt_costs_nothing_and_names_its_rule(make, tmp_path):
+    ran = make("a naked child", "-o", "x.mp4")
+    assert ran.code == 2
+    assert "sexual-minors (characters 2 to 13)" in ran.err
+    assert not (tmp_path / "x.mp4").exists()

@@ -101,7 +101,7 @@ def test_a_file_that_is_left_midway_vanishes(tmp_path):
 
 def test_bad_targets_are_refused_before_work(tmp_path):
     (tmp_path / "d.mp4").mkdir()
-    with pytest.raises(RequestError, match=r"no known format\. Use \.mp4, \.webm, \.gif"):
+    with pytest.raises(RequestError, match=r"no known format\. Use \.mp4, \.webm, \.mkv, \.gif"):
         check_target(tmp_path / "a.avi")
     with pytest.raises(MediaError, match="none does not exist"):
         check_target(tmp_path / "none" / "a.mp4")

@@ -13,6 +13,7 @@ from skyloom import __version__
 from skyloom.cli import (
     data,
     doctor,
+    edit,
     evaluate,
     generate,
     jobs,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("storyboard")(storyboard.storyboard)
 app.command("plan")(plan.plan)
+app.command("styles")(edit.styles)
 app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
 app.command("verify")(verify.verify)
@@ -46,6 +48,7 @@ app.command("worker")(jobs.worker)
 app.command("doctor")(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(serve.app, name="keys")
+app.add_typer(edit.app, name="edit")
 app.add_typer(models.app, name="models")
 app.add_typer(world.app, name="world")
 app.add_typer(data.app, name="data")

@@ -210,8 +210,7 @@ def autoencoder(
     from skyloom.evaluate.suite import autoencoder as measure
     from skyloom.generate.pipeline import load
     from skyloom.generate.request import parse_size
-    from skyloom.media.frames import cover
-    from skyloom.media.read import read_video
+    from skyloom.media.source import open_source
     from skyloom.world.assets import load_atlas
     from skyloom.world.render import render
     from skyloom.world.vocabulary import SMALL
@@ -221,7 +220,8 @@ def autoencoder(
     width, height = parse_size(size)
     videos = {"held-out renders": renders}
     for path in clips or []:
-        videos[path.name] = [cover(read_video(path).frames[:33], height, width)]
+        source = open_source(path, size=(height, width))
+        videos[path.name] = [source.read(0, min(33, source.frames))]
     _finish(measure(load(model).vae, videos), out, as_json)
 
 

@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from skyloom.generate.pipeline import Step
+    from skyloom.generate.plan import Plan
     from skyloom.generate.request import Request
     from skyloom.generate.rollout import Critic
+    from skyloom.media.write import VideoWriter
 
 _SLUG_LENGTH = 60
 
@@ -50,6 +51,7 @@ def generate(
     play: options.Play = None,
     receipt: options.Receipt = True,
     sidecar: options.Sidecar = False,
+    credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
@@ -75,7 +77,7 @@ def generate(
     )
     request = with_seed(request, resume_dir)
     announce = f"seed {request.seed}" if seed is None else None
-    delivery = Delivery(output, preview, playing, receipt, sidecar, resume_dir)
+    delivery = Delivery(output, preview, playing, receipt, sidecar, credentials, resume_dir)
     told = make(request, delivery, device, force=force, announce=announce)
     typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
 
@@ -104,15 +106,18 @@ class Delivery:
     play: bool
     receipt: bool
     sidecar: bool
+    credentials: bool
     resume: Path | None
 
     def check(self, prompt: str) -> None:
-        """Raise, before any work, for what cannot be written."""
+        """Raise, before any work, for what cannot be written or signed."""
+        from skyloom.generate.publish import check_ready
         from skyloom.media.write import PICTURE_SUFFIXES, check_target
 
         if self.preview is not None:
             check_target(self.preview, PICTURE_SUFFIXES)
         check_target(self.output or free_name(prompt, Path()))
+        check_ready(credentials=self.credentials)
 
 
 def make(
@@ -157,9 +162,9 @@ def make(
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))
-    if request.retakes is None:  # takes that were thrown away would teach the planner something wrong
+    if request.retakes is None and request.edit is None:  # takes thrown away, and frames kept, would teach it wrong
         steps = recorded(steps, work, since=since)
-    receipt, frames = _deliver(steps, plan.fps, target, delivery)
+    receipt, frames = _deliver(steps, plan, target, delivery)
     if delivery.sidecar and target is not None:
         write_sidecar(target, receipt)
     if delivery.resume is not None:
@@ -168,19 +173,39 @@ def make(
 
 
 def _deliver(
-    steps: "Iterator[Step]", fps: Fraction, target: Path | None, delivery: Delivery
+    steps: "Iterator[Step]", plan: "Plan", target: Path | None, delivery: Delivery
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
+    from skyloom.generate.publish import publish
     from skyloom.media.write import open_pipe, open_video
+    from skyloom.safety.registry import Glimpses
 
+    glimpses = Glimpses(plan.fps)
     with ExitStack() as stack:
-        writer = None if target is None else stack.enter_context(open_video(target, fps))
-        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, fps)) if delivery.play else None
-        takers = [taker.append for taker in (writer, pipe) if taker is not None]
+        writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
+        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps)) if delivery.play else None
+        if writer is not None:
+            _add_sound(plan, writer)
+        takers = [taker.append for taker in (writer, pipe, glimpses) if taker is not None]
         receipt, frames = show_progress(steps, delivery.preview, takers)
         if writer is not None and delivery.receipt:
             writer.receipt = receipt
+    if target is not None:
+        publish(target, receipt, looks=glimpses.looks, credentials=delivery.credentials, told=delivery.receipt)
     return receipt, frames
+
+
+def _add_sound(plan: "Plan", writer: "VideoWriter") -> None:
+    """The sound of an edit's sources goes where their time goes by, as far as the file can hold it."""
+    if plan.timeline is None or plan.footage is None:
+        return
+    lost = False
+    for at, clip in plan.timeline.runs:
+        source = plan.footage.sources[clip.source]
+        if source.sound is not None:
+            lost |= not writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)
+    if lost:
+        typer.echo("Not all sound could be kept: only .mp4 holds it, and of one kind.", err=True)
 
 
 def show_progress(

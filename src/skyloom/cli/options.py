@@ -26,6 +26,9 @@ Play = Annotated[
 ]
 Receipt = Annotated[bool, typer.Option(help="Write into the file how it was made.")]
 Sidecar = Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")]
+Credentials = Annotated[
+    bool, typer.Option(help="Sign the file as made by a model (C2PA). The watermark and the registry stay on.")
+]
 ResumeDir = Annotated[
     Path | None,
     typer.Option(help="Keep finished windows and steps here; the same command goes on where it was stopped."),

@@ -63,7 +63,7 @@ def show(request: "Request", as_json: bool, device: str | None) -> None:
 
 def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
     """What people ask about first comes first."""
-    from skyloom.generate.describe import describe_card
+    from skyloom.generate.describe import describe_card, describe_spans
 
     work, kept = expected.work, -(-plan.shape.frames // plan.keep_every)
     basis = "a first guess" if expected.first_guess else f"from {expected.runs} earlier runs"
@@ -77,7 +77,14 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
         f"{'windows':8} {work.windows} of {work.tokens:,} tokens at most",
         f"{'network':8} {work.calls} calls: {plan.num_steps} steps a window, guidance {plan.guidance_scale:g}",
         *(_card_line(describe_card(plan, index)) for index in range(len(plan.cards))),
+        *(_span_line(span) for span in describe_spans(plan)),
     ]
+
+
+def _span_line(span: dict[str, Any]) -> str:
+    last = span["first_frame"] + span["frames"] - 1
+    made = f", {span['windows']} windows: {span['prompt']}" if "windows" in span else ""
+    return f"{span['kind']:8} frames {span['first_frame']} to {last}{made}"
 
 
 def _card_line(card: dict[str, Any]) -> str:

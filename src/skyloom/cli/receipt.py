@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skyloom.cli import options
+
 if TYPE_CHECKING:
+    from skyloom.generate.edits import Edit
     from skyloom.generate.receipt import Receipt
     from skyloom.generate.replay import Verdict
     from skyloom.generate.request import Request
@@ -17,11 +20,20 @@ _SHORT = 12
 
 def show(
     file: Annotated[Path, typer.Argument(help="A video of skyloom's, or its .receipt.json.")],
+    tree: Annotated[bool, typer.Option("--tree", help="Draw what it was made from, and that from what.")] = False,
+    among: Annotated[
+        list[Path] | None, typer.Option(help="Folders to look for parents in (default: FILE's own alone)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as it is.")] = False,
 ) -> None:
     """How a video was made: its receipt."""
+    from skyloom.generate.lineage import draw_lineage
     from skyloom.generate.receipt import read_receipt
 
+    if tree:
+        for line in draw_lineage(file, (file.absolute().parent, *(among or []))):
+            typer.echo(_harmless(line))
+        return
     receipt = read_receipt(file)
     if as_json:
         typer.echo(json.dumps(receipt.to_dict(), indent=1))
@@ -44,10 +56,12 @@ def replay(
     force: Annotated[bool, typer.Option("--force", help="Go on although the weights are others.")] = False,
     model: Annotated[str | None, typer.Option(help="Name of a model, or its folder (default: the receipt's)")] = None,
     image: Annotated[Path | None, typer.Option(help="Where the picture is now that the video started from.")] = None,
+    credentials: options.Credentials = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the receipt's, if it is here)")] = None,
 ) -> None:
     """Make a video again from its receipt."""
+    from skyloom.generate.publish import check_ready, publish
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import check_weights, compare_file, is_exact, request_again
     from skyloom.media.write import check_target
@@ -57,13 +71,14 @@ def replay(
     target = output if output is not None or verify else _again(file)
     if target is not None:
         check_target(target)
+        check_ready(credentials=credentials)
     request = request_again(receipt, image)
     info = find_model(model or receipt.model)
     if not force:
         check_weights(receipt, info)
     video = _make(info.folder, request, receipt, device)
     if target is not None:
-        video.save(target)
+        publish(video.save(target), video.receipt, looks=_looks(video), credentials=credentials)
     told: dict[str, Any] = {"file": None if target is None else str(target), "exact": is_exact(receipt, video)}
     verdict = compare_file(file, receipt, video) if verify else None
     told |= verdict.to_dict() if verdict else {}
@@ -72,12 +87,21 @@ def replay(
         raise typer.Exit(1)
 
 
+def _looks(video: "Video") -> list[str]:
+    from skyloom.safety.registry import Glimpses
+
+    glimpses = Glimpses(video.fps)
+    glimpses.append(video.frames)
+    return glimpses.looks
+
+
 def describe(receipt: "Receipt") -> list[tuple[str, str]]:
     """A receipt as names and values for people, in the order in which they ask."""
     asked, frames = receipt.request, receipt.frames
     rows: list[tuple[str, object]] = [
         ("prompt", asked.prompt),
         ("negative", asked.negative_prompt),
+        ("edit", None if asked.edit is None else _edit_line(asked.edit)),
         ("seed", asked.seed),
         ("size", asked.size),
         ("seconds", asked.seconds),
@@ -109,6 +133,12 @@ def _note(value: object) -> str:
     takes = {str(one.get("window")): one.get("takes") for one in windows}
     again = [window for window, each in takes.items() if isinstance(each, list) and len(each) > 1]
     return f"{len(windows)} windows, made again: {', '.join(again) or 'none'}"
+
+
+def _edit_line(edit: "Edit") -> str:
+    """Like: retake of cat.mp4, start 1, stop 2."""
+    told = {name: value for name, value in edit.to_dict().items() if name not in ("verb", "videos")}
+    return ", ".join([f"{edit.verb} of {' and '.join(edit.videos)}", *(f"{name} {told[name]}" for name in told)])
 
 
 def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":

@@ -29,6 +29,7 @@ def storyboard(
     play: options.Play = None,
     receipt: options.Receipt = True,
     sidecar: options.Sidecar = False,
+    credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
@@ -50,7 +51,7 @@ def storyboard(
             plan.show(request, as_json, device)
             return
         announce = f"seed {request.seed}" if board.request.seed is None else None
-        delivery = Delivery(output, None, options.plays(play), receipt, sidecar, resume_dir)
+        delivery = Delivery(output, None, options.plays(play), receipt, sidecar, credentials, resume_dir)
         told = make(request, delivery, device, force=force, announce=announce, name=file.stem)
     except CardError as error:
         raise board.explain(error) from error

@@ -5,7 +5,7 @@ the windows that are finished.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -43,6 +43,7 @@ class Denoiser:
         self._dit, self._lanes, self._student = dit, lanes, student
         self._branches = [_Branch(text) for text in conditions]
         self._guidance_scale, self._fade = guidance_scale, torch.zeros(0)
+        self._first: int | None = None
         self._device, self._dtype = dit.head.weight.device, dit.head.weight.dtype
 
     def velocity(
@@ -53,7 +54,10 @@ class Denoiser:
         steps = span.to(self._device) if self._student else None
 
         def ask(text: TextCondition, cache: KvCache | None) -> Tensor:
-            made = self._dit(noisy.to(self._dtype), levels, text, cache=cache, span=steps).float()
+            numbers = None
+            if self._first is not None and cache is None:
+                numbers = torch.arange(noisy.shape[2], device=self._device) + self._first
+            made = self._dit(noisy.to(self._dtype), levels, text, cache=cache, span=steps, numbers=numbers).float()
             return to_velocity(self._dit.config.prediction, made, noisy, levels)
 
         def predict(branch: _Branch) -> Tensor:
@@ -96,6 +100,16 @@ class Denoiser:
             branch.before = before[index] if before is not None and fading else None
         if fading:
             self._fade = rearrange(torch.tensor(fade, device=self._device), "t -> 1 1 t 1 1")
+
+    def stand(self, first: int | None) -> None:
+        """Where in its video the next window without a memory begins, in latent frames (None: at its beginning)."""
+        self._first = first
+
+    def pass_by(self, frames: int, rollout: Rollout) -> None:
+        """Latent frames went by that nothing is remembered of."""
+        for branch in self._branches:
+            cache = branch.cache or KvCache(rollout.sink, rollout.recent)
+            branch.cache = replace(cache, seen=cache.seen + frames)
 
     def forget(self) -> None:
         """Remember nothing: a new shot begins."""

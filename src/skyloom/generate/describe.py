@@ -1,11 +1,13 @@
 """A plan and its estimate as plain values, for people, the command line and the server; nothing is loaded."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from skyloom.core.device import choose_device, choose_dtype
 from skyloom.generate.estimate import Estimate, estimate, read_config, read_history, work_of
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
+from skyloom.generate.timeline import Make
 from skyloom.models.dit import DitConfig
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.models.vae import VaeConfig
@@ -33,6 +35,7 @@ def describe(plan: Plan, expected: Estimate) -> dict[str, Any]:
         "quality": "fast" if plan.student else "best",
         "estimate": expected.to_dict(),
         **({"cards": [describe_card(plan, index) for index in range(len(plan.cards))]} if plan.cards else {}),
+        **({"spans": list(describe_spans(plan))} if plan.timeline else {}),
     }
 
 
@@ -43,3 +46,12 @@ def describe_card(plan: Plan, index: int) -> dict[str, Any]:
     windows = sum(window.card == index for window in plan.windows)
     place = {"card": index + 1, "shot": one.shot + 1, "first_frame": one.frame, "frames": end - one.frame}
     return {**place, "windows": windows, "fade_frames": one.fade, "prompt": one.text, "pinned": one.pinned}
+
+
+def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
+    """What an edit keeps and what it makes, in order."""
+    layouts, at = iter(plan.layouts), 0
+    for span in plan.timeline.spans if plan.timeline else ():
+        told = {"first_frame": at, "frames": span.frames, "kind": type(span).__name__.lower()}
+        yield {**told, "windows": len(next(layouts).windows), "prompt": span.prompt} if isinstance(span, Make) else told
+        at += span.frames

@@ -121,9 +121,9 @@ class Estimate:
 def work_of(plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors, device: str, dtype: str) -> Work:
     """A plan in plain numbers: every step asks the transformer once, with guidance twice, and a finished window is
     read once more, piece by piece, into the memory of the next."""
-    latent = scale.latent_shape(plan.shape)
     depth, tall, wide = config.patch
-    per_frame = math.ceil(latent.height / tall) * math.ceil(latent.width / wide) // depth
+    rows, columns = (math.ceil(side / scale.space) for side in (plan.shape.height, plan.shape.width))
+    per_frame = math.ceil(rows / tall) * math.ceil(columns / wide) // depth
     branches = 1 if plan.guidance_scale == 1.0 else 2
     seen = 0 if model.rollout is None else model.rollout.sink + model.rollout.recent
     calls, flops, tokens = 0, 0.0, 0
@@ -156,7 +156,7 @@ def read_config(folder: Path, part: str, config_class: type[C]) -> C:
 def estimate(work: Work, history: Iterable[Run]) -> Estimate:
     """What the work will take, by the medians of the latest runs of its kind."""
     like = [run for run in history if run.work.kind == work.kind][-_LIKE_RUNS:]
-    per_flop = _typical([run.denoise_seconds / run.work.flops for run in like], 1 / _FLOPS)
+    per_flop = _typical([run.denoise_seconds / run.work.flops for run in like if run.work.flops], 1 / _FLOPS)
     per_pixel = _typical([run.decode_seconds / run.work.pixels for run in like], 1 / _DECODE_PIXELS)
     base = _typical([run.peak_bytes - run.work.working_bytes for run in like], _BASE_BYTES)
     written = [run.file_bytes / run.work.pixels for run in like if run.file_bytes]

@@ -9,6 +9,7 @@ from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.request import Request, check_seed, parse_size
 from skyloom.models.registry import ModelInfo, Quality
+from skyloom.safety.moderation import refuse_prompt
 
 MAX_PROMPT = 2_000
 MAX_SECONDS = 3600
@@ -30,8 +31,9 @@ class Settled:
 
 
 def settle(request: Request, model: ModelInfo) -> Settled:
-    """Check a request against a model's manifest. Raises RequestError with what would fit."""
-    if not request.prompt.strip() and not request.cards:
+    """Check a request against a model's manifest and the policy. Raises RequestError with what would fit, SafetyError
+    for what is never made."""
+    if not request.prompt.strip() and not request.cards and request.edit is None:
         raise RequestError(
             "The prompt is empty.", hint="Say what to show, like: a cat walking on the beach.", field="prompt"
         )
@@ -39,10 +41,13 @@ def settle(request: Request, model: ModelInfo) -> Settled:
     _check_text("negative prompt", request.negative_prompt, "negative_prompt")
     for number, card in enumerate(request.cards, start=1):
         _check_text(f"prompt of card {number}", card.prompt, "cards")
+    style = "" if request.edit is None else request.edit.style or ""
+    refuse_prompt("\n".join([request.prompt, style, *(card.prompt for card in request.cards)]))
     if request.cards and request.image is not None:
         raise RequestError(
             "A storyboard takes its pictures from its cards.", hint="Put the image on the first card.", field="image"
         )
+    _check_edit(request)
     width, height = _size(request, model)
     keep_every = _keep_every(request, model)
     _check_seconds(request)
@@ -76,6 +81,18 @@ def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int
             field="seconds",
         )
     return frames
+
+
+def _check_edit(request: Request) -> None:
+    """An edit has the length, the rate and the pictures of its videos."""
+    if request.edit is None:
+        return
+    for name in ("seconds", "fps", "image", "retakes"):
+        if getattr(request, name) is not None:
+            raise RequestError(f"An edit has no {name} of its own.", hint=f"Leave {name} out.", field=name)
+    if request.cards:
+        hint = "Make the storyboard first, then edit it."
+        raise RequestError("An edit has no cards.", hint=hint, field="cards")
 
 
 def _quality(request: Request, model: ModelInfo) -> Quality:

@@ -4,8 +4,8 @@ Latent frames hold several frames: what is pinned inside one is repeated back to
 where it should, and frames at its end that do not fill one are left to the model.
 """
 
-import itertools
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from skyloom.diffusion.canvas import Canvas
 from skyloom.generate.rollout import Window
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.media.frames import cover
-from skyloom.media.read import probe, read_frames, read_image
+from skyloom.media.read import read_image
+from skyloom.media.source import open_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +56,8 @@ def read_pinned(placed: PlacedCard, shape: VideoShape, fps: int) -> UInt8[Tensor
 
 def sample_frames(path: Path, fps: int, most: int) -> UInt8[Tensor, "t h w c"]:
     """A video's frames at another rate: each moment shows the latest frame; at most so many."""
-    rate = probe(path).fps
-    kept: list[Tensor] = []
-    for index, frame in enumerate(read_frames(path)):
-        # this frame shows from index / rate to (index + 1) / rate
-        until = -(-(index + 1) * fps * rate.denominator // rate.numerator)
-        kept += itertools.repeat(frame, min(until, most) - len(kept))
-        if len(kept) >= most:
-            break
-    return torch.stack(kept)
+    source = open_source(path, fps=Fraction(fps))
+    return source.read(0, min(most, source.frames))
 
 
 def fit_cells(

@@ -28,15 +28,19 @@ from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.resume import WindowStore
-from skyloom.generate.rollout import Critic, Job, Projector, Window, roll_out
+from skyloom.generate.rollout import Critic, Job, Projector, Window, WindowStep, roll_out
+from skyloom.generate.splice import Splicer, filtered, span_store
 from skyloom.generate.storyboard import PlacedCard
+from skyloom.generate.timeline import Filter, Keep
 from skyloom.media.frames import to_frames, to_pixels
+from skyloom.media.seams import SeamMeter
 from skyloom.media.video import Video
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig
+from skyloom.safety.watermark import Marker, identity_of_making
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,32 +72,53 @@ class Step:
 
 
 class _Screen:
-    """Counts the frames that come in and leaves out those that the asked rate does without."""
+    """Counts the frames that come in, leaves out those that the asked rate does without, and marks what was made of the
+    others: what is seen, hashed and written is always marked."""
 
     def __init__(self, plan: Plan, receipt: Receipt, *, collect: bool) -> None:
         self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
+        self._marker = Marker(identity_of_making(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
-        self._total = sum(len(window.parts) for window in plan.windows)
+        self._total = plan.shape.frames if plan.timeline else sum(len(window.parts) for window in plan.windows)
+        self._seams = None if plan.timeline is None else SeamMeter(plan.timeline.joins)
 
     def note(self, notes: Mapping[str, Any]) -> None:
         """What the receipt is to say besides."""
         self._receipt = replace(self._receipt, notes={**self._receipt.notes, **notes})
 
+    @property
+    def mark(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Puts the watermark on the next made frames of an edit."""
+        return self._marker.mark
+
     def show(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
-        """The step that these frames make."""
+        """The step that these frames make; those of an edit come with their marks."""
         every = self._plan.keep_every
         shown = frames[-self._frames % every :: every].clone()
+        shown = self._marker.mark(shown) if self._seams is None else shown
         self._frames += len(frames)
-        self._parts += 1
+        self._parts += 1 if self._seams is None else len(frames)
         self._hash.add(shown)
+        if self._seams is not None:
+            self._seams.take(shown)
         if self._kept is not None:
             self._kept.append(shown)
         if self._parts < self._total:
             return Step("decode", self._parts, self._total, frames=shown)
-        receipt = replace(self._receipt, frames=self._hash.digest()).to_dict()
+        notes = {**self._receipt.notes, **self._measured()}
+        receipt = replace(self._receipt, frames=self._hash.digest(), notes=notes).to_dict()
         video = None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, receipt)
         return Step("decode", self._parts, self._total, frames=shown, receipt=receipt, video=video)
+
+    def _measured(self) -> dict[str, Any]:
+        """How the joins of an edit look, change over ordinary change; a loop's closure too."""
+        if self._seams is None:
+            return {}
+        seams = {str(join): round(ratio, 3) for join, ratio in self._seams.ratios().items()}
+        loops = self._plan.timeline is not None and self._plan.timeline.loops
+        closure = {"closure": round(self._seams.closure(), 3)} if loops else {}
+        return {"seams": seams, **closure}
 
 
 class Pipeline:
@@ -152,6 +177,8 @@ class Pipeline:
         asked = request if isinstance(request, Request) else Request(request)
         plan = self.plan(asked.with_fields(fields))
         canvas_at = self._canvas_at(plan)
+        if plan.timeline is not None and resume is not None:
+            raise RequestError("An edit is not kept in a folder to go on from.", hint="Leave the folder out.")
         if plan.request.retakes is not None and critic is None:
             raise RequestError("Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes.")
         notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
@@ -170,7 +197,8 @@ class Pipeline:
             correlation=self.info.noise_correlation,
             retakes=plan.request.retakes or 0,
         )
-        return self._run(plan, job, _Screen(plan, receipt, collect=collect), critic)
+        screen = _Screen(plan, receipt, collect=collect)
+        return self._run(plan, job, screen, critic) if plan.timeline is None else self._run_edit(plan, job, screen)
 
     def _run(self, plan: Plan, job: Job, screen: _Screen, critic: Critic | None) -> Iterator[Step]:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
@@ -197,9 +225,55 @@ class Pipeline:
             yield from map(screen.show, projector.ready())
         yield from map(screen.show, projector.ready(most_waiting=0))
 
+    def _run_edit(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:
+        """The spans of a timeline in order: kept frames as they are, made ones as they come."""
+        timeline, footage = plan.timeline, plan.footage
+        assert timeline is not None and footage is not None
+        prompts = list(dict.fromkeys(span.prompt for span in timeline.made))
+        scripts: dict[str, list[TextCondition]] = {}
+        if prompts:
+            context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
+            scripts = {text: self._conditions(plan, context, row) for row, text in enumerate(prompts)}
+            yield Step("text", 1, 1, notice=_notice(plan, context))
+
+        def speaker(prompt: str) -> Denoiser:
+            return Denoiser(self.dit, self.lanes, scripts[prompt], plan.guidance_scale, student=plan.student)
+
+        splicer = Splicer(
+            self.vae,
+            self.lanes,
+            self.device,
+            footage.sources,
+            job,
+            speaker,
+            screen.mark,
+            self.dit.config.horizon,
+            (plan.shape.height, plan.shape.width),
+            footage.mask,
+            footage.softness,
+            span_store(plan, self.info, self.device, self.dtype),
+        )
+        layouts, done = iter(plan.layouts), 0
+        for span in timeline.spans:
+            if isinstance(span, Keep):
+                clip = span.clip
+                yield from map(screen.show, footage.sources[clip.source].stream(clip.start, clip.stop))
+            elif isinstance(span, Filter):
+                yield from map(screen.show, filtered(footage.sources[0], span))
+            else:
+                for made in splicer.make(span, next(layouts)):
+                    if isinstance(made, WindowStep):
+                        done += 1
+                        total = len(plan.windows) * plan.num_steps
+                        yield Step("denoise", done, total, made.step.denoised[0], vae=self.vae)
+                    elif len(made):
+                        yield screen.show(made)
+
     @torch.no_grad()
     def _canvas_at(self, plan: Plan) -> Callable[[Window], Canvas]:
         """The canvas of every window: only what is pinned is known, a picture to start from or media of cards."""
+        if plan.timeline is not None:
+            return _no_canvas
         latent_shape = self.vae.config.scale.latent_shape(plan.shape)
         pins: list[Pin] = []
         if plan.request.image is not None:
@@ -254,6 +328,10 @@ def load(
     return Pipeline(info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype))
 
 
+def _no_canvas(window: Window) -> Canvas:
+    raise AssertionError("the windows of an edit lie on the canvases of their spans")
+
+
 def _notice(plan: Plan, context: TextContext) -> str | None:
     """What was done otherwise than a user may expect."""
     lost = context.truncated
@@ -265,5 +343,6 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
         ),
         f"The negative prompt is long: its last {lost[-1]} tokens were not read." if lost[-1] else "",
         f"Of the frames, one in {plan.keep_every} is kept." if plan.keep_every > 1 else "",
+        *(() if plan.footage is None else plan.footage.notices),
     ]
     return " ".join(filter(None, notices)) or None

@@ -1,20 +1,26 @@
 """The plan of a request, before any work: exact shapes, steps and guidance, or a refusal that says what would do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
-from skyloom.generate.limits import count_frames, settle
+from skyloom.generate.edit import edit_timeline
+from skyloom.generate.footage import Footage, open_footage
+from skyloom.generate.layout import Layout, lay_out
+from skyloom.generate.limits import MAX_SECONDS, Settled, count_frames, settle
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import Window, make_windows
 from skyloom.generate.storyboard import PlacedCard, card_windows, place_cards
+from skyloom.generate.timeline import Filter, Timeline
 from skyloom.models.registry import ModelInfo
 
 
 @dataclass(frozen=True)
 class Plan:
     """A request with every default filled in. `shape` is what the model makes, at its own rate; of that, every
-    `keep_every`-th frame is kept. It is made in `windows`."""
+    `keep_every`-th frame is kept. It is made in `windows`. Of an edit, these are all windows of the spans of its
+    `timeline` that are made, which lie as `layouts` say; `footage` are its sources."""
 
     request: Request
     shape: VideoShape
@@ -26,6 +32,9 @@ class Plan:
     windows: tuple[Window, ...]
     student: bool = False
     cards: tuple[PlacedCard, ...] = ()
+    timeline: Timeline | None = None
+    layouts: tuple[Layout, ...] = ()
+    footage: Footage | None = field(default=None, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -36,15 +45,49 @@ class Plan:
 def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     """Check a request against a model. Raises RequestError with what would fit."""
     request = request.with_seed()
-    assert request.seed is not None
     settled = settle(request, model)
+    native = scale.latent_frames(model.frames)
+    if request.edit is not None:
+        return _plan_edit(request, settled, model, scale, native)
     shape = VideoShape(count_frames(request, model, scale), settled.height, settled.width)
     cards = place_cards(request.cards, request.prompt, shape, model.fps)
-    native = scale.latent_frames(model.frames)
     if cards:
         windows = card_windows(cards, shape.frames, scale, native, model.rollout)
     else:
         windows = make_windows(scale.latent_frames(shape.frames), native, model.rollout)
-    fps, steps, guidance = Fraction(model.fps, settled.keep_every), settled.num_steps, settled.guidance_scale
-    student = settled.quality.student
+    fps = Fraction(model.fps, settled.keep_every)
+    steps, guidance, student = settled.num_steps, settled.guidance_scale, settled.quality.student
+    assert request.seed is not None
     return Plan(request, shape, fps, settled.keep_every, steps, guidance, request.seed, windows, student, cards)
+
+
+def _plan_edit(request: Request, settled: Settled, model: ModelInfo, scale: ScaleFactors, native: int) -> Plan:
+    """The plan of an edit: its sources are opened, and every span that is made is laid out."""
+    edit = request.edit
+    assert edit is not None and request.seed is not None
+    footage = open_footage(edit, model.fps, settled.height, settled.width)
+    fps = footage.sources[0].fps
+    timeline = edit_timeline(edit, request.prompt, footage.sources, fps)
+    if timeline.frames > MAX_SECONDS * fps:
+        long = f"{float(timeline.frames / fps):.0f} seconds"
+        raise RequestError(f"The edited video would have {long}.", hint=f"Cut it to {MAX_SECONDS} seconds at most.")
+    layouts = tuple(lay_out(span, scale, native, model.rollout) for span in timeline.made)
+    height, width = settled.height, settled.width
+    first = timeline.spans[0]
+    if isinstance(first, Filter):
+        height, width = first.size or (footage.sources[0].height, footage.sources[0].width)
+        fps *= first.times
+    return Plan(
+        request,
+        VideoShape(timeline.frames, height, width),
+        fps,
+        1,
+        settled.num_steps,
+        settled.guidance_scale,
+        request.seed,
+        tuple(window for layout in layouts for window in layout.windows),
+        settled.quality.student,
+        timeline=timeline,
+        layouts=layouts,
+        footage=footage,
+    )

@@ -6,7 +6,7 @@ is taken of the frames as they were made, before any codec, so that a lossy file
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +20,9 @@ from skyloom import __version__
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
-from skyloom.media.read import is_sidecar, probe, read_sidecar
+from skyloom.generate.timeline import Keep
+from skyloom.media.read import is_sidecar, read_sidecar
+from skyloom.media.source import open_source
 from skyloom.media.write import sidecar_of
 from skyloom.models.checkpoint import hash_file
 from skyloom.models.registry import ModelInfo
@@ -136,12 +138,11 @@ def make_receipt(
     notes: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """What a pipeline says about a video that it made. Raises MediaError when the picture to start from is gone."""
+    asked = plan.request if plan.timeline else replace(plan.request, seconds=plan.seconds, fps=float(plan.fps))
     filled = replace(
-        plan.request,
+        asked,
         model=info.name,
-        seconds=plan.seconds,
-        size=plan.shape.size,
-        fps=float(plan.fps),
+        size=plan.request.size if plan.timeline else plan.shape.size,
         seed=plan.seed,
         num_steps=plan.num_steps,
         guidance_scale=plan.guidance_scale,
@@ -162,9 +163,32 @@ def make_receipt(
         dtype=str(dtype).removeprefix("torch."),
         image=None if plan.request.image is None else hash_picture(Path(plan.request.image)),
         frames=frames,
-        parents=(*parents, *pinned),
-        notes=notes or {},
+        parents=(*parents, *pinned, *_sources(plan)),
+        notes={**(notes or {}), **_edited(plan)},
     )
+
+
+def _sources(plan: Plan) -> Iterator[Parent]:
+    """The videos of an edit in their order, then its mask."""
+    edit = plan.request.edit
+    if edit is None or plan.footage is None:
+        return
+    for source in plan.footage.sources:
+        yield Parent(source.sha256, "video", edit.verb)
+    if edit.mask is not None:
+        yield Parent(hash_picture(Path(edit.mask)), "mask", edit.verb)
+
+
+def _edited(plan: Plan) -> dict[str, Any]:
+    """What an edit kept and made, in frames, and what was done to its sources."""
+    if plan.timeline is None or plan.footage is None:
+        return {}
+    spans, at = [], 0
+    for span in plan.timeline.spans:
+        spans.append([at, at + span.frames, "kept" if isinstance(span, Keep) else "made"])
+        at += span.frames
+    notices = list(plan.footage.notices)
+    return {"spans": spans, **({"notices": notices} if notices else {})}
 
 
 def read_receipt(path: Path) -> Receipt:
@@ -174,7 +198,7 @@ def read_receipt(path: Path) -> Receipt:
     """
     if is_sidecar(path):
         return Receipt.from_dict(read_sidecar(path))
-    values = probe(path).receipt
+    values = open_source(path).receipt
     if not values and sidecar_of(path).exists():
         values = read_sidecar(sidecar_of(path))
     if not values:
@@ -189,11 +213,11 @@ def weights_digest(files: Mapping[str, str]) -> str:
 
 
 def hash_picture(path: Path) -> str:
-    """The sha256 of the picture that a video starts from. Raises MediaError when it cannot be read."""
+    """The sha256 of a file that a video is made from. Raises MediaError when it cannot be read."""
     try:
         return hash_file(path)
     except OSError as error:
-        raise MediaError(f"The picture {path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
 
 
 def _frames(values: Mapping[str, Any]) -> FramesDigest:

@@ -20,6 +20,7 @@ from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.receipt import FramesHash, Receipt, hash_picture, weights_digest
 from skyloom.generate.request import Request
 from skyloom.media.read import is_sidecar, read_frames
+from skyloom.media.source import open_source
 from skyloom.media.video import Video
 from skyloom.media.write import SIDECAR, SUFFIXES
 from skyloom.models.registry import ModelInfo
@@ -64,8 +65,9 @@ def request_again(receipt: Receipt, image: Path | None = None) -> Request:
     """The request of a receipt, for a pipeline that holds its model.
 
     `image` is where the picture lies that it started from, if no longer where it was. Raises RequestError when that
-    picture is another one, MediaError when there is none.
+    picture is another one, or a video or mask that was edited, MediaError when there is none.
     """
+    _check_sources(receipt)
     asked = receipt.request
     where = image or (None if asked.image is None else Path(asked.image))
     if image is not None and asked.image is None:
@@ -73,6 +75,20 @@ def request_again(receipt: Receipt, image: Path | None = None) -> Request:
     if where is not None and receipt.image is not None and hash_picture(where) != receipt.image:
         raise RequestError(f"{where} is not the picture that the video started from.", hint="Name it with --image.")
     return replace(asked, model=None, image=None if where is None else str(where))
+
+
+def _check_sources(receipt: Receipt) -> None:
+    """Raise RequestError unless every file of an edit is the one that was edited."""
+    edit = receipt.request.edit
+    if edit is None:
+        return
+    told = [parent.sha256 for parent in receipt.parents if parent.verb == edit.verb]
+    files = [*edit.videos, *([] if edit.mask is None else [edit.mask])]
+    if len(told) != len(files):
+        raise MediaError("The receipt does not name what was edited.", hint="Ask for the original file.")
+    for file, sha256 in zip(files, told, strict=True):
+        if hash_picture(Path(file)) != sha256:
+            raise RequestError(f"{file} is not the file that was edited; it has changed.", hint="Bring that one back.")
 
 
 def check_weights(receipt: Receipt, info: ModelInfo) -> None:
@@ -101,7 +117,7 @@ def compare_file(file: Path, receipt: Receipt, video: Video) -> Verdict:
     Raises MediaError when the file cannot be decoded, or has other frames in number or size.
     """
     file = file.with_name(file.name.removesuffix(SIDECAR)) if is_sidecar(file) else file
-    there = compare(video.frames, read_frames(file), str(file))
+    there = compare(video.frames, (frame for run in open_source(file).stream() for frame in run), str(file))
     suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else SUFFIXES[0]
     with tempfile.TemporaryDirectory() as folder:
         coded = video.save(Path(folder) / f"again{suffix}")

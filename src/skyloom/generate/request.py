@@ -18,6 +18,7 @@ from typing import Any
 from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
+from skyloom.generate.edits import Edit
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
 _WHOLE = ("seed", "num_steps", "retakes")
@@ -30,6 +31,8 @@ class Request:
 
     `model` None means whichever model the pipeline holds; `quality` is "fast" (a few steps, no guidance) or
     "best" (many steps, guided), as far as the model has both. With `cards` (a storyboard) the video shows one after
+    another, and the prompt, which may be empty, is said with each of theirs. With an `edit` it is made of other videos,
+    whose length and size it has. Values of the wrong kind raise RequestError.
     another, and the prompt, which may be empty, is said with each of theirs. Windows that do not hold together with
     the first are made again up to `retakes` times. Values of the wrong kind raise RequestError.
     """
@@ -46,12 +49,14 @@ class Request:
     image: str | None = None
     quality: str | None = None
     cards: tuple[Card, ...] = ()
+    edit: Edit | None = None
     retakes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _cards(self.cards))
+        object.__setattr__(self, "edit", _edit(self.edit))
         for field in fields(self):
-            if field.name == "cards":
+            if field.name in ("cards", "edit"):
                 continue
             value = getattr(self, field.name)
             if value is not None or field.name in ("prompt", "negative_prompt"):
@@ -69,6 +74,7 @@ class Request:
         """Plain values; what is None is left out, and cards where there are none."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["cards"] = [card.to_dict() for card in self.cards] or None
+        values["edit"] = None if self.edit is None else self.edit.to_dict()
         return {key: value for key, value in values.items() if value is not None}
 
     def to_json(self) -> str:
@@ -87,6 +93,15 @@ class Request:
         if "prompt" not in values:
             raise RequestError("A request needs a prompt.", hint="Say what to show.", field="prompt")
         return cls(**values)
+
+
+def _edit(value: object) -> Edit | None:
+    """An edit as it is, or from plain values."""
+    if value is None or isinstance(value, Edit):
+        return value
+    if not isinstance(value, Mapping):
+        raise RequestError(f"edit is {value!r:.80}.", hint="It must be a table with a verb and videos.")
+    return Edit.from_dict(value)
 
 
 def _cards(values: object) -> tuple[Card, ...]:

@@ -19,7 +19,8 @@ from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.cards import Card, CardError, parse_clock
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import Window
-from skyloom.media.read import probe, read_image
+from skyloom.media.read import read_image
+from skyloom.media.source import open_source
 from skyloom.models.registry import Rollout
 
 MAX_CARDS = 500
@@ -81,7 +82,7 @@ def _check_media(card: Card, number: int, shape: VideoShape) -> None:
         if card.image:
             read_image(Path(card.image))
         if card.video:
-            there = probe(Path(card.video))
+            there = open_source(card.video)
             if (there.width, there.height) != (shape.width, shape.height):
                 said = f"{card.video} is {there.width}x{there.height}, the storyboard {shape.size}."
                 raise CardError(number, key, said, hint="Bring it to that size first.")

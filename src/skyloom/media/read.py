@@ -1,7 +1,6 @@
 """Read pictures and videos, within limits that a file cannot talk its way around."""
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from skyloom.core.errors import MediaError
+from skyloom.media.sandbox import Sandbox
 from skyloom.media.video import Video
 from skyloom.media.write import SIDECAR
 
@@ -25,8 +24,7 @@ MAX_PIXELS = 64_000_000
 MAX_FRAMES = 4_000
 MAX_VIDEO_PIXELS = 1_000_000_000
 MAX_RECEIPT = 2**20
-_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-_HINT = "Use a PNG, JPEG, WebP, GIF or BMP file."
+_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -43,25 +41,18 @@ class Probe:
 
 
 def read_image(path: Path) -> UInt8[Tensor, "1 h w c"]:
-    """A picture as one upright RGB frame; transparent parts become white.
+    """A picture as one upright RGB frame; transparent parts become white. A limited child decodes it.
 
     Raises MediaError for what is no picture, is damaged, or has more than 64 million pixels.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_PICTURES) as image:
-                _check_size(path, image.width, image.height)
-                upright = ImageOps.exif_transpose(_to_eight_bits(image)).convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        pixels = np.array(Image.alpha_composite(white, upright).convert("RGB"))
-    except FileNotFoundError as error:
-        raise MediaError(f"The picture {path} does not exist.", hint="Check the path.") from error
-    except Image.DecompressionBombError as error:
-        raise MediaError(f"{path} has more than 64 million pixels.", hint="Make it smaller.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise MediaError(f"{path} cannot be read as a picture.", hint=_HINT) from error
-    return torch.from_numpy(pixels)[None]
+    with Sandbox(path, "picture") as child:
+        header, pixels = child.take(MAX_PIXELS * _CHANNELS) or ({}, bytearray())
+        height, width = header.get("height"), header.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+            raise child.fail("crash")
+        if height * width * _CHANNELS != len(pixels):
+            raise child.fail("crash")
+    return torch.from_numpy(np.frombuffer(pixels, np.uint8).reshape(1, height, width, _CHANNELS))
 
 
 def probe(path: Path) -> Probe:
@@ -113,7 +104,7 @@ def read_sidecar(path: Path) -> dict[str, object]:
             content = file.read(MAX_RECEIPT + 1)
     except OSError as error:
         raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
-    receipt = _parse(content) if len(content) <= MAX_RECEIPT else {}
+    receipt = parse_receipt(content) if len(content) <= MAX_RECEIPT else {}
     if not receipt:
         raise MediaError(f"{path} is no receipt of skyloom's.", hint="Choose another file.")
     return receipt
@@ -140,13 +131,6 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise MediaError(f"{path} is {width}x{height}, more than 64 million pixels.", hint="Make it smaller.")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which would be clipped to white, as grey of 8."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))
-
-
 def _rate(stream: av.VideoStream) -> Fraction:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
@@ -160,11 +144,11 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 
 def _receipt(metadata: Mapping[str, str]) -> dict[str, object]:
     """How the video was made, if skyloom wrote it."""
-    return _parse({key.lower(): value for key, value in metadata.items()}.get("comment", ""))
+    return parse_receipt({key.lower(): value for key, value in metadata.items()}.get("comment", ""))
 
 
-def _parse(text: str | bytes) -> dict[str, object]:
-    """A receipt's values, or none where the text is no receipt."""
+def parse_receipt(text: str | bytes) -> dict[str, object]:
+    """A receipt's values; none where the text is no receipt or longer than 1 MiB."""
     try:
         receipt = json.loads(text) if len(text) <= MAX_RECEIPT else {}
     except (ValueError, RecursionError):

@@ -1,9 +1,13 @@
-"""Encode frames to mp4 (H.264), webm (VP9), gif or png. A file appears under its name whole or not at all."""
+"""Encode frames to mp4 (H.264), webm (VP9), mkv (FFV1, without loss), gif or png.
+
+A file appears under its name whole or not at all.
+"""
 
 import errno
+import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
@@ -18,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import CapacityError, MediaError, RequestError, SkyloomError
+from skyloom.media.index import Sound, SoundPacket
+from skyloom.media.sound import SoundTrack
 
 _CODECS = {
     ".mp4": (
@@ -27,7 +33,9 @@ _CODECS = {
         {"movflags": "+faststart+use_metadata_tags"},
     ),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "24", "b": "0", "row-mt": "1"}, {}),
+    ".mkv": ("ffv1", "bgr0", {"level": "3", "slicecrc": "1"}, {}),
 }
+_FORMATS = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
 _FRAGMENTED = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 SUFFIXES = (*_CODECS, ".gif")
 PICTURE_SUFFIXES = (".png",)
@@ -149,7 +157,7 @@ class _Pipe:
 class VideoWriter:
     """Takes a video's frames in order; what is in `receipt` at the end becomes the file's comment, as JSON.
 
-    Memory does not grow with the length, except for a .gif.
+    Memory does not grow with the length, except for a .gif. A .mkv gives back the very same frames.
     """
 
     def __init__(self, path: Path, fps: Fraction) -> None:
@@ -158,6 +166,14 @@ class VideoWriter:
         self.frames = 0
         self._pictures: list[UInt8[Tensor, "t h w c"]] = []
         self._encoder: _Encoder | None = None
+        self._track = SoundTrack()
+
+    def add_sound(self, sound: Sound, packets: Iterable[SoundPacket], at: int) -> bool:
+        """Let packets of sound play from frame `at` on; false where this file cannot hold them, and they are left out.
+
+        They are read when the file is finished. Only .mp4 holds sound, and of one kind.
+        """
+        return self.suffix == ".mp4" and self._track.add(sound, packets, at / self.fps)
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
         """Take the next frames. Raises MediaError for what the format cannot hold."""
@@ -180,7 +196,7 @@ class VideoWriter:
             _write_gif(torch.cat(self._pictures), self.fps, target, comment)
         else:
             self._encoder.close()
-            _remux(self.path, target, self.suffix, comment)
+            _remux(self.path, target, self.suffix, comment, self._track)
 
 
 def write_picture(frame: UInt8[Tensor, "h w c"], path: Path) -> Path:
@@ -238,9 +254,10 @@ def _check_frames(frames: UInt8[Tensor, "t h w c"], fps: Fraction, suffix: str) 
     count, height, width, _ = shape
     if not count or fps <= 0:
         raise MediaError(f"{count} frames at {float(fps):g} fps are no video.", hint="Use one or more, above 0 fps.")
-    if suffix in _CODECS and (height % 2 or width % 2):
+    if suffix in _CODECS and _CODECS[suffix][1] == "yuv420p" and (height % 2 or width % 2):
         raise MediaError(
-            f"{suffix[1:]} holds no odd sizes like {width}x{height}.", hint="Use even width and height, or a .gif."
+            f"{suffix[1:]} holds no odd sizes like {width}x{height}.",
+            hint="Use even width and height, or a .mkv or .gif.",
         )
 
 
@@ -257,7 +274,7 @@ class _Encoder:
         container_options: dict[str, str],
     ) -> None:
         codec, pixel_format, _, _ = _CODECS[suffix]
-        self._container = av.open(file, "w", format=suffix[1:], options=container_options)
+        self._container = av.open(file, "w", format=_FORMATS[suffix], options=container_options)
         self._stream = self._container.add_stream(codec, rate=fps, options=options)
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = pixel_format
@@ -273,19 +290,30 @@ class _Encoder:
         self._container.close()
 
 
-def _remux(source: Path, target: Path, suffix: str, comment: str) -> None:
-    """Copy the packets of a finished file behind a header with the comment, ready to be played from its start."""
+def _remux(source: Path, target: Path, suffix: str, comment: str, track: SoundTrack) -> None:
+    """Copy the packets of a finished file, and of a sound track, behind a header with the comment.
+
+    The file is ready to be played from its start: sound lies beside the pictures that it belongs to.
+    """
     with (
-        av.open(str(source), "r", format=suffix[1:]) as encoded,
-        av.open(str(target), "w", format=suffix[1:], options=_CODECS[suffix][3]) as container,
+        av.open(str(source), "r", format=_FORMATS[suffix]) as encoded,
+        av.open(str(target), "w", format=_FORMATS[suffix], options=_CODECS[suffix][3]) as container,
     ):
         if comment:
             container.metadata["comment"] = comment
         stream = container.add_stream_from_template(encoded.streams.video[0])
+        sounds = track.open(container)
+        sound = next(sounds, None)
         for packet in encoded.demux(encoded.streams.video[0]):
             if packet.dts is not None:
+                time = packet.dts * packet.time_base
+                while sound is not None and sound[0] <= time:
+                    container.mux(sound[1])
+                    sound = next(sounds, None)
                 packet.stream = stream
                 container.mux(packet)
+        for _, packet in itertools.chain([] if sound is None else [sound], sounds):
+            container.mux(packet)
 
 
 def _write_gif(frames: UInt8[Tensor, "t h w c"], fps: Fraction, path: Path, comment: str) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ class Registry:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or data_folder() / "registry.sqlite"
 
+    def prepare(self) -> None:
+        """Create the file, if there is none."""
+        with self._opened(create=True) as connection:
+            connection.executescript(_TABLES)
+
     def add(self, making: Making) -> None:
         """Keep a making."""
         made_at = making.made_at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -115,6 +121,19 @@ class Registry:
         except (sqlite3.Error, OSError) as error:
             hint = "Free some space, or set SKYLOOM_DATA to a folder that can be written."
             raise MediaError(f"The registry {self.path} cannot be used ({error}).", hint=hint) from error
+
+
+class Glimpses:
+    """Takes a video's frames in order, some at a time; `looks` are those of one frame a second."""
+
+    def __init__(self, fps: float | Fraction) -> None:
+        self.looks: list[str] = []
+        self._every, self._count = max(1, round(fps)), 0
+
+    def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
+        """Take the next frames."""
+        self.looks += [look_of(frames[index]) for index in range(-self._count % self._every, len(frames), self._every)]
+        self._count += len(frames)
 
 
 def hash_content(path: Path) -> str:

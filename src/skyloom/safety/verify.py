@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skyloom.media.read import probe, read_frames, read_image
 from skyloom.safety.credentials import Credentials, read
-from skyloom.safety.registry import Match, Registry, hash_content, look_of
+from skyloom.safety.registry import Glimpses, Match, Registry, hash_content
 from skyloom.safety.watermark import Mark, find_marks
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -53,20 +53,17 @@ def check(path: Path, registry: Registry | None = None) -> Findings:
     """Look at a video or picture with all three layers, without any network. Raises MediaError for what is neither."""
     digest = hash_content(path)
     credentials = read(path)
-    taken, looks = hashlib.sha256(), []
-    every = 1 if _is_picture(path) else max(1, round(probe(path).fps))
+    taken, glimpses = hashlib.sha256(), Glimpses(1 if _is_picture(path) else probe(path).fps)
 
     def watched() -> Iterator[UInt8[Tensor, "t h w c"]]:
-        count = 0
         for run in _runs(path):
             taken.update(run.contiguous().numpy().data)
-            looks.extend(look_of(run[index]) for index in range(-count % every, len(run), every))
-            count += len(run)
+            glimpses.append(run)
             yield run
 
     marks = find_marks(watched())
     matches = (registry or Registry()).find(
-        sha256=digest, frames=taken.hexdigest(), identities=[mark.identity for mark in marks], looks=looks
+        sha256=digest, frames=taken.hexdigest(), identities=[mark.identity for mark in marks], looks=glimpses.looks
     )
     return Findings(str(path), digest, credentials, tuple(marks), tuple(matches))
 

@@ -9,10 +9,12 @@ It is a label, not a lock: who knows the key can remove or forge it. docs/proven
 """
 
 import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +26,10 @@ from torch import Tensor
 from skyloom.safety import convolution
 
 KEY = "skyloom-1"
-ID_BITS, CHECK_BITS = 48, 24
+ID_BITS, CHECK_BITS = 48, 20
 MIN_SIDE = 64
-ATTEMPTS = 16
+SURE, SURE_OF_CROP = 1.5, 5.0  # the pilot's score that the whole frame must have, and any other region
+PLACES = 40_000  # regions that are looked at, at most
 _GRID = 128
 _LOW, _HIGH = 18, 46  # half-cycles per frame: what is lower is the picture's own, what is higher does not survive
 _PILOT = 0.15
@@ -34,7 +37,8 @@ _STRENGTH = 2.0  # root mean square of the pattern in a frame of 128 pixels, of 
 _SPREAD, _FLOOR = 5, 3.0  # pixels and levels over which the detector weighs down what is busy
 _SMALLEST, _SCALE_STEP = 0.84, 0.01
 _WINDOW = 32  # frames that are looked at alone when a video may hold several marks
-_SURE = 6.0
+_BESIDE = 1  # pixels of the grid
+_CROPS = 24  # regions that are decoded
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 _REFIT = 64  # frames
 _SHARES = (0.5, 2.0)
@@ -81,6 +85,20 @@ def identity_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[: ID_BITS // 4]
 
 
+def identity_of_making(receipt: Mapping[str, Any]) -> str:
+    """The id of the video that a receipt (Receipt.to_dict) tells of: the same wherever and whenever it is made again,
+    so without paths, versions and device."""
+    asked = {key: value for key, value in (receipt.get("request") or {}).items() if key != "image"}
+    edit = asked.get("edit")
+    if edit:
+        asked["edit"] = {key: value for key, value in edit.items() if key not in ("videos", "mask")}
+    asked["cards"] = [
+        {key: value for key, value in card.items() if key not in ("image", "video")} for card in asked.get("cards", [])
+    ]
+    said = [asked, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
+    return identity_of(json.dumps(said, sort_keys=True))
+
+
 class Marker:
     """Marks the made frames of one video, in order, some at a time, with an id of 12 hex digits.
 
@@ -99,7 +117,7 @@ class Marker:
 
         Frames with a side of less than 64 pixels hold no mark and come back as they are.
         """
-        if min(frames.shape[1:3]) < MIN_SIDE:
+        if not len(frames) or min(frames.shape[1:3]) < MIN_SIDE:
             return frames
         marked: list[Tensor] = []
         for begin, end in self._spans(len(frames)):
@@ -126,7 +144,7 @@ def embed(frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY) -> UI
 
 def check_of(identity: str, key: str = KEY) -> int:
     """The check bits that go with an id."""
-    return int.from_bytes(hashlib.sha256(f"{key}/check/{identity}".encode()).digest()[: CHECK_BITS // 8], "big")
+    return int(hashlib.sha256(f"{key}/check/{identity}".encode()).hexdigest()[: CHECK_BITS // 4], 16)
 
 
 def read_word(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> tuple[str, int]:
@@ -136,7 +154,7 @@ def read_word(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> tuple[str, in
 
 
 def detect(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> Mark | None:
-    """The mark of a video, or None. Finds one by luck in fewer than one in a million videos (docs/provenance.md)."""
+    """The mark of a video, or None. It finds one by luck in fewer than one of a million (docs/provenance.md)."""
     return _read(_gather(frames), key) if min(frames.shape[1:3]) >= MIN_SIDE // 2 else None
 
 
@@ -153,9 +171,9 @@ def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list
     if len(windows) == 1:
         return [mark] if mark else []
     region, score = (mark.region, mark.score) if mark else _likeliest(whole, key)
-    if score < _SURE:
+    if score < SURE_OF_CROP:
         return [mark] if mark else []
-    found = [_decode(_coefficients(window, region), key) for window in windows]
+    found = [_decode(_coefficients(window, region), key, SURE) for window in windows]
     return _joined(found, counts, region) or ([mark] if mark else [])
 
 
@@ -304,7 +322,7 @@ def _blur(values: Float[Tensor, "t g g"]) -> Float[Tensor, "t g g"]:
 def _read(gathered: Float[Tensor, "g g"], key: str) -> Mark | None:
     """The first id that checks out, the whole frame first, then the likeliest crops."""
     for region in (Region(), *_regions(gathered, key)):
-        found = _decode(_coefficients(gathered, region), key)
+        found = _decode(_coefficients(gathered, region), key, SURE if region == Region() else SURE_OF_CROP)
         if found is not None:
             return Mark(found[0], found[1], region)
     return None
@@ -313,7 +331,7 @@ def _read(gathered: Float[Tensor, "g g"], key: str) -> Mark | None:
 def _likeliest(gathered: Float[Tensor, "g g"], key: str) -> tuple[Region, float]:
     """The region whose pilot stands out most, and its z-score."""
     layout = _layout(key)
-    regions = (Region(), *_regions(gathered, key))
+    regions = [Region(), *_regions(gathered, key)]
     scored = [(_pilot_score(_votes(_coefficients(gathered, one), layout), layout), one) for one in regions]
     score, region = max(scored, key=lambda pair: pair[0])
     return region, score
@@ -357,15 +375,15 @@ def _pilot_score(signed: Float[Tensor, " n"], layout: _Layout) -> float:
     return float(pilot.sum() / pilot.square().sum().sqrt().clamp(min=1e-12))
 
 
-def _decode(grid: Float[Tensor, "f f"], key: str) -> tuple[str, float] | None:
-    """The id in the coefficients and the pilot's score, if the check bits agree."""
+def _decode(grid: Float[Tensor, "f f"], key: str, enough: float) -> tuple[str, float] | None:
+    """The id in the coefficients and the pilot's score, if that is enough and the check bits agree."""
     layout = _layout(key)
     votes = _votes(grid, layout)
-    carriers = ~layout.pilot
-    if not bool(votes[carriers].any()):
+    score = _pilot_score(votes, layout)
+    if score < enough:
         return None
     identity, check = _word_in(votes, layout)
-    return (identity, _pilot_score(votes, layout)) if check == check_of(identity, key) else None
+    return (identity, score) if check == check_of(identity, key) else None
 
 
 def _word_in(votes: Float[Tensor, " n"], layout: _Layout) -> tuple[str, int]:
@@ -377,24 +395,27 @@ def _word_in(votes: Float[Tensor, " n"], layout: _Layout) -> tuple[str, int]:
     return f"{value >> CHECK_BITS:0{ID_BITS // 4}x}", value & (2**CHECK_BITS - 1)
 
 
-def _regions(gathered: Float[Tensor, "g g"], key: str) -> list[Region]:
-    """The likeliest crops, by the pilot's correlation at all scales and places; all but one of the attempts."""
+def _regions(gathered: Float[Tensor, "g g"], key: str) -> Iterator[Region]:
+    """The likeliest crops, by the pilot's correlation at all scales and places, none right beside another."""
     spectrum = _pilot_spectrum(key)
-    sizes = [round(1 - _SCALE_STEP * step, 2) for step in range(int((1 - _SMALLEST) / _SCALE_STEP) + 1)]
-    found: list[tuple[float, Region]] = []
-    for tall in sizes:
-        height = round(_GRID * tall)
-        band = _shrink(gathered, height, _GRID)
-        for wide in sizes:
-            width = round(_GRID * wide)
+    even = _cosines(_GRID).T @ _flatten(_transform(gathered)) @ _cosines(_GRID)
+    sizes = [round(_GRID * (1 - _SCALE_STEP * step)) for step in range(int((1 - _SMALLEST) / _SCALE_STEP) + 1)]
+    found: list[tuple[float, tuple[int, int, int, int]]] = []
+    for height in sizes:
+        band = _shrink(even, height, _GRID)
+        for width in sizes:
             part = _shrink(band, height, width)
             moved = torch.fft.irfft2(spectrum * torch.fft.rfft2(part, (2 * _GRID, 2 * _GRID)).conj())
             scores = moved[: _GRID - height + 1, : _GRID - width + 1] / part.norm().clamp(min=1e-12)
             best, place = scores.flatten().max(0)
             top, left = divmod(int(place), _GRID - width + 1)
-            found.append((float(best), Region(width / _GRID, height / _GRID, left / _GRID, top / _GRID)))
-    found.sort(key=lambda pair: pair[0], reverse=True)
-    return [region for _, region in found if region != Region()][: ATTEMPTS - 1]
+            found.append((float(best), (width, height, left, top)))
+    found.sort(reverse=True)
+    chosen: list[tuple[int, int, int, int]] = []
+    for _, one in found:
+        if all(max(abs(a - b) for a, b in zip(one, other, strict=True)) > _BESIDE for other in chosen):
+            chosen.append(one)
+    return (Region(*(side / _GRID for side in one)) for one in chosen[:_CROPS])
 
 
 @cache

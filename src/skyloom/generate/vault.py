@@ -1,0 +1,80 @@
+"""Latents of spans that were made before, found by what made them: an edit that changes makes only what changed.
+
+A folder that may be deleted at any time. Its files are named after a digest of everything that a span hangs on: prompt,
+seed, steps, weights, and the very frames that it sees. When it grows beyond its bound, the oldest go.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from skyloom.generate.timeline import Make
+
+CACHE_VARIABLE = "SKYLOOM_CACHE"
+MAX_BYTES = 2 * 2**30
+
+
+def cache_folder() -> Path | None:
+    """Where skyloom may keep what it can make again; None where SKYLOOM_CACHE is "off"."""
+    said = os.environ.get(CACHE_VARIABLE)
+    if said == "off":
+        return None
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(said) if said else (Path(base) if base else Path.home() / ".cache") / "skyloom"
+
+
+class SpanStore:
+    """Latents of made spans. `about` says what they hang on besides their own words, `clips` what each source is."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], clips: Sequence[str], most: int = MAX_BYTES) -> None:
+        self.folder, self.most = folder, most
+        self._about, self._clips = dict(about), list(clips)
+        self.found = 0
+
+    def load(self, span: Make) -> Float[Tensor, "1 c t h w"] | None:
+        """The latents of a span, if it was made before and its file is whole."""
+        path = self._path(span)
+        try:
+            latent = load_file(path)["latent"]
+            path.touch()
+        except (OSError, SafetensorError, KeyError):
+            return None
+        self.found += 1
+        return latent
+
+    def save(self, span: Make, latent: Float[Tensor, "1 c t h w"]) -> None:
+        """Keep a span; where that is not possible, it will be made again."""
+        path = self._path(span)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"latent": latent.contiguous()}, partial)
+            partial.replace(path)
+            self._prune()
+        except (OSError, SafetensorError):
+            partial.unlink(missing_ok=True)
+
+    def _path(self, span: Make) -> Path:
+        told = asdict(span)
+        for clip in (told["before"], told["after"], *told["under"]):
+            if clip is not None:
+                clip["source"] = self._clips[clip["source"]]
+        text = json.dumps({"about": self._about, "span": told}, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+
+    def _prune(self) -> None:
+        files = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        total = 0
+        for path in files:
+            total += path.stat().st_size
+            if total > self.most:
+                path.unlink(missing_ok=True)
