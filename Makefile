@@ -52,7 +52,9 @@ long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on th
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
 
-fuzz: $(STAMP)  ## ask the server 10,000 times by its OpenAPI document
+fuzz: $(STAMP)  ## 2,000 mutated media files, a corpus of bombs, and 10,000 calls by the server's OpenAPI document
+	$(BIN)/python bench/media_mutants.py 2000
+	$(BIN)/python bench/media_bombs.py
 	SKYLOOM_FUZZ_CASES=10100 $(BIN)/python -m pytest tests/serve/wire/test_schema.py --timeout=0
 
 conformance: $(STAMP)  ## ask a real server by OpenAI's clients: Python 2 and 3, JavaScript (needs the network)

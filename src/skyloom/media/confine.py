@@ -13,7 +13,6 @@ import struct
 import sys
 from pathlib import Path
 
-MEMORY = 2**30
 CPU_SECONDS = 900
 _FILES = 64
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
@@ -23,7 +22,7 @@ _EVERY_WAY_TO_A_FILE, _EVERY_WAY_TO_A_PORT = 2**16 - 1, 3
 _FIRST_WAYS, _ABI_NETWORK, _ABI_FILES = 2**13 - 1, 4, 5
 
 
-def confine(memory: int = MEMORY) -> None:
+def confine(memory: int) -> None:
     """Give up files, network, new processes, and more than so many bytes of memory beyond those in use."""
     mapped = _mapped()
     if sys.platform == "linux":

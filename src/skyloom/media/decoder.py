@@ -36,13 +36,14 @@ CODECS |= {"gif", "mjpeg", "png", "webp"}
 AUDIO = {"aac": "aac", "mp3": "mp3", "mp3float": "mp3", "opus": "opus", "libopus": "opus"}
 _PATIENCE, _IDLE, _INDEXING, _WORKED = 10.0, 3.0, 60.0, 300.0
 _PROGRESS = 0.5
+_PICTURE_MEMORY, _FILM_MEMORY = 2**30, 400 * 2**20  # 64 million pixels thrice over; twenty frames of 4K
 
 
 def main(kind: str, format_name: str, descriptor: int) -> None:
     """Answer questions about one open file until nobody asks."""
     if kind == "picture":
         from skyloom.media import still
-    confine()
+    confine(_PICTURE_MEMORY if kind == "picture" else _FILM_MEMORY)
     file = os.fdopen(descriptor, "rb", buffering=0)
     try:
         work_for(_PATIENCE)
@@ -114,13 +115,15 @@ class Film:
         options = {
             "protocol_whitelist": "none",
             "format_whitelist": self._demuxer,
-            "max_streams": str(MAX_STREAMS),
+            "max_streams": str(MAX_STREAMS + 1),
             "max_pixels": str(MAX_PIXELS),
             "threads": "1",
         }
         self._container = av.open(
             self._file, "r", format=self._demuxer, options=options, metadata_errors="ignore", buffer_size=2**18
         )
+        if len(self._container.streams) > MAX_STREAMS:
+            raise RefusedError("too many streams", most=MAX_STREAMS)
         videos = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not videos:
             raise RefusedError("no pictures")

@@ -38,6 +38,7 @@ _REFUSALS: Mapping[str, tuple[str, str]] = {
     "no pictures": ("cannot be read as a video: it holds no pictures.", "Choose another."),
     "codec": ("cannot be read as a video: its codec is not one that skyloom reads.", "Convert it to mp4 (H.264)."),
     "too large": ("is {width}x{height}, more than {most} million pixels.", "Make it smaller."),
+    "too many streams": ("has more than {most} streams.", "Keep its first picture and sound."),
     "too many frames": ("has more than {most} frames.", "Cut it."),
     "too long": ("says it is longer than {hours} hours.", "Cut it."),
     "slow": ("takes more than a minute to look through.", "Cut it, or convert it to mp4."),

@@ -13,6 +13,7 @@ from typing import Any
 from skyloom.core.errors import SafetyError
 from skyloom.generate.limits import settle
 from skyloom.generate.request import Request
+from skyloom.generate.styles import list_styles
 from skyloom.serve.edits import VERBS, check_fields, edit_fields
 from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import Job, JobStore
@@ -107,12 +108,13 @@ class Desk:
         named = find_named(self._settings, body.model or (str(first.extra["model"]) if first else None))
         mask = None if body.mask is None else self._sources.find(owner, body.mask, "mask").asset.reference
         prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")
-        request = self._request({**_sampling(body), "fps": None, "prompt": prompt, "model": named.info.name})
-        self._allow(prompt, body.style or "")
-        settle(replace(request, prompt=prompt or verb), named.info)
-        told = self._told_of_edit(named, verb, body, sources)
         edit = edit_fields(verb, body, [source.asset.reference for source in sources], mask)
-        return self._submit(owner, request, replace(told, prompt=prompt), keys, drawn=body.seed is None, edit=edit)
+        values = {**_sampling(body), "fps": None, "prompt": prompt, "model": named.info.name, "edit": edit}
+        request = self._request(values)
+        self._allow(prompt, str(edit.get("style", "")))
+        settle(request, named.info)
+        told = self._told_of_edit(named, verb, body, sources)
+        return self._submit(owner, request, replace(told, prompt=prompt), keys, drawn=body.seed is None)
 
     def _told_of_edit(self, named: Named, verb: str, body: EditFields, sources: list[Source]) -> Told:
         """What the answers say of an edit before it is made: an outside video's size is not known yet."""
@@ -213,14 +215,11 @@ class Desk:
         *,
         drawn: bool,
         index: int = 0,
-        edit: Mapping[str, Any] | None = None,
     ) -> Job:
         """Put a job in the queue, or find the one that this very call has made before. Its number among variations
         is added to the seed; a `drawn` seed is no part of what was asked."""
         assert request.seed is not None
-        values = replace(request, seed=(request.seed + index) % 2**63).to_dict() | (
-            {"edit": dict(edit)} if edit else {}
-        )
+        values = replace(request, seed=(request.seed + index) % 2**63).to_dict()
         asked = {**values, "seed": index if drawn else values["seed"]}
         known = json.dumps([asked, told.model, told.requested_size, told.characters], sort_keys=True)
         job = self._jobs.submit(
@@ -256,8 +255,9 @@ def _sampling(body: Sampling) -> dict[str, Any]:
 
 
 def _styled(prompt: str, style: str | None) -> str:
-    """A style is said after the prompt."""
-    return f"{prompt}, {style}" if prompt and style else prompt or style or ""
+    """The words of a style, bundled or the client's own, are said after the prompt."""
+    words = list_styles().get(style or "", style)
+    return f"{prompt}, {words}" if prompt and words else prompt or words or ""
 
 
 def _first_picture(prompt: str, image: str, strength: float | None) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Edit verbs of the wire as the edit that a Request holds: which fields a verb takes, and what it cannot do without."""
+"""Edit verbs of the wire as the edit that a Request holds (generate/edits.py checks it once more): which fields a verb
+takes, and what it cannot do without, told by the wire's own names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from skyloom.generate.styles import list_styles
 from skyloom.serve.faults import invalid
 from skyloom.serve.wire import EditFields
 
@@ -64,4 +66,6 @@ def edit_fields(verb: str, body: EditFields, videos: list[str], mask: str | None
     """The edit of a Request, as plain values; `videos` and `mask` are references of stored files."""
     told: dict[str, Any] = {"verb": verb, "videos": videos, "mask": mask}
     told |= {name: getattr(body, name) for name in sorted(VERBS[verb].takes) if name != "mask"}
+    if body.style is not None:
+        told["style"] = list_styles().get(body.style, body.style)
     return {name: value for name, value in told.items() if value is not None}

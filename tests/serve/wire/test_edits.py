@@ -2,6 +2,8 @@
 
 import pytest
 
+from skyloom.generate import edits
+from skyloom.generate.edits import STRENGTHS
 from skyloom.serve.edits import VERBS
 from skyloom.serve.wire import EditFields, parse
 
@@ -19,14 +21,14 @@ def video(server) -> str:
 @pytest.mark.parametrize(
     ("verb", "body", "edit"),
     [
-        ("remix", {"prompt": "a dog", "strength": "mild"}, {"strength": "mild"}),
-        ("retake", {"start": 1, "stop": 2.5}, {"start": 1.0, "stop": 2.5}),
+        ("remix", {"prompt": "a dog", "strength": "mild"}, {"strength": STRENGTHS["mild"]}),
+        ("retake", {"start": 1, "stop": 2.5}, {"start": "1.0", "stop": "2.5"}),
         ("inpaint", {"prompt": "a hat", "region": "0,0,32,32"}, {"region": "0,0,32,32"}),
-        ("recut", {"start": 1, "stop": 2, "seconds": "5"}, {"start": 1.0, "stop": 2.0, "seconds": 5.0}),
-        ("loop", {"bridge": 0.5}, {"bridge": 0.5}),
+        ("recut", {"start": 1, "stop": 2, "seconds": "5"}, {"start": "1.0", "stop": "2.0", "seconds": "5.0"}),
+        ("loop", {"bridge": 0.5}, {"bridge": "0.5"}),
         ("restyle", {"style": "at night", "strength": 0.5}, {"style": "at night", "strength": 0.5}),
         ("upscale", {"size": "256x256"}, {"size": "256x256"}),
-        ("interpolate", {"fps": 32}, {"fps": 32.0}),
+        ("interpolate", {"fps": 32}, {"fps": "32.0"}),
     ],
 )
 def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb, body, edit):
@@ -54,6 +56,12 @@ def test_an_edit_is_the_verb_that_its_fields_name(server, video):
     http = server.http()
     for body, verb in (({}, "remix"), ({"region": "0,0,8,8"}, "inpaint"), ({"start": 0, "stop": 1}, "retake")):
         assert http.post(f"/v1/videos/{video}/edits", json={"prompt": "x", **body}).json()["verb"] == verb
+
+
+def test_the_wire_has_every_verb_with_the_fields_it_takes():
+    assert {verb: set(known.takes) for verb, known in VERBS.items()} == {
+        verb: set(fields) for verb, fields in edits.VERBS.items()
+    }
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

@@ -1,0 +1,170 @@
+"""The child that reads other people's files: what it may not do, how it ends, and that its parent believes nothing."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from skyloom.core.errors import MediaError
+from skyloom.media import sandbox
+from skyloom.media.sandbox import Sandbox, is_picture
+from skyloom.media.source import open_source
+
+BENCH = Path(__file__).parents[2] / "bench"
+TRY = """
+import ctypes, json, os, socket, sys
+from skyloom.media.confine import confine
+outside = socket.socket()
+confine(2**26)
+def forbidden(act):
+    try:
+        act()
+    except (OSError, MemoryError, RuntimeError):
+        return True
+    return False
+print(json.dumps({
+    "read": forbidden(lambda: open("/etc/passwd")),
+    "write": forbidden(lambda: open(sys.argv[1], "w")),
+    "memory": forbidden(lambda: bytearray(2**28)),
+    "network": forbidden(lambda: socket.create_connection(("127.0.0.1", int(sys.argv[2])), 1)),
+    "environment": not os.environ.get("SECRET"),
+}))
+"""
+
+
+def load(name: str) -> ModuleType:
+    """A script of bench/."""
+    place = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    assert place
+    assert place.loader
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+def stopped(child: Sandbox, act) -> str:
+    """The one sentence of a child that was brought to an end."""
+    with pytest.raises(MediaError) as raised:
+        act()
+        child.ask({"ask": "index"})
+        child.take(2**20)
+    assert raised.value.hint
+    return raised.value.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock are Linux's")
+def test_a_confined_process_can_do_nothing_else(tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        run = subprocess.run(
+            [sys.executable, "-c", TRY, str(tmp_path / "x"), port],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    allowed = [name for name, refused in json.loads(run.stdout).items() if not refused]
+    assert set(allowed) <= {"read", "network"}, "barriers of newer systems; all others are everywhere"
+    assert not (tmp_path / "x").exists() or not (tmp_path / "x").stat().st_size
+
+
+def test_the_child_has_no_secrets_and_no_torch(tmp_path, film, monkeypatch):
+    monkeypatch.setenv("SECRET", "sesame")
+    with Sandbox(film(tmp_path / "a.mp4", count=2), "video") as child:
+        child.ask({"ask": "index"})
+        assert child.take(2**20)
+        about = Path(f"/proc/{child.pid}")
+        assert b"SECRET" not in (about / "environ").read_bytes()
+        assert "torch" not in (about / "maps").read_text()
+        held = {str(link.readlink()) for link in (about / "fd").iterdir()}
+        assert {name for name in held if name.startswith("/")} <= {str(tmp_path / "a.mp4"), "/dev/null"}
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGSEGV, "broke the decoder"), (signal.SIGALRM, "10 seconds"), (signal.SIGKILL, "broke the decoder")],
+)
+def test_a_child_that_dies_is_one_clear_error(tmp_path, film, number, message):
+    child = Sandbox(film(tmp_path / "a.mp4", count=2), "video")
+    assert message in stopped(child, lambda: (os.kill(child.pid, number), child._process.wait()))
+
+
+def test_a_child_that_hangs_is_killed(tmp_path, film, monkeypatch):
+    monkeypatch.setattr(sandbox, "PATIENCE", 0.2)
+    child = Sandbox(film(tmp_path / "a.mp4", count=2), "video")
+    assert "nothing came of it" in stopped(child, lambda: os.kill(child.pid, signal.SIGSTOP))
+    assert child._process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\x02{}",
+        b"\0\0\0\x02[]",
+        b"\0\0\0\x05junk!",
+        b'\0\0\0\x12{"bytes": 99999999}',
+        b'\0\0\0\x0d{"bytes": -1}',
+        b'\0\0\0\x0d{"bytes": 64}short',
+    ],
+)
+def test_a_child_that_lies_is_not_believed(tmp_path, film, monkeypatch, answer):
+    monkeypatch.setattr(sandbox, "_BOOT", f"import os; os.write(1, {answer!r})")
+    with pytest.raises(MediaError, match="broke the decoder"):
+        open_source(film(tmp_path / "a.mp4", count=2))
+
+
+def test_words_of_a_child_are_not_repeated(tmp_path):
+    path = tmp_path / "a.mp4"
+    said = sandbox.refuse(path, "video", "\x1b[31mpwned", {"seconds": "x"}).message
+    assert said == f"{path} cannot be read as a video."
+    assert sandbox.refuse(path, "video", "damaged", {"seconds": "{0.__class__}"}).message == said
+    assert sandbox.refuse(path, "video", "damaged", {"seconds": 1.5}).message == f"{path} is damaged near 1.50 s."
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path / "pipe.mp4", Path("/dev/zero")):
+        with pytest.raises(MediaError, match="cannot be read as a video"):
+            open_source(path)
+
+
+def test_the_child_goes_when_its_source_goes(tmp_path, film):
+    source = open_source(film(tmp_path / "a.mp4", count=2))
+    process = source._child._process
+    del source
+    assert process.poll() is not None
+
+
+def test_pictures_and_videos_are_told_apart(tmp_path, film):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert is_picture(tmp_path / "a.png")
+    assert not is_picture(film(tmp_path / "a.mkv", "ffv1", pixel_format="bgr0", count=1))
+    with pytest.raises(MediaError, match="cannot be read"):
+        is_picture(tmp_path / "none")
+
+
+def test_mutants_give_frames_or_one_error(tmp_path):
+    mutants = load("media_mutants")
+    outcomes = set()
+    for number, (suffix, content) in enumerate(mutants.mutants(21, seed=1)):
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(content)
+        outcomes.add(mutants.read(path))
+    assert len(outcomes) > 2, "some are read, and others fail in more ways than one"
+
+
+def test_bombs_are_refused_in_little_memory():
+    run = subprocess.run([sys.executable, BENCH / "media_bombs.py"], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
+    assert found["bombs"] >= 20
+    assert not found["not_refused"]
+    assert found["largest_child_mib"] <= 512
