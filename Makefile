@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery long fuzz conformance clean
+.PHONY: help setup video test check fix bench docs gallery long soak fuzz conformance clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -42,6 +42,7 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/rollout.py
 	$(BIN)/python bench/parts.py
+	$(BIN)/python bench/jobs.py --videos 5
 
 docs: $(STAMP)  ## write docs/cli.md from the command line itself
 	$(BIN)/python docs/write_cli.py
@@ -51,6 +52,11 @@ long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on th
 
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
+
+soak: $(STAMP)  ## the queue under 10,000 seeds and 1,200 kills
+	PYTHONPATH=src $(BIN)/python tests/serve/simulate.py --seeds 10000
+	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 1000
+	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 200 --postgres
 
 fuzz: $(STAMP)  ## 2,000 mutated media files, a corpus of bombs, and 10,000 calls by the server's OpenAPI document
 	$(BIN)/python bench/media_mutants.py 2000

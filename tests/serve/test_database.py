@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy import event, func, insert, inspect, select, text, update
 
-from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.core.errors import CapacityError, ConfigError, JobError
 from skyloom.serve.database import VERSION, Database, migrate
 from skyloom.serve.tables import owners, schema
 
@@ -46,6 +47,36 @@ def test_writes_are_one_after_another(database):
         list(threads.map(add, range(80)))
     with database.read() as connection:
         assert connection.execute(select(owners.c.served)).scalar_one() == 80
+
+
+def test_writes_that_wait_together_are_one_commit_and_fail_alone(database):
+    commits = []
+    event.listen(database.engine, "commit", commits.append)
+
+    def add(number: int) -> int:
+        def call(write) -> int:
+            write.connection.execute(insert(owners).values(owner=f"owner {number}", served=0.0))
+            if number % 7 == 0:
+                raise JobError(f"{number}")
+            if number % 11 == 0:
+                raise KeyError(number)
+            return number
+
+        try:
+            return database.write_together(call)
+        except (JobError, KeyError):
+            return -1
+
+    with ThreadPoolExecutor(60) as threads:
+        with database.write():  # until all wait
+            wishes = [threads.submit(add, number) for number in range(60)]
+            time.sleep(0.5)
+        got = [wish.result() for wish in wishes]
+    right = [number for number in range(60) if number % 7 and number % 11]
+    assert [number for number in got if number >= 0] == right
+    with database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(owners)).scalar_one() == len(right)
+    assert len(commits) < 30
 
 
 def test_processes_write_one_after_another(tmp_path):

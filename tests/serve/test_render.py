@@ -11,6 +11,7 @@ from skyloom.core.errors import RequestError
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
 from skyloom.media.read import probe
+from skyloom.safety.verify import check
 from skyloom.serve.database import Database
 from skyloom.serve.jobs import Job, JobStore
 from skyloom.serve.leases import Leases
@@ -46,10 +47,11 @@ def test_a_job_is_the_video_that_a_pipeline_makes(host, tiny_model, tmp_path):
     plain = load(str(tiny_model), device="cpu").generate(Request("a cat", seed=seed_of(job.id)))
     assert job.result.receipt["frames"] == plain.receipt["frames"]
     files = {
-        name: host[1].fetch(Asset.parse(reference), tmp_path / f"{name}.{reference[-3:]}")
+        name: host[1].fetch(Asset.parse(reference), tmp_path / f"{name}.{Asset.parse(reference).suffix}")
         for name, reference in job.result.assets.items()
     }
     assert probe(files["video"]).frames == len(plain.frames)
+    assert all(check(path).credentials is not None for path in files.values())
     with Image.open(files["thumbnail"]) as picture:
         assert (picture.format, picture.size) == ("WEBP", (32, 32))
     with Image.open(files["spritesheet"]) as sheet:
@@ -118,6 +120,13 @@ def test_a_request_that_cannot_be_made_fails_with_its_sentence(host, tiny_model)
     job = make(host, {"size": "31x31"}, tiny_model)
     assert (job.status, job.error.code) == ("failed", "request")
     assert "31x31" in job.error.message
+
+
+def test_an_edit_of_a_stored_video_is_a_job_like_any_other(host, tiny_model):
+    source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
+    job = make(host, {"seed": 4, "edit": {"verb": "extend", "videos": [source], "seconds": "0.5"}}, tiny_model)
+    assert job.status == "completed", job.error
+    assert job.result.receipt["frames"]["shape"][0] > 17
 
 
 def test_a_seed_of_a_job_is_its_own_and_stays():

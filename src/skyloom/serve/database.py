@@ -7,13 +7,14 @@ advisory lock, so that the rules of the queue are the same on both: what a write
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.engine import URL, make_url
@@ -23,6 +24,7 @@ from sqlalchemy.pool import StaticPool
 from skyloom.core.errors import CapacityError, ConfigError
 from skyloom.serve.tables import metadata, schema
 
+T = TypeVar("T")
 VERSION = 1
 Migration = Callable[[Connection], None]
 # Forward only: step n brings version n - 1 to n, in one transaction. A new database starts at VERSION.
@@ -30,6 +32,7 @@ MIGRATIONS: Mapping[int, Migration] = {}
 _SAFE_SQLITE = (3, 51, 3)
 _BUSY_SECONDS = 30
 _POOL = {"pool_size": 4, "max_overflow": 60, "pool_timeout": 60}
+_MOST_TOGETHER = 64
 _LOCK = 0x534B594C  # any number, the same for every skyloom
 _POSTGRES_LIMITS = "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=20s"
 _POSTGRES = {"options": _POSTGRES_LIMITS, "connect_timeout": 10, "keepalives_idle": 10, "keepalives_count": 3}
@@ -43,6 +46,16 @@ class Write:
     now: float
 
 
+class _Call(Generic[T]):
+    """What a thread wants to write, and what came of it."""
+
+    def __init__(self, call: Callable[[Write], T]) -> None:
+        self.call = call
+        self.value: list[T] = []
+        self.error: Exception | None = None
+        self.done = False
+
+
 class Database:
     """A database that is ready to use. `clock` replaces the database's own clock.
 
@@ -54,6 +67,7 @@ class Database:
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock
         self._turn = threading.RLock()
+        self._waiting: deque[_Call[Any]] = deque()
         parsed = _parse(url)
         self.postgres = parsed.get_backend_name() == "postgresql"
         self._in_memory = not self.postgres and parsed.database in (None, "", ":memory:")
@@ -75,6 +89,21 @@ class Database:
             connection.execution_options(skyloom_write=True)
             with connection.begin():
                 yield Write(connection, self._locked_now(connection))
+
+    def write_together(self, call: Callable[[Write], T]) -> T:
+        """Do one call in a write transaction, and whatever other threads want to write by then in the same one.
+
+        Each is undone alone if it raises; all are on disk when they return. So many clients cost one wait for the disk.
+        """
+        mine: _Call[T] = _Call(call)
+        self._waiting.append(mine)
+        with self._turn:
+            while not mine.done:
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
+                _do_all(self, batch)
+        if mine.error is not None:
+            raise mine.error
+        return mine.value[0]
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -121,6 +150,26 @@ class Database:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
         told = connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one()
         return self._clock() if self._clock else float(told)
+
+
+def _do_all(database: Database, batch: Sequence[_Call[Any]]) -> None:
+    """Do calls in one transaction, each of them whole or not at all."""
+    try:
+        with database.write() as write:
+            for one in batch:
+                try:
+                    with write.connection.begin_nested() if len(batch) > 1 else nullcontext():
+                        one.value = [one.call(write)]
+                except Exception as error:
+                    one.error = error
+                    if len(batch) == 1:
+                        raise
+    except Exception as error:  # the database said no: nothing was written, for nobody
+        for one in batch:
+            one.error = one.error or error
+    finally:
+        for one in batch:
+            one.done = True
 
 
 def migrate(database: Database, version: int, migrations: Mapping[int, Migration]) -> None:

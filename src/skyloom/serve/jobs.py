@@ -18,6 +18,7 @@ from skyloom.core.errors import CapacityError
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
     ACTIVE,
+    COLUMNS,
     WHOLE_JOBS,
     Job,
     JobConflictError,
@@ -45,7 +46,7 @@ KEY_SECONDS, RETRY_SECONDS = 24 * 3600, 60
 MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
 ALIVE_SECONDS = 60  # a worker that was not seen for longer is not counted
 
-_ADD = insert(jobs).returning(jobs.c.number)
+_ADD = insert(jobs).returning(*COLUMNS)
 _ADD_KEY = insert(keys)
 _BY_KEY = select(keys).where(keys.c.owner == bindparam("who"), keys.c.key == bindparam("which"))
 _WAITING = select(jobs.c.owner, func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.owner)
@@ -105,21 +106,23 @@ class JobStore:
         among the owner's own jobs; `cost` is what it counts for in the owner's fair share; a job that has not begun
         at `deadline` expires. Raises CapacityError with `retry_after` when the queue is full.
         """
-        with self.database.write() as write:
+        row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
+        row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
+        row |= {"priority": priority, "cost": cost, "deadline": deadline, "checkpoint": {}}
+
+        def add(write: Write) -> Job:
             number = self._made_already(write, owner, key, fingerprint, retry_count)
-            if number is None:
-                self._make_room(write, owner)
-                row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
-                row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
-                row |= {"priority": priority, "cost": cost, "deadline": deadline, "checkpoint": {}}
-                number = write.connection.execute(_ADD, {**row, "created_at": write.now}).scalar_one()
-                if key is not None:
-                    link = {"owner": owner, "key": key, "fingerprint": fingerprint or "", "job": number}
-                    write.connection.execute(_ADD_KEY, {**link, "created_at": write.now})
-                job = read_job(write.connection, number)
-                tell(write, job, "queued")
-                return job
-            return read_job(write.connection, number)
+            if number is not None:
+                return read_job(write.connection, number)
+            self._make_room(write, owner)
+            job = as_job(write.connection.execute(_ADD, {**row, "created_at": write.now}).one())
+            if key is not None:
+                link = {"owner": owner, "key": key, "fingerprint": fingerprint or "", "job": job.number}
+                write.connection.execute(_ADD_KEY, {**link, "created_at": write.now})
+            tell(write, job, "queued")
+            return job
+
+        return self.database.write_together(add)
 
     def get(self, id: str, owner: str | None = None) -> Job:
         """A job. Raises MissingJobError."""

@@ -90,7 +90,7 @@ class Job:
         return self.status not in ACTIVE
 
 
-_COLUMNS = [
+COLUMNS = [
     jobs.c[name]
     for name in (
         *("number", "id", "owner", "kind", "status", "request", "extra", "priority", "progress", "phase", "wanted"),
@@ -101,7 +101,7 @@ _COLUMNS = [
 
 
 # Every job with its result. These statements are built once: building one takes longer than running it.
-WHOLE_JOBS = select(*_COLUMNS, results.c.assets, results.c.receipt).outerjoin(results, results.c.job == jobs.c.number)
+WHOLE_JOBS = select(*COLUMNS, results.c.assets, results.c.receipt).outerjoin(results, results.c.job == jobs.c.number)
 _BY_NUMBER = WHOLE_JOBS.where(jobs.c.number == bindparam("number"))
 _CHANGE = update(jobs).where(jobs.c.number == bindparam("which"))
 _TELL = insert(events)
@@ -111,7 +111,7 @@ _CHARGE = update(owners).where(owners.c.owner == bindparam("who")).values(served
 def as_job(row: Row[Any]) -> Job:
     """A row of WHOLE_JOBS."""
     values = dict(row._mapping)
-    assets, receipt, error = values.pop("assets"), values.pop("receipt"), values.pop("error")
+    assets, receipt, error = values.pop("assets", None), values.pop("receipt", None), values.pop("error")
     result = None if assets is None else JobResult(assets, receipt)
     return Job(**values, error=None if error is None else JobFailure(**error), result=result)
 

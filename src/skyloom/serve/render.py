@@ -17,14 +17,19 @@ from torch import Tensor
 from skyloom.core.errors import RequestError
 from skyloom.evaluate.critic import load_critic
 from skyloom.generate.pipeline import Pipeline, Step, load
+from skyloom.generate.plan import Plan
+from skyloom.generate.publish import check_ready, publish, sources_of
 from skyloom.generate.request import Request
 from skyloom.generate.resume import clear
-from skyloom.media.write import open_video
+from skyloom.media.write import VideoWriter, open_video
+from skyloom.safety.credentials import generation_of, sign
+from skyloom.safety.registry import Glimpses
+from skyloom.safety.signer import find_signer
 from skyloom.serve.records import Job
 from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.worker import STATE, Progress
 
-MEDIA = ("image", "video", "videos", "mask", "depth", "track")
+MEDIA = ("image", "video", "videos", "mask")
 _TEXT, _DENOISE, _DECODE = 1, 90, 8  # percent of a video that its phases count for
 _MOMENTS, _COLUMNS, _CELL = 20, 5, 160  # of a spritesheet: frames, frames in a row, width of one in pixels
 
@@ -46,25 +51,36 @@ class PipelineRenderer:
         plan = pipeline.plan(asked)
         target, sampler = output / "video.mp4", _Sampler(plan.shape.frames)
         receipt: Mapping[str, Any] | None = None
+        glimpses = Glimpses(plan.fps)
+        check_ready()
         yield Progress(_TEXT, "text")
         with open_video(target, plan.fps) as writer:
+            _add_sound(plan, writer)
             done = {"denoise": 0.0, "decode": 0.0}
             for step in self._stream(pipeline, asked, folder / STATE):
                 if step.frames is not None and len(step.frames):
                     writer.append(step.frames)
                     sampler.take(step.frames)
+                    glimpses.append(step.frames)
                 receipt = step.receipt or receipt
                 if step.phase in done:
                     done[step.phase] = step.index / step.total
                     percent = _TEXT + int(_DENOISE * done["denoise"] + _DECODE * done["decode"])
                     yield Progress(percent, step.phase)
             writer.receipt = receipt
-        files = {"video": target, **sampler.write(output)}
+        assert receipt is not None, "a stream ends with a receipt"
+        pictures = sampler.write(output)
+        publish(target, receipt, looks=glimpses.looks)
+        for picture in pictures.values():
+            sign(picture, generation_of(receipt), find_signer(), sources=sources_of(receipt))
+        files = {"video": target, **pictures}
         yield Progress(_TEXT + _DENOISE + _DECODE, "decode", files, receipt)
 
     def _stream(self, pipeline: Pipeline, asked: Request, state: Path) -> Iterator[Step]:
         """The pipeline's steps, from where the state says; state that belongs to something else is left behind."""
         critic = None if asked.retakes is None else load_critic()
+        if asked.edit is not None:  # its spans have a cache of their own
+            return pipeline.stream(asked, collect=False, critic=critic)
         try:
             return pipeline.stream(asked, collect=False, resume=state, critic=critic)
         except RequestError:
@@ -132,6 +148,15 @@ class _Sampler:
             whole.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
         whole.save(sheet, "JPEG", quality=88)
         return {"thumbnail": thumbnail, "spritesheet": sheet}
+
+
+def _add_sound(plan: Plan, writer: VideoWriter) -> None:
+    """The sound of an edit's sources, as far as an mp4 can hold it."""
+    if plan.timeline is not None and plan.footage is not None:
+        for at, clip in plan.timeline.runs:
+            source = plan.footage.sources[clip.source]
+            if source.sound is not None:
+                writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)
 
 
 def seed_of(id: str) -> int:
