@@ -41,6 +41,7 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/dit_forward.py
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/edit.py
 	$(BIN)/python bench/parts.py
 	$(BIN)/python bench/jobs.py --videos 5
 
@@ -65,6 +66,9 @@ fuzz: $(STAMP)  ## 2,000 mutated media files, a corpus of bombs, and 10,000 call
 
 conformance: $(STAMP)  ## ask a real server by OpenAI's clients: Python 2 and 3, JavaScript (needs the network)
 	$(BIN)/python tests/e2e/conformance.py
+
+edits: $(STAMP)  ## edits of every verb: sheets and the measured part of docs/editing.md
+	$(BIN)/python examples/edits.py
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -41,8 +41,8 @@ class Splicer:
     """What spans are made with, at a `size` of height and width.
 
     `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `mark` puts the
-    watermark on frames, or where it is told; `kept` finds and keeps the latents of spans that were made before. Windows in the middle of something stand at latent frame
-    `horizon`, where no sketch of the prompt fights with what is known.
+    watermark on frames, or where it is told; `kept` finds and keeps the latents of spans that were made before. Windows
+    in the middle of something stand at latent frame `horizon`, where no sketch of the prompt fights with what is known.
     """
 
     vae: Vae

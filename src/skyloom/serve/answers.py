@@ -1,6 +1,7 @@
 """Answers: what the server says, as OpenAI's clients read it. Fields of our own reach them as attributes."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -259,7 +260,6 @@ class ErrorAnswer(BaseModel):
 def video(job: Job) -> dict[str, Any]:
     """A job as a Video."""
     told, request = job.extra, job.request
-    receipt = job.result.receipt if job.result else {}
     return {
         "id": job.id,
         "object": "video",
@@ -270,8 +270,8 @@ def video(job: Job) -> dict[str, Any]:
         "completed_at": _whole(job.completed_at),
         "expires_at": _whole(job.expires_at),
         "prompt": told.get("prompt"),
-        "seconds": str(told.get("seconds", "")),
-        "size": _made_size(receipt) or str(told.get("size", "")),
+        "seconds": f"{seconds_of(job):g}",
+        "size": size_of(job),
         "remixed_from_video_id": told.get("remixed_from"),
         "error": {"code": job.error.code, "message": job.error.message, **JOB_ERROR} if job.error else None,
         "base_model": str(request.get("model", "")),
@@ -288,6 +288,20 @@ def video(job: Job) -> dict[str, Any]:
         "notices": list(told.get("notices", [])),
         "variations": list(told.get("variations", [])),
     }
+
+
+def size_of(job: Job) -> str:
+    """Width x height: of what was made, or what is to be."""
+    shape = _shape(job)
+    return f"{shape[2]}x{shape[1]}" if shape else str(job.extra.get("size", ""))
+
+
+def seconds_of(job: Job) -> float:
+    """From the first frame to the last. An edit's length is known when it is made: its video may be from outside."""
+    shape, verb = _shape(job), job.extra.get("verb")
+    if not shape or verb in (None, "storyboard"):
+        return float(job.extra.get("seconds", 0))
+    return (shape[0] - 1) / float(Fraction(job.result.receipt["frames"].get("fps", 1)) if job.result else 1)
 
 
 def page(rows: list[dict[str, Any]], *, more: bool) -> dict[str, Any]:
@@ -340,7 +354,7 @@ def _whole(time: float | None) -> int | None:
     return None if time is None else int(time)
 
 
-def _made_size(receipt: Mapping[str, Any]) -> str | None:
-    """The size by the frames that were made: a receipt has their shape as (t, h, w, c)."""
-    shape = receipt.get("frames", {}).get("shape", ())
-    return f"{shape[2]}x{shape[1]}" if len(shape) == 4 else None  # noqa: PLR2004 - t h w c
+def _shape(job: Job) -> tuple[int, ...]:
+    """Of the frames that were made: (t, h, w, c) in the receipt; empty before there is one."""
+    receipt: Mapping[str, Any] = job.result.receipt if job.result else {}
+    return tuple(receipt.get("frames", {}).get("shape", ()))

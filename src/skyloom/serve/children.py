@@ -4,6 +4,7 @@ The server knows no networks and opens no media, so it stays small and cannot be
 """
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -28,16 +29,22 @@ def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any
     """The marks that a stored file carries, as safety/verify.py finds them."""
     with TemporaryDirectory(prefix="skyloom-verify-") as folder:
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
-        return _ask("skyloom.serve.verifier", json.dumps({"path": str(path), "data": str(data)}))
+        return _ask("skyloom.serve.verifier", json.dumps({"path": str(path)}), SKYLOOM_DATA=str(data.absolute()))
 
 
-def _ask(module: str, question: str) -> dict[str, Any]:
+def _ask(module: str, question: str, **environment: str) -> dict[str, Any]:
     """Run a module with a question at its standard input; one process at a time, since each is large."""
     if not _ONE_AT_A_TIME.acquire(timeout=SECONDS):
         raise CapacityError("Too many ask for that at once.", hint="Try again.", retry_after=10)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module], input=question, capture_output=True, text=True, timeout=SECONDS, check=False
+            [sys.executable, "-m", module],
+            input=question,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
         )
         answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:

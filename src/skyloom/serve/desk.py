@@ -14,6 +14,7 @@ from skyloom.core.errors import SafetyError
 from skyloom.generate.limits import settle
 from skyloom.generate.request import Request
 from skyloom.generate.styles import list_styles
+from skyloom.serve.answers import seconds_of, size_of
 from skyloom.serve.edits import VERBS, check_fields, edit_fields
 from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import Job, JobStore
@@ -119,12 +120,12 @@ class Desk:
     def _told_of_edit(self, named: Named, verb: str, body: EditFields, sources: list[Source]) -> Told:
         """What the answers say of an edit before it is made: an outside video's size is not known yet."""
         first = sources[0].job
-        lasting = [float(source.job.extra["seconds"]) if source.job else 0.0 for source in sources]
+        lasting = [seconds_of(source.job) if source.job else 0.0 for source in sources]
         seconds, times = body.seconds or (sum(lasting) if verb in ("blend", "stitch") else lasting[0]), 0
         if verb == "extend":
             seconds, times = seconds + lasting[0], (int(first.extra.get("extensions", 0)) if first else 0) + 1
             named.check_extension(times, seconds)
-        size = body.size or (str(first.extra["size"]) if first else named.info.sizes[0])
+        size = body.size or (size_of(first) if first else named.info.sizes[0])
         parents = [source.job.id for source in sources if source.job is not None]
         return Told(
             model=named.name,

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from skyloom.safety.registry import Registry
 from skyloom.safety.verify import Findings, check
 from skyloom.serve.children import answer
 
@@ -11,9 +10,8 @@ _STATES = {"trusted": "trusted", "untrusted": "valid", "invalid": "invalid"}
 
 
 def verify(question: dict[str, Any]) -> dict[str, Any]:
-    """Look at a file. The registry is the server's own, in its data folder."""
-    registry = Registry(Path(question["data"]) / "registry.sqlite")
-    return {"results": results_of(check(Path(question["path"]), registry))}
+    """Look at a file. Keys and registry are the server's own, in the data folder that SKYLOOM_DATA names."""
+    return {"results": results_of(check(Path(question["path"])))}
 
 
 def results_of(findings: Findings) -> list[dict[str, Any]]:

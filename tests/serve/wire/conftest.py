@@ -83,7 +83,8 @@ def painted(job: Job, output: Path) -> Iterator[Progress]:
     files = {"video": output / "video.mp4", "thumbnail": output / "t.webp", "spritesheet": output / "s.jpg"}
     for path, content in zip(files.values(), (MP4 + job.id.encode(), WEBP, JPG), strict=True):
         path.write_bytes(content)
-    yield Progress(99, "decode", files, {"frames": {"shape": [33, 128, 128, 3]}})
+    shape = [round(16 * float(job.extra["seconds"])) + 1, 128, 128, 3]
+    yield Progress(99, "decode", files, {"frames": {"shape": shape, "fps": "16"}})
 
 
 def moderate(text: str) -> Verdict:

@@ -6,6 +6,7 @@ from skyloom.generate import edits
 from skyloom.generate.edits import STRENGTHS
 from skyloom.serve.edits import VERBS
 from skyloom.serve.wire import EditFields, parse
+from skyloom.serve.worker import Progress
 
 MP4 = b"\x00\x00\x00\x18ftypisom" + bytes(3_000)
 
@@ -103,6 +104,24 @@ def test_only_finished_videos_are_edited(server, video):
     assert http.post("/v1/videos/edits", files=picture).json()["error"]["param"] == "video"
     assert http.post("/v1/videos/edits", json={"prompt": "x"}).json()["error"]["param"] == "video"
     assert http.post(f"/v1/videos/{video}/retake", json={"start": 2, "stop": 1}).json()["error"]["param"] == "stop"
+
+
+def test_an_edit_of_an_outside_video_is_as_long_as_what_was_made(server):
+    """What is added is known when it is asked, the whole when it is made."""
+    form = {"prompt": (None, "on"), "seconds": (None, "2"), "video": ("v.mp4", MP4)}
+    asked = server.http().post("/v1/videos/extensions", files=form).json()
+    assert asked["seconds"] == "2"
+
+    def paint(job, output):
+        (output / "video.mp4").write_bytes(MP4)
+        receipt = {"frames": {"shape": [161, 64, 96, 3], "fps": "16"}}
+        yield Progress(99, "decode", {"video": output / "video.mp4"}, receipt)
+
+    server.work(paint)
+    made = server.http().get(f"/v1/videos/{asked['id']}").json()
+    assert (made["seconds"], made["size"]) == ("10", "96x64")
+    longer = {"prompt": "on", "seconds": "4", "video": {"id": asked["id"]}}
+    assert server.http().post("/v1/videos/extensions", json=longer).json()["seconds"] == "14"
 
 
 def test_a_storyboard_is_a_call_and_a_field(server):

@@ -1,0 +1,63 @@
+"""`skyloom edit`, `styles` and `show --tree`, on files that the tiny model made."""
+
+import json
+
+import pytest
+import torch
+
+from skyloom.media.read import read_video
+from skyloom.media.write import write_video
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A second of frames that all differ."""
+    frames = (torch.arange(16).reshape(-1, 1, 1, 1) * 9).expand(16, 32, 32, 3).to(torch.uint8)
+    return write_video(frames, 16, tmp_path / "a.mkv")
+
+
+def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, source):
+    how = ("--model", tiny_model, "--steps", 1, "--seed", 3, "--json")
+    ran = skyloom("edit", "extend", source, "a red cat", "--seconds", "0.25", "-o", "b.mkv", *how)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["notes"]["spans"] == [[0, 16, "kept"], [16, 20, "made"]]
+    assert torch.equal(read_video("b.mkv").frames[:16], read_video(source).frames)
+    ran = skyloom("edit", "stitch", "b.mkv", source, "--morph", "0", "-o", "c.mkv", *how)
+    assert ran.code == 0, ran.err
+    lines = skyloom("show", "--tree", "c.mkv").out.splitlines()
+    assert [line.split("  video")[0] for line in lines[1:]] == ["├─ b.mkv", "│  └─ a.mkv", "└─ a.mkv"]
+    assert lines[1].endswith(': extend "a red cat"')
+    assert "edit       stitch of b.mkv and" in skyloom("show", "c.mkv").out
+    source.unlink()
+    assert "not found" in skyloom("show", "--tree", "c.mkv").out
+
+
+def test_a_plan_shows_spans_and_makes_nothing(skyloom, tiny_model, source, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    told = skyloom("edit", "retake", source, "a cat", "--from", "0.5", "--model", tiny_model, "--plan", "--json")
+    spans = json.loads(told.out)["spans"]
+    assert [(span["kind"], span["first_frame"], span["frames"]) for span in spans] == [("keep", 0, 8), ("make", 8, 8)]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_styles_are_listed_and_found(skyloom, tmp_path, source):
+    (tmp_path / "own.toml").write_text('stormy = "in the rain at night"\n')
+    assert "stormy" in skyloom("styles", "--file", "own.toml").out
+    assert skyloom("edit", "restyle", source, "--style", "no such style").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("remix", "none.mp4", "a cat"), "none.mp4"),
+        (("remix", "a.mkv", "a cat", "--strength", "wild"), "strength of 'wild'"),
+        (("retake", "a.mkv", "--from", "3"), "outside of the video"),
+        (("inpaint", "a.mkv", "a cat"), "a region or a mask"),
+        (("recut", "a.mkv", "--keep", "x-y", "--seconds", "2"), "is no time"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(skyloom, source, words, message):
+    ran = skyloom("edit", *words)
+    assert ran.code in {1, 2}
+    assert message in ran.err
+    assert "Traceback" not in ran.err
