@@ -146,5 +146,7 @@ def _settled(spans: Sequence[Span | None]) -> Iterator[Span]:
     for span in spans:
         if span is None or span.frames == 0:
             continue
-        still = isinstance(span, Make) and span.strength == 0 and len(span.under) == 1
-        yield Keep(span.under[0]) if still else span
+        if isinstance(span, Make) and span.strength == 0 and len(span.under) == 1:
+            yield Keep(span.under[0])
+        else:
+            yield span
