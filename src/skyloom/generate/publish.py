@@ -37,7 +37,8 @@ def publish(
     generation = generation_of(receipt)
     if credentials:
         said = generation if told else {key: generation[key] for key in ("version", "model") if key in generation}
-        sign(path, said, find_signer(), sources=sources_of(receipt))
+        edit = (receipt.get("request") or {}).get("edit") or {}
+        sign(path, said, find_signer(), sources=sources_of(receipt), verb=edit.get("verb"))
     frames = (receipt.get("frames") or {}).get("sha256", "")
     identity = identity_of_making(receipt)
     making = Making(path.name, hash_content(path), frames, identity, generation, tuple(looks))
@@ -45,7 +46,10 @@ def publish(
 
 
 def sources_of(receipt: Mapping[str, Any]) -> list[Source]:
-    """The files, still there, that a video was made from: its first picture, and what its cards pin."""
+    """The files, still there, that a video was made from: first picture, what cards pin, what it is an edit of."""
     asked = receipt.get("request") or {}
     named = [asked.get("image"), *(card.get(key) for card in asked.get("cards", []) for key in ("image", "video"))]
-    return [Source(Path(name)) for name in dict.fromkeys(named) if name and Path(name).is_file()]
+    videos = dict.fromkeys((asked.get("edit") or {}).get("videos", []))
+    alone = len(videos) == 1  # a manifest names one video that was edited; of several, all went into it
+    there = [(name, False) for name in dict.fromkeys(named) if name] + [(name, alone) for name in videos]
+    return [Source(Path(name), edited=edited) for name, edited in there if Path(name).is_file()]

@@ -6,17 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from skyloom.media.read import probe, read_frames, read_image
+from skyloom.media.read import read_image
+from skyloom.media.source import open_source
 from skyloom.safety.credentials import Credentials, read
 from skyloom.safety.registry import Glimpses, Match, Registry, hash_content
 from skyloom.safety.watermark import Mark, find_marks
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_RUN = 32
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def check(path: Path, registry: Registry | None = None) -> Findings:
     """Look at a video or picture with all three layers, without any network. Raises MediaError for what is neither."""
     digest = hash_content(path)
     credentials = read(path)
-    taken, glimpses = hashlib.sha256(), Glimpses(1 if _is_picture(path) else probe(path).fps)
+    taken, glimpses = hashlib.sha256(), Glimpses(1 if _is_picture(path) else open_source(path).fps)
 
     def watched() -> Iterator[UInt8[Tensor, "t h w c"]]:
         for run in _runs(path):
@@ -73,15 +72,8 @@ def _is_picture(path: Path) -> bool:
 
 
 def _runs(path: Path) -> Iterator[UInt8[Tensor, "t h w c"]]:
-    """The frames of a file, some at a time. The one place where safety opens media that it did not make."""
+    """The frames of a file, some at a time, decoded by the limited child: it may come from anywhere."""
     if _is_picture(path):
         yield read_image(path)
-        return
-    held: list[Tensor] = []
-    for frame in read_frames(path):
-        held.append(frame)
-        if len(held) == _RUN:
-            yield torch.stack(held)
-            held = []
-    if held:
-        yield torch.stack(held)
+    else:
+        yield from open_source(path).stream()
