@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help setup video test check fix bench docs gallery long soak fuzz edits clean
+.PHONY: help setup video test check fix bench docs gallery long edits soak fuzz conformance clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -59,9 +59,13 @@ soak: $(STAMP)  ## the queue under 10,000 seeds and 1,200 kills
 	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 1000
 	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 200 --postgres
 
-fuzz: $(STAMP)  ## 2,000 mutated media files and a corpus of bombs through the limited child
+fuzz: $(STAMP)  ## 2,000 mutated media files, a corpus of bombs, and 10,000 calls by the server's OpenAPI document
 	$(BIN)/python bench/media_mutants.py 2000
 	$(BIN)/python bench/media_bombs.py
+	SKYLOOM_FUZZ_CASES=10100 $(BIN)/python -m pytest tests/serve/wire/test_schema.py --timeout=0
+
+conformance: $(STAMP)  ## ask a real server by OpenAI's clients: Python 2 and 3, JavaScript (needs the network)
+	$(BIN)/python tests/e2e/conformance.py
 
 edits: $(STAMP)  ## edits of every verb: sheets and the measured part of docs/editing.md
 	$(BIN)/python examples/edits.py

@@ -75,3 +75,20 @@ def test_map_and_decisions_stay_short():
     decisions = sorted((ROOT / "docs/decisions").glob("*.md"))
     assert [path.name[:4] for path in decisions] == [f"{index:04d}" for index in range(1, len(decisions) + 1)]
     assert not [path.name for path in decisions if len(path.read_text("utf-8").splitlines()) > DECISION_LINES]
+
+
+def test_every_call_of_the_server_is_documented():
+    from skyloom.serve.app import CALLS
+
+    listed = re.findall(r"^\| `(GET|POST|DELETE) (\S+)` \| ?(\w*) \|", text("docs/server.md"), re.MULTILINE)
+    assert sorted(listed) == sorted((call.method, call.path, call.scope or "") for call in CALLS)
+
+
+def test_every_setting_of_the_server_is_documented():
+    from dataclasses import fields
+
+    from skyloom.serve.settings import Settings
+
+    table = text("docs/server.md").split("## Settings")[1].split("## ")[0]
+    keys = {key for row in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert keys == {field.name for field in fields(Settings)}

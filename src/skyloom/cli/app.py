@@ -20,6 +20,7 @@ from skyloom.cli import (
     models,
     plan,
     receipt,
+    serve,
     storyboard,
     train,
     verify,
@@ -42,9 +43,11 @@ app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
 app.command("verify")(verify.verify)
 app.command("train")(train.train)
+app.command("serve")(serve.serve)
 app.command("worker")(jobs.worker)
 app.command("doctor")(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(serve.app, name="keys")
 app.add_typer(edit.app, name="edit")
 app.add_typer(models.app, name="models")
 app.add_typer(world.app, name="world")

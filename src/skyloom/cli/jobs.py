@@ -3,8 +3,8 @@
 import json
 import os
 import signal
-import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,8 +127,15 @@ def worker(
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     if attached:
-        threading.Thread(target=lambda: (sys.stdin.buffer.read(), hand.drain()), daemon=True).start()
+        threading.Thread(target=_until_the_end, args=(hand.drain,), daemon=True).start()
     hand.run()
+
+
+def _until_the_end(leave: Callable[[], None]) -> None:
+    """Wait for the end of standard input, without Python's own buffer: a thread that holds it breaks the exit."""
+    while os.read(0, 1024):
+        pass
+    leave()
 
 
 def _settings(data: Path | None, database: str | None, storage: str | None = None) -> "Settings":

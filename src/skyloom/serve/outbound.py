@@ -9,6 +9,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
@@ -16,7 +17,8 @@ from urllib.parse import SplitResult, urlsplit
 from skyloom.core.errors import RequestError
 
 Resolve = Callable[[str, int], Sequence[str]]
-SECONDS = 10
+SECONDS, GET_SECONDS = 10, 30
+_PIECE = 256 * 1024
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
 
@@ -84,6 +86,35 @@ def post(target: Target, headers: Mapping[str, str], body: bytes) -> int:
         raise OSError(f"no HTTP answer ({type(error).__name__})") from error
     finally:
         connection.close()
+
+
+def get(target: Target, most: int) -> bytes:
+    """The body that a checked target answers with. Raises RequestError for any answer but 200, one that is longer than
+    `most` bytes or takes too long, and OSError."""
+    connection, until = _connect(target), time.monotonic() + GET_SECONDS
+    parts: list[bytes] = []
+    try:
+        connection.request("GET", target.path, headers={"accept": "image/*, video/*", "user-agent": "skyloom"})
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise RequestError(f"The URL answered {answer.status}.", hint="Send the file instead.")
+        while piece := answer.read(_PIECE):
+            parts.append(piece)
+            if sum(map(len, parts)) > most or time.monotonic() > until:
+                raise RequestError("What the URL answers is too long, or too slow.", hint="Send the file instead.")
+    except http.client.HTTPException as error:
+        raise OSError(f"no HTTP answer ({type(error).__name__})") from error
+    finally:
+        connection.close()
+    return b"".join(parts)
+
+
+def fetch(url: str, *, most: int = 64 * 2**20) -> bytes:
+    """Check a URL and get what it answers. Raises RequestError, also when nothing answers."""
+    try:
+        return get(check_url(url), most)
+    except OSError as error:
+        raise RequestError("The URL cannot be reached.", hint="Send the file instead.") from error
 
 
 def post_to(url: str, headers: Mapping[str, str], body: bytes, *, loopback: bool = False) -> int:

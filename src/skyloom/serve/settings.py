@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from skyloom.core.config import from_table, read_table
 from skyloom.core.errors import ConfigError
@@ -28,9 +28,10 @@ def default_data() -> Path:
 class Settings:
     """Where things lie, how many jobs may wait, how long things are kept. Times are seconds.
 
-    `models` maps the names that clients ask for to installed models. `database_url` None is an SQLite file, and
-    `storage_url` None a folder, both in `data`. `keep_seconds` None keeps results until they are deleted. Raises
-    ConfigError for what cannot work.
+    `models` maps the names that clients ask for to installed models; `sora_sizes` says whether a size under such a name
+    becomes the nearest that the model makes. `hosts` are more values of the Host header, like "video.example.org".
+    `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
+    results until they are deleted. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -47,6 +48,10 @@ class Settings:
     disk_reserve: int = 512 * 2**20
     webhooks_to_loopback: bool = False
     models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
+    hosts: tuple[str, ...] = ()
+    sora_sizes: Literal["nearest", "strict"] = "nearest"
+    url_references: bool = False
+    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_seconds * 2 <= self.lease_seconds:

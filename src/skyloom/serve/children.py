@@ -1,0 +1,68 @@
+"""Work that needs what the server does not load: a planner and a verifier, each a process for one question.
+
+The server knows no networks and opens no media, so it stays small and cannot be brought down by either.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from skyloom.core.errors import CapacityError, MediaError, RequestError, SkyloomError
+from skyloom.generate.request import Request
+from skyloom.serve.storage import Asset, Storage
+
+SECONDS = 60
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def plan_in_child(request: Request) -> dict[str, Any]:
+    """What a request would take. Raises RequestError for what cannot be made, CapacityError when it takes too long."""
+    return _ask("skyloom.serve.planner", request.to_json())
+
+
+def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any]:
+    """The marks that a stored file carries, as safety/verify.py finds them."""
+    with TemporaryDirectory(prefix="skyloom-verify-") as folder:
+        path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
+        return _ask("skyloom.serve.verifier", json.dumps({"path": str(path)}), SKYLOOM_DATA=str(data.absolute()))
+
+
+def _ask(module: str, question: str, **environment: str) -> dict[str, Any]:
+    """Run a module with a question at its standard input; one process at a time, since each is large."""
+    if not _ONE_AT_A_TIME.acquire(timeout=SECONDS):
+        raise CapacityError("Too many ask for that at once.", hint="Try again.", retry_after=10)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module],
+            input=question,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired as error:
+        raise CapacityError("That took too long.", hint="Try again.", retry_after=10) from error
+    except (IndexError, ValueError) as error:
+        raise SkyloomError(f"{module} failed: {done.stderr[-2_000:]}") from error
+    finally:
+        _ONE_AT_A_TIME.release()
+    if "error" in answer:
+        kind = MediaError if answer["error"]["code"] == "media" else RequestError
+        raise kind(answer["error"]["message"])
+    return answer
+
+
+def answer(work: Any) -> None:
+    """The child's side: read the question, do the work, and write one line, whatever comes of it."""
+    try:
+        told = work(json.loads(sys.stdin.read()))
+    except (RequestError, MediaError, CapacityError) as error:
+        told = {"error": {"code": error.code, "message": str(error)}}
+    sys.stdout.write(json.dumps(told) + "\n")

@@ -1,0 +1,133 @@
+"""What clients bring: files to start from, and characters. Every look is an owner's own."""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, Row, String, Table, Text, delete, insert, select
+
+from skyloom.serve.database import Database
+from skyloom.serve.faults import missing
+from skyloom.serve.tables import metadata
+
+PURPOSES = ("vision", "user_data", "batch", "batch_output")
+
+files = Table(
+    "files",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", String(128), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("asset", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("files_of_owner", "owner", "number"),
+    sqlite_autoincrement=True,
+)
+
+characters = Table(
+    "characters",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("asset", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a client's: `name` is a label, `asset` the reference of its content."""
+
+    number: int
+    id: str
+    owner: str
+    purpose: str
+    name: str
+    asset: str
+    size: int
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Character:
+    """Somebody or something that prompts may name, and the clip that shows it."""
+
+    id: str
+    owner: str
+    name: str
+    asset: str
+    created_at: float
+
+
+class Library:
+    """Files and characters in the database. What is somebody else's is not there (WireError, 404)."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_file(self, owner: str, purpose: str, name: str, asset: str, size: int) -> File:
+        """Remember a stored file."""
+        row = {"id": f"file-{secrets.token_hex(12)}", "owner": owner, "purpose": purpose, "name": name}
+        with self._database.write() as write:
+            values = {**row, "asset": asset, "size": size, "created_at": write.now}
+            write.connection.execute(insert(files).values(**values))
+            return _file(write.connection.execute(select(files).where(files.c.id == row["id"])).one())
+
+    def file(self, id: str, owner: str) -> File:
+        """A file of the owner's."""
+        with self._database.read() as connection:
+            row = connection.execute(select(files).where(files.c.id == id, files.c.owner == owner)).one_or_none()
+        if row is None:
+            raise missing("file", id)
+        return _file(row)
+
+    def files(
+        self, owner: str, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[File], bool]:
+        """A page of files, and whether there are more."""
+        wanted = [files.c.owner == owner] + ([files.c.purpose == purpose] if purpose else [])
+        if after is not None:
+            last = self.file(after, owner).number
+            wanted.append(files.c.number < last if newest_first else files.c.number > last)
+        order = files.c.number.desc() if newest_first else files.c.number
+        with self._database.read() as connection:
+            rows = connection.execute(select(files).where(*wanted).order_by(order).limit(limit + 1)).all()
+        return [_file(row) for row in rows[:limit]], len(rows) > limit
+
+    def delete_file(self, id: str, owner: str) -> None:
+        """Forget a file; its content goes when nothing else names it."""
+        with self._database.write() as write:
+            mine = delete(files).where(files.c.id == id, files.c.owner == owner)
+            if not write.connection.execute(mine).rowcount:
+                raise missing("file", id)
+
+    def add_character(self, owner: str, name: str, asset: str) -> Character:
+        """Remember a character."""
+        with self._database.write() as write:
+            made = Character(f"char_{secrets.token_hex(12)}", owner, name, asset, write.now)
+            write.connection.execute(insert(characters).values(**vars(made)))
+        return made
+
+    def character(self, id: str, owner: str) -> Character:
+        """A character of the owner's."""
+        mine = select(characters).where(characters.c.id == id, characters.c.owner == owner)
+        with self._database.read() as connection:
+            row = connection.execute(mine).one_or_none()
+        if row is None:
+            raise missing("character", id)
+        return Character(**row._mapping)
+
+    def references(self) -> Iterator[str]:
+        """Every asset that a file or a character names: what a clean-up must keep."""
+        with self._database.read() as connection:
+            yield from connection.execute(select(files.c.asset)).scalars()
+            yield from connection.execute(select(characters.c.asset)).scalars()
+
+
+def _file(row: Row[Any]) -> File:
+    return File(**row._mapping)

@@ -1,0 +1,158 @@
+"""The server process: a socket, the application on it, upkeep, and workers as children.
+
+It starts in this order: database, socket, application, workers; and ends in the other. SIGTERM drains: nothing new is
+taken, answers are finished, workers give back what they have in hand; a second one ends it at once.
+"""
+
+import contextlib
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from skyloom.core.errors import ConfigError
+from skyloom.safety.moderation import check_prompt
+from skyloom.serve import outbound
+from skyloom.serve.app import build_app, make_services
+from skyloom.serve.auth import KeyStore, check_exposure
+from skyloom.serve.calls import Outside
+from skyloom.serve.children import plan_in_child, verify_in_child
+from skyloom.serve.database import Database
+from skyloom.serve.guard import local_hosts
+from skyloom.serve.leases import Leases
+from skyloom.serve.routes_batches import advance
+from skyloom.serve.settings import Settings
+from skyloom.serve.storage import Asset, Storage, open_storage
+from skyloom.serve.supervise import Supervisor
+from skyloom.serve.upkeep import Upkeep, usual_tasks
+
+BATCH_SECONDS, GRACE_SECONDS = 2.0, 5
+_MAX_CONNECTIONS, _KEEP_ALIVE_SECONDS, _MAX_HEAD_BYTES = 500, 30, 64 * 1024
+Announce = Callable[[str, str], None]
+"""Takes the URL and the token of a server that is ready."""
+
+
+def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> None:
+    """Serve until a signal. No devices: no workers of its own. Raises ConfigError for an address that is none of ours,
+    or that others can reach while there is no key."""
+    database = Database(settings.database)
+    with contextlib.closing(database), _bind(settings.host, settings.port) as door:
+        check_exposure(settings.host, KeyStore(database))
+        host, port = door.getsockname()[:2]
+        named = f"[{host}]" if ":" in host else host
+        hosts = {*local_hosts(port), *settings.hosts} | (
+            {f"{named}:{port}"} if host not in ("0.0.0.0", "::") else set()
+        )
+        token, stopping = secrets.token_urlsafe(32), threading.Event()
+        storage = open_storage(settings.storage)
+        services = make_services(settings, database, storage, _outside(settings, storage), token, stopping)
+        tasks = usual_tasks(services.jobs, storage, lambda: set(services.library.references()))
+        upkeep = Upkeep([*tasks, (BATCH_SECONDS, partial(advance, services))])
+        supervisor = Supervisor(Leases(database, settings), settings, devices)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
+        server = _Server(build_app(services, hosts), stopping, lambda: announce(f"http://{shown}:{port}", token))
+        with _running(upkeep), _running(supervisor):
+            server.run(sockets=[door])
+
+
+def find_devices() -> list[str]:
+    """The devices that get a worker each: every CUDA device that torch can use, or the CPU.
+
+    Torch is asked in a process of its own, and only where there is a driver.
+    """
+    if not any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        return ["cpu"]
+    ask = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    told = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
+    return [f"cuda:{index}" for index in range(int(told))] if told.isdigit() and int(told) else ["cpu"]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our signals: it says when it is ready, and its end is the caller's to go on from."""
+
+    def __init__(self, app: Any, stopping: threading.Event, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                http="h11",
+                loop="asyncio",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+            )
+        )
+        self._stopping, self._ready = stopping, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The signals are ours while it runs, and are not raised again after it."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._stopping.set()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        door = socket.socket(family, socket.SOCK_STREAM)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((host, port))
+    except OSError as error:
+        cause = error.strerror or "no such address"
+        raise ConfigError(f"{host}:{port} cannot be listened to ({cause}).", hint="Use another --port.") from error
+    return door
+
+
+@contextlib.contextmanager
+def _running(service: Upkeep | Supervisor) -> Iterator[None]:
+    service.start()
+    try:
+        yield
+    finally:
+        service.stop()
+
+
+def _outside(settings: Settings, storage: Storage) -> Outside:
+    loopback = settings.webhooks_to_loopback
+
+    def verify(asset: Asset) -> list[dict[str, Any]]:
+        return verify_in_child(storage, asset, settings.data)["results"]
+
+    return Outside(
+        moderate=check_prompt,
+        verify=verify,
+        plan=plan_in_child,
+        check_url=partial(outbound.check_url, loopback=loopback),
+        post=partial(outbound.post_to, loopback=loopback),
+        fetch=outbound.fetch,
+    )

@@ -1,0 +1,33 @@
+"""Seen from outside: whether the server lives, whether it takes jobs, and what it counts."""
+
+from starlette.responses import Response
+
+from skyloom.serve import answers
+from skyloom.serve.calls import Asked, Call, Reply
+from skyloom.serve.metrics import MEDIA_TYPE
+
+
+def health(asked: Asked) -> Reply:
+    """The process answers."""
+    return Reply({"status": "ok"})
+
+
+def ready(asked: Asked) -> Reply:
+    """Whether jobs are taken: the database answers, and the server is not about to stop."""
+    if asked.services.draining():
+        return Reply({"status": "draining"}, 503)
+    counts = asked.services.jobs.counts()
+    told = {"workers": counts.workers, "queued": counts.by_status.get("queued", 0)}
+    return Reply({"status": "ready" if counts.workers else "no_workers", **told})
+
+
+def metrics(asked: Asked) -> Response:
+    """Numbers for Prometheus."""
+    return Response(asked.services.metrics.text(), media_type=MEDIA_TYPE)
+
+
+CALLS = (
+    Call("GET", "/health", health, "Whether the server lives.", answers.Health, None),
+    Call("GET", "/ready", ready, "Whether the server takes jobs.", answers.Health, None, faults=(503,)),
+    Call("GET", "/metrics", metrics, "Numbers for Prometheus.", MEDIA_TYPE, "admin"),
+)

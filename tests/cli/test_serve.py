@@ -1,0 +1,73 @@
+"""`skyloom serve` and `skyloom keys`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MOST_IDLE_KB = 120 * 1024
+SERVE = "from skyloom.cli.app import main; main()"
+
+
+def test_keys_are_made_listed_and_revoked(skyloom, tmp_path):
+    where = ["--data", tmp_path]
+    made = json.loads(skyloom("keys", "create", "alice", "--name", "laptop", "--expires", "90d", "--json", *where).out)
+    assert made["key"].startswith(f"sk-sky-{made['id']}-")
+    plain = skyloom("keys", "create", "bob", "--scope", "read", *where).out.strip()
+    assert plain.startswith("sk-sky-")
+    listed = [json.loads(line) for line in skyloom("keys", "list", "--json", *where).out.splitlines()]
+    assert [(key["owner"], key["scopes"]) for key in listed] == [("alice", ["read", "write"]), ("bob", ["read"])]
+    assert "key" not in listed[0]
+    assert skyloom("keys", "revoke", made["id"], *where).code == 0
+    assert "revoked" in skyloom("keys", "list", *where).out.splitlines()[0]
+    for words in (["create", "a b"], ["create", "alice", "--scope", "root"], ["create", "a", "--expires", "soon"]):
+        assert skyloom("keys", *words, *where).code == 2
+
+
+def test_other_machines_are_not_listened_to_without_a_key(skyloom, tmp_path):
+    ran = skyloom("serve", "--host", "0.0.0.0", "--port", "0", "--no-worker", "--data", tmp_path)
+    assert ran.code == 2
+    assert "skyloom keys create" in ran.err
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
+def test_a_server_says_when_it_is_ready_is_small_and_ends_when_told(tmp_path):
+    """One line, one listening socket on this machine only, within its memory; SIGTERM ends it well."""
+    command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", str(tmp_path), "--json", "--no-worker"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        try:
+            assert server.stdout
+            ready = json.loads(server.stdout.readline())
+            assert ready.keys() == {"url", "token"}
+            port = int(ready["url"].rsplit(":", 1)[1])
+            assert listening(server.pid) == [("127.0.0.1", port)]
+            assert idle_kb(server.pid) <= MOST_IDLE_KB
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
+
+
+def idle_kb(process: int) -> int:
+    """Resident memory."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def listening(process: int) -> list[tuple[str, int]]:
+    """Addresses at which a process listens."""
+    mine = {str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            words = row.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in mine:
+                host, port = words[1].split(":")
+                found.append((".".join(str(byte) for byte in bytes.fromhex(host)[::-1]), int(port, 16)))
+    return found

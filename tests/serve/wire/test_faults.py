@@ -1,0 +1,46 @@
+"""Every error of the house has an answer, and no answer tells what is inside."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+import skyloom.serve
+from skyloom.core import errors
+from skyloom.core.errors import CapacityError, RequestError, SkyloomError
+from skyloom.serve.faults import STATUS, WireError, tell
+
+
+def kinds(of: type = SkyloomError) -> set[type]:
+    """A class and all below it."""
+    return {of, *(found for child in of.__subclasses__() for found in kinds(child))}
+
+
+def test_the_table_is_complete():
+    for module in pkgutil.iter_modules(skyloom.serve.__path__):
+        if module.name not in ("render", "planner", "verifier"):  # which load the networks
+            importlib.import_module(f"skyloom.serve.{module.name}")
+    codes = {kind.code for kind in kinds() if kind.__module__.startswith("skyloom") and kind is not WireError}
+    assert codes == set(STATUS)
+    assert {kind.code for kind in vars(errors).values() if isinstance(kind, type)} <= codes
+
+
+@pytest.mark.parametrize("code", sorted(STATUS))
+def test_an_error_becomes_the_envelope(code):
+    kind = next(kind for kind in kinds() if kind.code == code and kind.__name__ != "CardError")
+    told = tell(kind("It went wrong in /secret."), "req_1")
+    assert told.status == STATUS[code][0]
+    assert told.body["error"].keys() == {"message", "type", "param", "code"}
+    assert ("/secret" in str(told.body)) == (told.status < 500)
+
+
+def test_fields_of_a_request_are_named_as_the_wire_has_them():
+    for field, param in (("num_steps", "steps"), ("size", "size"), ("cards", "storyboard"), (None, None)):
+        told = tell(RequestError("No.", field=field), "req_1")
+        assert told.body["error"]["param"] == param
+
+
+def test_a_full_queue_says_how_long_to_wait():
+    for seconds, header in ((3.2, "4"), (1_000, "120"), (None, "10")):
+        told = tell(CapacityError("Full.", retry_after=seconds), "req_1")
+        assert (told.status, told.headers["retry-after"]) == (429, header)
