@@ -204,7 +204,7 @@ class Pipeline:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
         context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
         yield Step("text", 1, 1, notice=_notice(plan, context))
-        projector = Projector(self.vae, self.lanes, self.device)
+        projector = Projector(self.vae, self.lanes, self.device, self.info.steadiness)
         jury = None if critic is None else Jury(critic, projector)
         scripts = [self._conditions(plan, context, row) for row in range(len(prompts))]
         denoiser = Denoiser(self.dit, self.lanes, scripts[0], plan.guidance_scale, student=plan.student)
@@ -247,6 +247,7 @@ class Pipeline:
             job,
             speaker,
             screen.mark,
+            self.info.steadiness,
             self.dit.config.horizon,
             (plan.shape.height, plan.shape.width),
             footage.mask,

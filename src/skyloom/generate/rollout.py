@@ -25,6 +25,7 @@ from skyloom.diffusion.sampling import SampleStep, sample_euler
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.resume import Kept, WindowStore
+from skyloom.generate.steady import steady
 from skyloom.media.frames import to_frames
 from skyloom.models.registry import Rollout
 from skyloom.models.vae import DecoderCache, Vae
@@ -249,22 +250,34 @@ def _remembered(latent: Float[Tensor, "1 c t h w"], job: Job, window: Window) ->
 
 
 @dataclass(frozen=True, eq=False)
+class _Memory:
+    """What decoding goes on from: the decoder's cache, and the latent frame that was decoded last."""
+
+    cache: DecoderCache
+    last: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class _Trial:
     """A window decoded on trial: the frames of its parts, and the decoder's memory after it."""
 
     latent: Tensor
     parts: list[Tensor]
-    after: DecoderCache | None
+    after: _Memory | None
 
 
 @dataclass
 class Projector:
-    """Decodes windows to the frames that they show, a few at a time, on a lane of its own; `ready` hands frames out."""
+    """Decodes windows to the frames that they show, a few at a time, on a lane of its own; `ready` hands frames out.
+
+    Latent frames are held steady by the model's `steadiness` on the way (generate/steady.py).
+    """
 
     vae: Vae
     lanes: Lanes
     device: torch.device
-    _cache: DecoderCache | None = None
+    steadiness: float = 0.0
+    _memory: _Memory | None = None
     _parts: list[Future[Tensor]] = field(default_factory=list)
     _trials: list[_Trial] = field(default_factory=list)
 
@@ -273,7 +286,7 @@ class Projector:
         trial = next((one for one in self._trials if one.latent is latent), None)
         self._trials.clear()
         if trial is not None:
-            self._cache = trial.after
+            self._memory = trial.after
             self._parts += [self.lanes.submit(partial(_itself, part)) for part in trial.parts]
             return
         for first, end in window.parts:
@@ -296,28 +309,30 @@ class Projector:
             yield self._parts.pop(0).result()
 
     def _try(self, latent: Tensor, window: Window) -> _Trial:
-        cache, parts = self._cache, list[Tensor]()
+        memory, parts = self._memory, list[Tensor]()
         for first, end in window.parts:
             part = latent[:, :, first - window.start : end - window.start]
-            frames, cache = self._shown(part, window, first, cache)
+            frames, memory = self._shown(part, window, first, memory)
             parts.append(frames)
-        return _Trial(latent, parts, cache)
+        return _Trial(latent, parts, memory)
 
     def _decode(self, latent: Tensor, window: Window, first: int) -> Tensor:
-        frames, self._cache = self._shown(latent, window, first, self._cache)
+        frames, self._memory = self._shown(latent, window, first, self._memory)
         return frames
 
     def _shown(
-        self, latent: Tensor, window: Window, first: int, cache: DecoderCache | None
-    ) -> tuple[Tensor, DecoderCache | None]:
+        self, latent: Tensor, window: Window, first: int, memory: _Memory | None
+    ) -> tuple[Tensor, _Memory | None]:
         """The shown frames of a part, and the decoder's memory after it: what is not kept leaves no trace in it."""
-        pixels, after = self.vae.decode_step(latent.to(self.device), cache if first else None)
-        cache = after if first < window.kept else cache
+        before = memory if first else None
+        held = steady(latent, None if before is None else before.last, self.steadiness)
+        pixels, after = self.vae.decode_step(held.to(self.device), None if before is None else before.cache)
+        memory = _Memory(after, held[:, :, -1]) if first < window.kept else memory
         frames = to_frames(pixels[0]).cpu()
         if window.shown is None:
-            return frames, cache
+            return frames, memory
         begin = self.vae.config.scale.video_frames(first) if first else 0
-        return frames[max(0, window.shown[0] - begin) : max(0, window.shown[1] - begin)], cache
+        return frames[max(0, window.shown[0] - begin) : max(0, window.shown[1] - begin)], memory
 
 
 def _itself(frames: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Splicer:
     job: Job
     speaker: Callable[[str], Denoiser]
     mark: Callable[[Frames, Bool[Tensor, "t h w"] | None], Frames]
+    steadiness: float
     horizon: int
     size: tuple[int, int]
     mask: Mask | None = None
@@ -61,7 +62,7 @@ class Splicer:
     def make(self, span: Make, layout: Layout) -> Iterator[WindowStep | Frames]:
         """The steps of a span's windows, and its frames as they are done."""
         tape = Tape(span, layout, self)
-        screen, projector = _Composer(span, self), Projector(self.vae, self.lanes, self.device)
+        screen, projector = _Composer(span, self), Projector(self.vae, self.lanes, self.device, self.steadiness)
         shown = (layout.lead, layout.lead + span.frames)
         if layout.left:
             projector.put(tape.known(0, layout.left)[None], _part(0, layout.left, shown))

@@ -68,6 +68,11 @@ class ModelInfo:
         return float(self.manifest.get("noise_correlation", 0.0))
 
     @property
+    def steadiness(self) -> float:
+        """How large a change from one latent frame to the next counts as jitter when it is decoded (0: none)."""
+        return float(self.manifest.get("steadiness", 0.0))
+
+    @property
     def rollout(self) -> Rollout | None:
         """How it makes longer videos; None where it was not trained for that."""
         values = self.manifest.get("rollout")
