@@ -30,10 +30,10 @@ OUT = Path(__file__).parent.parent / "docs" / "images" / "long"
 DEFAULT = "default"
 OPTIONS: dict[str, dict[str, float]] = {
     DEFAULT: {},
+    "not-steadied": {"steadiness": 0.0},
     "no-sink": {"sink": 0},
     "long-memory": {"recent": 6},
     "short-memory": {"recent": 1},
-    "noised-context-.05": {"context_sigma": 0.05},
     "noised-context-.15": {"context_sigma": 0.15},
     "window-of-1": {"window": 1},
     "window-of-6": {"window": 6},
@@ -41,14 +41,14 @@ OPTIONS: dict[str, dict[str, float]] = {
 SHEET_PROMPT = "a red car driving to the left on the beach at sunset"
 PART_SECONDS = 5
 CURVES = ("contrast", "sharpness", "speed", "colour change", "Fréchet distance", "subject read")
-COLOURS = ("#111111", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#98df8a", "#ff7f0e", "#9467bd")
+COLOURS = ("#e377c2", "#111111", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#98df8a", "#ff7f0e", "#9467bd", "#8c564b")
 
 
 class Fixed:
-    """A pipeline with a rollout and a length of its own."""
+    """A pipeline with a rollout, a steadiness and a length of its own."""
 
-    def __init__(self, pipeline: Pipeline, rollout: Rollout, seconds: float) -> None:
-        manifest = {**pipeline.info.manifest, "rollout": asdict(rollout)}
+    def __init__(self, pipeline: Pipeline, rollout: Rollout, steadiness: float, seconds: float) -> None:
+        manifest = {**pipeline.info.manifest, "rollout": asdict(rollout), "steadiness": steadiness}
         pipeline.info = replace(pipeline.info, manifest=manifest)
         self.pipeline, self.seconds = pipeline, seconds
 
@@ -60,8 +60,13 @@ def measure(name: str, model: str, seconds: float, count: int) -> dict[str, floa
     """Drift of one way of going on; its contact sheet is written on the way."""
     pipeline = skyloom.load(model)
     assert pipeline.info.rollout is not None
-    rollout = replace(pipeline.info.rollout, **{key: value for key, value in OPTIONS.get(name, {}).items()})
-    fixed, scale, fps = Fixed(pipeline, rollout, seconds), pipeline.vae.config.scale, pipeline.info.fps
+    said = dict(OPTIONS.get(name, {}))
+    steadiness = said.pop("steadiness", pipeline.info.steadiness)
+    rollout = replace(
+        pipeline.info.rollout, **{key: int(value) if value >= 1 else value for key, value in said.items()}
+    )
+    scale, fps = pipeline.vae.config.scale, pipeline.info.fps
+    fixed = Fixed(pipeline, rollout, steadiness, seconds)
     write_seconds(fixed.generate(SHEET_PROMPT, seed=1).frames, fps, OUT / f"{name}.png")
     cells = scale.latent_frames(scale.frames_for(seconds, fps))
     windows = make_windows(cells, scale.latent_frames(pipeline.info.frames), rollout)
