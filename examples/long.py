@@ -28,15 +28,16 @@ from skyloom.world.vocabulary import SMALL
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "long"
 DEFAULT = "default"
+EARLIER = {"window": 3, "steadiness": 0.0}  # what the rejected ones were compared with
 OPTIONS: dict[str, dict[str, float]] = {
     DEFAULT: {},
-    "not-steadied": {"steadiness": 0.0},
-    "no-sink": {"sink": 0},
-    "long-memory": {"recent": 6},
-    "short-memory": {"recent": 1},
-    "noised-context-.15": {"context_sigma": 0.15},
-    "window-of-1": {"window": 1},
-    "window-of-6": {"window": 6},
+    "window-of-3": {"window": 3},
+    "window-of-3-not-steadied": EARLIER,
+    "no-sink": {**EARLIER, "sink": 0},
+    "noised-context-.15": {**EARLIER, "context_sigma": 0.15},
+    "long-memory": {**EARLIER, "recent": 6},
+    "short-memory": {**EARLIER, "recent": 1},
+    "window-of-1": {**EARLIER, "window": 1},
 }
 SHEET_PROMPT = "a red car driving to the left on the beach at sunset"
 PART_SECONDS = 5
@@ -146,7 +147,7 @@ def main() -> None:
         print(
             name, {key: round(value, 3) for key, value in found[name].items() if key.startswith(("part 12,", "seams"))}
         )
-    draw_curves(found, OUT / "curves.png")
+    draw_curves({name: found[name] for name in (*OPTIONS, *found) if name in found}, OUT / "curves.png")
 
 
 if __name__ == "__main__":
