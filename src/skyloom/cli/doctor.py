@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,23 +71,16 @@ def _sqlite() -> str:
 
 
 def _check_database(data: Path | None, database: str | None) -> None:
-    """A line about the database. Raises ConfigError for one that is damaged or not there."""
-    from sqlalchemy.exc import DatabaseError
-
+    """A line about the database. Raises ConfigError for one that is damaged."""
     from skyloom.core.errors import ConfigError
-    from skyloom.serve.database import Database
+    from skyloom.serve.backup import examine
     from skyloom.serve.settings import load_settings
 
     settings = load_settings(data=data, database_url=database)
     if settings.database_url is None and not (settings.data / "skyloom.db").exists():
         _say("database", "there is none yet")
         return
-    try:
-        with closing(Database(settings.database)) as store:
-            damage = store.check()
-    except DatabaseError as error:
-        damage = [str(error.orig)]
-    if damage:
+    if damage := examine(settings.database):
         raise ConfigError(f"The database is damaged ({damage[0]:.80}).", hint="skyloom restore puts a backup there.")
     _say("database", "whole")
 

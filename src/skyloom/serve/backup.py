@@ -1,8 +1,12 @@
-"""A database back from a backup: the copy is checked first, and nobody may have the database open meanwhile."""
+"""Whether a database is whole, and how one comes back from a backup.
+
+The backup is copied and checked before it takes the old one's place, and nobody may have that open meanwhile.
+"""
 
 import os
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
@@ -14,6 +18,7 @@ from skyloom.serve.tables import schema
 
 _HEAD = b"SQLite format 3\0"
 _BESIDE = ("-wal", "-shm")
+_OTHER = "Use another backup."
 
 
 def restore(url: str, source: Path) -> Path | None:
@@ -32,6 +37,15 @@ def restore(url: str, source: Path) -> Path | None:
         return _replace(target, copy)
     finally:
         _remove(copy)
+
+
+def examine(url: str) -> list[str]:
+    """What is wrong with a database, also with one that is too damaged to open; empty when all is well."""
+    try:
+        with closing(Database(url)) as database:
+            return database.check()
+    except DatabaseError as error:
+        return [str(error.orig)]
 
 
 def _file(url: str) -> Path:
@@ -58,27 +72,19 @@ def _copy(source: Path, copy: Path) -> None:
 
 def _check(copy: Path, source: Path) -> None:
     """Raise ConfigError unless the copy is a database of ours, whole, and brought to this version."""
-    hint = "Use another backup."
     try:
-        if not _has_schema(copy):
-            raise ConfigError(f"{source} is no backup of skyloom's.", hint="Name a file of skyloom backup.")
-        database = Database(f"sqlite:///{copy}")
-        try:
-            damage = database.check()
-        finally:
-            database.close()
-    except (choose_sqlite().DatabaseError, DatabaseError) as error:
-        raise ConfigError(f"{source} is damaged.", hint=hint) from error
-    if damage:
-        raise ConfigError(f"{source} is damaged ({damage[0]:.80}).", hint=hint)
+        ours = _has_schema(copy)
+    except choose_sqlite().DatabaseError as error:
+        raise ConfigError(f"{source} is damaged ({error}).", hint=_OTHER) from error
+    if not ours:
+        raise ConfigError(f"{source} is no backup of skyloom's.", hint="Name a file of skyloom backup.")
+    if damage := examine(f"sqlite:///{copy}"):
+        raise ConfigError(f"{source} is damaged ({damage[0]:.80}).", hint=_OTHER)
 
 
 def _has_schema(path: Path) -> bool:
-    connection = choose_sqlite().connect(str(path))
-    try:
+    with closing(choose_sqlite().connect(str(path))) as connection:
         return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (schema.name,)).fetchall())
-    finally:
-        connection.close()
 
 
 def _replace(target: Path, copy: Path) -> Path | None:
