@@ -4,9 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from skyloom.media.read import probe, read_image
 from skyloom.models import registry
+from skyloom.models.vae import Vae
+from skyloom.serve.database import Database
+from skyloom.serve.settings import Settings
 from skyloom.world.assets import builtin_atlas
 
 
@@ -40,11 +44,44 @@ def test_a_damaged_model_is_found(skyloom, shelf):
 def test_the_doctor_says_what_there_is(skyloom, shelf):
     ran = skyloom("doctor")
     assert ran.code == 0
-    for word in ("skyloom", "python", "torch", "libavcodec", "device", "threads", "free disk", "as published"):
+    for word in ("skyloom", "python", "torch", "FFmpeg", "libavcodec", "safe for two writers", "device", "threads"):
+        assert word in ran.out
+    for word in ("free disk", "as published", "of 255 from fp32"):
         assert word in ran.out
     shutil.rmtree(shelf / "tiny")
     assert "none is installed" in skyloom("doctor").out
     assert "No model is installed" in skyloom("models", "list").err
+
+
+def test_the_doctor_warns_of_a_machine_that_reckons_wrong(skyloom, shelf, monkeypatch):
+    monkeypatch.setattr("skyloom.core.device.choose_dtype", lambda device: torch.float32)
+    assert "at most 0 of 255" in skyloom("doctor").out
+    assert "WRONG" not in skyloom("doctor").out
+    real = Vae.decode
+    monkeypatch.setattr("skyloom.core.device.choose_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(
+        Vae, "decode", lambda vae, latent: real(vae, latent) + (vae.decoder.stem.weight.dtype == torch.bfloat16) / 2
+    )
+    ran = skyloom("doctor")
+    assert ran.code == 0
+    assert "WRONG" in ran.out
+
+
+def test_the_doctor_looks_through_the_database(skyloom, shelf, tmp_path):
+    assert "there is none yet" in skyloom("doctor", "--check-db", "--data", tmp_path / "data").out
+    assert not (tmp_path / "data").exists()
+    Database(Settings(data=tmp_path).database).close()
+    assert "database   whole" in skyloom("doctor", "--check-db", "--data", tmp_path).out
+    path = tmp_path / "skyloom.db"
+    path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+    ran = skyloom("doctor", "--check-db", "--data", tmp_path)
+    assert ran.code == 2
+    assert "skyloom restore" in ran.err
+
+
+def test_without_a_safe_sqlite_the_doctor_says_so(skyloom, shelf, monkeypatch):
+    monkeypatch.setattr("skyloom.serve.database._SAFE_SQLITE", (99, 0, 0))
+    assert "NOT SAFE" in skyloom("doctor").out
 
 
 def test_a_recipe_with_an_unknown_key_is_refused(skyloom, tmp_path):

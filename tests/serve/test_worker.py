@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from skyloom.core.errors import CapacityError, RequestError
+from skyloom.core.errors import CapacityError, MediaError, RequestError
 from skyloom.serve.database import Database
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
@@ -22,6 +22,7 @@ from skyloom.serve.worker import Progress, Worker, explain
 from .conftest import HERE, load_beside
 
 swarm = load_beside("swarm")
+SHA = "ab" * 32
 
 
 class Host:
@@ -164,15 +165,34 @@ def test_errors_have_a_code_and_only_some_are_tried_again(host, error: Exception
     host.worker(render).run(until_empty=True)
     job = host.store.get(id)
     assert job.status == ("queued" if tries else "failed")
-    failure, _ = explain(error, host.settings.data)
+    failure, _ = explain(error, host.settings.data, {})
     assert failure.code == code
     assert "secret" not in failure.message
     assert job.error == (None if tries else failure)
 
 
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"prompt": "a cat", "image": f"asset:{SHA}.png"}, "input_reference"),
+        ({"prompt": "", "cards": [{"at": "0", "image": f"asset:{SHA}.png", "strength": 0.5}]}, "input_reference"),
+        ({"cards": [{"at": "0"}, {"at": "1", "image": f"asset:{SHA}.png"}]}, "storyboard[1].image"),
+        ({"edit": {"verb": "remix", "videos": [f"asset:{SHA}.mp4"]}}, "video"),
+        ({"edit": {"verb": "stitch", "videos": ["asset:x", f"asset:{SHA}.mp4"]}}, "videos[1]"),
+        ({"edit": {"verb": "inpaint", "mask": f"asset:{SHA}.png"}}, "mask"),
+        ({"prompt": "a cat"}, "A file"),
+    ],
+)
+def test_a_broken_file_is_called_by_its_field(tmp_path, request_, field):
+    for path in (f"video_1/inputs/{SHA}.png", f"/srv/runs/video_1/inputs/{SHA}.mp4", f"{tmp_path}/runs/x/{SHA}.png"):
+        failure, _ = explain(MediaError(f"{path} cannot be read.", hint="Use a PNG."), tmp_path, request_)
+        assert failure.message == f"{field} cannot be read. Use a PNG."
+
+
 def test_paths_of_this_machine_stay_here(tmp_path):
-    failure, _ = explain(RequestError(f"{tmp_path / 'runs' / 'x'} cannot be read."), tmp_path)
-    assert str(tmp_path) not in failure.message
+    said = f"{tmp_path / 'runs' / 'x'} or /usr/lib/model/dit.safetensors: no 1/2 of https://example.org/a/b and/or c."
+    failure, _ = explain(RequestError(said), tmp_path, {})
+    assert failure.message == "x or dit.safetensors: no 1/2 of https://example.org/a/b and/or c."
 
 
 def test_no_render_begins_on_a_disk_that_is_nearly_full(tmp_path):

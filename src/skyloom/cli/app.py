@@ -11,6 +11,7 @@ import typer
 
 from skyloom import __version__
 from skyloom.cli import (
+    backup,
     data,
     doctor,
     edit,
@@ -45,6 +46,8 @@ app.command("verify")(verify.verify)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("worker")(jobs.worker)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("doctor")(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(serve.app, name="keys")

@@ -1,14 +1,32 @@
-"""`skyloom doctor`: what this machine has and whether the bundled model is whole."""
+"""`skyloom doctor`: what this machine has, whether it reckons right and whether the bundled model is whole."""
 
 import platform
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from skyloom.models.registry import ModelInfo
 
-def doctor() -> None:
-    """Device, number format, threads, versions, free disk, and the weights checked against their hashes."""
+_WAY_OUT = "use another device, or skyloom.load(dtype='float32') in Python."
+
+
+def doctor(
+    check_db: Annotated[
+        bool, typer.Option("--check-db", help="Look through the server's database for damage.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)"),
+    ] = None,
+) -> None:
+    """Device, number format, threads, versions, free disk; the weights checked against their hashes, and the decoder
+    against itself in fp32."""
     import av
     import torch
 
@@ -16,23 +34,59 @@ def doctor() -> None:
     from skyloom.core.device import choose_device, choose_dtype
 
     device = choose_device()
-    free = shutil.disk_usage(Path()).free / 2**30
+    codec = ".".join(map(str, av.library_versions["libavcodec"]))
     rows = {
         "skyloom": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "av": f"{av.__version__} (libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))})",
+        "av": f"{av.__version__} (FFmpeg {av.ffmpeg_version_info}, libavcodec {codec})",
+        "sqlite": _sqlite(),
         "device": f"{device.type}, {choose_dtype(device)}".replace("torch.", ""),
         "threads": str(torch.get_num_threads()),
-        "free disk": f"{free:.1f} GiB",
+        "free disk": f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB",
     }
     for name, value in rows.items():
-        typer.echo(f"{name:10} {value}")
+        _say(name, value)
+    if check_db:
+        _check_database(data, database)
     _check_models()
 
 
+def _say(name: str, value: str) -> None:
+    typer.echo(f"{name:10} {value}")
+
+
+def _sqlite() -> str:
+    """The version that the server would use, and whether two processes may write with it."""
+    import sqlite3
+
+    from skyloom.core.errors import ConfigError
+    from skyloom.serve.database import choose_sqlite
+
+    try:
+        module = choose_sqlite()
+    except ConfigError as error:
+        return f"{sqlite3.sqlite_version}: NOT SAFE for the server. {error}"
+    return f"{module.sqlite_version} by {module.__name__}, safe for two writers"
+
+
+def _check_database(data: Path | None, database: str | None) -> None:
+    """A line about the database. Raises ConfigError for one that is damaged."""
+    from skyloom.core.errors import ConfigError
+    from skyloom.serve.backup import examine
+    from skyloom.serve.settings import load_settings
+
+    settings = load_settings(data=data, database_url=database)
+    if settings.database_url is None and not (settings.data / "skyloom.db").exists():
+        _say("database", "there is none yet")
+        return
+    if damage := examine(settings.database):
+        raise ConfigError(f"The database is damaged ({damage[0]:.80}).", hint="skyloom restore puts a backup there.")
+    _say("database", "whole")
+
+
 def _check_models() -> None:
-    """A line for every installed model; the first damaged one is raised after all were looked at."""
+    """Lines for every installed model; the first damaged one is raised after all were looked at."""
     from skyloom.core.errors import CheckpointError
     from skyloom.models.checkpoint import verify_manifest
     from skyloom.models.registry import list_models
@@ -40,14 +94,27 @@ def _check_models() -> None:
     damage: list[CheckpointError] = []
     models = list_models()
     if not models:
-        typer.echo(f"{'model':10} none is installed")
+        _say("model", "none is installed")
     for model in models:
         try:
             verify_manifest(model.folder)
-            state = "weights are as published"
         except CheckpointError as error:
             damage.append(error)
-            state = "damaged"
-        typer.echo(f"{'model':10} {model.name}: {state}")
+            _say("model", f"{model.name}: damaged")
+            continue
+        _say("model", f"{model.name}: weights are as published")
+        _say("decoder", _reckoning(model))
     if damage:
         raise damage[0]
+
+
+def _reckoning(model: "ModelInfo") -> str:
+    """How far a model's decoder is from fp32 on this device."""
+    from skyloom.core.device import choose_device, choose_dtype
+    from skyloom.generate.self_test import TOLERANCE, compare_decoders
+
+    device = choose_device()
+    dtype = choose_dtype(device)
+    off = compare_decoders(model.folder, device, dtype)
+    said = f"{model.name}: {str(dtype).removeprefix('torch.')} on {device.type} is at most {off} of 255 from fp32"
+    return said if off <= TOLERANCE else f"{said}. WRONG, as videos made here will be: {_WAY_OUT}"

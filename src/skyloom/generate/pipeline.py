@@ -39,7 +39,7 @@ from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
-from skyloom.models.vae import Vae, VaeConfig
+from skyloom.models.vae import Vae, VaeConfig, place
 from skyloom.safety.watermark import Marker, identity_of_making
 
 
@@ -133,9 +133,7 @@ class Pipeline:
         self.text = text
         self.dtype = dtype
         self.dit = dit.eval().to(device, dtype)
-        self.vae = vae.eval().to(device, torch.float32)
-        self.vae.decoder.to(dtype).linear.to(torch.float32)
-        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae = place(vae, device, dtype)
 
     def plan(self, request: Request) -> Plan:
         """What the request comes to, without making it. Raises RequestError."""

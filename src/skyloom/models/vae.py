@@ -160,6 +160,13 @@ def _start_small(module: nn.Module, head: nn.Conv2d) -> None:
     _silence(head.bias)
 
 
+def place(vae: Vae, device: torch.device, dtype: torch.dtype) -> Vae:
+    """Ready to decode on a device: the decoder in a dtype, its linear path and the encoder in fp32."""
+    vae = vae.eval().to(device, torch.float32)
+    vae.decoder.to(dtype).linear.to(torch.float32)
+    return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def principal_components(
     centred: Float[Tensor, "n d"],
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:

@@ -228,7 +228,7 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     pool: dict[str, Any] = {"poolclass": StaticPool} if memory else _POOL
     arguments = {"check_same_thread": False, "timeout": _BUSY_SECONDS}
-    engine = create_engine(url.set(drivername="sqlite"), module=_sqlite(), connect_args=arguments, **pool)
+    engine = create_engine(url.set(drivername="sqlite"), module=choose_sqlite(), connect_args=arguments, **pool)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
@@ -245,8 +245,11 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
     return engine
 
 
-def _sqlite() -> ModuleType:
-    """The first SQLite that is safe to write from two processes: pysqlite3's, or Python's own where it is new."""
+def choose_sqlite() -> ModuleType:
+    """The first SQLite that is safe to write from two processes: pysqlite3's, or Python's own where it is new.
+
+    Raises ConfigError when there is none.
+    """
     for name in ("pysqlite3", "sqlite3"):
         try:
             module = import_module(name)

@@ -20,6 +20,11 @@ Resolve = Callable[[str, int], Sequence[str]]
 SECONDS, GET_SECONDS = 10, 30
 _PIECE = 256 * 1024
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+# What Python 3.11 calls global and is not: protocol assignments (a cloud's metadata among them), the old 6to4 relay,
+# documentation, segment routing, and the address by which Azure's machines ask their host.
+_SPECIAL = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16", "168.63.129.16/32"))
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ def is_public(address: str) -> bool:
             return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
         if found.scope_id or found.is_site_local:
             return False
-    return found.is_global and not found.is_multicast and not found.is_reserved
+    special = any(found in network for network in _SPECIAL)
+    return found.is_global and not found.is_multicast and not found.is_reserved and not special
 
 
 def post(target: Target, headers: Mapping[str, str], body: bytes) -> int:

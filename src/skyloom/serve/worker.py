@@ -14,10 +14,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,6 +35,11 @@ RETRY_SECONDS = 1.0  # until the next try, while the database is away
 HAND_IN_SECONDS = 300.0  # how long a finished video waits for a database that is away
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASSET = re.compile(r"asset:([0-9a-f]{64})\.\w+")
+_INPUT = re.compile(r"\S*\b([0-9a-f]{64})\.\w+")
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/]+/)+")
+_WIRE = {"image": "input_reference", "cards": "storyboard"}  # what a Request calls it -> what clients do
+_ALONE = {"storyboard": "", "videos": "video"}  # a first picture with a strength is a card
 _STATE_NAME = re.compile(r"\w[\w.-]{0,100}")
 
 log = logging.getLogger(__name__)
@@ -144,7 +149,7 @@ class Worker:
         except LostLeaseError:
             raise
         except Exception as error:  # whatever a render does, the worker lives
-            failure, retry_in = explain(error, self.settings.data)
+            failure, retry_in = explain(error, self.settings.data, lease.job.request)
             log.warning("job went wrong", extra={"job": lease.job.id, "code": failure.code}, exc_info=error)
             return lambda: self.leases.fail(lease, failure, retry_in=retry_in)
 
@@ -263,10 +268,10 @@ class _Saver:
         return dict(there)
 
 
-def explain(error: Exception, data: Path) -> tuple[JobFailure, float | None]:
+def explain(error: Exception, data: Path, request: Mapping[str, Any]) -> tuple[JobFailure, float | None]:
     """What a client is told of an error, and after how many seconds another try makes sense (None: never).
 
-    Paths of this machine and the words of unknown errors stay here.
+    Paths of this machine and the words of unknown errors stay here: a file of the request is called by its field.
     """
     text = str(error)
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _MEMORY_SIGNS):
@@ -275,5 +280,24 @@ def explain(error: Exception, data: Path) -> tuple[JobFailure, float | None]:
         return JobFailure("disk_full", "The disk is full. Free some space and retry."), 60.0
     if isinstance(error, SkyloomError):
         retry_in = error.retry_after if isinstance(error, CapacityError) else None
-        return JobFailure(error.code, text.replace(str(data.absolute()), "").strip()), retry_in
+        return JobFailure(error.code, _without_paths(text.replace(str(data.absolute()), ""), request)), retry_in
     return JobFailure("internal", "Something went wrong inside; the worker's log says what."), None
+
+
+def _without_paths(text: str, request: Mapping[str, Any]) -> str:
+    """Fields for the files of a request, and no folders of other files."""
+    fields = dict(_files(request, ""))
+    text = _INPUT.sub(lambda found: fields.get(found[1], "A file"), text)
+    return _FOLDERS.sub("", text).strip()
+
+
+def _files(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    """The sha256 of every file that a request names, and its field as clients call it."""
+    if isinstance(value, Mapping):
+        for name, one in cast("Mapping[str, Any]", value).items():
+            yield from _files(one, f"{field}.{name}" if field.startswith("storyboard") else _WIRE.get(name, name))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, one in enumerate(value):
+            yield from _files(one, f"{field}[{index}]" if len(value) > 1 else _ALONE.get(field, field))
+    elif isinstance(value, str) and (found := _ASSET.fullmatch(value)):
+        yield found[1], field

@@ -1,0 +1,106 @@
+"""`skyloom backup` and `skyloom restore`: whole, checked, and never under a server's feet."""
+
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from skyloom.serve.database import Database, choose_sqlite
+from skyloom.serve.jobs import JobStore
+from skyloom.serve.settings import Settings
+
+HOLD = (
+    "import sys; from skyloom.serve.database import Database; d = Database(sys.argv[1]); print(1, flush=True); input()"
+)
+
+
+def submit(data, prompt: str) -> str:
+    settings = Settings(data=data)
+    with closing(Database(settings.database)) as database:
+        return JobStore(database, settings).submit({"prompt": prompt}, owner="ada").id
+
+
+def listed(skyloom, data) -> list[str]:
+    return [line.split()[0] for line in skyloom("jobs", "list", "--data", data).out.splitlines()]
+
+
+def test_a_database_comes_back_as_it_was(skyloom, tmp_path):
+    data = tmp_path / "data"
+    first = submit(data, "a cat")
+    ran = skyloom("backup", "copy.db", "--data", data)
+    assert (ran.code, ran.out) == (0, "")
+    assert str(data / "assets") in ran.err
+    second = submit(data, "a dog")
+    ran = skyloom("restore", "copy.db", "--data", data)
+    assert ran.code == 0
+    assert listed(skyloom, data) == [first]
+    (kept,) = data.glob("skyloom.db.before-*")
+    assert kept.name in ran.err
+    assert skyloom("jobs", "show", second, "--database", f"sqlite:///{kept}").code == 0
+    assert not list(data.glob("*.restoring*"))
+    assert skyloom("restore", "copy.db", "--data", tmp_path / "new").code == 0
+    assert listed(skyloom, tmp_path / "new") == [first]
+
+
+def test_a_database_in_use_is_copied_but_not_replaced(skyloom, tmp_path):
+    first = submit(tmp_path, "a cat")
+    skyloom("backup", "copy.db", "--data", tmp_path)
+    command = [sys.executable, "-c", HOLD, Settings(data=tmp_path).database]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "1\n"
+        assert skyloom("backup", "live.db", "--data", tmp_path).code == 0
+        ran = skyloom("restore", "copy.db", "--data", tmp_path)
+        assert (ran.code, ran.err) == (2, "skyloom: A server or worker has the database open. End it first.\n")
+        server.communicate("\n")
+    assert skyloom("restore", "copy.db", "--data", tmp_path).code == 0
+    assert listed(skyloom, tmp_path) == [first]
+
+
+def damaged(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 : 4096 * 6] = bytes(4096 * 3)
+    path.write_bytes(content)
+
+
+def other(path) -> None:
+    path.unlink()
+    with closing(choose_sqlite().connect(str(path))) as connection:
+        connection.execute("CREATE TABLE birds (name)")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (damaged, "is damaged"),
+        (other, "is no backup"),
+        (lambda path: path.write_bytes(b"text"), "is no backup"),
+        (lambda path: path.unlink(), "does not exist"),
+    ],
+)
+def test_what_is_no_whole_backup_changes_nothing(skyloom, tmp_path, change, said):
+    first = submit(tmp_path, "a cat")
+    skyloom("backup", "copy.db", "--data", tmp_path)
+    change(tmp_path / "copy.db")
+    ran = skyloom("restore", "copy.db", "--data", tmp_path)
+    assert ran.code == 2
+    assert said in ran.err
+    assert listed(skyloom, tmp_path) == [first]
+    assert not list(tmp_path.glob("skyloom.db.*"))
+
+
+def test_a_damaged_database_can_be_replaced(skyloom, tmp_path):
+    first = submit(tmp_path, "a cat")
+    skyloom("backup", "copy.db", "--data", tmp_path)
+    (tmp_path / "skyloom.db").write_bytes(b"nothing of a database" * 1000)
+    assert skyloom("restore", "copy.db", "--data", tmp_path).code == 0
+    assert listed(skyloom, tmp_path) == [first]
+
+
+def test_postgres_and_nothing_are_said(skyloom, tmp_path):
+    ran = skyloom("restore", "copy.db", "--database", "postgresql://ada@host/x")
+    assert (ran.code, "pg_restore" in ran.err) == (2, True)
+    ran = skyloom("backup", "copy.db", "--data", tmp_path / "none")
+    assert (ran.code, "There is no database" in ran.err) == (2, True)
+    assert not (tmp_path / "none").exists()
