@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
+from skyloom.serve.jobs import QueueFullError
 
 INVALID = "invalid_request_error"
 _LONGEST_WAIT = 120  # seconds; clients do not wait longer
@@ -67,6 +68,11 @@ class Told:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+def rate_limit(limit: int, remaining: int) -> dict[str, str]:
+    """How many jobs may wait, and how many more, in OpenAI's headers."""
+    return {"x-ratelimit-limit-requests": str(limit), "x-ratelimit-remaining-requests": str(remaining)}
+
+
 def missing(what: str, id: str, param: str | None = None) -> WireError:
     """Not there, or somebody else's: the same answer for both."""
     return WireError(404, f"There is no {what} with the id {id!r:.100}.", "not_found", param=param)
@@ -89,7 +95,9 @@ def tell(error: Exception, request_id: str) -> Told:
     if status >= 500:  # noqa: PLR2004 - the server's own trouble is in its log; nothing of it is told
         return Told(status, _body(f"The server cannot do that now ({request_id}).", kind, None, code))
     if isinstance(error, CapacityError):
-        headers["retry-after"] = str(min(_LONGEST_WAIT, math.ceil(error.retry_after or 10)))
+        wait = headers["retry-after"] = str(min(_LONGEST_WAIT, math.ceil(error.retry_after or 10)))
+        if isinstance(error, QueueFullError):
+            headers |= {**rate_limit(error.limit, 0), "x-ratelimit-reset-requests": f"{wait}s"}
     param = error.field if isinstance(error, RequestError) else None
     param = "prompt" if isinstance(error, SafetyError) else param
     if code == "conflict":

@@ -54,6 +54,14 @@ _BY_ID_OF_OWNER = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), jobs.c.owner ==
 _BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), ~jobs.c.deleted)
 
 
+class QueueFullError(CapacityError):
+    """No more jobs may wait than `limit`."""
+
+    def __init__(self, message: str, *, hint: str, retry_after: float, limit: int) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.limit = limit
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened to a job; numbers grow, so a reader can go on after the last one that it saw."""
@@ -104,7 +112,7 @@ class JobStore:
         fingerprint it gives the same job, with another it raises JobConflictError. Without a key, a client's retry
         (`retry_count` > 0) within a minute gives the newest job of its fingerprint. A higher `priority` goes first
         among the owner's own jobs; `cost` is what it counts for in the owner's fair share; a job that has not begun
-        at `deadline` expires. Raises CapacityError with `retry_after` when the queue is full.
+        at `deadline` expires. Raises QueueFullError with `retry_after` when the queue is full.
         """
         row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
         row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
@@ -216,6 +224,13 @@ class JobStore:
             alive = connection.execute(seen).scalar_one()
         return Counts({row[0]: row[1] for row in rows}, 0.0 if since is None else max(0.0, now - since), alive)
 
+    def room(self, owner: str) -> int:
+        """How many jobs more an owner may have waiting now."""
+        with self.database.read() as connection:
+            active: dict[str, int] = {row[0]: row[1] for row in connection.execute(_WAITING)}
+        own, whole = self.settings.max_queued_per_owner - active.get(owner, 0), self.settings.max_queued
+        return max(0, min(own, whole - sum(active.values())))
+
     def referenced_assets(self) -> set[str]:
         """References of everything stored that a job needs: results, checkpoints, and what requests start from."""
         with self.database.read() as connection:
@@ -264,7 +279,8 @@ class JobStore:
             seen = select(func.count()).select_from(workers).where(workers.c.seen_at > write.now - ALIVE_SECONDS)
             hands = max(1, write.connection.execute(seen).scalar_one())
             wait = min(max((usual_seconds(write.connection) or 10.0) / hands, 1.0), MAX_RETRY_AFTER)
-            raise CapacityError(f"{whose}.", hint=f"Try again in {wait:.0f} s.", retry_after=wait)
+            limit = most if own >= most else self.settings.max_queued
+            raise QueueFullError(f"{whose}.", hint=f"Try again in {wait:.0f} s.", retry_after=wait, limit=limit)
         if not own:
             level_up(write, owner, [other for other in active if other != owner])
 

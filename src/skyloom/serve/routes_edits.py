@@ -6,7 +6,7 @@ from typing import Any
 from skyloom.serve import answers
 from skyloom.serve.calls import Asked, Call, Reply
 from skyloom.serve.edits import VERBS, verb_of
-from skyloom.serve.routes_videos import show
+from skyloom.serve.routes_videos import queued
 from skyloom.serve.wire import EditBody, EditFields, ExtendBody, RemixBody, parse
 
 _OWN = ("retake", "inpaint", "recut", "loop", "restyle", "upscale", "interpolate")
@@ -16,25 +16,25 @@ _JOINED = ("blend", "stitch")
 def remix(asked: Asked) -> Reply:
     """The whole again by another prompt."""
     body = parse(RemixBody, asked.fields)
-    return show(asked.services.desk.edit(asked.owner, "remix", body, asked.keys(), asked.id))
+    return queued(asked, asked.services.desk.edit(asked.owner, "remix", body, asked.keys(), asked.id))
 
 
 def edit(asked: Asked) -> Reply:
     """One targeted change, of the video in the body or, under its alias, in the path."""
     body = parse(EditBody, asked.fields)
-    return show(asked.services.desk.edit(asked.owner, verb_of(body), body, asked.keys(), asked.path.get("id")))
+    return queued(asked, asked.services.desk.edit(asked.owner, verb_of(body), body, asked.keys(), asked.path.get("id")))
 
 
 def extend(asked: Asked) -> Reply:
     """Longer, at either end; the answer is the whole."""
     body = parse(ExtendBody, asked.fields)
-    return show(asked.services.desk.edit(asked.owner, "extend", body, asked.keys()))
+    return queued(asked, asked.services.desk.edit(asked.owner, "extend", body, asked.keys()))
 
 
 def edit_by(verb: str, asked: Asked) -> Reply:
     """Any verb of ours."""
     body = parse(EditFields, asked.fields)
-    return show(asked.services.desk.edit(asked.owner, verb, body, asked.keys(), asked.path.get("id")))
+    return queued(asked, asked.services.desk.edit(asked.owner, verb, body, asked.keys(), asked.path.get("id")))
 
 
 _VIDEO: dict[str, Any] = {"answer": answers.VideoAnswer, "scope": "write", "faults": (404, 409)}

@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from skyloom.serve import answers
 from skyloom.serve.calls import PAGE, POLL_AFTER_MS, Asked, Call, Reply
 from skyloom.serve.events import stream_events
-from skyloom.serve.faults import WireError, invalid, missing
+from skyloom.serve.faults import WireError, invalid, missing, rate_limit
 from skyloom.serve.jobs import Job
 from skyloom.serve.ranges import ByteRange, read_range
 from skyloom.serve.storage import Asset, Storage
@@ -24,14 +24,21 @@ def show(job: Job) -> Reply:
     return Reply(answers.video(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
 
 
+def queued(asked: Asked, job: Job) -> Reply:
+    """A job that was made by this call, and how many more the owner may have waiting."""
+    jobs, shown = asked.services.jobs, show(job)
+    told = rate_limit(jobs.settings.max_queued_per_owner, jobs.room(asked.owner))
+    return Reply(shown.body, headers={**shown.headers, **told})
+
+
 def create(asked: Asked) -> Reply:
     """A video by a prompt."""
-    return show(asked.services.desk.create(asked.owner, parse(CreateBody, asked.fields), asked.keys()))
+    return queued(asked, asked.services.desk.create(asked.owner, parse(CreateBody, asked.fields), asked.keys()))
 
 
 def storyboard(asked: Asked) -> Reply:
     """A video by cards."""
-    return show(asked.services.desk.storyboard(asked.owner, parse(StoryboardBody, asked.fields), asked.keys()))
+    return queued(asked, asked.services.desk.storyboard(asked.owner, parse(StoryboardBody, asked.fields), asked.keys()))
 
 
 def plan(asked: Asked) -> Reply:

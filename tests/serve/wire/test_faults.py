@@ -27,7 +27,7 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize("code", sorted(STATUS))
 def test_an_error_becomes_the_envelope(code):
-    kind = next(kind for kind in kinds() if kind.code == code and kind.__name__ != "CardError")
+    kind = next(kind for kind in kinds() if kind.code == code and kind.__name__ not in ("CardError", "QueueFullError"))
     told = tell(kind("It went wrong in /secret."), "req_1")
     assert told.status == STATUS[code][0]
     assert told.body["error"].keys() == {"message", "type", "param", "code"}
@@ -44,3 +44,21 @@ def test_a_full_queue_says_how_long_to_wait():
     for seconds, header in ((3.2, "4"), (1_000, "120"), (None, "10")):
         told = tell(CapacityError("Full.", retry_after=seconds), "req_1")
         assert (told.status, told.headers["retry-after"]) == (429, header)
+        assert "x-ratelimit-limit-requests" not in told.headers
+
+
+@pytest.mark.parametrize(("changes", "limit"), [({"max_queued_per_owner": 3}, 3), ({"max_queued": 2}, 2)])
+def test_calls_that_make_jobs_say_how_many_more_may_wait(make_server, tmp_path, changes, limit):
+    client = make_server(tmp_path, **changes).http()
+    for remaining in range(limit - 1, -1, -1):
+        made = client.post("/v1/videos", json={"prompt": f"cat {remaining}"})
+        assert made.status_code == 200
+        assert made.headers["x-ratelimit-remaining-requests"] == str(remaining)
+        assert made.headers["openai-poll-after-ms"]
+    full = client.post("/v1/videos", json={"prompt": "one more"})
+    assert full.status_code == 429
+    assert full.headers["x-ratelimit-limit-requests"] == str(limit)
+    assert full.headers["x-ratelimit-remaining-requests"] == "0"
+    assert full.headers["x-ratelimit-reset-requests"] == f"{full.headers['retry-after']}s"
+    assert client.delete(f"/v1/videos/{made.json()['id']}").status_code == 200
+    assert client.post("/v1/videos", json={"prompt": "one more"}).headers["x-ratelimit-remaining-requests"] == "0"
