@@ -90,7 +90,7 @@ def write_seconds(frames: UInt8[Tensor, "t h w c"], fps: int, path: Path, column
     for index, frame in enumerate(picked):
         small = Image.fromarray(frame).resize((width // 2, height // 2), Image.Resampling.LANCZOS)
         sheet.paste(small, (index % columns * (width // 2 + 2), index // columns * (height // 2 + 2)))
-    sheet.save(path, optimize=True)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def draw_curves(found: dict[str, dict[str, float]], path: Path) -> None:
@@ -120,7 +120,7 @@ def draw_curves(found: dict[str, dict[str, float]], path: Path) -> None:
         y = 3 * height + 16 * index
         draw.rectangle((44, y + 4, 64, y + 8), fill=COLOURS[index % len(COLOURS)])
         draw.text((72, y), name, fill="black")
-    picture.save(path, optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _curve(numbers: dict[str, float], measure_name: str) -> list[float]:
