@@ -41,12 +41,12 @@ class Bounds:
     """
 
     colour: float = 0.04
-    contrast: float = 1.22
-    sharpness: float = 1.15
-    flicker: float = 1.25
-    motion: float = 0.44
-    seam: float = 3.7
-    identity: float = 0.3
+    contrast: float = 1.27
+    sharpness: float = 1.16
+    flicker: float = 1.17
+    motion: float = 0.39
+    seam: float = 2.5
+    identity: float = 0.17
 
 
 _NAMES = tuple(one.name for one in fields(Bounds))
