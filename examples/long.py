@@ -21,7 +21,7 @@ from skyloom.evaluate.drift import compare_drift
 from skyloom.evaluate.probe import load_probe
 from skyloom.evaluate.prompts import prompts_for
 from skyloom.generate.pipeline import Pipeline
-from skyloom.generate.rollout import make_windows
+from skyloom.generate.request import Request
 from skyloom.models.registry import Rollout
 from skyloom.world.assets import load_atlas
 from skyloom.world.vocabulary import SMALL
@@ -69,8 +69,7 @@ def measure(name: str, model: str, seconds: float, count: int) -> dict[str, floa
     scale, fps = pipeline.vae.config.scale, pipeline.info.fps
     fixed = Fixed(pipeline, rollout, steadiness, seconds)
     write_seconds(fixed.generate(SHEET_PROMPT, seed=1).frames, fps, OUT / f"{name}.png")
-    cells = scale.latent_frames(scale.frames_for(seconds, fps))
-    windows = make_windows(cells, scale.latent_frames(pipeline.info.frames), rollout)
+    windows = pipeline.plan(Request(SHEET_PROMPT, seconds=seconds)).windows
     report = compare_drift(
         fixed,
         prompts_for(SMALL, count),

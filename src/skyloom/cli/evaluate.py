@@ -1,6 +1,7 @@
 """`skyloom evaluate`: numbers about the model, each beside its ceiling and floors, with pictures."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from skyloom.evaluate.report import Report
+    from skyloom.generate.pipeline import Pipeline
 
 app = typer.Typer(help="Measure the model, its autoencoder and the probe.", no_args_is_help=True)
 
@@ -116,7 +118,6 @@ def drift(
     from skyloom.evaluate.probe import load_probe
     from skyloom.evaluate.prompts import prompts_for
     from skyloom.generate.pipeline import load
-    from skyloom.generate.rollout import make_windows
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import SMALL
 
@@ -126,17 +127,15 @@ def drift(
     said = {"sink": sink, "recent": recent, "window": window, "context_sigma": context_sigma}
     rollout = replace(pipeline.info.rollout, **{name: value for name, value in said.items() if value is not None})
     manifest = {**pipeline.info.manifest, "rollout": asdict(rollout)}
-    pipeline.info, scale = replace(pipeline.info, manifest=manifest), pipeline.vae.config.scale
-    fps, frames = pipeline.info.fps, scale.frames_for(seconds, pipeline.info.fps)
-    windows = make_windows(scale.latent_frames(frames), scale.latent_frames(pipeline.info.frames), rollout)
+    pipeline.info = replace(pipeline.info, manifest=manifest)
     report = compare_drift(
         _Configured(pipeline, seconds=seconds, quality=quality),
         prompts_for(SMALL, count),
         load_probe(),
         load_atlas(atlas),
-        part=round(part * fps),
-        joins=[scale.video_frames(one.start) for one in windows[1:]],
-        on_video=lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True),
+        part=round(part * pipeline.info.fps),
+        joins=_joins(pipeline, seconds),
+        on_video=_counted(count),
     )
     _finish(report, out, as_json)
 
@@ -156,23 +155,35 @@ def windows(
     from skyloom.evaluate.critic import compare_windows, load_critic
     from skyloom.evaluate.prompts import prompts_for
     from skyloom.generate.pipeline import load
-    from skyloom.generate.request import Request
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import DIORAMA
 
     pipeline = load(model)
-    plan = pipeline.plan(Request("a", seconds=seconds))
-    if len(plan.windows) < 2:  # noqa: PLR2004 - one is held against another
+    joins = _joins(pipeline, seconds)
+    if not joins:
         raise RequestError(f"{seconds:g} seconds are one window of {model}.", hint="Ask for longer videos.")
     report = compare_windows(
         _Configured(pipeline, seconds=seconds, quality=quality),
         prompts_for(DIORAMA, count, seed=_WINDOWS_SEED),
         load_critic(),
         load_atlas(atlas),
-        [pipeline.vae.config.scale.video_frames(one.start) for one in plan.windows[1:]],
-        on_video=lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True),
+        joins,
+        on_video=_counted(count),
     )
     _finish(report, out, as_json)
+
+
+def _joins(pipeline: "Pipeline", seconds: float) -> list[int]:
+    """The first frames of all windows but the first, of a video so long."""
+    from skyloom.generate.request import Request
+
+    windows = pipeline.plan(Request("a", seconds=seconds)).windows
+    return [pipeline.vae.config.scale.video_frames(one.start) for one in windows[1:]]
+
+
+def _counted(count: int) -> Callable[[int], None]:
+    """Tells of every video that is done."""
+    return lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True)
 
 
 @app.command()
