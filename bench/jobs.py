@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from skyloom.serve.database import Database, _sqlite
+from skyloom.serve.database import Database, choose_sqlite
 from skyloom.serve.jobs import JobResult, JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.settings import Settings
@@ -56,7 +56,7 @@ def finish_some(leases: Leases) -> float:
 
 def bare_commits(folder: Path) -> float:
     """Rows a second by the driver alone, each on disk before the next."""
-    connection = _sqlite().connect(folder / "bare.db", isolation_level=None)
+    connection = choose_sqlite().connect(folder / "bare.db", isolation_level=None)
     for pragma in ("journal_mode=WAL", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     connection.execute("CREATE TABLE rows (content TEXT)")

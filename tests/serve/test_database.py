@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import event, func, insert, inspect, select, text, update
+from sqlalchemy.exc import OperationalError
 
 from skyloom.core.errors import CapacityError, ConfigError, JobError
 from skyloom.serve.database import VERSION, Database, migrate
@@ -70,13 +71,45 @@ def test_writes_that_wait_together_are_one_commit_and_fail_alone(database):
     with ThreadPoolExecutor(60) as threads:
         with database.write():  # until all wait
             wishes = [threads.submit(add, number) for number in range(60)]
-            time.sleep(0.5)
+            while database.waiting < 60:
+                time.sleep(0.001)
         got = [wish.result() for wish in wishes]
     right = [number for number in range(60) if number % 7 and number % 11]
     assert [number for number in got if number >= 0] == right
     with database.read() as connection:
         assert connection.execute(select(func.count()).select_from(owners)).scalar_one() == len(right)
     assert len(commits) < 30
+
+
+def test_a_full_disk_in_a_shared_commit_takes_nothing_from_those_who_were_told_yes():
+    """SQLite undoes a whole transaction when a row finds no room, not only the row: nobody may be told otherwise."""
+    refused = 0
+    for room in range(12):
+        database = Database("sqlite://")
+
+        def add(number: int, database: Database = database) -> str | None:
+            name = f"{number}" * 300
+            row = insert(owners).values(owner=name, served=0.0)
+            try:
+                database.write_together(lambda write: write.connection.execute(row))
+            except OperationalError:
+                return None
+            return name
+
+        with database.engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages + room}")
+        with ThreadPoolExecutor(40) as threads:
+            with database.write():
+                wishes = [threads.submit(add, number) for number in range(10, 50)]
+                while database.waiting < 40:
+                    time.sleep(0.001)
+            told = {name for wish in wishes if (name := wish.result()) is not None}
+        refused += 40 - len(told)
+        with database.read() as connection:
+            assert set(connection.execute(select(owners.c.owner)).scalars()) == told
+        database.close()
+    assert refused > 0
 
 
 def test_processes_write_one_after_another(tmp_path):
@@ -191,7 +224,7 @@ def test_damage_is_found(tmp_path):
     with database.write() as write:
         rows = [{"owner": f"owner {number}", "served": 1.0} for number in range(2_000)]
         write.connection.execute(insert(owners), rows)
-    with database.engine.connect().execution_options(skyloom_plain=True) as connection:
+    with database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
     content = bytearray(path.read_bytes())

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 def test_promises_hold_in_every_order_of_events(first: int):
     simulate = load_beside("simulate")
     clock = simulate.SkewedClock()
-    database = Database("sqlite://", clock)
+    database = simulate.open_small("sqlite://", clock)
     worlds = [simulate.run(seed, database, clock, events=40) for seed in range(first, first + 50)]
     assert sum(len(world.known) for world in worlds) > 150
     assert any(known.finished for world in worlds for known in world.known.values())
@@ -47,7 +47,7 @@ def test_the_same_seed_is_the_same_run():
 
     def told() -> list[tuple[str, int]]:
         clock = simulate.SkewedClock()
-        world = simulate.run(7, Database("sqlite://", clock), clock)
+        world = simulate.run(7, simulate.open_small("sqlite://", clock), clock)
         return [(event.type, event.number) for event in world.store.events(limit=1_000)]
 
     assert told() == told()
