@@ -4,9 +4,10 @@ python bench/jobs.py [--rounds 5] [--database URL] [--videos 0]
 
 A round puts 900 jobs of nine owners into an empty queue, by one thread and then by four; takes and finishes 200 of
 them; and commits 900 single rows by the bare driver to the same disk, which is the most that any queue on it can do.
-With --videos N, N videos of the bundled model are made by a worker and N by the pipeline into a file, in turns. Prints
-one JSON line: the middle of the rounds; "cpu" is milliseconds of processor time per job, which other programs on the
-machine change less than the rate.
+With --videos N, N videos of the bundled model are made by a worker and N by the pipeline into a file, signed and
+registered as `skyloom generate` does, in turns; --seconds says how long they are. Prints one JSON line: the middle of
+the rounds; "cpu" is milliseconds of processor time per job, which other programs on the machine change less than the
+rate.
 """
 
 import argparse
@@ -88,11 +89,13 @@ def one_round(url: str | None) -> dict[str, float]:
     return told
 
 
-def videos(count: int) -> dict[str, float]:
+def videos(count: int, seconds: float) -> dict[str, float]:
     """Seconds of a video by a worker and by the pipeline alone."""
     from skyloom.generate.pipeline import load
+    from skyloom.generate.publish import publish
     from skyloom.generate.request import Request
     from skyloom.media.write import open_video
+    from skyloom.safety.registry import Glimpses
     from skyloom.serve.render import PipelineRenderer
     from skyloom.serve.storage import open_storage
     from skyloom.serve.worker import Worker
@@ -107,17 +110,21 @@ def videos(count: int) -> dict[str, float]:
         os.chdir(settings.runs)
         pipeline = load("diorama", device="cpu")
         for number in range(count + 1):
-            request = Request("a dog running to the right on the beach", seconds=4.0, seed=number)
+            request = Request("a dog running to the right on the beach", seconds=seconds, seed=number)
             begun = time.perf_counter()
             store.submit(request.to_dict(), owner="bench")
             hand.run(until_empty=True)
             served.append(time.perf_counter() - begun)
             begun = time.perf_counter()
+            glimpses, receipt = Glimpses(pipeline.info.fps), None
             with open_video(Path("alone.mp4"), pipeline.info.fps) as writer:
                 for step in pipeline.stream(request, collect=False):
                     if step.frames is not None and len(step.frames):
                         writer.append(step.frames)
-                    writer.receipt = step.receipt or writer.receipt
+                        glimpses.append(step.frames)
+                    writer.receipt = receipt = step.receipt or receipt
+            assert receipt is not None
+            publish(Path("alone.mp4"), receipt, looks=glimpses.looks)
             alone.append(time.perf_counter() - begun)
         os.chdir("/")
         database.close()
@@ -135,10 +142,11 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)")
     options.add_argument("--videos", type=int, default=0)
+    options.add_argument("--seconds", type=float, default=4.0, help="of a video")
     asked = options.parse_args()
     rounds = [one_round(asked.database) for _ in range(asked.rounds)]
     told = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]} if rounds else {}
-    told |= videos(asked.videos) if asked.videos else {}
+    told |= videos(asked.videos, asked.seconds) if asked.videos else {}
     print(json.dumps({name: round(value, 3) for name, value in told.items()}))
 
 

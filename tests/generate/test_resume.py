@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import skyloom
-from skyloom.core.errors import MediaError, RequestError
+from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.request import Request
 from skyloom.generate.resume import Kept, WindowStore, clear
@@ -82,13 +82,14 @@ def test_clearing_leaves_what_others_put_there(tmp_path, pipeline):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine.txt"]
 
 
-def test_a_finished_step_is_not_made_again(pipeline, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [0.0, 3600.0])
+def test_a_finished_step_is_not_made_again(pipeline, tmp_path, monkeypatch, every):
     calls = []
     velocity = Denoiser.velocity
     monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
     total = len(pipeline.plan(LONG).windows) * LONG.num_steps
     while True:
-        stream = pipeline.stream(LONG, resume=tmp_path / "a")
+        stream = pipeline.stream(LONG, resume=tmp_path / "a", save_every=every)
         before = len(calls)
         frames = []
         for step in stream:
@@ -160,6 +161,24 @@ def test_a_damaged_step_falls_back_to_the_one_before(tmp_path):
     assert not list(tmp_path.glob("step-*"))
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_together_is_what_is_needed(tmp_path):
+    store = WindowStore(tmp_path, {"prompt": "a cat"}, every=3600.0)
+    for done in (1, 2, 3):
+        store.save_step(0, 0, done, torch.full((1, 2, 3, 2, 2), float(done)))
+    store.save_step(0, 1, 1, torch.zeros(1, 2, 3, 2, 2))
+    assert names(tmp_path) == ["asked.json"]
+    store.flush()
+    assert names(tmp_path) == ["asked.json", "step-000000-000-0003.state", "step-000000-001-0001.state"]
+    store.save(0, Kept(torch.ones(1, 2, 3, 2, 2)))
+    store.save_step(1, 0, 1, torch.zeros(1, 2, 3, 2, 2))
+    store.flush()
+    assert names(tmp_path) == ["asked.json", "step-000001-000-0001.state", "window-000000.state"]
+
+
 def test_states_of_other_places_and_other_requests_are_not_taken(tmp_path):
     ours, theirs = (WindowStore(tmp_path / name, {"prompt": name}) for name in ("a", "b"))
     path = state(ours, "window")
@@ -190,7 +209,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("skyloom.generate.resume.os.fsync", refuse)
-    with pytest.raises(MediaError, match="No space left on device"):
+    with pytest.raises(CapacityError, match="disk is full"):
         store.save_step(0, 0, 1, torch.zeros(1, 2, 3, 2, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["asked.json"]
 

@@ -56,7 +56,7 @@ def test_a_job_is_the_video_that_a_pipeline_makes(host, tiny_model, tmp_path):
         assert (picture.format, picture.size) == ("WEBP", (32, 32))
     with Image.open(files["spritesheet"]) as sheet:
         assert sheet.format == "JPEG"
-        assert sheet.size == (5 * 160, 4 * 160)
+        assert sheet.size == (5 * 32, 4 * 32)
 
 
 def test_progress_comes_from_steps_and_never_goes_back(host, tiny_model):

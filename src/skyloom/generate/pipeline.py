@@ -161,6 +161,7 @@ class Pipeline:
         *,
         collect: bool = True,
         resume: Path | None = None,
+        save_every: float = 0.0,
         critic: Critic | None = None,
         **fields: Any,
     ) -> Iterator[Step]:
@@ -168,7 +169,8 @@ class Pipeline:
 
         Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
         and memory does not grow with the length. A folder to `resume` from keeps finished windows and steps: the same
-        request, with its seed, goes on where it was stopped and gives the same frames. A `critic` judges every window
+        request, with its seed, goes on where it was stopped and gives the same frames; they are written every
+        `save_every` seconds at most, and when the iterator is closed. A `critic` judges every window
         (skyloom.evaluate.critic has one); those beyond its bounds are made again as often as the request's `retakes`
         say, and the receipt tells of all of them.
         """
@@ -181,7 +183,7 @@ class Pipeline:
             raise RequestError("Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes.")
         notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)
-        store = None if resume is None else WindowStore(resume, receipt.to_dict())
+        store = None if resume is None else WindowStore(resume, receipt.to_dict(), save_every)
         seeds = {index: one.card.seed for index, one in enumerate(plan.cards) if one.card.seed is not None}
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
         job = Job(
@@ -196,7 +198,8 @@ class Pipeline:
             retakes=plan.request.retakes or 0,
         )
         screen = _Screen(plan, receipt, collect=collect)
-        return self._run(plan, job, screen, critic) if plan.timeline is None else self._run_edit(plan, job, screen)
+        made = self._run(plan, job, screen, critic) if plan.timeline is None else self._run_edit(plan, job, screen)
+        return made if store is None else _saved(made, store)
 
     def _run(self, plan: Plan, job: Job, screen: _Screen, critic: Critic | None) -> Iterator[Step]:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
@@ -345,3 +348,12 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
         *(() if plan.footage is None else plan.footage.notices),
     ]
     return " ".join(filter(None, notices)) or None
+
+
+def _saved(steps: Iterator[Step], store: WindowStore) -> Iterator[Step]:
+    """The same steps; who leaves them early finds the last one on disk."""
+    try:
+        yield from steps
+    except GeneratorExit:
+        store.flush()
+        raise

@@ -8,10 +8,12 @@ asked and of its content: one that was torn or changed counts as not there, and 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skyloom.core.errors import MediaError, RequestError
+from skyloom.core.errors import CapacityError, MediaError, RequestError
 
 _ASKED = "asked.json"
 _STATES = ("window-*.state", "step-*.state")
@@ -42,10 +44,16 @@ class Kept:
 
 class WindowStore:
     """A folder for one request and the weights that answer it. Raises RequestError if it holds another's windows,
-    MediaError if it cannot be written."""
+    MediaError if it cannot be written.
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+    What is done within `every` seconds goes to the disk together, so that keeping it costs a quick model little; 0
+    writes every step at once. `flush` writes what is not on disk yet.
+    """
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any], every: float = 0.0) -> None:
         self.folder = folder
+        self._every, self._written = every, time.monotonic()
+        self._waiting: dict[Path, dict[str, Tensor]] = {}
         self._asked = json.dumps(asked, sort_keys=True).encode()
         found, wanted = read_asked(folder), json.loads(self._asked)
         if found is not None and found != wanted:
@@ -69,11 +77,10 @@ class WindowStore:
         return Kept(tensors["latent"], note["take"], note["said"])
 
     def save(self, index: int, kept: Kept) -> None:
-        """Keep a finished window; its steps are not needed any more. Raises MediaError."""
+        """Keep a finished window; its steps are not needed any more. Raises like `flush`."""
         note = json.dumps({"take": kept.take, "said": [dict(one) for one in kept.said]}).encode()
-        self._save(self._window(index), {"latent": kept.latent, "note": torch.tensor(list(note), dtype=torch.uint8)})
-        for path in self.folder.glob(f"step-{index:06}-*.state"):
-            path.unlink(missing_ok=True)
+        self._forget(f"step-{index:06}-")
+        self._keep(self._window(index), {"latent": kept.latent, "note": torch.tensor(list(note), dtype=torch.uint8)})
 
     def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
         """How many steps of a take of a window were done, and the latent after them."""
@@ -84,9 +91,29 @@ class WindowStore:
         return None
 
     def save_step(self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]) -> None:
-        """Keep the latent after `done` steps. Raises MediaError."""
-        self._save(self._step(index, take, done), {"latent": latent})
-        self._step(index, take, done - _STEPS_KEPT).unlink(missing_ok=True)
+        """Keep the latent after `done` steps. Raises like `flush`."""
+        self._forget(f"step-{index:06}-{take:03}-")
+        self._keep(self._step(index, take, done), {"latent": latent})
+
+    def flush(self) -> None:
+        """Write what waits. Raises MediaError, or CapacityError when the disk is full."""
+        for path, tensors in self._waiting.items():
+            self._save(path, tensors)
+            kind, *numbers = path.stem.split("-")
+            of_take, last = ("", None) if kind == "window" else (f"{numbers[1]}-", -_STEPS_KEPT)
+            for old in sorted(self.folder.glob(f"step-{numbers[0]}-{of_take}*.state"))[:last]:
+                old.unlink(missing_ok=True)
+        self._waiting.clear()
+        self._written = time.monotonic()
+
+    def _keep(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        self._waiting[path] = tensors
+        if time.monotonic() - self._written >= self._every:
+            self.flush()
+
+    def _forget(self, begins: str) -> None:
+        """What waits and was overtaken."""
+        self._waiting = {path: state for path, state in self._waiting.items() if not path.name.startswith(begins)}
 
     def _window(self, index: int) -> Path:
         return self.folder / f"window-{index:06}.state"
@@ -99,6 +126,8 @@ class WindowStore:
         try:
             _write(path, self._seal(path, body) + body)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise CapacityError("The disk is full.", hint="Free some space and go on.", retry_after=60) from error
             raise MediaError(f"{path} cannot be written ({error}).", hint="Free some space and go on.") from error
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:

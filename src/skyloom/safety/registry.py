@@ -15,10 +15,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
+import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import MediaError
@@ -26,6 +25,7 @@ from skyloom.safety.folder import data_folder
 
 LOOKS_ALIKE = 8  # of 64 bits of a look, on average
 _SIDE, _KEPT = 32, 8
+_COSINES = np.cos(np.pi / _SIDE * np.outer(np.arange(1, _KEPT + 1), np.arange(_SIDE) + 0.5))
 _TABLES = """
 create table if not exists makings (
     number integer primary key, made_at text not null, name text not null, sha256 text not null,
@@ -150,13 +150,11 @@ def look_of(frame: UInt8[Tensor, "h w c"]) -> str:
 
     The signs of the lowest 8x8 cosines of a 32x32 grey picture, against their median (Zauner 2010, "pHash").
     """
-    grey = rearrange(frame.cpu().float().mean(-1), "h w -> 1 1 h w")
-    small = F.interpolate(grey, (_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)[0, 0].double()
-    place = (torch.arange(_SIDE, dtype=torch.float64) + 0.5) * torch.pi / _SIDE
-    cosines = torch.cos(torch.arange(1, _KEPT + 1, dtype=torch.float64)[:, None] * place)
-    lowest = (cosines @ small @ cosines.T).flatten()
-    bits = (lowest > lowest.median()).tolist()
-    return f"{int(''.join('1' if bit else '0' for bit in bits), 2):016x}"
+    grey = Image.fromarray(frame.cpu().numpy()).convert("L")
+    small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
+    lowest = (_COSINES @ small @ _COSINES.T).ravel()
+    bits = lowest > np.median(lowest)
+    return np.packbits(bits).tobytes().hex()
 
 
 def _select(connection: sqlite3.Connection, where: str, values: Sequence[object]) -> list[Making]:

@@ -6,7 +6,8 @@ to job. Paths are relative to the worker's folder, so that a run that another ho
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from skyloom.serve.worker import STATE, Progress
 
 MEDIA = ("image", "video", "videos", "mask")
 _TEXT, _DENOISE, _DECODE = 1, 90, 8  # percent of a video that its phases count for
-_MOMENTS, _COLUMNS, _CELL = 20, 5, 160  # of a spritesheet: frames, frames in a row, width of one in pixels
+_SAVE_EVERY = 2.0  # seconds of work that a crash of this machine may cost
+_MOMENTS, _COLUMNS, _CELL = 20, 5, 160  # of a spritesheet: frames, frames in a row, width of one in pixels at most
 
 
 class PipelineRenderer:
@@ -41,7 +43,7 @@ class PipelineRenderer:
         self._storage, self._device = storage, device
         self._loaded: tuple[str, Pipeline] | None = None
 
-    def __call__(self, job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
+    def __call__(self, job: Job, folder: Path, *, output: Path) -> Generator[Progress]:
         """The steps of a job's video; frames are written as they are done, memory does not grow with the length."""
         values = self._with_inputs(dict(job.request), Path(os.path.relpath(folder)) / "inputs")
         asked = Request.from_dict(values)
@@ -81,11 +83,12 @@ class PipelineRenderer:
         critic = None if asked.retakes is None else load_critic()
         if asked.edit is not None:  # its spans have a cache of their own
             return pipeline.stream(asked, collect=False, critic=critic)
+        go_on = partial(pipeline.stream, asked, collect=False, resume=state, save_every=_SAVE_EVERY, critic=critic)
         try:
-            return pipeline.stream(asked, collect=False, resume=state, critic=critic)
+            return go_on()
         except RequestError:
             clear(state)  # of another version, or another device: it cannot be gone on with
-            return pipeline.stream(asked, collect=False, resume=state, critic=critic)
+            return go_on()
 
     def _pipeline(self, name: str) -> Pipeline:
         if self._loaded is None or self._loaded[0] != name:
@@ -132,8 +135,9 @@ class _Sampler:
         for frame in frames.cpu():
             if self._seen in self._wanted or not self._cells:
                 picture = Image.fromarray(frame.numpy())
-                height = max(1, round(_CELL * picture.height / picture.width))
-                self._cells.append(picture.resize((_CELL, height), Image.Resampling.LANCZOS))
+                width = min(_CELL, picture.width)
+                height = max(1, round(width * picture.height / picture.width))
+                self._cells.append(picture.resize((width, height), Image.Resampling.LANCZOS))
                 self._first = self._first if self._first is not None else frame.clone()
             self._seen += 1
 

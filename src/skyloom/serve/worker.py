@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -60,8 +60,8 @@ class Progress:
 class Renderer(Protocol):
     """Makes what a job asks for, step by step, from where `folder`/state says that it was; may write in `folder`."""
 
-    def __call__(self, job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
-        """The steps; files of the last one lie in `output`."""
+    def __call__(self, job: Job, folder: Path, *, output: Path) -> Generator[Progress]:
+        """The steps; files of the last one lie in `output`. One that is closed leaves its state complete."""
         ...
 
 
@@ -137,15 +137,18 @@ class Worker:
         try:
             self._prepare(lease.job, folder, output)
             saver.restore()
-            for step in self.renderer(lease.job, folder, output=output):
-                if step.files is not None:
-                    result = self._store(step.files, step.receipt or {})
-                    return lambda: self.leases.finish(lease, result)
-                pulse.tell(step.percent, step.phase, saver.save())
-                if pulse.stopping():
-                    checkpoint = saver.save(now=True)
-                    return lambda: self.leases.release(lease, checkpoint)
-            raise RuntimeError("a render ends with its files")
+            with contextlib.closing(self.renderer(lease.job, folder, output=output)) as steps:
+                for step in steps:
+                    if step.files is not None:
+                        result = self._store(step.files, step.receipt or {})
+                        return lambda: self.leases.finish(lease, result)
+                    pulse.tell(step.percent, step.phase, saver.save())
+                    if pulse.stopping():
+                        break
+                else:
+                    raise RuntimeError("a render ends with its files")
+            checkpoint = saver.save(now=True)  # a render that was closed has written its last step
+            return lambda: self.leases.release(lease, checkpoint)
         except LostLeaseError:
             raise
         except Exception as error:  # whatever a render does, the worker lives
