@@ -25,7 +25,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skyloom.core.errors import CapacityError, MediaError, RequestError
+from skyloom.core.errors import DiskFullError, MediaError, RequestError
 
 _ASKED = "asked.json"
 _STATES = ("window-*.state", "step-*.state")
@@ -96,7 +96,7 @@ class WindowStore:
         self._keep(self._step(index, take, done), {"latent": latent})
 
     def flush(self) -> None:
-        """Write what waits. Raises MediaError, or CapacityError when the disk is full."""
+        """Write what waits. Raises MediaError, or DiskFullError when the disk is full."""
         for path, tensors in self._waiting.items():
             self._save(path, tensors)
             kind, *numbers = path.stem.split("-")
@@ -127,7 +127,7 @@ class WindowStore:
             _write(path, self._seal(path, body) + body)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CapacityError("The disk is full.", hint="Free some space and go on.", retry_after=60) from error
+                raise DiskFullError("The disk is full.", hint="Free some space and go on.") from error
             raise MediaError(f"{path} cannot be written ({error}).", hint="Free some space and go on.") from error
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:

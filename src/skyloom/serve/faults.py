@@ -24,6 +24,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "request": (400, INVALID, "invalid_value"),
     "safety": (400, INVALID, "moderation_blocked"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID, "conflict"),
     "job_missing": (404, INVALID, "not_found"),
     "job_conflict": (409, INVALID, "conflict"),
