@@ -38,6 +38,8 @@ class Client:
     store: JobStore
     pause: float
     server: live.Server | None = None
+    allowed: tuple[int, ...] = (429, 503)
+    refused: list[int] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -58,7 +60,9 @@ class Client:
             if answer.status_code == httpx2.codes.OK:
                 self.told[key] = answer.json()["id"]
                 number += 1
-            elif answer.status_code not in (429, 503):
+                continue
+            self.refused.append(answer.status_code)
+            if answer.status_code not in self.allowed:
                 self.wrong.append(f"{answer.status_code} {answer.text[:100]}")
 
 

@@ -35,7 +35,14 @@ _POOL = {"pool_size": 4, "max_overflow": 60, "pool_timeout": 60}
 _MOST_TOGETHER = 64
 _LOCK = 0x534B594C  # any number, the same for every skyloom
 _POSTGRES_LIMITS = "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=20s"
-_POSTGRES = {"options": _POSTGRES_LIMITS, "connect_timeout": 10, "keepalives_idle": 10, "keepalives_count": 3}
+_POSTGRES = {
+    "options": _POSTGRES_LIMITS,
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds; or a cable that is cut is noticed after a quarter of an hour
+}
 
 
 @dataclass(frozen=True)
