@@ -77,7 +77,10 @@ def left_behind(data: Path, store: JobStore) -> dict[str, int]:
         store.delete(job.id)
     storage.collect(store.referenced_assets(), grace=-60)
     folders = {"runs": data / "runs", "parts": data / "assets/.parts", "temporary": data / "tmp"}
-    left = {name: len(list(folder.iterdir())) for name, folder in folders.items()}
+    left = {
+        name: len([one for one in folder.iterdir() if not one.name.startswith(live.TORCH)])
+        for name, folder in folders.items()
+    }
     return {**left, "stored": len(list((data / "assets").glob("??/*")))}
 
 

@@ -34,6 +34,7 @@ from skyloom.serve.worker import Worker
 
 PROGRAM = "from skyloom.cli.app import main; main()"
 ME = str(Path(__file__).absolute())
+TORCH = "torchinductor_"  # how the empty folder begins that torch makes when it is imported
 WARM = 0.2  # the part of a run after which memory should no longer grow
 GROWTH = 5.0  # percent that it may grow nevertheless
 

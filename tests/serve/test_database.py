@@ -14,6 +14,8 @@ from skyloom.core.errors import CapacityError, ConfigError, JobError
 from skyloom.serve.database import VERSION, Database, migrate
 from skyloom.serve.tables import owners, schema
 
+from .conftest import load_beside
+
 
 def test_sqlite_is_safe_and_waits_for_the_disk(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
@@ -243,6 +245,24 @@ def test_wrong_urls_are_refused(url: str):
 def test_an_absent_database_is_a_sentence(tmp_path):
     with pytest.raises(CapacityError, match="cannot be opened"):
         Database(f"postgresql://nobody@/none?host={tmp_path}")
+
+
+def test_a_postgres_that_was_killed_is_found_again():
+    postgres = load_beside("postgres")
+    if reason := postgres.why_not():
+        pytest.skip(reason)
+    row = insert(owners).values(owner="ada", served=1.0)
+    with postgres.cluster(durable=True) as cluster:
+        database = Database(cluster.url)
+        database.write_together(lambda write: write.connection.execute(row))
+        cluster.kill()
+        with pytest.raises(OperationalError):
+            database.now()
+        cluster.start()
+        with database.read() as connection:
+            assert connection.execute(select(owners.c.owner)).scalars().all() == ["ada"]
+        database.write_together(lambda write: write.connection.execute(update(owners).values(served=2.0)))
+        database.close()
 
 
 def test_a_password_is_in_no_error():

@@ -67,6 +67,14 @@ def test_killed_processes_lose_and_double_nothing(kind: str):
     assert told["kills"] == 30
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ptrace")
+def test_a_create_that_is_killed_between_any_two_system_calls_is_there_or_not():
+    command = [sys.executable, str(HERE / "torn.py"), "--every", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:] + done.stdout
+    assert json.loads(done.stdout)["kills"] > 10
+
+
 class Queue(RuleBasedStateMachine):
     """Any calls in any order; the model is one line a job: its state, and the token that may write."""
 

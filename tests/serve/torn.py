@@ -4,11 +4,12 @@ The process is traced (ptrace); it submits one job with a key and then says that
 same call is made again by another process, as a client would. Nothing that was told may be lost, and no call may make
 two jobs. Prints one line of JSON; exits with 1 when that is not so. Linux only.
 
-    python tests/serve/torn.py [--clients 1] [--most 0]
+    python tests/serve/torn.py [--every 1] [--database URL]
 """
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -103,29 +104,29 @@ def judge(settings: Settings) -> dict[str, object]:
 def main() -> None:
     """Every stop of a create, then the judgement."""
     options = argparse.ArgumentParser()
-    options.add_argument("--most", type=int, default=100_000, help="stops (default: all)")
+    options.add_argument("--every", type=int, default=1, help="a kill at every so many stops (default: at each)")
     options.add_argument("--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)")
     asked, begun = options.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="skyloom-torn-") as name:
         data, bound = Path(name), 10**6
         settings = Settings(data=data, database_url=asked.database, max_queued=bound, max_queued_per_owner=bound)
         ask_fork(lambda: create(settings, 10**9) and None)
-        lost = doubled = told_before = stop = 0
-        while stop < asked.most:
+        kills = lost = told_before = 0
+        for stop in itertools.count(0, asked.every):
             told, killed = kill_at(settings, stop)
             again = ask_fork(lambda number=stop: create(settings, number))
             told_before += bool(told) and killed
             lost += bool(told) and told != again
             if not killed:
                 break
-            stop += 1
+            kills += 1
         found = ask_fork(lambda: judge(settings))
     assert isinstance(found, dict)
-    doubled = len(found["ids"]) - (stop + 1 + (stop < asked.most))
-    answer = {"kills": stop, "told_before_the_kill": told_before, "lost": lost, "doubled": doubled}
+    doubled = len(found["ids"]) - (kills + 2)  # one came before, and one was not killed
+    answer = {"kills": kills, "told_before_the_kill": told_before, "lost": lost, "doubled": doubled}
     answer |= {"damage": found["damage"], "seconds": round(time.monotonic() - begun, 1)}
     sys.stdout.write(json.dumps(answer) + "\n")
-    sys.exit(1 if lost or doubled or found["damage"] or not stop else 0)
+    sys.exit(1 if lost or doubled or found["damage"] or not kills else 0)
 
 
 if __name__ == "__main__":
