@@ -40,7 +40,7 @@ _INPUT = re.compile(r"\S*\b([0-9a-f]{64})\.\w+")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/]+/)+")
 _WIRE = {"image": "input_reference", "cards": "storyboard"}  # what a Request calls it -> what clients do
 _ALONE = {"storyboard": "", "videos": "video"}  # a first picture with a strength is a card
-_STATE_NAME = re.compile(r"\w[\w.-]{0,100}")
+_STATE_NAME = re.compile(r"\w[\w.-]{0,100}(?:/\w[\w.-]{0,100})?")
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -251,22 +251,25 @@ class _Saver:
     def restore(self) -> None:
         """Fetch the files that this machine does not have."""
         for name, reference in self._kept.items():
-            if _STATE_NAME.fullmatch(name) and not (self._folder / name).exists():
-                self._storage.fetch(Asset.parse(reference), self._folder / name)
+            target = self._folder / name
+            if _STATE_NAME.fullmatch(name) and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                self._storage.fetch(Asset.parse(reference), target)
 
     def save(self, *, now: bool = False) -> Mapping[str, str] | None:
         """Store what has changed, if it is time; the new checkpoint, or None."""
         if not now and time.monotonic() < self._due:
             return None
         there: dict[str, str] = {}
-        for path in sorted(self._folder.iterdir()):
-            if _STATE_NAME.fullmatch(path.name) and path.suffix != ".part":
+        for path in sorted(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix()
+            if _STATE_NAME.fullmatch(name) and path.suffix != ".part" and path.is_file():
                 told = path.stat()
                 seen = (told.st_mtime_ns, told.st_size)
-                if self._seen.get(path.name) != seen or path.name not in self._kept:
-                    self._kept[path.name] = self._storage.put(path, "bin").reference
-                    self._seen[path.name] = seen
-                there[path.name] = self._kept[path.name]
+                if self._seen.get(name) != seen or name not in self._kept:
+                    self._kept[name] = self._storage.put(path, "bin").reference
+                    self._seen[name] = seen
+                there[name] = self._kept[name]
         self._kept, self._due = there, time.monotonic() + self._every
         return dict(there)
 
