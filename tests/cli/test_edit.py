@@ -1,11 +1,15 @@
 """`skyloom edit`, `styles` and `show --tree`, on files that the tiny model made."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from skyloom.generate import footage
+from skyloom.generate.denoiser import Denoiser
 from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 
 
@@ -61,3 +65,40 @@ def test_what_is_wrong_is_said_in_one_sentence(skyloom, source, words, message):
     assert ran.code in {1, 2}
     assert message in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(skyloom, tiny_model, source, monkeypatch):
+    """Every verb takes a folder to resume from; the seed that was drawn is the one that is gone on with."""
+    calls, velocity = [], Denoiser.velocity
+
+    def stopping(*given):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return velocity(*given)
+
+    monkeypatch.setattr(Denoiser, "velocity", stopping)
+    words = ("edit", "extend", source, "a red cat", "--seconds", "0.25", "--model", tiny_model, "--steps", 2)
+    kept = ("--resume-dir", "kept", "-o", "b.mkv", "--json")
+    assert skyloom(*words, *kept).code != 0
+    (state,) = Path("kept").glob("span-000/step-*.state")
+    monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
+    ran = skyloom(*words, *kept)
+    assert ran.code == 0, ran.err
+    assert len(calls) == 2
+    assert not state.exists()
+    assert not Path("kept").exists()
+    told = json.loads(ran.out)
+    monkeypatch.setenv("SKYLOOM_CACHE", "off")
+    again = skyloom(*words, "--seed", told["request"]["seed"], "-o", "c.mkv", "--json")
+    assert json.loads(again.out)["frames"] == told["frames"]
+
+
+def test_a_source_is_opened_once(skyloom, tiny_model, source, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        footage, "open_source", lambda *given, **how: opened.append(given) or open_source(*given, **how)
+    )
+    how = ("--model", tiny_model, "--steps", 1, "-o", "b.mkv")
+    assert skyloom("edit", "stitch", source, source, "--morph", "0.25", *how).code == 0
+    assert len(opened) == 2

@@ -1,16 +1,21 @@
 """A real `skyloom serve` with its worker and the bundled model, asked by OpenAI's clients: Python 2 and 3, JavaScript.
 
 `make conformance` runs it. The clients are installed into a temporary folder, which needs the network; without npm the
-JavaScript client is left out, and the line says so. Prints one JSON line.
+JavaScript client is left out, and the line says so. A second server keeps its files in an S3 store (moto's, on this
+machine) and is asked by Python alone. Prints one JSON line.
 """
 
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -19,36 +24,77 @@ SERVE = "from skyloom.cli.app import main; main()"
 
 
 def main() -> int:
-    """Start a server, ask it by every client, stop it; 0 when all agreed."""
-    with tempfile.TemporaryDirectory(prefix="skyloom-conformance-") as folder:
-        command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", f"{folder}/data", "--json"]
-        with (
-            Path(folder, "server.log").open("w") as log,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
-        ):
-            try:
-                assert server.stdout
-                ready = json.loads(server.stdout.readline())
-                asked = {"OPENAI_BASE_URL": f"{ready['url']}/v1", "OPENAI_API_KEY": ready["token"]}
-                told = {name: ask_python(Path(folder), asked, need) for name, need in PYTHONS.items()}
-                told["javascript"] = ask_javascript(Path(folder), asked)
-            finally:
-                server.send_signal(signal.SIGTERM)
-            told["server"] = {"exit": server.wait(60)}
+    """Ask a server by every client, and one over S3 by one; 0 when all agreed."""
+    with tempfile.TemporaryDirectory(prefix="skyloom-conformance-") as name:
+        folder = Path(name)
+        with _serving(folder / "files", {}) as asked:
+            told = {name: ask_python(folder, asked, need) for name, need in PYTHONS.items()}
+            told["javascript"] = ask_javascript(folder, asked)
+        with _object_store(folder) as store, _serving(folder / "s3", store) as asked:
+            told["python 3, files in S3"] = ask_python(folder, asked, PYTHONS["python 3"])
     sys.stdout.write(json.dumps(told) + "\n")
     return int(any(result.get("exit") for result in told.values()))
 
 
+@contextmanager
+def _serving(folder: Path, settings: dict[str, str]) -> Iterator[dict[str, str]]:
+    """A server that runs while the block does; what a client's environment says of it."""
+    folder.mkdir()
+    command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", f"{folder}/data", "--json"]
+    environment = {**os.environ, **settings}
+    with (
+        Path(folder, "server.log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
+    ):
+        try:
+            assert server.stdout
+            ready = json.loads(server.stdout.readline())
+            yield {"OPENAI_BASE_URL": f"{ready['url']}/v1", "OPENAI_API_KEY": ready["token"]}
+        finally:
+            server.send_signal(signal.SIGTERM)
+        if code := server.wait(60):
+            raise SystemExit(f"the server ended with {code}")
+
+
+@contextmanager
+def _object_store(folder: Path) -> Iterator[dict[str, str]]:
+    """An S3 store with a bucket; the settings and keys by which a server finds it."""
+    programs = _environment(folder / "moto", "moto[server]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
+    url = f"http://127.0.0.1:{port}"
+    make = f"import boto3; boto3.client('s3', 'us-east-1', endpoint_url='{url}').create_bucket(Bucket='videos')"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([programs / "moto_server", "-H", "127.0.0.1", "-p", str(port)], **quiet) as store:
+        try:
+            for _ in range(50):  # until it answers
+                if not subprocess.run(
+                    [programs / "python", "-c", make], check=False, env={**os.environ, **keys}, **quiet
+                ).returncode:
+                    break
+                time.sleep(0.5)
+            yield {**keys, "AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "SKYLOOM_STORAGE_URL": "s3://videos/made"}
+        finally:
+            store.terminate()
+
+
+def _environment(place: Path, *needs: str) -> Path:
+    """A Python environment with some packages; the folder of its programs."""
+    if not place.exists():
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        install = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *needs]
+        subprocess.run(install, check=True)
+    return place / "bin"
+
+
 def ask_python(folder: Path, asked: dict[str, str], need: str) -> dict[str, object]:
     """By a Python client of its own version, in an environment of its own."""
-    place = folder / need.replace(">", "").replace("<", "").replace("=", "").replace(",", "-")
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    subprocess.run(
-        [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", need], check=True
-    )
+    programs = _environment(folder / need.replace(">", "").replace("<", "").replace("=", "").replace(",", "-"), need)
     show = "import openai; print(openai.__version__)"
-    version = subprocess.run([place / "bin/python", "-c", show], capture_output=True, text=True, check=True).stdout
-    return {"version": version.strip(), **_run([str(place / "bin/python"), str(HERE / "ask.py")], asked)}
+    version = subprocess.run([programs / "python", "-c", show], capture_output=True, text=True, check=True).stdout
+    return {"version": version.strip(), **_run([str(programs / "python"), str(HERE / "ask.py")], asked)}
 
 
 def ask_javascript(folder: Path, asked: dict[str, str]) -> dict[str, object]:

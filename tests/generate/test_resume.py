@@ -1,6 +1,7 @@
 """Going on after a stop: the same frames wherever it happened; other requests are refused, damage costs a step."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.edits import Edit
 from skyloom.generate.request import Request
 from skyloom.generate.resume import Kept, WindowStore, clear
 
@@ -215,10 +217,11 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypat
 
 
 NURSERY = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import skyloom, skyloom.generate.pipeline, skyloom.generate.resume as resume
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.request import Request
 
 def tell(*words):
     os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
@@ -227,7 +230,7 @@ def pause(*words):
     tell(*words)
     os.read(0, 1)  # until the parent lets it go on, or kills it
 
-def child(folder, inside):
+def child(folder, inside, asked):
     velocity, fsync = Denoiser.velocity, os.fsync
     def counted(*given):
         tell("call")
@@ -240,16 +243,14 @@ def child(folder, inside):
     if inside:
         resume.os.fsync = told
     pipeline = skyloom.load(sys.argv[1], dtype="bfloat16")
-    asked = dict(seed=7, seconds=1.75, quality="best", num_steps=4)
-    for step in pipeline.stream("a red cat on the beach", resume=Path(folder), collect=False, **asked):
+    for step in pipeline.stream(Request.from_dict(asked), resume=Path(folder), collect=False):
         if step.phase == "denoise" and not inside:
             pause("step")
     tell("done", step.receipt["frames"]["sha256"])
 
 for line in iter(lambda: sys.stdin.readline(), ""):
-    folder, inside = line.split()
     if not (number := os.fork()):
-        child(folder, inside == "inside")
+        child(*json.loads(line))
         os._exit(0)
     tell("pid", number)
     os.waitpid(number, 0)
@@ -263,15 +264,15 @@ class Nursery:
 
     def __init__(self, model):
         words = [sys.executable, "-u", "-c", NURSERY, str(model)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "SKYLOOM_CACHE": "off"}
         self.process = subprocess.Popen(
             words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
 
-    def run(self, folder, inside, kill_at):
+    def run(self, folder, inside, kill_at, asked=BEST):
         """Let a child go on, and kill it at its pause `kill_at`; how often it asked the network, and the digest of
         what it made, if it came to its end."""
-        self.process.stdin.write(f"{folder} {'inside' if inside else 'between'}\n".encode())
+        self.process.stdin.write(json.dumps([str(folder), inside, asked.to_dict()]).encode() + b"\n")
         pid, calls, pauses, digest = None, 0, 0, None
         while True:
             word, *rest = self.process.stdout.readline().split()
@@ -311,6 +312,21 @@ def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_sa
         finished = len(list((tmp_path / "a").glob("window-*.state")))
     assert (lives - 1, calls) == (8, 8)
     assert digest == pipeline.generate(BEST).receipt["frames"]["sha256"]
+
+
+def test_an_edit_killed_after_every_step_makes_none_twice_and_the_frames_are_the_same(nursery, pipeline, tmp_path):
+    """SIGKILL after every new step of a recut: two spans, one before and one after what is kept."""
+    pipeline.generate(BEST).save(tmp_path / "a.mkv")
+    edit = Edit("recut", (str(tmp_path / "a.mkv"),), start="0.5", stop="1", seconds="1.5")
+    asked = Request("a dog on the beach", seed=3, num_steps=2, edit=edit)
+    kept, calls, digest, lives = tmp_path / "kept", 0, None, 0
+    while digest is None:
+        finished = len(list(kept.glob("span-*/window-*.state")))
+        made, digest = nursery.run(kept, False, finished, asked)
+        assert made == (0 if digest else 1)
+        lives, calls = lives + 1, calls + made
+    assert (lives - 1, calls) == (2 * len(pipeline.plan(asked).windows),) * 2
+    assert digest == pipeline.generate(asked).receipt["frames"]["sha256"]
 
 
 def test_killed_inside_every_write_the_frames_are_the_same(nursery, pipeline, tmp_path):

@@ -197,7 +197,6 @@ def work(settings: Settings, fake: Fake, name: str) -> None:
 
     signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=until_the_end, daemon=True).start()
-    hand.tidy()
     hand.run()
 
 

@@ -106,7 +106,6 @@ def worker(settings: Settings) -> None:
     settings.runs.mkdir(exist_ok=True)
     hand = hand_of(settings, Database(settings.database))
     signal.signal(signal.SIGTERM, lambda *_: hand.drain())
-    hand.tidy()
     hand.run()
 
 

@@ -1,5 +1,6 @@
 """Jobs made by a pipeline: the same video as without a queue, with its pictures, from stored inputs only."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from skyloom.core.errors import RequestError
+from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
 from skyloom.media.read import probe
@@ -26,11 +28,17 @@ def host(tmp_path, tiny_model, monkeypatch) -> Iterator[tuple[JobStore, FolderSt
     """A queue with a worker that has the tiny model, in the folder where workers work."""
     settings = Settings(data=tmp_path, disk_reserve=0, heartbeat_seconds=0.05)
     store, storage = JobStore(Database(settings.database), settings), FolderStorage(tmp_path / "assets")
-    settings.runs.mkdir()
-    monkeypatch.chdir(settings.runs)
-    render = PipelineRenderer(storage, "cpu")
-    yield store, storage, Worker(Leases(store.database, settings), storage, render, settings, name="w", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    yield store, storage, worker_of(store, storage, settings)
     store.database.close()
+
+
+def worker_of(store: JobStore, storage: FolderStorage, settings: Settings) -> Worker:
+    """A worker with the tiny model, which this process is now."""
+    settings.runs.mkdir(parents=True)
+    os.chdir(settings.runs)
+    render = PipelineRenderer(storage, "cpu")
+    return Worker(Leases(store.database, settings), storage, render, settings, name="w", device="cpu")
 
 
 def make(host, request: dict, model: Path) -> Job:
@@ -127,6 +135,61 @@ def test_an_edit_of_a_stored_video_is_a_job_like_any_other(host, tiny_model):
     job = make(host, {"seed": 4, "edit": {"verb": "extend", "videos": [source], "seconds": "0.5"}}, tiny_model)
     assert job.status == "completed", job.error
     assert job.result.receipt["frames"]["shape"][0] > 17
+
+
+@pytest.mark.parametrize("wanted", ["step-", "window-", "span-001/"])
+def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
+    host, tiny_model, tmp_path, monkeypatch, wanted
+):
+    """Death within a step, without a word, once a heartbeat has stored such a state; on a machine that has nothing."""
+    monkeypatch.setenv("SKYLOOM_CACHE", "off")
+    monkeypatch.setattr("skyloom.serve.render._SAVE_EVERY", 0.0)
+    calls, velocity = [], Denoiser.velocity
+    monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
+    store, storage, worker = host
+    source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
+    edit = {"verb": "recut", "videos": [source], "start": "0.25", "stop": "0.75", "seconds": "1.5"}
+    request = {"prompt": "a dog", "model": str(tiny_model), "seed": 4, "num_steps": 2, "edit": edit}
+    calls.clear()
+    whole = make(host, request, tiny_model)
+    assert whole.status == "completed", whole.error
+    once = len(calls)
+    job = store.submit(request, owner="ada")
+    render = worker.renderer
+
+    def dying(job, folder, *, output):
+        for step in render(job, folder, output=output):
+            told = store.get(job.id).checkpoint
+            if any(wanted in name and name.endswith(".state") for name in told):
+                raise SystemExit
+            time.sleep(2 * worker.settings.heartbeat_seconds)  # so that this step, too, comes to be stored
+            yield step
+
+    worker.renderer = dying
+    with pytest.raises(SystemExit):
+        worker.work_one()
+    worker.leases.forget("w")
+    kept = store.get(job.id).checkpoint
+    assert "span-000/asked.json" in kept
+    settings = Settings(data=tmp_path / "there", database_url=worker.settings.database, disk_reserve=0)
+    other, calls[:] = worker_of(store, storage, settings), []
+    other.run(until_empty=True)
+    done = store.get(job.id)
+    assert done.status == "completed", done.error
+    assert done.result.receipt["frames"] == whole.result.receipt["frames"]
+    assert len(calls) == once - stored_steps(kept, 2)
+
+
+def stored_steps(kept, steps: int) -> int:
+    """How many steps of the network a checkpoint spares."""
+    done = {}
+    for name in kept:
+        folder, _, file = name.rpartition("/")
+        if file.startswith("window-"):
+            done[folder, file[7:13]] = steps
+        elif file.startswith("step-"):
+            done.setdefault((folder, file[5:11]), int(file[16:20]))
+    return sum(done.values())
 
 
 def test_a_seed_of_a_job_is_its_own_and_stays():

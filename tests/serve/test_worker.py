@@ -241,6 +241,23 @@ def test_heartbeats_keep_the_lease_of_a_slow_step(tmp_path):
     host.store.database.close()
 
 
+def test_what_a_lost_lease_leaves_behind_goes_once_another_has_made_it(tmp_path):
+    here, there = Host(tmp_path, tmp_path / "here"), Host(tmp_path, tmp_path / "there")
+    id = submit(here)
+
+    def taken_over() -> None:
+        here.leases.forget("w")
+        there.worker().run(until_empty=True)
+
+    first = here.worker(stopping_at(3, taken_over))
+    first.work_one()
+    assert (here.settings.runs / id).is_dir()
+    first.run(until_empty=True)
+    assert list(here.settings.runs.iterdir()) == []
+    for host in (here, there):
+        host.store.database.close()
+
+
 def test_tidying_removes_only_what_nobody_needs(host):
     kept, done = submit(host), submit(host)
     host.store.cancel(done)
@@ -250,24 +267,26 @@ def test_tidying_removes_only_what_nobody_needs(host):
     assert [path.name for path in host.settings.runs.iterdir()] == [kept]
 
 
+WILD = ("../../evil", "/tmp/evil", ".hidden", "span-000/../../../evil", "a/b/evil", "../evil", "span-000/..")
+
+
 def test_state_files_with_wild_names_are_not_written(host):
     id = submit(host)
     lease = host.leases.lease("w")
     stored = host.storage.put(b"x", "bin").reference
-    host.leases.release(lease, {"../../evil": stored, "/tmp/evil": stored, ".hidden": stored})
+    host.leases.release(lease, {name: stored for name in WILD})
     host.worker().run(until_empty=True)
     assert content(host, id) == swarm.frames_of("a cat")
     assert not (host.settings.runs.parent / "evil").exists()
 
 
 SLOW_WORKER = f"""
-import importlib.util, random, sys, time
+import importlib.util, sys
 from pathlib import Path
 place = importlib.util.spec_from_file_location("swarm", {str(HERE / "swarm.py")!r})
 swarm = importlib.util.module_from_spec(place)
 place.loader.exec_module(swarm)
-quick = random.uniform
-random.uniform = lambda low, high: 0.3
+swarm.uniform = lambda low, high: 0.3
 swarm.worker(swarm.settings_of(Path(sys.argv[1]), sys.argv[2]))
 """
 

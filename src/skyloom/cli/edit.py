@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skyloom.cli import options, plan
-from skyloom.cli.generate import Delivery, free_name, make
+from skyloom.cli.generate import Delivery, free_name, make, with_seed
 
 if TYPE_CHECKING:
     from skyloom.generate.request import Request
@@ -47,6 +47,7 @@ class How:
     receipt: options.Receipt = True
     sidecar: options.Sidecar = False
     credentials: options.Credentials = True
+    resume_dir: options.ResumeDir = None
     force: options.Force = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False
     device: options.Device = None
@@ -93,10 +94,10 @@ def _make(name: str, prompt: str, said: dict[str, Any], how: How) -> None:
     if how.only_plan:
         plan.show(request, how.as_json, how.device)
         return
-    request, playing = request.with_seed(), options.plays(how.play)
+    request, playing = with_seed(request, how.resume_dir), options.plays(how.play)
     announce = f"seed {request.seed}" if how.seed is None else None
     target = how.output or (None if playing else _free(request, name))
-    delivery = Delivery(target, None, playing, how.receipt, how.sidecar, how.credentials, None)
+    delivery = Delivery(target, None, playing, how.receipt, how.sidecar, how.credentials, how.resume_dir)
     told = make(request, delivery, how.device, force=how.force, announce=announce, name=name)
     typer.echo(json.dumps(told) if how.as_json else told["file"] or "", err=playing)
     if not how.as_json:

@@ -158,7 +158,7 @@ def make(
         check_capacity(estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory())
         if delivery.resume is not None:
             check_states(plan, pipeline.vae.config.scale, pipeline.vae.config.latent_channels, delivery.resume)
-    steps = pipeline.stream(request, collect=False, resume=delivery.resume, critic=critic_for(request))
+    steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic_for(request))
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))

@@ -118,7 +118,6 @@ def worker(
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         device=where,
     )
-    hand.tidy()
 
     def leave(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # the second time means now

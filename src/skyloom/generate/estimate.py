@@ -189,8 +189,8 @@ def check_capacity(expected: Estimate, *, free_disk: int, free_memory: int) -> N
 
 def check_states(plan: Plan, scale: ScaleFactors, channels: int, folder: Path) -> None:
     """Raise CapacityError when the latents that a folder to resume from is to keep, in fp32, will not fit there."""
-    latent = scale.latent_shape(plan.shape)
-    cells = sum(window.stop - window.start for window in plan.windows) * latent.height * latent.width
+    across = (plan.shape.height // scale.space) * (plan.shape.width // scale.space)
+    cells = sum(window.stop - window.start for window in plan.windows) * across
     need, there = 4 * channels * cells, folder.absolute()
     while not there.exists():
         there = there.parent

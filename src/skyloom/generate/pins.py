@@ -31,6 +31,12 @@ class Pin:
     latent: Float[Tensor, "c t h w"]
     strength: float = 0.0
 
+    @property
+    def cells(self) -> frozenset[tuple[int, int]]:
+        """(Shot, latent frame) pairs that may not move."""
+        held = 0 if self.strength else self.latent.shape[1]
+        return frozenset((self.shot, self.start + number) for number in range(held))
+
     def on(self, canvas: Canvas, window: Window) -> Canvas:
         """A window's canvas with those of the pin's frames that it holds."""
         first, end = max(self.start, window.start), min(self.start + self.latent.shape[1], window.stop)

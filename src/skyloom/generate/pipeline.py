@@ -29,9 +29,10 @@ from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.resume import WindowStore
 from skyloom.generate.rollout import Critic, Job, Projector, Window, WindowStep, roll_out
-from skyloom.generate.splice import Splicer, filtered, span_store
+from skyloom.generate.splice import Splicer, filtered, span_identity
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.generate.timeline import Filter, Keep
+from skyloom.generate.vault import SpanIdentity, SpanStore, cache_folder
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.seams import SeamMeter
 from skyloom.media.video import Video
@@ -157,7 +158,7 @@ class Pipeline:
 
     def stream(
         self,
-        request: Request | str,
+        request: Request | Plan | str,
         *,
         collect: bool = True,
         resume: Path | None = None,
@@ -165,7 +166,8 @@ class Pipeline:
         critic: Critic | None = None,
         **fields: Any,
     ) -> Iterator[Step]:
-        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step.
+        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step; a plan of
+        this pipeline is a request that was checked, with its sources open.
 
         Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
         and memory does not grow with the length. A folder to `resume` from keeps finished windows and steps: the same
@@ -174,11 +176,8 @@ class Pipeline:
         (skyloom.evaluate.critic has one); those beyond its bounds are made again as often as the request's `retakes`
         say, and the receipt tells of all of them.
         """
-        asked = request if isinstance(request, Request) else Request(request)
-        plan = self.plan(asked.with_fields(fields))
-        canvas_at = self._canvas_at(plan)
-        if plan.timeline is not None and resume is not None:
-            raise RequestError("An edit is not kept in a folder to go on from.", hint="Leave the folder out.")
+        plan = self._planned(request, fields)
+        pins = self._pins(plan)
         if plan.request.retakes is not None and critic is None:
             raise RequestError("Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes.")
         notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
@@ -188,7 +187,7 @@ class Pipeline:
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
         job = Job(
             plan.windows,
-            canvas_at,
+            self._canvas_at(plan, pins),
             sigmas,
             plan.seed,
             self.info.rollout,
@@ -198,14 +197,29 @@ class Pipeline:
             retakes=plan.request.retakes or 0,
         )
         screen = _Screen(plan, receipt, collect=collect)
-        made = self._run(plan, job, screen, critic) if plan.timeline is None else self._run_edit(plan, job, screen)
+        if plan.timeline is None:
+            made = self._run(plan, job, screen, pins, critic)
+        else:
+            identity = span_identity(plan, self.info, self.device, self.dtype)
+            spans = [
+                None if store is None else store.span(number, identity.of(span))
+                for number, span in enumerate(plan.timeline.made)
+            ]
+            made = self._run_edit(plan, job, screen, identity, spans)
         return made if store is None else _saved(made, store)
 
-    def _run(self, plan: Plan, job: Job, screen: _Screen, critic: Critic | None) -> Iterator[Step]:
+    def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
+        if isinstance(request, Plan):
+            return self.plan(request.request.with_fields(fields)) if fields else request
+        asked = request if isinstance(request, Request) else Request(request)
+        return self.plan(asked.with_fields(fields))
+
+    def _run(self, plan: Plan, job: Job, screen: _Screen, pins: Sequence[Pin], critic: Critic | None) -> Iterator[Step]:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
         context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
         yield Step("text", 1, 1, notice=_notice(plan, context))
-        projector = Projector(self.vae, self.lanes, self.device, self.info.steadiness)
+        pinned = frozenset[tuple[int, int]]().union(*(pin.cells for pin in pins))
+        projector = Projector(self.vae, self.lanes, self.device, self.info.steadiness, pinned)
         jury = None if critic is None else Jury(critic, projector)
         scripts = [self._conditions(plan, context, row) for row in range(len(prompts))]
         denoiser = Denoiser(self.dit, self.lanes, scripts[0], plan.guidance_scale, student=plan.student)
@@ -226,7 +240,14 @@ class Pipeline:
             yield from map(screen.show, projector.ready())
         yield from map(screen.show, projector.ready(most_waiting=0))
 
-    def _run_edit(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:
+    def _run_edit(
+        self,
+        plan: Plan,
+        job: Job,
+        screen: _Screen,
+        identity: SpanIdentity,
+        stores: Sequence[WindowStore | None],
+    ) -> Iterator[Step]:
         """The spans of a timeline in order: kept frames as they are, made ones as they come."""
         timeline, footage = plan.timeline, plan.footage
         assert timeline is not None and footage is not None
@@ -240,6 +261,7 @@ class Pipeline:
         def speaker(prompt: str) -> Denoiser:
             return Denoiser(self.dit, self.lanes, scripts[prompt], plan.guidance_scale, student=plan.student)
 
+        cache = cache_folder()
         splicer = Splicer(
             self.vae,
             self.lanes,
@@ -253,9 +275,9 @@ class Pipeline:
             (plan.shape.height, plan.shape.width),
             footage.mask,
             footage.softness,
-            span_store(plan, self.info, self.device, self.dtype),
+            None if cache is None else SpanStore(cache / "spans", identity),
         )
-        layouts, done = iter(plan.layouts), 0
+        makings, before = zip(plan.layouts, stores, strict=True), 0
         for span in timeline.spans:
             if isinstance(span, Keep):
                 clip = span.clip
@@ -263,24 +285,27 @@ class Pipeline:
             elif isinstance(span, Filter):
                 yield from map(screen.show, filtered(footage.sources[0], span))
             else:
-                for made in splicer.make(span, next(layouts)):
+                layout, store = next(makings)
+                for made in splicer.make(span, layout, store):
                     if isinstance(made, WindowStep):
-                        done += 1
+                        index = (before + made.window.index) * plan.num_steps + made.step.index + 1
                         total = len(plan.windows) * plan.num_steps
-                        yield Step("denoise", done, total, made.step.denoised[0], vae=self.vae)
+                        yield Step("denoise", index, total, made.step.denoised[0], vae=self.vae)
                     elif len(made):
                         yield screen.show(made)
+                before += len(layout.windows)
 
-    @torch.no_grad()
-    def _canvas_at(self, plan: Plan) -> Callable[[Window], Canvas]:
-        """The canvas of every window: only what is pinned is known, a picture to start from or media of cards."""
+    def _pins(self, plan: Plan) -> list[Pin]:
+        """All that is known of a video that is no edit: a picture to start from, and media of cards."""
+        first = plan.request.image
+        cards = [] if first is None else [PlacedCard(Card("0", "", image=first), 0, 0, 0, 0, "")]
+        return [self._pin(one, plan) for one in (*cards, *plan.cards) if one.pinned]
+
+    def _canvas_at(self, plan: Plan, pins: Sequence[Pin]) -> Callable[[Window], Canvas]:
+        """The canvas of every window: only what is pinned is known."""
         if plan.timeline is not None:
             return _no_canvas
         latent_shape = self.vae.config.scale.latent_shape(plan.shape)
-        pins: list[Pin] = []
-        if plan.request.image is not None:
-            pins.append(self._pin(PlacedCard(Card("0", "", image=plan.request.image), 0, 0, 0, 0, ""), plan))
-        pins += [self._pin(one, plan) for one in plan.cards if one.pinned]
 
         def canvas_at(window: Window) -> Canvas:
             shape = replace(latent_shape, frames=window.stop - window.start)
@@ -291,6 +316,7 @@ class Pipeline:
 
         return canvas_at
 
+    @torch.no_grad()
     def _pin(self, placed: PlacedCard, plan: Plan) -> Pin:
         """What a card pins, as latent frames of its shot."""
         frames = read_pinned(placed, plan.shape, self.info.fps)

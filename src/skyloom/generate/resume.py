@@ -1,10 +1,11 @@
 """A rollout's state on disk, so that a crash costs no step that was finished.
 
 A folder holds what was asked, the clean latent of every finished window and, of the window in the making, the latent
-after the last steps of each take. Everything else follows from these, bit for bit: noise is drawn again from its path
-(seed, window, take), which is all the state that the random numbers have; memory and decoder are fed with the finished
-latents again, which is quick. Every file is written whole or not at all and carries a sha256 of its name, of what was
-asked and of its content: one that was torn or changed counts as not there, and the state before it is taken.
+after the last steps of each take; an edit's folder holds such a folder for every span that is made. Everything else
+follows from these, bit for bit: noise is drawn again from its path (seed, window, take), which is all the state that
+the random numbers have; memory and decoder are fed with the finished latents again, which is quick. Every file is
+written whole or not at all and carries a sha256 of its name, of what was asked and of its content: one that was torn
+or changed counts as not there, and the state before it is taken.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ from torch import Tensor
 from skyloom.core.errors import DiskFullError, MediaError, RequestError
 
 _ASKED = "asked.json"
-_STATES = ("window-*.state", "step-*.state")
+_STATES = ("window-*.state", "step-*.state", "*.part")
+_PARTS = "span-*"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _STEPS_KEPT = 2  # the latest one, and the one before in case that it is damaged
 
@@ -54,6 +56,7 @@ class WindowStore:
         self.folder = folder
         self._every, self._written = every, time.monotonic()
         self._waiting: dict[Path, dict[str, Tensor]] = {}
+        self._spans: list[WindowStore] = []
         self._asked = json.dumps(asked, sort_keys=True).encode()
         found, wanted = read_asked(folder), json.loads(self._asked)
         if found is not None and found != wanted:
@@ -67,6 +70,11 @@ class WindowStore:
                 _write(folder / _ASKED, json.dumps({"asked": wanted, "sha256": _digest(wanted)}).encode())
         except OSError as error:
             raise MediaError(f"{folder} cannot be written.", hint="Choose another folder.") from error
+
+    def span(self, number: int, asked: Mapping[str, Any]) -> "WindowStore":
+        """The folder of a span of an edit, inside of this one. Raises what a new one raises."""
+        self._spans.append(WindowStore(self.folder / f"span-{number:03}", asked, self._every))
+        return self._spans[-1]
 
     def load(self, index: int) -> Kept | None:
         """A window, if it was finished."""
@@ -96,7 +104,9 @@ class WindowStore:
         self._keep(self._step(index, take, done), {"latent": latent})
 
     def flush(self) -> None:
-        """Write what waits. Raises MediaError, or DiskFullError when the disk is full."""
+        """Write what waits, of spans too. Raises MediaError, or DiskFullError when the disk is full."""
+        for span in self._spans:
+            span.flush()
         for path, tensors in self._waiting.items():
             self._save(path, tensors)
             kind, *numbers = path.stem.split("-")
@@ -146,8 +156,9 @@ class WindowStore:
 
 def clear(folder: Path) -> None:
     """Remove the windows of a video that is done, and their folder if nothing else lies in it."""
-    ours = [path for pattern in (*_STATES, "*.part") for path in folder.glob(pattern)]
-    for path in [*ours, folder / _ASKED]:
+    for part in folder.glob(_PARTS):
+        clear(part)
+    for path in [*(path for pattern in _STATES for path in folder.glob(pattern)), folder / _ASKED]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -7,7 +7,7 @@ window, so that second 40 is the same however long the video becomes. While one 
 is decoded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -270,13 +270,15 @@ class _Trial:
 class Projector:
     """Decodes windows to the frames that they show, a few at a time, on a lane of its own; `ready` hands frames out.
 
-    Latent frames are held steady by the model's `steadiness` on the way (generate/steady.py).
+    Latent frames are held steady by the model's `steadiness` on the way (generate/steady.py), but for those that are
+    `pinned`: (shot, latent frame) pairs.
     """
 
     vae: Vae
     lanes: Lanes
     device: torch.device
     steadiness: float = 0.0
+    pinned: Collection[tuple[int, int]] = frozenset()
     _memory: _Memory | None = None
     _parts: list[Future[Tensor]] = field(default_factory=list)
     _trials: list[_Trial] = field(default_factory=list)
@@ -325,7 +327,8 @@ class Projector:
     ) -> tuple[Tensor, _Memory | None]:
         """The shown frames of a part, and the decoder's memory after it: what is not kept leaves no trace in it."""
         before = memory if first else None
-        held = steady(latent, None if before is None else before.last, self.steadiness)
+        known = [number for number in range(latent.shape[2]) if (window.shot, first + number) in self.pinned]
+        held = steady(latent, None if before is None else before.last, self.steadiness, known)
         pixels, after = self.vae.decode_step(held.to(self.device), None if before is None else before.cache)
         memory = _Memory(after, held[:, :, -1]) if first < window.kept else memory
         frames = to_frames(pixels[0]).cpu()

@@ -23,9 +23,10 @@ from skyloom.generate.lanes import Lanes
 from skyloom.generate.layout import Layout
 from skyloom.generate.plan import Plan
 from skyloom.generate.receipt import hash_picture, weights_digest
+from skyloom.generate.resume import WindowStore
 from skyloom.generate.rollout import Job, Projector, Window, WindowStep, roll_out
 from skyloom.generate.timeline import Clip, Filter, Make
-from skyloom.generate.vault import SpanStore, cache_folder
+from skyloom.generate.vault import SpanIdentity, SpanStore
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.frames import to_pixels
 from skyloom.media.masks import Mask, feather
@@ -59,14 +60,14 @@ class Splicer:
     softness: int = 0
     kept: SpanStore | None = None
 
-    def make(self, span: Make, layout: Layout) -> Iterator[WindowStep | Frames]:
-        """The steps of a span's windows, and its frames as they are done."""
+    def make(self, span: Make, layout: Layout, store: WindowStore | None = None) -> Iterator[WindowStep | Frames]:
+        """The steps of a span's windows, and its frames as they are done; what a `store` has is not made again."""
         tape = Tape(span, layout, self)
         screen, projector = _Composer(span, self), Projector(self.vae, self.lanes, self.device, self.steadiness)
         shown = (layout.lead, layout.lead + span.frames)
         if layout.left:
             projector.put(tape.known(0, layout.left)[None], _part(0, layout.left, shown))
-        for at, made in self._windows(span, layout, tape):
+        for at, made in self._windows(span, layout, tape, store):
             if isinstance(made, WindowStep):
                 yield made
                 continue
@@ -75,16 +76,19 @@ class Splicer:
             yield from map(screen.finish, projector.ready())
         yield from map(screen.finish, projector.ready(most_waiting=0))
 
-    def _windows(self, span: Make, layout: Layout, tape: "Tape") -> Iterator[tuple[int, WindowStep | Tensor]]:
+    def _windows(
+        self, span: Make, layout: Layout, tape: "Tape", store: WindowStore | None
+    ) -> Iterator[tuple[int, WindowStep | Tensor]]:
         """Steps, and runs of made latent frames in the order of time with the number of their first."""
         before = None if self.kept is None else self.kept.load(span)
         if before is not None:
-            yield layout.left, before
+            for first, end in sorted(layout.makes):  # as they were made: they are decoded to the same bits
+                yield first, before[:, :, first - layout.left : end - layout.left]
             return
         done: dict[int, Tensor] = {}
         whole: list[Tensor] = []
         at = layout.left
-        for step in self._roll_out(span, layout, tape):
+        for step in self._roll_out(span, layout, tape, store):
             yield 0, step
             if step.finished is None:
                 continue
@@ -99,7 +103,7 @@ class Splicer:
         if self.kept is not None:
             self.kept.save(span, torch.cat(whole, dim=2))
 
-    def _roll_out(self, span: Make, layout: Layout, tape: "Tape") -> Iterator[WindowStep]:
+    def _roll_out(self, span: Make, layout: Layout, tape: "Tape", store: WindowStore | None) -> Iterator[WindowStep]:
         denoiser = self.speaker(span.prompt)
         rollout = self.job.rollout
         if layout.memory and layout.left:
@@ -109,7 +113,8 @@ class Splicer:
         if not layout.memory:
             denoiser.stand(self.horizon)
         seed = derive_seed(self.job.seed, "span", span.name)
-        yield from roll_out(replace(self.job, windows=layout.windows, canvas_at=tape.canvas, seed=seed), denoiser)
+        own = replace(self.job, windows=layout.windows, canvas_at=tape.canvas, seed=seed, store=store)
+        yield from roll_out(own, denoiser)
 
 
 @dataclass
@@ -264,11 +269,10 @@ def filtered(source: Source, span: Filter) -> Iterator[Frames]:
     )
 
 
-def span_store(plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> SpanStore | None:
-    """Where the made spans of a plan are kept and found, unless nothing is to be kept."""
-    folder, footage, edit = cache_folder(), plan.footage, plan.request.edit
-    if folder is None or footage is None or edit is None:
-        return None
+def span_identity(plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> SpanIdentity:
+    """What the made spans of an edit's plan hang on."""
+    footage, edit = plan.footage, plan.request.edit
+    assert footage is not None and edit is not None
     about = {
         "skyloom": __version__,
         "weights": weights_digest(info.manifest.get("files", {})),
@@ -282,4 +286,4 @@ def span_store(plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.d
         "size": plan.shape.size,
     }
     clips = [f"{source.sha256} {source.fps} {source.width}x{source.height}" for source in footage.sources]
-    return SpanStore(folder / "spans", about, clips)
+    return SpanIdentity(about, clips)

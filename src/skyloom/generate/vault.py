@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,28 @@ def cache_folder() -> Path | None:
     return Path(said) if said else (Path(base) if base else Path.home() / ".cache") / "skyloom"
 
 
-class SpanStore:
-    """Latents of made spans. `about` says what they hang on besides their own words, `clips` what each source is."""
+@dataclass(frozen=True)
+class SpanIdentity:
+    """What makes a span of an edit the same: `about` says what it hangs on besides its own words, `clips` what each
+    source is."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], clips: Sequence[str], most: int = MAX_BYTES) -> None:
-        self.folder, self.most = folder, most
-        self._about, self._clips = dict(about), list(clips)
+    about: Mapping[str, Any]
+    clips: Sequence[str]
+
+    def of(self, span: Make) -> dict[str, Any]:
+        """Everything that a span's latents hang on, as JSON has it."""
+        told = asdict(span)
+        for clip in (told["before"], told["after"], *told["under"]):
+            if clip is not None:
+                clip["source"] = self.clips[clip["source"]]
+        return {"about": dict(self.about), "span": told}
+
+
+class SpanStore:
+    """Latents of made spans."""
+
+    def __init__(self, folder: Path, identity: SpanIdentity, most: int = MAX_BYTES) -> None:
+        self.folder, self.identity, self.most = folder, identity, most
         self.found = 0
 
     def load(self, span: Make) -> Float[Tensor, "1 c t h w"] | None:
@@ -66,11 +82,7 @@ class SpanStore:
                 partial.unlink()
 
     def _path(self, span: Make) -> Path:
-        told = asdict(span)
-        for clip in (told["before"], told["after"], *told["under"]):
-            if clip is not None:
-                clip["source"] = self._clips[clip["source"]]
-        text = json.dumps({"about": self._about, "span": told}, sort_keys=True)
+        text = json.dumps(self.identity.of(span), sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
     def _prune(self) -> None:

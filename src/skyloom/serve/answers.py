@@ -239,6 +239,7 @@ class Health(BaseModel):
 
     status: str
     workers: int | None = None
+    restarts: int | None = None
     queued: int | None = None
 
 

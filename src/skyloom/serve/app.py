@@ -69,7 +69,7 @@ def make_services(
         sources=sources,
         desk=Desk(settings, jobs, library, sources, _checker(outside)),
         keys=KeyStore(database, token),
-        metrics=Metrics(jobs.counts),
+        metrics=Metrics(jobs.counts, outside.workers),
         outside=outside,
         draining=stopping.is_set,
     )

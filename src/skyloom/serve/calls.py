@@ -23,6 +23,7 @@ from skyloom.serve.metrics import Metrics
 from skyloom.serve.references import Fetch, Sources
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, Storage
+from skyloom.serve.supervise import Health
 from skyloom.serve.webhooks import EndpointStore, Post
 from skyloom.serve.wire import Body
 
@@ -57,7 +58,7 @@ class Outside:
 
     `moderate` says what the policy finds in a text; `verify` looks for marks in a stored file; `plan` says what a
     request would take; `check_url` raises RequestError for a URL that may not be called, `post` calls one and `fetch`
-    gets what one answers.
+    gets what one answers; `workers` says how the worker processes are that the server has started.
     """
 
     moderate: Callable[[str], Verdict]
@@ -66,6 +67,7 @@ class Outside:
     check_url: Callable[[str], object]
     post: Post
     fetch: Fetch
+    workers: Callable[[], Health]
 
 
 @dataclass(frozen=True, eq=False)

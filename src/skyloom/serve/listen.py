@@ -54,10 +54,11 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> No
         )
         token, stopping = secrets.token_urlsafe(32), threading.Event()
         storage = open_storage(settings.storage)
-        services = make_services(settings, database, storage, _outside(settings, storage), token, stopping)
+        supervisor = Supervisor(Leases(database, settings), settings, devices)
+        outside = _outside(settings, storage, supervisor)
+        services = make_services(settings, database, storage, outside, token, stopping)
         tasks = usual_tasks(services.jobs, storage, lambda: set(services.library.references()))
         upkeep = Upkeep([*tasks, (BATCH_SECONDS, partial(advance, services))])
-        supervisor = Supervisor(Leases(database, settings), settings, devices)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
         server = _Server(build_app(services, hosts), stopping, lambda: announce(f"http://{shown}:{port}", token))
         with _running(upkeep), _running(supervisor):
@@ -142,7 +143,7 @@ def _running(service: Upkeep | Supervisor) -> Iterator[None]:
         service.stop()
 
 
-def _outside(settings: Settings, storage: Storage) -> Outside:
+def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Outside:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:
@@ -155,4 +156,5 @@ def _outside(settings: Settings, storage: Storage) -> Outside:
         check_url=partial(outbound.check_url, loopback=loopback),
         post=partial(outbound.post_to, loopback=loopback),
         fetch=outbound.fetch,
+        workers=supervisor.health,
     )

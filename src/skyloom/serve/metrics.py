@@ -7,6 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from skyloom.serve.jobs import Counts
+from skyloom.serve.supervise import Health
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10)
@@ -15,7 +16,7 @@ _SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10)
 class Metrics:
     """What is counted. No label holds anything that a client wrote."""
 
-    def __init__(self, counts: Callable[[], Counts]) -> None:
+    def __init__(self, counts: Callable[[], Counts], workers: Callable[[], Health]) -> None:
         self._registry = CollectorRegistry()
         self._answers = Counter(
             "skyloom_answers_total", "Answers by call and status.", ("call", "status"), registry=self._registry
@@ -23,7 +24,7 @@ class Metrics:
         self._seconds = Histogram(
             "skyloom_answer_seconds", "Time to an answer.", ("call",), buckets=_SECONDS, registry=self._registry
         )
-        self._registry.register(_Queue(counts))
+        self._registry.register(_Queue(counts, workers))
 
     def count(self, call: str, status: int, seconds: float) -> None:
         """Count an answer."""
@@ -36,10 +37,10 @@ class Metrics:
 
 
 class _Queue(Collector):
-    """The queue, looked at when somebody asks."""
+    """The queue and the server's own workers, looked at when somebody asks."""
 
-    def __init__(self, counts: Callable[[], Counts]) -> None:
-        self._counts = counts
+    def __init__(self, counts: Callable[[], Counts], workers: Callable[[], Health]) -> None:
+        self._counts, self._workers = counts, workers
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         counts = self._counts()
@@ -49,6 +50,8 @@ class _Queue(Collector):
         yield jobs
         yield GaugeMetricFamily("skyloom_oldest_job_seconds", "How long the oldest job waits.", counts.oldest_seconds)
         yield GaugeMetricFamily("skyloom_workers", "Workers seen within a minute.", counts.workers)
+        restarts = self._workers().restarts
+        yield GaugeMetricFamily("skyloom_worker_restarts", "Times that a worker of its own died.", restarts)
 
     def describe(self) -> list[GaugeMetricFamily]:
         return []

@@ -59,7 +59,7 @@ class PipelineRenderer:
         with open_video(target, plan.fps) as writer:
             _add_sound(plan, writer)
             done = {"denoise": 0.0, "decode": 0.0}
-            for step in self._stream(pipeline, asked, folder / STATE):
+            for step in self._stream(pipeline, plan, folder / STATE):
                 if step.frames is not None and len(step.frames):
                     writer.append(step.frames)
                     sampler.take(step.frames)
@@ -78,12 +78,10 @@ class PipelineRenderer:
         files = {"video": target, **pictures}
         yield Progress(_TEXT + _DENOISE + _DECODE, "decode", files, receipt)
 
-    def _stream(self, pipeline: Pipeline, asked: Request, state: Path) -> Iterator[Step]:
+    def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
         """The pipeline's steps, from where the state says; state that belongs to something else is left behind."""
-        critic = None if asked.retakes is None else load_critic()
-        if asked.edit is not None:  # its spans have a cache of their own
-            return pipeline.stream(asked, collect=False, critic=critic)
-        go_on = partial(pipeline.stream, asked, collect=False, resume=state, save_every=_SAVE_EVERY, critic=critic)
+        critic = None if plan.request.retakes is None else load_critic()
+        go_on = partial(pipeline.stream, plan, collect=False, resume=state, save_every=_SAVE_EVERY, critic=critic)
         try:
             return go_on()
         except RequestError:

@@ -9,8 +9,10 @@ from skyloom.serve.metrics import MEDIA_TYPE
 
 
 def health(asked: Asked) -> Reply:
-    """The process answers."""
-    return Reply({"status": "ok"})
+    """The process answers; degraded while a worker of its own is dead and not yet started again."""
+    workers = asked.services.outside.workers()
+    status = "ok" if workers.alive >= workers.wanted else "degraded"
+    return Reply({"status": status, "workers": workers.alive, "restarts": workers.restarts})
 
 
 def ready(asked: Asked) -> Reply:

@@ -40,7 +40,7 @@ _INPUT = re.compile(r"\S*\b([0-9a-f]{64})\.\w+")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/]+/)+")
 _WIRE = {"image": "input_reference", "cards": "storyboard"}  # what a Request calls it -> what clients do
 _ALONE = {"storyboard": "", "videos": "video"}  # a first picture with a strength is a card
-_STATE_NAME = re.compile(r"\w[\w.-]{0,100}")
+_STATE_NAME = re.compile(r"\w[\w.-]{0,100}(?:/\w[\w.-]{0,100})?")
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,8 +85,9 @@ class Worker:
 
     def tidy(self) -> None:
         """Remove what runs of jobs that are done, or gone, have left on this machine."""
-        there = [path for path in self.settings.runs.iterdir() if path.is_dir()]
-        needed = self.leases.unfinished([path.name for path in there])
+        runs = self.settings.runs
+        there = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
+        needed = self.leases.unfinished([path.name for path in there]) if there else set[str]()
         for path in there:
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
@@ -99,6 +100,7 @@ class Worker:
                 if time.monotonic() >= due:
                     self.leases.greet(self.name, self.device)
                     self.leases.expire()
+                    self.tidy()  # of jobs that others have ended, after their leases were lost here
                     due = time.monotonic() + self.settings.heartbeat_seconds
                 if self.work_one():
                     continue
@@ -251,22 +253,25 @@ class _Saver:
     def restore(self) -> None:
         """Fetch the files that this machine does not have."""
         for name, reference in self._kept.items():
-            if _STATE_NAME.fullmatch(name) and not (self._folder / name).exists():
-                self._storage.fetch(Asset.parse(reference), self._folder / name)
+            target = self._folder / name
+            if _STATE_NAME.fullmatch(name) and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                self._storage.fetch(Asset.parse(reference), target)
 
     def save(self, *, now: bool = False) -> Mapping[str, str] | None:
         """Store what has changed, if it is time; the new checkpoint, or None."""
         if not now and time.monotonic() < self._due:
             return None
         there: dict[str, str] = {}
-        for path in sorted(self._folder.iterdir()):
-            if _STATE_NAME.fullmatch(path.name) and path.suffix != ".part":
+        for path in sorted(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix()
+            if _STATE_NAME.fullmatch(name) and path.suffix != ".part" and path.is_file():
                 told = path.stat()
                 seen = (told.st_mtime_ns, told.st_size)
-                if self._seen.get(path.name) != seen or path.name not in self._kept:
-                    self._kept[path.name] = self._storage.put(path, "bin").reference
-                    self._seen[path.name] = seen
-                there[path.name] = self._kept[path.name]
+                if self._seen.get(name) != seen or name not in self._kept:
+                    self._kept[name] = self._storage.put(path, "bin").reference
+                    self._seen[name] = seen
+                there[name] = self._kept[name]
         self._kept, self._due = there, time.monotonic() + self._every
         return dict(there)
 

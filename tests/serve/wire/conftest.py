@@ -20,6 +20,7 @@ from skyloom.serve.leases import Leases
 from skyloom.serve.records import Job
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, open_storage
+from skyloom.serve.supervise import Health
 from skyloom.serve.worker import Progress, Worker
 
 TOKEN = "token-of-this-run"
@@ -49,6 +50,7 @@ class Server:
     app: Any
     posts: Posts
     stopping: threading.Event
+    children: list[Health]
 
     def http(self, key: str | None = TOKEN, **options: Any) -> TestClient:
         """A plain client; it asks as `key`'s owner."""
@@ -120,10 +122,11 @@ def make_server(data: Path, **changes: Any) -> Server:
     """A server on its own data folder."""
     changes = {"lease_seconds": 2.0, "heartbeat_seconds": 0.5, "disk_reserve": 0, **changes}
     settings, posts, stopping = Settings(data=data, **changes), Posts(), threading.Event()
-    outside = Outside(moderate, verify, plan, check_url, posts, fetch)
+    children = [Health(wanted=1, alive=1, restarts=0)]
+    outside = Outside(moderate, verify, plan, check_url, posts, fetch, lambda: children[0])
     database = Database(settings.database)
     services = make_services(settings, database, open_storage(settings.storage), outside, TOKEN, stopping)
-    return Server(services, build_app(services, {HOST}), posts, stopping)
+    return Server(services, build_app(services, {HOST}), posts, stopping, children)
 
 
 @pytest.fixture
