@@ -28,7 +28,7 @@ from skyloom.serve.storage import FolderStorage
 SLACK = 2.0  # seconds that a cancel may take beside one step
 LOOK = 0.01  # seconds between two looks at a job
 FAKE = live.Fake(workers=4, steps=30, seconds=0.1)
-REQUEST = {"prompt": "a red ball rolling on the beach", "seconds": 20.0, "quality": "teacher"}
+REQUEST = {"prompt": "a red ball rolling on the beach", "seconds": 20.0, "quality": "best"}
 
 
 @dataclass
@@ -64,6 +64,8 @@ def cancel_some(store: JobStore, tally: Tally, number: int, longest: float) -> N
 
 def note(tally: Tally, job: Job, ran: bool, seconds: float) -> None:
     """Count a cancel; one that came after the end is none."""
+    if job.status == "failed":
+        raise SystemExit(f"a job failed: {job.error}")
     if job.status != "cancelled":
         tally.too_late += 1
     else:

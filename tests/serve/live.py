@@ -150,7 +150,8 @@ class Watch:
         rows = rows[int(len(rows) * WARM) :]
         part = max(1, len(rows) // 5)
         first, last = (sorted(row["rss"] for row in some)[part // 2] for some in (rows[:part], rows[-part:]))
-        growth: dict[str, Any] = {"rss_mib": [round(first / 1024, 1), round(last / 1024, 1)]}
+        course = [round(row["rss"] / 1024, 1) for row in rows[:: max(1, len(rows) // 10)]]
+        growth: dict[str, Any] = {"rss_mib": [round(first / 1024, 1), round(last / 1024, 1)], "course_mib": course}
         growth["grew_percent"] = round(100 * (last - first) / first, 1)
         return {
             **growth,

@@ -1,7 +1,7 @@
 """The server process: a socket, the application on it, upkeep, and workers as children.
 
 It starts in this order: database, socket, application, workers; and ends in the other. SIGTERM drains: nothing new is
-taken, answers are finished, workers give back what they have in hand; a second one ends it at once.
+taken, answers are finished, and workers give back what they have in hand meanwhile; a second one ends all at once.
 """
 
 import contextlib
@@ -60,8 +60,17 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> No
         tasks = usual_tasks(services.jobs, storage, lambda: set(services.library.references()))
         upkeep = Upkeep([*tasks, (BATCH_SECONDS, partial(advance, services))])
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
-        server = _Server(build_app(services, hosts), stopping, lambda: announce(f"http://{shown}:{port}", token))
-        with _running(upkeep), _running(supervisor):
+        server = _Server(build_app(services, hosts), lambda: announce(f"http://{shown}:{port}", token))
+
+        def leave(_number: int, _frame: FrameType | None) -> None:
+            if stopping.is_set():
+                server.force_exit = True
+                supervisor.kill()
+            stopping.set()
+            server.should_exit = True
+            supervisor.drain()
+
+        with _signals(leave), _running(upkeep), _running(supervisor):
             server.run(sockets=[door])
 
 
@@ -78,9 +87,9 @@ def find_devices() -> list[str]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn with our signals: it says when it is ready, and its end is the caller's to go on from."""
+    """uvicorn without signals of its own: it says when it is ready, and is told when to end."""
 
-    def __init__(self, app: Any, stopping: threading.Event, ready: Callable[[], None]) -> None:
+    def __init__(self, app: Any, ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -98,7 +107,7 @@ class _Server(uvicorn.Server):
                 h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             )
         )
-        self._stopping, self._ready = stopping, ready
+        self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -107,19 +116,19 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The signals are ours while it runs, and are not raised again after it."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        """Leave them to `listen`, for which they go on when this has ended."""
+        yield
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-        self._stopping.set()
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM are handled so while the block runs: to its end, workers and all."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -53,10 +53,19 @@ class Supervisor:
         alive = sum(child.alive for child in self._children)
         return Health(len(self._children), alive, sum(child.restarts for child in self._children))
 
-    def stop(self) -> None:
-        """Let all give back their jobs and end, within ten seconds; who has not by then is killed."""
+    def drain(self) -> None:
+        """Let all give back their jobs and end; waits for nobody."""
         for child in self._children:
             child.ask_to_stop()
+
+    def kill(self) -> None:
+        """End all now; what they held goes back to the queue."""
+        for child in self._children:
+            child.kill()
+
+    def stop(self) -> None:
+        """Drain, and wait for the end of all; who has not ended ten seconds after being asked is killed."""
+        self.drain()
         for child in self._children:
             child.join()
 
@@ -87,7 +96,7 @@ class _Child:
         self.restarts = 0
         self._leases, self._command, self._environment = leases, list(command), environment
         self._process: subprocess.Popen[bytes] | None = None
-        self._over = threading.Event()
+        self._over, self._until = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._watch, name="worker watch", daemon=True)
 
     @property
@@ -100,17 +109,25 @@ class _Child:
         self._thread.start()
 
     def ask_to_stop(self) -> None:
-        """Tell it to drain."""
+        """Tell it to drain; once, since the second time would mean now."""
+        if self._over.is_set():
+            return
+        self._until = time.monotonic() + STOP_SECONDS
         self._over.set()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
-    def join(self) -> None:
-        """Wait for its end, at most ten seconds."""
-        until = time.monotonic() + STOP_SECONDS
-        self._thread.join(STOP_SECONDS)
-        if self._process is not None and self._process.poll() is None and time.monotonic() >= until:
+    def kill(self) -> None:
+        """End it now."""
+        self._over.set()
+        if self._process is not None:
             self._process.kill()
+
+    def join(self) -> None:
+        """Wait for its end, until ten seconds after it was asked."""
+        self._thread.join(max(0.0, self._until - time.monotonic()))
+        if self._thread.is_alive():
+            self.kill()
         self._thread.join()
 
     def _watch(self) -> None:
