@@ -63,7 +63,8 @@ class Splicer:
     def make(self, span: Make, layout: Layout, store: WindowStore | None = None) -> Iterator[WindowStep | Frames]:
         """The steps of a span's windows, and its frames as they are done; what a `store` has is not made again."""
         tape = Tape(span, layout, self)
-        screen, projector = _Composer(span, self), Projector(self.vae, self.lanes, self.device, self.steadiness)
+        known = frozenset((0, cell) for cell in range(layout.left))
+        screen, projector = _Composer(span, self), Projector(self.vae, self.lanes, self.device, self.steadiness, known)
         shown = (layout.lead, layout.lead + span.frames)
         if layout.left:
             projector.put(tape.known(0, layout.left)[None], _part(0, layout.left, shown))
