@@ -54,10 +54,21 @@ long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on th
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
 
-soak: $(STAMP)  ## the queue under 10,000 seeds and 1,200 kills
-	PYTHONPATH=src $(BIN)/python tests/serve/simulate.py --seeds 10000
-	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 1000
-	PYTHONPATH=src $(BIN)/python tests/serve/swarm.py --kills 200 --postgres
+SOAK := PYTHONPATH=src $(BIN)/python tests/serve
+soak: $(STAMP)  ## the queue and the server under 10,000 seeds, 2,000 kills, cancels, crowds and full disks (some as root)
+	$(SOAK)/simulate.py --seeds 10000
+	$(SOAK)/swarm.py --kills 1000
+	$(SOAK)/swarm.py --kills 200 --postgres
+	$(SOAK)/torn.py
+	$(SOAK)/cancels.py --cancels 500
+	$(SOAK)/cancels.py --cancels 40 --model
+	$(SOAK)/crowd.py --clients 200 --seconds 60
+	$(SOAK)/fair.py --videos 5
+	$(SOAK)/drains.py --drains 100
+	$(SOAK)/drains.py --drains 5 --model
+	$(SOAK)/full.py --places 200
+	$(SOAK)/parted.py --kills 20 --parted 60
+	$(SOAK)/soak.py --minutes 120
 
 fuzz: $(STAMP)  ## 2,000 mutated media files, a corpus of bombs, and 10,000 calls by the server's OpenAPI document
 	$(BIN)/python bench/media_mutants.py 2000

@@ -1,10 +1,11 @@
 """A deterministic simulation of the queue: a virtual clock, a seeded order of events, and everything that goes wrong.
 
-Clients submit, retry, cancel, pause, resume and delete; two to eight workers, whose clocks differ, lease, work, stall
-beyond their leases, crash, find the disk full and come back; the database itself runs out of room. After every event
-the promises of docs/reliability.md are checked against what the simulation knows; in the end all is brought to rest.
+Clients submit, alone or several in one commit, retry, cancel, pause, resume and delete; two to eight workers, whose
+clocks differ, lease, work, stall beyond their leases, crash, find the disk full and come back; the database itself runs
+out of room. After every event the promises of docs/reliability.md are checked against what the simulation knows; in the
+end all is brought to rest.
 
-    python tests/serve/simulate.py --seeds 10000 [--first 0] [--database URL]
+    python tests/serve/simulate.py --seeds 10000 [--first 0] [--processes 2] [--database URL]
 """
 
 import argparse
@@ -12,25 +13,33 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import Pool
 
 from skyloom.core.errors import CapacityError, JobError
 from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobConflictError, JobFailure, JobResult, JobStore, MissingJobError
+from skyloom.serve.jobs import Job, JobConflictError, JobFailure, JobResult, JobStore, MissingJobError
 from skyloom.serve.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import jobs, metadata, results
+from skyloom.serve.tables import metadata
 
 SETTINGS = Settings(data=Path("/nowhere"), max_queued=12, max_queued_per_owner=6, max_attempts=4)
 OWNERS = ("ada", "bob", "cleo")
 STEPS = 6
 MOST_SKEW = 20.0  # seconds that a worker's clock is wrong, either way
-SEEN = select(jobs.c.number, jobs.c.id, jobs.c.status, jobs.c.token, jobs.c.progress, jobs.c.lease_until)
-MADE = select(results.c.job)
+SEEN = (
+    "SELECT id, status, jobs.token, progress, lease_until IS NOT NULL, results.job IS NOT NULL"
+    " FROM jobs LEFT JOIN results ON results.job = jobs.number"
+)
+SEEDS_AT_A_TIME = 50
 FAILURES = {"worker_lost", "disk_full"}
 
 
@@ -107,8 +116,10 @@ def run(seed: int, database: Database, clock: SkewedClock, events: int = 60) -> 
 def one_event(world: World) -> None:
     """Somebody does something: a client, a worker, or the server's upkeep."""
     what = world.dice.random()
-    if what < 0.2:
+    if what < 0.16:
         submit(world)
+    elif what < 0.2:
+        submit_together(world)
     elif what < 0.32 and world.known:
         ask(world)
     elif what < 0.36:
@@ -119,23 +130,65 @@ def one_event(world: World) -> None:
         act(world, world.dice.choice(world.hands))
 
 
-def submit(world: World) -> None:
-    """A new wish, or the same call again."""
+@dataclass(frozen=True)
+class Wish:
+    """What a client submits; with a key it may be the same call again."""
+
+    owner: str
+    key: str | None
+    prompt: str
+
+
+def draw(world: World, longest: int = 1) -> Wish:
+    """A new wish, or one that was there before."""
     dice = world.dice
-    owner = dice.choice(OWNERS)
     key = f"k{dice.randrange(12)}" if dice.random() < 0.6 else None
-    fingerprint = f"f-{key}" if key else None
+    return Wish(dice.choice(OWNERS), key, "x" * dice.randint(1, longest))
+
+
+def send(world: World, wish: Wish) -> Job | CapacityError | OperationalError:
+    """What a client is told."""
+    fingerprint = f"f-{wish.key}" if wish.key else None
     try:
-        job = world.store.submit({"prompt": "x"}, owner=owner, key=key, fingerprint=fingerprint)
-    except CapacityError as full:
-        assert 1 <= (full.retry_after or 0) <= 120
-        return
-    if key is not None:
-        made = world.keys.setdefault((owner, key), job.id)
-        if made != job.id:
-            assert world.known[made].deleted, "one key, one job"
-            world.keys[owner, key] = job.id
-    world.known.setdefault(job.id, Known(owner))
+        return world.store.submit({"prompt": wish.prompt}, owner=wish.owner, key=wish.key, fingerprint=fingerprint)
+    except (CapacityError, OperationalError) as error:
+        return error
+
+
+def note(world: World, wish: Wish, told: Job | CapacityError | OperationalError, *, full: bool = False) -> None:
+    """Know what a client was told."""
+    if isinstance(told, CapacityError):
+        assert 1 <= (told.retry_after or 0) <= 120
+    elif isinstance(told, OperationalError):
+        assert full, told
+        assert "full" in str(told.orig)
+    else:
+        if wish.key is not None:
+            made = world.keys.setdefault((wish.owner, wish.key), told.id)
+            if made != told.id:
+                assert world.known[made].deleted, "one key, one job"
+                world.keys[wish.owner, wish.key] = told.id
+        world.known.setdefault(told.id, Known(wish.owner))
+
+
+def submit(world: World) -> None:
+    """One client alone."""
+    wish = draw(world)
+    note(world, wish, send(world, wish))
+
+
+def submit_together(world: World, *, longest: int = 1, full: bool = False) -> None:
+    """Several clients who wait for the same moment, and share one commit."""
+    wishes = [draw(world, longest) for _ in range(world.dice.randint(2, 6))]
+    with ThreadPoolExecutor(len(wishes)) as clients:
+        sent = []
+        with world.database.write():  # until all wait, in this order
+            for wish in wishes:
+                sent.append(clients.submit(send, world, wish))
+                while world.database.waiting < len(sent) and not sent[-1].done():
+                    time.sleep(0)
+        for wish, answer in zip(wishes, sent, strict=True):
+            note(world, wish, answer.result(), full=full)
 
 
 def ask(world: World) -> None:
@@ -221,43 +274,50 @@ def write(world: World, hand: Hand, lease: Lease, what: float) -> None:
 
 
 def run_out_of_room(world: World) -> None:
-    """The database's disk is full for one call: it fails whole, and nothing has changed."""
-    before = world.store.counts().by_status
-    with world.database.engine.connect().execution_options(skyloom_plain=True) as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    """The database's disk is full for one commit of several: each of them is whole or not there."""
+    with limited(world.database, world.dice.randint(0, 6)):
+        submit_together(world, longest=400, full=True)
+
+
+@contextmanager
+def limited(database: Database, pages: int) -> Iterator[None]:
+    """Room for so many pages more, free ones within the file counted."""
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM")
+        used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={used + pages}")
     try:
-        job = world.store.submit({"prompt": "x" * 300_000}, owner="ada")
-        world.known[job.id] = Known("ada")  # there was room on free pages
-    except CapacityError:
-        pass
-    except OperationalError as error:
-        assert "full" in str(error.orig)
-        assert world.store.counts().by_status == before, "half a write"
+        yield
     finally:
-        with world.database.engine.connect().execution_options(skyloom_plain=True) as connection:
+        with database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count=1073741823")
+
+
+def look(database: Database) -> list[tuple[str, str, int, int, bool, bool]]:
+    """Every job, asked of the driver itself: it is looked at after every event."""
+    with closing(database.engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        cursor.execute(SEEN)
+        return cursor.fetchall()
 
 
 def check(world: World) -> None:
     """What holds at every moment."""
-    with world.database.read() as connection:
-        rows = connection.execute(SEEN).all()
-        made = {row.job for row in connection.execute(MADE)}
-    there = {row.id: row for row in rows}
-    waiting = [row for row in rows if row.status in ("queued", "in_progress", "paused")]
+    there = {id: rest for id, *rest in look(world.database)}
+    waiting = [status for status, *_ in there.values() if status in ("queued", "in_progress", "paused")]
     assert len(waiting) <= SETTINGS.max_queued, "the queue is bounded"
+    assert there.keys() <= world.known.keys(), "whoever was refused has no job"
     for id, known in world.known.items():
-        row = there.get(id)
-        if row is None:
+        if id not in there:
             assert known.deleted, "nothing is lost"
             continue
-        assert row.token == known.token, "tokens are handed out, not made up"
-        assert row.progress >= known.progress, "progress never goes back"
-        known.progress = row.progress
-        assert (row.status == "completed") == (row.number in made), "a result is there once, when it is done"
+        status, token, progress, leased, made = there[id]
+        assert token == known.token, "tokens are handed out, not made up"
+        assert progress >= known.progress, "progress never goes back"
+        known.progress = progress
+        assert (status == "completed") == bool(made), "a result is there once, when it is done"
         assert known.finished <= 1, "one result"
-        assert (row.status == "in_progress") == (row.lease_until is not None), "who works has a lease"
+        assert (status == "in_progress") == bool(leased), "who works has a lease"
 
 
 def bring_to_rest(world: World) -> None:
@@ -287,24 +347,50 @@ def bring_to_rest(world: World) -> None:
     assert world.database.check() == []
 
 
+def open_small(url: str, clock: SkewedClock) -> Database:
+    """A database; one in memory has pages so small that nearly every row takes a new one, and may find no room."""
+    if not url.startswith("sqlite"):
+        return Database(url, clock)
+    event.listen(Pool, "connect", _make_small)
+    try:
+        return Database(url, clock)
+    finally:
+        event.remove(Pool, "connect", _make_small)
+
+
+def _make_small(connection: DBAPIConnection, _record: object) -> None:
+    connection.cursor().execute("PRAGMA page_size=512")
+
+
+def play(first: int, seeds: int, url: str) -> tuple[int, int]:
+    """Play some seeds; how many events and jobs that were."""
+    clock, events, made = SkewedClock(), 0, 0
+    with closing(open_small(url, clock)) as database:
+        for seed in range(first, first + seeds):
+            try:
+                world = run(seed, database, clock)
+            except (AssertionError, JobError):
+                sys.stderr.write(f"seed {seed}\n")
+                raise
+            events, made = events + world.events, made + len(world.known)
+    return events, made
+
+
 def main() -> None:
     """Play many seeds; one line of JSON in the end."""
     options = argparse.ArgumentParser()
     options.add_argument("--seeds", type=int, default=10_000)
     options.add_argument("--first", type=int, default=0)
-    options.add_argument("--database", default="sqlite://")
-    asked = options.parse_args()
-    clock, begun, events, made = SkewedClock(), time.monotonic(), 0, 0
-    database = Database(asked.database, clock)
-    for seed in range(asked.first, asked.first + asked.seeds):
-        try:
-            world = run(seed, database, clock)
-        except (AssertionError, JobError):
-            sys.stderr.write(f"seed {seed}\n")
-            raise
-        events, made = events + world.events, made + len(world.known)
-    told = {"seeds": asked.seeds, "events": events, "jobs": made, "broken": 0}
-    sys.stdout.write(json.dumps({**told, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--database", help="an empty Postgres, by one process (default: SQLite in memory)")
+    asked, begun = options.parse_args(), time.monotonic()
+    stop = asked.first + asked.seeds
+    firsts = range(asked.first, stop, SEEDS_AT_A_TIME)
+    counts = [min(SEEDS_AT_A_TIME, stop - first) for first in firsts]
+    with ProcessPoolExecutor(1 if asked.database else asked.processes) as players:
+        played = list(players.map(play, firsts, counts, [asked.database or "sqlite://"] * len(counts)))
+    told = {"seeds": asked.seeds, "events": sum(one[0] for one in played), "jobs": sum(one[1] for one in played)}
+    sys.stdout.write(json.dumps({**told, "broken": 0, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
+from random import uniform
 
 from sqlalchemy import func, select
 
@@ -57,19 +58,21 @@ def frames_of(prompt: str, steps: int = STEPS) -> bytes:
     return value * 500
 
 
-def fake_render(job: Job, folder: Path, *, output: Path) -> Iterator[Progress]:
-    """A renderer that keeps its state after each step and goes on from it."""
+def fake_render(
+    job: Job, folder: Path, *, output: Path, steps: int = STEPS, pause: Callable[[], float] = lambda: uniform(0.0, 0.01)
+) -> Iterator[Progress]:
+    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a step takes."""
     prompt, state = str(job.request["prompt"]), folder / STATE
     kept = sorted(state.glob("step-*.bin"))
     begun = int(kept[-1].stem.split("-")[1]) if kept else 0
     value = kept[-1].read_bytes() if kept else hashlib.sha256(prompt.encode()).digest()
-    for index in range(begun, STEPS):
+    for index in range(begun, steps):
         value = hashlib.sha256(value + bytes([index])).digest()
-        time.sleep(random.uniform(0.0, 0.01))
+        time.sleep(pause())
         partial = state / f"step-{index + 1:02}.part"
         partial.write_bytes(value)
         partial.replace(state / f"step-{index + 1:02}.bin")
-        yield Progress(100 * (index + 1) // STEPS, "denoise")
+        yield Progress(100 * (index + 1) // steps, "denoise")
     made = output / "video.mp4"
     made.write_bytes(value * 500)
     yield Progress(99, "decode", {"video": made}, {"prompt": prompt})
@@ -89,7 +92,7 @@ def submitter(settings: Settings, owner: str, written: Path) -> None:
             continue
         os.write(file, f"{job.id} {prompt}\n".encode())
         number += 1
-        time.sleep(random.uniform(0.0, 0.02))
+        time.sleep(uniform(0.0, 0.02))
 
 
 def hand_of(settings: Settings, database: Database) -> Worker:

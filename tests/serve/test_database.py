@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import event, func, insert, inspect, select, text, update
+from sqlalchemy.exc import OperationalError
 
 from skyloom.core.errors import CapacityError, ConfigError, JobError
 from skyloom.serve.database import VERSION, Database, migrate
 from skyloom.serve.tables import owners, schema
+
+from .conftest import load_beside
 
 
 def test_sqlite_is_safe_and_waits_for_the_disk(tmp_path):
@@ -70,13 +73,45 @@ def test_writes_that_wait_together_are_one_commit_and_fail_alone(database):
     with ThreadPoolExecutor(60) as threads:
         with database.write():  # until all wait
             wishes = [threads.submit(add, number) for number in range(60)]
-            time.sleep(0.5)
+            while database.waiting < 60:
+                time.sleep(0.001)
         got = [wish.result() for wish in wishes]
     right = [number for number in range(60) if number % 7 and number % 11]
     assert [number for number in got if number >= 0] == right
     with database.read() as connection:
         assert connection.execute(select(func.count()).select_from(owners)).scalar_one() == len(right)
     assert len(commits) < 30
+
+
+def test_a_full_disk_in_a_shared_commit_takes_nothing_from_those_who_were_told_yes():
+    """SQLite undoes a whole transaction when a row finds no room, not only the row: nobody may be told otherwise."""
+    refused = 0
+    for room in range(12):
+        database = Database("sqlite://")
+
+        def add(number: int, database: Database = database) -> str | None:
+            name = f"{number}" * 300
+            row = insert(owners).values(owner=name, served=0.0)
+            try:
+                database.write_together(lambda write: write.connection.execute(row))
+            except OperationalError:
+                return None
+            return name
+
+        with database.engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages + room}")
+        with ThreadPoolExecutor(40) as threads:
+            with database.write():
+                wishes = [threads.submit(add, number) for number in range(10, 50)]
+                while database.waiting < 40:
+                    time.sleep(0.001)
+            told = {name for wish in wishes if (name := wish.result()) is not None}
+        refused += 40 - len(told)
+        with database.read() as connection:
+            assert set(connection.execute(select(owners.c.owner)).scalars()) == told
+        database.close()
+    assert refused > 0
 
 
 def test_processes_write_one_after_another(tmp_path):
@@ -191,7 +226,7 @@ def test_damage_is_found(tmp_path):
     with database.write() as write:
         rows = [{"owner": f"owner {number}", "served": 1.0} for number in range(2_000)]
         write.connection.execute(insert(owners), rows)
-    with database.engine.connect().execution_options(skyloom_plain=True) as connection:
+    with database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
     content = bytearray(path.read_bytes())
@@ -210,6 +245,24 @@ def test_wrong_urls_are_refused(url: str):
 def test_an_absent_database_is_a_sentence(tmp_path):
     with pytest.raises(CapacityError, match="cannot be opened"):
         Database(f"postgresql://nobody@/none?host={tmp_path}")
+
+
+def test_a_postgres_that_was_killed_is_found_again():
+    postgres = load_beside("postgres")
+    if reason := postgres.why_not():
+        pytest.skip(reason)
+    row = insert(owners).values(owner="ada", served=1.0)
+    with postgres.cluster(durable=True) as cluster:
+        database = Database(cluster.url)
+        database.write_together(lambda write: write.connection.execute(row))
+        cluster.kill()
+        with pytest.raises(OperationalError):
+            database.now()
+        cluster.start()
+        with database.read() as connection:
+            assert connection.execute(select(owners.c.owner)).scalars().all() == ["ada"]
+        database.write_together(lambda write: write.connection.execute(update(owners).values(served=2.0)))
+        database.close()
 
 
 def test_a_password_is_in_no_error():

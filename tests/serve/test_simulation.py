@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 def test_promises_hold_in_every_order_of_events(first: int):
     simulate = load_beside("simulate")
     clock = simulate.SkewedClock()
-    database = Database("sqlite://", clock)
+    database = simulate.open_small("sqlite://", clock)
     worlds = [simulate.run(seed, database, clock, events=40) for seed in range(first, first + 50)]
     assert sum(len(world.known) for world in worlds) > 150
     assert any(known.finished for world in worlds for known in world.known.values())
@@ -47,7 +47,7 @@ def test_the_same_seed_is_the_same_run():
 
     def told() -> list[tuple[str, int]]:
         clock = simulate.SkewedClock()
-        world = simulate.run(7, Database("sqlite://", clock), clock)
+        world = simulate.run(7, simulate.open_small("sqlite://", clock), clock)
         return [(event.type, event.number) for event in world.store.events(limit=1_000)]
 
     assert told() == told()
@@ -65,6 +65,14 @@ def test_killed_processes_lose_and_double_nothing(kind: str):
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["jobs"] > 0
     assert told["kills"] == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ptrace")
+def test_a_create_that_is_killed_between_any_two_system_calls_is_there_or_not():
+    command = [sys.executable, str(HERE / "torn.py"), "--every", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:] + done.stdout
+    assert json.loads(done.stdout)["kills"] > 10
 
 
 class Queue(RuleBasedStateMachine):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from skyloom.core.errors import CapacityError, MediaError, RequestError
+from skyloom.core.errors import CapacityError, DiskFullError, MediaError, RequestError
 from skyloom.serve.database import Database
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
@@ -149,6 +149,7 @@ def test_a_worker_that_lost_its_lease_stops_and_touches_nothing(host):
         (MemoryError(), "out_of_memory", True),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory", True),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", True),
+        (DiskFullError("The disk of /root/path is full."), "disk_full", True),
         (CapacityError("The storage does not answer.", retry_after=10), "capacity", True),
         (CapacityError("Too large for this machine."), "capacity", False),
         (RequestError("No such size."), "request", False),

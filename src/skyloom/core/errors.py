@@ -7,6 +7,7 @@ SkyloomError          code, message, hint
   RequestError        cannot be made as asked (size, length, model, prompt)
   SafetyError         refused by policy
   CapacityError       out of memory, disk or queue; `retry_after` in seconds when waiting helps
+    DiskFullError     there is no room on a disk
   JobError            cancelled, expired or lost its lease
 """
 
@@ -73,6 +74,15 @@ class CapacityError(SkyloomError):
     def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
+
+
+class DiskFullError(CapacityError):
+    """A disk is full; what was being written is not there, and may be tried again after a minute."""
+
+    code = "disk_full"
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = 60.0) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
 
 
 class JobError(SkyloomError):

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skyloom.core.errors import CapacityError, MediaError, RequestError
+from skyloom.core.errors import DiskFullError, MediaError, RequestError
 
 _ASKED = "asked.json"
 _STATES = ("window-*.state", "step-*.state", "*.part")
@@ -104,7 +104,7 @@ class WindowStore:
         self._keep(self._step(index, take, done), {"latent": latent})
 
     def flush(self) -> None:
-        """Write what waits, of spans too. Raises MediaError, or CapacityError when the disk is full."""
+        """Write what waits, of spans too. Raises MediaError, or DiskFullError when the disk is full."""
         for span in self._spans:
             span.flush()
         for path, tensors in self._waiting.items():
@@ -137,7 +137,7 @@ class WindowStore:
             _write(path, self._seal(path, body) + body)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CapacityError("The disk is full.", hint="Free some space and go on.", retry_after=60) from error
+                raise DiskFullError("The disk is full.", hint="Free some space and go on.") from error
             raise MediaError(f"{path} cannot be written ({error}).", hint="Free some space and go on.") from error
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:

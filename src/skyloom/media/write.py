@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from skyloom.core.errors import CapacityError, MediaError, RequestError, SkyloomError
+from skyloom.core.errors import DiskFullError, MediaError, RequestError, SkyloomError
 from skyloom.media.index import Sound, SoundPacket
 from skyloom.media.sound import SoundTrack
 
@@ -46,7 +46,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def check_target(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Raise, before any work, if a file cannot be written there.
 
-    RequestError for a wrong suffix or name, MediaError for a folder that is missing or read-only, CapacityError
+    RequestError for a wrong suffix or name, MediaError for a folder that is missing or read-only, DiskFullError
     for a full disk.
     """
     if path.suffix.lower() not in suffixes:
@@ -241,7 +241,7 @@ def _explain(error: Exception, path: Path) -> SkyloomError:
     """What stopped a file from being written, and what to do."""
     number, cause = getattr(error, "errno", None), getattr(error, "strerror", None) or error
     if number in _FULL:
-        return CapacityError(f"The disk of {path.parent} is full.", hint="Free some space and try again.")
+        return DiskFullError(f"The disk of {path.parent} is full.", hint="Free some space and try again.")
     if number == errno.ENAMETOOLONG:
         return RequestError("The name of the file is too long.", hint="Choose a shorter one with -o.")
     return MediaError(f"{path} cannot be written ({cause}).", hint="Choose another folder or name with -o.")

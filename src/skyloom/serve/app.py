@@ -31,7 +31,7 @@ from skyloom.serve.body import close_uploads, read_body
 from skyloom.serve.calls import Asked, Call, Outside, Reply, Services
 from skyloom.serve.database import Database
 from skyloom.serve.desk import Desk
-from skyloom.serve.faults import WireError, missing, tell
+from skyloom.serve.faults import AWAY, WireError, missing, tell
 from skyloom.serve.guard import Guard
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.library import Library
@@ -143,7 +143,9 @@ async def _caller(services: Services, call: Call, request: HttpRequest) -> Calle
 
 def _fault(error: Exception, request_id: str, call: str) -> Response:
     told = tell(error, request_id)
-    if told.status >= 500:  # noqa: PLR2004 - ours, not the client's
+    if isinstance(error, AWAY):  # said once a call, in one line: it may be away for long
+        log.warning("the database does not answer", extra={"request_id": request_id, "call": call})
+    elif told.status >= 500:  # noqa: PLR2004 - ours, not the client's
         log.error("a call failed", exc_info=error, extra={"request_id": request_id, "call": call})
     return JSONResponse(dict(told.body), told.status, dict(told.headers))
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from skyloom.core.errors import CapacityError, ConfigError
@@ -35,7 +35,14 @@ _POOL = {"pool_size": 4, "max_overflow": 60, "pool_timeout": 60}
 _MOST_TOGETHER = 64
 _LOCK = 0x534B594C  # any number, the same for every skyloom
 _POSTGRES_LIMITS = "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=20s"
-_POSTGRES = {"options": _POSTGRES_LIMITS, "connect_timeout": 10, "keepalives_idle": 10, "keepalives_count": 3}
+_POSTGRES = {
+    "options": _POSTGRES_LIMITS,
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds; or a cable that is cut is noticed after a quarter of an hour
+}
 
 
 @dataclass(frozen=True)
@@ -85,10 +92,10 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Write]:
         """One write transaction: on disk when the block has ended well, undone when it raises."""
-        with self._turn, self.engine.connect() as connection:
-            connection.execution_options(skyloom_write=True)
-            with connection.begin():
-                yield Write(connection, self._locked_now(connection))
+        with self._turn, self.engine.connect() as connection, connection.begin():
+            if not self.postgres:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield Write(connection, self._locked_now(connection))
 
     def write_together(self, call: Callable[[Write], T]) -> T:
         """Do one call in a write transaction, and whatever other threads want to write by then in the same one.
@@ -105,11 +112,18 @@ class Database:
             raise mine.error
         return mine.value[0]
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait to be written together."""
+        return len(self._waiting)
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent look that waits for nobody."""
         turn = self._turn if self._in_memory else nullcontext()  # a database in memory has one connection
         with turn, self.engine.connect() as connection, connection.begin():
+            if not self.postgres:
+                connection.exec_driver_sql("BEGIN")
             yield connection
 
     def now(self) -> float:
@@ -136,7 +150,7 @@ class Database:
             raise ConfigError("A Postgres database is backed up by Postgres.", hint="Use pg_dump.")
         if target.exists():
             raise ConfigError(f"{target} is there already.", hint="Name a new file.")
-        with self.engine.connect().execution_options(skyloom_plain=True) as connection:
+        with self.engine.connect() as connection:
             connection.exec_driver_sql("VACUUM INTO ?", (str(target),))
 
     def close(self) -> None:
@@ -152,18 +166,34 @@ class Database:
         return self._clock() if self._clock else float(told)
 
 
+class _TornError(Exception):
+    """The database refused one of several calls."""
+
+
 def _do_all(database: Database, batch: Sequence[_Call[Any]]) -> None:
-    """Do calls in one transaction, each of them whole or not at all."""
+    """Do calls in one transaction, each of them whole or not at all.
+
+    When the database itself refuses a call, what the others wrote may be gone as well (SQLite undoes the whole
+    transaction when its disk is full): then everything is undone, and each is done alone.
+    """
     try:
         with database.write() as write:
             for one in batch:
                 try:
                     with write.connection.begin_nested() if len(batch) > 1 else nullcontext():
                         one.value = [one.call(write)]
+                except DBAPIError as error:
+                    if len(batch) == 1 or error.connection_invalidated:
+                        raise
+                    raise _TornError from error
                 except Exception as error:
                     one.error = error
                     if len(batch) == 1:
                         raise
+    except _TornError:
+        for one in batch:
+            one.error = None
+            _do_all(database, [one])
     except Exception as error:  # the database said no: nothing was written, for nobody
         for one in batch:
             one.error = one.error or error
@@ -235,12 +265,6 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
         connection.isolation_level = None  # transactions begin where we say so
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if not options.get("skyloom_plain"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("skyloom_write") else "BEGIN")
 
     return engine
 

@@ -9,11 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+
 from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
 from skyloom.serve.jobs import QueueFullError
 
 INVALID = "invalid_request_error"
 _LONGEST_WAIT = 120  # seconds; clients do not wait longer
+_AWAY_SECONDS = "5"
+AWAY = (OperationalError, InterfaceError, TimeoutError)
+"""What a database says that is away, full or too busy."""
 
 # code of the error -> status, type, code that clients see
 STATUS: Mapping[str, tuple[int, str, str]] = {
@@ -24,6 +29,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "request": (400, INVALID, "invalid_value"),
     "safety": (400, INVALID, "moderation_blocked"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID, "conflict"),
     "job_missing": (404, INVALID, "not_found"),
     "job_conflict": (409, INVALID, "conflict"),
@@ -87,6 +93,9 @@ def tell(error: Exception, request_id: str) -> Told:
     """What a client is told of an error."""
     if isinstance(error, WireError):
         return Told(error.status, _body(error.message, error.type, error.param, error.wire_code), error.headers)
+    if isinstance(error, AWAY):
+        message = "The server's database does not answer, or is full. Try again."
+        return Told(503, _body(message, "server_error", None, "unavailable"), {"retry-after": _AWAY_SECONDS})
     if not isinstance(error, SkyloomError):
         message = f"The server failed. Its log has more under {request_id}."
         return Told(500, _body(message, "server_error", None, "server_error"))

@@ -14,7 +14,12 @@ from skyloom.serve.routes_videos import VARIANTS
 
 _REFS = "#/components/schemas/{model}"
 _FILES = {"input_reference", "video", "mask", "file"}
-_ALWAYS = {400: "The request is wrong.", 403: "Not from there, or not with this key.", 500: "The server failed."}
+_ALWAYS = {
+    400: "The request is wrong.",
+    403: "Not from there, or not with this key.",
+    500: "The server failed.",
+    503: "Not now: it drains, or its database does not answer.",
+}
 _SAID = {
     401: "No key, or one that is not valid.",
     404: "It is not there.",
@@ -24,7 +29,6 @@ _SAID = {
     415: "Neither JSON nor multipart.",
     416: "The range lies outside.",
     429: "The queue is full.",
-    503: "Not now.",
 }
 _QUERY: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},

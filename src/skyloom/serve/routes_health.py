@@ -4,6 +4,7 @@ from starlette.responses import Response
 
 from skyloom.serve import answers
 from skyloom.serve.calls import Asked, Call, Reply
+from skyloom.serve.faults import AWAY
 from skyloom.serve.metrics import MEDIA_TYPE
 
 
@@ -18,7 +19,10 @@ def ready(asked: Asked) -> Reply:
     """Whether jobs are taken: the database answers, and the server is not about to stop."""
     if asked.services.draining():
         return Reply({"status": "draining"}, 503)
-    counts = asked.services.jobs.counts()
+    try:
+        counts = asked.services.jobs.counts()
+    except AWAY:
+        return Reply({"status": "no_database"}, 503)
     told = {"workers": counts.workers, "queued": counts.by_status.get("queued", 0)}
     return Reply({"status": "ready" if counts.workers else "no_workers", **told})
 

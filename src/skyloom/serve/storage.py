@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from skyloom.core.errors import CapacityError, ConfigError, MediaError, RequestError, SkyloomError
+from skyloom.core.errors import CapacityError, ConfigError, DiskFullError, MediaError, RequestError, SkyloomError
 
 SCHEME = "asset:"
 SUFFIXES: Mapping[str, str] = {
@@ -307,6 +307,6 @@ def _explain(error: Exception) -> SkyloomError:
     if number == errno.ELOOP:
         return MediaError("A stored file is a link, which is none of ours.")
     if number in _FULL:
-        return CapacityError("The disk is full.", hint="Free some space.", retry_after=60)
+        return DiskFullError("The disk is full.", hint="Free some space.")
     cause = os.strerror(number) if number else type(error).__name__
     return CapacityError(f"The storage does not answer ({cause}).", hint="Try again.", retry_after=10)

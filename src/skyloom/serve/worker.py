@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from skyloom.core.errors import CapacityError, SkyloomError
+from skyloom.core.errors import CapacityError, DiskFullError, SkyloomError
 from skyloom.serve.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.records import Job, JobFailure, JobResult, Wanted
 from skyloom.serve.settings import Settings
@@ -157,12 +157,12 @@ class Worker:
             return lambda: self.leases.fail(lease, failure, retry_in=retry_in)
 
     def _prepare(self, job: Job, folder: Path, output: Path) -> None:
-        """An empty output folder on a disk that has room. Raises CapacityError."""
+        """An empty output folder on a disk that has room. Raises DiskFullError."""
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         (folder / STATE).mkdir(exist_ok=True)
         if shutil.disk_usage(folder).free < self.settings.disk_reserve:
-            raise CapacityError("The disk is nearly full.", hint="Free some space.", retry_after=60)
+            raise DiskFullError("The disk is nearly full.", hint="Free some space.")
 
     def _store(self, files: Mapping[str, Path], receipt: Mapping[str, Any]) -> JobResult:
         assets = {name: self.storage.put(path, path.suffix[1:]).reference for name, path in files.items()}
@@ -282,7 +282,7 @@ def explain(error: Exception, data: Path, request: Mapping[str, Any]) -> tuple[J
     text = str(error)
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _MEMORY_SIGNS):
         return JobFailure("out_of_memory", "The memory is full. Ask for a smaller size or fewer seconds."), 5.0
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL):
         return JobFailure("disk_full", "The disk is full. Free some space and retry."), 60.0
     if isinstance(error, SkyloomError):
         retry_in = error.retry_after if isinstance(error, CapacityError) else None

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 import skyloom.serve
 from skyloom.core import errors
@@ -32,6 +33,12 @@ def test_an_error_becomes_the_envelope(code):
     assert told.status == STATUS[code][0]
     assert told.body["error"].keys() == {"message", "type", "param", "code"}
     assert ("/secret" in str(told.body)) == (told.status < 500)
+
+
+def test_a_database_that_is_away_is_said_so_and_no_more():
+    told = tell(OperationalError("SELECT secret", {}, Exception("connection to /secret refused")), "req_1")
+    assert (told.status, told.headers["retry-after"]) == (503, "5")
+    assert "secret" not in str(told.body)
 
 
 def test_fields_of_a_request_are_named_as_the_wire_has_them():

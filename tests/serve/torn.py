@@ -1,0 +1,133 @@
+"""`kill -9` at every system call of making a job: before each and after each, one process for every place.
+
+The process is traced (ptrace); it submits one job with a key and then says that it was told its id. After each kill the
+same call is made again by another process, as a client would. Nothing that was told may be lost, and no call may make
+two jobs. Prints one line of JSON; exits with 1 when that is not so. Linux only.
+
+    python tests/serve/torn.py [--every 1] [--database URL]
+"""
+
+import argparse
+import ctypes
+import itertools
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from skyloom.serve.database import Database
+from skyloom.serve.jobs import JobStore
+from skyloom.serve.settings import Settings
+
+TRACE_ME, GO_ON_TO_CALL = 0, 24
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+LIBC.ptrace.restype = ctypes.c_long
+
+
+def trace(what: int, process: int) -> None:
+    """One request of ptrace(2)."""
+    if LIBC.ptrace(what, process, None, None) == -1:
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+
+def create(settings: Settings, number: int) -> str:
+    """The id of the job of one call."""
+    store = JobStore(Database(settings.database), settings)
+    return store.submit({"prompt": "x" * 200}, owner="ada", key=f"{number}", fingerprint=f"{number}").id
+
+
+def traced(settings: Settings, number: int, told: int) -> None:
+    """Open the database, wait to be traced, make a job, and tell of it."""
+    store = JobStore(Database(settings.database), settings)
+    store.counts()
+    trace(TRACE_ME, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    job = store.submit({"prompt": "x" * 200}, owner="ada", key=f"{number}", fingerprint=f"{number}")
+    os.write(told, job.id.encode())
+
+
+def in_fork(call: Callable[[], object], told: int | None = None) -> int:
+    """A child that does the call; with `told` it writes there what came of it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            value = call()
+            if told is not None:
+                os.write(told, json.dumps(value).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def ask_fork(call: Callable[[], object]) -> object:
+    """What a call comes to, in a process of its own: this one opens no database, so that its forks may."""
+    end, told = os.pipe()
+    child = in_fork(call, told)
+    os.close(told)
+    with os.fdopen(end, "rb") as answer:
+        text = answer.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return json.loads(text)
+
+
+def kill_at(settings: Settings, stop: int) -> tuple[str, bool]:
+    """Kill a create at its stop of a number; the id that it told, and whether it came to that stop at all."""
+    end, told = os.pipe()
+    child = in_fork(lambda: traced(settings, stop, told))
+    os.close(told)
+    _, status = os.waitpid(child, 0)
+    came = 0
+    while os.WIFSTOPPED(status):
+        if came == stop:
+            os.kill(child, signal.SIGKILL)
+        else:
+            trace(GO_ON_TO_CALL, child)
+        _, status = os.waitpid(child, 0)
+        came += 1
+    with os.fdopen(end, "rb") as answer:
+        return answer.read().decode(), os.WIFSIGNALED(status)
+
+
+def judge(settings: Settings) -> dict[str, object]:
+    """All jobs, by key, and damage."""
+    database = Database(settings.database)
+    page, _ = JobStore(database, settings).page(limit=100_000)
+    return {"ids": [job.id for job in page], "damage": len(database.check())}
+
+
+def main() -> None:
+    """Every stop of a create, then the judgement."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--every", type=int, default=1, help="a kill at every so many stops (default: at each)")
+    options.add_argument("--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)")
+    asked, begun = options.parse_args(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="skyloom-torn-") as name:
+        data, bound = Path(name), 10**6
+        settings = Settings(data=data, database_url=asked.database, max_queued=bound, max_queued_per_owner=bound)
+        ask_fork(lambda: create(settings, 10**9) and None)
+        kills = lost = told_before = 0
+        for stop in itertools.count(0, asked.every):
+            told, killed = kill_at(settings, stop)
+            again = ask_fork(lambda number=stop: create(settings, number))
+            told_before += bool(told) and killed
+            lost += bool(told) and told != again
+            if not killed:
+                break
+            kills += 1
+        found = ask_fork(lambda: judge(settings))
+    assert isinstance(found, dict)
+    doubled = len(found["ids"]) - (kills + 2)  # one came before, and one was not killed
+    answer = {"kills": kills, "told_before_the_kill": told_before, "lost": lost, "doubled": doubled}
+    answer |= {"damage": found["damage"], "seconds": round(time.monotonic() - begun, 1)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.exit(1 if lost or doubled or found["damage"] or not kills else 0)
+
+
+if __name__ == "__main__":
+    main()
