@@ -19,6 +19,7 @@ from skyloom.core.seeds import derive_seed
 from skyloom.core.types import LatentShape
 from skyloom.diffusion.canvas import Canvas, to_latent_mask
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.fade import Fade
 from skyloom.generate.lanes import Lanes
 from skyloom.generate.layout import Layout
 from skyloom.generate.plan import Plan
@@ -63,7 +64,9 @@ class Splicer:
     def make(self, span: Make, layout: Layout, store: WindowStore | None = None) -> Iterator[WindowStep | Frames]:
         """The steps of a span's windows, and its frames as they are done; what a `store` has is not made again."""
         tape = Tape(span, layout, self)
-        screen, projector = _Composer(span, self), Projector(self.vae, self.lanes, self.device, self.steadiness)
+        known = frozenset((0, cell) for cell in range(layout.left))
+        screen = _Composer(span, self, Fade(span.frames, *tape.beside()))
+        projector = Projector(self.vae, self.lanes, self.device, self.steadiness, known)
         shown = (layout.lead, layout.lead + span.frames)
         if layout.left:
             projector.put(tape.known(0, layout.left)[None], _part(0, layout.left, shown))
@@ -214,6 +217,14 @@ class Tape:
                 parts.append(still.expand(missing, -1, -1, -1))
         return torch.cat(parts)
 
+    def beside(self) -> tuple[UInt8[Tensor, "h w c"] | None, UInt8[Tensor, "h w c"] | None]:
+        """The kept frames right before and right after the span, as far as it may look at them."""
+        before, after = self.span.before, self.span.after
+        return (
+            self._clip(before, before.frames - 1, before.frames)[0] if before and before.frames else None,
+            self._clip(after, 0, 1)[0] if after and after.frames else None,
+        )
+
     def underlay(self, start: int, stop: int) -> Frames:
         """What lies under frames `start` to `stop` of the span: one source's frames, or a mix of two."""
         first = self._clip(self.span.under[0], start, stop)
@@ -232,15 +243,17 @@ class Tape:
 
 @dataclass
 class _Composer:
-    """Puts made frames over their source: inside of the mask, softly at its edge; outside, not a bit changes."""
+    """Fades made frames into those beside them and puts them over their source: inside of the mask, softly at its
+    edge; outside, not a bit changes."""
 
     span: Make
     tools: Splicer
+    fade: Fade
     _at: int = 0
 
     def finish(self, frames: Frames) -> Frames:
-        """The next frames of the span as they are shown."""
-        start = self._at
+        """The next frames of the span as they are shown; some may wait for those after them."""
+        frames, start = self.fade.take(frames), self._at
         self._at += len(frames)
         if not self.span.masked or not len(frames):
             return self.tools.mark(frames, None)
