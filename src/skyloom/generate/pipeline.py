@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.core.device import choose_device, choose_dtype
-from skyloom.core.errors import RequestError
+from skyloom.core.errors import RequestError, SafetyError
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.cards import Card
@@ -27,11 +27,12 @@ from skyloom.generate.pins import Pin, fit_cells, read_pinned
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
-from skyloom.generate.resume import WindowStore
+from skyloom.generate.resume import WindowStore, clear
 from skyloom.generate.rollout import Critic, Job, Projector, Window, WindowStep, roll_out
 from skyloom.generate.splice import Splicer, filtered, span_store
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.generate.timeline import Filter, Keep
+from skyloom.generate.vault import SpanStore
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.seams import SeamMeter
 from skyloom.media.video import Video
@@ -40,6 +41,7 @@ from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig, place
+from skyloom.safety.watch import Watch, check_files, find_judge
 from skyloom.safety.watermark import Marker, identity_of_making
 
 
@@ -73,10 +75,10 @@ class Step:
 
 class _Screen:
     """Counts the frames that come in, leaves out those that the asked rate does without, and marks what was made of the
-    others: what is seen, hashed and written is always marked."""
+    others: what is seen, hashed and written is always marked, and looked at before by the policy's `watch`."""
 
-    def __init__(self, plan: Plan, receipt: Receipt, *, collect: bool) -> None:
-        self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
+    def __init__(self, plan: Plan, receipt: Receipt, watch: Watch | None, *, collect: bool) -> None:
+        self._plan, self._receipt, self._hash, self._watch = plan, receipt, FramesHash(plan.fps), watch
         self._marker = Marker(identity_of_making(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
@@ -97,6 +99,8 @@ class _Screen:
         every = self._plan.keep_every
         shown = frames[-self._frames % every :: every].clone()
         shown = self._marker.mark(shown) if self._seams is None else shown
+        if self._watch is not None:
+            self._watch.check(shown)
         self._frames += len(frames)
         self._parts += 1 if self._seams is None else len(frames)
         self._hash.add(shown)
@@ -164,7 +168,8 @@ class Pipeline:
         critic: Critic | None = None,
         **fields: Any,
     ) -> Iterator[Step]:
-        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step.
+        """Make a video step by step; stop iterating to cancel. A request and the media that it starts from are checked
+        before the first step; frames by the policy as they are made (SafetyError, and what was kept of them goes).
 
         Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
         and memory does not grow with the length. A folder to `resume` from keeps finished windows and steps: the same
@@ -174,6 +179,9 @@ class Pipeline:
         """
         asked = request if isinstance(request, Request) else Request(request)
         plan = self.plan(asked.with_fields(fields))
+        judge = find_judge()
+        if judge is not None:
+            check_files(judge, map(Path, plan.request.media))
         canvas_at = self._canvas_at(plan)
         if plan.timeline is not None and resume is not None:
             raise RequestError("An edit is not kept in a folder to go on from.", hint="Leave the folder out.")
@@ -195,8 +203,11 @@ class Pipeline:
             correlation=self.info.noise_correlation,
             retakes=plan.request.retakes or 0,
         )
-        screen = _Screen(plan, receipt, collect=collect)
-        return self._run(plan, job, screen, critic) if plan.timeline is None else self._run_edit(plan, job, screen)
+        screen = _Screen(plan, receipt, judge and Watch(judge, plan.fps), collect=collect)
+        if plan.timeline is None:
+            return _forgetful(self._run(plan, job, screen, critic), lambda: resume and clear(resume))
+        spans = span_store(plan, self.info, self.device, self.dtype)
+        return _forgetful(self._run_edit(plan, job, screen, spans), lambda: spans and spans.forget())
 
     def _run(self, plan: Plan, job: Job, screen: _Screen, critic: Critic | None) -> Iterator[Step]:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
@@ -223,7 +234,7 @@ class Pipeline:
             yield from map(screen.show, projector.ready())
         yield from map(screen.show, projector.ready(most_waiting=0))
 
-    def _run_edit(self, plan: Plan, job: Job, screen: _Screen) -> Iterator[Step]:
+    def _run_edit(self, plan: Plan, job: Job, screen: _Screen, spans: SpanStore | None) -> Iterator[Step]:
         """The spans of a timeline in order: kept frames as they are, made ones as they come."""
         timeline, footage = plan.timeline, plan.footage
         assert timeline is not None and footage is not None
@@ -250,7 +261,7 @@ class Pipeline:
             (plan.shape.height, plan.shape.width),
             footage.mask,
             footage.softness,
-            span_store(plan, self.info, self.device, self.dtype),
+            spans,
         )
         layouts, done = iter(plan.layouts), 0
         for span in timeline.spans:
@@ -325,6 +336,15 @@ def load(
         module.to_empty(device="cpu")
         load_into(module, state)
     return Pipeline(info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype))
+
+
+def _forgetful(steps: Iterator[Step], forget: Callable[[], object]) -> Iterator[Step]:
+    """The steps; of a video that is refused midway nothing is kept to go on from."""
+    try:
+        yield from steps
+    except SafetyError:
+        forget()
+        raise
 
 
 def _no_canvas(window: Window) -> Canvas:

@@ -23,6 +23,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "media": (400, INVALID, "invalid_media"),
     "request": (400, INVALID, "invalid_value"),
     "safety": (400, INVALID, "moderation_blocked"),
+    "unchecked": (503, "server_error", "moderation_failed"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
     "job": (409, INVALID, "conflict"),
     "job_missing": (404, INVALID, "not_found"),
