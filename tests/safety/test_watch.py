@@ -41,7 +41,7 @@ def test_a_video_is_looked_at_once_a_second_and_the_refusal_says_when(policy, lo
     frames = torch.cat([other.expand(20, -1, -1, -1), known.expand(8, -1, -1, -1)])
     path = Video(frames, 8).save(tmp_path / "own.mp4")
     assert judge_file(find_judge(), path).at == 3
-    with pytest.raises(SafetyError, match=r"rule logo \(.*own.mp4 at 3 s\): Not shown") as caught:
+    with pytest.raises(SafetyError, match=r"rule logo, for .*own.mp4 at 3 s: Not shown") as caught:
         check_files(find_judge(), [logo.with_name("own.mp4")])
     assert (caught.value.rule, caught.value.at, caught.value.target) == ("logo", 3, "input")
     watch = Watch(find_judge(), 8)

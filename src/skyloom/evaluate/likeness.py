@@ -6,7 +6,7 @@ bench/characters.py (docs/server.md has the table).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from skyloom.media.source import open_source
 from skyloom.world.nouns import NOUNS
 from skyloom.world.style import COLOURS
 
-SURE_NOUN, SURE_THING, SURE_COLOUR = 0.9, 0.9, 0.9
+SURE_NOUN, SURE_THING, SURE_COLOUR = 0.9, 0.5, 0.9
 _WORD = re.compile(r"[a-z][a-z-]*")
 
 
@@ -76,14 +76,18 @@ def first_thing(text: str) -> tuple[str, str | None] | None:
     """The first noun of the world that a text names, and its colour if one is said: "a big red cat" -> cat, red."""
     words = _WORD.findall(text.lower())
     for at in range(len(words)):
-        for length in range(_longest(), 0, -1):
-            name = " ".join(words[at : at + length])
-            if name in COLOURS and words[at + length : at + length + 1]:
-                continue  # an orange cat is no orange
-            if len(words[at : at + length]) == length and name in _names():
-                before = [word for word in words[max(0, at - 2) : at] if word in COLOURS]
-                return name, (before[-1] if before else None)
+        name = _named_at(words, at)
+        if name is None or (name in COLOURS and any(_named_at(words, after) for after in (at + 1, at + 2))):
+            continue  # an orange cat is no orange
+        before = [word for word in words[max(0, at - 2) : at] if word in COLOURS]
+        return name, (before[-1] if before else None)
     return None
+
+
+def _named_at(words: Sequence[str], at: int) -> str | None:
+    """The longest name of a noun that begins at a word."""
+    runs = (" ".join(words[at : at + length]) for length in range(_longest(), 0, -1))
+    return next((run for run in runs if run in _names()), None)
 
 
 def _best(scores: Tensor, labels: tuple[str, ...]) -> tuple[str, float]:

@@ -116,7 +116,7 @@ def refuse(verdict: Verdict, target: Target, name: str) -> None:
         return
     at = verdict.at or 0.0
     raise SafetyError(
-        f"Refused by the rule {verdict.rule} ({name} at {at:g} s): {verdict.message}",
+        f"Refused by the rule {verdict.rule}, for {name} at {at:g} s: {verdict.message}",
         hint="Start from something else." if target == "input" else "Ask for something else.",
         rule=verdict.rule,
         at=at,

@@ -6,6 +6,7 @@ gives way, and a possessive stays one.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 
 from skyloom.serve.library import Character, Likeness
@@ -45,7 +46,7 @@ def notice(character: Character, *, found: bool) -> str:
 
 def ends_at(expiry: str) -> float:
     """When a consent ends, in seconds since 1970: a date's last moment (UTC), or a time. Raises ValueError."""
-    if len(expiry) == len("2027-01-31"):
+    with suppress(ValueError):
         day = date.fromisoformat(expiry)
         return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + timedelta(days=1).total_seconds()
     moment = datetime.fromisoformat(expiry)

@@ -221,9 +221,9 @@ class Desk:
         if verdict.allowed:
             return
         start, end = verdict.span or (0, 0)
-        where = f"characters {start} to {end}" if verdict.at is None else f"{param} at {verdict.at:g} s"
+        where = f" (characters {start} to {end})" if verdict.at is None else f", for {param} at {verdict.at:g} s"
         self._jobs.count_refusal(verdict.rule or "", target, BLOCKED)
-        message = f"Refused by the rule {verdict.rule} ({where}): {verdict.message}"
+        message = f"Refused by the rule {verdict.rule}{where}: {verdict.message}"
         raise WireError(400, message, BLOCKED, param=param)
 
     def _submit(
