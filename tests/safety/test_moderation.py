@@ -86,6 +86,7 @@ def test_a_policy_of_ones_own_adds_rules(tmp_path, monkeypatch):
         ('[[rules]]\nname = "x"\ngroups = ["none"]\nmessage = "x"', "names 'none'"),
         ('[[rules]]\nname = "x"\ngroups = ["none"]', "has no 'message'"),
         ('[lists]\na = ["*"]', "no list of words"),
+        ("consent = 1", "consent is 1"),
         ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0x1"]', "looks that are none"),
         ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = []', "looks that are none"),
         ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0123456789abcdef"]\ndistance = 40', "distance of 40"),

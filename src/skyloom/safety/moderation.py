@@ -21,6 +21,7 @@ POLICY = "SKYLOOM_POLICY"
 DISTANCE, LOOK_BITS = 8, 64
 _BUNDLED = Path(__file__).with_name("moderation.toml")
 _WITHIN, _GLUED = 60, 3
+_SECTIONS = {"version", "lists", "rules", "innocent", "pictures", "classifiers", "consent"}
 _RULE = {"name": str, "groups": list, "message": str, "within": int}
 _PICTURES = {"name": str, "looks": list, "message": str, "distance": int}
 _CLASSIFIER = {"name": str, "call": str, "thresholds": dict, "message": str}
@@ -72,12 +73,14 @@ class ClassifierRule:
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules in the order in which they are asked, and phrases whose words do not count."""
+    """Rules in the order in which they are asked, and phrases whose words do not count; whether the server wants
+    `consent` with media from outside."""
 
     rules: tuple[Rule, ...]
     innocent: tuple[str, ...] = ()
     pictures: tuple[PictureRule, ...] = ()
     classifiers: tuple[ClassifierRule, ...] = ()
+    consent: bool = False
 
 
 def check_prompt(text: str, policy: Policy | None = None) -> Verdict:
@@ -124,7 +127,8 @@ def load_policy(path: str | None) -> Policy:
         raise ConfigError(f"{path} has a rule {taken[0]!r}, which is bundled.", hint="Give it another name.")
     if added.innocent:
         raise ConfigError(f"{path} has innocent phrases.", hint="A policy of your own can only add rules.")
-    return Policy((*bundled.rules, *added.rules), bundled.innocent, added.pictures, added.classifiers)
+    rules = (*bundled.rules, *added.rules)
+    return Policy(rules, bundled.innocent, added.pictures, added.classifiers, added.consent)
 
 
 @dataclass(frozen=True)
@@ -195,14 +199,17 @@ def _parse(path: Path) -> Policy:
         raise ConfigError(
             f"The policy {path} cannot be read ({error}).", hint=f"Check the path in {POLICY}."
         ) from error
-    if unknown := sorted(set(values) - {"version", "lists", "rules", "innocent", "pictures", "classifiers"}):
+    if unknown := sorted(set(values) - _SECTIONS):
         raise ConfigError(f"The policy {path} has an unknown key {unknown[0]!r}.", hint="See moderation.toml.")
     lists = {name: _terms(terms, path, name) for name, terms in values.get("lists", {}).items()}
     rules = tuple(_rule(rule, lists, path) for rule in values.get("rules", []))
     innocent = _terms(values.get("innocent", {}).get("phrases", []), path, "innocent")
     pictures = tuple(_picture_rule(rule, path) for rule in values.get("pictures", []))
     classifiers = tuple(_classifier_rule(rule, path) for rule in values.get("classifiers", []))
-    return Policy(rules, innocent, pictures, classifiers)
+    consent = values.get("consent", False)
+    if not isinstance(consent, bool):
+        raise ConfigError(f"The policy {path}: consent is {consent!r:.40}.", hint="Write true or false.")
+    return Policy(rules, innocent, pictures, classifiers, consent)
 
 
 def _rule(values: Mapping[str, Any], lists: Mapping[str, tuple[str, ...]], path: Path) -> Rule:

@@ -54,6 +54,7 @@ class VideoAnswer(BaseModel):
     verb: str | None
     parents: list[str]
     characters: list[dict[str, str]]
+    consent: dict[str, str] | None
     notices: list[str]
     variations: list[str]
 
@@ -294,6 +295,7 @@ def video(job: Job) -> dict[str, Any]:
         "verb": told.get("verb"),
         "parents": list(told.get("parents", [])),
         "characters": [{"id": id} for id in told.get("characters", [])],
+        "consent": told.get("consent"),
         "notices": list(told.get("notices", [])),
         "variations": list(told.get("variations", [])),
     }

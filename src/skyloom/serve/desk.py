@@ -13,7 +13,7 @@ from typing import Any
 from skyloom.generate.limits import settle
 from skyloom.generate.request import Request
 from skyloom.generate.styles import list_styles
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import Verdict, current_policy
 from skyloom.serve.answers import seconds_of, size_of
 from skyloom.serve.casting import ends_at, notice, put_in
 from skyloom.serve.edits import VERBS, check_fields, edit_fields
@@ -24,7 +24,7 @@ from skyloom.serve.profile import Named, find_named
 from skyloom.serve.references import Source, Sources
 from skyloom.serve.refusals import BLOCKED
 from skyloom.serve.settings import Settings
-from skyloom.serve.wire import CreateBody, EditFields, Reference, Sampling, StoryboardBody, read_reference
+from skyloom.serve.wire import Consent, CreateBody, EditFields, Reference, Sampling, StoryboardBody, read_reference
 
 log = logging.getLogger(__name__)
 Moderate = Callable[[str], Verdict]
@@ -55,6 +55,7 @@ class Told:
     parents: list[str] = field(default_factory=list[str])
     characters: list[str] = field(default_factory=list[str])
     described: dict[str, str] = field(default_factory=dict[str, str])
+    consent: dict[str, str] | None = None
     notices: list[str] = field(default_factory=list[str])
     variations: list[str] = field(default_factory=list[str])
     extensions: int = 0
@@ -86,7 +87,9 @@ class Desk:
             image = self._sources.picture(owner, body.input_reference, "input_reference").asset.reference
             values |= _first_picture(values["prompt"], image, body.strength)
         request, told = self._settle(named, values, body.seconds, body.size)
-        told = _told_of_cast(replace(told, prompt=body.prompt), cast, played)
+        outside = [body.input_reference] if body.input_reference else _references(cards)
+        consent = self.attested(body.consent, media=bool(outside), outside=bool(outside))
+        told = _told_of_cast(replace(told, prompt=body.prompt, consent=consent), cast, played)
         drawn = body.seed is None
         others = [self._submit(owner, request, told, keys, drawn=drawn, index=i).id for i in range(1, body.n)]
         return self._submit(owner, request, replace(told, variations=others), keys, drawn=drawn)
@@ -96,10 +99,11 @@ class Desk:
         values = _sampling(body) | {"prompt": _styled(body.prompt, body.style)}
         values["cards"] = self._cards(owner, body.cards)
         request, told = self._settle(find_named(self._settings, body.model), values, body.seconds, body.size)
+        outside = bool(_references(values["cards"]))
+        consent = self.attested(body.consent, media=outside, outside=outside)
         shown = body.prompt or request.cards[0].prompt
-        return self._submit(
-            owner, request, replace(told, prompt=shown, verb="storyboard"), keys, drawn=body.seed is None
-        )
+        told = replace(told, prompt=shown, verb="storyboard", consent=consent)
+        return self._submit(owner, request, told, keys, drawn=body.seed is None)
 
     def plan(self, body: CreateBody) -> tuple[Request, Told]:
         """The request that a body means, without the media that it starts from: to be planned, not made."""
@@ -124,7 +128,8 @@ class Desk:
         values = {**_sampling(body), "fps": None, "prompt": said, "model": named.info.name, "edit": edit}
         request = self._request(values)
         settle(request, named.info)
-        told = replace(self._told_of_edit(named, verb, body, sources), prompt=prompt)
+        consent = self.attested(body.consent, media=True, outside=any(source.job is None for source in sources))
+        told = replace(self._told_of_edit(named, verb, body, sources), prompt=prompt, consent=consent)
         told = _told_of_cast(told, cast, played)
         return self._submit(owner, request, told, keys, drawn=body.seed is None)
 
@@ -191,11 +196,26 @@ class Desk:
         """Characters by their ids. Raises WireError for one whose consent is over."""
         cast = [self._library.character(id, owner) for id in ids]
         for index, one in enumerate(cast):
-            expiry = (one.consent or {}).get("expiry")
-            if expiry is not None and ends_at(expiry) <= self._jobs.database.now():
-                message = f"The consent for the character {one.name!r:.100} ended with {expiry}."
-                raise invalid(f"characters[{index}]", message, "consent_expired")
+            self._check_end(one.consent, f"characters[{index}]", f"The consent for the character {one.name!r:.100}")
         return cast
+
+    def attested(self, consent: Consent | None, *, media: bool, outside: bool) -> dict[str, str] | None:
+        """What is attested of the `media` that a call starts from, some of it from `outside`. Raises WireError for what
+        is over, for what the policy wants and is not there, and for what nothing is there for."""
+        if consent is None:
+            if outside and current_policy().consent:
+                message = "This server wants a consent with pictures and videos from outside: who, scope, expiry."
+                raise invalid("consent", message, "consent_required")
+            return None
+        if not media:
+            raise invalid("consent", "consent is of a picture or a video.", "unsupported_parameter")
+        self._check_end(consent.told(), "consent.expiry", "The consent")
+        return consent.told()
+
+    def _check_end(self, consent: Mapping[str, str] | None, param: str, what: str) -> None:
+        expiry = (consent or {}).get("expiry")
+        if expiry is not None and ends_at(expiry) <= self._jobs.database.now():
+            raise invalid(param, f"{what} ended with {expiry}.", "consent_expired")
 
     def _videos(self, owner: str, verb: str, body: EditFields, video_id: str | None) -> list[Source]:
         """The videos of an edit, as many as the verb takes."""
@@ -266,6 +286,11 @@ def _played(card: Mapping[str, Any], cast: Sequence[Character]) -> dict[str, Any
     """A card with its characters; what has no text is checked elsewhere."""
     prompt = card.get("prompt")
     return {**card, "prompt": play(prompt, cast)[0]} if isinstance(prompt, str) else dict(card)
+
+
+def _references(cards: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The media of cards."""
+    return [card[key] for card in cards for key in ("image", "video") if card.get(key) is not None]
 
 
 def _told_of_cast(told: Told, cast: Sequence[Character], played: frozenset[str]) -> Told:

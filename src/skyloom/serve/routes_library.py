@@ -23,11 +23,11 @@ def create_character(asked: Asked) -> Reply:
     """Keep a clip under a name, once the policy has seen both and the clip was looked at, in a process of its own."""
     body, services = parse(CharacterBody, asked.fields), asked.services
     services.desk.allow(body.name, param="name")
-    asset = services.sources.video(asked.owner, body.video, "video").asset
-    verdict, likeness = services.outside.view(asset, True)
+    source = services.sources.video(asked.owner, body.video, "video")
+    consent = services.desk.attested(body.consent, media=True, outside=source.job is None)
+    verdict, likeness = services.outside.view(source.asset, True)
     services.desk.refuse(verdict, "input", "video")
-    consent = None if body.consent is None else body.consent.told()
-    kept = services.library.add_character(asked.owner, body.name, asset.reference, likeness, consent)
+    kept = services.library.add_character(asked.owner, body.name, source.asset.reference, likeness, consent)
     return Reply(answers.character(kept))
 
 

@@ -152,6 +152,9 @@ class Consent(Body):
         return self.model_dump(exclude_none=True)
 
 
+Attested = Annotated[Consent, BeforeValidator(_plain)]
+
+
 class CharacterName(Body):
     """A character by its id."""
 
@@ -168,6 +171,7 @@ class Sampling(Body):
     negative_prompt: Text = ""
     quality: Annotated[str, Field(max_length=40)] | None = None
     style: Annotated[str, Field(max_length=200)] | None = None
+    consent: Attested | None = None
 
 
 class CreateBody(Sampling):
@@ -241,7 +245,7 @@ class CharacterBody(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     video: AnyReference
-    consent: Annotated[Consent, BeforeValidator(_plain)] | None = None
+    consent: Attested | None = None
 
 
 class FileBody(Body):

@@ -4,6 +4,7 @@ import base64
 
 import pytest
 from openai import BadRequestError, InternalServerError
+from openai.types import Video
 
 from skyloom.core.errors import SafetyError, UncheckedError
 from skyloom.safety.moderation import Verdict
@@ -109,3 +110,39 @@ def test_a_classifier_that_fails_is_no_pass(server, monkeypatch):
     with pytest.raises(InternalServerError) as caught:
         server.openai(max_retries=0).videos.create_character(name="Momo", video=MP4)
     assert (caught.value.status_code, caught.value.code) == (503, "moderation_failed")
+
+
+def test_a_consent_goes_with_media_and_an_operator_can_want_one(server, policy):
+    client, consent = server.openai(), {"who": "Ada", "scope": "this film", "expiry": "2999-12-31"}
+    picture = ("a.png", PNG, "image/png")
+    video = client.videos.create(prompt="a cat", input_reference=picture, extra_body={"consent": consent})
+    assert client.videos.retrieve(video.id).consent == consent
+    assert client.videos.create(prompt="a cat", input_reference=picture).consent is None
+    calls = {
+        "consent": lambda: client.videos.create(prompt="a cat", extra_body={"consent": consent}),
+        "consent.expiry": lambda: client.videos.edit(
+            prompt="a cat", video=MP4, extra_body={"consent": {"expiry": "2020-01-31"}}
+        ),
+    }
+    for param, call in calls.items():
+        with pytest.raises(BadRequestError) as caught:
+            call()
+        assert caught.value.param == param
+    server.work()
+    policy("consent = true")
+    card = {"at": 0, "prompt": "a cat", "image": DATA}
+    wanting = (
+        lambda: client.videos.create(prompt="a cat", input_reference=picture),
+        lambda: client.videos.edit(prompt="a cat", video=MP4),
+        lambda: client.videos.create_character(name="Momo", video=MP4),
+        lambda: client.post(
+            "/videos/storyboard", body={"cards": [{"at": 0, "prompt": "a", "image": DATA}]}, cast_to=Video
+        ),
+    )
+    for call in wanting:
+        with pytest.raises(BadRequestError) as caught:
+            call()
+        assert (caught.value.code, caught.value.param) == ("consent_required", "consent")
+    assert client.videos.edit(prompt="a cat", video=MP4, extra_body={"consent": consent}).consent == consent
+    assert client.videos.remix(video.id, prompt="a dog").status == "queued", "ours already"
+    assert client.videos.create(prompt="a cat").status == "queued"
