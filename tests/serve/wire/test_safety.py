@@ -135,9 +135,7 @@ def test_a_consent_goes_with_media_and_an_operator_can_want_one(server, policy):
         lambda: client.videos.create(prompt="a cat", input_reference=picture),
         lambda: client.videos.edit(prompt="a cat", video=MP4),
         lambda: client.videos.create_character(name="Momo", video=MP4),
-        lambda: client.post(
-            "/videos/storyboard", body={"cards": [{"at": 0, "prompt": "a", "image": DATA}]}, cast_to=Video
-        ),
+        lambda: client.post("/videos/storyboard", body={"cards": [card]}, cast_to=Video),
     )
     for call in wanting:
         with pytest.raises(BadRequestError) as caught:
