@@ -19,6 +19,7 @@ from skyloom.cli import (
     generate,
     jobs,
     models,
+    moderate,
     plan,
     receipt,
     serve,
@@ -43,6 +44,7 @@ app.command("styles")(edit.styles)
 app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
 app.command("verify")(verify.verify)
+app.command("moderate")(moderate.moderate)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("worker")(jobs.worker)

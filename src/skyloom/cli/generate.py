@@ -176,6 +176,7 @@ def _deliver(
     steps: "Iterator[Step]", plan: "Plan", target: Path | None, delivery: Delivery
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
+    from skyloom.core.errors import SafetyError
     from skyloom.generate.publish import publish
     from skyloom.media.write import open_pipe, open_video
     from skyloom.safety.registry import Glimpses
@@ -187,7 +188,12 @@ def _deliver(
         if writer is not None:
             _add_sound(plan, writer)
         takers = [taker.append for taker in (writer, pipe, glimpses) if taker is not None]
-        receipt, frames = show_progress(steps, delivery.preview, takers)
+        try:
+            receipt, frames = show_progress(steps, delivery.preview, takers)
+        except SafetyError:
+            if delivery.preview is not None:  # of what may not be seen
+                delivery.preview.unlink(missing_ok=True)
+            raise
         if writer is not None and delivery.receipt:
             writer.receipt = receipt
     if target is not None:

@@ -32,9 +32,8 @@ class Request:
     `model` None means whichever model the pipeline holds; `quality` is "fast" (a few steps, no guidance) or
     "best" (many steps, guided), as far as the model has both. With `cards` (a storyboard) the video shows one after
     another, and the prompt, which may be empty, is said with each of theirs. With an `edit` it is made of other videos,
-    whose length and size it has. Values of the wrong kind raise RequestError.
-    another, and the prompt, which may be empty, is said with each of theirs. Windows that do not hold together with
-    the first are made again up to `retakes` times. Values of the wrong kind raise RequestError.
+    whose length and size it has. Windows that do not hold together with the first are made again up to `retakes` times.
+    Values of the wrong kind raise RequestError.
     """
 
     prompt: str
@@ -61,6 +60,13 @@ class Request:
             value = getattr(self, field.name)
             if value is not None or field.name in ("prompt", "negative_prompt"):
                 object.__setattr__(self, field.name, _checked(field.name, value))
+
+    @property
+    def media(self) -> list[str]:
+        """The pictures and videos that are started from, each once; a mask is none of them."""
+        pinned = [path for card in self.cards for path in (card.image, card.video)]
+        edited = [] if self.edit is None else self.edit.videos
+        return list(dict.fromkeys(path for path in (self.image, *pinned, *edited) if path is not None))
 
     def with_seed(self) -> "Request":
         """The same request with a seed."""

@@ -9,7 +9,7 @@ from skyloom.generate.styles import list_styles
 from skyloom.serve.faults import invalid
 from skyloom.serve.wire import EditFields
 
-SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality", "model"})
+SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality", "model", "consent"})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from skyloom.serve.records import (
     read_job,
     settle,
 )
+from skyloom.serve.refusals import count_refusal
 from skyloom.serve.settings import Settings
 from skyloom.serve.tables import events, jobs, keys, owners, results, workers
 
@@ -170,7 +171,10 @@ class Leases:
         Raises LostLeaseError.
         """
         with self.database.write() as write:
-            return self._gone_wrong(write, _held(write.connection, lease), failure, retry_in)
+            job = _held(write.connection, lease)
+            if failure.rule is not None:
+                count_refusal(write, failure.rule, failure.target or "", failure.code)
+            return self._gone_wrong(write, job, failure, retry_in)
 
     def release(self, lease: Lease, checkpoint: Mapping[str, str] | None = None) -> Job | None:
         """Let a job go, which is no failed attempt: cancelled or paused where that was wanted, else to be gone on with,
@@ -227,7 +231,8 @@ class Leases:
             return settle(write, job, "cancel")
         attempts = job.attempts + 1
         if retry_in is None or attempts >= self.settings.max_attempts:
-            return leave(write, job, "failed", error=failure, attempts=attempts)
+            kept = {} if failure.rule is not None else job.checkpoint  # nothing of what was refused
+            return leave(write, job, "failed", error=failure, attempts=attempts, checkpoint=kept)
         status = "queued" if job.wanted is None else "paused"
         return leave(write, job, status, attempts=attempts, run_after=write.now + retry_in)
 
