@@ -33,10 +33,11 @@ def video(server) -> str:
     ],
 )
 def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb, body, edit):
-    answer = server.http().post(f"/v1/videos/{video}/{verb}", json={**body, "seed": 7}).json()
+    seed = None if verb in edits.FILTERS else 7  # a filter has no use for one
+    answer = server.http().post(f"/v1/videos/{video}/{verb}", json={**body, "seed": seed}).json()
     job, source = server.services.jobs.get(answer["id"]), server.services.jobs.get(video)
     assert job.request["edit"] == {"verb": verb, "videos": [source.result.assets["video"]], **edit}
-    assert (answer["verb"], answer["parents"], answer["seed"]) == (verb, [video], 7)
+    assert (answer["verb"], answer["parents"], answer["seed"]) == (verb, [video], seed)
     assert job.request["prompt"] == body.get("prompt", "a cat")
     assert not {"seconds", "size", "fps", "image", "cards"} & job.request.keys()
 
@@ -57,6 +58,25 @@ def test_an_edit_is_the_verb_that_its_fields_name(server, video):
     http = server.http()
     for body, verb in (({}, "remix"), ({"region": "0,0,8,8"}, "inpaint"), ({"start": 0, "stop": 1}, "retake")):
         assert http.post(f"/v1/videos/{video}/edits", json={"prompt": "x", **body}).json()["verb"] == verb
+
+
+SAMPLED = {"seed": 3, "steps": 4, "guidance": 2, "quality": "best", "negative_prompt": "fog"}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(server, video, name):
+    http, two = server.http(), {"videos": [{"id": video}, {"id": video}]}
+    asked = (
+        (f"/v1/videos/{video}/upscale", {"size": "256x256"}),
+        (f"/v1/videos/{video}/interpolate", {"fps": 32}),
+        ("/v1/videos/stitch", {**two, "morph": 0}),
+    )
+    for path, body in asked:
+        answer = http.post(path, json={**body, name: SAMPLED[name]})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+        assert "seed" not in server.services.jobs.get(http.post(path, json=body).json()["id"]).request
+    assert http.post("/v1/videos/stitch", json={**two, "morph": 0.5, name: SAMPLED[name]}).status_code == 200
 
 
 def test_the_wire_has_every_verb_with_the_fields_it_takes():
