@@ -19,11 +19,13 @@ from skyloom.serve.faults import WireError, invalid
 MAX_JSON = 32 * 2**20
 MAX_BODY = 512 * 2**20
 MAX_DEPTH = 32
+MAX_VALUES = 200_000  # of a JSON text: an empty list of two bytes takes sixty of memory
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES, MAX_NAME = 200, 8, 22 * 2**20, 200
 MAX_ITEMS = 1_000  # of a list that is written as name[0], name[1], ...
 _STRING = re.compile(
     rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL
 )  # never goes back, so it takes no longer than the text is long
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _STEP = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -92,6 +94,8 @@ def _too_long(most: int) -> WireError:
 def _read_json(text: bytes) -> dict[str, Any]:
     if not text.strip():
         return {}
+    if count_values(text) > MAX_VALUES:
+        raise invalid(None, f"The JSON has more than {MAX_VALUES:,} values.", "invalid_json")
     if depth_of(text) > MAX_DEPTH:
         raise invalid(None, f"The JSON is nested more than {MAX_DEPTH} deep.", "invalid_json")
     try:
@@ -108,7 +112,7 @@ def _read_json(text: bytes) -> dict[str, Any]:
 def _check_text(value: Any) -> None:
     """Raise WireError for NUL and for halves of characters: they are no text, and databases refuse them."""
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
+        if _NO_TEXT.search(value):
             raise invalid(None, "The body holds text that is not valid Unicode.", "invalid_text")
     elif isinstance(value, dict):
         _check_text([*value, *value.values()])
@@ -119,6 +123,15 @@ def _check_text(value: Any) -> None:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(name)  # NaN and Infinity are no JSON
+
+
+def count_values(text: bytes) -> int:
+    """How many values a JSON text holds, at most. Texts of very many strings are not looked into further."""
+    strings = text.count(b'"') // 2
+    if strings > 2 * MAX_VALUES:
+        return strings
+    outside = _STRING.sub(b"", text)
+    return 1 + sum(outside.count(sign) for sign in (b",", b"[", b"{"))
 
 
 def depth_of(text: bytes) -> int:

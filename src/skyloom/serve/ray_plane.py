@@ -125,6 +125,11 @@ def connected(head: Head, address: str, *, start: bool) -> Iterator[tuple[RayPla
     """
     before = head.address()
     where, loopback = _find(head, address, start=start)
+    if not where.startswith(LOOPBACK) and not has_token():
+        raise ConfigError(
+            "This machine has no token for a Ray cluster past itself.",
+            hint="Start all nodes with RAY_AUTH_MODE=token, and put their token in ~/.ray/auth_token.",
+        )
     _prepare(loopback=loopback)
     try:
         with _joined(where) as found:
@@ -242,9 +247,8 @@ def _node(told: Mapping[str, Any], free: Mapping[str, float]) -> Node:
 
 def _explain(error: Exception) -> SkyloomError:
     """What Ray says, as ours."""
-    if type(error).__name__ == "AuthenticationError":
-        return ConfigError(
-            "The Ray cluster asks for its token.", hint="Put it in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH."
-        )
     cause = (str(error).splitlines() or [""])[0]
-    return CapacityError(f"The Ray cluster cannot be used ({cause:.200}).", hint="Check that it runs.")
+    return CapacityError(
+        f"The Ray cluster cannot be used ({cause:.200}).",
+        hint="Check that it runs, and that its token is this machine's.",
+    )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from skyloom.serve.body import MAX_DEPTH, Upload, close_uploads, depth_of, read_body
+from skyloom.serve.body import MAX_DEPTH, MAX_VALUES, Upload, close_uploads, count_values, depth_of, read_body
 from skyloom.serve.faults import WireError
 
 
@@ -123,6 +123,28 @@ def test_depth_is_the_depth_of_the_json(value):
         return 1 + max(map(depth, part), default=0) if isinstance(part, list) else 0
 
     assert depth_of(json.dumps(value).encode()) == min(depth(value), MAX_DEPTH + 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+)
+def test_values_are_never_counted_too_low(value):
+    import json
+
+    def count(part) -> int:
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return 1 + sum(map(count, inner))
+
+    assert count(value) <= count_values(json.dumps(value).encode()) <= 2 * count(value)
+
+
+@pytest.mark.parametrize("item", [b"[]", b'"a"', b"0"])
+def test_json_of_very_many_values_is_not_parsed(item):
+    few, many = (b'{"a": [' + b",".join([item] * number) + b"]}" for number in (50_000, MAX_VALUES + 1))
+    assert len(read(few, "application/json")["a"]) == 50_000
+    with pytest.raises(WireError, match="more than 200,000 values"):
+        read(many, "application/json")
 
 
 def test_depth_takes_no_longer_than_the_text_is_long():
