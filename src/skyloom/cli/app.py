@@ -12,6 +12,7 @@ import typer
 from skyloom import __version__
 from skyloom.cli import (
     backup,
+    cluster,
     data,
     doctor,
     edit,
@@ -53,6 +54,7 @@ app.command("restore")(backup.restore)
 app.command("doctor")(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(serve.app, name="keys")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(edit.app, name="edit")
 app.add_typer(models.app, name="models")
 app.add_typer(world.app, name="world")

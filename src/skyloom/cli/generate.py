@@ -93,7 +93,7 @@ def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: the one of the video that is gone on with, if there is one, else a drawn one."""
     from skyloom.generate.resume import read_asked
 
-    begun = None if resume is None or request.seed is not None else read_asked(resume)
+    begun = None if resume is None or request.seed is not None or not request.samples else read_asked(resume)
     return request.with_fields({"seed": begun["request"]["seed"]}) if begun else request.with_seed()
 
 

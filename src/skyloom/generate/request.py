@@ -68,9 +68,14 @@ class Request:
         edited = [] if self.edit is None else self.edit.videos
         return list(dict.fromkeys(path for path in (self.image, *pinned, *edited) if path is not None))
 
+    @property
+    def samples(self) -> bool:
+        """Whether the model makes any of it, so that a seed, steps and guidance mean something."""
+        return self.edit is None or self.edit.samples
+
     def with_seed(self) -> "Request":
-        """The same request with a seed."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
+        """The same request with a seed, if one means something to it."""
+        return self if self.seed is not None or not self.samples else replace(self, seed=secrets.randbelow(2**31))
 
     def with_fields(self, values: Mapping[str, Any]) -> "Request":
         """The same request with some fields replaced. Raises RequestError for an unknown one."""

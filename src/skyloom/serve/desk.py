@@ -258,9 +258,9 @@ class Desk:
     ) -> Job:
         """Put a job in the queue, or find the one that this very call has made before. Its number among variations
         is added to the seed; a `drawn` seed is no part of what was asked."""
-        assert request.seed is not None
-        values = replace(request, seed=(request.seed + index) % 2**63).to_dict()
-        asked = {**values, "seed": index if drawn else values["seed"]}
+        seed = None if request.seed is None else (request.seed + index) % 2**63  # none where nothing is sampled
+        values = replace(request, seed=seed).to_dict()
+        asked = {**values, "seed": index if drawn else seed}
         known = json.dumps([asked, told.model, told.requested_size, told.characters], sort_keys=True)
         job = self._jobs.submit(
             values,

@@ -79,6 +79,16 @@ class Lease:
     worker: str
 
 
+@dataclass(frozen=True)
+class Hand:
+    """A worker that was seen: its device, since when it works, the job that it holds and since when that is made."""
+
+    device: str
+    started_at: float
+    job: str | None
+    job_started_at: float | None
+
+
 class Leases:
     """The workers' side of the queue. Every method is one transaction."""
 
@@ -93,6 +103,14 @@ class Leases:
             if not write.connection.execute(seen).rowcount:
                 row = {"name": worker, "device": device, "started_at": write.now, "seen_at": write.now}
                 write.connection.execute(insert(workers).values(**row))
+
+    def hands(self) -> dict[str, Hand]:
+        """Every worker that said hello and was not forgotten, by its name."""
+        held = and_(jobs.c.worker == workers.c.name, jobs.c.status == "in_progress")
+        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).outerjoin(jobs, held)
+        with self.database.read() as connection:
+            rows = connection.execute(look).all()
+        return {row.name: Hand(row.device, row.started_at, row.id, row.begun) for row in rows}
 
     def lease(self, worker: str) -> Lease | None:
         """The next job, if one waits: of the owner who was served least, the one of highest priority, then the oldest.

@@ -47,7 +47,8 @@ class PipelineRenderer:
         """The steps of a job's video; frames are written as they are done, memory does not grow with the length."""
         values = self._with_inputs(dict(job.request), Path(os.path.relpath(folder)) / "inputs")
         asked = Request.from_dict(values)
-        asked = asked if asked.seed is not None else asked.with_fields({"seed": seed_of(job.id)})
+        if asked.seed is None and asked.samples:
+            asked = asked.with_fields({"seed": seed_of(job.id)})
         pipeline = self._pipeline(asked.model or "diorama")
         asked = asked.with_fields({"model": pipeline.info.name})
         plan = pipeline.plan(asked)
