@@ -21,7 +21,7 @@ KEY = "skyloom-1"
 ID_BITS = 48
 GRID = 128
 LOW, HIGH = 18, 48  # half-cycles per frame: what is lower is the picture's own, what is higher does not survive
-_PILOT = 0.18
+_PILOT = 0.15
 _SPREAD, _FLOOR = 4, 2.0  # pixels of the grid and levels over which what is busy is weighed down
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 

@@ -25,9 +25,9 @@ def encode(words: Int[np.ndarray, "b n"]) -> Float[np.ndarray, "b m"]:
 
 def decode(soft: Float[np.ndarray, "b m"]) -> Int[np.ndarray, "b n"]:
     """The words whose coded signs agree best with `soft`: signs, each times how sure one is of it."""
-    rows = soft.reshape(len(soft), -1, len(POLYNOMIALS))
+    rows = soft.astype(np.float32).reshape(len(soft), -1, len(POLYNOMIALS))
     count = rows.shape[1]
-    metric = np.zeros((len(soft), _STATES))
+    metric = np.zeros((len(soft), _STATES), dtype=np.float32)
     came_high: list[np.ndarray] = []
     for step in range(3 * count):
         branch = rows[:, step % count] @ _SIGNS.T  # of a register: the state before is register >> 1, the one after
@@ -47,4 +47,4 @@ def _sign(masked: int) -> int:
     return -1 if masked.bit_count() % 2 else 1
 
 
-_SIGNS = np.array([[_sign(register & one) for one in POLYNOMIALS] for register in range(2**LENGTH)], dtype=float)
+_SIGNS = np.array([[_sign(register & one) for one in POLYNOMIALS] for register in range(2**LENGTH)], dtype=np.float32)

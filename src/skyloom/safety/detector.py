@@ -26,10 +26,11 @@ from skyloom.safety.carriers import (
     weigh,
 )
 
-SURE, SURE_ELSEWHERE = 9.9, 10.4  # scores that an id must have: in all frames and the whole of them, or in a part
+SURE, SURE_ELSEWHERE = 9.8, 10.4  # scores that an id must have: in all frames and the whole of them, or in a part
 PLACES = 256  # crops that are read, of those that are compared with the pilot
 _SMALLEST = 102  # side of a crop, of 128
 _MIN_SIDE = 32
+_FIRST = 7  # the first frame counts as so many: codecs spend most on it, and in what moves they lose the mark after it
 _WINDOW = 32  # frames that are looked at alone when a video may hold several marks
 
 
@@ -57,12 +58,12 @@ class Mark:
 
 def likeliest(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> Mark:
     """The likeliest id in whole frames, marked or not: what `detect` holds against SURE."""
-    return _read(gather(frames), [Region()], key)
+    return _read(_gather(frames, _FIRST), [Region()], key)
 
 
 def detect(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> Mark | None:
     """The mark of a video, or None. It finds one by luck in fewer than one of a million (docs/provenance.md)."""
-    return _search(gather(frames), key) if min(frames.shape[1:3]) >= _MIN_SIDE else None
+    return _search(_gather(frames, _FIRST), key) if min(frames.shape[1:3]) >= _MIN_SIDE else None
 
 
 def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list[Mark]:
@@ -82,9 +83,11 @@ def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list
     return _joined(found, counts) or ([mark] if mark else [])
 
 
-def gather(frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "g g"]:
-    """The sum over frames of their middle frequencies on the grid, weighed down where a picture is busy."""
-    return torch.stack([weigh(middle_of(luma_of(part))).sum(0) for part in frames.split(8)]).sum(0)
+def _gather(frames: UInt8[Tensor, "t h w c"], first: int) -> Float[Tensor, "g g"]:
+    """The sum over frames of their middle frequencies on the grid, weighed down where a picture is busy; the first
+    frame counts so many times."""
+    summed = torch.stack([weigh(middle_of(luma_of(part))).sum(0) for part in frames.split(8)]).sum(0)
+    return summed + (first - 1) * weigh(middle_of(luma_of(frames[0])))
 
 
 def _gather_windows(runs: Iterable[UInt8[Tensor, "t h w c"]]) -> tuple[list[Float[Tensor, "g g"]], list[int]]:
@@ -93,7 +96,7 @@ def _gather_windows(runs: Iterable[UInt8[Tensor, "t h w c"]]) -> tuple[list[Floa
     counts: list[int] = []
     for frames in _recut(runs):
         if min(frames.shape[1:3]) >= _MIN_SIDE:
-            windows.append(gather(frames))
+            windows.append(_gather(frames, 1 if windows else _FIRST))
             counts.append(len(frames))
     return windows, counts
 

@@ -21,8 +21,9 @@ from skyloom.safety.carriers import GRID, ID_BITS, KEY, activity_of, layout_of, 
 
 MIN_SIDE = 64
 _STRENGTH = 2.0  # root mean square in a frame of 128 pixels, of 255: 42.1 dB
+_FALL = 0.125
 _REFIT = 8  # frames that have one pattern
-_SHAPE, _LEAST, _MOST = 0.35, 0.7, 1.5  # strength goes with this power of the busyness around, between these shares
+_SHAPE, _LEAST, _MOST = 0.3, 0.7, 1.5  # strength goes with this power of the busyness around, between these shares
 
 
 def identity_of(text: str) -> str:
@@ -101,5 +102,5 @@ def _shape(even: Float[Tensor, "h w"], frame: UInt8[Tensor, "h w c"]) -> Int16[T
     busy = activity_of(middle_of(luma_of(frame))) ** (_SHAPE / 2)
     shares = (busy / busy.square().mean().sqrt()).clamp(_LEAST, _MOST)
     pattern = even * F.interpolate(shares[None, None], even.shape, mode="bilinear", align_corners=False)[0, 0]
-    strength = _STRENGTH * (GRID / max(GRID, min(even.shape))) ** 0.25
+    strength = _STRENGTH * (GRID / max(GRID, min(even.shape))) ** _FALL
     return (pattern * strength / pattern.square().mean().sqrt()).round().to(torch.int16)
