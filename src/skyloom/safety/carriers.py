@@ -7,6 +7,7 @@ What a frame says is weighed down where the picture is busy. Cox et al. 1997 (sp
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from skyloom.safety import convolution
 
 KEY = "skyloom-1"
-ID_BITS = 48
+ID_BITS, CHECK_BITS = 48, 12
 GRID = 128
 LOW, HIGH = 18, 48  # half-cycles per frame: what is lower is the picture's own, what is higher does not survive
 _PILOT = 0.15
@@ -43,16 +44,23 @@ class Layout:
         """Coefficients as agreement with the signs."""
         return grid[..., self.rows, self.columns] * self.signs
 
-    def carry(self, identity: int) -> Float[Tensor, " n"]:
-        """What each sign carries for an id: 1 or -1, and 1 for the pilot."""
-        word = np.array([[identity >> place & 1 for place in reversed(range(ID_BITS))]])
-        return torch.from_numpy(np.append(convolution.encode(word)[0], 1)).double()[self.bits]  # -1, the pilot, is the last
+    def carry(self, word: Sequence[int]) -> Float[Tensor, " n"]:
+        """What each sign carries for the bits of a word: 1 or -1, and 1 for the pilot."""
+        code = np.append(convolution.encode(np.array([word])), 1)
+        return torch.from_numpy(code).double()[self.bits]  # -1, the pilot, is the last
 
     def grid_of(self, carried: Float[Tensor, " n"]) -> Float[Tensor, "f f"]:
         """Signs times what they carry, in their places."""
         grid = torch.zeros(HIGH + 1, HIGH + 1, dtype=torch.float64)
         grid[self.rows, self.columns] = self.signs * carried
         return grid
+
+
+def word_of(identity: str, key: str) -> list[int]:
+    """The bits of an id (12 hex digits) and its check, highest first."""
+    check = int.from_bytes(hashlib.sha256(f"{key}/check/{identity}".encode()).digest()[:2]) % 2**CHECK_BITS
+    value = int(identity, 16) << CHECK_BITS | check
+    return [value >> place & 1 for place in reversed(range(ID_BITS + CHECK_BITS))]
 
 
 @cache
@@ -64,7 +72,7 @@ def layout_of(key: str) -> Layout:
     order = np.argsort(stream[: 8 * count].reshape(count, 8).copy().view("<u8")[:, 0], kind="stable")
     signs = np.where(stream[8 * count :] & 1, -1.0, 1.0)
     pilots = round(_PILOT * count)
-    carried = np.arange(count - pilots) % convolution.coded_bits(ID_BITS)
+    carried = np.arange(count - pilots) % convolution.coded_bits(ID_BITS + CHECK_BITS)
     bits = np.concatenate([np.full(pilots, -1), carried])
     places = places[torch.from_numpy(order)]
     return Layout(places[:, 0], places[:, 1], torch.from_numpy(signs), torch.from_numpy(bits))

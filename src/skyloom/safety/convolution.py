@@ -1,7 +1,7 @@
 """The watermark's error-correcting code: a tail-biting convolutional code of rate 1/4 and constraint length 9.
 
 The polynomials are those of cdma2000's rate-1/4 code. Decoding is Viterbi's algorithm on soft values (Viterbi 1967),
-three times round the circle, of which the middle counts.
+three times round the circle, of which the middle counts; the words beside the best one take a detour somewhere.
 """
 
 import numpy as np
@@ -23,24 +23,28 @@ def encode(words: Int[np.ndarray, "b n"]) -> Float[np.ndarray, "b m"]:
     return _SIGNS[registers].reshape(len(words), -1)
 
 
-def decode(soft: Float[np.ndarray, "b m"]) -> Int[np.ndarray, "b n"]:
-    """The words whose coded signs agree best with `soft`: signs, each times how sure one is of it."""
+def decode(soft: Float[np.ndarray, "b m"]) -> Int[np.ndarray, "b a n"]:
+    """The words whose coded signs agree best with `soft` (signs, each times how sure one is of it).
+
+    First the likeliest, then those that take the other way at one place, in the order of places.
+    """
     rows = soft.astype(np.float32).reshape(len(soft), -1, len(POLYNOMIALS))
     count = rows.shape[1]
     metric = np.zeros((len(soft), _STATES), dtype=np.float32)
     came_high: list[np.ndarray] = []
     for step in range(3 * count):
-        branch = rows[:, step % count] @ _SIGNS.T  # of a register: the state before is register >> 1, the one after
-        before = np.repeat(metric, 2, axis=1)  # loses the top bit
+        branch = rows[:, step % count] @ _SIGNS.T  # of a register: the state before is register >> 1
+        before = np.repeat(metric, 2, axis=1)
         low, high = before[:, :_STATES] + branch[:, :_STATES], before[:, _STATES:] + branch[:, _STATES:]
         came_high.append(high > low)
         metric = np.maximum(low, high)
-    state, every = metric.argmax(1), np.arange(len(soft))
+    others = np.array([-1, *range(count, 2 * count + LENGTH - 1)])  # where the other way is taken
+    state, every = np.repeat(metric.argmax(1)[:, None], len(others), 1), np.arange(len(soft))[:, None]
     bits: list[np.ndarray] = []
-    for chosen in reversed(came_high):
+    for step in range(3 * count - 1, count - 1, -1):
         bits.append(state & 1)
-        state = (state + _STATES * chosen[every, state]) >> 1
-    return np.stack(bits[::-1], 1)[:, count : 2 * count]
+        state = (state + _STATES * (came_high[step][every, state] ^ (others == step))) >> 1
+    return np.stack(bits[: -count - 1 : -1], 2)
 
 
 def _sign(masked: int) -> int:

@@ -1,19 +1,23 @@
 """Reads the watermark: what all frames say together, the whole frame first, then crops that the pilot points at.
 
 An id counts when the signs that carry it agree with the picture better than any of 2^48 ids would by luck; the pilot's
-signs, which choose the places to look at, have no part in that. docs/provenance.md has the arithmetic and the figures.
+signs, which choose the places to look at, have no part in that. Check bits keep a half-read id from being told.
+docs/provenance.md has the arithmetic and the figures.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from skyloom.safety import convolution
 from skyloom.safety.carriers import (
+    CHECK_BITS,
     GRID,
     ID_BITS,
     KEY,
@@ -24,6 +28,7 @@ from skyloom.safety.carriers import (
     middle_of,
     transform,
     weigh,
+    word_of,
 )
 
 SURE, SURE_ELSEWHERE = 9.8, 10.4  # scores that an id must have: in all frames and the whole of them, or in a part
@@ -56,9 +61,9 @@ class Mark:
     stop: int | None = None
 
 
-def likeliest(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> Mark:
-    """The likeliest id in whole frames, marked or not: what `detect` holds against SURE."""
-    return _read(_gather(frames, _FIRST), [Region()], key)
+def highest_score(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> float:
+    """The score of the best word in whole frames, marked or not, whether its check bits agree or not."""
+    return float(_words(_gather(frames, _FIRST), [Region()], key)[1].max())
 
 
 def detect(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> Mark | None:
@@ -79,7 +84,7 @@ def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list
     if len(windows) == 1:
         return [mark] if mark else []
     region = mark.region if mark else _places(whole, key)[0]
-    found = [_read(window, [region], key) for window in windows]
+    found = [_read(window, [region], key, SURE_ELSEWHERE) for window in windows]
     return _joined(found, counts) or ([mark] if mark else [])
 
 
@@ -114,13 +119,13 @@ def _recut(runs: Iterable[UInt8[Tensor, "t h w c"]]) -> Iterator[UInt8[Tensor, "
         yield torch.cat(held)
 
 
-def _joined(found: list[Mark], counts: list[int]) -> list[Mark]:
-    """Neighbouring windows with the same id as one mark; a window in which none is sure goes with the one before."""
+def _joined(found: list[Mark | None], counts: list[int]) -> list[Mark]:
+    """Neighbouring windows with the same id as one mark; a window in which none is found goes with the one before."""
     marks: list[Mark] = []
     frame = 0
     for one, count in zip(found, counts, strict=True):
         start, frame = frame, frame + count
-        if one.score < SURE_ELSEWHERE or (marks and marks[-1].identity == one.identity):
+        if one is None or (marks and marks[-1].identity == one.identity):
             continue
         if marks:
             marks[-1] = replace(marks[-1], stop=start)
@@ -130,30 +135,39 @@ def _joined(found: list[Mark], counts: list[int]) -> list[Mark]:
 
 def _search(gathered: Float[Tensor, "g g"], key: str) -> Mark | None:
     """The id that stands out in the whole frame, else in one of the likeliest crops."""
-    whole = _read(gathered, [Region()], key)
-    if whole.score >= SURE:
-        return whole
-    part = _read(gathered, _places(gathered, key), key)
-    return part if part.score >= SURE_ELSEWHERE else None
+    whole = _read(gathered, [Region()], key, SURE)
+    return whole or _read(gathered, _places(gathered, key), key, SURE_ELSEWHERE)
 
 
-def _read(gathered: Float[Tensor, "g g"], regions: list[Region], key: str) -> Mark:
-    """The id that stands out most in any of the regions.
+def _read(gathered: Float[Tensor, "g g"], regions: list[Region], key: str, enough: float) -> Mark | None:
+    """The id that stands out most in any of the regions, by that score at least, and whose check bits agree."""
+    words, scores = _words(gathered, regions, key)
+    for index in scores.flatten().argsort(descending=True):
+        region, detour = divmod(int(index), scores.shape[1])
+        if scores[region, detour] < enough:
+            break
+        word = words[region, detour].tolist()
+        identity = f"{int(''.join(map(str, word[:ID_BITS])), 2):0{ID_BITS // 4}x}"
+        if word == word_of(identity, key):
+            return Mark(identity, float(scores[region, detour]), regions[region])
+    return None
 
-    Its score is a sum over a root sum of squares: over random signs of zero mean and unit variance, whatever the picture.
-    """
+
+def _words(
+    gathered: Float[Tensor, "g g"], regions: list[Region], key: str
+) -> tuple[Int[np.ndarray, "r a n"], Float[Tensor, "r a"]]:
+    """The likeliest words in each region, and their scores: sums over a root sum of squares, which over random signs
+    are of zero mean and unit variance, whatever the picture."""
     layout = layout_of(key)
     tall = torch.stack([cosines(GRID, region.height, region.top) for region in regions])
     wide = torch.stack([cosines(GRID, region.width, region.left) for region in regions])
     votes = layout.votes(flatten(tall @ gathered @ wide.mT))[:, ~layout.pilot]
-    bits = layout.bits[~layout.pilot]
-    soft = torch.zeros(len(regions), convolution.coded_bits(ID_BITS), dtype=torch.float64).index_add(1, bits, votes)
+    count = convolution.coded_bits(ID_BITS + CHECK_BITS)
+    soft = torch.zeros(len(regions), count, dtype=torch.float64).index_add(1, layout.bits[~layout.pilot], votes)
     words = convolution.decode(soft.numpy())
-    carried = torch.from_numpy(convolution.encode(words)).double()[:, bits]
-    scores = (votes * carried).sum(1) / votes.square().sum(1).sqrt().clamp(min=1e-12)
-    best = int(scores.argmax())
-    identity = int("".join(map(str, words[best])), 2)
-    return Mark(f"{identity:0{ID_BITS // 4}x}", float(scores[best]), regions[best])
+    coded = torch.from_numpy(convolution.encode(rearrange(words, "r a n -> (r a) n"))).double()
+    agreed = (rearrange(coded, "(r a) m -> r a m", r=len(regions)) * soft[:, None]).sum(2)
+    return words, agreed / votes.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _places(gathered: Float[Tensor, "g g"], key: str) -> list[Region]:

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
-from skyloom.safety.carriers import GRID, ID_BITS, KEY, activity_of, layout_of, luma_of, middle_of, picture_of
+from skyloom.safety.carriers import GRID, ID_BITS, KEY, activity_of, layout_of, luma_of, middle_of, picture_of, word_of
 
 MIN_SIDE = 64
 _STRENGTH = 2.0  # root mean square in a frame of 128 pixels, of 255: 42.1 dB
@@ -94,7 +94,7 @@ def embed(frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY) -> UI
 def _pattern(identity: str, key: str, height: int, width: int) -> Float[Tensor, "h w"]:
     """The mark of an id, even over a frame of that size."""
     layout = layout_of(key)
-    return picture_of(layout.grid_of(layout.carry(int(identity, 16))), height, width)
+    return picture_of(layout.grid_of(layout.carry(word_of(identity, key))), height, width)
 
 
 def _shape(even: Float[Tensor, "h w"], frame: UInt8[Tensor, "h w c"]) -> Int16[Tensor, "h w"]:
