@@ -33,6 +33,7 @@ from skyloom.safety.carriers import (
 
 SURE, SURE_ELSEWHERE = 9.8, 10.4  # scores that an id must have: in all frames and the whole of them, or in a part
 PLACES = 256  # crops that are read, of those that are compared with the pilot
+_TRIES = 8  # ids that are held against their check bits
 _SMALLEST = 102  # side of a crop, of 128
 _MIN_SIDE = 32
 _FIRST = 7  # the first frame counts as so many: codecs spend most on it, and in what moves they lose the mark after it
@@ -142,14 +143,16 @@ def _search(gathered: Float[Tensor, "g g"], key: str) -> Mark | None:
 def _read(gathered: Float[Tensor, "g g"], regions: list[Region], key: str, enough: float) -> Mark | None:
     """The id that stands out most in any of the regions, by that score at least, and whose check bits agree."""
     words, scores = _words(gathered, regions, key)
+    tried: set[str] = set()
     for index in scores.flatten().argsort(descending=True):
         region, detour = divmod(int(index), scores.shape[1])
-        if scores[region, detour] < enough:
+        if scores[region, detour] < enough or len(tried) == _TRIES:
             break
         word = words[region, detour].tolist()
         identity = f"{int(''.join(map(str, word[:ID_BITS])), 2):0{ID_BITS // 4}x}"
         if word == word_of(identity, key):
             return Mark(identity, float(scores[region, detour]), regions[region])
+        tried.add(identity)
     return None
 
 
