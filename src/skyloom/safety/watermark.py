@@ -1,7 +1,7 @@
 """The invisible mark: a 48-bit id in the luma of every made frame, by spread spectrum, without any network.
 
-A mark is one pattern per id and size, constant in time but for its strength, which goes with how busy the picture is
-around. So marking can be cut anywhere, and costs next to nothing. `carriers` knows the pattern, `detector` reads it.
+A mark is one pattern per id and size, constant for 32 frames and nearly so after them, so that marking can be cut
+anywhere and costs next to nothing. `carriers` knows where its signs are, `detector` reads it.
 
 It is a label, not a lock: who knows the key can remove or forge it. docs/provenance.md has its figures.
 """
@@ -14,16 +14,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int16, UInt8
+from jaxtyping import Bool, Int16, UInt8
 from torch import Tensor
 
-from skyloom.safety.carriers import GRID, ID_BITS, KEY, activity_of, layout_of, luma_of, middle_of, picture_of, word_of
+from skyloom.safety.carriers import (
+    GRID,
+    ID_BITS,
+    KEY,
+    activity_of,
+    layout_of,
+    luma_of,
+    middle_of,
+    picture_of,
+    transform,
+    word_of,
+)
 
 MIN_SIDE = 64
 _STRENGTH = 2.0  # root mean square in a frame of 128 pixels, of 255: 42.1 dB
 _FALL = 0.125
-_REFIT = 8  # frames that have one pattern
-_SHAPE, _LEAST, _MOST = 0.3, 0.7, 1.5  # strength goes with this power of the busyness around, between these shares
+_REFIT = 32  # frames that have one pattern
+_AGAINST = 0.2  # of what the picture itself says against an id, how much is made up for
+_SHAPE, _BUSY = 0.15, 25.0  # strength goes with this power of the activity around, up to that activity
 
 
 def identity_of(text: str) -> str:
@@ -48,14 +60,14 @@ def identity_of_making(receipt: Mapping[str, Any]) -> str:
 class Marker:
     """Marks the made frames of one video, in order, some at a time, with an id of 12 hex digits.
 
-    Every 8 frames the pattern is shaped to the frame that comes: stronger where it is busy, fainter on flat skies, of
-    the same strength as a whole. So the same video, id and key give the same bits, however it is cut into runs.
+    Every 32 frames the pattern is fitted to the frame that comes: with more of the frequencies that speak against the
+    id, and fainter on flat skies, of the same strength as a whole. So the same video, id and key give the same bits,
+    however it is cut into runs.
     """
 
     def __init__(self, identity: str, key: str = KEY) -> None:
         self.identity, self._key, self._count = identity, key, 0
-        self._even: Tensor | None = None
-        self._shaped: Tensor | None = None
+        self._pattern: Tensor | None = None
 
     def mark(
         self, frames: UInt8[Tensor, "t h w c"], where: Bool[Tensor, "t h w"] | None = None
@@ -66,13 +78,11 @@ class Marker:
         """
         if not len(frames) or min(frames.shape[1:3]) < MIN_SIDE:
             return frames
-        if self._even is None:
-            self._even = _pattern(self.identity, self._key, frames.shape[1], frames.shape[2])
         marked: list[Tensor] = []
         for begin, end in self._spans(len(frames)):
-            if self._shaped is None or self._count % _REFIT == 0:
-                self._shaped = _shape(self._even, frames[begin])
-            added = self._shaped[None] if where is None else self._shaped[None] * where[begin:end]
+            if self._pattern is None or self._count % _REFIT == 0:
+                self._pattern = _fitted(frames[begin], self.identity, self._key)
+            added = self._pattern[None] if where is None else self._pattern[None] * where[begin:end]
             marked.append(frames[begin:end].to(torch.int16) + rearrange(added, "t h w -> t h w 1"))
             self._count += end - begin
         return torch.cat(marked).clamp(0, 255).to(torch.uint8)
@@ -91,16 +101,18 @@ def embed(frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY) -> UI
     return Marker(identity, key).mark(frames)
 
 
-def _pattern(identity: str, key: str, height: int, width: int) -> Float[Tensor, "h w"]:
-    """The mark of an id, even over a frame of that size."""
-    layout = layout_of(key)
-    return picture_of(layout.grid_of(layout.carry(word_of(identity, key))), height, width)
-
-
-def _shape(even: Float[Tensor, "h w"], frame: UInt8[Tensor, "h w c"]) -> Int16[Tensor, "h w"]:
+def _fitted(frame: UInt8[Tensor, "h w c"], identity: str, key: str) -> Int16[Tensor, "h w"]:
     """What is added to the luma of a frame and of those after it."""
-    busy = activity_of(middle_of(luma_of(frame))) ** (_SHAPE / 2)
-    shares = (busy / busy.square().mean().sqrt()).clamp(_LEAST, _MOST)
-    pattern = even * F.interpolate(shares[None, None], even.shape, mode="bilinear", align_corners=False)[0, 0]
-    strength = _STRENGTH * (GRID / max(GRID, min(even.shape))) ** _FALL
+    layout = layout_of(key)
+    wanted = layout.carry(word_of(identity, key))
+    middle = middle_of(luma_of(frame))
+    activity = activity_of(middle)
+    own = layout.votes(transform(middle / activity)) * wanted
+    added = layout.votes(transform(picture_of(layout.grid_of(wanted)) / activity)) * wanted
+    strength = _STRENGTH * (GRID / max(GRID, min(frame.shape[:2]))) ** _FALL
+    even = strength / picture_of(layout.grid_of(wanted)).square().mean().sqrt()
+    shares = (1 - _AGAINST * own / (even * added.mean())).clamp(0, 3)
+    pattern = picture_of(layout.grid_of(wanted * shares), *frame.shape[:2])
+    shape = activity.clamp(max=_BUSY) ** _SHAPE
+    pattern = pattern * F.interpolate(shape[None, None], pattern.shape, mode="bilinear", align_corners=False)[0, 0]
     return (pattern * strength / pattern.square().mean().sqrt()).round().to(torch.int16)
