@@ -1,6 +1,7 @@
 """Files that would unpack to very much more than they are, or say so: each must be one error, soon and cheaply.
 
-`python bench/media_bombs.py` prints one JSON line: how many, what was not refused, the slowest, the largest child.
+`python bench/media_bombs.py` prints two JSON lines: how many, what was not refused, the slowest, the largest child;
+and the same of requests to a server (wire_bombs.py).
 """
 
 import io
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+import wire_bombs
 from PIL import Image
+from wire_bombs import GZIP_MAGIC, ZIP_MAGIC
 
 from skyloom.core.errors import MediaError
 from skyloom.media.read import read_image
@@ -110,6 +113,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "black.mkv", video(".mkv", "libx264", (1_024, 1_024), repeat=6_000)
     yield "days.mp4", video(".mp4", "libx264", (32, 32), gap=24 * 3600 * 30)
     yield "years.mkv", video(".mkv", "libx264", (32, 32), gap=24 * 3600 * 365)
+    yield "black.webm", video(".webm", "libvpx", (1_024, 1_024), repeat=6_000)
+    yield "days.mov", video(".mov", "libx264", (32, 32), gap=24 * 3600 * 30)
+    yield "gzip.mp4", GZIP_MAGIC + bomb
+    yield "zip.png", ZIP_MAGIC + bomb
     yield "streams.mkv", video(".mkv", "libx264", (32, 32), streams=60)
     yield "samples.mp4", claims(b"stsz", 12, 2**31 - 1)
     yield "durations.mp4", claims(b"stts", 8, 2**31 - 1)
@@ -156,6 +163,8 @@ def main() -> None:
         for name, content in bombs():
             (Path(folder) / name).write_bytes(content)
         subprocess.run([sys.executable, __file__, folder], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(wire_bombs.measure(Path(folder))))
 
 
 if __name__ == "__main__":

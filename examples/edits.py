@@ -179,7 +179,7 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
     videos = tuple(str(folder / f"{source}.mp4") for source in case.sources)
     style = {"style": find_style(str(case.said["style"]), None)} if "style" in case.said else {}
     edit = Edit.from_dict({"verb": case.verb, "videos": videos, **case.said, **style})
-    request = Request(case.prompt, seed=seed, edit=edit)
+    request = Request(case.prompt, seed=seed if edit.samples else None, edit=edit)
     plan, video = pipeline.plan(request), pipeline.generate(request)
     sources = [open_source(name) for name in videos]
     before = [source.read(0, source.frames) for source in sources]

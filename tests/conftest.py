@@ -1,7 +1,10 @@
 """What every test may use: one thread, no network, and a whole model in miniature."""
 
+import importlib
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -36,6 +39,40 @@ def own_state(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("SKYLOOM_STATE", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("SKYLOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path_factory.mktemp("data") / "skyloom"))
+
+
+CLASSIFIER = """
+seen, allowed = [], 0
+def classify(frames):
+    seen.append(frames)
+    return {"bad": float(len(seen) > allowed)}
+"""
+
+
+@pytest.fixture
+def policy(monkeypatch, tmp_path_factory) -> Callable[[str], Path]:
+    """Makes a text the operator's policy file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path_factory.mktemp("policy") / "own.toml"
+        path.write_text(text)
+        monkeypatch.setenv("SKYLOOM_POLICY", str(path))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def classifier(policy, monkeypatch, tmp_path_factory) -> ModuleType:
+    """The classifier of a policy; it keeps what it has `seen`, and calls what comes after `allowed` frames bad."""
+    folder = tmp_path_factory.mktemp("classifier")
+    name = f"classifier_of_{folder.name}"
+    (folder / f"{name}.py").write_text(CLASSIFIER)
+    monkeypatch.syspath_prepend(folder)
+    policy(
+        f'[[classifiers]]\nname = "own"\ncall = "{name}:classify"\nthresholds = {{ bad = 0.5 }}\nmessage = "Not here."'
+    )
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,13 @@ def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, so
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["notes"]["spans"] == [[0, 16, "kept"], [16, 20, "made"]]
     assert torch.equal(read_video("b.mkv").frames[:16], read_video(source).frames)
-    ran = skyloom("edit", "stitch", "b.mkv", source, "--morph", "0", "-o", "c.mkv", *how)
-    assert ran.code == 0, ran.err
+    cut = ("edit", "stitch", "b.mkv", source, "--morph", "0", "-o", "c.mkv", "--model", tiny_model, "--json")
+    for option in (("--seed", 3), ("--steps", 1), ("--guidance", 2), ("--quality", "best"), ("--negative", "fog")):
+        refused = skyloom(*cut, *option)
+        assert refused.code == 2
+        assert "A hard cut has no use for" in refused.err
+    ran = skyloom(*cut)
+    assert (ran.code, "seed" in ran.err) == (0, False), ran.err
     lines = skyloom("show", "--tree", "c.mkv").out.splitlines()
     assert [line.split("  video")[0] for line in lines[1:]] == ["├─ b.mkv", "│  └─ a.mkv", "└─ a.mkv"]
     assert lines[1].endswith(': extend "a red cat"')

@@ -1,13 +1,19 @@
 """`skyloom serve` and `skyloom keys`."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from skyloom.serve.database import Database
+from skyloom.serve.jobs import JobStore
+from skyloom.serve.settings import Settings
 
 MOST_IDLE_KB = 120 * 1024
 SERVE = "from skyloom.cli.app import main; main()"
@@ -52,6 +58,30 @@ def test_a_server_says_when_it_is_ready_is_small_and_ends_when_told(tmp_path):
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
+
+
+def test_ray_is_not_imported_unless_it_is_asked_for(tmp_path: Path):
+    """The server, a worker with a job, and --help, beside a Ray that writes down that it was imported."""
+    (tmp_path / "ray.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    environment = {**os.environ, "SKYLOOM_DATA": str(tmp_path / "data")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", SERVE]
+    subprocess.run([*command, "cluster", "up", "--help"], env=environment, check=True, capture_output=True)
+    serve = [*command, "serve", "--port", "0", "--device", "cpu", "--json"]
+    with subprocess.Popen(serve, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout
+        assert server.stdout.readline()
+        settings = Settings(data=tmp_path / "data")
+        with contextlib.closing(Database(settings.database)) as database:
+            store = JobStore(database, settings)
+            job = store.submit({"prompt": "a cat", "seconds": 0.3, "num_steps": 1, "seed": 1}, owner="ada")
+            while not (job := store.get(job.id)).done:
+                time.sleep(0.1)
+        server.terminate()
+    assert job.status == "completed"
+    assert not (tmp_path / "imported").exists()
+    subprocess.run([sys.executable, "-c", "import ray"], env=environment, check=True)
+    assert (tmp_path / "imported").exists(), "the trap works"
 
 
 def idle_kb(process: int) -> int:

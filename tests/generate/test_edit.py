@@ -38,7 +38,9 @@ def edit(pipeline, folder):
 
     def run(verb, prompt="a dog on the beach", *, seed=3, videos=("a",), **told):
         paths = [str(folder / f"{name}.mkv") for name in videos]
-        return pipeline.generate(Request(prompt, seed=seed, num_steps=1, edit=Edit(verb, paths, **told)))
+        edit = Edit(verb, paths, **told)
+        sampled = {"seed": seed, "num_steps": 1} if edit.samples else {}
+        return pipeline.generate(Request(prompt, edit=edit, **sampled))
 
     return run
 
@@ -160,6 +162,26 @@ def test_filters_keep_what_was_there(edit, frames):
     assert torch.equal(smooth.frames[::2], frames[0])
     large = edit("upscale", "", size="64x48")
     assert large.frames.shape == (FRAMES, 48, 64, 3)
+    assert not {"seed", "num_steps", "guidance_scale", "quality"} & large.receipt["request"].keys()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"seed": 1}, {"num_steps": 2}, {"guidance_scale": 2.0}, {"quality": "best"}, {"negative_prompt": "fog"}],
+    ids=lambda setting: next(iter(setting)),
+)
+@pytest.mark.parametrize(
+    ("verb", "told"), [("upscale", {"size": "64x48"}), ("interpolate", {"fps": 32}), ("stitch", {"morph": "0/2"})]
+)
+def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(pipeline, folder, verb, told, setting):
+    videos = [folder / "a.mkv", folder / "b.mkv"] if verb == "stitch" else [folder / "a.mkv"]
+    edit = Edit(verb, videos, **told)
+    with pytest.raises(RequestError, match="has no use for") as raised:
+        pipeline.plan(Request("", edit=edit, **setting))
+    assert raised.value.field in setting
+    assert pipeline.plan(Request("", edit=edit)).request.seed is None
+    if verb == "stitch":
+        assert pipeline.plan(Request("", edit=Edit(verb, videos, morph=0.5), **setting))
 
 
 def test_what_is_made_hangs_neither_on_where_it_lies_nor_on_the_length(edit, pipeline, frames, folder):

@@ -1,10 +1,9 @@
 """What is refused, however it is written; what is innocent and passes; and that no policy can switch that off."""
 
 import pytest
-import torch
 
 from skyloom.core.errors import ConfigError, SafetyError
-from skyloom.safety.moderation import POLICY, Verdict, check_frames, check_prompt, refuse_prompt
+from skyloom.safety.moderation import _BUNDLED, POLICY, Verdict, check_prompt, load_policy, refuse_prompt
 from skyloom.safety.reading import read_words
 
 MINORS = "sexual-minors"
@@ -87,6 +86,15 @@ def test_a_policy_of_ones_own_adds_rules(tmp_path, monkeypatch):
         ('[[rules]]\nname = "x"\ngroups = ["none"]\nmessage = "x"', "names 'none'"),
         ('[[rules]]\nname = "x"\ngroups = ["none"]', "has no 'message'"),
         ('[lists]\na = ["*"]', "no list of words"),
+        ("consent = 1", "consent is 1"),
+        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0x1"]', "looks that are none"),
+        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = []', "looks that are none"),
+        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0123456789abcdef"]\ndistance = 40', "distance of 40"),
+        ('[[pictures]]\nname = "x"\nlooks = ["0123456789abcdef"]', "has no 'message'"),
+        ('[[pictures]]\nname = "sexual-minors"\nmessage = "x"\nlooks = ["0123456789abcdef"]', "which is bundled"),
+        ('[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "os"\nthresholds = { a = 1 }', "calls 'os'"),
+        ('[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = { a = 2 }', "wrong thresholds"),
+        ('[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = {}', "wrong thresholds"),
         ("rules = ", "cannot be read"),
     ],
 )
@@ -98,17 +106,14 @@ def test_a_policy_cannot_switch_anything_off_or_be_half_right(tmp_path, monkeypa
         check_prompt("a cat")
 
 
-def test_a_classifier_sees_a_frame_a_second_and_its_refusal_counts():
-    seen = []
-
-    def classify(frames):
-        seen.append(len(frames))
-        return Verdict(False, "own", None, "no")
-
-    frames = torch.zeros(33, 8, 8, 3, dtype=torch.uint8)
-    assert check_frames(frames, 16) == Verdict(True)
-    assert check_frames(frames, 16, [lambda _: Verdict(True), classify]).rule == "own"
-    assert seen == [3]
+def test_the_bundled_policy_looks_at_no_frames_and_its_examples_can_be_read(tmp_path):
+    policy = load_policy(None)
+    assert (policy.pictures, policy.classifiers) == ((), ())
+    lines = [line[6:] for line in _BUNDLED.read_text().splitlines() if line.startswith("#     ")]
+    (tmp_path / "own.toml").write_text("\n".join(lines))
+    added = load_policy(str(tmp_path / "own.toml"))
+    assert (added.pictures[0].looks, added.pictures[0].distance) == ((0x9F3B6C21D0E4A587,), 8)
+    assert added.classifiers[0].thresholds == (("nude", 0.8),)
 
 
 def test_words_keep_their_places():

@@ -195,3 +195,53 @@ def stored_steps(kept, steps: int) -> int:
 def test_a_seed_of_a_job_is_its_own_and_stays():
     assert seed_of("video_a") == seed_of("video_a") != seed_of("video_b")
     assert 0 <= seed_of("video_a") < 2**31
+
+
+def test_a_job_that_the_policy_refuses_fails_with_its_rule_and_keeps_nothing(host, tiny_model, classifier, caplog):
+    store, _, worker = host
+    classifier.allowed = 1
+    job = make(host, {"seconds": 3.0}, tiny_model)
+    assert (job.status, job.error.code, job.error.rule, job.error.target) == (
+        *("failed", "moderation_blocked"),
+        *("own", "output"),
+    )
+    assert job.error.message.startswith("Refused by the rule own, for the video at 1 s: Not here.")
+    assert (job.result, job.checkpoint, job.attempts) == (None, {}, 1)
+    assert not (worker.settings.runs / job.id).exists()
+    assert store.refusals() == {("own", "output", "moderation_blocked"): 1}
+    assert not store.referenced_assets()
+    refused = next(record for record in caplog.records if record.message == "job refused")
+    assert (refused.rule, refused.exc_info) == ("own", None)
+
+
+@pytest.mark.parametrize("field", ["input_reference", "storyboard[1].image", "video"])
+def test_what_a_job_starts_from_is_looked_at_first_and_told_by_its_field(host, tiny_model, classifier, tmp_path, field):
+    classifier.allowed = 100
+    if field == "video":
+        source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
+        request = {"edit": {"verb": "extend", "videos": [source], "seconds": "0.5"}}
+    else:
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+        picture = host[1].put(tmp_path / "red.png", "png").reference
+        cards = [{"at": "0", "prompt": "a cat"}, {"at": "0.5", "prompt": "a dog", "image": picture}]
+        request = {"image": picture} if field == "input_reference" else {"prompt": "", "cards": cards}
+    classifier.allowed = 0
+    classifier.seen.clear()
+    job = make(host, request, tiny_model)
+    assert (job.error.code, job.error.target, len(classifier.seen)) == ("moderation_blocked", "input", 1)
+    assert f"for {field} at 0 s" in job.error.message
+
+
+def test_a_classifier_that_fails_fails_the_job_with_a_code_of_its_own(host, tiny_model, classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "classify", lambda frames: {})
+    job = make(host, {}, tiny_model)
+    assert (job.status, job.error.code, job.error.rule) == ("failed", "moderation_failed", "own")
+    assert host[0].refusals() == {("own", "output", "moderation_failed"): 1}
+
+
+def test_the_receipt_says_who_was_put_in(host, tiny_model):
+    store, _, worker = host
+    request = {"prompt": "a red cat", "model": str(tiny_model), "seed": 1}
+    job = store.submit(request, owner="ada", extra={"described": {"Mossy": "red cat"}})
+    worker.run(until_empty=True)
+    assert store.get(job.id).result.receipt["notes"]["characters"] == {"Mossy": "red cat"}

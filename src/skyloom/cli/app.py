@@ -12,6 +12,7 @@ import typer
 from skyloom import __version__
 from skyloom.cli import (
     backup,
+    cluster,
     data,
     doctor,
     edit,
@@ -19,6 +20,7 @@ from skyloom.cli import (
     generate,
     jobs,
     models,
+    moderate,
     plan,
     receipt,
     serve,
@@ -43,6 +45,7 @@ app.command("styles")(edit.styles)
 app.command("show")(receipt.show)
 app.command("replay")(receipt.replay)
 app.command("verify")(verify.verify)
+app.command("moderate")(moderate.moderate)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("worker")(jobs.worker)
@@ -51,6 +54,7 @@ app.command("restore")(backup.restore)
 app.command("doctor")(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(serve.app, name="keys")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(edit.app, name="edit")
 app.add_typer(models.app, name="models")
 app.add_typer(world.app, name="world")

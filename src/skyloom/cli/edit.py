@@ -95,7 +95,7 @@ def _make(name: str, prompt: str, said: dict[str, Any], how: How) -> None:
         plan.show(request, how.as_json, how.device)
         return
     request, playing = with_seed(request, how.resume_dir), options.plays(how.play)
-    announce = f"seed {request.seed}" if how.seed is None else None
+    announce = f"seed {request.seed}" if how.seed is None and request.seed is not None else None
     target = how.output or (None if playing else _free(request, name))
     delivery = Delivery(target, None, playing, how.receipt, how.sidecar, how.credentials, how.resume_dir)
     told = make(request, delivery, how.device, force=how.force, announce=announce, name=name)

@@ -93,7 +93,7 @@ def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: the one of the video that is gone on with, if there is one, else a drawn one."""
     from skyloom.generate.resume import read_asked
 
-    begun = None if resume is None or request.seed is not None else read_asked(resume)
+    begun = None if resume is None or request.seed is not None or not request.samples else read_asked(resume)
     return request.with_fields({"seed": begun["request"]["seed"]}) if begun else request.with_seed()
 
 
@@ -176,6 +176,7 @@ def _deliver(
     steps: "Iterator[Step]", plan: "Plan", target: Path | None, delivery: Delivery
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
+    from skyloom.core.errors import SafetyError
     from skyloom.generate.publish import publish
     from skyloom.media.write import open_pipe, open_video
     from skyloom.safety.registry import Glimpses
@@ -187,7 +188,12 @@ def _deliver(
         if writer is not None:
             _add_sound(plan, writer)
         takers = [taker.append for taker in (writer, pipe, glimpses) if taker is not None]
-        receipt, frames = show_progress(steps, delivery.preview, takers)
+        try:
+            receipt, frames = show_progress(steps, delivery.preview, takers)
+        except SafetyError:
+            if delivery.preview is not None:  # of what may not be seen
+                delivery.preview.unlink(missing_ok=True)
+            raise
         if writer is not None and delivery.receipt:
             writer.receipt = receipt
     if target is not None:

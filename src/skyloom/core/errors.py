@@ -6,6 +6,7 @@ SkyloomError          code, message, hint
   MediaError          unreadable, unsupported or a bomb
   RequestError        cannot be made as asked (size, length, model, prompt)
   SafetyError         refused by policy
+    UncheckedError    what the policy wants to be checked could not be
   CapacityError       out of memory, disk or queue; `retry_after` in seconds when waiting helps
     DiskFullError     there is no room on a disk
   JobError            cancelled, expired or lost its lease
@@ -55,15 +56,29 @@ class RequestError(SkyloomError):
 
 
 class SafetyError(SkyloomError):
-    """A request was refused by policy: the rule's name, and from where to where in the text the words stand."""
+    """Refused by policy: the rule's name, and from where to where in the text the words stand, or `at` how many seconds
+    of a video; `target` says of what: the "prompt", the "input" (what it starts from) or the "output" (made frames)."""
 
     code = "safety"
 
     def __init__(
-        self, message: str, *, hint: str | None = None, rule: str | None = None, span: tuple[int, int] | None = None
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        rule: str | None = None,
+        span: tuple[int, int] | None = None,
+        at: float | None = None,
+        target: str = "prompt",
     ) -> None:
         super().__init__(message, hint=hint)
-        self.rule, self.span = rule, span
+        self.rule, self.span, self.at, self.target = rule, span, at, target
+
+
+class UncheckedError(SafetyError):
+    """What the policy wants to be checked could not be: a refusal, whatever it would have shown."""
+
+    code = "unchecked"
 
 
 class CapacityError(SkyloomError):

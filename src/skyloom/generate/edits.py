@@ -34,6 +34,7 @@ _NEEDED = {
     "upscale": ("size",),
     "interpolate": ("fps",),
 }
+FILTERS = ("upscale", "interpolate")
 _VIDEOS = {"blend": (2, 2), "stitch": (2, _MANY)}
 _CLOCKS = ("start", "stop", "seconds", "overlap", "bridge", "morph")
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -100,6 +101,12 @@ class Edit:
                 raise RequestError(f"{self.verb} needs {name}.", hint="docs/editing.md shows every verb.")
         if self.verb == "inpaint" and (self.region is None) == (self.mask is None):
             raise RequestError("inpaint needs a region or a mask, one of them.", hint="Like region 40,40,48,48.")
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model makes any of it; a filter and a hard cut only use what is there."""
+        cut = self.verb == "stitch" and self.morph is not None and not parse_clock(self.morph)
+        return self.verb not in FILTERS and not cut
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what an edit does not say is left out."""

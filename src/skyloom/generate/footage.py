@@ -7,11 +7,10 @@ from pathlib import Path
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
-from skyloom.generate.edits import Edit
+from skyloom.generate.edits import FILTERS, Edit
 from skyloom.media.masks import Mask, open_mask, parse_region
 from skyloom.media.source import Source, open_source
 
-FILTERS = ("upscale", "interpolate")
 FEATHER = 4
 
 

@@ -16,6 +16,13 @@ MAX_SECONDS = 3600
 MAX_STEPS = 500
 MAX_GUIDANCE = 30.0
 MAX_RETAKES = 20
+_SAMPLING = {
+    "seed": "a seed",
+    "num_steps": "steps",
+    "guidance_scale": "guidance",
+    "quality": "a quality",
+    "negative_prompt": "a negative prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,11 @@ def _check_edit(request: Request) -> None:
     for name in ("seconds", "fps", "image", "retakes"):
         if getattr(request, name) is not None:
             raise RequestError(f"An edit has no {name} of its own.", hint=f"Leave {name} out.", field=name)
+    if not request.samples:
+        for name, said in _SAMPLING.items():
+            if getattr(request, name) not in (None, ""):
+                what = "A hard cut" if request.edit.verb == "stitch" else f"{request.edit.verb}, a filter,"
+                raise RequestError(f"{what} has no use for {said}.", hint=f"Leave {said} out.", field=name)
     if request.cards:
         hint = "Make the storyboard first, then edit it."
         raise RequestError("An edit has no cards.", hint=hint, field="cards")

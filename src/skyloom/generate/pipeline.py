@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.core.device import choose_device, choose_dtype
-from skyloom.core.errors import RequestError
+from skyloom.core.errors import RequestError, SafetyError
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.cards import Card
@@ -27,12 +27,12 @@ from skyloom.generate.pins import Pin, fit_cells, read_pinned
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
-from skyloom.generate.resume import WindowStore
+from skyloom.generate.resume import WindowStore, clear
 from skyloom.generate.rollout import Critic, Job, Projector, Window, WindowStep, roll_out
 from skyloom.generate.splice import Splicer, filtered, span_identity
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.generate.timeline import Filter, Keep
-from skyloom.generate.vault import SpanIdentity, SpanStore, cache_folder
+from skyloom.generate.vault import SpanStore, cache_folder
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.seams import SeamMeter
 from skyloom.media.video import Video
@@ -41,6 +41,7 @@ from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig, place
+from skyloom.safety.watch import Watch, check_files, find_judge
 from skyloom.safety.watermark import Marker, identity_of_making
 
 
@@ -74,10 +75,10 @@ class Step:
 
 class _Screen:
     """Counts the frames that come in, leaves out those that the asked rate does without, and marks what was made of the
-    others: what is seen, hashed and written is always marked."""
+    others: what is seen, hashed and written is always marked, and looked at before by the policy's `watch`."""
 
-    def __init__(self, plan: Plan, receipt: Receipt, *, collect: bool) -> None:
-        self._plan, self._receipt, self._hash = plan, receipt, FramesHash(plan.fps)
+    def __init__(self, plan: Plan, receipt: Receipt, watch: Watch | None, *, collect: bool) -> None:
+        self._plan, self._receipt, self._hash, self._watch = plan, receipt, FramesHash(plan.fps), watch
         self._marker = Marker(identity_of_making(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
@@ -98,6 +99,8 @@ class _Screen:
         every = self._plan.keep_every
         shown = frames[-self._frames % every :: every].clone()
         shown = self._marker.mark(shown) if self._seams is None else shown
+        if self._watch is not None:
+            self._watch.check(shown)
         self._frames += len(frames)
         self._parts += 1 if self._seams is None else len(frames)
         self._hash.add(shown)
@@ -166,8 +169,9 @@ class Pipeline:
         critic: Critic | None = None,
         **fields: Any,
     ) -> Iterator[Step]:
-        """Make a video step by step; stop iterating to cancel. Requests are checked before the first step; a plan of
-        this pipeline is a request that was checked, with its sources open.
+        """Make a video step by step; stop iterating to cancel. A request and the media that it starts from are checked
+        before the first step; frames by the policy as they are made (SafetyError, and what was kept of them goes). A
+        plan of this pipeline is a request that was checked, with its sources open.
 
         Steps of decoding carry finished frames. Without `collect` these are not kept, the last step has no `video`,
         and memory does not grow with the length. A folder to `resume` from keeps finished windows and steps: the same
@@ -177,6 +181,9 @@ class Pipeline:
         say, and the receipt tells of all of them.
         """
         plan = self._planned(request, fields)
+        judge = find_judge()
+        if judge is not None:
+            check_files(judge, map(Path, plan.request.media))
         pins = self._pins(plan)
         if plan.request.retakes is not None and critic is None:
             raise RequestError("Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes.")
@@ -196,17 +203,16 @@ class Pipeline:
             correlation=self.info.noise_correlation,
             retakes=plan.request.retakes or 0,
         )
-        screen = _Screen(plan, receipt, collect=collect)
+        screen = _Screen(plan, receipt, judge and Watch(judge, plan.fps), collect=collect)
         if plan.timeline is None:
-            made = self._run(plan, job, screen, pins, critic)
-        else:
-            identity = span_identity(plan, self.info, self.device, self.dtype)
-            spans = [
-                None if store is None else store.span(number, identity.of(span))
-                for number, span in enumerate(plan.timeline.made)
-            ]
-            made = self._run_edit(plan, job, screen, identity, spans)
-        return made if store is None else _saved(made, store)
+            return _kept(self._run(plan, job, screen, pins, critic), store)
+        identity, cache = span_identity(plan, self.info, self.device, self.dtype), cache_folder()
+        vault = None if cache is None else SpanStore(cache / "spans", identity)
+        stores = [
+            None if store is None else store.span(number, identity.of(span))
+            for number, span in enumerate(plan.timeline.made)
+        ]
+        return _kept(self._run_edit(plan, job, screen, vault, stores), store, vault)
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -241,12 +247,7 @@ class Pipeline:
         yield from map(screen.show, projector.ready(most_waiting=0))
 
     def _run_edit(
-        self,
-        plan: Plan,
-        job: Job,
-        screen: _Screen,
-        identity: SpanIdentity,
-        stores: Sequence[WindowStore | None],
+        self, plan: Plan, job: Job, screen: _Screen, vault: SpanStore | None, stores: Sequence[WindowStore | None]
     ) -> Iterator[Step]:
         """The spans of a timeline in order: kept frames as they are, made ones as they come."""
         timeline, footage = plan.timeline, plan.footage
@@ -261,7 +262,6 @@ class Pipeline:
         def speaker(prompt: str) -> Denoiser:
             return Denoiser(self.dit, self.lanes, scripts[prompt], plan.guidance_scale, student=plan.student)
 
-        cache = cache_folder()
         splicer = Splicer(
             self.vae,
             self.lanes,
@@ -275,7 +275,7 @@ class Pipeline:
             (plan.shape.height, plan.shape.width),
             footage.mask,
             footage.softness,
-            None if cache is None else SpanStore(cache / "spans", identity),
+            vault,
         )
         makings, before = zip(plan.layouts, stores, strict=True), 0
         for span in timeline.spans:
@@ -356,6 +356,23 @@ def load(
     return Pipeline(info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype))
 
 
+def _kept(steps: Iterator[Step], store: WindowStore | None, vault: SpanStore | None = None) -> Iterator[Step]:
+    """The same steps; who leaves them early finds the last one on disk, and of a video that is refused nothing is
+    kept to go on from."""
+    try:
+        yield from steps
+    except GeneratorExit:
+        if store is not None:
+            store.flush()
+        raise
+    except SafetyError:
+        if store is not None:
+            clear(store.folder)
+        if vault is not None:
+            vault.forget()
+        raise
+
+
 def _no_canvas(window: Window) -> Canvas:
     raise AssertionError("the windows of an edit lie on the canvases of their spans")
 
@@ -374,12 +391,3 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
         *(() if plan.footage is None else plan.footage.notices),
     ]
     return " ".join(filter(None, notices)) or None
-
-
-def _saved(steps: Iterator[Step], store: WindowStore) -> Iterator[Step]:
-    """The same steps; who leaves them early finds the last one on disk."""
-    try:
-        yield from steps
-    except GeneratorExit:
-        store.flush()
-        raise

@@ -64,7 +64,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
 def _plan_edit(request: Request, settled: Settled, model: ModelInfo, scale: ScaleFactors, native: int) -> Plan:
     """The plan of an edit: its sources are opened, and every span that is made is laid out."""
     edit = request.edit
-    assert edit is not None and request.seed is not None
+    assert edit is not None
     footage = open_footage(edit, model.fps, settled.height, settled.width)
     fps = footage.sources[0].fps
     timeline = edit_timeline(edit, request.prompt, footage.sources, fps)
@@ -84,7 +84,7 @@ def _plan_edit(request: Request, settled: Settled, model: ModelInfo, scale: Scal
         1,
         settled.num_steps,
         settled.guidance_scale,
-        request.seed,
+        request.seed or 0,  # none where nothing is sampled
         tuple(window for layout in layouts for window in layout.windows),
         settled.quality.student,
         timeline=timeline,

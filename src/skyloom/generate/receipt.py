@@ -139,15 +139,11 @@ def make_receipt(
 ) -> Receipt:
     """What a pipeline says about a video that it made. Raises MediaError when the picture to start from is gone."""
     asked = plan.request if plan.timeline else replace(plan.request, seconds=plan.seconds, fps=float(plan.fps))
-    filled = replace(
-        asked,
-        model=info.name,
-        size=plan.request.size if plan.timeline else plan.shape.size,
-        seed=plan.seed,
-        num_steps=plan.num_steps,
-        guidance_scale=plan.guidance_scale,
-        quality="fast" if plan.student else "best",
-    )
+    filled = replace(asked, model=info.name, size=plan.request.size if plan.timeline else plan.shape.size)
+    if asked.samples:
+        quality = "fast" if plan.student else "best"
+        sampled = {"num_steps": plan.num_steps, "guidance_scale": plan.guidance_scale, "quality": quality}
+        filled = replace(filled, seed=plan.seed, **sampled)
     pinned = tuple(
         Parent(hash_picture(Path(one.pinned)), "video" if one.card.video else "image", "storyboard")
         for one in plan.cards

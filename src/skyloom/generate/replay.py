@@ -74,6 +74,8 @@ def request_again(receipt: Receipt, image: Path | None = None) -> Request:
         raise RequestError("This video did not start from a picture.", hint="Leave --image out.")
     if where is not None and receipt.image is not None and hash_picture(where) != receipt.image:
         raise RequestError(f"{where} is not the picture that the video started from.", hint="Name it with --image.")
+    if not asked.samples:  # receipts of 0.1.0 named what had no effect
+        asked = replace(asked, seed=None, num_steps=None, guidance_scale=None, quality=None, negative_prompt="")
     return replace(asked, model=None, image=None if where is None else str(where))
 
 

@@ -32,9 +32,8 @@ class Request:
     `model` None means whichever model the pipeline holds; `quality` is "fast" (a few steps, no guidance) or
     "best" (many steps, guided), as far as the model has both. With `cards` (a storyboard) the video shows one after
     another, and the prompt, which may be empty, is said with each of theirs. With an `edit` it is made of other videos,
-    whose length and size it has. Values of the wrong kind raise RequestError.
-    another, and the prompt, which may be empty, is said with each of theirs. Windows that do not hold together with
-    the first are made again up to `retakes` times. Values of the wrong kind raise RequestError.
+    whose length and size it has. Windows that do not hold together with the first are made again up to `retakes` times.
+    Values of the wrong kind raise RequestError.
     """
 
     prompt: str
@@ -62,9 +61,21 @@ class Request:
             if value is not None or field.name in ("prompt", "negative_prompt"):
                 object.__setattr__(self, field.name, _checked(field.name, value))
 
+    @property
+    def media(self) -> list[str]:
+        """The pictures and videos that are started from, each once; a mask is none of them."""
+        pinned = [path for card in self.cards for path in (card.image, card.video)]
+        edited = [] if self.edit is None else self.edit.videos
+        return list(dict.fromkeys(path for path in (self.image, *pinned, *edited) if path is not None))
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model makes any of it, so that a seed, steps and guidance mean something."""
+        return self.edit is None or self.edit.samples
+
     def with_seed(self) -> "Request":
-        """The same request with a seed."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
+        """The same request with a seed, if one means something to it."""
+        return self if self.seed is not None or not self.samples else replace(self, seed=secrets.randbelow(2**31))
 
     def with_fields(self, values: Mapping[str, Any]) -> "Request":
         """The same request with some fields replaced. Raises RequestError for an unknown one."""

@@ -56,6 +56,7 @@ class SpanStore:
     def __init__(self, folder: Path, identity: SpanIdentity, most: int = MAX_BYTES) -> None:
         self.folder, self.identity, self.most = folder, identity, most
         self.found = 0
+        self._used: list[Path] = []
 
     def load(self, span: Make) -> Float[Tensor, "1 c t h w"] | None:
         """The latents of a span, if it was made before and its file is whole."""
@@ -63,6 +64,7 @@ class SpanStore:
         try:
             latent = load_file(path)["latent"]
             path.touch()
+            self._used.append(path)
         except (OSError, SafetensorError, KeyError):
             return None
         self.found += 1
@@ -76,10 +78,16 @@ class SpanStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({"latent": latent.contiguous()}, partial)
             partial.replace(path)
+            self._used.append(path)
             self._prune()
         except (OSError, SafetensorError):
             with suppress(OSError):
                 partial.unlink()
+
+    def forget(self) -> None:
+        """Remove every span that was saved or found: the policy refuses to show one of them."""
+        for path in self._used:
+            path.unlink(missing_ok=True)
 
     def _path(self, span: Make) -> Path:
         text = json.dumps(self.identity.of(span), sort_keys=True)

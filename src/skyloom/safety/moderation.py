@@ -1,40 +1,44 @@
-"""What may be made: prompts against a readable list of rules, frames against whatever classifier is plugged in.
+"""What may be made: the policy, a readable file of rules, and texts against it. Frames are watched in watch.py.
 
 The bundled list (moderation.toml) holds the few things that are never made and stays in force whatever an operator
 adds. It stops what is asked for plainly, in English; it is no judge of meaning. No classifier of frames is bundled.
 """
 
 import os
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skyloom.core.errors import ConfigError, SafetyError
 from skyloom.safety.reading import Word, read_words
 
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
-    from torch import Tensor
-
 POLICY = "SKYLOOM_POLICY"
+DISTANCE, LOOK_BITS = 8, 64
 _BUNDLED = Path(__file__).with_name("moderation.toml")
 _WITHIN, _GLUED = 60, 3
-_KEYS = {"name": str, "groups": list, "message": str, "within": int}
+_SECTIONS = {"version", "lists", "rules", "innocent", "pictures", "classifiers", "consent"}
+_RULE = {"name": str, "groups": list, "message": str, "within": int}
+_PICTURES = {"name": str, "looks": list, "message": str, "distance": int}
+_CLASSIFIER = {"name": str, "call": str, "thresholds": dict, "message": str}
+_LOOK = re.compile(r"[0-9a-f]{16}")
+_CALL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Whether something may be made; if not, by which rule, because of which characters of the text (`span`: from,
-    to), and what to say to the user."""
+    to) or `at` how many seconds of a video, and what to say to the user."""
 
     allowed: bool
     rule: str | None = None
     span: tuple[int, int] | None = None
     message: str | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,35 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class PictureRule:
+    """Refuses a frame whose look (registry.look_of) differs from one of these in `distance` of 64 bits at most."""
+
+    name: str
+    message: str
+    looks: tuple[int, ...]
+    distance: int = DISTANCE
+
+
+@dataclass(frozen=True)
+class ClassifierRule:
+    """Refuses a frame to which `call` ("package.module:function") gives a label's threshold, or more."""
+
+    name: str
+    message: str
+    call: str
+    thresholds: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Policy:
-    """Rules in the order in which they are asked, and phrases whose words do not count."""
+    """Rules in the order in which they are asked, and phrases whose words do not count; whether the server wants
+    `consent` with media from outside."""
 
     rules: tuple[Rule, ...]
     innocent: tuple[str, ...] = ()
-
-
-Classifier = Callable[["UInt8[Tensor, 't h w c']"], Verdict]
+    pictures: tuple[PictureRule, ...] = ()
+    classifiers: tuple[ClassifierRule, ...] = ()
+    consent: bool = False
 
 
 def check_prompt(text: str, policy: Policy | None = None) -> Verdict:
@@ -85,14 +110,6 @@ def refuse_prompt(text: str, policy: Policy | None = None) -> None:
     )
 
 
-def check_frames(frames: "UInt8[Tensor, 't h w c']", fps: float, classifiers: Sequence[Classifier] = ()) -> Verdict:
-    """What the classifiers say of one frame a second: the first refusal, if there is any. None is bundled: without
-    classifiers everything is allowed."""
-    seen = frames[:: max(1, round(fps))]
-    verdicts = (classify(seen) for classify in classifiers)
-    return next((verdict for verdict in verdicts if not verdict.allowed), Verdict(True))
-
-
 def current_policy() -> Policy:
     """The bundled policy, and after it the rules of the file that SKYLOOM_POLICY names. Raises ConfigError."""
     return load_policy(os.environ.get(POLICY) or None)
@@ -106,11 +123,12 @@ def load_policy(path: str | None) -> Policy:
         return bundled
     added = _parse(Path(path))
     names = {rule.name for rule in bundled.rules}
-    if taken := sorted(names & {rule.name for rule in added.rules}):
+    if taken := sorted(names & {rule.name for rule in (*added.rules, *added.pictures, *added.classifiers)}):
         raise ConfigError(f"{path} has a rule {taken[0]!r}, which is bundled.", hint="Give it another name.")
     if added.innocent:
         raise ConfigError(f"{path} has innocent phrases.", hint="A policy of your own can only add rules.")
-    return Policy((*bundled.rules, *added.rules), bundled.innocent)
+    rules = (*bundled.rules, *added.rules)
+    return Policy(rules, bundled.innocent, added.pictures, added.classifiers, added.consent)
 
 
 @dataclass(frozen=True)
@@ -181,26 +199,66 @@ def _parse(path: Path) -> Policy:
         raise ConfigError(
             f"The policy {path} cannot be read ({error}).", hint=f"Check the path in {POLICY}."
         ) from error
-    if unknown := sorted(set(values) - {"version", "lists", "rules", "innocent"}):
+    if unknown := sorted(set(values) - _SECTIONS):
         raise ConfigError(f"The policy {path} has an unknown key {unknown[0]!r}.", hint="See moderation.toml.")
     lists = {name: _terms(terms, path, name) for name, terms in values.get("lists", {}).items()}
     rules = tuple(_rule(rule, lists, path) for rule in values.get("rules", []))
-    return Policy(rules, _terms(values.get("innocent", {}).get("phrases", []), path, "innocent"))
+    innocent = _terms(values.get("innocent", {}).get("phrases", []), path, "innocent")
+    pictures = tuple(_picture_rule(rule, path) for rule in values.get("pictures", []))
+    classifiers = tuple(_classifier_rule(rule, path) for rule in values.get("classifiers", []))
+    consent = values.get("consent", False)
+    if not isinstance(consent, bool):
+        raise ConfigError(f"The policy {path}: consent is {consent!r:.40}.", hint="Write true or false.")
+    return Policy(rules, innocent, pictures, classifiers, consent)
 
 
 def _rule(values: Mapping[str, Any], lists: Mapping[str, tuple[str, ...]], path: Path) -> Rule:
-    name = values.get("name", "?")
-    for key, value in values.items():
-        if key not in _KEYS or not isinstance(value, _KEYS[key]):
-            raise ConfigError(f"The policy {path}: rule {name!r} has a wrong {key!r}.", hint="See moderation.toml.")
-    if missing := sorted({"name", "groups", "message"} - set(values)):
-        raise ConfigError(f"The policy {path}: rule {name!r} has no {missing[0]!r}.", hint="Add it.")
+    name = _check_keys(values, _RULE, ("name", "groups", "message"), path)
     unknown = [group for group in values["groups"] if not lists.get(group)]
     if unknown or not values["groups"]:
         named = repr(unknown[0]) if unknown else "no group"
         raise ConfigError(f"The policy {path}: rule {name!r} names {named}, no filled list.", hint="Add it to [lists].")
     groups = tuple(lists[group] for group in values["groups"])
     return Rule(name, values["message"], groups, values.get("within", _WITHIN))
+
+
+def _picture_rule(values: Mapping[str, Any], path: Path) -> PictureRule:
+    name = _check_keys(values, _PICTURES, ("name", "looks", "message"), path)
+    looks, distance = values["looks"], values.get("distance", DISTANCE)
+    if not looks or not all(isinstance(look, str) and _LOOK.fullmatch(look) for look in looks):
+        hint = "Write what `skyloom moderate FILE --rule NAME` prints."
+        raise ConfigError(f"The policy {path}: rule {name!r} has looks that are none.", hint=hint)
+    if not 0 <= distance < LOOK_BITS // 2:
+        hint = f"Use 0 (the very look) to {LOOK_BITS // 2 - 1} of {LOOK_BITS} bits."
+        raise ConfigError(f"The policy {path}: rule {name!r} has a distance of {distance}.", hint=hint)
+    return PictureRule(name, values["message"], tuple(int(look, 16) for look in looks), distance)
+
+
+def _classifier_rule(values: Mapping[str, Any], path: Path) -> ClassifierRule:
+    name = _check_keys(values, _CLASSIFIER, ("name", "call", "thresholds", "message"), path)
+    if not _CALL.fullmatch(values["call"]):
+        hint = 'Write "package.module:function".'
+        raise ConfigError(f"The policy {path}: rule {name!r} calls {values['call']!r}.", hint=hint)
+    thresholds: dict[str, Any] = values["thresholds"]
+    if not thresholds or not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+        for value in thresholds.values()
+    ):
+        hint = "Write thresholds = { label = 0.8 }, above 0 and at most 1."
+        raise ConfigError(f"The policy {path}: rule {name!r} has wrong thresholds.", hint=hint)
+    told = tuple((label, float(value)) for label, value in thresholds.items())
+    return ClassifierRule(name, values["message"], values["call"], told)
+
+
+def _check_keys(values: Mapping[str, Any], keys: Mapping[str, type], needed: Sequence[str], path: Path) -> str:
+    """The name of a rule whose keys are known, of the right kind and complete. Raises ConfigError."""
+    name = values.get("name", "?")
+    for key, value in values.items():
+        if key not in keys or not isinstance(value, keys[key]) or isinstance(value, bool):
+            raise ConfigError(f"The policy {path}: rule {name!r} has a wrong {key!r}.", hint="See moderation.toml.")
+    if missing := sorted(set(needed) - set(values)):
+        raise ConfigError(f"The policy {path}: rule {name!r} has no {missing[0]!r}.", hint="Add it.")
+    return name
 
 
 def _terms(values: object, path: Path, name: str) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
 from skyloom.safety.credentials import Credentials, read
+from skyloom.safety.detector import Mark, find_marks
 from skyloom.safety.registry import Glimpses, Match, Registry, hash_content
-from skyloom.safety.watermark import Mark, find_marks
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -7,8 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from skyloom.serve.batches import Batch
+from skyloom.serve.casting import notice
 from skyloom.serve.jobs import Job
 from skyloom.serve.library import Character, File
+from skyloom.serve.records import JobFailure
+from skyloom.serve.refusals import BLOCKED
 
 JOB_ERROR: Mapping[str, Any] = {"param": None, "type": None, "headers": None, "misalignment": None}
 
@@ -51,6 +54,7 @@ class VideoAnswer(BaseModel):
     verb: str | None
     parents: list[str]
     characters: list[dict[str, str]]
+    consent: dict[str, str] | None
     notices: list[str]
     variations: list[str]
 
@@ -74,12 +78,18 @@ class Deleted(BaseModel):
 
 
 class CharacterAnswer(BaseModel):
-    """A character."""
+    """A character: who its clip shows ("red cat"), as the clip's `receipt` or the `probe` says, and with what scores;
+    None where nobody is sure."""
 
     id: str
     object: Literal["character"]
     created_at: int
     name: str
+    description: str | None
+    source: str | None
+    scores: dict[str, float]
+    consent: dict[str, str] | None
+    notices: list[str]
 
 
 class ModelAnswer(BaseModel):
@@ -274,7 +284,7 @@ def video(job: Job) -> dict[str, Any]:
         "seconds": f"{seconds_of(job):g}",
         "size": size_of(job),
         "remixed_from_video_id": told.get("remixed_from"),
-        "error": {"code": job.error.code, "message": job.error.message, **JOB_ERROR} if job.error else None,
+        "error": None if job.error is None else _error(job.error),
         "base_model": str(request.get("model", "")),
         "requested_size": str(told.get("requested_size", told.get("size", ""))),
         "seed": request.get("seed"),
@@ -286,6 +296,7 @@ def video(job: Job) -> dict[str, Any]:
         "verb": told.get("verb"),
         "parents": list(told.get("parents", [])),
         "characters": [{"id": id} for id in told.get("characters", [])],
+        "consent": told.get("consent"),
         "notices": list(told.get("notices", [])),
         "variations": list(told.get("variations", [])),
     }
@@ -314,7 +325,18 @@ def page(rows: list[dict[str, Any]], *, more: bool) -> dict[str, Any]:
 
 def character(one: Character) -> dict[str, Any]:
     """A character as clients know it."""
-    return {"id": one.id, "object": "character", "created_at": int(one.created_at), "name": one.name}
+    known = one.likeness
+    return {
+        "id": one.id,
+        "object": "character",
+        "created_at": int(one.created_at),
+        "name": one.name,
+        "description": known.description,
+        "source": known.source,
+        "scores": dict(known.scores),
+        "consent": None if one.consent is None else dict(one.consent),
+        "notices": [notice(one, found=known.noun is not None)],
+    }
 
 
 def file(one: File) -> dict[str, Any]:
@@ -342,6 +364,16 @@ def batch(one: Batch) -> dict[str, Any]:
         "request_counts": {"total": one.total, "completed": one.completed, "failed": one.failed},
         "metadata": dict(one.metadata),
     }
+
+
+def _error(failure: JobFailure) -> dict[str, Any]:
+    """A failure as clients know it; what the policy has refused is explained."""
+    told = {**JOB_ERROR, "code": failure.code, "message": failure.message}
+    if failure.code != BLOCKED:
+        return told
+    steer = "Start from another picture or video." if failure.target == "input" else "Ask for something else."
+    why = {"detailed_explanation": failure.message, "error_type": "other", "review_target": None}
+    return {**told, "misalignment": {**why, "steer": {"message": steer}}}
 
 
 def _status(job: Job) -> str:

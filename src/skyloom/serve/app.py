@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from skyloom.core.errors import SafetyError
 from skyloom.serve import (
     routes_batches,
     routes_edits,
@@ -67,24 +66,12 @@ def make_services(
         endpoints=EndpointStore(database),
         storage=storage,
         sources=sources,
-        desk=Desk(settings, jobs, library, sources, _checker(outside)),
+        desk=Desk(settings, jobs, library, sources, outside.moderate),
         keys=KeyStore(database, token),
-        metrics=Metrics(jobs.counts, outside.workers),
+        metrics=Metrics(jobs.counts, jobs.refusals, outside.workers),
         outside=outside,
         draining=stopping.is_set,
     )
-
-
-def _checker(outside: Outside) -> Callable[[str], None]:
-    """The policy as the desk asks it."""
-
-    def check(text: str) -> None:
-        verdict = outside.moderate(text)
-        if not verdict.allowed:
-            start, end = verdict.span or (0, 0)
-            raise SafetyError(f"Refused by the rule {verdict.rule} (characters {start} to {end}): {verdict.message}")
-
-    return check
 
 
 def build_app(services: Services, hosts: set[str]) -> ASGIApp:

@@ -6,8 +6,10 @@ beyond a megabyte. Names of clients' files are labels and never become paths.
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
@@ -19,11 +21,13 @@ from skyloom.serve.faults import WireError, invalid
 MAX_JSON = 32 * 2**20
 MAX_BODY = 512 * 2**20
 MAX_DEPTH = 32
+MAX_VALUES = 200_000  # of a JSON text: an empty list of two bytes takes sixty of memory
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES, MAX_NAME = 200, 8, 22 * 2**20, 200
 MAX_ITEMS = 1_000  # of a list that is written as name[0], name[1], ...
 _STRING = re.compile(
     rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL
 )  # never goes back, so it takes no longer than the text is long
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _STEP = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -92,6 +96,8 @@ def _too_long(most: int) -> WireError:
 def _read_json(text: bytes) -> dict[str, Any]:
     if not text.strip():
         return {}
+    if count_values(text) > MAX_VALUES:
+        raise invalid(None, f"The JSON has more than {MAX_VALUES:,} values.", "invalid_json")
     if depth_of(text) > MAX_DEPTH:
         raise invalid(None, f"The JSON is nested more than {MAX_DEPTH} deep.", "invalid_json")
     try:
@@ -108,7 +114,7 @@ def _read_json(text: bytes) -> dict[str, Any]:
 def _check_text(value: Any) -> None:
     """Raise WireError for NUL and for halves of characters: they are no text, and databases refuse them."""
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
+        if _NO_TEXT.search(value):
             raise invalid(None, "The body holds text that is not valid Unicode.", "invalid_text")
     elif isinstance(value, dict):
         _check_text([*value, *value.values()])
@@ -119,6 +125,15 @@ def _check_text(value: Any) -> None:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(name)  # NaN and Infinity are no JSON
+
+
+def count_values(text: bytes) -> int:
+    """How many values a JSON text holds, at most. Texts of very many strings are not looked into further."""
+    strings = text.count(b'"') // 2
+    if strings > 2 * MAX_VALUES:
+        return strings
+    outside = _STRING.sub(b"", text)
+    return 1 + sum(outside.count(sign) for sign in (b",", b"[", b"{"))
 
 
 def depth_of(text: bytes) -> int:
@@ -146,7 +161,7 @@ async def _read_form(headers: Headers, stream: AsyncIterator[bytes]) -> dict[str
         raise invalid(None, "The multipart body cannot be read.", "invalid_multipart") from error
     fields: dict[str, Any] = {}
     try:
-        for name, value in form.multi_items():
+        for name, value in _numbered(form.multi_items()):
             _check_text([name, value])
             _place(fields, name, _upload(value) if isinstance(value, UploadFile) else value)
         return {name: _dense(value) for name, value in fields.items()}
@@ -159,6 +174,38 @@ def _upload(file: UploadFile) -> Upload:
     label = re.sub(r"[^\w.\- ]", "_", (file.filename or "upload").replace("\\", "/").rsplit("/", maxsplit=1)[-1])
     kind = (file.content_type or "").partition(";")[0].strip().lower()
     return Upload(label[:100] or "upload", kind, file.size or 0, file.file)  # type: ignore[arg-type]
+
+
+def _numbered(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The same fields; where a client of OpenAI sends a list of objects key by key (`a[][b]` twice, `a[][c]` twice),
+    each name has its object's number."""
+    lists: dict[str, list[str]] = {}
+    for name, _ in items:
+        root, empty, rest = name.partition("[]")
+        if empty and rest:
+            lists.setdefault(root, []).append(rest)
+    by_key = {root: rests for root, rests in lists.items() if _key_by_key(root, rests)}
+    seen: Counter[str] = Counter()
+    told: list[tuple[str, Any]] = []
+    for name, value in items:
+        root, empty, rest = name.partition("[]")
+        if empty and rest and root in by_key:
+            told.append((f"{root}[{seen[name]}]{rest}", value))
+            seen[name] += 1
+        else:
+            told.append((name, value))
+    return told
+
+
+def _key_by_key(root: str, rests: Sequence[str]) -> bool:
+    """Whether all of a key come before all of the next. Raises WireError where nobody can tell whose they are."""
+    counts = Counter(rests)
+    if max(counts.values()) == 1 or len([rest for rest, _ in groupby(rests)]) > len(counts):
+        return False
+    if len(set(counts.values())) > 1:
+        message = f"The objects of '{root}' have different fields, which a form cannot tell apart: send them as JSON."
+        raise invalid(root, message, "invalid_multipart")
+    return True
 
 
 def _place(fields: dict[str, Any], name: str, value: object) -> None:

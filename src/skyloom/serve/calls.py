@@ -18,7 +18,7 @@ from skyloom.serve.database import Database
 from skyloom.serve.desk import Desk, Keys
 from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import JobStore
-from skyloom.serve.library import Library
+from skyloom.serve.library import Library, Likeness
 from skyloom.serve.metrics import Metrics
 from skyloom.serve.references import Fetch, Sources
 from skyloom.serve.settings import Settings
@@ -56,12 +56,14 @@ class Services:
 class Outside:
     """What the server cannot do by itself, so that tests can stand in for it.
 
-    `moderate` says what the policy finds in a text; `verify` looks for marks in a stored file; `plan` says what a
-    request would take; `check_url` raises RequestError for a URL that may not be called, `post` calls one and `fetch`
-    gets what one answers; `workers` says how the worker processes are that the server has started.
+    `moderate` says what the policy finds in a text, `view` what it finds in a stored picture or video and, if asked,
+    who that shows; `verify` looks for marks in a stored file; `plan` says what a request would take; `check_url` raises
+    RequestError for a URL that may not be called, `post` calls one and `fetch` gets what one answers; `workers` says
+    how the worker processes are that the server has started.
     """
 
     moderate: Callable[[str], Verdict]
+    view: Callable[[Asset, bool], tuple[Verdict, Likeness]]
     verify: Callable[[Asset], list[dict[str, Any]]]
     plan: Callable[[Request], dict[str, Any]]
     check_url: Callable[[str], object]

@@ -1,4 +1,4 @@
-"""Work that needs what the server does not load: a planner and a verifier, each a process for one question.
+"""Work that needs what the server does not load: planner, verifier and viewer, each a process for one question.
 
 The server knows no networks and opens no media, so it stays small and cannot be brought down by either.
 """
@@ -12,8 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from skyloom.core.errors import CapacityError, MediaError, RequestError, SkyloomError
+from skyloom.core.errors import CapacityError, MediaError, RequestError, SkyloomError, UncheckedError
 from skyloom.generate.request import Request
+from skyloom.safety.moderation import Verdict
+from skyloom.serve.library import Likeness
 from skyloom.serve.storage import Asset, Storage
 
 SECONDS = 60
@@ -32,8 +34,18 @@ def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any
         return _ask("skyloom.serve.verifier", json.dumps({"path": str(path)}), SKYLOOM_DATA=str(data.absolute()))
 
 
-def _ask(module: str, question: str, **environment: str) -> dict[str, Any]:
-    """Run a module with a question at its standard input; one process at a time, since each is large."""
+def view_in_child(storage: Storage, asset: Asset, *, recognise: bool) -> tuple[Verdict, Likeness]:
+    """What the policy says of a stored picture or video and, if asked and allowed, who it shows. Raises MediaError for
+    what cannot be read, UncheckedError where a classifier fails, CapacityError when it takes too long."""
+    with TemporaryDirectory(prefix="skyloom-view-") as folder:
+        path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
+        told = _ask("skyloom.serve.viewer", json.dumps({"path": str(path), "recognise": recognise}), hide=str(path))
+    return Verdict(**told["verdict"]), Likeness(**told["likeness"] or {})
+
+
+def _ask(module: str, question: str, *, hide: str = "", **environment: str) -> dict[str, Any]:
+    """Run a module with a question at its standard input; one process at a time, since each is large. A path to `hide`
+    is no more than "The file" to clients."""
     if not _ONE_AT_A_TIME.acquire(timeout=SECONDS):
         raise CapacityError("Too many ask for that at once.", hint="Try again.", retry_after=10)
     try:
@@ -54,8 +66,11 @@ def _ask(module: str, question: str, **environment: str) -> dict[str, Any]:
     finally:
         _ONE_AT_A_TIME.release()
     if "error" in answer:
-        kind = MediaError if answer["error"]["code"] == "media" else RequestError
-        raise kind(answer["error"]["message"])
+        code, message = answer["error"]["code"], answer["error"]["message"]
+        message = message.replace(hide, "The file") if hide else message
+        if code == UncheckedError.code:
+            raise UncheckedError(message, rule=answer["error"]["rule"], target="input")
+        raise (MediaError if code == MediaError.code else RequestError)(message)
     return answer
 
 
@@ -63,6 +78,6 @@ def answer(work: Any) -> None:
     """The child's side: read the question, do the work, and write one line, whatever comes of it."""
     try:
         told = work(json.loads(sys.stdin.read()))
-    except (RequestError, MediaError, CapacityError) as error:
-        told = {"error": {"code": error.code, "message": str(error)}}
+    except (RequestError, MediaError, CapacityError, UncheckedError) as error:
+        told = {"error": {"code": error.code, "message": str(error), "rule": getattr(error, "rule", None)}}
     sys.stdout.write(json.dumps(told) + "\n")

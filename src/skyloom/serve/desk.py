@@ -6,28 +6,29 @@ What needs no model is checked here, by the rules of generate/limits.py; the res
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from skyloom.core.errors import SafetyError
 from skyloom.generate.limits import settle
 from skyloom.generate.request import Request
 from skyloom.generate.styles import list_styles
+from skyloom.safety.moderation import Verdict, current_policy
 from skyloom.serve.answers import seconds_of, size_of
+from skyloom.serve.casting import ends_at, notice, put_in
 from skyloom.serve.edits import VERBS, check_fields, edit_fields
 from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import Job, JobStore
-from skyloom.serve.library import Library
+from skyloom.serve.library import Character, Library
 from skyloom.serve.profile import Named, find_named
 from skyloom.serve.references import Source, Sources
+from skyloom.serve.refusals import BLOCKED
 from skyloom.serve.settings import Settings
-from skyloom.serve.wire import CreateBody, EditFields, Reference, Sampling, StoryboardBody, read_reference
+from skyloom.serve.wire import Consent, CreateBody, EditFields, Reference, Sampling, StoryboardBody, read_reference
 
 log = logging.getLogger(__name__)
-CheckPrompt = Callable[[str], None]
-"""Returns for a text that the policy allows; raises SafetyError for another."""
-_LIKENESS = "The model knows a character by its name in the prompt only; its clip is kept, and not looked at."
+Moderate = Callable[[str], Verdict]
+"""What the policy says of a text."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Told:
     remixed_from: str | None = None
     parents: list[str] = field(default_factory=list[str])
     characters: list[str] = field(default_factory=list[str])
+    described: dict[str, str] = field(default_factory=dict[str, str])
+    consent: dict[str, str] | None = None
     notices: list[str] = field(default_factory=list[str])
     variations: list[str] = field(default_factory=list[str])
     extensions: int = 0
@@ -62,24 +65,31 @@ class Desk:
     """Where calls become jobs."""
 
     def __init__(
-        self, settings: Settings, jobs: JobStore, library: Library, sources: Sources, check_prompt: CheckPrompt
+        self, settings: Settings, jobs: JobStore, library: Library, sources: Sources, moderate: Moderate
     ) -> None:
         self._settings, self._jobs, self._library, self._sources = settings, jobs, library, sources
-        self._check_prompt = check_prompt
+        self._moderate = moderate
 
     def create(self, owner: str, body: CreateBody, keys: Keys) -> Job:
         """A video by a prompt, or `n` of them; the first is the answer and names the others."""
         _refuse_what_has_no_effect(body)
         named = find_named(self._settings, body.model)
-        characters = self._characters(owner, body)
-        cards = self._cards(owner, body.storyboard)
-        values = {**_sampling(body), "prompt": _styled(body.prompt, body.style), "cards": cards}
+        self.allow(body.prompt)
+        cast = self._cast(owner, [one.id for one in body.characters])
+        for index, one in enumerate(cast):
+            if one.name not in body.prompt:
+                message = f"The prompt must name the character {one.name!r:.100}."
+                raise invalid(f"characters[{index}]", message, "character_not_named")
+        prompt, played = play(body.prompt, cast)
+        cards = self._cards(owner, [_played(card, cast) for card in body.storyboard])
+        values = {**_sampling(body), "prompt": _styled(prompt, body.style), "cards": cards}
         if body.input_reference is not None:
             image = self._sources.picture(owner, body.input_reference, "input_reference").asset.reference
             values |= _first_picture(values["prompt"], image, body.strength)
         request, told = self._settle(named, values, body.seconds, body.size)
-        told = replace(told, prompt=body.prompt, characters=characters)
-        told = replace(told, notices=[*told.notices, _LIKENESS]) if characters else told
+        outside = [body.input_reference] if body.input_reference else _references(cards)
+        consent = self.attested(body.consent, media=bool(outside), outside=bool(outside))
+        told = _told_of_cast(replace(told, prompt=body.prompt, consent=consent), cast, played)
         drawn = body.seed is None
         others = [self._submit(owner, request, told, keys, drawn=drawn, index=i).id for i in range(1, body.n)]
         return self._submit(owner, request, replace(told, variations=others), keys, drawn=drawn)
@@ -89,10 +99,11 @@ class Desk:
         values = _sampling(body) | {"prompt": _styled(body.prompt, body.style)}
         values["cards"] = self._cards(owner, body.cards)
         request, told = self._settle(find_named(self._settings, body.model), values, body.seconds, body.size)
+        outside = bool(_references(values["cards"]))
+        consent = self.attested(body.consent, media=outside, outside=outside)
         shown = body.prompt or request.cards[0].prompt
-        return self._submit(
-            owner, request, replace(told, prompt=shown, verb="storyboard"), keys, drawn=body.seed is None
-        )
+        told = replace(told, prompt=shown, verb="storyboard", consent=consent)
+        return self._submit(owner, request, told, keys, drawn=body.seed is None)
 
     def plan(self, body: CreateBody) -> tuple[Request, Told]:
         """The request that a body means, without the media that it starts from: to be planned, not made."""
@@ -110,12 +121,17 @@ class Desk:
         mask = None if body.mask is None else self._sources.find(owner, body.mask, "mask").asset.reference
         prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")
         edit = edit_fields(verb, body, [source.asset.reference for source in sources], mask)
-        values = {**_sampling(body), "fps": None, "prompt": prompt, "model": named.info.name, "edit": edit}
+        self.allow(prompt, str(edit.get("style", "")))
+        shown = [id for source in sources if source.job for id in source.job.extra.get("characters", [])]
+        cast = self._cast(owner, list(dict.fromkeys(shown)))
+        said, played = play(prompt, cast)
+        values = {**_sampling(body), "fps": None, "prompt": said, "model": named.info.name, "edit": edit}
         request = self._request(values)
-        self._allow(prompt, str(edit.get("style", "")))
         settle(request, named.info)
-        told = self._told_of_edit(named, verb, body, sources)
-        return self._submit(owner, request, replace(told, prompt=prompt), keys, drawn=body.seed is None)
+        consent = self.attested(body.consent, media=True, outside=any(source.job is None for source in sources))
+        told = replace(self._told_of_edit(named, verb, body, sources), prompt=prompt, consent=consent)
+        told = _told_of_cast(told, cast, played)
+        return self._submit(owner, request, told, keys, drawn=body.seed is None)
 
     def _told_of_edit(self, named: Named, verb: str, body: EditFields, sources: list[Source]) -> Told:
         """What the answers say of an edit before it is made: an outside video's size is not known yet."""
@@ -147,7 +163,7 @@ class Desk:
         info, asked, length = named.info, named.asked_size(size), named.seconds(seconds)
         made = named.made_size(asked)
         request = self._request({**values, "seconds": length, "size": made, "model": info.name})
-        self._allow(request.prompt, *(card.prompt for card in request.cards))
+        self.allow(request.prompt, *(card.prompt for card in request.cards))
         settled = settle(request, info)
         told = Told(
             model=named.name,
@@ -176,14 +192,30 @@ class Desk:
             done.append(card)
         return done
 
-    def _characters(self, owner: str, body: CreateBody) -> list[str]:
-        """Ids of characters; the prompt must say their names."""
-        for index, one in enumerate(body.characters):
-            name = self._library.character(one.id, owner).name
-            if name not in body.prompt:
-                param = f"characters[{index}]"
-                raise invalid(param, f"The prompt must name the character {name!r:.100}.", "character_not_named")
-        return [one.id for one in body.characters]
+    def _cast(self, owner: str, ids: Sequence[str]) -> list[Character]:
+        """Characters by their ids. Raises WireError for one whose consent is over."""
+        cast = [self._library.character(id, owner) for id in ids]
+        for index, one in enumerate(cast):
+            self._check_end(one.consent, f"characters[{index}]", f"The consent for the character {one.name!r:.100}")
+        return cast
+
+    def attested(self, consent: Consent | None, *, media: bool, outside: bool) -> dict[str, str] | None:
+        """What is attested of the `media` that a call starts from, some of it from `outside`. Raises WireError for what
+        is over, for what the policy wants and is not there, and for what nothing is there for."""
+        if consent is None:
+            if outside and current_policy().consent:
+                message = "This server wants a consent with pictures and videos from outside: who, scope, expiry."
+                raise invalid("consent", message, "consent_required")
+            return None
+        if not media:
+            raise invalid("consent", "consent is of a picture or a video.", "unsupported_parameter")
+        self._check_end(consent.told(), "consent.expiry", "The consent")
+        return consent.told()
+
+    def _check_end(self, consent: Mapping[str, str] | None, param: str, what: str) -> None:
+        expiry = (consent or {}).get("expiry")
+        if expiry is not None and ends_at(expiry) <= self._jobs.database.now():
+            raise invalid(param, f"{what} ended with {expiry}.", "consent_expired")
 
     def _videos(self, owner: str, verb: str, body: EditFields, video_id: str | None) -> list[Source]:
         """The videos of an edit, as many as the verb takes."""
@@ -199,13 +231,20 @@ class Desk:
             raise invalid(param, f"Missing required parameter: '{param}'.", "missing_required_parameter")
         raise invalid(param, f"{verb} takes {most} videos at most.")
 
-    def _allow(self, *texts: str) -> None:
-        """Ask the policy. A negative prompt is not asked: it says what is not wanted."""
+    def allow(self, *texts: str, param: str = "prompt") -> None:
+        """Ask the policy. A negative prompt is not asked: it says what is not wanted. Raises WireError."""
         for text in texts:
-            try:
-                self._check_prompt(text)
-            except SafetyError as error:
-                raise WireError(400, str(error), "moderation_blocked", param="prompt") from error
+            self.refuse(self._moderate(text), "prompt", param)
+
+    def refuse(self, verdict: Verdict, target: str, param: str) -> None:
+        """Count and raise, as a WireError, what the policy does not allow."""
+        if verdict.allowed:
+            return
+        start, end = verdict.span or (0, 0)
+        where = f" (characters {start} to {end})" if verdict.at is None else f", for {param} at {verdict.at:g} s"
+        self._jobs.count_refusal(verdict.rule or "", target, BLOCKED)
+        message = f"Refused by the rule {verdict.rule}{where}: {verdict.message}"
+        raise WireError(400, message, BLOCKED, param=param)
 
     def _submit(
         self,
@@ -219,9 +258,9 @@ class Desk:
     ) -> Job:
         """Put a job in the queue, or find the one that this very call has made before. Its number among variations
         is added to the seed; a `drawn` seed is no part of what was asked."""
-        assert request.seed is not None
-        values = replace(request, seed=(request.seed + index) % 2**63).to_dict()
-        asked = {**values, "seed": index if drawn else values["seed"]}
+        seed = None if request.seed is None else (request.seed + index) % 2**63  # none where nothing is sampled
+        values = replace(request, seed=seed).to_dict()
+        asked = {**values, "seed": index if drawn else seed}
         known = json.dumps([asked, told.model, told.requested_size, told.characters], sort_keys=True)
         job = self._jobs.submit(
             values,
@@ -236,6 +275,31 @@ class Desk:
         seen = {"prompt": told.prompt} if self._settings.log_prompts else {}
         log.info("job asked", extra={"job": job.id, "model": told.model, "verb": told.verb, **seen})
         return job
+
+
+def play(text: str, cast: Sequence[Character]) -> tuple[str, frozenset[str]]:
+    """A prompt as the model gets it, with who the characters are, and the names of those that it knows."""
+    return put_in(text, {one.name: one.likeness for one in cast})
+
+
+def _played(card: Mapping[str, Any], cast: Sequence[Character]) -> dict[str, Any]:
+    """A card with its characters; what has no text is checked elsewhere."""
+    prompt = card.get("prompt")
+    return {**card, "prompt": play(prompt, cast)[0]} if isinstance(prompt, str) else dict(card)
+
+
+def _references(cards: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The media of cards."""
+    return [card[key] for card in cards for key in ("image", "video") if card.get(key) is not None]
+
+
+def _told_of_cast(told: Told, cast: Sequence[Character], played: frozenset[str]) -> Told:
+    """The characters of a video, what was put in for them, and what its maker should know of that."""
+    described = {one.name: one.likeness.description or "" for one in cast if one.name in played}
+    named = [one for one in cast if one.name in told.prompt]
+    notices = [notice(one, found=one.name in played) for one in named]
+    ids = [one.id for one in cast]
+    return replace(told, characters=ids, described=described, notices=[*told.notices, *notices])
 
 
 def _refuse_what_has_no_effect(body: CreateBody) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from skyloom.generate.edits import FILTERS
 from skyloom.generate.styles import list_styles
 from skyloom.serve.faults import invalid
 from skyloom.serve.wire import EditFields
 
-SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality", "model"})
+SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality"})
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ def check_fields(verb: str, body: EditFields) -> None:
     """Raise WireError for a field that the verb cannot use, or lacks: a setting without effect is an error."""
     known = VERBS[verb]
     given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "")}
-    for name in sorted(given - known.takes - SAMPLING - {"prompt", "video", "videos"}):
-        raise invalid(name, f"{name} means nothing to {verb}.", "unsupported_parameter")
+    cut = verb == "stitch" and body.morph == 0
+    sampling = frozenset[str]() if cut or verb in FILTERS else SAMPLING
+    for name in sorted(given - known.takes - sampling - {"prompt", "model", "consent", "video", "videos"}):
+        raise invalid(name, f"{name} means nothing to {'a hard cut' if cut else verb}.", "unsupported_parameter")
     for name in sorted(known.needs - given):
         raise invalid(name, f"Missing required parameter: '{name}'.", "missing_required_parameter")
     if verb == "inpaint" and (body.region is None) == (body.mask is None):

@@ -28,6 +28,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "media": (400, INVALID, "invalid_media"),
     "request": (400, INVALID, "invalid_value"),
     "safety": (400, INVALID, "moderation_blocked"),
+    "unchecked": (503, "server_error", "moderation_failed"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID, "conflict"),

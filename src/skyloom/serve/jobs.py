@@ -36,6 +36,7 @@ from skyloom.serve.records import (
     tell,
     usual_seconds,
 )
+from skyloom.serve.refusals import count_refusal, read_refusals
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import find_references
 from skyloom.serve.tables import events, jobs, keys, results, workers
@@ -223,6 +224,15 @@ class JobStore:
             seen = select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
             alive = connection.execute(seen).scalar_one()
         return Counts({row[0]: row[1] for row in rows}, 0.0 if since is None else max(0.0, now - since), alive)
+
+    def count_refusal(self, rule: str, target: str, code: str) -> None:
+        """Count that a rule of the policy has refused something before it became a job."""
+        self.database.write_together(lambda write: count_refusal(write, rule, target, code))
+
+    def refusals(self) -> Mapping[tuple[str, str, str], int]:
+        """How often each rule has refused, by rule, target and code."""
+        with self.database.read() as connection:
+            return read_refusals(connection)
 
     def room(self, owner: str) -> int:
         """How many jobs more an owner may have waiting now."""

@@ -26,6 +26,7 @@ from skyloom.serve.records import (
     read_job,
     settle,
 )
+from skyloom.serve.refusals import count_refusal
 from skyloom.serve.settings import Settings
 from skyloom.serve.tables import events, jobs, keys, owners, results, workers
 
@@ -78,6 +79,16 @@ class Lease:
     worker: str
 
 
+@dataclass(frozen=True)
+class Hand:
+    """A worker that was seen: its device, since when it works, the job that it holds and since when that is made."""
+
+    device: str
+    started_at: float
+    job: str | None
+    job_started_at: float | None
+
+
 class Leases:
     """The workers' side of the queue. Every method is one transaction."""
 
@@ -92,6 +103,14 @@ class Leases:
             if not write.connection.execute(seen).rowcount:
                 row = {"name": worker, "device": device, "started_at": write.now, "seen_at": write.now}
                 write.connection.execute(insert(workers).values(**row))
+
+    def hands(self) -> dict[str, Hand]:
+        """Every worker that said hello and was not forgotten, by its name."""
+        held = and_(jobs.c.worker == workers.c.name, jobs.c.status == "in_progress")
+        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).outerjoin(jobs, held)
+        with self.database.read() as connection:
+            rows = connection.execute(look).all()
+        return {row.name: Hand(row.device, row.started_at, row.id, row.begun) for row in rows}
 
     def lease(self, worker: str) -> Lease | None:
         """The next job, if one waits: of the owner who was served least, the one of highest priority, then the oldest.
@@ -170,7 +189,10 @@ class Leases:
         Raises LostLeaseError.
         """
         with self.database.write() as write:
-            return self._gone_wrong(write, _held(write.connection, lease), failure, retry_in)
+            job = _held(write.connection, lease)
+            if failure.rule is not None:
+                count_refusal(write, failure.rule, failure.target or "", failure.code)
+            return self._gone_wrong(write, job, failure, retry_in)
 
     def release(self, lease: Lease, checkpoint: Mapping[str, str] | None = None) -> Job | None:
         """Let a job go, which is no failed attempt: cancelled or paused where that was wanted, else to be gone on with,
@@ -227,7 +249,8 @@ class Leases:
             return settle(write, job, "cancel")
         attempts = job.attempts + 1
         if retry_in is None or attempts >= self.settings.max_attempts:
-            return leave(write, job, "failed", error=failure, attempts=attempts)
+            kept = {} if failure.rule is not None else job.checkpoint  # nothing of what was refused
+            return leave(write, job, "failed", error=failure, attempts=attempts, checkpoint=kept)
         status = "queued" if job.wanted is None else "paused"
         return leave(write, job, status, attempts=attempts, run_after=write.now + retry_in)
 

@@ -1,11 +1,26 @@
 """What clients bring: files to start from, and characters. Every look is an owner's own."""
 
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, Row, String, Table, Text, delete, insert, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    Row,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+)
 
 from skyloom.serve.database import Database
 from skyloom.serve.faults import missing
@@ -39,6 +54,15 @@ characters = Table(
 )
 
 
+likenesses = Table(  # what is known of a character; those that were made before it was asked have none
+    "likenesses",
+    metadata,
+    Column("character", String(64), ForeignKey("characters.id", ondelete="CASCADE"), primary_key=True),
+    Column("likeness", JSON, nullable=False),
+    Column("consent", JSON(none_as_null=True)),
+)
+
+
 @dataclass(frozen=True)
 class File:
     """A file of a client's: `name` is a label, `asset` the reference of its content."""
@@ -54,14 +78,33 @@ class File:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """Who a clip shows, as evaluate/likeness.py finds it: a noun and a colour, None where nobody is sure; whether the
+    receipt or the probe says so; and the probe's scores."""
+
+    noun: str | None = None
+    colour: str | None = None
+    source: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def description(self) -> str | None:
+        """Like "red cat"."""
+        return f"{self.colour} {self.noun}" if self.colour and self.noun else self.noun
+
+
+@dataclass(frozen=True)
 class Character:
-    """Somebody or something that prompts may name, and the clip that shows it."""
+    """Somebody or something that prompts may name, and the clip that shows it. `consent` is what its owner attests of
+    who is shown: `who` agreed, to what `scope`, until what `expiry`."""
 
     id: str
     owner: str
     name: str
     asset: str
     created_at: float
+    likeness: Likeness = Likeness()
+    consent: Mapping[str, str] | None = None
 
 
 class Library:
@@ -106,21 +149,28 @@ class Library:
             if not write.connection.execute(mine).rowcount:
                 raise missing("file", id)
 
-    def add_character(self, owner: str, name: str, asset: str) -> Character:
+    def add_character(
+        self, owner: str, name: str, asset: str, likeness: Likeness, consent: Mapping[str, str] | None = None
+    ) -> Character:
         """Remember a character."""
+        id = f"char_{secrets.token_hex(12)}"
         with self._database.write() as write:
-            made = Character(f"char_{secrets.token_hex(12)}", owner, name, asset, write.now)
-            write.connection.execute(insert(characters).values(**vars(made)))
-        return made
+            row = {"id": id, "owner": owner, "name": name, "asset": asset, "created_at": write.now}
+            write.connection.execute(insert(characters).values(**row))
+            known = {"character": id, "likeness": asdict(likeness), "consent": consent}
+            write.connection.execute(insert(likenesses).values(**known))
+        return Character(**row, likeness=likeness, consent=consent)
 
     def character(self, id: str, owner: str) -> Character:
         """A character of the owner's."""
-        mine = select(characters).where(characters.c.id == id, characters.c.owner == owner)
+        both = select(characters, likenesses.c.likeness, likenesses.c.consent).outerjoin(likenesses)
+        mine = both.where(characters.c.id == id, characters.c.owner == owner)
         with self._database.read() as connection:
             row = connection.execute(mine).one_or_none()
         if row is None:
             raise missing("character", id)
-        return Character(**row._mapping)
+        values = dict(row._mapping)
+        return Character(**{**values, "likeness": Likeness(**values["likeness"] or {})})
 
     def references(self) -> Iterator[str]:
         """Every asset that a file or a character names: what a clean-up must keep."""

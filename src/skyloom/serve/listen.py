@@ -21,15 +21,16 @@ from typing import Any
 import uvicorn
 
 from skyloom.core.errors import ConfigError
-from skyloom.safety.moderation import check_prompt
+from skyloom.safety.moderation import Verdict, check_prompt, current_policy
 from skyloom.serve import outbound
 from skyloom.serve.app import build_app, make_services
 from skyloom.serve.auth import KeyStore, check_exposure
 from skyloom.serve.calls import Outside
-from skyloom.serve.children import plan_in_child, verify_in_child
+from skyloom.serve.children import plan_in_child, verify_in_child, view_in_child
 from skyloom.serve.database import Database
 from skyloom.serve.guard import local_hosts
 from skyloom.serve.leases import Leases
+from skyloom.serve.library import Likeness
 from skyloom.serve.routes_batches import advance
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, Storage, open_storage
@@ -167,8 +168,15 @@ def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Ou
     def verify(asset: Asset) -> list[dict[str, Any]]:
         return verify_in_child(storage, asset, settings.data)["results"]
 
+    def view(asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
+        policy = current_policy()
+        if not (recognise or policy.pictures or policy.classifiers):
+            return Verdict(True), Likeness()
+        return view_in_child(storage, asset, recognise=recognise)
+
     return Outside(
         moderate=check_prompt,
+        view=view,
         verify=verify,
         plan=plan_in_child,
         check_url=partial(outbound.check_url, loopback=loopback),

@@ -39,10 +39,13 @@ class LostLeaseError(JobError):
 
 @dataclass(frozen=True)
 class JobFailure:
-    """Why a job failed: a code for programs, a sentence for people."""
+    """Why a job failed: a code for programs, a sentence for people, and of a refusal the policy's rule and of what it
+    was: the "prompt", the "input" or the "output"."""
 
     code: str
     message: str
+    rule: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)

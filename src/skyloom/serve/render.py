@@ -47,7 +47,8 @@ class PipelineRenderer:
         """The steps of a job's video; frames are written as they are done, memory does not grow with the length."""
         values = self._with_inputs(dict(job.request), Path(os.path.relpath(folder)) / "inputs")
         asked = Request.from_dict(values)
-        asked = asked if asked.seed is not None else asked.with_fields({"seed": seed_of(job.id)})
+        if asked.seed is None and asked.samples:
+            asked = asked.with_fields({"seed": seed_of(job.id)})
         pipeline = self._pipeline(asked.model or "diorama")
         asked = asked.with_fields({"model": pipeline.info.name})
         plan = pipeline.plan(asked)
@@ -69,8 +70,8 @@ class PipelineRenderer:
                     done[step.phase] = step.index / step.total
                     percent = _TEXT + int(_DENOISE * done["denoise"] + _DECODE * done["decode"])
                     yield Progress(percent, step.phase)
-            writer.receipt = receipt
-        assert receipt is not None, "a stream ends with a receipt"
+            assert receipt is not None, "a stream ends with a receipt"
+            writer.receipt = receipt = _with_cast(receipt, job.extra.get("described"))
         pictures = sampler.write(output)
         publish(target, receipt, looks=glimpses.looks)
         for picture in pictures.values():
@@ -150,6 +151,11 @@ class _Sampler:
             whole.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
         whole.save(sheet, "JPEG", quality=88)
         return {"thumbnail": thumbnail, "spritesheet": sheet}
+
+
+def _with_cast(receipt: Mapping[str, Any], described: Mapping[str, str] | None) -> Mapping[str, Any]:
+    """A receipt that says what was put into the prompt for which character."""
+    return {**receipt, "notes": {**receipt.get("notes", {}), "characters": described}} if described else receipt
 
 
 def _add_sound(plan: Plan, writer: VideoWriter) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from skyloom.serve import answers
 from skyloom.serve.batches import MAX_LINES, Line
+from skyloom.serve.body import count_values
 from skyloom.serve.calls import Asked, Call, Reply, Services
 from skyloom.serve.desk import Keys
 from skyloom.serve.faults import WireError, invalid
@@ -14,6 +15,7 @@ from skyloom.serve.jobs import Job
 from skyloom.serve.storage import Asset
 from skyloom.serve.wire import BatchBody, Body, CreateBody, parse
 
+MAX_LINE, MAX_LINE_VALUES = 2**20, 200  # bytes of a line; a request to make a video has some twenty values
 ENDPOINT, MAX_BYTES = "/v1/videos", 64 * 2**20
 
 
@@ -34,15 +36,15 @@ def create_batch(asked: Asked) -> Reply:
 
 def read_lines(text: bytes) -> list[Line]:
     """The requests of a batch's file. Raises WireError naming the first line that is none."""
+    if text.count(b"\n") > MAX_LINES:
+        raise invalid("input_file_id", f"A batch has {MAX_LINES:,} lines at most.")
     found: dict[str, Line] = {}
-    for number, row in enumerate(text.splitlines(), start=1):
+    for number, row in enumerate(text.split(b"\n"), start=1):
         if row.strip():
             line = _line(row, number)
             if line.custom_id in found:
                 raise _wrong(number, "its custom_id was there before")
             found[line.custom_id] = line
-        if len(found) > MAX_LINES:
-            raise invalid("input_file_id", f"A batch has {MAX_LINES:,} lines at most.")
     if not found:
         raise invalid("input_file_id", "The file has no lines.")
     return list(found.values())
@@ -79,6 +81,8 @@ def advance(services: Services) -> None:
 
 
 def _line(row: bytes, number: int) -> Line:
+    if len(row) > MAX_LINE or count_values(row) > MAX_LINE_VALUES:
+        raise _wrong(number, "it is too long, or has too many values")
     try:
         value = json.loads(row)
     except (ValueError, RecursionError) as error:
@@ -87,8 +91,8 @@ def _line(row: bytes, number: int) -> Line:
         raise _wrong(number, "it needs a custom_id")
     if value.get("method") != "POST" or value.get("url") != ENDPOINT or not isinstance(value.get("body"), dict):
         raise _wrong(number, f"it needs method POST, url {ENDPOINT} and a body")
-    if len(row) > 2**20 or "\\u0000" in row.decode("utf-8", "replace"):
-        raise _wrong(number, "it is too long, or has a character that is none")
+    if b"\\u0000" in row:
+        raise _wrong(number, "it has a character that is none")
     return Line(value["custom_id"][:200], value["body"])
 
 

@@ -20,10 +20,15 @@ _HEAD = 64
 
 
 def create_character(asked: Asked) -> Reply:
-    """Keep a clip under a name."""
-    body = parse(CharacterBody, asked.fields)
-    asset = asked.services.sources.video(asked.owner, body.video, "video").asset
-    return Reply(answers.character(asked.services.library.add_character(asked.owner, body.name, asset.reference)))
+    """Keep a clip under a name, once the policy has seen both and the clip was looked at, in a process of its own."""
+    body, services = parse(CharacterBody, asked.fields), asked.services
+    services.desk.allow(body.name, param="name")
+    source = services.sources.video(asked.owner, body.video, "video")
+    consent = services.desk.attested(body.consent, media=True, outside=source.job is None)
+    verdict, likeness = services.outside.view(source.asset, True)
+    services.desk.refuse(verdict, "input", "video")
+    kept = services.library.add_character(asked.owner, body.name, source.asset.reference, likeness, consent)
+    return Reply(answers.character(kept))
 
 
 def get_character(asked: Asked) -> Reply:
@@ -106,7 +111,7 @@ CALLS = (
         answers.CharacterAnswer,
         "write",
         CharacterBody,
-        faults=(404,),
+        faults=(404, 503),
     ),
     Call(
         "GET",

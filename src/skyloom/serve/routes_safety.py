@@ -1,4 +1,4 @@
-"""What may be made and how it is marked: moderation of texts, and a look for marks in a file."""
+"""What may be made and how it is marked: moderation of texts and pictures, and a look for marks in a file."""
 
 import secrets
 from typing import Any, BinaryIO, cast
@@ -7,7 +7,7 @@ from skyloom.safety.moderation import Verdict
 from skyloom.serve import answers
 from skyloom.serve.calls import Asked, Call, Reply
 from skyloom.serve.faults import invalid
-from skyloom.serve.wire import ModerationBody, ProvenanceBody, parse
+from skyloom.serve.wire import ModerationBody, ProvenanceBody, parse, read_reference
 
 CATEGORIES = (
     *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm"),
@@ -20,10 +20,19 @@ _RULES = {"sexual-minors": "sexual/minors", "sexual": "sexual", "mass-harm": "il
 
 
 def moderate(asked: Asked) -> Reply:
-    """What the local policy says of texts. It knows rules, not scores: a score is 0 or 1."""
+    """What the local policy says of texts, one answer each, or of OpenAI's parts (texts and pictures) together.
+
+    It knows rules, not scores: a score is 0 or 1.
+    """
     given = parse(ModerationBody, asked.fields).input
-    texts = [given] if isinstance(given, str) else [_text(item, index) for index, item in enumerate(given)]
-    results = [_result(asked.services.outside.moderate(text)) for text in texts]
+    items = [given] if isinstance(given, str) else given
+    verdicts = [_verdict(asked, item, f"input[{index}]") for index, item in enumerate(items)]
+    kinds = ["image" if isinstance(item, dict) and item.get("type") == "image_url" else "text" for item in items]
+    if any(isinstance(item, dict) for item in items):
+        first = next((verdict for verdict in verdicts if not verdict.allowed), Verdict(True))
+        results = [_result(first, sorted(set(kinds)))]
+    else:
+        results = [_result(verdict, ["text"]) for verdict in verdicts]
     return Reply({"id": f"modr_{secrets.token_hex(12)}", "model": "skyloom-policy", "results": results})
 
 
@@ -36,24 +45,34 @@ def check_provenance(asked: Asked) -> Reply:
     return Reply({"object": "content_provenance_check", "created_at": now, "results": results})
 
 
-def _text(item: Any, index: int) -> str:
-    """A text, or the text of one of OpenAI's parts; pictures are not looked at."""
-    if isinstance(item, dict) and item.get("type") == "text":
-        item = item.get("text")
-    if not isinstance(item, str):
-        raise invalid(f"input[{index}]", "Only texts are checked.", "invalid_type")
-    return item
+def _verdict(asked: Asked, item: Any, param: str) -> Verdict:
+    """Of a text, or of a part that is a text or a picture. Raises WireError."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "image_url":
+        source = asked.services.sources.picture(asked.owner, read_reference(_picture(item), param), param)
+        return asked.services.outside.view(source.asset, False)[0]
+    text = item.get("text") if kind == "text" else item
+    if not isinstance(text, str):
+        raise invalid(param, "Only texts and pictures are checked.", "invalid_type")
+    return asked.services.outside.moderate(text)
 
 
-def _result(verdict: Verdict) -> dict[str, Any]:
+def _picture(item: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's part, {"image_url": {"url": ...}}, as a reference."""
+    inner = item.get("image_url")
+    return {"image_url": inner.get("url") if isinstance(inner, dict) else inner}
+
+
+def _result(verdict: Verdict, kinds: list[str]) -> dict[str, Any]:
     category = next((name for start, name in _RULES.items() if (verdict.rule or "").startswith(start)), None)
     return {
         "flagged": not verdict.allowed,
         "categories": {name: name == category for name in CATEGORIES},
         "category_scores": {name: float(name == category) for name in CATEGORIES},
-        "category_applied_input_types": {name: ["text"] for name in CATEGORIES},
+        "category_applied_input_types": {name: kinds for name in CATEGORIES},
         "rule": verdict.rule,
         "span": verdict.span and list(verdict.span),
+        "at": verdict.at,
         "message": verdict.message,
     }
 
@@ -63,10 +82,11 @@ CALLS = (
         "POST",
         "/v1/moderations",
         moderate,
-        "Check texts by the local policy.",
+        "Check texts and pictures by the local policy.",
         answers.ModerationAnswer,
         "write",
         ModerationBody,
+        faults=(404, 503),
     ),
     Call(
         "POST",

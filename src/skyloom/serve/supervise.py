@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from skyloom.core.errors import CapacityError
 from skyloom.serve.leases import Leases
 from skyloom.serve.settings import Settings
 
@@ -39,8 +40,8 @@ class Supervisor:
     """Keeps a worker process for every device."""
 
     def __init__(self, leases: Leases, settings: Settings, devices: Sequence[str]) -> None:
-        self._leases = leases
-        self._children = [_Child(leases, worker_command(device), worker_environment(settings)) for device in devices]
+        environment = worker_environment(settings)
+        self._children = [Child(worker_command(device), environment, leases.forget) for device in devices]
 
     def start(self) -> "Supervisor":
         """Start all."""
@@ -77,6 +78,11 @@ def worker_command(device: str) -> list[str]:
 
 def worker_environment(settings: Settings) -> dict[str, str]:
     """The environment of a worker: ours, and every setting that it needs."""
+    return {**os.environ, **settings_environment(settings)}
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The variables that tell a worker every setting that it needs."""
     told = {
         "DATA": str(settings.data.absolute()),
         "DATABASE_URL": settings.database,
@@ -86,15 +92,16 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         "MAX_ATTEMPTS": repr(settings.max_attempts),
         "DISK_RESERVE": repr(settings.disk_reserve),
     }
-    return {**os.environ, **{f"SKYLOOM_{name}": value for name, value in told.items()}}
+    return {f"SKYLOOM_{name}": value for name, value in told.items()}
 
 
-class _Child:
-    """One worker process and the thread that watches it."""
+class Child:
+    """One worker process and the thread that watches it. `forget` is told the name of each worker that died."""
 
-    def __init__(self, leases: Leases, command: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: dict[str, str], forget: Callable[[str], object]) -> None:
         self.restarts = 0
-        self._leases, self._command, self._environment = leases, list(command), environment
+        self.name: str | None = None
+        self._command, self._environment, self._forget = list(command), environment, forget
         self._process: subprocess.Popen[bytes] | None = None
         self._over, self._until = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._watch, name="worker watch", daemon=True)
@@ -103,6 +110,11 @@ class _Child:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process that runs, or ran last."""
+        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Start watching; the process follows."""
@@ -134,7 +146,7 @@ class _Child:
         wait = 0.5
         while not self._over.is_set():
             begun = time.monotonic()
-            name = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns():x}"
+            self.name = name = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns():x}"
             self._process = subprocess.Popen(
                 [*self._command, "--name", name], env=self._environment, stdin=subprocess.PIPE
             )
@@ -143,7 +155,7 @@ class _Child:
             code = self._process.wait()
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            self._forget(name)
+            self._bury(name)
             if self._over.is_set():
                 return
             wait = 0.5 if time.monotonic() - begun > _CALM else min(wait * 2, _LONGEST_WAIT)
@@ -151,9 +163,9 @@ class _Child:
             self.restarts += 1
             self._over.wait(wait)
 
-    def _forget(self, name: str) -> None:
+    def _bury(self, name: str) -> None:
         """Its jobs need not wait until their leases run out."""
         try:
-            self._leases.forget(name)
-        except SQLAlchemyError as error:
+            self._forget(name)
+        except (SQLAlchemyError, CapacityError) as error:
             log.warning("the database does not answer", extra={"cause": type(error).__name__})

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from skyloom.serve.body import Upload
+from skyloom.serve.casting import ends_at
 from skyloom.serve.faults import WireError, invalid
 
 MAX_URL = 20_971_520  # characters of image_url, as OpenAI has it
@@ -131,6 +132,29 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
+def _expiry(text: str) -> str:
+    try:
+        ends_at(text)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("expected a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z") from error
+    return text
+
+
+class Consent(Body):
+    """What a client attests of the people that a picture or clip shows: who agreed, to what, until when."""
+
+    who: Annotated[str, Field(max_length=500)] | None = None
+    scope: Annotated[str, Field(max_length=500)] | None = None
+    expiry: Annotated[str, Field(max_length=40), AfterValidator(_expiry)] | None = None
+
+    def told(self) -> dict[str, str]:
+        """What was said, without what was not."""
+        return self.model_dump(exclude_none=True)
+
+
+Attested = Annotated[Consent, BeforeValidator(_plain)]
+
+
 class CharacterName(Body):
     """A character by its id."""
 
@@ -147,6 +171,7 @@ class Sampling(Body):
     negative_prompt: Text = ""
     quality: Annotated[str, Field(max_length=40)] | None = None
     style: Annotated[str, Field(max_length=200)] | None = None
+    consent: Attested | None = None
 
 
 class CreateBody(Sampling):
@@ -220,6 +245,7 @@ class CharacterBody(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     video: AnyReference
+    consent: Attested | None = None
 
 
 class FileBody(Body):
@@ -269,7 +295,7 @@ class EndpointTry(Body):
 
 
 class ModerationBody(Body):
-    """POST /v1/moderations: texts to be checked."""
+    """POST /v1/moderations: texts and pictures to be checked."""
 
     input: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[list[Any], Field(max_length=100)]
     model: Annotated[str, Field(max_length=200)] | None = None

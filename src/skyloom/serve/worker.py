@@ -21,9 +21,10 @@ from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from skyloom.core.errors import CapacityError, DiskFullError, SkyloomError
+from skyloom.core.errors import CapacityError, DiskFullError, SafetyError, SkyloomError, UncheckedError
 from skyloom.serve.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.records import Job, JobFailure, JobResult, Wanted
+from skyloom.serve.refusals import BLOCKED, FAILED
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, Storage
 
@@ -155,7 +156,11 @@ class Worker:
             raise
         except Exception as error:  # whatever a render does, the worker lives
             failure, retry_in = explain(error, self.settings.data, lease.job.request)
-            log.warning("job went wrong", extra={"job": lease.job.id, "code": failure.code}, exc_info=error)
+            told = {"job": lease.job.id, "code": failure.code}
+            if failure.rule is not None:  # no traceback: it could tell what was refused
+                log.warning("job refused", extra={**told, "rule": failure.rule})
+            else:
+                log.warning("job went wrong", extra=told, exc_info=error)
             return lambda: self.leases.fail(lease, failure, retry_in=retry_in)
 
     def _prepare(self, job: Job, folder: Path, output: Path) -> None:
@@ -286,10 +291,17 @@ def explain(error: Exception, data: Path, request: Mapping[str, Any]) -> tuple[J
         return JobFailure("out_of_memory", "The memory is full. Ask for a smaller size or fewer seconds."), 5.0
     if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL):
         return JobFailure("disk_full", "The disk is full. Free some space and retry."), 60.0
+    if isinstance(error, SafetyError):
+        code = FAILED if isinstance(error, UncheckedError) else BLOCKED
+        return JobFailure(code, _told(text, data, request), error.rule, error.target), None
     if isinstance(error, SkyloomError):
         retry_in = error.retry_after if isinstance(error, CapacityError) else None
-        return JobFailure(error.code, _without_paths(text.replace(str(data.absolute()), ""), request)), retry_in
+        return JobFailure(error.code, _told(text, data, request)), retry_in
     return JobFailure("internal", "Something went wrong inside; the worker's log says what."), None
+
+
+def _told(text: str, data: Path, request: Mapping[str, Any]) -> str:
+    return _without_paths(text.replace(str(data.absolute()), ""), request)
 
 
 def _without_paths(text: str, request: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from skyloom.serve.app import build_app, make_services
 from skyloom.serve.calls import Outside, Services
 from skyloom.serve.database import Database
 from skyloom.serve.leases import Leases
+from skyloom.serve.library import Likeness
 from skyloom.serve.records import Job
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, open_storage
@@ -42,6 +43,19 @@ class Posts:
         return self.status
 
 
+@dataclass
+class Viewer:
+    """What is seen in stored pictures and videos."""
+
+    verdict: Verdict = Verdict(True)
+    likeness: Likeness = Likeness()
+    asked: list[bool] = field(default_factory=list[bool])
+
+    def __call__(self, asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
+        self.asked.append(recognise)
+        return self.verdict, self.likeness
+
+
 @dataclass(eq=False)
 class Server:
     """A server and all that tests want to see of it."""
@@ -49,6 +63,7 @@ class Server:
     services: Services
     app: Any
     posts: Posts
+    viewer: Viewer
     stopping: threading.Event
     children: list[Health]
 
@@ -122,11 +137,11 @@ def make_server(data: Path, **changes: Any) -> Server:
     """A server on its own data folder."""
     changes = {"lease_seconds": 2.0, "heartbeat_seconds": 0.5, "disk_reserve": 0, **changes}
     settings, posts, stopping = Settings(data=data, **changes), Posts(), threading.Event()
-    children = [Health(wanted=1, alive=1, restarts=0)]
-    outside = Outside(moderate, verify, plan, check_url, posts, fetch, lambda: children[0])
+    viewer, children = Viewer(), [Health(wanted=1, alive=1, restarts=0)]
+    outside = Outside(moderate, viewer, verify, plan, check_url, posts, fetch, lambda: children[0])
     database = Database(settings.database)
     services = make_services(settings, database, open_storage(settings.storage), outside, TOKEN, stopping)
-    return Server(services, build_app(services, {HOST}), posts, stopping, children)
+    return Server(services, build_app(services, {HOST}), posts, viewer, stopping, children)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from skyloom.serve.body import MAX_DEPTH, Upload, close_uploads, depth_of, read_body
+from skyloom.serve.body import MAX_DEPTH, MAX_VALUES, Upload, close_uploads, count_values, depth_of, read_body
 from skyloom.serve.faults import WireError
 
 
@@ -39,6 +39,14 @@ def form(*parts: tuple[str, str | tuple[str, bytes]]) -> tuple[bytes, str]:
         ([("video[id]", "v")], {"video": {"id": "v"}}),
         ([("c[][id]", "1"), ("c[][id]", "2")], {"c": [{"id": "1"}, {"id": "2"}]}),
         ([("c[][id]", "1"), ("c[][name]", "x")], {"c": [{"id": "1", "name": "x"}]}),
+        (
+            [("c[][at]", "0"), ("c[][at]", "2"), ("c[][text]", "x"), ("c[][text]", "y")],
+            {"c": [{"at": "0", "text": "x"}, {"at": "2", "text": "y"}]},
+        ),
+        (
+            [("c[][at]", "0"), ("c[][text]", "x"), ("c[][at]", "2"), ("c[][text]", "y"), ("c[][image][id]", "z")],
+            {"c": [{"at": "0", "text": "x"}, {"at": "2", "text": "y", "image": {"id": "z"}}]},
+        ),
         ([("c[1]", "b"), ("c[0]", "a")], {"c": ["a", "b"]}),
         ([("c[]", "a"), ("c[]", "b")], {"c": ["a", "b"]}),
         ([("n[a]", "true")], {"n": {"a": "true"}}),
@@ -85,6 +93,7 @@ def test_json_that_is_no_request_is_refused(content, status):
         [("[a]", "1")],
         [("a", "1"), ("a[b]", "2")],
         [("a" * 300, "1")],
+        [("c[][at]", "0"), ("c[][at]", "2"), ("c[][text]", "x")],
         [(f"f{index}", "1") for index in range(500)],
         [("a[9999999999]", "1"), ("a" + "[b]" * 60, "1")],
         [(f"f{index}", ("f", b"1")) for index in range(50)],
@@ -123,6 +132,28 @@ def test_depth_is_the_depth_of_the_json(value):
         return 1 + max(map(depth, part), default=0) if isinstance(part, list) else 0
 
     assert depth_of(json.dumps(value).encode()) == min(depth(value), MAX_DEPTH + 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+)
+def test_values_are_never_counted_too_low(value):
+    import json
+
+    def count(part) -> int:
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return 1 + sum(map(count, inner))
+
+    assert count(value) <= count_values(json.dumps(value).encode()) <= 2 * count(value)
+
+
+@pytest.mark.parametrize("item", [b"[]", b'"a"', b"0"])
+def test_json_of_very_many_values_is_not_parsed(item):
+    few, many = (b'{"a": [' + b",".join([item] * number) + b"]}" for number in (50_000, MAX_VALUES + 1))
+    assert len(read(few, "application/json")["a"]) == 50_000
+    with pytest.raises(WireError, match="more than 200,000 values"):
+        read(many, "application/json")
 
 
 def test_depth_takes_no_longer_than_the_text_is_long():

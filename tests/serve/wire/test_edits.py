@@ -1,6 +1,9 @@
 """Verbs: each on its own path, with the fields it takes and no others."""
 
+import json
+
 import pytest
+from openai import BadRequestError
 
 from skyloom.generate import edits
 from skyloom.generate.edits import STRENGTHS
@@ -33,10 +36,11 @@ def video(server) -> str:
     ],
 )
 def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb, body, edit):
-    answer = server.http().post(f"/v1/videos/{video}/{verb}", json={**body, "seed": 7}).json()
+    seed = None if verb in edits.FILTERS else 7  # a filter has no use for one
+    answer = server.http().post(f"/v1/videos/{video}/{verb}", json={**body, "seed": seed}).json()
     job, source = server.services.jobs.get(answer["id"]), server.services.jobs.get(video)
     assert job.request["edit"] == {"verb": verb, "videos": [source.result.assets["video"]], **edit}
-    assert (answer["verb"], answer["parents"], answer["seed"]) == (verb, [video], 7)
+    assert (answer["verb"], answer["parents"], answer["seed"]) == (verb, [video], seed)
     assert job.request["prompt"] == body.get("prompt", "a cat")
     assert not {"seconds", "size", "fps", "image", "cards"} & job.request.keys()
 
@@ -57,6 +61,25 @@ def test_an_edit_is_the_verb_that_its_fields_name(server, video):
     http = server.http()
     for body, verb in (({}, "remix"), ({"region": "0,0,8,8"}, "inpaint"), ({"start": 0, "stop": 1}, "retake")):
         assert http.post(f"/v1/videos/{video}/edits", json={"prompt": "x", **body}).json()["verb"] == verb
+
+
+SAMPLED = {"seed": 3, "steps": 4, "guidance": 2, "quality": "best", "negative_prompt": "fog"}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(server, video, name):
+    http, two = server.http(), {"videos": [{"id": video}, {"id": video}]}
+    asked = (
+        (f"/v1/videos/{video}/upscale", {"size": "256x256"}),
+        (f"/v1/videos/{video}/interpolate", {"fps": 32}),
+        ("/v1/videos/stitch", {**two, "morph": 0}),
+    )
+    for path, body in asked:
+        answer = http.post(path, json={**body, name: SAMPLED[name]})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+        assert "seed" not in server.services.jobs.get(http.post(path, json=body).json()["id"]).request
+    assert http.post("/v1/videos/stitch", json={**two, "morph": 0.5, name: SAMPLED[name]}).status_code == 200
 
 
 def test_the_wire_has_every_verb_with_the_fields_it_takes():
@@ -137,6 +160,20 @@ def test_a_storyboard_is_a_call_and_a_field(server):
     picture = http.post("/v1/files", files={"file": ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(9))}).json()["id"]
     pinned = http.post("/v1/videos/storyboard", json={"cards": [{**cards[0], "image": {"file_id": picture}}]}).json()
     assert server.services.jobs.get(pinned["id"]).request["cards"][0]["image"].startswith("asset:")
+
+
+def test_a_storyboard_comes_whole_through_the_unchanged_client(server):
+    cards = [{"at": 0, "prompt": "a cat"}, {"at": 2, "prompt": "a dog"}]
+    uneven = [cards[0], {**cards[1], "cut": True}]
+    client = server.openai(max_retries=0)
+    made = client.videos.create(prompt="at night", seconds="4", extra_body={"storyboard": cards})
+    told = client.videos.create(prompt="at night", seconds="4", extra_body={"storyboard": json.dumps(uneven)})
+    first, second = (server.services.jobs.get(one.id).request["cards"] for one in (made, told))
+    assert [card["prompt"] for card in first] == [card["prompt"] for card in second] == ["a cat", "a dog"]
+    assert second[1]["cut"] is True
+    with pytest.raises(BadRequestError, match="send them as JSON") as caught:
+        client.videos.create(prompt="at night", seconds="4", extra_body={"storyboard": uneven})
+    assert caught.value.param == "storyboard"
 
 
 def test_jobs_are_held_and_let_go(server):
