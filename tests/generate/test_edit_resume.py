@@ -65,7 +65,7 @@ def asked(name, folder, **told):
     verb = name.split()[0]
     videos = [str(folder / f"{one}.mkv") for one in VIDEOS.get(verb, ("a",))]
     edit = Edit(verb, videos, **(MAKING | FILTERS)[name], **told)
-    return Request("a dog on the beach", seed=3, num_steps=2, edit=edit)
+    return Request("a dog on the beach", edit=edit, **({} if name in FILTERS else {"seed": 3, "num_steps": 2}))
 
 
 def lives(pipeline, request, resume, calls):

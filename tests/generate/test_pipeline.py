@@ -96,7 +96,7 @@ def test_a_first_picture_is_kept(pipeline, tmp_path):
     Image.effect_noise((50, 40), 80).convert("RGB").save(path)
     video = pipeline.generate(replace(ASK, image=str(path)))
     plan = pipeline.plan(replace(ASK, image=str(path)))
-    canvas = pipeline._canvas_at(plan)(plan.windows[0])
+    canvas = pipeline._canvas_at(plan, pipeline._pins(plan))(plan.windows[0])
     alone = to_frames(pipeline.vae.decode(canvas.latent[None, :, :1])[0])
     assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)

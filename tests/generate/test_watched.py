@@ -47,7 +47,7 @@ def fill(value, media):
 @pytest.mark.parametrize("way", WAYS)
 def test_no_way_of_making_passes_by_the_policy(media, classifier, way):
     pipeline, files = media
-    request = Request.from_dict({"prompt": "a cat", "seed": 2, **fill(WAYS[way], files)})
+    request = Request.from_dict({"prompt": "a cat", **fill(WAYS[way], files)}).with_seed()
     starts = [] if way == "text" else [0]
     classifier.allowed = sum(2 if path == files["VIDEO"] else 1 for path in request.media)  # a second and a bit
     taken = []
