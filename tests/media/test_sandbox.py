@@ -90,11 +90,20 @@ def test_the_child_has_no_secrets_and_no_torch(tmp_path, film, monkeypatch):
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(signal.SIGSEGV, "broke the decoder"), (signal.SIGALRM, "10 seconds"), (signal.SIGKILL, "broke the decoder")],
+    [(signal.SIGSEGV, "broke the decoder"), (signal.SIGPROF, "10 seconds"), (signal.SIGKILL, "broke the decoder")],
 )
 def test_a_child_that_dies_is_one_clear_error(tmp_path, film, number, message):
     child = Sandbox(film(tmp_path / "a.mp4", count=2), "video")
     assert message in stopped(child, lambda: (os.kill(child.pid, number), child._process.wait()))
+
+
+@pytest.mark.parametrize(
+    ("work", "end"),
+    [("while True: pass", -signal.SIGPROF), ("time.sleep(0.5)", 0), ("work_for(0)\nsum(range(2**22))", 0)],
+)
+def test_only_work_counts_against_a_child(work, end):
+    code = f"import time\nfrom skyloom.media.confine import work_for\nwork_for(0.02)\n{work}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == end
 
 
 def test_a_child_that_hangs_is_killed(tmp_path, film, monkeypatch):

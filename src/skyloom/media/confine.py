@@ -42,11 +42,12 @@ def confine(memory: int) -> None:
 
 
 def work_for(seconds: float) -> None:
-    """Be killed by the system unless called again within so many seconds; 0 calls it off.
+    """Be killed by the system unless called again within so many seconds of processor time; 0 calls it off.
 
-    The default action of the alarm ends the process even inside a library that never comes back.
+    The default action of the alarm ends the process even inside a library that never comes back; and a machine that is
+    busy with other things refuses nobody's file for it.
     """
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _mapped() -> int:

@@ -25,8 +25,8 @@ from skyloom.core.errors import CapacityError, MediaError
 MAX_BYTES = 64 * 2**30
 MAX_PICTURE_BYTES = 2**28
 MAX_HEADER = 2**12
-PATIENCE = 10.0
-_KILLED_FOR_TIME = (signal.SIGALRM, signal.SIGXCPU)
+PATIENCE = 60.0  # seconds by the clock; the child itself has ten of processor time
+_KILLED_FOR_TIME = (signal.SIGPROF, signal.SIGXCPU)
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
     "from skyloom.media.decoder import main; main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
@@ -46,7 +46,7 @@ _REFUSALS: Mapping[str, tuple[str, str]] = {
     "damaged": ("is damaged near {seconds:.2f} s.", "Cut that part out, or convert it again from its original."),
     "bomb": ("is {bytes} bytes and would be {frames} frames of {width}x{height}.", "Cut it or make it smaller."),
     "memory": ("needs more memory to be read than skyloom grants.", "Convert it to mp4 (H.264), or make it smaller."),
-    "time": ("cannot be read: nothing came of it for 10 seconds.", "Convert it to mp4 (H.264)."),
+    "time": ("cannot be read: nothing came of it in 10 seconds of work.", "Convert it to mp4 (H.264)."),
     "crash": ("cannot be read: it broke the decoder.", "Choose another file, or convert it to mp4 (H.264)."),
 }
 
@@ -130,8 +130,8 @@ class Sandbox:
     def take(self, most: int) -> tuple[dict[str, Any], bytearray] | None:
         """The next message with at most so many bytes; none when the child went home before it heard the question.
 
-        Raises MediaError for a refusal, a crash, a limit, ten seconds without progress, or a message that is not as
-        agreed.
+        Raises MediaError for a refusal, a crash, a limit, ten seconds of work without progress, or a message that is
+        not as agreed.
         """
         while True:
             length = self._read(4, may_end=True) if self._close.alive else None
@@ -181,7 +181,7 @@ class Sandbox:
         """How the child ended that has closed its side."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(PATIENCE)
-        return -signal.SIGALRM
+        return -signal.SIGPROF
 
     def fail(self, word: str, values: Mapping[str, Any] | None = None) -> MediaError:
         """End the child, and the error to raise."""
