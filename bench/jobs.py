@@ -106,7 +106,7 @@ def videos(count: int, seconds: float) -> dict[str, float]:
         database, storage = Database(settings.database), open_storage(settings.storage)
         store, render = JobStore(database, settings), PipelineRenderer(storage, "cpu")
         hand = Worker(Leases(database, settings), storage, render, settings, name="bench", device="cpu")
-        settings.runs.mkdir()
+        settings.runs.mkdir(parents=True)
         os.chdir(settings.runs)
         pipeline = load("diorama", device="cpu")
         for number in range(count + 1):

@@ -3,6 +3,7 @@
 import pytest
 
 from skyloom.core.errors import ConfigError, SafetyError
+from skyloom.safety import moderation
 from skyloom.safety.moderation import _BUNDLED, POLICY, Verdict, check_prompt, load_policy, refuse_prompt
 from skyloom.safety.reading import read_words
 
@@ -118,3 +119,20 @@ def test_the_bundled_policy_looks_at_no_frames_and_its_examples_can_be_read(tmp_
 
 def test_words_keep_their_places():
     assert [(word.text, word.start, word.end) for word in read_words("A C\u00e0t!")] == [("a", 0, 1), ("cat", 2, 5)]
+
+
+@pytest.mark.parametrize(
+    "text", ["kid sex " * 4_000, "a " * 16_000, "12 year old " * 2_500, "x.y-" * 8_000, "a" * 32_000]
+)
+def test_a_long_text_is_read_in_about_as_many_looks_as_it_is_long(text, monkeypatch):
+    """Each hit is held against one hit of each other group, not against all of them."""
+    looks = []
+    place = moderation._Soonest.from_place
+    monkeypatch.setattr(moderation._Soonest, "from_place", lambda *given: looks.append(1) or place(*given))
+    check_prompt(text)
+    assert len(looks) < 3 * len(text)
+
+
+def test_the_nearest_words_of_a_rule_are_told_wherever_they_stand():
+    told = check_prompt("a kid, " + "then " * 30 + "sex and a kid")
+    assert (told.rule, told.span) == ("sexual-minors", (157, 170))

@@ -78,9 +78,9 @@ def left_behind(data: Path, store: JobStore) -> dict[str, int]:
     for job in store.page(limit=10_000)[0]:
         store.delete(job.id)
     storage.collect(store.referenced_assets(), grace=-60)
-    folders = {"runs": data / "runs", "parts": data / "assets/.parts", "temporary": data / "tmp"}
+    folders = {"runs": "runs/*", "parts": "assets/.parts", "temporary": "tmp"}
     left = {
-        name: len([one for one in folder.iterdir() if not one.name.startswith(live.TORCH)])
+        name: len([one for one in data.glob(f"{folder}/*") if not one.name.startswith(live.TORCH)])
         for name, folder in folders.items()
     }
     return {**left, "stored": len(list((data / "assets").glob("??/*")))}

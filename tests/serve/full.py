@@ -85,7 +85,7 @@ def one_place(disk: Path, database: Database, clock: Clock, number: int, room: i
     """A job whose disk is full for a moment; what came of it. Raises AssertionError for a broken promise."""
     settings = Settings(data=disk, heartbeat_seconds=0.05, lease_seconds=5.0, disk_reserve=0, max_attempts=5)
     store, leases, storage = JobStore(database, settings), Leases(database, settings), FolderStorage(disk / "assets")
-    settings.runs.mkdir(exist_ok=True)
+    settings.runs.mkdir(parents=True, exist_ok=True)
     hand = worker.Worker(leases, storage, swarm.fake_render, settings, name="hand", device="none")
     prompt, stuff = f"place {number}", fill(disk, room)
     back = threading.Timer(LONG_SECONDS if number % 10 == 0 else FULL_SECONDS, stuff.unlink)
@@ -145,7 +145,7 @@ def main() -> None:
             FolderStorage(disk / "assets").collect(set(), grace=-60)
             with database.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            left = [*(disk / "runs").iterdir(), *(disk / "assets/.parts").iterdir()]
+            left = [*(disk / "runs").glob("*/*"), *(disk / "assets/.parts").iterdir()]
             assert not left, left
         damage = len(database.check())
         database.close()

@@ -67,7 +67,7 @@ def main() -> None:
                     thread.join()
             same = live.children(server.process.pid) == family
             told = {"server": watch.told(server.process.pid), "worker": watch.told(family[0])}
-            left = {folder: len(list((data / folder).glob("*"))) for folder in ("runs", "assets/.parts")}
+            left = {folder: len(list(data.glob(f"{folder}/*"))) for folder in ("runs/*", "assets/.parts")}
             left["tmp"] = len([path for path in (data / "tmp").iterdir() if not path.name.startswith(live.TORCH)])
         rows = store.page(limit=100)[0]
         stored = len(list((data / "assets").glob("??/*")))

@@ -103,7 +103,7 @@ def hand_of(settings: Settings, database: Database) -> Worker:
 
 def worker(settings: Settings) -> None:
     """Work for ever."""
-    settings.runs.mkdir(exist_ok=True)
+    settings.runs.mkdir(parents=True, exist_ok=True)
     hand = hand_of(settings, Database(settings.database))
     signal.signal(signal.SIGTERM, lambda *_: hand.drain())
     hand.run()

@@ -59,7 +59,8 @@ class Board:
         (Wish(), [ONE, TWO], (2, 1.0)),
         (Wish(), [TWO], (1, 0.0)),
         (Wish("per-gpu", gpus=0.5), [ONE, TWO], (4, 0.5)),
-        (Wish("per-gpu", gpus=1.5), [ONE, ONE], (2, 1.5)),
+        (Wish("per-gpu", gpus=0.4), [ONE, TWO], (4, 0.4)),
+        (Wish("per-gpu", gpus=2.0), [ONE, ONE], (2, 2.0)),
         (Wish(3), [ONE, TWO], (3, 1.0)),
         (Wish(3, gpus=0.0), [ONE], (3, 0.0)),
         (Wish(3), [TWO], (3, 0.0)),
@@ -67,6 +68,11 @@ class Board:
 )
 def test_a_wish_comes_to_a_number_and_a_share(wish, nodes, settled):
     assert wish.settle(nodes) == settled
+
+
+def test_parts_of_several_gpus_are_not_wished_for():
+    with pytest.raises(ConfigError, match="cannot be shared out"):
+        Wish("per-gpu", gpus=1.5).settle([ONE])
 
 
 @pytest.mark.parametrize("wish", [Wish("per-gpu"), Wish(gpus=1.0), Wish("per-gpu", gpus=0.0)])

@@ -1,5 +1,6 @@
 """Settings: file, environment, what is given; the later wins, and nothing wrong is taken."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ def test_defaults_lie_in_the_data_folder(tmp_path):
     settings = load_settings(environment={}, data=tmp_path)
     assert settings.database == f"sqlite:///{tmp_path}/skyloom.db"
     assert settings.storage == str(tmp_path / "assets")
-    assert settings.runs == tmp_path / "runs"
+    assert settings.runs.parent == tmp_path / "runs"
+    assert settings.runs != replace(settings, database_url="sqlite:///other.db").runs
     assert (settings.host, settings.models["sora-2"]) == ("127.0.0.1", "diorama")
 
 

@@ -127,7 +127,7 @@ def _print(plane: "Plane", hands: "Mapping[str, Hand]", where: str, head: "Head"
     for node in told["nodes"]:
         typer.echo(f"  {node['host']:24} {node['cpus']:g} CPUs, {node['gpus']:g} GPUs")
     for worker in told["workers"]:
-        job = f"{worker['job']} since {_time(worker['job_since'])}" if worker["job"] else ""
+        job = f"{worker['job']} begun {_time(worker['job_begun'])}" if worker["job"] else ""
         line = f"{worker['name']:18} {worker['state']:8} {worker['host'] or '-':24} {worker['device'] or '-':7} "
         typer.echo(f"{line} since {_time(worker['since'])}  {job}".rstrip())
 

@@ -7,10 +7,11 @@ adds. It stops what is asked for plainly, in English; it is no judge of meaning.
 import os
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,33 @@ class _Hit:
 def _met(words: Sequence[Word], rule: Rule) -> tuple[int, int] | None:
     """From where to where in the text a rule's groups are met, if all of them are, near enough."""
     hits = [[hit for term in group for hit in _phrase(words, term)] for group in rule.groups]
+    soonest = [_Soonest(group) for group in hits]
     best: tuple[int, int] | None = None
-    for chosen in product(*hits) if all(hits) else ():
-        places = [place for hit in chosen for place in hit.places]
-        span = min(hit.start for hit in chosen), max(hit.end for hit in chosen)
-        if max(places) - min(places) <= rule.within and (best is None or span[1] - span[0] < best[1] - best[0]):
+    for number, first in ((number, hit) for number, group in enumerate(hits) for hit in group) if all(hits) else ():
+        others = [group.from_place(first.places[0]) for index, group in enumerate(soonest) if index != number]
+        chosen = [first, *(hit for hit in others if hit is not None)]
+        if len(chosen) < len(hits):
+            continue
+        last = max(place for hit in chosen for place in hit.places)
+        span = first.start, max(hit.end for hit in chosen)
+        if last - first.places[0] <= rule.within and (best is None or span[1] - span[0] < best[1] - best[0]):
             best = span
     return best or _glued(words, rule)
+
+
+class _Soonest:
+    """Which hit of a group ends first, of those that begin at a place or after it."""
+
+    def __init__(self, hits: Sequence[_Hit]) -> None:
+        ordered = sorted(hits, key=lambda hit: hit.places[0])
+        self._begin = [hit.places[0] for hit in ordered]
+        backwards = accumulate(reversed(ordered), lambda one, other: min(one, other, key=lambda hit: hit.end))
+        self._hits = [*backwards][::-1]
+
+    def from_place(self, place: int) -> _Hit | None:
+        """That hit; None if there is none."""
+        at = bisect_left(self._begin, place)
+        return self._hits[at] if at < len(self._hits) else None
 
 
 def _glued(words: Sequence[Word], rule: Rule) -> tuple[int, int] | None:
@@ -155,8 +176,9 @@ def _glued(words: Sequence[Word], rule: Rule) -> tuple[int, int] | None:
     if len(rule.groups) != len(("one", "other")):
         return None
     one, other = ({term.replace(" ", "").rstrip("*") for term in group} for group in rule.groups)
+    longest = max(map(len, one), default=0) + max(map(len, other), default=0)
     for word in words:
-        for cut in range(_GLUED, len(word.text) - _GLUED + 1):
+        for cut in range(_GLUED, len(word.text) - _GLUED + 1) if len(word.text) <= longest else ():
             parts = word.text[:cut], word.text[cut:]
             if (parts[0] in one and parts[1] in other) or (parts[0] in other and parts[1] in one):
                 return word.start, word.end

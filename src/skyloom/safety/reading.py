@@ -6,6 +6,7 @@ and marks inside words are undone. Every word remembers where in the original te
 
 import re
 import unicodedata
+from bisect import bisect_left
 from dataclasses import dataclass
 
 _ALIKE = str.maketrans(  # Cyrillic, Greek and phonetic letters that look like Latin ones
@@ -112,7 +113,7 @@ def _without_marks(plain: str, origin: list[int], starts: list[int]) -> list[Wor
     found: list[Word] = []
     for chunk in _CHUNK.finditer(plain):
         bare = re.sub(r"[^a-z0-9]", "", chunk.group().translate(_LEET).replace("1", "i"))
-        inside = [place for place, start in enumerate(starts) if chunk.start() <= start < chunk.end()]
-        if bare and len(inside) > 1:
-            found.append(Word(bare, inside[0], origin[chunk.start()], origin[chunk.end() - 1] + 1))
+        first, after = bisect_left(starts, chunk.start()), bisect_left(starts, chunk.end())
+        if bare and after - first > 1:
+            found.append(Word(bare, first, origin[chunk.start()], origin[chunk.end() - 1] + 1))
     return found

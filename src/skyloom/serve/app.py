@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from skyloom.core.errors import SafetyError, UncheckedError
 from skyloom.serve import (
     routes_batches,
     routes_edits,
@@ -37,6 +38,7 @@ from skyloom.serve.library import Library
 from skyloom.serve.metrics import Metrics
 from skyloom.serve.openapi import make_document
 from skyloom.serve.references import Sources
+from skyloom.serve.refusals import BLOCKED, FAILED
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Storage
 from skyloom.serve.webhooks import EndpointStore
@@ -105,6 +107,9 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
         except ClientDisconnect:
             return Response(status_code=_GONE)  # nobody reads it
         except Exception as error:
+            if isinstance(error, SafetyError):
+                code = FAILED if isinstance(error, UncheckedError) else BLOCKED
+                await run_in_threadpool(services.jobs.count_refusal, error.rule or "", error.target, code)
             return _fault(error, state["request_id"], call.name)
         finally:
             close_uploads(fields)

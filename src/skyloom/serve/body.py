@@ -182,14 +182,14 @@ def _numbered(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     lists: dict[str, list[str]] = {}
     for name, _ in items:
         root, empty, rest = name.partition("[]")
-        if empty and rest:
+        if empty and rest and "[]" not in rest:
             lists.setdefault(root, []).append(rest)
     by_key = {root: rests for root, rests in lists.items() if _key_by_key(root, rests)}
     seen: Counter[str] = Counter()
     told: list[tuple[str, Any]] = []
     for name, value in items:
         root, empty, rest = name.partition("[]")
-        if empty and rest and root in by_key:
+        if empty and rest in by_key.get(root, ()):
             told.append((f"{root}[{seen[name]}]{rest}", value))
             seen[name] += 1
         else:

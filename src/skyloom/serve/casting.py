@@ -13,6 +13,7 @@ from skyloom.serve.library import Character, Likeness
 from skyloom.world.nouns import article
 
 _BEFORE = re.compile(r"(?<!\w)(a|an|the|my|your|his|her|its|our|their)(\s+)([\w-]+\s+)?$", re.IGNORECASE)
+_LOOK_BACK = 100  # characters in which an article and an adjective stand
 _NO_ADJECTIVE = frozenset({"and", "or", "but", "with", "of", "in", "on", "at", "by", "to", "for", "from", "is", "was"})
 _GENITIVE = re.compile(r"['\u2019](?!s\b)")
 
@@ -58,7 +59,7 @@ def _say(before: str, known: Likeness, *, again: bool) -> str:
     assert known.noun is not None
     whole = article(known.noun, known.colour)
     bare = re.sub(r"^an? ", "", whole)
-    found = _BEFORE.search(before)
+    found = _BEFORE.search(before, max(0, len(before) - _LOOK_BACK))
     if found is None or (found[3] and found[3].strip().lower() in _NO_ADJECTIVE):
         return before + (f"the {bare}" if again else whole)
     if found[3] or found[1].lower() not in ("a", "an"):

@@ -23,6 +23,7 @@ from skyloom.serve.supervise import settings_environment
 
 WAIT_SECONDS = 120.0
 _LOOK_SECONDS = 0.5
+_ROUNDING = 1e-6
 _PREFIX = "skyloom-worker-"
 _FORWARDED = ("SKYLOOM_", "AWS_", "AZURE_", "GOOGLE_", "PG")  # settings, and the keys of stores and databases
 _LOOPBACK = ("localhost", "127.", "::1")
@@ -110,7 +111,9 @@ class Wish:
             return self.workers, share
         if not share and self.workers is None:
             return len(nodes), 0.0
-        room = sum(int(node.gpus / share) for node in nodes) if share else 0
+        if share > 1 and not share.is_integer():
+            raise ConfigError(f"{share:g} GPUs cannot be shared out.", hint="Use a part of one, or whole ones.")
+        room = sum(_fit(node.gpus, share) for node in nodes) if share else 0
         if not room:
             raise ConfigError("The cluster has no GPU of that share.", hint="Give a number: --workers 2 --gpus 0.")
         return room, share
@@ -190,9 +193,16 @@ def report(plane: Plane, hands: Mapping[str, Hand]) -> dict[str, list[dict[str, 
         state = "lost" if told is None else "starting" if hand is None else "working" if hand.job else "idle"
         row = {"name": name, "state": state, "host": told and told.host, "pid": told and told.pid}
         row |= {"device": hand and hand.device, "since": hand and hand.started_at, "job": hand and hand.job}
-        row |= {"job_since": hand and hand.job_started_at, "restarts": told and told.restarts}
+        row |= {"job_begun": hand and hand.job_begun_at, "restarts": told and told.restarts}
         workers.append(row)
     return {"nodes": [asdict(node) for node in plane.nodes()], "workers": workers}
+
+
+def _fit(gpus: float, share: float) -> int:
+    """How many shares there are in GPUs; none lies on two of them, unless it is of whole ones."""
+    if share >= 1:
+        return int(gpus / share + _ROUNDING)
+    return int(gpus + _ROUNDING) * int(1 / share + _ROUNDING) + int(gpus % 1 / share + _ROUNDING)
 
 
 def _check_room(nodes: Sequence[Node], leaving: Sequence[Keeper], orders: Orders, missing: int) -> None:
@@ -202,7 +212,8 @@ def _check_room(nodes: Sequence[Node], leaving: Sequence[Keeper], orders: Orders
         gone = [keeper for keeper in leaving if keeper.node == node.id]
         cpus = node.free_cpus + sum(keeper.cpus for keeper in gone)
         gpus = node.free_gpus + sum(keeper.gpus for keeper in gone)
-        fits = [int(free / share + 1e-6) for free, share in ((cpus, orders.cpus), (gpus, orders.gpus)) if share]
+        fits = [int(cpus / orders.cpus + _ROUNDING)] if orders.cpus else []
+        fits += [_fit(gpus, orders.gpus)] if orders.gpus else []
         room += min(fits, default=missing)
     if room < missing:
         raise CapacityError(

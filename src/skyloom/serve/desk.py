@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from skyloom.generate.limits import settle
+from skyloom.generate.limits import MAX_PROMPT, settle
 from skyloom.generate.request import Request
 from skyloom.generate.styles import list_styles
 from skyloom.safety.moderation import Verdict, current_policy
@@ -81,14 +81,13 @@ class Desk:
                 message = f"The prompt must name the character {one.name!r:.100}."
                 raise invalid(f"characters[{index}]", message, "character_not_named")
         prompt, played = play(body.prompt, cast)
-        cards = self._cards(owner, [_played(card, cast) for card in body.storyboard])
+        cards, sources = self._cards(owner, [_played(card, cast) for card in body.storyboard])
         values = {**_sampling(body), "prompt": _styled(prompt, body.style), "cards": cards}
         if body.input_reference is not None:
-            image = self._sources.picture(owner, body.input_reference, "input_reference").asset.reference
-            values |= _first_picture(values["prompt"], image, body.strength)
+            sources.append(self._sources.picture(owner, body.input_reference, "input_reference"))
+            values |= _first_picture(values["prompt"], sources[0].asset.reference, body.strength)
         request, told = self._settle(named, values, body.seconds, body.size)
-        outside = [body.input_reference] if body.input_reference else _references(cards)
-        consent = self.attested(body.consent, media=bool(outside), outside=bool(outside))
+        consent = self._consent(owner, body.consent, sources)
         told = _told_of_cast(replace(told, prompt=body.prompt, consent=consent), cast, played)
         drawn = body.seed is None
         others = [self._submit(owner, request, told, keys, drawn=drawn, index=i).id for i in range(1, body.n)]
@@ -97,10 +96,9 @@ class Desk:
     def storyboard(self, owner: str, body: StoryboardBody, keys: Keys) -> Job:
         """A video by cards; the prompt is said with each."""
         values = _sampling(body) | {"prompt": _styled(body.prompt, body.style)}
-        values["cards"] = self._cards(owner, body.cards)
+        values["cards"], sources = self._cards(owner, body.cards)
         request, told = self._settle(find_named(self._settings, body.model), values, body.seconds, body.size)
-        outside = bool(_references(values["cards"]))
-        consent = self.attested(body.consent, media=outside, outside=outside)
+        consent = self._consent(owner, body.consent, sources)
         shown = body.prompt or request.cards[0].prompt
         told = replace(told, prompt=shown, verb="storyboard", consent=consent)
         return self._submit(owner, request, told, keys, drawn=body.seed is None)
@@ -122,13 +120,12 @@ class Desk:
         prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")
         edit = edit_fields(verb, body, [source.asset.reference for source in sources], mask)
         self.allow(prompt, str(edit.get("style", "")))
-        shown = [id for source in sources if source.job for id in source.job.extra.get("characters", [])]
-        cast = self._cast(owner, list(dict.fromkeys(shown)))
+        cast = self._cast(owner, _shown_in(sources))
         said, played = play(prompt, cast)
         values = {**_sampling(body), "fps": None, "prompt": said, "model": named.info.name, "edit": edit}
         request = self._request(values)
         settle(request, named.info)
-        consent = self.attested(body.consent, media=True, outside=any(source.job is None for source in sources))
+        consent = self._consent(owner, body.consent, sources)
         told = replace(self._told_of_edit(named, verb, body, sources), prompt=prompt, consent=consent)
         told = _told_of_cast(told, cast, played)
         return self._submit(owner, request, told, keys, drawn=body.seed is None)
@@ -180,17 +177,19 @@ class Desk:
         """A request from what is given, with a seed, so that a run that goes on elsewhere makes the same video."""
         return Request.from_dict({key: value for key, value in values.items() if value is not None}).with_seed()
 
-    def _cards(self, owner: str, cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Cards with their pictures and videos as stored files."""
+    def _cards(self, owner: str, cards: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Source]]:
+        """Cards with their pictures and videos as stored files, and what these are."""
         done: list[dict[str, Any]] = []
+        sources: list[Source] = []
         for number, given in enumerate(cards):
             card = dict(given)
             for key, find in (("image", self._sources.picture), ("video", self._sources.video)):
                 if card.get(key) is not None:
                     param = f"storyboard[{number}].{key}"
-                    card[key] = find(owner, read_reference(card[key], param), param).asset.reference
+                    sources.append(find(owner, read_reference(card[key], param), param))
+                    card[key] = sources[-1].asset.reference
             done.append(card)
-        return done
+        return done, sources
 
     def _cast(self, owner: str, ids: Sequence[str]) -> list[Character]:
         """Characters by their ids. Raises WireError for one whose consent is over."""
@@ -198,6 +197,11 @@ class Desk:
         for index, one in enumerate(cast):
             self._check_end(one.consent, f"characters[{index}]", f"The consent for the character {one.name!r:.100}")
         return cast
+
+    def _consent(self, owner: str, consent: Consent | None, sources: Sequence[Source]) -> dict[str, str] | None:
+        """What is attested of what a call starts from; characters that these show must not be over either."""
+        self._cast(owner, _shown_in(sources))
+        return self.attested(consent, media=bool(sources), outside=any(source.job is None for source in sources))
 
     def attested(self, consent: Consent | None, *, media: bool, outside: bool) -> dict[str, str] | None:
         """What is attested of the `media` that a call starts from, some of it from `outside`. Raises WireError for what
@@ -232,8 +236,11 @@ class Desk:
         raise invalid(param, f"{verb} takes {most} videos at most.")
 
     def allow(self, *texts: str, param: str = "prompt") -> None:
-        """Ask the policy. A negative prompt is not asked: it says what is not wanted. Raises WireError."""
+        """Ask the policy of texts that are not too long to be asked of. A negative prompt is not asked: it says what is
+        not wanted. Raises WireError."""
         for text in texts:
+            if len(text) > MAX_PROMPT:
+                raise invalid(param, f"The {param} has {len(text):,} characters. Use {MAX_PROMPT:,} at most.")
             self.refuse(self._moderate(text), "prompt", param)
 
     def refuse(self, verdict: Verdict, target: str, param: str) -> None:
@@ -288,9 +295,10 @@ def _played(card: Mapping[str, Any], cast: Sequence[Character]) -> dict[str, Any
     return {**card, "prompt": play(prompt, cast)[0]} if isinstance(prompt, str) else dict(card)
 
 
-def _references(cards: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The media of cards."""
-    return [card[key] for card in cards for key in ("image", "video") if card.get(key) is not None]
+def _shown_in(sources: Sequence[Source]) -> list[str]:
+    """Ids of the characters that videos of ours show, each once."""
+    shown = [id for source in sources if source.job for id in source.job.extra.get("characters", [])]
+    return list(dict.fromkeys(shown))
 
 
 def _told_of_cast(told: Told, cast: Sequence[Character], played: frozenset[str]) -> Told:

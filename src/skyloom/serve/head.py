@@ -99,12 +99,17 @@ class Head:
 
 
 def found_here() -> str | None:
-    """The cluster that this machine is part of, by RAY_ADDRESS or as Ray has noted it; None if none answers."""
+    """The cluster that this machine is part of, by RAY_ADDRESS or as Ray has noted it; None if none answers. Raises
+    CapacityError for one that RAY_ADDRESS names and that does not."""
     noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     address = os.environ.get("RAY_ADDRESS")
     with contextlib.suppress(OSError):
         address = address or noted.read_text().strip()
-    return address if address and answers(address) else None
+    if address and answers(address):
+        return address
+    if os.environ.get("RAY_ADDRESS"):
+        raise CapacityError(f"Nothing answers at {address}, which RAY_ADDRESS names.", hint="Check it, or unset it.")
+    return None
 
 
 def answers(address: str) -> bool:

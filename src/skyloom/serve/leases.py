@@ -53,6 +53,7 @@ _FIRST_OF = (
 _HELD = WHOLE_JOBS.where(
     jobs.c.number == bindparam("number"), jobs.c.token == bindparam("token"), jobs.c.status == "in_progress"
 )
+_SEEN = update(workers).where(workers.c.name == bindparam("who")).values(seen_at=bindparam("now"))
 _LOST = WHOLE_JOBS.where(jobs.c.status == "in_progress")
 _OUTLIVED = WHOLE_JOBS.where(
     or_(
@@ -81,12 +82,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class Hand:
-    """A worker that was seen: its device, since when it works, the job that it holds and since when that is made."""
+    """A worker that was seen: its device, since when it works, the job that it holds and when that was first begun."""
 
     device: str
     started_at: float
     job: str | None
-    job_started_at: float | None
+    job_begun_at: float | None
 
 
 class Leases:
@@ -149,6 +150,7 @@ class Leases:
         """
         with self.database.write() as write:
             job = _held(write.connection, lease)
+            write.connection.execute(_SEEN, {"who": lease.worker, "now": write.now})
             values: dict[str, object] = {"lease_until": write.now + self.settings.lease_seconds}
             values |= {"progress": max(job.progress, min(progress, _ALMOST)), "phase": phase or job.phase}
             if checkpoint is not None and checkpoint != job.checkpoint:

@@ -7,14 +7,14 @@ from skyloom.safety.moderation import Verdict
 from skyloom.serve import answers
 from skyloom.serve.calls import Asked, Call, Reply
 from skyloom.serve.faults import invalid
-from skyloom.serve.wire import ModerationBody, ProvenanceBody, parse, read_reference
+from skyloom.serve.wire import MAX_TEXT, ModerationBody, ProvenanceBody, parse, read_reference
 
 CATEGORIES = (
     *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm"),
     *("self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic"),
 )
 
-
+_MOST_PICTURES = 8  # of one call: each is looked at by a process of its own, one after another
 # a rule's name begins with -> OpenAI's category; an operator's own rules have none
 _RULES = {"sexual-minors": "sexual/minors", "sexual": "sexual", "mass-harm": "illicit/violent"}
 
@@ -26,6 +26,7 @@ def moderate(asked: Asked) -> Reply:
     """
     given = parse(ModerationBody, asked.fields).input
     items = [given] if isinstance(given, str) else given
+    _check_amount(items)
     verdicts = [_verdict(asked, item, f"input[{index}]") for index, item in enumerate(items)]
     kinds = ["image" if isinstance(item, dict) and item.get("type") == "image_url" else "text" for item in items]
     if any(isinstance(item, dict) for item in items):
@@ -43,6 +44,15 @@ def check_provenance(asked: Asked) -> Reply:
     results = asked.services.outside.verify(asset)
     now = int(asked.services.database.now())
     return Reply({"object": "content_provenance_check", "created_at": now, "results": results})
+
+
+def _check_amount(items: list[Any]) -> None:
+    """Raise WireError for more than one call may ask."""
+    texts = [item.get("text") if isinstance(item, dict) else item for item in items]
+    if sum(len(text) for text in texts if isinstance(text, str)) > MAX_TEXT:
+        raise invalid("input", f"Texts of {MAX_TEXT:,} characters in all are checked at a time.")
+    if sum(isinstance(item, dict) and item.get("type") == "image_url" for item in items) > _MOST_PICTURES:
+        raise invalid("input", f"{_MOST_PICTURES} pictures are checked at a time.")
 
 
 def _verdict(asked: Asked, item: Any, param: str) -> Verdict:

@@ -3,6 +3,7 @@
 Every field `name` is a key of the file and the variable SKYLOOM_NAME; a variable holds a TOML value or plain text.
 """
 
+import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -75,8 +76,8 @@ class Settings:
 
     @property
     def runs(self) -> Path:
-        """The folder where workers keep videos in the making."""
-        return self.data.absolute() / "runs"
+        """The folder where workers keep videos in the making: one for each queue, whose jobs alone they know."""
+        return self.data.absolute() / "runs" / hashlib.sha256(self.database.encode()).hexdigest()[:12]
 
 
 def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from skyloom.core.errors import CapacityError
+from skyloom.core.errors import SkyloomError
 from skyloom.serve.leases import Leases
 from skyloom.serve.settings import Settings
 
@@ -147,14 +147,7 @@ class Child:
         while not self._over.is_set():
             begun = time.monotonic()
             self.name = name = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns():x}"
-            self._process = subprocess.Popen(
-                [*self._command, "--name", name], env=self._environment, stdin=subprocess.PIPE
-            )
-            if self._over.is_set():  # told to stop between the look and the start
-                self._process.terminate()
-            code = self._process.wait()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            code = self._run_once(name)
             self._bury(name)
             if self._over.is_set():
                 return
@@ -163,9 +156,24 @@ class Child:
             self.restarts += 1
             self._over.wait(wait)
 
+    def _run_once(self, name: str) -> int:
+        """Start the process and wait for its end; how it ended, or the number of what kept it from starting."""
+        try:
+            self._process = subprocess.Popen(
+                [*self._command, "--name", name], env=self._environment, stdin=subprocess.PIPE
+            )
+        except OSError as error:  # no memory, or too many processes: it may be there again
+            return error.errno or 1
+        if self._over.is_set():  # told to stop between the look and the start
+            self._process.terminate()
+        code = self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
+
     def _bury(self, name: str) -> None:
         """Its jobs need not wait until their leases run out."""
         try:
             self._forget(name)
-        except (SQLAlchemyError, CapacityError) as error:
+        except (SQLAlchemyError, SkyloomError) as error:
             log.warning("the database does not answer", extra={"cause": type(error).__name__})
