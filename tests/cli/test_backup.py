@@ -104,3 +104,14 @@ def test_postgres_and_nothing_are_said(skyloom, tmp_path):
     ran = skyloom("backup", "copy.db", "--data", tmp_path / "none")
     assert (ran.code, "There is no database" in ran.err) == (2, True)
     assert not (tmp_path / "none").exists()
+
+
+def test_folders_that_are_not_there_are_said_and_not_made(skyloom, tmp_path):
+    submit(tmp_path / "data", "a cat")
+    ran = skyloom("backup", "nowhere/copy.db", "--data", tmp_path / "data")
+    assert ran.code != 0
+    assert "The folder nowhere does not exist" in ran.err
+    ran = skyloom("jobs", "list", "--data", tmp_path / "other")
+    assert ran.code != 0
+    assert "There is no database" in ran.err
+    assert not (tmp_path / "other").exists()

@@ -70,3 +70,10 @@ def test_a_classifier_that_is_not_there_makes_nothing(skyloom, tiny_model, polic
     ran = skyloom("generate", "a cat", "-o", "out.mp4", "--model", tiny_model)
     assert (ran.code, list(tmp_path.iterdir())) == (2, [])
     assert "the classifier own cannot be loaded" in ran.err
+
+
+def test_a_file_that_is_not_there_is_not_allowed(skyloom, tmp_path):
+    ran = skyloom("moderate", "nope.png")
+    assert ran.code != 0
+    assert ran.out == ""
+    assert "nope.png does not exist" in ran.err

@@ -246,6 +246,7 @@ def test_an_edit_is_made_again_from_the_very_files(edit, folder, pipeline, tmp_p
         ("interpolate", {"fps": "16"}, "not more than 16"),
         ("interpolate", {"fps": "many"}, "is no rate"),
         ("upscale", {"size": "big"}, "is not a size"),
+        ("upscale", {"size": "16x16"}, "is not larger than the video"),
         ("blend", {"videos": ("a", "b"), "curve": "wild"}, "is no curve"),
         ("blend", {"videos": ("a", "b"), "curve": "mix", "seconds": "1"}, "Only a transition"),
     ],

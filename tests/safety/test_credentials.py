@@ -46,6 +46,19 @@ def test_what_is_signed_reads_back(write, name):
     assert where.stat().st_size < path.stat().st_size + 20_000
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
+def test_a_file_is_what_it_is_whatever_it_is_called(write, name):
+    path = write(name)
+    sign(path, SAID, find_signer())
+    content = bytearray(path.read_bytes())
+    other = path.with_suffix(".bin")
+    other.write_bytes(content)
+    assert read(other).state == "trusted"
+    content[len(content) // 2] ^= 1
+    other.write_bytes(content)
+    assert read(other).state == "invalid"
+
+
 def test_the_receipt_is_still_there_and_other_readers_agree(write):
     path = write("a.mp4")
     sign(path, SAID, find_signer())

@@ -144,10 +144,13 @@ def _settings(data: Path | None, database: str | None, storage: str | None = Non
 
 
 def _store(data: Path | None, database: str | None) -> "JobStore":
+    from skyloom.core.errors import ConfigError
     from skyloom.serve.database import Database
     from skyloom.serve.jobs import JobStore
 
     settings = _settings(data, database)
+    if settings.database_url is None and not (settings.data / "skyloom.db").exists():
+        raise ConfigError(f"There is no database in {settings.data}.", hint="Name its folder with --data.")
     return JobStore(Database(settings.database), settings)
 
 

@@ -57,6 +57,8 @@ def _inside(path: Path) -> list[Path]:
     """A file, or the pictures and videos of a folder, in order. Raises RequestError for a folder without any."""
     from skyloom.core.errors import RequestError
 
+    if not path.exists():
+        raise RequestError(f"{path} does not exist.", hint="Check the path.")
     if not path.is_dir():
         return [path]
     found = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in _SUFFIXES)

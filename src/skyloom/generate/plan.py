@@ -75,7 +75,14 @@ def _plan_edit(request: Request, settled: Settled, model: ModelInfo, scale: Scal
     height, width = settled.height, settled.width
     first = timeline.spans[0]
     if isinstance(first, Filter):
-        height, width = first.size or (footage.sources[0].height, footage.sources[0].width)
+        there = footage.sources[0].height, footage.sources[0].width
+        height, width = first.size or there
+        if first.size and (first.size == there or height < there[0] or width < there[1]):
+            raise RequestError(
+                f"{width}x{height} is not larger than the video, {there[1]}x{there[0]}.",
+                hint=f"Use {2 * there[1]}x{2 * there[0]}, say.",
+                field="size",
+            )
         fps *= first.times
     return Plan(
         request,

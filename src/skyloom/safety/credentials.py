@@ -31,6 +31,7 @@ EMBEDDED = {
     ".jpeg": "image/jpeg",
 }
 SIDECAR = ".c2pa"
+_SNIFFED = 16
 ASSERTION = "skyloom.generation"
 MAX_SIDECAR = 16 * 2**20
 _MARKERS, _HEAD = (b"jumdc2pa", b"jumdc2ma", b"urn:c2pa"), 2**20  # words of every manifest, and where it lies
@@ -129,9 +130,11 @@ def read(path: Path, authorities: Sequence[str] | None = None) -> Credentials | 
     if authorities is None:
         own = own_authority()
         authorities = () if own is None else (own,)
-    kind, sidecar = EMBEDDED.get(path.suffix.lower()), sidecar_of(path)
+    sidecar = sidecar_of(path)
     try:
         with path.open("rb") as file:
+            kind = _kind(file.read(_SNIFFED))
+            file.seek(0)
             if kind and (found := _read(file, kind, None, authorities)):
                 return found
             if not sidecar.is_file():
@@ -141,6 +144,18 @@ def read(path: Path, authorities: Sequence[str] | None = None) -> Credentials | 
             return _read(file, _PLAIN, sidecar.read_bytes(), authorities)
     except OSError as error:
         raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+
+
+def _kind(start: bytes) -> str | None:
+    """What a file is by its first bytes, whatever it is called; None for what carries no manifest inside."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return EMBEDDED[".webp"]
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return EMBEDDED[".avi"]
+    if start[4:8] == b"ftyp":
+        return EMBEDDED[".mov" if start[8:12] == b"qt  " else ".mp4"]
+    known = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif"}
+    return next((EMBEDDED[suffix] for magic, suffix in known.items() if start.startswith(magic)), None)
 
 
 def _manifest(title: str, generation: Mapping[str, Any], sources: Sequence[Source], verb: str | None) -> dict[str, Any]:

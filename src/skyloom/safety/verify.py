@@ -10,12 +10,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from skyloom.media.read import read_image
+from skyloom.media.sandbox import is_picture
 from skyloom.media.source import open_source
 from skyloom.safety.credentials import Credentials, read
 from skyloom.safety.detector import Mark, find_marks
 from skyloom.safety.registry import Glimpses, Match, Registry, hash_content
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def check(path: Path, registry: Registry | None = None) -> Findings:
     """Look at a video or picture with all three layers, without any network. Raises MediaError for what is neither."""
     digest = hash_content(path)
     credentials = read(path)
-    taken, glimpses = hashlib.sha256(), Glimpses(1 if _is_picture(path) else open_source(path).fps)
+    taken, glimpses = hashlib.sha256(), Glimpses(1 if is_picture(path) else open_source(path).fps)
 
     def watched() -> Iterator[UInt8[Tensor, "t h w c"]]:
         for run in _runs(path):
@@ -67,13 +66,9 @@ def check(path: Path, registry: Registry | None = None) -> Findings:
     return Findings(str(path), digest, credentials, tuple(marks), tuple(matches))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _PICTURES
-
-
 def _runs(path: Path) -> Iterator[UInt8[Tensor, "t h w c"]]:
     """The frames of a file, some at a time, decoded by the limited child: it may come from anywhere."""
-    if _is_picture(path):
+    if is_picture(path):
         yield read_image(path)
     else:
         yield from open_source(path).stream()

@@ -150,6 +150,8 @@ class Database:
             raise ConfigError("A Postgres database is backed up by Postgres.", hint="Use pg_dump.")
         if target.exists():
             raise ConfigError(f"{target} is there already.", hint="Name a new file.")
+        if not target.absolute().parent.is_dir():
+            raise ConfigError(f"The folder {target.parent} does not exist.", hint="Make it, or name another.")
         with self.engine.connect() as connection:
             connection.exec_driver_sql("VACUUM INTO ?", (str(target),))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skyloom.generate.edits import FILTERS
+from skyloom.generate.request import parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.serve.faults import invalid
 from skyloom.serve.wire import EditFields
@@ -63,6 +64,20 @@ def check_fields(verb: str, body: EditFields) -> None:
         raise invalid("region", "Give a region or a mask.", "missing_required_parameter")
     if body.start is not None and body.stop is not None and body.stop <= body.start:
         raise invalid("stop", "stop must be later than start.")
+
+
+def check_source(body: EditFields, size: str, fps: float, seconds: float) -> None:
+    """Raise WireError for what a video of ours, which is known, does not allow; others are looked at by the worker."""
+    if body.size is not None:
+        width, height = parse_size(body.size)
+        wide, high = parse_size(size)
+        if (width, height) == (wide, high) or width < wide or height < high:
+            raise invalid("size", f"{body.size} is not larger than the video, {size}.")
+    if body.fps is not None and body.fps <= fps:
+        raise invalid("fps", f"{body.fps:g} fps are not more than the video's {fps:g}.")
+    for name, time in (("start", body.start), ("stop", body.stop)):
+        if time is not None and time > seconds + 1 / fps:
+            raise invalid(name, f"{time:g} s is outside of the video: it is {seconds:g} seconds long.")
 
 
 def edit_fields(verb: str, body: EditFields, videos: list[str], mask: str | None) -> dict[str, Any]:

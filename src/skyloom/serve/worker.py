@@ -159,6 +159,8 @@ class Worker:
             told = {"job": lease.job.id, "code": failure.code}
             if failure.rule is not None:  # no traceback: it could tell what was refused
                 log.warning("job refused", extra={**told, "rule": failure.rule})
+            elif isinstance(error, SkyloomError):  # it says itself what is wrong, in its owner's words
+                log.warning("job went wrong", extra=told)
             else:
                 log.warning("job went wrong", extra=told, exc_info=error)
             return lambda: self.leases.fail(lease, failure, retry_in=retry_in)

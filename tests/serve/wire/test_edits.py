@@ -195,3 +195,32 @@ def test_a_plan_makes_nothing(server):
     answer = server.http().post("/v1/videos/plan", json={"prompt": "a cat", "seconds": "60"}).json()
     assert (answer["object"], answer["seconds"]) == ("video.plan", "60")
     assert server.services.jobs.page() == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "param"),
+    [
+        ("upscale", {"size": "64x64"}, "size"),
+        ("upscale", {"size": "128x128"}, "size"),
+        ("interpolate", {"fps": 16}, "fps"),
+        ("retake", {"start": 3, "stop": 99}, "stop"),
+        ("recut", {"start": 98, "stop": 99, "seconds": 5}, "start"),
+    ],
+)
+def test_what_a_known_video_does_not_allow_is_refused_at_once(server, video, verb, body, param):
+    answer = server.http().post(f"/v1/videos/{video}/{verb}", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_storyboard_shows_no_character_whose_consent_is_over(server, monkeypatch):
+    http = server.http()
+    clip = {"video": ("c.mp4", MP4)}
+    told = {"name": "Mossy", "consent": json.dumps({"who": "ada", "expiry": "2030-01-01"})}
+    character = http.post("/v1/videos/characters", data=told, files=clip).json()["id"]
+    shown = http.post("/v1/videos", json={"prompt": "Mossy", "characters": [{"id": character}]}).json()["id"]
+    server.work()
+    cards = [{"at": 0, "prompt": "a cat", "video": {"id": shown}}]
+    assert http.post("/v1/videos/storyboard", json={"cards": cards}).status_code == 200
+    monkeypatch.setattr(server.services.database, "now", lambda: 2e9)
+    late = http.post("/v1/videos/storyboard", json={"cards": cards})
+    assert (late.status_code, late.json()["error"]["code"]) == (400, "consent_expired")
