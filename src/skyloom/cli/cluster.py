@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from skyloom.serve.leases import Hand, Leases
     from skyloom.serve.settings import Settings
 
-app = typer.Typer(help="Workers on many hosts, placed by Ray (pip install 'skyloom\\[ray]').", no_args_is_help=True)
+app = typer.Typer(help="Workers on many hosts, placed by Ray: docs/cluster.md.", no_args_is_help=True)
 
 _Data = Annotated[Path | None, typer.Option(help="The data folder, on every host (default: each host's own)")]
 _Database = Annotated[
