@@ -288,7 +288,7 @@ def video(job: Job) -> dict[str, Any]:
         "base_model": str(request.get("model", "")),
         "requested_size": str(told.get("requested_size", told.get("size", ""))),
         "seed": request.get("seed"),
-        "fps": told.get("fps"),
+        "fps": fps_of(job),
         "has_audio": bool(told.get("has_audio", False)),
         "phase": job.phase,
         "paused": job.status == "paused",
@@ -306,6 +306,12 @@ def size_of(job: Job) -> str:
     """Width x height: of what was made, or what is to be."""
     shape = _shape(job)
     return f"{shape[2]}x{shape[1]}" if shape else str(job.extra.get("size", ""))
+
+
+def fps_of(job: Job) -> float | None:
+    """Frames a second: of what was made, or of what is to be."""
+    made = job.result.receipt.get("frames", {}).get("fps") if job.result else None
+    return job.extra.get("fps") if made is None else float(Fraction(made))
 
 
 def seconds_of(job: Job) -> float:

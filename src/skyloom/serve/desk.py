@@ -14,7 +14,7 @@ from skyloom.generate.limits import MAX_PROMPT, settle
 from skyloom.generate.request import Request
 from skyloom.generate.styles import list_styles
 from skyloom.safety.moderation import Verdict, current_policy
-from skyloom.serve.answers import seconds_of, size_of
+from skyloom.serve.answers import fps_of, seconds_of, size_of
 from skyloom.serve.casting import ends_at, notice, put_in
 from skyloom.serve.edits import VERBS, check_fields, check_source, edit_fields
 from skyloom.serve.faults import WireError, invalid
@@ -116,7 +116,7 @@ class Desk:
         sources = self._videos(owner, verb, body, video_id)
         first = sources[0].job
         if first is not None:
-            check_source(body, size_of(first), float(first.extra["fps"]), seconds_of(first))
+            check_source(body, size_of(first), fps_of(first) or float(first.extra["fps"]), seconds_of(first))
         named = find_named(self._settings, body.model or (str(first.extra["model"]) if first else None))
         mask = None if body.mask is None else self._sources.find(owner, body.mask, "mask").asset.reference
         prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")

@@ -224,3 +224,19 @@ def test_a_storyboard_shows_no_character_whose_consent_is_over(server, monkeypat
     monkeypatch.setattr(server.services.database, "now", lambda: 2e9)
     late = http.post("/v1/videos/storyboard", json={"cards": cards})
     assert (late.status_code, late.json()["error"]["code"]) == (400, "consent_expired")
+
+
+def test_the_rate_of_a_finished_video_is_the_one_it_was_made_at(server):
+    """That of an uploaded source is not known before."""
+
+    def slow(job, output):
+        path = output / "video.mp4"
+        path.write_bytes(MP4)
+        yield Progress(99, "decode", {"video": path}, {"frames": {"shape": [13, 128, 128, 3], "fps": "12"}})
+
+    http = server.http()
+    made = http.post("/v1/videos/edits", data={"prompt": "a cat"}, files={"video": ("a.mp4", MP4)}).json()
+    server.work(slow)
+    assert http.get(f"/v1/videos/{made['id']}").json()["fps"] == 12
+    assert http.post(f"/v1/videos/{made['id']}/interpolate", json={"fps": 16}).status_code == 200
+    assert http.post(f"/v1/videos/{made['id']}/interpolate", json={"fps": 12}).status_code == 400
