@@ -40,17 +40,11 @@ def encode(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Encode rendered clips to latents, and all their captions to one table."""
-    import torch
-
     from skyloom.data.encode import encode_captions, encode_clips
-    from skyloom.models.checkpoint import load_into, load_part
     from skyloom.models.text import load_text_encoder
-    from skyloom.models.vae import Vae, VaeConfig
+    from skyloom.train.autoencoders import load_encoder
 
-    config, state, _ = load_part(autoencoder, "vae", VaeConfig)
-    vae = Vae(config)
-    load_into(vae, {name: value.float() for name, value in state.items()})
-    vae.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encode, where = load_encoder(autoencoder, device)
     for folder in folders:
-        typer.echo(f"{encode_clips(folder, vae)} shards encoded in {folder}")
+        typer.echo(f"{encode_clips(folder, encode, where)} shards encoded in {folder}")
     typer.echo(f"{encode_captions(folders, load_text_encoder(text), captions)} captions encoded")

@@ -5,7 +5,7 @@ contexts in bf16. Both steps skip what is already there.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from skyloom.data.clips import read_shards, used_captions
 from skyloom.models.text import TextEncoder
-from skyloom.models.vae import Vae
 
 LATENT_SUFFIX = ".latents.safetensors"
+Encode = Callable[[Tensor], Tensor]
 
 
 def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
@@ -29,19 +29,18 @@ def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
 
 
 @torch.no_grad()
-def encode_clips(folder: Path, vae: Vae, batch: int = 10) -> int:
+def encode_clips(folder: Path, encode: Encode, device: torch.device | None = None, batch: int = 10) -> int:
     """Write `clips-*.latents.safetensors` for each clip shard without one; returns how many were written.
 
     In fp32: in bf16 this convolution gives wrong numbers on some processors (docs/log.md, 2026-11-25).
     """
-    device = next(vae.parameters()).device
     written = 0
     for path in sorted(folder.glob("clips-*.npy")):
         target = folder / f"{path.stem}{LATENT_SUFFIX}"
         if target.exists():
             continue
         frames = torch.from_numpy(np.load(path))
-        parts = [vae.encode(to_pixels(part.to(device))).bfloat16().cpu() for part in frames.split(batch)]
+        parts = [encode(to_pixels(part.to(device or part.device))).bfloat16().cpu() for part in frames.split(batch)]
         partial = target.with_suffix(".partial")
         save_file({"latent": torch.cat(parts).contiguous()}, partial)
         partial.replace(target)
@@ -55,7 +54,7 @@ def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path,
 
     The table holds `tokens` [sum of lengths, d], `lengths` [n], `pooled` [n d]; the captions themselves
     lie in the metadata as a JSON list in the same order. Captions that are in the table already are kept as
-    they are; new ones are encoded in order of length and come after them.
+    they are; new ones are encoded in bf16, in order of length, and come after them.
     """
     table, known = _read_table(target)
     texts = {""}
@@ -64,7 +63,8 @@ def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path,
             texts.update(text for row in rows for text in used_captions(row, frames.shape[1]))
     added = sorted(texts - set(known), key=lambda text: (len(text), text))
     for start in range(0, len(added), batch):
-        coded = encoder.encode_together(added[start : start + batch])
+        with torch.autocast(encoder.segment.device.type, torch.bfloat16):
+            coded = encoder.encode_together(added[start : start + batch])
         for context, mask in zip(coded.context, coded.context_mask, strict=True):
             table["tokens"].append(context[mask].bfloat16())
             table["lengths"].append(mask.sum()[None])

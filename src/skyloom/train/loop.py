@@ -5,10 +5,11 @@ being learned. Randomness comes from generators derived from (seed, step) alone,
 stopped and resumed equals one that was not, bit for bit on a CPU.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,23 @@ from torch import Tensor, nn
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import generator
 from skyloom.train.ema import Ema
+from skyloom.train.master import MasterWeights
 from skyloom.train.objectives import Losses
 from skyloom.train.optim import OptimizerConfig, build_optimizer, learning_rate, set_learning_rate
 from skyloom.train.record import Record
 from skyloom.train.state import STATE_FILE, load_state, save_state
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, how often. `minutes` stops this process early; the same command with --resume goes on."""
+    """Length and intervals of a run, in steps unless named otherwise.
+
+    `minutes` (wall time) and `cpu_minutes` (of this process) stop the process early; --resume continues the run.
+    `precision` "bf16" computes in bf16 and keeps fp32 master weights. The moving average is updated every
+    `ema_every` steps.
+    """
 
     steps: int = 1000
     seed: int = 0
@@ -33,6 +42,9 @@ class LoopConfig:
     save_every: int = 200
     evaluate_every: int = 400
     minutes: float | None = None
+    cpu_minutes: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_every: int = 1
     threads: int | None = None
     compile: bool = False
     device: str | None = None
@@ -54,31 +66,44 @@ def train(task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, fol
     if config.threads:
         torch.set_num_threads(config.threads)
     record = Record(folder)
-    module, ema = task.module, Ema(task.module, config.ema_decay)
-    optimizer = build_optimizer(module, optimizer_config)
-    step = _starting_step(folder, module, ema, optimizer, resume)
+    weights = MasterWeights(task.module, _DTYPES[config.precision])
+    module, master = weights.module, weights.master
+    ema = Ema(master, config.ema_decay)
+    optimizer = build_optimizer(master, optimizer_config)
+    step = _starting_step(folder, master, ema, optimizer, resume)
+    weights.publish()
     module.train()
     while step < config.steps:
         set_learning_rate(optimizer, learning_rate(optimizer_config, step, config.steps))
         losses = task.losses(module, task.batch(step), generator(config.seed, "step", step))
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), optimizer_config.clip)
+        norm = weights.clip_gradients(optimizer_config.clip)
         optimizer.step()
+        weights.publish()
         step += 1
-        ema.update(module, step)
-        over = config.minutes is not None and record.seconds > 60 * config.minutes
+        if step % config.ema_every == 0:
+            ema.update(master, step)
+        over = _is_over(config, record)
         if step % config.log_every == 0 or step == 1:
             parts = {name: float(value.detach()) for name, value in losses.parts.items()}
-            record.write("step", step, loss=float(losses.total.detach()), norm=float(norm), **parts)
+            spent = round(time.process_time(), 1)
+            record.write("step", step, cpu=spent, loss=float(losses.total.detach()), norm=norm, **parts)
         if step % config.save_every == 0 or over or step == config.steps:
-            save_state(folder, module, ema, optimizer, step)
+            save_state(folder, master, ema, optimizer, step)
             task.export(ema.state_dict(), folder, step)
-        if step % config.evaluate_every == 0 or step == config.steps:
+        if step % config.evaluate_every == 0 or over or step == config.steps:
             record.write("evaluate", step, **_evaluate_average(task, ema, folder, step))
+            weights.publish()
         if over:
             break
     return step
+
+
+def _is_over(config: LoopConfig, record: Record) -> bool:
+    """Whether this process has used up its minutes."""
+    wall, spent = config.minutes, config.cpu_minutes
+    return (wall is not None and record.seconds > 60 * wall) or (spent is not None and time.process_time() > 60 * spent)
 
 
 def _starting_step(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, resume: bool) -> int:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from skyloom.core.seeds import chain_frames
 from skyloom.data.loader import LatentBatch
@@ -25,8 +25,11 @@ from skyloom.diffusion.sampling import mean_velocity
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.diffusion.timesteps import ContextConfig, NoiseConfig, loss_weight, sample_contexts, sample_sigmas
 from skyloom.evaluate.metrics import ssim
+from skyloom.models.diorama.transformer import UNet
 from skyloom.models.dit import Dit, Reading, TextCondition
 from skyloom.models.vae import Vae
+
+Network = Dit | UNet
 
 _MIDDLE_KNOWN = 0.75  # of samples from the middle of a video: known first frames, and known last ones
 
@@ -103,7 +106,7 @@ class FlowConfig:
     steady_weight: float = 0.0
 
 
-def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config: FlowConfig) -> Losses:
+def flow_losses(dit: Network, batch: LatentBatch, generator: torch.Generator, config: FlowConfig) -> Losses:
     """Velocity error of one batch, averaged over the latent frames that carry noise."""
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
@@ -114,7 +117,7 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
     hidden = torch.rand(count, generator=generator) < config.hidden_words if config.hidden_words else None
     noisy = add_noise(latent, noise, sigma)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(dit, device):
         text = dit.prepare_text(*batch.captions(dropped, hidden))
         reading: Reading = "causal" if causal else "bidirectional"
         prediction = dit(noisy, sigma, text, reading=reading, numbers=batch.numbers)
@@ -125,9 +128,16 @@ def flow_losses(dit: Dit, batch: LatentBatch, generator: torch.Generator, config
     if config.steady_weight:
         total = total + config.steady_weight * unsteadiness(gap, weight)
     if text.meaning is not None and batch.numbers is None:
+        assert isinstance(dit, Dit)
         parts["sketch"] = sketch_error(dit, latent, text.meaning)
         total = total + config.sketch_weight * parts["sketch"]
     return Losses(total, parts)
+
+
+def autocast(module: nn.Module, device: torch.device) -> torch.autocast:
+    """Compute in bf16 where the weights are fp32; weights that are bf16 already need no casts."""
+    needed = next(module.parameters()).dtype == torch.float32
+    return torch.autocast(device.type, torch.bfloat16, enabled=needed)
 
 
 def squared_error(gap: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
@@ -185,8 +195,8 @@ class DistillConfig:
 
 
 def distill_losses(
-    dit: Dit,
-    teacher: Dit,
+    dit: Network,
+    teacher: Network,
     batch: LatentBatch,
     generator: torch.Generator,
     config: DistillConfig,
@@ -219,7 +229,7 @@ def distill_losses(
     noise = chain_frames(torch.randn(latent.shape, generator=generator), config.correlation).to(latent)
     noisy = add_noise(latent, noise, start)
     kept = torch.zeros(count, dtype=torch.bool, device=device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(dit, device):
         text = dit.prepare_text(*batch.captions(kept))
         if own:
             halfway = make_sigmas(2 * steps, config.shift)[2 * index + 1].to(device)[:, None]
@@ -238,7 +248,7 @@ def distill_losses(
 
 @torch.no_grad()
 def _teacher_target(
-    teacher: Dit,
+    teacher: Network,
     batch: LatentBatch,
     noisy: Tensor,
     edges: tuple[Tensor, Tensor],
@@ -262,7 +272,7 @@ def _teacher_target(
 
 @torch.no_grad()
 def _own_target(
-    dit: Dit,
+    dit: Network,
     noisy: Tensor,
     path: tuple[Tensor, Tensor, Tensor],
     text: TextCondition,

@@ -7,11 +7,15 @@ from typing import Literal
 from skyloom.core.config import dump_config, load_config
 from skyloom.core.errors import ConfigError
 from skyloom.data.loader import LatentSource
+from skyloom.models.diorama.transformer import UNetConfig
 from skyloom.models.dit import DitConfig
 from skyloom.models.vae import VaeConfig
+from skyloom.train.autoencoders import DecoderRun, decoder_task
 from skyloom.train.loop import LoopConfig, Task, train
 from skyloom.train.objectives import AutoencoderConfig, DistillConfig, FlowConfig
 from skyloom.train.optim import OptimizerConfig
+
+Objective = Literal["autoencoder", "decoder", "flow"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,15 @@ class AutoencoderRun:
 
 @dataclass(frozen=True)
 class FlowRun:
-    """The transformer, its losses, the encoded clips it learns from and the ones it is measured on.
+    """The network (exactly one of `unet` and `model`), its losses, encoded clips for training and for measuring.
 
-    `init` names a folder with exported transformer weights to start from. With `distill`, they are also the
-    teacher, and a student of few steps is trained into the same weights (`model.span` must be set). With
-    `sketch_only`, nothing but the sketch is trained.
+    `init` names a folder with exported weights to start from. With `distill`, they are also the teacher, and a
+    few-step student is trained into the same weights (a DiT needs `model.span`). With `sketch_only`, nothing but the
+    DiT's sketch is trained.
     """
 
-    model: DitConfig
+    unet: UNetConfig | None = None
+    model: DitConfig | None = None
     losses: FlowConfig = FlowConfig()
     distill: DistillConfig | None = None
     sketch_only: bool = False
@@ -49,19 +54,26 @@ class FlowRun:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run: exactly one of `autoencoder` and `flow`."""
+    """One run: exactly one of `autoencoder`, `decoder` and `flow`."""
 
     loop: LoopConfig
     optimizer: OptimizerConfig
     autoencoder: AutoencoderRun | None = None
+    decoder: DecoderRun | None = None
     flow: FlowRun | None = None
 
     @property
-    def objective(self) -> Literal["autoencoder", "flow"]:
-        """Which of the two this recipe trains."""
-        if (self.autoencoder is None) == (self.flow is None):
-            raise ConfigError("A recipe needs exactly one of the tables [autoencoder] and [flow].")
-        return "flow" if self.autoencoder is None else "autoencoder"
+    def objective(self) -> Objective:
+        """Which of the three this recipe trains."""
+        parts: dict[Objective, object] = {
+            "autoencoder": self.autoencoder,
+            "decoder": self.decoder,
+            "flow": self.flow,
+        }
+        given: list[Objective] = [name for name, part in parts.items() if part is not None]
+        if len(given) != 1:
+            raise ConfigError("A recipe needs exactly one of the tables [autoencoder], [decoder] and [flow].")
+        return given[0]
 
 
 def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: bool = False) -> int:
@@ -80,5 +92,8 @@ def build_task(recipe: Recipe) -> Task:
     if recipe.objective == "flow":
         assert recipe.flow is not None
         return tasks.flow_task(recipe.flow, recipe.loop)
+    if recipe.objective == "decoder":
+        assert recipe.decoder is not None
+        return decoder_task(recipe.decoder, recipe.loop)
     assert recipe.autoencoder is not None
     return tasks.autoencoder_task(recipe.autoencoder, recipe.loop)

@@ -20,11 +20,14 @@ from skyloom.data.loader import CaptionTable, LatentBatch, LatentLoader, LatentS
 from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.evaluate.metrics import psnr, ssim
 from skyloom.models.checkpoint import load_into, load_part, save_part
+from skyloom.models.diorama.transformer import UNet, UNetConfig
 from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.vae import SPACE, TIME, Vae, initialise_linear_path
 from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import (
     Losses,
+    Network,
+    autocast,
     autoencoder_losses,
     distill_losses,
     flow_losses,
@@ -107,28 +110,42 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
     """Latents of rendered clips; velocity error at fixed noise levels on held-out clips, in both readings."""
     device = loop.device or "cpu"
     torch.manual_seed(loop.seed)
-    dit = Dit(run.model)
-    if run.init:
-        _, state, _ = load_part(Path(run.init), "dit", DitConfig)
-        state = {name: value.float() for name, value in state.items()}
-        load_into(dit, _grown(state, dit.state_dict()))
-    dit.to(device)
-    if loop.compile:
-        for block in dit.blocks:
+    part, network = _network(run)
+    network.to(device)
+    if loop.compile and isinstance(network, Dit):
+        for block in network.blocks:
             block.compile(dynamic=False)
     table = CaptionTable(Path(run.captions))
     held_out = LatentLoader((LatentSource(run.held_out, batch=25),), table, seed=1, device=device)
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
-        save_part(folder, "dit", run.model, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
+        save_part(folder, part, network.config, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
 
     return Task(
-        module=dit,
+        module=network,
         batch=LatentLoader(run.sources, table, loop.seed, device),
-        losses=_flow_losses(run, dit),
+        losses=_flow_losses(run, network),
         evaluate=lambda module, folder, step: measure_flow(module, held_out, run.losses.noise.correlation),
         export=export,
     )
+
+
+def _network(run: FlowRun) -> tuple[str, Network]:
+    """The network of a recipe with the name of its part, from the weights in `init` if given."""
+    if (run.unet is None) == (run.model is None):
+        raise ConfigError("A flow recipe needs exactly one of the tables [flow.unet] and [flow.model].")
+    if run.unet is not None:
+        unet = UNet(run.unet)
+        if run.init:
+            state = load_part(Path(run.init), "unet", UNetConfig)[1]
+            load_into(unet, {name: value.float() for name, value in state.items()})
+        return "unet", unet
+    assert run.model is not None
+    dit = Dit(run.model)
+    if run.init:
+        state = load_part(Path(run.init), "dit", DitConfig)[1]
+        load_into(dit, _grown({name: value.float() for name, value in state.items()}, dit.state_dict()))
+    return "dit", dit
 
 
 def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +168,7 @@ def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tens
     return grown
 
 
-def _flow_losses(run: FlowRun, dit: Dit) -> Callable[[Any, LatentBatch, torch.Generator], Losses]:
+def _flow_losses(run: FlowRun, dit: Network) -> Callable[[Any, LatentBatch, torch.Generator], Losses]:
     """Velocity matching; with a student, distillation from a frozen copy of the weights it starts from."""
     if run.sketch_only:
         for name, parameter in dit.named_parameters():
@@ -159,11 +176,11 @@ def _flow_losses(run: FlowRun, dit: Dit) -> Callable[[Any, LatentBatch, torch.Ge
         return lambda module, batch, random: sketch_losses(module, batch)
     if run.distill is None:
         return lambda module, batch, random: flow_losses(module, batch, random, run.losses)
-    if not run.model.span or run.init is None:
-        raise ConfigError("A student needs `model.span = true` and the `init` of its teacher.")
+    if run.init is None or (run.model is not None and not run.model.span):
+        raise ConfigError("A student needs the `init` of its teacher, and a DiT `model.span = true`.")
     config, teacher = run.distill, copy.deepcopy(dit).eval().requires_grad_(requires_grad=False)
 
-    def losses(module: Dit, batch: LatentBatch, random: torch.Generator) -> Losses:
+    def losses(module: Network, batch: LatentBatch, random: torch.Generator) -> Losses:
         if float(torch.rand((), generator=random)) < config.flow_share:
             return flow_losses(module, batch, random, run.losses)
         return distill_losses(module, teacher, batch, random, config)
@@ -177,7 +194,7 @@ def measure_flow(dit: nn.Module, held_out: LatentLoader, correlation: float = 0.
 
     Errors under noise of different `correlation` cannot be compared.
     """
-    assert isinstance(dit, Dit)
+    assert isinstance(dit, Network)
     errors: dict[str, list[float]] = {}
     for index in range(_MEASURED_BATCHES):
         batch = held_out(index)
@@ -185,13 +202,13 @@ def measure_flow(dit: nn.Module, held_out: LatentLoader, correlation: float = 0.
         drawn = torch.randn(latent.shape, generator=generator(2, "measure", index))
         noise = chain_frames(drawn, correlation).to(latent)
         kept = torch.zeros(len(latent), dtype=torch.bool)
-        with torch.autocast(latent.device.type, torch.bfloat16):
+        with autocast(dit, latent.device):
             text = dit.prepare_text(*batch.captions(kept))
         for level in _MEASURED_SIGMAS:
             sigma = torch.full((len(latent), latent.shape[2]), level).to(latent)
             noisy = add_noise(latent, noise, sigma)
             for reading in ("bidirectional", "causal") if latent.shape[2] > 1 else ("bidirectional",):
-                with torch.autocast(latent.device.type, torch.bfloat16):
+                with autocast(dit, latent.device):
                     made = dit(noisy, sigma, text, reading=reading)
                 velocity = to_velocity(dit.config.prediction, made.float(), noisy, sigma)
                 error = float((velocity - velocity_target(latent, noise)).square().mean())

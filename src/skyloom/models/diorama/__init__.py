@@ -1,0 +1,1 @@
+"""The diorama family: the bundled model's own U-Net and autoencoder."""

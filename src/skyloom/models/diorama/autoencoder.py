@@ -1,0 +1,170 @@
+"""Video autoencoder of the diorama family: linear encoder, convolutional decoder at `enlarge` times its resolution.
+
+The encoder averages `enlarge` x `enlarge` pixels and keeps the principal components of 4-frame, 8x8 patches. The first
+frame is repeated three times in front, so that every latent frame covers four frames and the first one sees frame 0
+alone. The decoder inverts the components and adds a correction, computed for the four frames of a latent frame
+together; it sees one latent frame into the past, so a video may be decoded window by window.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skyloom.core.types import ScaleFactors
+from skyloom.models.conv import ShiftBlock
+from skyloom.models.vae import principal_components
+
+TIME, PATCH = 4, 8
+_SHUFFLE = 4  # pixels of the small picture per side of a cell in the decoder's coarse maps
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Channels of the latent; the decoder's channels at 1/4 and 1/2 of the small picture's resolution, and its blocks.
+
+    `enlarge` is how many pixels per side of the video make one pixel of the small picture that the encoder sees.
+    """
+
+    channels: int = 48
+    widths: tuple[int, int] = (96, 48)
+    blocks: tuple[int, int] = (3, 2)
+    enlarge: int = 2
+
+    @property
+    def scale(self) -> ScaleFactors:
+        """Frames and pixels per latent cell."""
+        return ScaleFactors(time=TIME, space=PATCH * self.enlarge)
+
+
+@dataclass(frozen=True)
+class DecoderCache:
+    """Features of the last latent frame, one tensor per block."""
+
+    features: tuple[Tensor, ...]
+
+
+class Autoencoder(nn.Module):
+    """Encode videos to latents of unit root mean square and back."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.components = nn.Conv2d(3 * TIME, config.channels, PATCH, stride=PATCH)
+        self.decoder = Decoder(config)
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
+        """Pixels in [-1, 1] to a latent; t = 4k + 1, h and w multiples of `8 enlarge`."""
+        return self.encode_small(shrink(video, self.config.enlarge))
+
+    def encode_small(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
+        """Encode a video that has the encoder's own resolution already; h and w multiples of 8."""
+        padded = torch.cat([repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2)
+        groups = rearrange(padded, "b c (u n) h w -> (b u) (n c) h w", n=TIME)
+        return rearrange(self.components(groups), "(b u) c y x -> b c u y x", b=len(video))
+
+    def decode(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "b 3 t h w"]:
+        """A whole latent to pixels in about [-1, 1] (not clamped); t = 4 (u - 1) + 1."""
+        return self.decode_step(latent, None)[0]
+
+    def decode_step(
+        self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
+    ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
+        """Decode the next window of a latent; the first window (cache None) gives three frames fewer."""
+        video, after = self.decoder(latent, cache)
+        return (video[:, :, TIME - 1 :] if cache is None else video), after
+
+
+class Decoder(nn.Module):
+    """Latents to pixels: the inverse of the components, enlarged, plus a learned correction."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        coarse, fine = config.widths
+        self.linear = nn.Conv2d(config.channels, 3 * TIME * PATCH**2, 1)
+        self.stem = nn.Conv2d(3 * TIME * _SHUFFLE**2, coarse, 3, padding=1)
+        self.coarse = nn.ModuleList(ShiftBlock(coarse) for _ in range(config.blocks[0]))
+        self.up = nn.Conv2d(coarse, 4 * fine, 1)
+        self.fine = nn.ModuleList(ShiftBlock(fine) for _ in range(config.blocks[1]))
+        self.side = _SHUFFLE // 2 * config.enlarge  # pixels of the video per side of a cell in the fine maps
+        self.head = nn.Conv2d(fine, 3 * TIME * self.side**2, 3, padding=1)
+        for layer in (self.stem, self.up, *(block.conv_in for block in (*self.coarse, *self.fine))):
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        nn.init.zeros_(self.head.weight)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(
+        self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
+    ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
+        """Four frames per latent frame, and the cache for the next window."""
+        batch, before, after = len(latent), iter(cache.features if cache else ()), []
+        small = self.inverse(latent)
+        shuffled = F.pixel_unshuffle(small.to(self.stem.weight.dtype), _SHUFFLE)
+        x = self.stem(shuffled.contiguous(memory_format=torch.channels_last))
+        for block in self.coarse:
+            x, last = block(x, batch, next(before, None))
+            after.append(last)
+        x = F.pixel_shuffle(self.up(F.silu(x)), 2).contiguous(memory_format=torch.channels_last)
+        for block in self.fine:
+            x, last = block(x, batch, next(before, None))
+            after.append(last)
+        correction = F.pixel_shuffle(self.head(F.silu(x)), self.side).to(small.dtype)
+        frames = enlarge(small, self.config.enlarge) + correction
+        return rearrange(frames, "(b u) (n c) h w -> b c (u n) h w", b=batch, n=TIME), DecoderCache(tuple(after))
+
+    def inverse(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "bu k h w"]:
+        """The small picture's four frames (channels: frame, colour) of every latent frame, by the components alone."""
+        flat = rearrange(latent, "b c u y x -> (b u) c y x").to(self.linear.weight.dtype)
+        with torch.autocast(latent.device.type, enabled=False):
+            return F.pixel_shuffle(self.linear(flat), PATCH)
+
+
+def shrink(video: Float[Tensor, "b 3 t h w"], factor: int) -> Float[Tensor, "b 3 t y x"]:
+    """Average `factor` x `factor` pixels."""
+    if factor == 1:
+        return video
+    return rearrange(video, "b c t (h p) (w q) -> b c t h w p q", p=factor, q=factor).mean((-1, -2))
+
+
+def enlarge(frames: Float[Tensor, "n k h w"], factor: int) -> Float[Tensor, "n k y x"]:
+    """Enlarge pictures bilinearly."""
+    if factor == 1:
+        return frames
+    return F.interpolate(frames, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def initialise_components(autoencoder: Autoencoder, patches: Float[Tensor, "n d"]) -> float:
+    """Set encoder and inverse to the principal components of `patches`; return the share of variance they explain.
+
+    A patch is 4 frames x 3 channels x 8 x 8 pixels in [-1, 1], flattened in that order. A component of variance v
+    gets standard deviation v**0.25, at most 4 times that of the last one, so that coarse components dominate; all
+    together have a root mean square of 1.
+    """
+    channels = autoencoder.config.channels
+    centre = patches.mean(0)
+    variances, directions = principal_components(patches - centre)
+    kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
+    amplitude = (kept / kept[-1]).pow(0.25).clamp(max=4.0)
+    scale = amplitude / amplitude.square().mean().sqrt() / kept.sqrt()
+    forward = (axes * scale).T
+    assert autoencoder.components.bias is not None
+    assert autoencoder.decoder.linear.bias is not None
+    split = "(k p q)"
+    autoencoder.components.weight.copy_(rearrange(forward, f"c {split} -> c k p q", k=3 * TIME, p=PATCH, q=PATCH))
+    autoencoder.components.bias.copy_(-forward @ centre)
+    autoencoder.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
+    autoencoder.decoder.linear.bias.copy_(centre)
+    return float(kept.sum() / variances.clamp(min=0).sum())
+
+
+def decoding_type(autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """Move to a device: the decoder's convolutions in `dtype`, encoder and inverse in fp32."""
+    autoencoder = autoencoder.eval().to(device, torch.float32)
+    autoencoder.decoder.to(dtype).linear.to(torch.float32)
+    return autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,401 @@
+"""Denoising U-Net of the diorama family: convolutions per latent frame, spacetime attention at the coarse level.
+
+Two levels. The fine level keeps the latent's resolution; the coarse level halves height and width and holds the
+attention blocks, whose keys are the tokens of all visible latent frames and the words of the prompt. Between latent
+frames, information also passes through `FrameMix` layers. Noise level, pooled prompt, step length (for a few-step
+student) and frame number modulate every residual block, separately for each latent frame.
+
+There is no norm at the fine level and none before the head, because per-pixel norms discard the magnitudes that a
+prediction at low noise needs; a learned gain per channel passes the noisy input to the output for the same reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from skyloom.models.attention import KvCache, attend, block_causal_mask, join_heads, mask_bias, split_heads
+from skyloom.models.dit import Reading, TextCondition
+from skyloom.models.embeddings import sinusoids
+from skyloom.models.rope import Angles, rope_angles, rotate
+
+_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the network.
+
+    channels: of the latent. widths: channels of the fine and the coarse level. blocks: residual blocks at the fine
+    level before and after, and at the coarse level before and after the attention. grid: height and width of the
+    latent for which the position map is stored (other sizes interpolate it). window: latent frames per window of the
+    causal reading. horizon: frame numbers from this one on share one embedding.
+    """
+
+    channels: int = 48
+    widths: tuple[int, int] = (128, 192)
+    blocks: tuple[int, int, int, int] = (3, 3, 2, 2)
+    attentions: int = 2
+    heads: int = 4
+    embedding: int = 256
+    frequencies: int = 128
+    text_width: int = 768
+    pooled_width: int = 1024
+    grid: int = 16
+    window: int = 3
+    horizon: int = 9
+    rope_theta: float = 10000.0
+    prediction: Literal["velocity", "denoised", "angular"] = "angular"
+
+
+@dataclass(frozen=True)
+class UNetCache(KvCache):
+    """Keys and values of the attention blocks, and the last latent frame's input `[b c h w]` of every FrameMix."""
+
+    last: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrameLinks:
+    """Which latent frames may read their neighbours in a FrameMix: 1 where allowed, 0 elsewhere, each `[1 t 1 1 1]`."""
+
+    before: Tensor
+    after: Tensor
+
+
+class UNet(nn.Module):
+    """Predict the denoising direction of every latent frame from latent, noise levels and prompt."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        fine, coarse = config.widths
+        fine_in, fine_out, coarse_in, coarse_out = config.blocks
+        width = config.embedding
+        self.noise = nn.Sequential(nn.Linear(config.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.pooled = nn.Linear(config.pooled_width, width)
+        self.span = nn.Linear(config.frequencies, width)
+        self.number = nn.Linear(config.frequencies, width)
+        self.joint = nn.Linear(width, width)
+        self.text = nn.Linear(config.text_width, coarse)
+        self.position = nn.Parameter(torch.randn(coarse, config.grid // 2, config.grid // 2) * 0.3)
+        self.stem = nn.Conv2d(config.channels, fine, 3, padding=1)
+        self.fine_in = nn.ModuleList(ResidualBlock(fine, width, normalise=False) for _ in range(fine_in))
+        self.to_coarse = nn.Conv2d(4 * fine, coarse, 1)
+        self.coarse_in = nn.ModuleList(ResidualBlock(coarse, width, normalise=True) for _ in range(coarse_in))
+        self.attentions = nn.ModuleList(AttentionBlock(config) for _ in range(config.attentions))
+        self.coarse_out = nn.ModuleList(ResidualBlock(coarse, width, normalise=True) for _ in range(coarse_out))
+        self.to_fine = nn.Conv2d(coarse, 4 * fine, 1)
+        self.skip = nn.Conv2d(fine, fine, 1)
+        self.fine_out = nn.ModuleList(ResidualBlock(fine, width, normalise=False) for _ in range(fine_out))
+        self.mixes = nn.ModuleList(FrameMix(channels) for channels in (fine, coarse, coarse, fine))
+        self.head = nn.Conv2d(fine, config.channels, 3, padding=1)
+        self.gain = nn.Linear(width, config.channels)
+        nn.init.kaiming_normal_(self.stem.weight, nonlinearity="linear")
+        for layer in (self.head, self.gain, self.span, self.number):
+            _zero(layer)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def prepare_text(
+        self,
+        context: Float[Tensor, "b m k"],
+        context_mask: Bool[Tensor, "b m"] | None = None,
+        pooled: Float[Tensor, "b p"] | None = None,
+    ) -> TextCondition:
+        """Project a prompt once for all layers and steps. Masked tokens are not attended to."""
+        dtype = self.text.weight.dtype
+        projected = self.text(context.to(dtype))
+        pairs = [block.text_keys_and_values(projected) for block in self.attention_blocks]
+        bias = None if context_mask is None else rearrange(mask_bias(context_mask).to(dtype), "b m -> b 1 1 m")
+        vector = None if pooled is None else self.pooled(pooled.to(dtype))
+        return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector)
+
+    @property
+    def attention_blocks(self) -> list["AttentionBlock"]:
+        """The attention blocks, typed."""
+        return [block for block in self.attentions if isinstance(block, AttentionBlock)]
+
+    def forward(
+        self,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
+        text: TextCondition,
+        *,
+        reading: Reading = "bidirectional",
+        cache: KvCache | None = None,
+        span: Float[Tensor, "b t"] | None = None,
+        numbers: Int[Tensor, " t"] | None = None,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Predict as `config.prediction` says; with a cache, the latent is one window that follows the cached frames.
+
+        With a `span` the few-step student answers: the mean velocity from `sigma` to `sigma - span`. `numbers` are the
+        latent frames' numbers in their video (default: they follow the cached ones).
+        """
+        return self._run(latent, sigma, text, reading, cache, span, numbers)[0]
+
+    def extend_cache(
+        self,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
+        text: TextCondition,
+        cache: KvCache,
+        span: Float[Tensor, "b t"] | None = None,
+        numbers: Int[Tensor, " t"] | None = None,
+    ) -> UNetCache:
+        """Return the cache after a finished window, stored at the noise level `sigma`."""
+        return self._run(latent, sigma, text, "causal", cache, span, numbers)[1]
+
+    def _run(
+        self,
+        latent: Tensor,
+        sigma: Tensor,
+        text: TextCondition,
+        reading: Reading,
+        cache: KvCache | None,
+        span: Tensor | None,
+        numbers: Tensor | None,
+    ) -> tuple[Tensor, UNetCache]:
+        batch, _, frames, height, width = latent.shape
+        past = cache or KvCache(sink=0, recent=0)
+        if numbers is None:
+            numbers = torch.arange(frames, device=latent.device) + past.seen
+        embedded, level = self._embed(sigma, text, span, numbers)
+        links = self._links(reading if cache is None else "bidirectional", numbers, latent)
+        previous = past.last if isinstance(past, UNetCache) else ()
+        mixer = _Mixer(self.mixes, batch, links, previous)
+        x = _fold(latent.to(self.stem.weight.dtype))
+        fine = mixer(_residuals(self.fine_in, self.stem(x), embedded))
+        coarse = self.to_coarse(_channels_last(F.pixel_unshuffle(fine, 2))) + self._positions(height // 2, width // 2)
+        coarse = mixer(_residuals(self.coarse_in, coarse, embedded))
+        causal = reading == "causal" and cache is None
+        coarse, keys, values = self._attend(coarse, batch, text, embedded, past, causal=causal)
+        coarse = _residuals(self.coarse_out, mixer(coarse), embedded)
+        up = _channels_last(F.pixel_shuffle(self.to_fine(coarse), 2)) + self.skip(fine)
+        up = _residuals(self.fine_out, mixer(up), embedded)
+        out = rearrange(self.head(F.silu(up)), "(b t) c h w -> b c t h w", b=batch)
+        gain = rearrange(self.gain(F.silu(level)), "b t c -> b c t 1 1")
+        out = torch.addcmul(out, gain, latent.to(out.dtype))
+        if cache is None:
+            return out, UNetCache(0, 0)
+        return out, _extended(past, keys, values, frames, mixer.last)
+
+    def _embed(
+        self, sigma: Tensor, text: TextCondition, span: Tensor | None, numbers: Tensor
+    ) -> tuple[Float[Tensor, "bt e"], Float[Tensor, "b t e"]]:
+        """The vector that modulates each latent frame of the batch, and the part of it that tells the noise level."""
+        width, dtype = self.config.frequencies, self.joint.weight.dtype
+        level = self.noise(sinusoids(sigma, width).to(dtype))
+        place = numbers.clamp(max=self.config.horizon).float()[None] / 100
+        total = level + self.number(sinusoids(place, width).to(dtype))
+        if text.pooled is not None:
+            total = total + text.pooled[:, None]
+        if span is not None:
+            total = total + self.span(sinusoids(span, width).to(dtype))
+        return F.silu(self.joint(F.silu(total))).flatten(0, 1), level
+
+    def _links(self, reading: Reading, numbers: Tensor, like: Tensor) -> FrameLinks | None:
+        """Neighbours that each latent frame may read; None for a single frame."""
+        frames = len(numbers)
+        follows = numbers.diff() == 1
+        edge = torch.ones(1, dtype=torch.bool, device=like.device)
+        before, after = torch.cat([edge, follows]), torch.cat([follows, ~edge])
+        if reading == "causal":
+            after = after & ((torch.arange(frames, device=like.device) + 1) % self.config.window != 0)
+        dtype = self.stem.weight.dtype
+        return FrameLinks(*(rearrange(mask.to(dtype), "t -> 1 t 1 1 1") for mask in (before, after)))
+
+    def _positions(self, height: int, width: int) -> Float[Tensor, "1 c h w"]:
+        stored = self.position[None]
+        if stored.shape[2:] == (height, width):
+            return stored
+        return F.interpolate(stored.float(), (height, width), mode="bilinear", align_corners=False).to(stored.dtype)
+
+    def _attend(
+        self, x: Tensor, batch: int, text: TextCondition, embedded: Tensor, past: KvCache, *, causal: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run the attention blocks over the coarse tokens of all latent frames; also return their keys and values."""
+        config = self.config
+        _, width, rows, columns = x.shape
+        frames = x.shape[0] // batch
+        tokens = rows * columns
+        angles = _window_angles(
+            past.frames + frames, rows, columns, width // config.heads, config.rope_theta, x.device, x.dtype
+        )
+        bias = _attention_bias(text, batch, (past.frames + frames) * tokens, frames * tokens, config, causal, x)
+        z = rearrange(x, "(b t) d h w -> b (t h w) d", b=batch)
+        keys, values = [], []
+        for index, block in enumerate(self.attention_blocks):
+            before = (past.keys[index], past.values[index]) if past.frames else None
+            z, key, value = block(z, embedded, text, index, angles, bias, before)
+            keys.append(key)
+            values.append(value)
+        folded = rearrange(z, "b (t h w) d -> (b t) d h w", t=frames, h=rows)
+        return _channels_last(folded), tuple(keys), tuple(values)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions; the embedding scales and shifts between them."""
+
+    def __init__(self, channels: int, embedding: int, *, normalise: bool) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * channels)
+        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
+        _zero(self.second)
+        _zero(self.modulation)
+
+    def forward(self, x: Float[Tensor, "n c h w"], embedded: Float[Tensor, "n e"]) -> Float[Tensor, "n c h w"]:
+        """Add the block's output to its input."""
+        scale, shift = rearrange(self.modulation(embedded), "n c -> n c 1 1").chunk(2, dim=1)
+        y = self.first(F.silu(F.group_norm(x, _GROUPS) if self.normalise else x))
+        return x + self.second(F.silu(torch.addcmul(shift, y, 1 + scale)))
+
+
+class FrameMix(nn.Module):
+    """Add a pointwise function of the latent frames before and after; 0 until trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(
+        self, x: Float[Tensor, "bt c h w"], batch: int, links: FrameLinks, previous: Float[Tensor, "b c h w"] | None
+    ) -> Float[Tensor, "bt c h w"]:
+        """`previous` is the frame before the first one (None: there is none)."""
+        frames = x.unflatten(0, (batch, -1))
+        if frames.shape[1] == 1 and previous is None:
+            return x
+        nothing = torch.zeros_like(frames[:, :1])
+        first = nothing if previous is None else previous[:, None].to(x.dtype)
+        before = torch.cat([first, frames[:, :-1]], 1) * links.before
+        after = torch.cat([frames[:, 1:], nothing], 1) * links.after
+        both = _channels_last(torch.cat([before, after], 2).flatten(0, 1))
+        return x + self.mix(F.silu(both))
+
+
+class AttentionBlock(nn.Module):
+    """Attention (tokens of all visible latent frames, and words as further keys) beside a feed-forward layer."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width, hidden = config.widths[1], 3 * config.widths[1]
+        self.width, self.hidden, self.heads = width, hidden, config.heads
+        self.inner = nn.Linear(width, 3 * width + hidden)
+        self.outer = nn.Linear(width + hidden, width)
+        self.words = nn.Linear(width, 2 * width)
+        self.modulation = nn.Linear(config.embedding, 2 * width)
+        _zero(self.outer)
+        _zero(self.modulation)
+
+    def text_keys_and_values(self, projected: Float[Tensor, "b m d"]) -> tuple[Tensor, Tensor]:
+        """Keys (unit scale) and values of the prompt's words, by head."""
+        key, value = (split_heads(part, self.heads) for part in self.words(projected).chunk(2, -1))
+        return _normalise(key), value
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        embedded: Float[Tensor, "bt e"],
+        text: TextCondition,
+        index: int,
+        angles: Angles,
+        bias: Float[Tensor, "..."] | None,
+        before: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
+        """The new tokens, and this window's keys (not rotated) and values."""
+        shift, scale = rearrange(self.modulation(embedded), "(b t) c -> b t 1 c", b=len(x)).chunk(2, -1)
+        y = _normalise(x).unflatten(1, (shift.shape[1], -1))
+        y = torch.addcmul(shift, y, 1 + scale).flatten(1, 2)
+        qkv, hidden = self.inner(y).split((3 * self.width, self.hidden), -1)
+        query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, -1))
+        query, key = _normalise(query), _normalise(key)
+        all_keys, all_values = key, value
+        if before is not None:
+            all_keys, all_values = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        own = tuple(part[-x.shape[1] :] for part in angles)
+        all_keys = torch.cat([rotate(all_keys, angles), text.keys[index]], 2)
+        all_values = torch.cat([all_values, text.values[index]], 2)
+        mixed = join_heads(attend(rotate(query, (own[0], own[1])), all_keys, all_values, bias))
+        return x + self.outer(torch.cat([mixed, F.silu(hidden)], -1)), key, value
+
+
+class _Mixer:
+    """Apply the FrameMix layers in order and collect what the next window needs of each."""
+
+    def __init__(self, layers: nn.ModuleList, batch: int, links: FrameLinks | None, previous: Sequence[Tensor]) -> None:
+        self._layers, self._batch, self._links, self._previous = layers, batch, links, previous
+        self.last: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        index = len(self.last)
+        self.last.append(x.unflatten(0, (self._batch, -1))[:, -1])
+        assert self._links is not None
+        before = self._previous[index] if self._previous else None
+        return self._layers[index](x, self._batch, self._links, before)
+
+
+def _residuals(blocks: nn.ModuleList, x: Tensor, embedded: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, embedded)
+    return x
+
+
+def _attention_bias(
+    text: TextCondition, batch: int, keys: int, queries: int, config: UNetConfig, causal: bool, like: Tensor
+) -> Tensor | None:
+    """Scores to add for frames and words; None where everything may be attended to."""
+    if text.bias is None and not causal:
+        return None
+    words = text.keys[0].shape[2]
+    to_words = like.new_zeros(1, 1, 1, words) if text.bias is None else text.bias.to(like.dtype)
+    to_frames = like.new_zeros(1, 1, 1, keys)
+    if causal:
+        per_frame = queries // (like.shape[0] // batch)
+        mask = block_causal_mask(like.shape[0] // batch, config.window, per_frame, like.device)
+        to_frames = mask_bias(mask).to(like.dtype)[None, None]
+    rows = to_frames.shape[2]
+    return torch.cat([to_frames.expand(batch, 1, rows, keys), to_words.expand(batch, 1, rows, words)], -1)
+
+
+def _extended(
+    past: KvCache, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int, last: Sequence[Tensor]
+) -> UNetCache:
+    """The cache after one more window."""
+    after = past.extended(keys, values, frames)
+    kept = {field.name: getattr(after, field.name) for field in fields(KvCache)}
+    return UNetCache(**kept, last=tuple(last))
+
+
+@lru_cache(maxsize=64)
+def _window_angles(
+    frames: int, rows: int, columns: int, head_width: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> Angles:
+    positions = torch.arange(frames, device=device, dtype=torch.float32)
+    cosine, sine = rope_angles(positions, rows, columns, head_width, theta)
+    return cosine.to(dtype), sine.to(dtype)
+
+
+def _fold(latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:
+    return _channels_last(rearrange(latent, "b c t h w -> (b t) c h w"))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
