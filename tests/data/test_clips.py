@@ -112,5 +112,5 @@ def test_pairs_held_out_today_never_reach_training(folder, tiny_model, tmp_path,
     monkeypatch.setattr(clips, "is_held_out", lambda noun, what: noun == first)
     loader = LatentLoader((LatentSource(str(folder), batch=8),), CaptionTable(path), seed=0)
     left = sum(row["facts"]["noun"] != first for row in rows)
-    assert len(loader.loaded[0].latent) == left
+    assert len(loader.loaded[0]) == left
     assert json.loads((folder / "plan.json").read_text())["split"] == "train"

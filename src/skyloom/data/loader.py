@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -123,45 +123,73 @@ class LatentSource:
             )
 
 
-@dataclass
-class _Loaded:
-    latent: Tensor
-    captions: list[tuple[int, ...]] = field(default_factory=list)
+class _LatentStore:
+    """Latents of many shards, read from the files as they are needed, and the rows of each one's captions."""
+
+    def __init__(self) -> None:
+        self._shards: list[Tensor] = []
+        self._places: list[tuple[int, int]] = []
+        self.captions: list[tuple[int, ...]] = []
+
+    def add(self, latents: Tensor, captions: Sequence[tuple[int, ...]], keep: Sequence[bool]) -> None:
+        """Take a shard; samples that are not kept are left out."""
+        for index, keeping in enumerate(keep):
+            if keeping:
+                self._places.append((len(self._shards), index))
+                self.captions.append(captions[index])
+        self._shards.append(latents)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, picked: Sequence[int]) -> Float[Tensor, "b c t h w"]:
+        return torch.stack([self._shards[shard][index] for shard, index in (self._places[i] for i in picked)])
 
 
 class LatentLoader:
-    """Batches of latents; each batch comes from one source, drawn by share."""
+    """Batches of latents; each batch comes from one source, drawn by share.
+
+    A source's folder may be a pattern like `data/stills*`: rendered folders that were added are used from the next
+    start on. The batch of a step depends on (seed, step) and on the folders alone.
+    """
 
     def __init__(self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu") -> None:
         self.sources, self.table, self.seed, self.device = sources, table, seed, device
-        self.loaded = [self._load(Path(source.folder)) for source in sources]
+        self.loaded = [self._load(source.folder) for source in sources]
         shares = np.array([source.share for source in sources], dtype=float)
         self.shares = shares / shares.sum()
 
-    def _load(self, folder: Path) -> _Loaded:
-        """Read a folder; pairs that today's law holds out are left out of training, whenever they were rendered."""
-        loaded, parts = [], []
-        keep: list[bool] = []
-        training = (folder / PLAN_FILE).exists() and read_plan(folder).split == "train"
-        for frames, rows in read_shards(folder):
-            keep += [not (training and is_row_held_out(row)) for row in rows]
-            used = [used_captions(row, frames.shape[1]) for row in rows]
-            loaded += [tuple(self.table.index[text] for text in texts) for texts in used]
-        for path in sorted(folder.glob(f"clips-*{LATENT_SUFFIX}")):
-            parts.append(load_file(path)["latent"])
-        if not parts or len(loaded) != sum(map(len, parts)):
-            raise ConfigError(f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first.")
-        kept = [index for index, keeping in enumerate(keep) if keeping]
-        return _Loaded(torch.cat(parts)[kept], [loaded[index] for index in kept])
+    def _load(self, pattern: str) -> _LatentStore:
+        """Read every folder of a pattern; held-out pairs are left out of training, whenever they were rendered."""
+        store = _LatentStore()
+        parts = Path(pattern)
+        for folder in sorted(parts.parent.glob(parts.name)):
+            frames = read_plan(folder).frames if (folder / PLAN_FILE).exists() else None
+            training = frames is not None and read_plan(folder).split == "train"
+            for rows_file in sorted(folder.glob("clips-*.json")):
+                latents = rows_file.parent / f"{rows_file.stem}{LATENT_SUFFIX}"
+                if not latents.exists():
+                    raise ConfigError(f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first.")
+                rows = json.loads(rows_file.read_text())
+                count = frames or int(np.load(rows_file.with_suffix(".npy"), mmap_mode="r").shape[1])
+                captions = [tuple(self.table.index[text] for text in used_captions(row, count)) for row in rows]
+                store.add(
+                    load_file(latents)["latent"],
+                    captions,
+                    [not (training and is_row_held_out(row)) for row in rows],
+                )
+        if not len(store):
+            raise ConfigError(f"{pattern} is not encoded.", hint="Run `skyloom data encode` on it first.")
+        return store
 
     def __call__(self, step: int) -> LatentBatch:
         """The batch of one step."""
         random = np.random.default_rng(derive_seed(self.seed, "latents", step))
         which = int(random.choice(len(self.sources), p=self.shares))
         source, loaded = self.sources[which], self.loaded[which]
-        picked = random.integers(len(loaded.latent), size=source.batch)
+        picked = random.integers(len(loaded), size=source.batch)
         rows = tuple(loaded.captions[i][random.integers(len(loaded.captions[i]))] for i in picked)
-        latent = loaded.latent[torch.from_numpy(picked)]
+        latent = loaded[picked.tolist()]
         if source.rollout:
             numbers = rollout_numbers(latent.shape[2], source.rollout, random)
         elif source.excerpt:

@@ -1,0 +1,183 @@
+"""Stills by trained networks, judged: the probe's nouns and places, tile borders, gradients, and a sheet to look at.
+
+python bench/network_stills.py .runs/arms/s32 --decoder .runs/decoder32 --sheet s32.png
+`--renders` in the place of a run judges the prompts' own renders; `--decoded` those through the autoencoder alone.
+One prompt per held-out still with a single thing; prints one JSON line. Pictures are averaged to 128x128 first.
+"""
+
+import argparse
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from skyloom.data.clips import read_shards, used_captions
+from skyloom.data.encode import to_pixels
+from skyloom.data.loader import CaptionTable
+from skyloom.diffusion.flow import to_velocity
+from skyloom.diffusion.schedule import make_sigmas
+from skyloom.evaluate.probe import load_probe, prepare
+from skyloom.models.checkpoint import load_into, load_part
+from skyloom.models.diorama.autoencoder import Autoencoder, shrink
+from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.train.autoencoders import load_autoencoder
+
+BATCH = 24
+
+
+@torch.no_grad()
+def sample(
+    network: UNet, table: CaptionTable, captions: list[str], steps: int, scale: float, shift: float
+) -> Float[Tensor, "n c 1 h w"]:
+    """Guided Euler samples, one per caption."""
+    generator, made = torch.Generator().manual_seed(7), []
+    size = network.config.grid
+    for start in range(0, len(captions), BATCH):
+        part = captions[start : start + BATCH]
+        rows = [table.index[caption] for caption in part] + [table.index[""]] * len(part)
+        context, mask, pooled = table.gather(rows)
+        text = network.prepare_text(context, mask, pooled)
+        x = torch.randn(len(part), network.config.channels, 1, size, size, generator=generator)
+        sigmas = make_sigmas(steps, shift)
+        for now, after in pairwise(sigmas):
+            both, level = torch.cat([x, x]), torch.full((2 * len(part), 1), float(now))
+            velocity = to_velocity(network.config.prediction, network(both, level, text).float(), both, level)
+            prompted, free = velocity.chunk(2)
+            x = x + (after - now) * (free + scale * (prompted - free))
+        made.append(x)
+    return torch.cat(made)
+
+
+@torch.no_grad()
+def decode(autoencoder: Autoencoder, latent: Float[Tensor, "n c 1 h w"]) -> UInt8[Tensor, "n h w c"]:
+    """Latents to frames at the decoder's resolution."""
+    parts = []
+    for piece in latent.split(BATCH):
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(autoencoder.decode(piece).float())
+    return to_bytes(torch.cat(parts)[:, :, 0])
+
+
+def to_bytes(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"]:
+    """Pixels in [-1, 1] to bytes."""
+    return rearrange((x.clamp(-1, 1) + 1) * 127.5, "n c h w -> n h w c").round().byte()
+
+
+def picture_statistics(frames: UInt8[Tensor, "n h w c"]) -> dict[str, float]:
+    """Horizontal gradient of luminance at tile borders over elsewhere, and the 99th percentile of its magnitude."""
+    luminance = (frames.float() / 255) @ torch.tensor([0.299, 0.587, 0.114])
+    across = (luminance[:, :, 1:] - luminance[:, :, :-1]).abs()
+    down = (luminance[:, 1:] - luminance[:, :-1]).abs()
+    magnitude = (across[:, :-1].square() + down[:, :, :-1].square()).sqrt()
+    found = {"p99": float(np.quantile(magnitude.numpy(), 0.99))}
+    for tile in (32, 16, 8):
+        border = torch.zeros(across.shape[2], dtype=torch.bool)
+        border[tile - 1 :: tile] = True
+        found[f"tile{tile}"] = float(across[:, :, border].mean() / across[:, :, ~border].mean())
+    return found
+
+
+@torch.no_grad()
+def read_by_probe(frames: UInt8[Tensor, "n h w c"], facts: list[dict]) -> dict[str, float]:
+    """Shares of nouns (first and among five), places and times of day that the bundled probe reads right."""
+    probe, scores = load_probe(), {}
+    for frame in frames:
+        for name, values in probe(prepare(frame[None], probe.config)).scores.items():
+            scores.setdefault(name, []).append(values)
+    found = {}
+    for fact in ("noun", "place", "time_of_day"):
+        labels = probe.config.labels(fact)
+        known = [i for i, one in enumerate(facts) if one[fact] in labels]
+        wanted = torch.tensor([labels.index(facts[i][fact]) for i in known])
+        read = torch.cat(scores[fact])[known]
+        found[fact] = float((read.argmax(1) == wanted).float().mean())
+        if fact == "noun":
+            found["noun among 5"] = float((read.topk(5).indices == wanted[:, None]).any(1).float().mean())
+    return found
+
+
+def held_out(folder: Path, count: int) -> tuple[list[str], list[dict], UInt8[Tensor, "n h w c"]]:
+    """Captions, facts and renders of stills with one thing; the first 33 show different nouns where possible."""
+    captions, facts, frames = [], [], []
+    for shard, rows in read_shards(folder):
+        for frame, row in zip(shard, rows, strict=True):
+            if len(row["facts"]["nouns"]) == 1:
+                captions.append(used_captions(row, 1)[0])
+                facts.append(row["facts"])
+                frames.append(torch.from_numpy(np.array(frame[0])))
+    seen, order = set(), []
+    for index, fact in enumerate(facts):
+        if fact["noun"] not in seen:
+            seen.add(fact["noun"])
+            order.append(index)
+    order = (order + [index for index in range(len(facts)) if index not in set(order)])[:count]
+    return [captions[i] for i in order], [facts[i] for i in order], torch.stack([frames[i] for i in order])
+
+
+def write_sheet(frames: UInt8[Tensor, "n h w c"], captions: list[str], path: Path, columns: int = 7) -> None:
+    """A picture of pictures with their captions."""
+    width, line = 200, 14
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * (width + 4), rows * (width + line + 2)), (20, 20, 24))
+    draw = ImageDraw.Draw(sheet)
+    for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
+        x, y = index % columns * (width + 4), index // columns * (width + line + 2)
+        sheet.paste(Image.fromarray(frame.numpy()).resize((width, width), Image.Resampling.BICUBIC), (x, y + line))
+        draw.text((x + 2, y + 1), caption[:36], fill=(230, 230, 230))
+    sheet.save(path)
+
+
+def main() -> None:
+    """Judge one run, or the renders."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--renders", action="store_true")
+    parser.add_argument("--decoded", action="store_true")
+    parser.add_argument("--decoder", type=Path)
+    parser.add_argument("--stills", type=Path, default=Path(".runs/data/stills_heldout"))
+    parser.add_argument("--captions", type=Path, default=Path(".runs/data/captions.safetensors"))
+    parser.add_argument("--count", type=int, default=132)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--shift", type=float, default=3.0)
+    parser.add_argument("--sheet", type=Path)
+    arguments = parser.parse_args()
+    captions, facts, renders = held_out(arguments.stills, arguments.count)
+    started = time.process_time()
+    if arguments.renders:
+        frames = renders
+    elif arguments.decoded:
+        autoencoder = load_autoencoder(arguments.decoder)
+        with torch.no_grad():
+            frames = decode(autoencoder, autoencoder.encode_small(to_pixels(renders[:, None])))
+    else:
+        config, state, _ = load_part(arguments.run, "unet", UNetConfig)
+        network = UNet(config)
+        load_into(network, {name: value.float() for name, value in state.items()})
+        network = network.to(torch.bfloat16).eval()
+        table = CaptionTable(arguments.captions)
+        latent = sample(network, table, captions, arguments.steps, arguments.guidance, arguments.shift)
+        frames = decode(load_autoencoder(arguments.decoder), latent)
+    spent = time.process_time() - started
+    small = frames
+    if frames.shape[1] > renders.shape[1]:
+        pixels = rearrange(frames.float() / 127.5 - 1, "n h w c -> n c 1 h w")
+        small = to_bytes(shrink(pixels, frames.shape[1] // renders.shape[1])[:, :, 0])
+    found = {**read_by_probe(small, facts), **picture_statistics(small)}
+    if arguments.sheet:
+        write_sheet(frames[:35], captions[:35], arguments.sheet)
+    name = "renders" if arguments.renders else f"decoded {arguments.decoder}" if arguments.decoded else arguments.run
+    rounded = {key: round(value, 4) for key, value in found.items()}
+    settings = {"steps": arguments.steps, "guidance": arguments.guidance}
+    print(json.dumps({"run": str(name), "count": len(frames), **settings, **rounded, "cpu_s": round(spent, 1)}))
+
+
+if __name__ == "__main__":
+    main()
