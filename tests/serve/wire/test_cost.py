@@ -1,0 +1,184 @@
+"""What calls cost does not depend on what is over: no statement scans what grows, and none reads more of it."""
+
+import importlib.util
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from skyloom.serve.auth import KeyStore
+from skyloom.serve.database import Database
+from skyloom.serve.jobs import REFERENCE_ROWS, JobStore
+from skyloom.serve.leases import Leases
+from skyloom.serve.retention import sweep
+from skyloom.serve.routes_batches import advance
+from skyloom.serve.tables import jobs
+from skyloom.serve.webhooks import deliver_due
+from skyloom.serve.worker import Worker
+
+
+def load(path: Path):
+    """A program beside the tests as a module."""
+    place = importlib.util.spec_from_file_location(f"cost_{path.stem}", path)
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+HERE = Path(__file__).parent
+watched = load(HERE.parent / "plans.py").watched
+seed = load(HERE.parents[2] / "bench" / "history.py").seed
+FEW, MANY = 200, 4_000
+MORE = 1.05  # a tree of more rows may be a level higher
+
+
+def make(server, **headers: str) -> str:
+    """A video that is asked for."""
+    answer = server.http().post("/v1/videos", json={"prompt": "a cat on the beach", "seconds": "4"}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+def good(server, path: str) -> object:
+    """A call that has to be answered."""
+    answer = server.http().get(path)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def newest(server) -> str:
+    """The newest finished video of the caller's."""
+    return next(server.services.jobs.walk("local", status="completed")).id
+
+
+def start(server) -> None:
+    """What a server asks before it listens, and its first beats."""
+    services, settings = server.services, server.services.settings
+    database = Database(settings.database)
+    KeyStore(database).usable()
+    Leases(database, settings).expire()
+    deliver_due(database, services.outside.post)
+    sweep(database, settings)
+    advance(services)
+    database.close()
+
+
+def idle(server) -> None:
+    """A worker that finds nothing to do."""
+    services = server.services
+    leases = Leases(services.database, services.settings)
+    Worker(leases, services.storage, None, services.settings, name="idle", device="none").run(until_empty=True)
+
+
+def busy(server) -> None:
+    """A worker that makes what waits, and a webhook for it."""
+    server.work()
+    deliver_due(server.services.database, server.services.outside.post)
+
+
+def end(server) -> None:
+    """Cancel and delete what waits."""
+    for job in list(server.services.jobs.walk(status="queued")):
+        server.http().post(f"/v1/videos/{job.id}/cancel")
+        server.http().delete(f"/v1/videos/{job.id}")
+
+
+def full(server) -> None:
+    """A call when the queue is full."""
+    settings = server.services.jobs.settings
+    object.__setattr__(settings, "max_queued_per_owner", 0)
+    assert server.http().post("/v1/videos", json={"prompt": "a cat"}).status_code == 429
+    object.__setattr__(settings, "max_queued_per_owner", 100)
+
+
+CALLS: dict[str, tuple[Callable[[object], object], Callable[[object], object]]] = {
+    "create": (lambda _: None, make),
+    "create by key": (lambda _: None, lambda server: make(server, **{"idempotency-key": "k"})),
+    "create again": (make, lambda server: make(server, **{"x-stainless-retry-count": "1"})),
+    "create in a full queue": (lambda _: None, full),
+    "cancel and delete": (make, end),
+    "get": (lambda _: None, lambda server: good(server, f"/v1/videos/{newest(server)}")),
+    "events": (lambda _: None, lambda server: good(server, f"/v1/videos/{newest(server)}/events")),
+    "list": (lambda _: None, lambda server: good(server, "/v1/videos")),
+    "list of files": (lambda _: None, lambda server: good(server, "/v1/files?purpose=batch_output")),
+    "list of batches": (lambda _: None, lambda server: good(server, "/v1/batches")),
+    "list of webhooks": (lambda _: None, lambda server: good(server, "/v1/webhook_endpoints")),
+    "ready": (lambda _: None, lambda server: good(server, "/ready")),
+    "metrics": (lambda _: None, lambda server: good(server, "/metrics")),
+    "idle worker": (lambda _: None, idle),
+    "working": (make, busy),
+    "start": (lambda _: None, start),
+}
+
+
+@pytest.fixture
+def filled(make_server, tmp_path, database_url):
+    """A server on a database, and how to fill that."""
+    server = make_server(tmp_path, database_url=database_url)
+
+    def fill(count: int) -> None:
+        seed(server.services.database, count)
+
+    return server, fill
+
+
+def look(server, name: str):
+    """What one call did. Whatever it left is ended before."""
+    prepare, call = CALLS[name]
+    end(server)
+    prepare(server)
+    call(server)  # what is done once, like the first use of a key
+    end(server)
+    prepare(server)
+    with watched() as seen:
+        call(server)
+    end(server)
+    return seen
+
+
+def test_calls_scan_nothing_and_read_no_more_of_a_long_history(filled):
+    server, fill = filled
+    fill(FEW)
+    few = {name: look(server, name) for name in CALLS}
+    fill(MANY)
+    many = {name: look(server, name) for name in CALLS}
+    for name, seen in many.items():
+        assert not seen.scans, name
+        assert seen.statements, name
+        assert len(seen.statements) == len(few[name].statements), name
+        assert seen.work <= MORE * few[name].work + 20, (name, few[name].work, seen.work)
+
+
+def test_a_scan_would_be_seen(filled):
+    server, fill = filled
+    statements = [
+        select(func.count()).select_from(jobs),
+        select(jobs.c.id).where(jobs.c.status.in_(["queued", "paused"]), jobs.c.priority == 3),
+    ]
+    work = []
+    for count in (FEW, MANY):
+        fill(count)
+        with watched() as seen, server.services.database.read() as connection:
+            connection.execute(statements[0]).all()
+        assert seen.scans
+        work.append(seen.work)
+    assert work[1] > 5 * work[0]
+
+
+def test_what_the_storage_is_asked_to_keep_is_never_in_memory_as_a_whole(filled):
+    server, fill = filled
+    store: JobStore = server.services.jobs
+    peaks = []
+    for count in (FEW * 2, MANY):
+        fill(count)
+        with watched() as seen:
+            tracemalloc.start()
+            assert sum(1 for _ in store.references()) > 2 * count
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert not [scan for scan in seen.scans if "LIMIT" not in scan]
+        assert len(seen.statements) <= (count + FEW * 2) / REFERENCE_ROWS + 3
+    assert peaks[1] < 1.3 * peaks[0]
+    assert set(store.references()) == store.referenced_assets()
