@@ -18,6 +18,7 @@ GROWING = (
 )
 BOUNDED_INDEX = "jobs_active"
 _STEP = 10  # instructions
+_PAGE = 101  # rows
 
 
 @dataclass
@@ -85,10 +86,10 @@ def _explain_postgres(raw: Any, statement: str, parameters: Any, seen: Seen) -> 
         found = node["Node Type"].startswith(("Index", "Bitmap Heap")) and (
             "Index Cond" in node or "Recheck Cond" in node or node.get("Index Name") == BOUNDED_INDEX
         )
-        if not found:
+        rows = int((node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)) * node.get("Actual Loops", 1))
+        seen.work += rows
+        if not found and not (reads and rows <= _PAGE):  # a walk in the order of an index that ends at its LIMIT
             seen.scans.append(f"{node['Node Type']} of {node['Relation Name']}: {statement}")
-        rows = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)
-        seen.work += int(rows * node.get("Actual Loops", 1))
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

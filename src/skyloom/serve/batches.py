@@ -246,22 +246,30 @@ class BatchStore:
                 told = tell(error, batch.id)
                 self._note(batch, row.line, error={"status": told.status, **told.body["error"]})
             else:
-                self._note(batch, row.line, job=job.id)
+                if not self._note(batch, row.line, job=job.id):
+                    self._drop_unless_noted(batch, row.line, job)
 
-    def _note(self, batch: Batch, line: int, **values: Any) -> None:
-        """What became of the next line, unless it is not the next any more: another server was faster, or a stop."""
+    def _note(self, batch: Batch, line: int, **values: Any) -> bool:
+        """What became of the next line. False where it is not the next any more: another server or a stop was faster."""
         next_one = (batches.c.number == batch.number, batches.c.next_line == line)
         with self._database.write() as write:
             change = update(batches).where(*next_one).values(next_line=line + 1)
             if "error" in values:
                 change = change.values(failed=batches.c.failed + 1)
             if not write.connection.execute(change).rowcount:
-                return
+                return False
             mine = (lines.c.batch == batch.number, lines.c.line == line)
             write.connection.execute(update(lines).where(*mine).values(**values))
             if "job" in values:
                 row = {"job": values["job"], "batch": batch.number, "line": line}
                 write.connection.execute(insert(batch_jobs).values(**row))
+        return True
+
+    def _drop_unless_noted(self, batch: Batch, line: int, job: Job) -> None:
+        """Cancel the job of a line that was given up meanwhile; one that another server has noted is the same job."""
+        if all(row.job != job.id for row in self._lines(batch.number, line, 1)):
+            with suppress(MissingJobError):
+                self._jobs.cancel(job.id, batch.owner)
 
     def _finish(self, batch: Batch, write_file: Write, show: Callable[[Job], Mapping[str, Any]]) -> None:
         """Write the answers of all lines to files, _FINISH_LINES at a time."""
