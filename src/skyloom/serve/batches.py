@@ -250,7 +250,7 @@ class BatchStore:
                     self._drop_unless_noted(batch, row.line, job)
 
     def _note(self, batch: Batch, line: int, **values: Any) -> bool:
-        """What became of the next line. False where it is not the next any more: another server or a stop was faster."""
+        """What became of the next line. False where it is not the next any more."""
         next_one = (batches.c.number == batch.number, batches.c.next_line == line)
         with self._database.write() as write:
             change = update(batches).where(*next_one).values(next_line=line + 1)

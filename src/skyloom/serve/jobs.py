@@ -173,7 +173,7 @@ class JobStore:
             wanted = [~jobs.c.deleted]
             wanted += [jobs.c.owner == owner] if owner is not None else []
             wanted += [jobs.c.kind == kind] if kind is not None else []
-            wanted += [jobs.c.status == status] if status is not None else []
+            wanted += [has_status(status)] if status is not None else []
             if after is not None:
                 last = _find(connection, after, owner).number
                 wanted.append(jobs.c.number < last if newest_first else jobs.c.number > last)
@@ -185,7 +185,7 @@ class JobStore:
         """Every job, the newest first, read MAX_PAGE at a time; those that come or go meanwhile may be left out."""
         wanted = [~jobs.c.deleted]
         wanted += [jobs.c.owner == owner] if owner is not None else []
-        wanted += [jobs.c.status == status] if status is not None else []
+        wanted += [has_status(status)] if status is not None else []
         look = WHOLE_JOBS.where(*wanted).order_by(jobs.c.number.desc())
         last, more = None, True
         while more:

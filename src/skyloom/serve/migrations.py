@@ -47,7 +47,7 @@ _CONSTANT_COST = (
     "DROP INDEX IF EXISTS ix_webhook_deliveries_next_at",
     "CREATE INDEX jobs_active ON jobs (status, owner)"
     " WHERE status = 'queued' OR status = 'in_progress' OR status = 'paused'",
-    "CREATE INDEX jobs_by_status ON jobs (status, number)",
+    f"CREATE INDEX jobs_over ON jobs (status, number) WHERE status = 'completed' OR {_ENDED}",
     "CREATE INDEX jobs_fingerprint ON jobs (owner, fingerprint, number)",
     f"CREATE INDEX jobs_ended ON jobs (status, completed_at) WHERE {_ENDED}",
     "CREATE INDEX jobs_expiry ON jobs (status, expires_at) WHERE status = 'completed' AND expires_at IS NOT NULL",

@@ -20,6 +20,8 @@ from skyloom.serve.tables import HAS_ENDED_WITHOUT_RESULT, deliveries, events, j
 ROWS = 500  # removed in one transaction
 ROUNDS = 10  # transactions of one kind in one sweep
 _JOBS = 100  # jobs removed in one transaction, when their events are gone
+Due = Callable[[float], Select[Any]] | Callable[[float], Select[Any, Any]]
+"""The keys of the rows that were over before a time."""
 Remove = Callable[[Write, float], int]
 """Removes up to ROWS rows that were over before a time; returns how many."""
 
@@ -38,7 +40,7 @@ def sweep(database: Database, settings: Settings) -> dict[str, int]:
     return told
 
 
-def _rules(settings: Settings) -> list[tuple[str, float, Callable[[float], Select[Any]], Remove]]:
+def _rules(settings: Settings) -> list[tuple[str, float, Due, Remove]]:
     """Every kind of row: its name, its retention in seconds, a look at what is due, and how that is removed."""
     return [
         ("events", settings.keep_event_seconds, _old_events, _remove_events),
@@ -50,7 +52,7 @@ def _rules(settings: Settings) -> list[tuple[str, float, Callable[[float], Selec
     ]
 
 
-def _sweep_kind(database: Database, seconds: float, due: Callable[[float], Select[Any]], remove: Remove) -> int:
+def _sweep_kind(database: Database, seconds: float, due: Due, remove: Remove) -> int:
     removed = 0
     for _ in range(ROUNDS):
         before = database.now() - seconds
@@ -74,7 +76,7 @@ def _remove_events(write: Write, before: float) -> int:
     return _count(write, delete(events).where(events.c.number.in_(_old_events(before).limit(ROWS))))
 
 
-def _old_keys(before: float) -> Select[Any]:
+def _old_keys(before: float) -> Select[Any, Any]:
     return select(keys.c.owner, keys.c.key).where(keys.c.created_at < before).order_by(keys.c.created_at)
 
 
@@ -116,17 +118,13 @@ def _remove_jobs(write: Write, before: float) -> int:
 
 
 def _old_batches(before: float) -> Select[Any]:
-    over = batches.c.completed_at < before
-    return (
-        select(batches.c.number, batches.c.output_file, batches.c.error_file)
-        .where(over)
-        .order_by(batches.c.completed_at)
-    )
+    return select(batches.c.number).where(batches.c.completed_at < before).order_by(batches.c.completed_at)
 
 
 def _remove_batch(write: Write, before: float) -> int:
     """The oldest batch, once its lines are gone, with its output files."""
-    old = write.connection.execute(_old_batches(before).limit(1)).one_or_none()
+    look = select(batches).where(batches.c.number.in_(_old_batches(before).limit(1)))
+    old = write.connection.execute(look).one_or_none()
     if old is None:
         return 0
     some = select(lines.c.line).where(lines.c.batch == old.number).order_by(lines.c.line).limit(ROWS)

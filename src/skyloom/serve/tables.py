@@ -72,19 +72,22 @@ jobs = Table(
     Column("deadline", Double),
     Column("expires_at", Double),
     Index("jobs_of_owner", "owner", "kind", "number"),
-    Index("jobs_by_status", "status", "number"),
     Index("jobs_fingerprint", "owner", "fingerprint", "number"),
     sqlite_autoincrement=True,
 )
+
+
+_STATUSES = ("queued", "in_progress", "paused", "completed", "failed", "cancelled", "expired")
+_HAS_STATUS = {name: jobs.c.status == literal_column(f"'{name}'") for name in _STATUSES}
 
 
 def has_status(*names: str) -> ColumnElement[bool]:
     """The condition that a job has one of these statuses, for queries and for the conditions of partial indexes.
 
     The statuses are literals joined by OR: SQLite uses a partial index only if it can prove its condition from the
-    query's text, which it cannot for a bound parameter or an IN list.
+    query's text, which it cannot for a bound parameter or an IN list. Raises KeyError for another name.
     """
-    return or_(*(jobs.c.status == literal_column(f"'{name}'") for name in names))
+    return or_(*(_HAS_STATUS[name] for name in names))
 
 
 IS_ACTIVE = has_status("queued", "in_progress", "paused")
@@ -98,7 +101,8 @@ def _index_where(name: str, condition: ColumnElement[bool], *columns: "Column[An
 
 
 _index_where("jobs_active", IS_ACTIVE, jobs.c.status, jobs.c.owner)
-# with the status first, or SQLite prefers jobs_by_status
+_index_where("jobs_over", has_status("completed", "failed", "cancelled", "expired"), jobs.c.status, jobs.c.number)
+# with the status first, or SQLite prefers jobs_over
 _index_where("jobs_ended", HAS_ENDED_WITHOUT_RESULT, jobs.c.status, jobs.c.completed_at)
 _index_where("jobs_expiry", _RESULT_MAY_EXPIRE, jobs.c.status, jobs.c.expires_at)
 
