@@ -8,6 +8,7 @@ A job runs at least once and has one result at most: workers hold a lease, and e
 """
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -272,11 +273,12 @@ class JobStore:
         own, whole = self.settings.max_queued_per_owner - active.get(owner, 0), self.settings.max_queued
         return max(0, min(own, whole - sum(active.values())))
 
-    def references(self) -> Iterator[str]:
+    def references(self, pause: float = 0.0) -> Iterator[str]:
         """References of everything stored that a job needs: results, checkpoints, and what requests start from.
 
-        REFERENCE_ROWS jobs are read at a time, the oldest first, each time in a look of its own. A reference may come
-        more than once. One that a job names which was made meanwhile comes too.
+        REFERENCE_ROWS jobs are read at a time, the oldest first, each time in a look of its own, and `pause` seconds lie
+        between two looks, so that a long history does not keep a server busy. A reference may come more than once. One
+        that a job names which was made meanwhile comes too.
         """
         after = 0
         while True:
@@ -286,6 +288,7 @@ class JobStore:
                 return
             after = rows[-1].number
             yield from find_references([[*row[1:]] for row in rows])
+            time.sleep(pause)
 
     def referenced_assets(self) -> set[str]:
         """All of `references` at once; its size grows with the history."""

@@ -22,6 +22,7 @@ from skyloom.serve.webhooks import deliver_due
 
 EXPIRE_SECONDS, DELIVER_SECONDS, COLLECT_SECONDS = 5.0, 2.0, 3_600.0
 SWEEP_SECONDS = 5.0
+COLLECT_PAUSE = 0.02  # seconds between two pages of what is in use
 Task = tuple[float, Callable[[], object]]
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def usual_tasks(store: JobStore, storage: Storage, kept: Callable[[], Iterable[s
     database, loopback = store.database, store.settings.webhooks_to_loopback
 
     def collect() -> int:
-        return storage.collect(chain(kept(), store.references()))  # neither is ever in memory as a whole
+        return storage.collect(chain(kept(), store.references(COLLECT_PAUSE)))  # neither is ever in memory as a whole
 
     return [
         (EXPIRE_SECONDS, Leases(database, store.settings).expire),
