@@ -276,9 +276,9 @@ class JobStore:
     def references(self, pause: float = 0.0) -> Iterator[str]:
         """References of everything stored that a job needs: results, checkpoints, and what requests start from.
 
-        REFERENCE_ROWS jobs are read at a time, the oldest first, each time in a look of its own, and `pause` seconds lie
-        between two looks, so that a long history does not keep a server busy. A reference may come more than once. One
-        that a job names which was made meanwhile comes too.
+        REFERENCE_ROWS jobs are read at a time, the oldest first, each time in a look of its own, with `pause` seconds
+        between two, so that a long history does not keep a server busy. A reference may come more than once. One that a
+        job names which was made meanwhile comes too.
         """
         after = 0
         while True:
