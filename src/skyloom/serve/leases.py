@@ -101,7 +101,8 @@ class Leases:
     def hands(self) -> dict[str, Hand]:
         """Every worker that said hello and was not forgotten, by its name."""
         held = and_(jobs.c.worker == workers.c.name, has_status("in_progress"))
-        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).outerjoin(jobs, held)
+        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).select_from(workers)
+        look = look.outerjoin(jobs, held)
         with self.database.read() as connection:
             rows = connection.execute(look).all()
         return {row.name: Hand(row.device, row.started_at, row.id, row.begun) for row in rows}

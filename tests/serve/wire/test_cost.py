@@ -121,6 +121,7 @@ CALLS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
     "idle worker": (nothing, lambda server, _: idle(server)),
     "working": (make, lambda server, _: busy(server)),
     "start": (nothing, lambda server, _: start(server)),
+    "hands": (nothing, lambda server, _: Leases(server.services.database, server.services.settings).hands()),
 }
 
 
