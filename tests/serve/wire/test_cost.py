@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from skyloom.serve.auth import KeyStore
 from skyloom.serve.database import Database
-from skyloom.serve.jobs import REFERENCE_ROWS, JobStore
+from skyloom.serve.jobs import REFERENCE_ROWS, JobResult, JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.retention import sweep
 from skyloom.serve.routes_batches import advance
@@ -73,8 +73,12 @@ def idle(server) -> None:
 
 
 def busy(server) -> None:
-    """A worker that makes what waits, and a webhook for it."""
-    server.work()
+    """A job that is taken, goes on and is finished, and a webhook for it; no worker, whose beats go by the clock."""
+    leases = Leases(server.services.database, server.services.settings)
+    lease = leases.lease("w")
+    leases.heartbeat(lease, progress=40, phase="denoise", checkpoint={"0.bin": "asset:x"})
+    leases.wanted(lease)
+    leases.finish(lease, JobResult({"video": "asset:x"}, {}))
     deliver_due(server.services.database, server.services.outside.post)
 
 
