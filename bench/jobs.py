@@ -82,7 +82,7 @@ def one_round(url: str | None) -> dict[str, float]:
             told |= {f"enqueued_{threads}": rate, f"enqueue_cpu_{threads}": cpu}
             if threads == 1:
                 told["finished"] = finish_some(Leases(database, settings))
-            for job in store.page(limit=JOBS)[0]:
+            for job in list(store.walk()):
                 store.delete(job.id)
             database.close()
         told["bare_commits"] = bare_commits(folder)

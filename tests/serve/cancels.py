@@ -75,7 +75,7 @@ def note(tally: Tally, job: Job, ran: bool, seconds: float) -> None:
 def left_behind(data: Path, store: JobStore) -> dict[str, int]:
     """Files that no job names and nobody will: in the making, half stored, temporary."""
     storage = FolderStorage(data / "assets")
-    for job in store.page(limit=10_000)[0]:
+    for job in list(store.walk()):
         store.delete(job.id)
     storage.collect(store.referenced_assets(), grace=-60)
     folders = {"runs": "runs/*", "parts": "assets/.parts", "temporary": "tmp"}

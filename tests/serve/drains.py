@@ -105,7 +105,7 @@ def main() -> None:
         thread.join()
         with live.serving(data, fake, **BOUNDS):
             live.wait_for("rest", lambda: not {"queued", "in_progress"} & set(store.counts().by_status), 600.0, 0.5)
-        jobs = {job.id: job for job in store.page(limit=10_000)[0]}
+        jobs = {job.id: job for job in list(store.walk())}
     lost = [id for id in client.told.values() if id not in jobs or jobs[id].status != "completed"]
     told = {"drains": len(once), "p50": live.percentile(once, 0.5), "slowest": round(max(once), 2)}
     told |= {"told_twice": len(twice), "slowest_at_once": round(max(twice), 2), "jobs": len(jobs), "lost": len(lost)}

@@ -62,8 +62,8 @@ def main() -> None:
             keys[client] = KeyStore(database).create(client)[1]
         with live.serving(Path(name)) as server:
             make_all(server.url, keys, asked.videos, asked.seconds)
-            live.wait_for("all videos", lambda: all(job.done for job in store.page(limit=1_000)[0]), 1_800.0, 1.0)
-        ends = sorted(store.page(limit=1_000)[0], key=lambda job: job.completed_at or 0.0)
+            live.wait_for("all videos", lambda: all(job.done for job in store.walk()), 1_800.0, 1.0)
+        ends = sorted(store.walk(), key=lambda job: job.completed_at or 0.0)
     waits = {
         client: [(job.started_at or 0.0) - job.created_at for job in ends if job.owner == client] for client in CLIENTS
     }

@@ -41,7 +41,7 @@ HERE, THERE, NOBODY = "10.213.7.1", "10.213.7.2", "02:00:00:00:00:99"
 
 def judge(store: JobStore, storage: Path, steps: int, told: dict[str, str]) -> dict[str, int]:
     """What was lost, ended twice, or has other frames than it must have."""
-    jobs = {job.id: job for job in store.page(limit=100_000)[0]}
+    jobs = {job.id: job for job in store.walk()}
     ends = Counter[str]()
     after = 0
     while page := store.events(after=after, limit=1_000):
@@ -218,13 +218,13 @@ def part(seconds: float) -> dict[str, object]:
 
 def held(store: JobStore, worker: str) -> str | None:
     """The job that a worker has in its hands, as the queue sees it."""
-    running = store.page(status="in_progress", limit=100)[0]
+    running = list(store.walk(status="in_progress"))
     return next((job.id for job in running if job.worker == worker), None)
 
 
 def ended(store: JobStore) -> list[str]:
     """What is completed."""
-    return [job.id for job in store.page(status="completed", limit=1_000)[0]]
+    return [job.id for job in store.walk(status="completed")]
 
 
 def wish(store: JobStore, told: dict[str, str]) -> bool:

@@ -173,12 +173,7 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
     database = Database(settings.database)
     store, storage = JobStore(database, settings), FolderStorage(Path(settings.storage))
     promised = dict(line.split(" ", 1) for path in lists.values() for line in path.read_text().splitlines())
-    found: dict[str, Job] = {}
-    after, more = None, True
-    while more:
-        page, more = store.page(after=after, limit=500)
-        found |= {job.id: job for job in page}
-        after = page[-1].id if page else None
+    found: dict[str, Job] = {job.id: job for job in store.walk()}
     with database.read() as connection:
         ends = select(events.c.job, func.count()).where(events.c.type == "video.completed").group_by(events.c.job)
         doubled = sum(count != 1 for _, count in connection.execute(ends))

@@ -203,3 +203,28 @@ def test_counts_tell_of_the_queue(store, leases, clock):
     assert (counts.oldest_seconds, counts.workers) == (30, 1)
     clock.turn(61)
     assert store.counts().workers == 0
+
+
+def test_no_page_is_larger_than_the_largest_whatever_is_asked(database, tmp_path):
+    store = JobStore(database, Settings(data=tmp_path, max_queued_per_owner=1_000))
+    ids = [submit(store).id for _ in range(103)]
+    for limit in (101, 1_999_999):
+        page, more = store.page("ada", limit=limit)
+        assert ([job.id for job in page], more) == (ids[:2:-1], True)
+    assert store.page("ada", limit=-1) == ([], True)
+    assert len(store.events("ada", limit=10**9)) == 100
+    assert [job.id for job in store.walk("ada")] == ids[::-1]
+    assert [job.id for job in store.walk(status="paused")] == []
+
+
+def test_counts_follow_every_change_of_a_row(store, leases, database):
+    """Also those that are made by another program."""
+    ids = [submit(store).id for _ in range(3)]
+    store.pause(ids[0])
+    store.cancel(ids[1])
+    with database.write() as write:
+        write.connection.exec_driver_sql("UPDATE jobs SET status = 'failed'")
+    assert store.counts().by_status == {"failed": 3}
+    with database.write() as write:
+        write.connection.exec_driver_sql("DELETE FROM jobs")
+    assert store.counts().by_status == {}

@@ -6,6 +6,7 @@ import pytest
 
 from skyloom.serve.jobs import JobFailure, JobResult
 from skyloom.serve.leases import LostLeaseError
+from skyloom.serve.retention import sweep
 from skyloom.serve.settings import Settings
 
 DONE = JobResult({"video": "asset:v"}, {"seed": 1})
@@ -194,7 +195,7 @@ def test_old_events_and_keys_are_forgotten(store, leases, clock):
     job = submit(store, key="k", fingerprint="f")
     leases.finish(leases.lease("a"), DONE)
     clock.turn(8 * 86_400)
-    leases.expire()
+    sweep(store.database, store.settings)
     assert store.events() == []
     assert store.get(job.id).status == "completed"
     assert leases.unfinished([job.id]) == set()

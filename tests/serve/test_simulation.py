@@ -163,7 +163,7 @@ class Queue(RuleBasedStateMachine):
         """Time passes, and leases with it."""
         self.clock.turn(seconds)
         self.leases.expire()
-        for job in self.store.page(limit=1_000)[0]:
+        for job in list(self.store.walk()):
             if self.state[job.id] == "in_progress":
                 self.state[job.id] = job.status
 
@@ -171,7 +171,7 @@ class Queue(RuleBasedStateMachine):
     def the_model_is_right(self) -> None:
         """Every job that was not deleted is there, in the state that the model has."""
         if hasattr(self, "store"):
-            there = {job.id: job for job in self.store.page(limit=1_000)[0]}
+            there = {job.id: job for job in list(self.store.walk())}
             assert {id: job.status for id, job in there.items()} == {
                 id: state for id, state in self.state.items() if state != "deleted"
             }

@@ -97,7 +97,7 @@ def kill_at(settings: Settings, stop: int) -> tuple[str, bool]:
 def judge(settings: Settings) -> dict[str, object]:
     """All jobs, by key, and damage."""
     database = Database(settings.database)
-    page, _ = JobStore(database, settings).page(limit=100_000)
+    page = list(JobStore(database, settings).walk())
     return {"ids": [job.id for job in page], "damage": len(database.check())}
 
 

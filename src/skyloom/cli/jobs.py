@@ -38,6 +38,7 @@ def list_(
     as_json: _AsJson = False,
 ) -> None:
     """What waits, runs and is done, the newest first."""
+    from itertools import islice
     from typing import cast, get_args
 
     from skyloom.core.errors import RequestError
@@ -45,10 +46,10 @@ def list_(
 
     if status is not None and status not in get_args(Status):
         raise RequestError(f"{status!r} is no state of a job.", hint=f"Use one of {', '.join(get_args(Status))}.")
-    found, more = _store(data, database).page(status=cast("Status | None", status), limit=limit)
-    for job in found:
+    found = _store(data, database).walk(status=cast("Status | None", status))
+    for job in islice(found, limit):
         _print(job, as_json=as_json)
-    if more:
+    if next(found, None) is not None:
         typer.echo("There are more: --limit shows them.", err=True)
 
 

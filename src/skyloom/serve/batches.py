@@ -1,13 +1,17 @@
 """Batches: many videos by one file of JSON lines, one line a job.
 
-A batch's lines become jobs as the owner's queue has room. A line has its own idempotency key, so a server that dies
-between two of its writes makes no video twice. When no line is left to wait for, the answers are written to a file.
+A batch's lines become jobs as the owner's queue has room, in order: `next_line` is the first that was not submitted. A
+line has its own idempotency key, so a server that dies between two of its writes makes no video twice. Jobs that have
+not been counted yet stand in batch_jobs, which holds no more rows than jobs may wait. When all lines are counted, the
+answers are written to a file. So a look at a batch reads one row, and a tick costs the same however long a batch is.
 """
 
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from sqlalchemy import (
@@ -22,23 +26,30 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    delete,
     insert,
+    or_,
     select,
+    text,
     update,
 )
 
 from skyloom.core.errors import CapacityError, SkyloomError
-from skyloom.serve.database import Database
+from skyloom.serve.database import Database, read_page
 from skyloom.serve.faults import missing, tell
-from skyloom.serve.jobs import ACTIVE, Job, JobStore
+from skyloom.serve.jobs import Job, JobStore, MissingJobError
+from skyloom.serve.tables import IS_ACTIVE, metadata
 from skyloom.serve.tables import jobs as job_table
-from skyloom.serve.tables import metadata
 
 WINDOW_SECONDS = 24 * 3600
 MAX_LINES = 10_000
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 Submit = Callable[[str, Mapping[str, Any], str, float], Job]
 Write = Callable[[str, str, bytes], str]
+
+_COUNTERS = ("total", "next_line", "completed", "failed")
+LINES_PER_TICK = 100  # of an owner
+_FINISH_LINES = 500  # answers written at a time
 
 batches = Table(
     "batches",
@@ -52,8 +63,9 @@ batches = Table(
     Column("error_file", String(64)),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
-    Column("completed_at", Double),
+    Column("completed_at", Double, index=True),
     Column("cancelled_at", Double),
+    *(Column(name, Integer, nullable=False, server_default=text("0")) for name in _COUNTERS),
     Index("batches_of_owner", "owner", "number"),
     sqlite_autoincrement=True,
 )
@@ -68,6 +80,23 @@ lines = Table(
     Column("job", String(64)),
     Column("error", JSON(none_as_null=True)),
 )
+
+batch_jobs = Table(  # jobs of lines, until their end is counted
+    "batch_jobs",
+    metadata,
+    Column("job", String(64), primary_key=True),
+    Column("batch", _NUMBER, ForeignKey("batches.number", ondelete="CASCADE"), nullable=False, index=True),
+    Column("line", Integer, nullable=False),
+)
+
+# Jobs of batches that have ended or were deleted since the last tick, and who may submit.
+_ENDED = (
+    select(batch_jobs.c.job, batch_jobs.c.batch, job_table.c.status)
+    .outerjoin(job_table, job_table.c.id == batch_jobs.c.job)
+    .where(or_(job_table.c.status.is_(None), ~IS_ACTIVE))
+    .limit(1_000)
+)
+_OPEN = select(batches).where(batches.c.completed_at.is_(None)).order_by(batches.c.number)
 
 
 @dataclass(frozen=True)
@@ -94,6 +123,7 @@ class Batch:
     completed_at: float | None
     cancelled_at: float | None
     total: int
+    next_line: int
     completed: int
     failed: int
 
@@ -117,7 +147,7 @@ class BatchStore:
         with self._database.write() as write:
             row = {"id": id, "owner": owner, "input_file": input_file, "metadata": dict(metadata)}
             times = {"created_at": write.now, "expires_at": write.now + WINDOW_SECONDS}
-            write.connection.execute(insert(batches).values(**row, **times))
+            write.connection.execute(insert(batches).values(**row, **times, total=len(asked)))
             number = write.connection.execute(select(batches.c.number).where(batches.c.id == id)).scalar_one()
             rows = [{"batch": number, "line": index, **vars(line)} for index, line in enumerate(asked)]
             write.connection.execute(insert(lines), rows)
@@ -129,17 +159,17 @@ class BatchStore:
             row = connection.execute(select(batches).where(batches.c.id == id, batches.c.owner == owner)).one_or_none()
         if row is None:
             raise missing("batch", id)
-        return self._batch(row)
+        return Batch(**row._mapping)
 
     def list(self, owner: str, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
         """A page of batches, the newest first, and whether there are more."""
         wanted = [batches.c.owner == owner]
         if after is not None:
             wanted.append(batches.c.number < self.get(after, owner).number)
-        look = select(batches).where(*wanted).order_by(batches.c.number.desc()).limit(limit + 1)
         with self._database.read() as connection:
-            rows = connection.execute(look).all()
-        return [self._batch(row) for row in rows[:limit]], len(rows) > limit
+            look = select(batches).where(*wanted).order_by(batches.c.number.desc())
+            rows, more = read_page(connection, look, limit)
+        return [Batch(**row._mapping) for row in rows], more
 
     def cancel(self, id: str, owner: str) -> Batch:
         """Stop what has not ended yet."""
@@ -148,32 +178,66 @@ class BatchStore:
             with self._database.write() as write:
                 change = update(batches).where(batches.c.number == found.number)
                 write.connection.execute(change.values(cancelled_at=write.now))
-            for row in self._lines(found.number):
-                if row.job is not None and row.status in ACTIVE:
-                    self._jobs.cancel(row.job, owner)
+            self._stop(self.get(id, owner))
         return self.get(id, owner)
 
     def advance(self, submit: Submit, write_file: Write, show: Callable[[Job], Mapping[str, Any]]) -> None:
-        """Turn lines into jobs as far as there is room, and end the batches that are through."""
+        """Count what has ended, turn lines into jobs as far as there is room, and end the batches that are through.
+
+        At most LINES_PER_TICK lines of each owner are submitted, of her oldest batch that has some left.
+        """
+        self._count_ended()
+        served: set[str] = set()
+        for batch in self._open():
+            if batch.cancelled_at is not None or batch.expires_at <= self._database.now():
+                self._stop(batch)
+            elif batch.next_line < batch.total and batch.owner not in served:
+                served.add(batch.owner)
+                self._submit(batch, submit)
+        for batch in self._open():
+            if batch.completed + batch.failed >= batch.total:
+                self._finish(batch, write_file, show)
+
+    def _open(self) -> Sequence[Batch]:
         with self._database.read() as connection:
-            rows = connection.execute(select(batches).where(batches.c.completed_at.is_(None))).all()
-        for row in rows:
-            batch = self._batch(row)
-            self._submit(batch, submit)
-            after = self._lines(batch.number)
-            if all(line.error is not None or (line.job is not None and line.status not in ACTIVE) for line in after):
-                self._finish(batch, after, write_file, show)
+            return [Batch(**row._mapping) for row in connection.execute(_OPEN)]
+
+    def _count_ended(self) -> None:
+        """Add the jobs that have ended since the last tick to their batches' counters."""
+        with self._database.read() as connection:
+            rows = connection.execute(_ENDED).all()
+        if not rows:
+            return
+        with self._database.write() as write:
+            for row in rows:
+                mine = delete(batch_jobs).where(batch_jobs.c.job == row.job)
+                if write.connection.execute(mine).rowcount:  # another server may have been faster
+                    counter = batches.c.completed if row.status == "completed" else batches.c.failed
+                    add = update(batches).where(batches.c.number == row.batch)
+                    write.connection.execute(add.values({counter: counter + 1}))
+
+    def _stop(self, batch: Batch) -> None:
+        """Cancel the jobs of a batch that was cancelled, and count the lines that will never be submitted as failed."""
+        if batch.cancelled_at is not None:
+            with self._database.read() as connection:
+                mine = connection.execute(select(batch_jobs.c.job).where(batch_jobs.c.batch == batch.number))
+                ids = mine.scalars().all()
+            for id in ids:
+                with suppress(MissingJobError):
+                    self._jobs.cancel(id, batch.owner)
+        if batch.next_line < batch.total:
+            left = batches.c.total - batches.c.next_line
+            change = update(batches).where(batches.c.number == batch.number)
+            change = change.values(failed=batches.c.failed + left, next_line=batches.c.total)
+            with self._database.write() as write:
+                write.connection.execute(change)
 
     def _submit(self, batch: Batch, submit: Submit) -> None:
-        """Submit the lines that wait; a full queue ends the attempt, any other error is the line's own."""
-        stopped = batch.cancelled_at is not None or batch.expires_at <= self._database.now()
-        for row in self._lines(batch.number):
-            if row.job is not None or row.error is not None:
-                continue
-            if stopped:
-                code = "batch_cancelled" if batch.cancelled_at is not None else "batch_expired"
-                self._note(batch, row.line, error={"code": code, "message": "The batch ended before this line."})
-                continue
+        """Submit the next lines; a full queue ends the attempt, any other error is the line's own."""
+        room = min(self._jobs.room(batch.owner), LINES_PER_TICK)
+        if not room:
+            return
+        for row in self._lines(batch.number, batch.next_line, room):
             try:
                 job = submit(batch.owner, row.body, f"{batch.id}:{row.line}", batch.expires_at)
             except CapacityError:
@@ -182,48 +246,70 @@ class BatchStore:
                 told = tell(error, batch.id)
                 self._note(batch, row.line, error={"status": told.status, **told.body["error"]})
             else:
-                self._note(batch, row.line, job=job.id)
+                if not self._note(batch, row.line, job=job.id):
+                    self._drop_unless_noted(batch, row.line, job)
 
-    def _finish(
-        self, batch: Batch, rows: Sequence[Row[Any]], write_file: Write, show: Callable[[Job], Mapping[str, Any]]
-    ) -> None:
-        outputs, errors = [], []
-        for row in rows:
-            if row.error is not None:
-                errors.append(_answer(row, batch, int(row.error.get("status", 400)), {"error": row.error}))
-            elif row.status is None:
-                errors.append(_answer(row, batch, 404, {"error": {"code": "not_found", "message": "It was deleted."}}))
-            else:
-                outputs.append(_answer(row, batch, 200, dict(show(self._jobs.get(row.job, batch.owner)))))
+    def _note(self, batch: Batch, line: int, **values: Any) -> bool:
+        """What became of the next line. False where it is not the next any more."""
+        next_one = (batches.c.number == batch.number, batches.c.next_line == line)
+        with self._database.write() as write:
+            change = update(batches).where(*next_one).values(next_line=line + 1)
+            if "error" in values:
+                change = change.values(failed=batches.c.failed + 1)
+            if not write.connection.execute(change).rowcount:
+                return False
+            mine = (lines.c.batch == batch.number, lines.c.line == line)
+            write.connection.execute(update(lines).where(*mine).values(**values))
+            if "job" in values:
+                row = {"job": values["job"], "batch": batch.number, "line": line}
+                write.connection.execute(insert(batch_jobs).values(**row))
+        return True
+
+    def _drop_unless_noted(self, batch: Batch, line: int, job: Job) -> None:
+        """Cancel the job of a line that was given up meanwhile; one that another server has noted is the same job."""
+        if all(row.job != job.id for row in self._lines(batch.number, line, 1)):
+            with suppress(MissingJobError):
+                self._jobs.cancel(job.id, batch.owner)
+
+    def _finish(self, batch: Batch, write_file: Write, show: Callable[[Job], Mapping[str, Any]]) -> None:
+        """Write the answers of all lines to files, _FINISH_LINES at a time."""
+        outputs, errors = BytesIO(), BytesIO()
+        for first in range(0, batch.total, _FINISH_LINES):
+            rows = self._lines(batch.number, first, _FINISH_LINES)
+            made = self._jobs.find([row.job for row in rows if row.job is not None], batch.owner)
+            for row in rows:
+                job = made.get(row.job)
+                if job is not None and row.error is None:
+                    outputs.write(_answer(row, batch, 200, dict(show(job))))
+                else:
+                    error = row.error or _never_made(row, batch)
+                    errors.write(_answer(row, batch, int(error.get("status", 400)), {"error": error}))
         files = {
-            name: write_file(batch.owner, f"{batch.id}_{name}.jsonl", "".join(answers).encode()) if answers else None
-            for name, answers in (("output", outputs), ("error", errors))
+            name: write_file(batch.owner, f"{batch.id}_{name}.jsonl", text.getvalue()) if text.tell() else None
+            for name, text in (("output", outputs), ("error", errors))
         }
         with self._database.write() as write:
             change = update(batches).where(batches.c.number == batch.number, batches.c.completed_at.is_(None))
             values = {"output_file": files["output"], "error_file": files["error"], "completed_at": write.now}
             write.connection.execute(change.values(**values))
 
-    def _note(self, batch: Batch, line: int, **values: Any) -> None:
-        with self._database.write() as write:
-            mine = (lines.c.batch == batch.number, lines.c.line == line)
-            write.connection.execute(update(lines).where(*mine).values(**values))
-
-    def _lines(self, number: int) -> Sequence[Row[Any]]:
-        """The lines in order, with the status of their jobs; None for a job that was deleted."""
-        look = select(lines, job_table.c.status).outerjoin(job_table, job_table.c.id == lines.c.job)
+    def _lines(self, number: int, first: int, count: int) -> Sequence[Row[Any]]:
+        """Some lines in order, from the one with a number."""
+        look = select(lines).where(lines.c.batch == number, lines.c.line >= first).order_by(lines.c.line).limit(count)
         with self._database.read() as connection:
-            return connection.execute(look.where(lines.c.batch == number).order_by(lines.c.line)).all()
-
-    def _batch(self, row: Row[Any]) -> Batch:
-        states = [(line.error, line.job, line.status) for line in self._lines(row.number)]
-        completed = sum(status == "completed" for _, _, status in states)
-        ended = sum(error is not None or (job is not None and status not in ACTIVE) for error, job, status in states)
-        return Batch(**row._mapping, total=len(states), completed=completed, failed=ended - completed)
+            return connection.execute(look).all()
 
 
-def _answer(row: Row[Any], batch: Batch, status: int, body: Mapping[str, Any]) -> str:
+def _never_made(row: Row[Any], batch: Batch) -> dict[str, Any]:
+    """Why a line without an error has no job: it was deleted, or the batch ended before the line was submitted."""
+    if row.job is not None:
+        return {"status": 404, "code": "not_found", "message": "It was deleted."}
+    code = "batch_cancelled" if batch.cancelled_at is not None else "batch_expired"
+    return {"code": code, "message": "The batch ended before this line."}
+
+
+def _answer(row: Row[Any], batch: Batch, status: int, body: Mapping[str, Any]) -> bytes:
     """One line of an output file."""
     response = {"status_code": status, "request_id": f"{batch.id}_{row.line}", "body": body}
     told = {"id": f"batch_req_{batch.number}_{row.line}", "custom_id": row.custom_id, "response": response}
-    return json.dumps({**told, "error": None}, ensure_ascii=False) + "\n"
+    return json.dumps({**told, "error": None}, ensure_ascii=False).encode() + b"\n"

@@ -16,19 +16,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
+from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, func, insert, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.serve.migrations import MIGRATIONS, Migration
 from skyloom.serve.tables import metadata, schema
 
 T = TypeVar("T")
-VERSION = 1
-Migration = Callable[[Connection], None]
-# Forward only: step n brings version n - 1 to n, in one transaction. A new database starts at VERSION.
-MIGRATIONS: Mapping[int, Migration] = {}
+VERSION = max(MIGRATIONS)  # where a new database starts
+MAX_PAGE = 100  # rows of a list, whatever is asked for
 _SAFE_SQLITE = (3, 51, 3)
 _BUSY_SECONDS = 30
 _POOL = {"pool_size": 4, "max_overflow": 60, "pool_timeout": 60}
@@ -168,6 +167,13 @@ class Database:
         return self._clock() if self._clock else float(told)
 
 
+def read_page(connection: Connection, look: Select[Any], limit: int) -> tuple[Sequence[Row[Any]], bool]:
+    """The first `limit` rows of a query, MAX_PAGE at most, and whether there are more."""
+    limit = min(max(limit, 0), MAX_PAGE)
+    rows = connection.execute(look.limit(limit + 1)).all()
+    return rows[:limit], len(rows) > limit
+
+
 class _TornError(Exception):
     """The database refused one of several calls."""
 
@@ -219,7 +225,7 @@ def migrate(database: Database, version: int, migrations: Mapping[int, Migration
         if found is None:
             write.connection.execute(insert(schema).values(version=version, at=write.now))
             return
-    for number in range(found + 1, version + 1):
+    for number in sorted(step for step in migrations if found < step <= version):
         with database.write() as write:
             if (_version(write.connection) or 0) < number:  # another process may have been faster
                 migrations[number](write.connection)

@@ -8,16 +8,16 @@ A job runs at least once and has one result at most: workers hold a lease, and e
 """
 
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select
 
 from skyloom.core.errors import CapacityError
-from skyloom.serve.database import Database, Write
+from skyloom.serve.database import MAX_PAGE, Database, Write, read_page
 from skyloom.serve.records import (
-    ACTIVE,
     COLUMNS,
     WHOLE_JOBS,
     Job,
@@ -39,20 +39,34 @@ from skyloom.serve.records import (
 from skyloom.serve.refusals import count_refusal, read_refusals
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import find_references
-from skyloom.serve.tables import events, jobs, keys, results, workers
+from skyloom.serve.tables import IS_ACTIVE, events, has_status, job_counts, jobs, keys, results, workers
 
 __all__ = ["Counts", "Event", "Job", "JobConflictError", "JobFailure", "JobResult", "JobStore", "MissingJobError"]
 
 KEY_SECONDS, RETRY_SECONDS = 24 * 3600, 60
 MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
 ALIVE_SECONDS = 60  # a worker that was not seen for longer is not counted
+REFERENCE_ROWS = 200  # jobs read at a time where all of them are looked through
 
 _ADD = insert(jobs).returning(*COLUMNS)
 _ADD_KEY = insert(keys)
 _BY_KEY = select(keys).where(keys.c.owner == bindparam("who"), keys.c.key == bindparam("which"))
-_WAITING = select(jobs.c.owner, func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.owner)
+_WAITING = select(jobs.c.owner, func.count()).where(IS_ACTIVE).group_by(jobs.c.owner)
 _BY_ID_OF_OWNER = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), jobs.c.owner == bindparam("who"), ~jobs.c.deleted)
 _BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), ~jobs.c.deleted)
+_NEWEST_OF_FINGERPRINT = (
+    select(jobs.c.number, jobs.c.created_at)
+    .where(jobs.c.owner == bindparam("who"), jobs.c.fingerprint == bindparam("what"))
+    .order_by(jobs.c.number.desc())
+    .limit(1)
+)
+_NAMING = (
+    select(jobs.c.number, results.c.assets, jobs.c.checkpoint, jobs.c.request, jobs.c.extra)
+    .outerjoin(results, results.c.job == jobs.c.number)
+    .where(jobs.c.number > bindparam("after"))
+    .order_by(jobs.c.number)
+    .limit(REFERENCE_ROWS)
+)
 
 
 class QueueFullError(CapacityError):
@@ -138,6 +152,12 @@ class JobStore:
         with self.database.read() as connection:
             return _find(connection, id, owner)
 
+    def find(self, ids: Sequence[str], owner: str) -> dict[str, Job]:
+        """The owner's jobs of these ids, by id; those that are not there are left out."""
+        look = WHOLE_JOBS.where(jobs.c.id.in_(ids), jobs.c.owner == owner, ~jobs.c.deleted)
+        with self.database.read() as connection:
+            return {row.id: as_job(row) for row in connection.execute(look)}
+
     def page(
         self,
         owner: str | None = None,
@@ -148,21 +168,32 @@ class JobStore:
         limit: int = 20,
         newest_first: bool = True,
     ) -> tuple[list[Job], bool]:
-        """A page of jobs in the order of their making, after the one with an id; and whether there are more.
-
-        Raises MissingJobError when there is no job `after`.
-        """
+        """A page of at most MAX_PAGE jobs in the order of their making, after the one with an id; and whether there are
+        more. Raises MissingJobError when there is no job `after`."""
         with self.database.read() as connection:
             wanted = [~jobs.c.deleted]
             wanted += [jobs.c.owner == owner] if owner is not None else []
             wanted += [jobs.c.kind == kind] if kind is not None else []
-            wanted += [jobs.c.status == status] if status is not None else []
+            wanted += [has_status(status)] if status is not None else []
             if after is not None:
                 last = _find(connection, after, owner).number
                 wanted.append(jobs.c.number < last if newest_first else jobs.c.number > last)
             order = jobs.c.number.desc() if newest_first else jobs.c.number
-            rows = connection.execute(WHOLE_JOBS.where(and_(*wanted)).order_by(order).limit(limit + 1)).all()
-        return [as_job(row) for row in rows[:limit]], len(rows) > limit
+            rows, more = read_page(connection, WHOLE_JOBS.where(and_(*wanted)).order_by(order), limit)
+        return [as_job(row) for row in rows], more
+
+    def walk(self, owner: str | None = None, *, status: Status | None = None) -> Iterator[Job]:
+        """Every job, the newest first, read MAX_PAGE at a time; those that come or go meanwhile may be left out."""
+        wanted = [~jobs.c.deleted]
+        wanted += [jobs.c.owner == owner] if owner is not None else []
+        wanted += [has_status(status)] if status is not None else []
+        look = WHOLE_JOBS.where(*wanted).order_by(jobs.c.number.desc())
+        last, more = None, True
+        while more:
+            with self.database.read() as connection:
+                rows, more = read_page(connection, look if last is None else look.where(jobs.c.number < last), MAX_PAGE)
+            yield from map(as_job, rows)
+            last = rows[-1].number if rows else None
 
     def cancel(self, id: str, owner: str | None = None) -> Job:
         """Stop a job for good: at once if it waits, within a step if it runs. Done jobs stay as they are."""
@@ -206,20 +237,21 @@ class JobStore:
     def events(
         self, owner: str | None = None, *, job: str | None = None, after: int = 0, limit: int = 100
     ) -> list[Event]:
-        """What happened after an event's number, in order: of one job, of an owner, or of all."""
+        """What happened after an event's number, in order: of one job, of an owner, or of all; at most MAX_PAGE."""
         wanted: list[ColumnElement[bool]] = [events.c.number > after, ~jobs.c.deleted]
         wanted += [events.c.owner == owner] if owner is not None else []
         wanted += [jobs.c.id == job] if job is not None else []
-        look = select(events, jobs.c.id).join(jobs).where(and_(*wanted)).order_by(events.c.number).limit(limit)
+        look = select(events, jobs.c.id).join(jobs).where(and_(*wanted)).order_by(events.c.number)
         with self.database.read() as connection:
-            return [Event(row.number, row.id, row.type, row.data, row.created_at) for row in connection.execute(look)]
+            rows, _ = read_page(connection, look, limit)
+        return [Event(row.number, row.id, row.type, row.data, row.created_at) for row in rows]
 
     def counts(self) -> Counts:
         """The queue at a glance, for metrics and health."""
         now = self.database.now()
         with self.database.read() as connection:
-            rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all()
-            oldest = select(func.min(jobs.c.created_at)).where(jobs.c.status == "queued")
+            rows = connection.execute(select(job_counts).where(job_counts.c.count > 0)).all()
+            oldest = select(func.min(jobs.c.created_at)).where(has_status("queued"))
             since = connection.execute(oldest).scalar_one()
             seen = select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
             alive = connection.execute(seen).scalar_one()
@@ -241,12 +273,26 @@ class JobStore:
         own, whole = self.settings.max_queued_per_owner - active.get(owner, 0), self.settings.max_queued
         return max(0, min(own, whole - sum(active.values())))
 
+    def references(self, pause: float = 0.0) -> Iterator[str]:
+        """References of everything stored that a job needs: results, checkpoints, and what requests start from.
+
+        REFERENCE_ROWS jobs are read at a time, the oldest first, each time in a look of its own, with `pause` seconds
+        between two, so that a long history does not keep a server busy. A reference may come more than once. One that a
+        job names which was made meanwhile comes too.
+        """
+        after = 0
+        while True:
+            with self.database.read() as connection:
+                rows = connection.execute(_NAMING, {"after": after}).all()
+            if not rows:
+                return
+            after = rows[-1].number
+            yield from find_references([[*row[1:]] for row in rows])
+            time.sleep(pause)
+
     def referenced_assets(self) -> set[str]:
-        """References of everything stored that a job needs: results, checkpoints, and what requests start from."""
-        with self.database.read() as connection:
-            made = connection.execute(select(results.c.assets)).scalars().all()
-            kept = connection.execute(select(jobs.c.checkpoint, jobs.c.request, jobs.c.extra)).all()
-        return find_references([*made, *([*row] for row in kept)])
+        """All of `references` at once; its size grows with the history."""
+        return set(self.references())
 
     def _ask(self, id: str, owner: str | None, wanted: Wanted) -> Job:
         with self.database.write() as write:
@@ -274,10 +320,9 @@ class JobStore:
             if found is not None:
                 write.connection.execute(delete(keys).where(keys.c.owner == owner, keys.c.key == key))
         elif fingerprint is not None and retry_count > 0:
-            same = select(func.max(jobs.c.number)).where(
-                jobs.c.owner == owner, jobs.c.fingerprint == fingerprint, jobs.c.created_at > write.now - RETRY_SECONDS
-            )
-            return write.connection.execute(same).scalar_one()
+            newest = write.connection.execute(_NEWEST_OF_FINGERPRINT, {"who": owner, "what": fingerprint}).one_or_none()
+            if newest is not None and newest.created_at > write.now - RETRY_SECONDS:
+                return newest.number
         return None
 
     def _make_room(self, write: Write, owner: str) -> None:

@@ -8,11 +8,10 @@ back to the queue until it was lost `max_attempts` times without a new checkpoin
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, select, update
 
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
-    ACTIVE,
     WHOLE_JOBS,
     Job,
     JobFailure,
@@ -28,15 +27,16 @@ from skyloom.serve.records import (
 )
 from skyloom.serve.refusals import count_refusal
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import events, jobs, keys, owners, results, workers
+from skyloom.serve.tables import IS_ACTIVE, has_status, jobs, owners, results, workers
 
 __all__ = ["Lease", "Leases", "LostLeaseError"]
 
-KEEP_EVENTS, KEEP_KEYS, KEEP_WORKERS = 7 * 86_400, 86_400, 3_600  # seconds
+KEEP_WORKERS = 3_600  # seconds
+EXPIRE_ROWS = 500  # jobs that expire in one transaction
 _ALMOST = 99  # the progress of a job that is not finished
 
-_READY = and_(jobs.c.status == "queued", jobs.c.run_after <= bindparam("now"))
-_ANY_WAITS = select(jobs.c.number).where(jobs.c.status == "queued").limit(1)
+_READY = and_(has_status("queued"), jobs.c.run_after <= bindparam("now"))
+_ANY_WAITS = select(jobs.c.number).where(has_status("queued")).limit(1)
 _LEAST_SERVED = (
     select(jobs.c.owner)
     .outerjoin(owners, owners.c.owner == jobs.c.owner)
@@ -54,19 +54,12 @@ _HELD = WHOLE_JOBS.where(
     jobs.c.number == bindparam("number"), jobs.c.token == bindparam("token"), jobs.c.status == "in_progress"
 )
 _SEEN = update(workers).where(workers.c.name == bindparam("who")).values(seen_at=bindparam("now"))
-_LOST = WHOLE_JOBS.where(jobs.c.status == "in_progress")
-_OUTLIVED = WHOLE_JOBS.where(
-    or_(
-        and_(jobs.c.status == "queued", jobs.c.started_at.is_(None), jobs.c.deadline < bindparam("now")),
-        and_(jobs.c.status == "completed", jobs.c.expires_at < bindparam("now")),
-    )
-)
-_OLD = [
-    (delete(table).where(column < bindparam("before")), seconds)
-    for table, column, seconds in (
-        (events, events.c.created_at, KEEP_EVENTS),
-        (keys, keys.c.created_at, KEEP_KEYS),
-        (workers, workers.c.seen_at, KEEP_WORKERS),
+_LOST = WHOLE_JOBS.where(has_status("in_progress"))
+_OUTLIVED = [
+    WHOLE_JOBS.where(outlived).limit(EXPIRE_ROWS)
+    for outlived in (
+        and_(has_status("queued"), jobs.c.started_at.is_(None), jobs.c.deadline < bindparam("now")),
+        and_(has_status("completed"), jobs.c.expires_at < bindparam("now")),
     )
 ]
 
@@ -107,8 +100,9 @@ class Leases:
 
     def hands(self) -> dict[str, Hand]:
         """Every worker that said hello and was not forgotten, by its name."""
-        held = and_(jobs.c.worker == workers.c.name, jobs.c.status == "in_progress")
-        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).outerjoin(jobs, held)
+        held = and_(jobs.c.worker == workers.c.name, has_status("in_progress"))
+        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).select_from(workers)
+        look = look.outerjoin(jobs, held)
         with self.database.read() as connection:
             rows = connection.execute(look).all()
         return {row.name: Hand(row.device, row.started_at, row.id, row.begun) for row in rows}
@@ -209,7 +203,7 @@ class Leases:
 
     def unfinished(self, ids: Sequence[str]) -> set[str]:
         """Which of these jobs may still be worked on."""
-        look = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.status.in_(ACTIVE))
+        look = select(jobs.c.id).where(jobs.c.id.in_(ids), IS_ACTIVE)
         with self.database.read() as connection:
             return set(connection.execute(look).scalars())
 
@@ -220,18 +214,15 @@ class Leases:
             return self._take_back(write, jobs.c.worker == worker)
 
     def expire(self) -> int:
-        """Take back leases that ran out, drop results and deadlines that are over, forget what is old.
-
-        Returns how many leases were taken back. Any worker or server may call it at any time.
-        """
+        """Take back leases that ran out, drop results and deadlines that are over (EXPIRE_ROWS of each at most), forget
+        workers. Returns how many leases were taken back. Any worker or server may call it at any time."""
         with self.database.write() as write:
             lost = self._take_back(write, jobs.c.lease_until < write.now)
-            for row in write.connection.execute(_OUTLIVED, {"now": write.now}).all():
-                job = as_job(row)
+            outlived = [row for look in _OUTLIVED for row in write.connection.execute(look, {"now": write.now})]
+            for job in map(as_job, outlived):
                 write.connection.execute(delete(results).where(results.c.job == job.number))
                 change(write, job, event="expired", status="expired", completed_at=job.completed_at or write.now)
-            for forget, seconds in _OLD:
-                write.connection.execute(forget, {"before": write.now - seconds})
+            write.connection.execute(delete(workers).where(workers.c.seen_at < write.now - KEEP_WORKERS))
             return lost
 
     def _take_back(self, write: Write, which: ColumnElement[bool]) -> int:

@@ -22,10 +22,11 @@ from sqlalchemy import (
     select,
 )
 
-from skyloom.serve.database import Database
+from skyloom.serve.database import Database, read_page
 from skyloom.serve.faults import missing
 from skyloom.serve.tables import metadata
 
+_REFERENCE_ROWS = 1_000  # read at a time
 PURPOSES = ("vision", "user_data", "batch", "batch_output")
 
 files = Table(
@@ -38,8 +39,9 @@ files = Table(
     Column("name", Text, nullable=False),
     Column("asset", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
-    Column("created_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False, index=True),
     Index("files_of_owner", "owner", "number"),
+    Index("files_of_purpose", "owner", "purpose", "number"),
     sqlite_autoincrement=True,
 )
 
@@ -139,8 +141,8 @@ class Library:
             wanted.append(files.c.number < last if newest_first else files.c.number > last)
         order = files.c.number.desc() if newest_first else files.c.number
         with self._database.read() as connection:
-            rows = connection.execute(select(files).where(*wanted).order_by(order).limit(limit + 1)).all()
-        return [_file(row) for row in rows[:limit]], len(rows) > limit
+            rows, more = read_page(connection, select(files).where(*wanted).order_by(order), limit)
+        return [_file(row) for row in rows], more
 
     def delete_file(self, id: str, owner: str) -> None:
         """Forget a file; its content goes when nothing else names it."""
@@ -173,10 +175,20 @@ class Library:
         return Character(**{**values, "likeness": Likeness(**values["likeness"] or {})})
 
     def references(self) -> Iterator[str]:
-        """Every asset that a file or a character names: what a clean-up must keep."""
-        with self._database.read() as connection:
-            yield from connection.execute(select(files.c.asset)).scalars()
-            yield from connection.execute(select(characters.c.asset)).scalars()
+        """Every asset that a file or a character names: what a clean-up must keep. Read in pages of _REFERENCE_ROWS."""
+        yield from self._assets(files.c.number, files.c.asset, 0)
+        yield from self._assets(characters.c.id, characters.c.asset, "")
+
+    def _assets(self, key: "Column[Any]", asset: "Column[str]", after: int | str) -> Iterator[str]:
+        """The assets of a table's rows in the order of its key, from the first one above `after`."""
+        while True:
+            with self._database.read() as connection:
+                look = select(key, asset).where(key > after).order_by(key).limit(_REFERENCE_ROWS)
+                rows = connection.execute(look).all()
+            if not rows:
+                return
+            after = rows[-1][0]
+            yield from (row[1] for row in rows)
 
 
 def _file(row: Row[Any]) -> File:

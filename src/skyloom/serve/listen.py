@@ -61,7 +61,7 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> No
         supervisor = Supervisor(Leases(database, settings), settings, devices)
         outside = _outside(settings, storage, supervisor)
         services = make_services(settings, database, storage, outside, token, stopping)
-        tasks = usual_tasks(services.jobs, storage, lambda: set(services.library.references()))
+        tasks = usual_tasks(services.jobs, storage, services.library.references)
         upkeep = Upkeep([*tasks, (BATCH_SECONDS, partial(advance, services))])
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
         server = _Server(build_app(services, hosts), lambda: announce(f"http://{shown}:{port}", token))

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert,
 
 from skyloom.core.errors import JobError
 from skyloom.serve.database import Write
-from skyloom.serve.tables import events, jobs, owners, results
+from skyloom.serve.tables import events, has_status, jobs, owners, results
 from skyloom.serve.webhooks import announce
 
 Status = Literal["queued", "in_progress", "paused", "completed", "failed", "cancelled", "expired"]
@@ -190,5 +190,5 @@ def charge(write: Write, owner: str, cost: float) -> None:
 def usual_seconds(connection: Connection, last: int = 20) -> float | None:
     """How long the last jobs took on average; None before there were any."""
     took = (jobs.c.completed_at - jobs.c.started_at).label("took")
-    recent = select(took).where(jobs.c.status == "completed").order_by(jobs.c.number.desc()).limit(last).subquery()
+    recent = select(took).where(has_status("completed")).order_by(jobs.c.number.desc()).limit(last).subquery()
     return connection.execute(select(func.avg(recent.c.took))).scalar_one()

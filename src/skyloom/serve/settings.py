@@ -4,6 +4,7 @@ Every field `name` is a key of the file and the variable SKYLOOM_NAME; a variabl
 """
 
 import hashlib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -32,7 +33,9 @@ class Settings:
     `models` maps the names that clients ask for to installed models; `sora_sizes` says whether a size under such a name
     becomes the nearest that the model makes. `hosts` are more values of the Host header, like "video.example.org".
     `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
-    results until they are deleted. Raises ConfigError for what cannot work.
+    results until they are deleted. The other `keep_*` say how long rows stay after they are over: of jobs that failed,
+    were cancelled or have expired, of events, of webhook deliveries, of batches with their output files, and of files
+    since they were uploaded; 0 keeps them. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -46,6 +49,11 @@ class Settings:
     max_queued: int = 1_000
     max_queued_per_owner: int = 100
     keep_seconds: float | None = None
+    keep_ended_seconds: float = 30 * 86_400
+    keep_event_seconds: float = 7 * 86_400
+    keep_delivery_seconds: float = 7 * 86_400
+    keep_batch_seconds: float = 30 * 86_400
+    keep_file_seconds: float = 0
     disk_reserve: int = 512 * 2**20
     webhooks_to_loopback: bool = False
     models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
@@ -63,6 +71,16 @@ class Settings:
         for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")
+        if self.keep_seconds is not None and not 0 < self.keep_seconds < math.inf:
+            raise ConfigError(
+                f"keep_seconds must be more than 0, got {self.keep_seconds:g}.", hint="Leave it out to keep results."
+            )
+        for name in ("ended", "event", "delivery", "batch", "file"):
+            seconds = getattr(self, f"keep_{name}_seconds")
+            if not 0 <= seconds < math.inf:
+                raise ConfigError(
+                    f"keep_{name}_seconds must be 0 or more, got {seconds:g}.", hint="0 keeps them for good."
+                )
 
     @property
     def database(self) -> str:

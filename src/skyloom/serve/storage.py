@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from skyloom.core.errors import CapacityError, ConfigError, DiskFullError, MediaError, RequestError, SkyloomError
+from skyloom.serve.marks import Marks
 
 SCHEME = "asset:"
 SUFFIXES: Mapping[str, str] = {
@@ -37,6 +39,7 @@ SUFFIXES: Mapping[str, str] = {
 GRACE_SECONDS = 3_600  # what was stored a moment ago may be about to be named in the database
 PIECE = 256 * 1024  # bytes read and written at a time
 _REFERENCE = re.compile(rf"asset:([0-9a-f]{{64}})\.({'|'.join(SUFFIXES)})")
+_NAME = re.compile(rf"([0-9a-f]{{64}})\.(?:{'|'.join(SUFFIXES)})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -162,9 +165,9 @@ class FolderStorage:
 
     def collect(self, keep: Iterable[str], grace: float = GRACE_SECONDS) -> int:
         """Remove what nobody names, and parts that were never finished."""
-        kept, before, removed = {Asset.parse(reference).key for reference in keep}, time.time() - grace, 0
-        for path in [*self.folder.glob("??/*"), *self._parts.iterdir()]:
-            unnamed = path.relative_to(self.folder).as_posix() not in kept
+        kept, before, removed = _mark(keep), time.time() - grace, 0
+        for path in chain(self.folder.glob("??/*"), self._parts.iterdir()):
+            unnamed = not _is_marked(path.name, kept)
             try:
                 if unnamed and path.lstat().st_mtime < before:
                     path.unlink()
@@ -226,10 +229,10 @@ class ObjectStorage:
 
     def collect(self, keep: Iterable[str], grace: float = GRACE_SECONDS) -> int:
         """Remove what nobody names."""
-        kept, before, removed = {Asset.parse(reference).key for reference in keep}, time.time() - grace, 0
+        kept, before, removed = _mark(keep), time.time() - grace, 0
         try:
             for found in (found for batch in self._obstore.list(self._store) for found in batch):
-                if found["path"] in kept or found["last_modified"].timestamp() >= before:
+                if _is_marked(found["path"].rpartition("/")[2], kept) or found["last_modified"].timestamp() >= before:
                     continue
                 again = self._obstore.head(self._store, found["path"])  # it may have been stored again meanwhile
                 if again["last_modified"].timestamp() < before:
@@ -245,6 +248,16 @@ class ObjectStorage:
                 yield bytes(self._obstore.get_range(self._store, asset.key, start=at, end=min(at + 16 * PIECE, stop)))
             except self._errors as error:
                 raise _explain(error) from error
+
+
+def _mark(keep: Iterable[str]) -> Marks:
+    return Marks(Asset.parse(reference).sha256 for reference in keep)
+
+
+def _is_marked(name: str, marks: Marks) -> bool:
+    """Whether a stored file of that name is in use."""
+    found = _NAME.fullmatch(name)
+    return found is not None and found[1] in marks
 
 
 def _check_suffix(suffix: str) -> None:

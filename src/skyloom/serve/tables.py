@@ -4,11 +4,14 @@ Times are seconds since 1970 by the database's clock. What changes the shape of 
 step in database.py; a new table only has to stand here.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -18,20 +21,23 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    text,
+    event,
+    literal_column,
+    or_,
 )
+
+from skyloom.serve.migrations import create_job_counters
 
 metadata = MetaData()
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
-_ACTIVE = text("status IN ('queued', 'in_progress', 'paused')")
 
 
 def _number() -> "Column[int]":
     return Column("number", _NUMBER, primary_key=True, autoincrement=True)
 
 
-def _owned_job() -> "Column[int]":
-    return Column("job", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False)
+def _owned_job(*, index: bool = False) -> "Column[int]":
+    return Column("job", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False, index=index)
 
 
 schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True), Column("at", Double))
@@ -65,12 +71,48 @@ jobs = Table(
     Column("completed_at", Double),
     Column("deadline", Double),
     Column("expires_at", Double),
-    Index("jobs_active", "status", "owner", sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
     Index("jobs_of_owner", "owner", "kind", "number"),
-    Index("jobs_fingerprint", "owner", "fingerprint"),
-    Index("jobs_expiry", "expires_at"),
+    Index("jobs_fingerprint", "owner", "fingerprint", "number"),
     sqlite_autoincrement=True,
 )
+
+
+_STATUSES = ("queued", "in_progress", "paused", "completed", "failed", "cancelled", "expired")
+_HAS_STATUS = {name: jobs.c.status == literal_column(f"'{name}'") for name in _STATUSES}
+
+
+def has_status(*names: str) -> ColumnElement[bool]:
+    """The condition that a job has one of these statuses, for queries and for the conditions of partial indexes.
+
+    The statuses are literals joined by OR: SQLite uses a partial index only if it can prove its condition from the
+    query's text, which it cannot for a bound parameter or an IN list. Raises KeyError for another name.
+    """
+    return or_(*(_HAS_STATUS[name] for name in names))
+
+
+IS_ACTIVE = has_status("queued", "in_progress", "paused")
+HAS_ENDED_WITHOUT_RESULT = has_status("failed", "cancelled", "expired")
+_RESULT_MAY_EXPIRE = has_status("completed") & jobs.c.expires_at.is_not(None)
+
+
+def _index_where(name: str, condition: ColumnElement[bool], *columns: "Column[Any]") -> None:
+    """A partial index of jobs on both databases."""
+    Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+_index_where("jobs_active", IS_ACTIVE, jobs.c.status, jobs.c.owner)
+_index_where("jobs_over", has_status("completed", "failed", "cancelled", "expired"), jobs.c.status, jobs.c.number)
+# with the status first, or SQLite prefers jobs_over
+_index_where("jobs_ended", HAS_ENDED_WITHOUT_RESULT, jobs.c.status, jobs.c.completed_at)
+_index_where("jobs_expiry", _RESULT_MAY_EXPIRE, jobs.c.status, jobs.c.expires_at)
+
+job_counts = Table(  # kept by triggers on jobs, so that no reader has to count rows
+    "job_counts",
+    metadata,
+    Column("status", String(16), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+event.listen(jobs, "after_create", lambda _table, connection, **_: create_job_counters(connection))
 
 results = Table(
     "results",
@@ -88,7 +130,7 @@ keys = Table(
     Column("owner", String(128), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("fingerprint", String(128), nullable=False),
-    _owned_job(),
+    _owned_job(index=True),  # or every job that is deleted scans this table for its keys
     Column("created_at", Double, nullable=False, index=True),
 )
 
@@ -116,7 +158,7 @@ events = Table(
     Column("owner", String(128), nullable=False),
     Column("type", String(64), nullable=False),
     Column("data", JSON, nullable=False),
-    Column("created_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False, index=True),
     Index("events_of_job", "job", "number"),
     sqlite_autoincrement=True,
 )
@@ -144,9 +186,10 @@ deliveries = Table(
     Column("event", String(64), nullable=False),
     Column("payload", JSON, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
-    Column("next_at", Double, index=True),
+    Column("next_at", Double),
     Column("status_code", Integer),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("endpoint", "event"),
+    Index("webhook_deliveries_due", "next_at", "created_at"),
     sqlite_autoincrement=True,
 )

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,10 +16,13 @@ from skyloom.core.errors import SkyloomError
 from skyloom.serve import outbound
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
+from skyloom.serve.retention import sweep
 from skyloom.serve.storage import Storage
 from skyloom.serve.webhooks import deliver_due
 
 EXPIRE_SECONDS, DELIVER_SECONDS, COLLECT_SECONDS = 5.0, 2.0, 3_600.0
+SWEEP_SECONDS = 5.0
+COLLECT_PAUSE = 0.02  # seconds between two pages of what is in use
 Task = tuple[float, Callable[[], object]]
 
 log = logging.getLogger(__name__)
@@ -56,15 +60,16 @@ class Upkeep:
                 return
 
 
-def usual_tasks(store: JobStore, storage: Storage, kept: Callable[[], set[str]] = set) -> list[Task]:
-    """Expire, deliver, collect. `kept` names what else of the storage is in use, besides what jobs need."""
+def usual_tasks(store: JobStore, storage: Storage, kept: Callable[[], Iterable[str]] = tuple) -> list[Task]:
+    """Expire, deliver, sweep, collect. `kept` names what else of the storage is in use, besides what jobs need."""
     database, loopback = store.database, store.settings.webhooks_to_loopback
 
     def collect() -> int:
-        return storage.collect(store.referenced_assets() | kept())
+        return storage.collect(chain(kept(), store.references(COLLECT_PAUSE)))  # neither is ever in memory as a whole
 
     return [
         (EXPIRE_SECONDS, Leases(database, store.settings).expire),
         (DELIVER_SECONDS, partial(deliver_due, database, partial(outbound.post_to, loopback=loopback))),
+        (SWEEP_SECONDS, partial(sweep, database, store.settings)),
         (COLLECT_SECONDS, collect),
     ]

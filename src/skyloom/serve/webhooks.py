@@ -19,13 +19,12 @@ from typing import Any
 from sqlalchemy import Row, and_, delete, insert, select, update
 
 from skyloom.core.errors import JobError, SkyloomError
-from skyloom.serve.database import Database, Write
+from skyloom.serve.database import MAX_PAGE, Database, Write, read_page
 from skyloom.serve.tables import deliveries, endpoints
 
 EVENT_TYPES = ("video.completed", "video.failed")
 BACKOFF = (5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, *[28_800] * 8)  # seconds; 72 hours and a little in all
 OLD_SECRET_SECONDS = 24 * 3600
-_KEEP_DONE = 7 * 86_400  # seconds
 _CLAIM = 60  # seconds in which nobody else tries the same delivery
 Post = Callable[[str, Mapping[str, str], bytes], int]
 """Sends headers and a body to a URL and returns the HTTP status; raises SkyloomError or OSError when it cannot."""
@@ -74,10 +73,11 @@ class EndpointStore:
             return _endpoint(connection.execute(select(endpoints).where(_is(id, owner))).one_or_none())
 
     def page(self, owner: str) -> list[Endpoint]:
-        """All endpoints of an owner, the newest first."""
+        """The newest MAX_PAGE endpoints of an owner, the newest first."""
         look = select(endpoints).where(endpoints.c.owner == owner).order_by(endpoints.c.created_at.desc())
         with self.database.read() as connection:
-            return [_endpoint(row) for row in connection.execute(look)]
+            rows, _ = read_page(connection, look, MAX_PAGE)
+        return [_endpoint(row) for row in rows]
 
     def change(self, id: str, owner: str, **values: Any) -> Endpoint:
         """Another name, url or event_types."""
@@ -157,8 +157,6 @@ def deliver_due(database: Database, post: Post, limit: int = 20) -> int:
         rows = write.connection.execute(due).all()
         mine = deliveries.c.number.in_([row.number for row in rows])
         write.connection.execute(update(deliveries).where(mine).values(next_at=write.now + _CLAIM))
-        old = and_(deliveries.c.next_at.is_(None), deliveries.c.created_at < write.now - _KEEP_DONE)
-        write.connection.execute(delete(deliveries).where(old))
         now = write.now
     for row in rows:
         signing = [row.secret]
