@@ -18,6 +18,7 @@ DEFAULT_PORT = 8765
 _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 FILE = "settings.toml"
+_LEAST_DAYS = 0.05
 
 
 def default_data() -> Path:
@@ -32,7 +33,8 @@ class Settings:
     `models` maps the names that clients ask for to installed models; `sora_sizes` says whether a size under such a name
     becomes the nearest that the model makes. `hosts` are more values of the Host header, like "video.example.org".
     `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
-    results until they are deleted. Raises ConfigError for what cannot work.
+    results until they are deleted. A stored file that nothing names any more is moved to the storage's trash after
+    `collect_after_days`, and deleted `trash_days` later. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -46,6 +48,8 @@ class Settings:
     max_queued: int = 1_000
     max_queued_per_owner: int = 100
     keep_seconds: float | None = None
+    collect_after_days: float = 7.0
+    trash_days: float = 7.0
     disk_reserve: int = 512 * 2**20
     webhooks_to_loopback: bool = False
     models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
@@ -60,6 +64,13 @@ class Settings:
                 f"heartbeat_seconds is {self.heartbeat_seconds:g} and lease_seconds {self.lease_seconds:g}.",
                 hint="A lease must last for two heartbeats at least.",
             )
+        if not self.collect_after_days >= _LEAST_DAYS:
+            raise ConfigError(
+                f"collect_after_days must be {_LEAST_DAYS:g} or more, got {self.collect_after_days:g}.",
+                hint="A file may be stored for an hour before a job names it.",
+            )
+        if not self.trash_days >= 0:
+            raise ConfigError(f"trash_days must be 0 or more, got {self.trash_days:g}.", hint="7 is the default.")
         for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")

@@ -11,8 +11,9 @@ from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from skyloom.core.errors import SkyloomError
+from skyloom.core.errors import ConfigError, SkyloomError
 from skyloom.serve import outbound
+from skyloom.serve.collector import collect
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.storage import Storage
@@ -56,15 +57,22 @@ class Upkeep:
                 return
 
 
-def usual_tasks(store: JobStore, storage: Storage, kept: Callable[[], set[str]] = set) -> list[Task]:
-    """Expire, deliver, collect. `kept` names what else of the storage is in use, besides what jobs need."""
+def usual_tasks(store: JobStore) -> list[Task]:
+    """Expire and deliver."""
     database, loopback = store.database, store.settings.webhooks_to_loopback
-
-    def collect() -> int:
-        return storage.collect(store.referenced_assets() | kept())
-
     return [
         (EXPIRE_SECONDS, Leases(database, store.settings).expire),
         (DELIVER_SECONDS, partial(deliver_due, database, partial(outbound.post_to, loopback=loopback))),
-        (COLLECT_SECONDS, collect),
     ]
+
+
+def collecting(store: JobStore, storage: Storage, stopping: Callable[[], bool]) -> list[Task]:
+    """Collect what nothing names any more. A sweep can take minutes, so a thread of its own does it."""
+
+    def sweep() -> None:
+        try:
+            collect(store.database, storage, store.settings, stopping=stopping, pause=COLLECT_SECONDS / 2)
+        except ConfigError as error:
+            log.error("nothing is collected: %s", error)
+
+    return [(COLLECT_SECONDS, sweep)]
