@@ -117,12 +117,12 @@ class ObjectOf:
 def test_files_of_others_under_the_prefix_are_never_touched(place):
     asset = ObjectOf(place).put(b"somebody's")
     moved = [f"notes/{number}.txt" for number in range(3)] + [f"b/{asset.key}", f"trash/b/{asset.key}", "ab/x.bin"]
-    for key in moved:
-        place.storage.move(ObjectOf(place).put(key.encode()).key, key)
+    for name in moved:
+        place.storage.move(ObjectOf(place).put(name.encode()).key, name)
     for _ in range(4):
         place.sweep(30)
-    assert asset.key in place.keys()
-    assert all(place.storage.find(key) for key in moved)
+    assert asset.key in place.keys()  # noqa: SIM118
+    assert all(place.storage.find(name) for name in moved)
 
 
 def test_two_installations_in_one_bucket_at_nested_prefixes(tmp_path, settings, clock):

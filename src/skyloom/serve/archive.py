@@ -30,7 +30,7 @@ from skyloom.core.errors import ConfigError, MediaError, RequestError
 from skyloom.serve import backup
 from skyloom.serve.assets import PIECE, Asset, Storage
 from skyloom.serve.collector import bring_back
-from skyloom.serve.database import Database, choose_sqlite, sqlite_file
+from skyloom.serve.database import Database, choose_sqlite, is_new, sqlite_file
 from skyloom.serve.installation import (
     check_pair,
     holds_newest,
@@ -108,6 +108,7 @@ def restore(settings: Settings, source: Path) -> Restored:
     if source.is_dir():
         told = read_manifest(source)
         _check_owner(storage, told)
+        _check_reloaded(settings, source)
         put_back = _put_assets(storage, source)
         replaced = _put_database(settings, storage, source, named)
         kept = tuple(_put_beside(settings, source))
@@ -249,15 +250,20 @@ def _put_database(settings: Settings, storage: Storage, source: Path, named: set
     prepare = _preparing(settings, storage, named)
     if (source / _SQLITE).exists():
         return backup.restore(settings.database, source / _SQLITE, prepare)
-    if sqlite_file(settings.database) is not None:
-        raise ConfigError("The backup is of a Postgres database.", hint="Give its URL with --database.")
-    hint = f"Run pg_restore --dbname=URL {source / _DUMP} first, then this again."
-    database = open_database(settings, create=False)
-    with closing(database):
-        if Inventory(database).identity() is None:
-            raise ConfigError("The Postgres database is not restored yet.", hint=hint)
+    with closing(Database(settings.database)) as database:
         prepare(database)
     return None
+
+
+def _check_reloaded(settings: Settings, source: Path) -> None:
+    """Raise ConfigError unless a dump of Postgres is in its database already, which pg_restore does."""
+    postgres = sqlite_file(settings.database) is None
+    if postgres != (source / _DUMP).exists():
+        kind = "SQLite" if postgres else "Postgres"
+        raise ConfigError(f"The backup is of {kind}, and the database is not.", hint="Name another with --database.")
+    if postgres and is_new(settings.database):
+        hint = f"Run pg_restore --no-owner --dbname=URL {source / _DUMP} first, then this again."
+        raise ConfigError("The database is empty.", hint=hint)
 
 
 def _preparing(settings: Settings, storage: Storage, named: set[str]) -> Any:
