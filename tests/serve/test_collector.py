@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from skyloom.core.errors import ConfigError
+from skyloom.core.errors import CapacityError, ConfigError
 from skyloom.serve.collector import DAY, SLACK_SECONDS, collect, preview, trash_key
 from skyloom.serve.database import Database
 from skyloom.serve.installation import adopt_storage, check, named_by
@@ -224,6 +224,27 @@ def test_two_servers_of_one_database_sweep_in_turn(place):
     assert collect(place.database, place.storage, place.settings, pause=1_800) is None
     place.clock.turn(1_801)
     assert collect(place.database, place.storage, place.settings, pause=1_800) is not None
+
+
+def test_a_note_that_cannot_be_written_is_written_by_a_later_sweep(place, monkeypatch):
+    place.storage.put(b"gone", "bin")
+
+    def fail(*_, **__):
+        raise CapacityError("The storage does not answer.")
+
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(place.storage), "write_note", fail)
+            with pytest.raises(CapacityError):
+                place.sweep(8)
+    place.sweep()
+    assert place.sweep(8).trashed == 1
+
+
+def test_of_two_sweeps_that_begin_at_once_one_goes_on(place):
+    mine = place.inventory.identity()
+    assert place.inventory.begin_sweep(mine, mine.sweep) is not None
+    assert place.inventory.begin_sweep(mine, mine.sweep) is None
 
 
 def test_what_is_stored_again_while_it_is_trashed_is_there(place, monkeypatch):

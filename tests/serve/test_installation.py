@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from skyloom.core.errors import ConfigError
+from skyloom.serve import installation as module
 from skyloom.serve.collector import collect
 from skyloom.serve.database import Database
 from skyloom.serve.installation import (
     _refuse_new,
+    check,
     check_pair,
     examine_pair,
     open_database,
@@ -188,6 +190,28 @@ def test_adopting_takes_the_storage_and_refuses_the_installation_before(places):
         assert len(list(storage.assets())) == 1
     with pytest.raises(ConfigError, match="belongs to"):
         open_installation(places("a", "s"))
+    (id,) = ids(places("b", "s"))
+    open_installation(places("b", "s"), adopt=True)[0].close()
+    assert ids(places("b", "s")) == {id}, "once is enough"
+
+
+def test_processes_that_start_at_once_on_new_ones_agree(places):
+    """At each place between another's two writes."""
+    settings = places("a", "s")
+    database, storage = Database(settings.database), module.open_storage(settings.storage)
+    with closing(database):
+        inventory = Inventory(database)
+        real, seen = inventory.identity, []
+
+        def identity():
+            if not seen:
+                seen.append(None)
+                open_installation(settings)[0].close()
+                return None
+            return real()
+
+        inventory.identity = identity
+        assert check(inventory, storage, settings).id == read_note(storage).id
 
 
 def test_a_damaged_note_is_an_error(places):
@@ -196,6 +220,8 @@ def test_a_damaged_note_is_an_error(places):
         storage.write_note(content, replace=True)
         with pytest.raises(ConfigError, match="damaged"):
             open_installation(places("a", "s"))
+    open_installation(places("a", "s"), adopt=True)[0].close()
+    assert len(ids(places("a", "s"))) == 1
 
 
 def test_only_two_known_ids_can_differ(places):

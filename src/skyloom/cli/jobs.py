@@ -106,6 +106,7 @@ def collect(
         told = preview(queue, store, settings) if dry_run else (sweep(queue, store, settings), None)
     done, rest = told
     if done is None:
+        typer.echo("Another sweep has just begun.", err=True)
         return
     counts = {**asdict(done), **({} if rest is None else {"unowned": rest.count, "unowned_bytes": rest.bytes})}
     if as_json:

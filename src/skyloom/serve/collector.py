@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from skyloom.core.errors import ConfigError
 from skyloom.serve.assets import Asset, Found, Storage
 from skyloom.serve.database import Database
-from skyloom.serve.installation import named_by, read_note, write_note
+from skyloom.serve.installation import is_current, named_by, read_note, write_note
 from skyloom.serve.inventory import Identity, Inventory, Recorded
 from skyloom.serve.settings import Settings
 
@@ -50,13 +50,13 @@ def collect(
     stopping: Callable[[], bool] = lambda: False,
     pause: float = 0.0,
 ) -> Sweep | None:
-    """Sweep the storage once; None where a server has begun that less than `pause` seconds ago.
+    """Sweep the storage once; None where another sweep has just begun, or begun less than `pause` seconds ago.
 
     Raises ConfigError where storage and database do not belong together, or the database is older or a copy.
     """
     inventory = Inventory(database)
-    _check(inventory, storage)
-    mine = inventory.begin_sweep(pause)
+    mine, held = _check(inventory, storage)
+    mine = inventory.begin_sweep(mine, held, pause)
     if mine is None:
         return None
     write_note(storage, mine, replace=True)
@@ -86,7 +86,7 @@ def collect(
 def preview(database: Database, storage: Storage, settings: Settings) -> tuple[Sweep, Unowned]:
     """What a sweep would do now, and what in the storage it would never touch. Changes nothing."""
     inventory = Inventory(database)
-    mine = _check(inventory, storage)
+    mine, _ = _check(inventory, storage)
     named, now = named_by(database, settings), database.now()
     old = [one for one in inventory.unnamed(now - settings.collect_after_days * DAY) if not _in(one, named)]
     gone = [one for one in inventory.trashed(now - settings.trash_days * DAY) if not _in(one, named)]
@@ -177,20 +177,21 @@ class _Hand:
         return False
 
 
-def _check(inventory: Inventory, storage: Storage) -> Identity:
+def _check(inventory: Inventory, storage: Storage) -> tuple[Identity, str]:
+    """The installation, and the sweep token that its storage holds. Raises ConfigError for another's storage."""
     mine, note = inventory.identity(), read_note(storage)
     if mine is None or note is None or note.id != mine.id:
         raise ConfigError(
             f"The storage says {note.id if note else 'no id'}, and the database {mine.id if mine else 'none'}.",
             hint="Check both URLs, and that the storage is mounted.",
         )
-    if note.sweep not in (mine.sweep, mine.sweep_before):
+    if not is_current(mine, note):
         raise ConfigError(
             f"The storage of installation {mine.id} was swept by another copy of its database.",
             hint="After a database was put back by other means than skyloom restore, or copied, start once with"
             " `skyloom serve --adopt-storage`.",
         )
-    return mine
+    return mine, note.sweep
 
 
 def _own(one: Recorded, found: Found | None) -> Found | None:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import stat
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,8 @@ def check(inventory: Inventory, storage: Storage, settings: Settings) -> Identit
     """Bring a new database and a new storage together, and two from before there were ids. Raises ConfigError for two
     that do not belong together."""
     mine, note = inventory.identity(), read_note(storage)
+    if mine is None and note is not None:
+        mine = inventory.identity()  # another process may have given both their id meanwhile
     if mine is None and not inventory.in_use():
         _refuse_new(settings, storage, note)
     elif mine is None and note is not None:
@@ -117,9 +119,21 @@ def check(inventory: Inventory, storage: Storage, settings: Settings) -> Identit
     return mine
 
 
+def is_current(mine: Identity, note: Note) -> bool:
+    """Whether a storage was last swept by this very database, and no copy of it."""
+    return mine.id == note.id and note.sweep in (mine.sweep, mine.sweep_before)
+
+
 def adopt_storage(inventory: Inventory, storage: Storage, settings: Settings) -> Identity:
-    """Make a database and a storage one installation, with a new id: any other that used either is refused from now on.
-    What the database does not name stays where it is for ever."""
+    """Make a database and a storage one installation, with a new id, unless they are one already.
+
+    Any other that used either is refused from now on. What the database does not name stays where it is for ever.
+    """
+    before, note = inventory.identity(), None
+    with suppress(ConfigError):  # a damaged note is replaced
+        note = read_note(storage)
+    if before is not None and note is not None and is_current(before, note):
+        return before
     inventory.begin_again(named_by(inventory.database, settings))
     mine = inventory.identify_again(new_id(), os.urandom(16).hex())
     write_note(storage, mine, replace=True)

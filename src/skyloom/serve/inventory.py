@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """An installation: its random id, and the tokens of its last two sweeps. The storage holds one of the two, unless
-    the database is a copy of another or was restored from an older backup."""
+    """An installation: its random id, the token of its last sweep, and the one that the storage held before.
+
+    The storage holds one of the two, unless the database is a copy of another or was restored from an older backup.
+    """
 
     id: str
     sweep: str
@@ -63,13 +65,14 @@ class Inventory:
         with self.database.write() as write:
             return _replace(write, id, sweep)
 
-    def begin_sweep(self, pause: float = 0.0) -> Identity | None:
-        """A new token for a sweep that begins; None where one has begun less than `pause` seconds ago."""
+    def begin_sweep(self, mine: Identity, held: str, pause: float = 0.0) -> Identity | None:
+        """A new token for a sweep that begins, where the storage holds the token `held`. None where another sweep has
+        begun since `mine` was read, or less than `pause` seconds ago."""
         with self.database.write() as write:
-            last = write.connection.execute(select(installation.c.swept_at, installation.c.sweep)).one()
-            if write.now < last.swept_at + pause:
+            last = write.connection.execute(select(installation.c.swept_at)).scalar_one()
+            if write.now < last + pause or _identity(write.connection) != mine:
                 return None
-            values = {"sweep": _token(), "sweep_before": last.sweep, "swept_at": write.now}
+            values = {"sweep": _token(), "sweep_before": held, "swept_at": write.now}
             write.connection.execute(update(installation).values(**values))
             return _identity(write.connection)
 

@@ -120,11 +120,21 @@ class ObjectStorage:
 
     def write_note(self, content: bytes, *, replace: bool) -> None:
         """Put the note."""
+        if not replace and self.read_note() is not None:
+            return
         try:
-            self._obstore.put(self._store, NOTE, content, mode="overwrite" if replace else "create")
+            if replace or not self._create_note(content):
+                self._obstore.put(self._store, NOTE, content)
         except self._errors as error:
-            if type(error).__name__ != "AlreadyExistsError":
-                raise explain(error) from error
+            raise explain(error) from error
+
+    def _create_note(self, content: bytes) -> bool:
+        """Put the note unless somebody else just has; False for a store that knows no such condition."""
+        try:
+            self._obstore.put(self._store, NOTE, content, mode="create")
+        except self._errors as error:
+            return type(error).__name__ == "AlreadyExistsError"
+        return True
 
     def tidy(self) -> None:
         """Nothing is left in part."""
