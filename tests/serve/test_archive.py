@@ -126,6 +126,10 @@ def test_everything_comes_back_on_an_empty_machine(settings, tmp_path):
 
 def test_newer_videos_stay_are_said_and_are_never_collected(settings, tmp_path):
     old = make_video(settings, b"old")
+    database, storage = open_installation(settings)
+    with closing(database):
+        storage.put(b"newer 0", "mp4")  # stored and recorded, and handed in after the backup
+        collect(database, storage, settings)
     back_up(settings, tmp_path / "copy")
     newer = [make_video(settings, f"newer {number}".encode()) for number in range(3)]
     if settings.database_url is not None:
