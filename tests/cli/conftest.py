@@ -1,5 +1,6 @@
 """The command line, run inside the test: exit code, what it printed, and what it said on the side."""
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,10 +25,13 @@ def skyloom(capsys, monkeypatch, tmp_path) -> Callable[..., Ran]:
 
     def run(*words: object) -> Ran:
         code = 0
+        os.umask(mask := os.umask(0))  # verbs of the server narrow it for their process
         try:
             main([str(word) for word in words])
         except SystemExit as ended:
             code = ended.code or 0
+        finally:
+            os.umask(mask)
         printed = capsys.readouterr()
         return Ran(code, printed.out, printed.err)
 

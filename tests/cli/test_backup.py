@@ -8,7 +8,9 @@ import pytest
 
 from skyloom.serve.database import Database, choose_sqlite
 from skyloom.serve.jobs import JobStore
+from skyloom.serve.library import Library
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import FolderStorage
 
 HOLD = (
     "import sys; from skyloom.serve.database import Database; d = Database(sys.argv[1]); print(1, flush=True); input()"
@@ -104,6 +106,31 @@ def test_postgres_and_nothing_are_said(skyloom, tmp_path):
     ran = skyloom("backup", "copy.db", "--data", tmp_path / "none")
     assert (ran.code, "There is no database" in ran.err) == (2, True)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_takes_everything_and_comes_back(skyloom, tmp_path):
+    data = tmp_path / "data"
+    first = submit(data, "a cat")
+    (data / "settings.toml").write_text("max_queued = 7\n")
+    with closing(Database(Settings(data=data).database)) as database:
+        Library(database).add_file(
+            "ada", "vision", "a.png", FolderStorage(data / "assets").put(b"a", "png").reference, 1
+        )
+    ran = skyloom("backup", "copy", "--data", data)
+    assert (ran.code, ran.out, ran.err) == (0, "", f"copy holds 3 files, {size_of(tmp_path / 'copy'):,} bytes\n")
+    newer = FolderStorage(data / "assets").put(b"newer", "png")
+    ran = skyloom("restore", "copy", "--data", data)
+    assert (ran.code, ran.out) == (0, f"{newer.key}\n")
+    assert "1 files in the storage are not named" in ran.err
+    assert skyloom("restore", "copy", "--data", tmp_path / "new").code == 0
+    assert listed(skyloom, tmp_path / "new") == [first]
+    assert (tmp_path / "new/settings.toml").read_text() == "max_queued = 7\n"
+    assert skyloom("backup", "copy", "--data", data).code == 2
+
+
+def size_of(folder) -> int:
+    """Bytes of all files but the manifest."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
 
 
 def test_folders_that_are_not_there_are_said_and_not_made(skyloom, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from skyloom.serve.database import Database
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import FolderStorage
 
 
 @pytest.fixture
@@ -32,6 +33,18 @@ def test_jobs_are_listed_shown_and_changed(skyloom, queue, tmp_path):
     assert "--limit" in skyloom("jobs", "list", "--limit", "1", "--data", tmp_path).err
     paused = skyloom("jobs", "list", "--status", "paused", "--data", tmp_path)
     assert (paused.code, paused.out) == (0, "")
+
+
+def test_what_would_be_collected_is_told(skyloom, queue, tmp_path):
+    told = json.loads(skyloom("jobs", "collect", "--dry-run", "--json", "--data", tmp_path).out)
+    assert told["dry_run"]
+    FolderStorage(tmp_path / "assets").put(b"somebody's", "bin")
+    lines = skyloom("jobs", "collect", "--dry-run", "--data", tmp_path).out.splitlines()
+    assert lines[-2:] == ["unowned        1", "unowned bytes  10"]
+    ran = skyloom("jobs", "collect", "--json", "--data", tmp_path)
+    assert (ran.code, json.loads(ran.out)["trashed"]) == (0, 0)
+    ran = skyloom("jobs", "collect", "--data", tmp_path / "none")
+    assert (ran.code, "There is no database" in ran.err) == (2, True)
 
 
 def test_what_is_not_there_is_a_sentence(skyloom, queue, tmp_path):

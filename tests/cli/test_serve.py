@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyloom.serve.database import Database
+from skyloom.serve.installation import open_installation
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.settings import Settings
 
@@ -38,6 +39,26 @@ def test_other_machines_are_not_listened_to_without_a_key(skyloom, tmp_path):
     ran = skyloom("serve", "--host", "0.0.0.0", "--port", "0", "--no-worker", "--data", tmp_path)
     assert ran.code == 2
     assert "skyloom keys create" in ran.err
+
+
+def test_a_server_and_a_worker_refuse_what_does_not_belong_together(skyloom, tmp_path):
+    """Each exits with 2 before it listens or works, and makes no database."""
+    settings = Settings(data=tmp_path / "data")
+    database, storage = open_installation(settings)
+    storage.put(b"a video", "mp4")
+    database.close()
+    serve = ["serve", "--port", "0", "--no-worker"]
+    typo = ["--data", tmp_path / "data", "--database", f"sqlite:///{tmp_path / 'typo.db'}"]
+    for words in (serve, ["worker", "--device", "cpu"], ["keys", "list"], ["jobs", "list"], ["doctor", "--check-db"]):
+        ran = skyloom(*words, *typo)
+        assert (ran.code, "missing or empty" in ran.err) == (2, True), words
+    assert not (tmp_path / "typo.db").exists()
+    away = ["--data", tmp_path / "data", "--storage", tmp_path / "mount"]
+    for words in (serve, ["worker", "--device", "cpu"]):
+        ran = skyloom(*words, *away)
+        assert (ran.code, "mounted" in ran.err) == (2, True), words
+    assert not (tmp_path / "mount").exists()
+    assert b"".join(storage.read(next(storage.assets())[0])) == b"a video"
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")

@@ -77,7 +77,10 @@ def left_behind(data: Path, store: JobStore) -> dict[str, int]:
     storage = FolderStorage(data / "assets")
     for job in list(store.walk()):
         store.delete(job.id)
-    storage.collect(store.referenced_assets(), grace=-60)
+    kept = store.referenced_assets()
+    for stored, _ in list(storage.assets()):
+        if stored.reference not in kept:
+            storage.remove(stored.key)
     folders = {"runs": "runs/*", "parts": "assets/.parts", "temporary": "tmp"}
     left = {
         name: len([one for one in data.glob(f"{folder}/*") if not one.name.startswith(live.TORCH)])

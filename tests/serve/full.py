@@ -142,7 +142,9 @@ def main() -> None:
             store = JobStore(database, Settings(data=disk))
             for job in store.page(limit=10)[0]:
                 store.delete(job.id)
-            FolderStorage(disk / "assets").collect(set(), grace=-60)
+            storage = FolderStorage(disk / "assets")
+            for stored, _ in list(storage.assets()):
+                storage.remove(stored.key)
             with database.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             left = [*(disk / "runs").glob("*/*"), *(disk / "assets/.parts").iterdir()]

@@ -185,7 +185,9 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
         asset = None if job.result is None else Asset.parse(job.result.assets["video"])
         whole = asset is not None and b"".join(storage.read(asset)) == frames_of(str(job.request["prompt"]))
         wrong += job.status != "completed" or not whole
-    storage.collect(kept, grace=-60)
+    for stored, _ in list(storage.assets()):
+        if stored.reference not in kept:
+            storage.remove(stored.key)
     hand_of(settings, database).tidy()  # what a worker does when it starts
     stored = len(list(Path(settings.storage).glob("??/*")))
     return {

@@ -1,7 +1,5 @@
 """What is over goes after its retention, a bounded number at a time; what is not, stays."""
 
-import hashlib
-
 import pytest
 from sqlalchemy import event, func, insert, select, update
 
@@ -10,7 +8,6 @@ from skyloom.serve import retention
 from skyloom.serve.batches import BatchStore, Line, batches, lines
 from skyloom.serve.jobs import JobFailure, JobResult
 from skyloom.serve.library import Library
-from skyloom.serve.marks import Marks
 from skyloom.serve.records import tell
 from skyloom.serve.retention import sweep
 from skyloom.serve.settings import Settings
@@ -148,10 +145,3 @@ def test_a_retention_that_is_none_is_refused(name, seconds, tmp_path):
 def test_results_cannot_be_kept_for_no_time(seconds, tmp_path):
     with pytest.raises(ConfigError, match="keep_seconds must be more than 0"):
         Settings(data=tmp_path, keep_seconds=seconds)
-
-
-def test_marks_forget_nothing():
-    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
-    marks = Marks(digests[:10_000])
-    assert all(digest in marks for digest in digests[:10_000])
-    assert not any(digest in marks for digest in digests[10_000:])

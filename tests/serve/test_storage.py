@@ -46,13 +46,53 @@ def test_what_is_not_there_is_a_sentence_before_the_first_byte(storage, tmp_path
         storage.put(b"<svg/>", "svg")
 
 
-def test_only_what_nobody_names_and_what_is_old_is_collected(storage):
-    kept, gone = storage.put(b"kept", "bin"), storage.put(b"gone", "bin")
-    assert storage.collect({kept.reference}) == 0
-    assert storage.collect({kept.reference}, grace=-60) == 1
-    assert b"".join(storage.read(kept)) == b"kept"
-    with pytest.raises(MediaError):
-        storage.size(gone)
+def test_only_what_has_the_form_of_an_asset_is_listed(storage, tmp_path):
+    """Not a prefix in the prefix, nor the trash, the note, another kind or a name in the wrong folder."""
+    asset = storage.put(b"one", "bin")
+    storage.write_note(b"{}", replace=False)
+    for key in (f"deep/{asset.key}", f"trash/x/{asset.key}", f"00/{asset.sha256}.bin", f"{asset.key}.bak", "ab/x.bin"):
+        assert storage.move(storage.put(key.encode(), "png").key, key)
+    assert [found.key for found, _ in storage.assets()] == [asset.key]
+    assert [found.key for found, _ in storage.assets("trash/x/")] == [asset.key]
+
+
+def test_an_object_is_moved_and_removed_or_was_not_there(storage):
+    asset = storage.put(b"one", "bin")
+    assert storage.move(asset.key, "trash/a")
+    assert not storage.move(asset.key, "trash/a")
+    assert storage.find(asset.key) is None
+    assert storage.find("trash/a").size == 3
+    for _ in range(2):
+        storage.remove("trash/a")
+    assert storage.find("trash/a") is None
+
+
+def test_the_first_note_stays_unless_it_is_replaced(storage):
+    assert storage.read_note() is None
+    storage.write_note(b"first", replace=False)
+    storage.write_note(b"second", replace=False)
+    assert storage.read_note() == b"first"
+    storage.write_note(b"third", replace=True)
+    assert storage.read_note() == b"third"
+
+
+def test_what_is_stored_is_recorded_before_it_appears(storage):
+    seen = []
+    storage.write_note(b"{}", replace=False)
+    storage.own(lambda asset: seen.append((asset, storage.find(asset.key))))
+    asset = storage.put(b"one", "bin")
+    assert seen == [(asset, None)]
+
+
+def test_a_folder_that_is_not_mounted_any_more_takes_nothing(tmp_path):
+    storage = FolderStorage(tmp_path / "assets")
+    storage.write_note(b"{}", replace=False)
+    storage.own(lambda asset: None)
+    (tmp_path / "assets").rename(tmp_path / "elsewhere")
+    (tmp_path / "assets").mkdir()
+    with pytest.raises(CapacityError, match="note is gone"):
+        storage.put(b"one", "bin")
+    assert not list((tmp_path / "assets").iterdir())
 
 
 @given(st.text(max_size=120))
@@ -103,7 +143,7 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_nothing_behind(tmp_path, monkey
             target.flush()
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(module, "_copy", fill)
+        monkeypatch.setattr(module, "copy_hashed", fill)
         with pytest.raises(CapacityError, match="full"):
             storage.put(CONTENT, "bin")
         assert [path for path in storage.folder.rglob("*") if path.is_file()] == []

@@ -13,9 +13,8 @@ from skyloom.serve.database import Database
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import FolderStorage
 from skyloom.serve.supervise import Supervisor, worker_command, worker_environment
-from skyloom.serve.upkeep import Upkeep, usual_tasks
+from skyloom.serve.upkeep import Upkeep
 
 SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"]
 
@@ -103,16 +102,3 @@ def test_upkeep_does_each_task_in_its_time_whatever_goes_wrong():
     seen = done["quick"]
     time.sleep(0.05)
     assert done["quick"] == seen
-
-
-def test_the_usual_tasks_keep_what_is_needed(queue, tmp_path):
-    store, storage = JobStore(queue.database, queue.settings), FolderStorage(tmp_path / "assets")
-    job, other, loose = (storage.put(name, "bin") for name in (b"job", b"other", b"loose"))
-    store.submit({"prompt": "x", "image": job.reference}, owner="ada")
-    for path in storage.folder.glob("??/*"):
-        os.utime(path, (0, 0))
-    for _, task in usual_tasks(store, storage, lambda: {other.reference}):
-        task()
-    assert [b"".join(storage.read(asset)) for asset in (job, other)] == [b"job", b"other"]
-    assert not (storage.folder / loose.key).exists()
-    queue.database.close()

@@ -109,10 +109,10 @@ def _wish(workers: str | None, cpus: float, gpus: float | None) -> "Wish":
 @contextlib.contextmanager
 def _leases(settings: "Settings") -> "Iterator[Leases]":
     """The workers' side of the queue, while the block runs."""
-    from skyloom.serve.database import Database
+    from skyloom.serve.installation import open_database
     from skyloom.serve.leases import Leases
 
-    with contextlib.closing(Database(settings.database)) as database:
+    with contextlib.closing(open_database(settings)) as database:
         yield Leases(database, settings)
 
 

@@ -74,15 +74,18 @@ def _check_database(data: Path | None, database: str | None) -> None:
     """A line about the database. Raises ConfigError for one that is damaged."""
     from skyloom.core.errors import ConfigError
     from skyloom.serve.backup import examine
+    from skyloom.serve.installation import examine_pair, exists
     from skyloom.serve.settings import load_settings
 
     settings = load_settings(data=data, database_url=database)
-    if settings.database_url is None and not (settings.data / "skyloom.db").exists():
+    if not exists(settings):
         _say("database", "there is none yet")
         return
     if damage := examine(settings.database):
         raise ConfigError(f"The database is damaged ({damage[0]:.80}).", hint="skyloom restore puts a backup there.")
     _say("database", "whole")
+    examine_pair(settings)
+    _say("storage", "belongs to the database")
 
 
 def _check_models() -> None:

@@ -83,6 +83,40 @@ def retry(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJ
     _print(_store(data, database).retry(id), as_json=as_json)
 
 
+@app.command()
+def collect(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    data: _Data = None,
+    database: _Database = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or URL (s3://...) of results")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Move stored files that nothing names any more to the trash, and delete what was there for long enough.
+
+    The server does this every hour."""
+    import contextlib
+    from dataclasses import asdict
+
+    from skyloom.serve.collector import collect as sweep
+    from skyloom.serve.collector import preview
+    from skyloom.serve.installation import open_installation
+
+    settings = _settings(data, database, storage)
+    queue, store = open_installation(settings, create=False)
+    with contextlib.closing(queue):
+        told = preview(queue, store, settings) if dry_run else (sweep(queue, store, settings), None)
+    done, rest = told
+    if done is None:
+        typer.echo("Another sweep has just begun.", err=True)
+        return
+    counts = {**asdict(done), **({} if rest is None else {"unowned": rest.count, "unowned_bytes": rest.bytes})}
+    if as_json:
+        typer.echo(json.dumps({"dry_run": dry_run, **counts}))
+        return
+    for name, value in counts.items():
+        typer.echo(f"{name.replace('_', ' '):14} {value}")
+
+
 def worker(
     data: _Data = None,
     database: _Database = None,
@@ -98,17 +132,16 @@ def worker(
     """Do the jobs of a queue, here or from another host; SIGTERM gives back what is in hand and ends."""
     from skyloom.core.device import choose_device
     from skyloom.core.log import set_up_logging
-    from skyloom.serve.database import Database
+    from skyloom.serve.installation import open_installation
     from skyloom.serve.leases import Leases
     from skyloom.serve.render import PipelineRenderer
-    from skyloom.serve.storage import open_storage
     from skyloom.serve.worker import Worker
 
     set_up_logging(style="json" if log == "json" else "human")
     settings = _settings(data, database, storage)
     where = str(choose_device(device))
-    store = open_storage(settings.storage)
-    leases = Leases(Database(settings.database), settings)
+    queue, store = open_installation(settings, create=False)
+    leases = Leases(queue, settings)
     settings.runs.mkdir(parents=True, exist_ok=True)
     os.chdir(settings.runs)  # a render names its inputs from here, the same on every host
     hand = Worker(
@@ -145,14 +178,11 @@ def _settings(data: Path | None, database: str | None, storage: str | None = Non
 
 
 def _store(data: Path | None, database: str | None) -> "JobStore":
-    from skyloom.core.errors import ConfigError
-    from skyloom.serve.database import Database
+    from skyloom.serve.installation import open_database
     from skyloom.serve.jobs import JobStore
 
     settings = _settings(data, database)
-    if settings.database_url is None and not (settings.data / "skyloom.db").exists():
-        raise ConfigError(f"There is no database in {settings.data}.", hint="Name its folder with --data.")
-    return JobStore(Database(settings.database), settings)
+    return JobStore(open_database(settings, create=False), settings)
 
 
 def _told(job: "Job") -> dict[str, Any]:

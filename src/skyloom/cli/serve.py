@@ -36,6 +36,12 @@ def serve(
         list[str] | None, typer.Option(help="A worker's device; may stand several times (default: all there are)")
     ] = None,
     workers: Annotated[bool, typer.Option("--worker/--no-worker", help="Start workers of its own.")] = True,
+    adopt_storage: Annotated[
+        bool,
+        typer.Option(
+            "--adopt-storage", help="Give database and storage a new installation id that binds them: docs/server.md."
+        ),
+    ] = False,
     log: Annotated[str, typer.Option(help="Lines of the log: human or json.")] = "human",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line, {url, token}, when ready.")] = False,
 ) -> None:
@@ -55,7 +61,7 @@ def serve(
         typer.echo(f"skyloom serves at {url}/v1 with the token {token}")
         typer.echo(f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={token}", err=True)
 
-    listen(load_settings(settings, **given), wanted, announce)
+    listen(load_settings(settings, **given), wanted, announce, adopt=adopt_storage)
 
 
 @app.command()
@@ -102,10 +108,10 @@ def revoke(
 
 def _keys(data: Path | None, database: str | None) -> "KeyStore":
     from skyloom.serve.auth import KeyStore
-    from skyloom.serve.database import Database
+    from skyloom.serve.installation import open_database
     from skyloom.serve.settings import load_settings
 
-    return KeyStore(Database(load_settings(data=data, database_url=database).database))
+    return KeyStore(open_database(load_settings(data=data, database_url=database)))
 
 
 def _seconds(text: str) -> float:

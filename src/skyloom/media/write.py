@@ -6,6 +6,8 @@ A file appears under its name whole or not at all.
 import errno
 import itertools
 import json
+import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -225,10 +227,10 @@ def placed(path: Path) -> Iterator[Path]:
     """A partial file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
     partial: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".skyloom-", suffix=path.suffix, delete=False) as file:
-            partial = Path(file.name)
+        made = path.parent / f".skyloom-{secrets.token_hex(6)}{path.suffix}"
+        os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process's umask decides who may read
+        partial = made
         yield partial
-        partial.chmod(0o644)
         partial.replace(path)
     except (OSError, FFmpegError) as error:
         raise _explain(error, path) from error

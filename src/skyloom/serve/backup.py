@@ -1,4 +1,4 @@
-"""Whether a database is whole, and how one comes back from a backup.
+"""Whether a database is whole, and how one comes back from a backup (of the database alone; archive.py has all).
 
 The backup is copied and checked before it takes the old one's place, and nobody may have that open meanwhile.
 """
@@ -6,14 +6,14 @@ The backup is copied and checked before it takes the old one's place, and nobody
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError
 
 from skyloom.core.errors import ConfigError
-from skyloom.serve.database import Database, choose_sqlite
+from skyloom.serve.database import Database, choose_sqlite, sqlite_file
 from skyloom.serve.tables import schema
 
 _HEAD = b"SQLite format 3\0"
@@ -21,11 +21,12 @@ _BESIDE = ("-wal", "-shm")
 _OTHER = "Use another backup."
 
 
-def restore(url: str, source: Path) -> Path | None:
+def restore(url: str, source: Path, prepare: Callable[[Database], object] = lambda _: None) -> Path | None:
     """Put a backup in the place of an SQLite database; where the one that was there lies now, if there was one.
 
-    It is there whole or not at all, also after a crash. Raises ConfigError for a backup that is none, damaged or of a
-    newer skyloom, while a server or worker has the database open, and for Postgres.
+    It is there whole or not at all, also after a crash; `prepare` may change the copy, or refuse it, before. Raises
+    ConfigError for a backup that is none, damaged or of a newer skyloom, while a server or worker has it open,
+    and for Postgres.
     """
     target = _file(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +35,8 @@ def restore(url: str, source: Path) -> Path | None:
     try:
         _copy(source, copy)
         _check(copy, source)
+        with closing(Database(f"sqlite:///{copy}")) as database:
+            prepare(database)
         return _replace(target, copy)
     finally:
         _remove(copy)
@@ -49,12 +52,12 @@ def examine(url: str) -> list[str]:
 
 
 def _file(url: str) -> Path:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        raise ConfigError("A Postgres database is restored by Postgres.", hint="Use pg_restore.")
-    if parsed.database in (None, "", ":memory:"):
+    file = sqlite_file(url)
+    if file is not None:
+        return file
+    if url.startswith("sqlite"):
         raise ConfigError("A database in memory cannot be restored.", hint="Name a file.")
-    return Path(str(parsed.database)).absolute()
+    raise ConfigError("A Postgres database is restored by Postgres.", hint="Use pg_restore.")
 
 
 def _copy(source: Path, copy: Path) -> None:

@@ -210,6 +210,40 @@ def _do_all(database: Database, batch: Sequence[_Call[Any]]) -> None:
             one.done = True
 
 
+def is_new(url: str) -> bool:
+    """Whether there is no database of skyloom's at a URL; looks only, and makes nothing.
+
+    False for one that cannot be reached or read: `Database` says why. Raises ConfigError for a URL that is none.
+    """
+    parsed, file = _parse(url), sqlite_file(url)
+    postgres = parsed.get_backend_name() == "postgresql"
+    if not postgres and (file is None or not file.exists()):
+        return True
+    engine = _postgres_engine(parsed) if postgres else _sqlite_engine(parsed, memory=False)
+    try:
+        return not inspect(engine).has_table(schema.name)
+    except DBAPIError:
+        return False
+    finally:
+        engine.dispose()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database, behind symbolic links; None for Postgres and for one in memory.
+
+    Raises ConfigError for a URL that is none.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database)).resolve()
+
+
+def name_of(url: str) -> str:
+    """A database's URL as people may see it: without its password. Raises ConfigError for a URL that is none."""
+    return _parse(url).render_as_string(hide_password=True)
+
+
 def migrate(database: Database, version: int, migrations: Mapping[int, Migration]) -> None:
     """Bring the tables to a version, one transaction a step: a crash leaves the one before or the one after.
 

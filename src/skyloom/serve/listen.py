@@ -27,15 +27,15 @@ from skyloom.serve.app import build_app, make_services
 from skyloom.serve.auth import KeyStore, check_exposure
 from skyloom.serve.calls import Outside
 from skyloom.serve.children import plan_in_child, verify_in_child, view_in_child
-from skyloom.serve.database import Database
 from skyloom.serve.guard import local_hosts
+from skyloom.serve.installation import open_installation
 from skyloom.serve.leases import Leases
 from skyloom.serve.library import Likeness
 from skyloom.serve.routes_batches import advance
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import Asset, Storage, open_storage
+from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.supervise import Supervisor
-from skyloom.serve.upkeep import Upkeep, usual_tasks
+from skyloom.serve.upkeep import Upkeep, collecting, usual_tasks
 
 BATCH_SECONDS, GRACE_SECONDS = 2.0, 5
 _ARENA_MAX = -8  # of mallopt(3)
@@ -44,11 +44,12 @@ Announce = Callable[[str, str], None]
 """Takes the URL and the token of a server that is ready."""
 
 
-def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> None:
-    """Serve until a signal. No devices: no workers of its own. Raises ConfigError for an address that is none of ours,
-    or that others can reach while there is no key."""
+def listen(settings: Settings, devices: Sequence[str], announce: Announce, *, adopt: bool = False) -> None:
+    """Serve until a signal. No devices: no workers of its own; `adopt` makes database and storage one installation.
+    Raises ConfigError for an address that is none of ours, or that others can reach while there is no key, and for a
+    database and a storage that do not belong together."""
     _share_heaps()
-    database = Database(settings.database)
+    database, storage = open_installation(settings, adopt=adopt)
     with contextlib.closing(database), _bind(settings.host, settings.port) as door:
         check_exposure(settings.host, KeyStore(database))
         host, port = door.getsockname()[:2]
@@ -57,12 +58,11 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> No
             {f"{named}:{port}"} if host not in ("0.0.0.0", "::") else set()
         )
         token, stopping = secrets.token_urlsafe(32), threading.Event()
-        storage = open_storage(settings.storage)
         supervisor = Supervisor(Leases(database, settings), settings, devices)
         outside = _outside(settings, storage, supervisor)
         services = make_services(settings, database, storage, outside, token, stopping)
-        tasks = usual_tasks(services.jobs, storage, services.library.references)
-        upkeep = Upkeep([*tasks, (BATCH_SECONDS, partial(advance, services))])
+        upkeep = Upkeep([*usual_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))])
+        collector = Upkeep(collecting(services.jobs, storage, stopping.is_set))
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
         server = _Server(build_app(services, hosts), lambda: announce(f"http://{shown}:{port}", token))
 
@@ -74,7 +74,7 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> No
             server.should_exit = True
             supervisor.drain()
 
-        with _signals(leave), _running(upkeep), _running(supervisor):
+        with _signals(leave), _running(upkeep), _running(collector), _running(supervisor):
             server.run(sockets=[door])
 
 

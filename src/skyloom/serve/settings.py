@@ -19,6 +19,7 @@ DEFAULT_PORT = 8765
 _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 FILE = "settings.toml"
+_LEAST_DAYS = 0.05
 
 
 def default_data() -> Path:
@@ -35,7 +36,8 @@ class Settings:
     `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
     results until they are deleted. The other `keep_*` say how long rows stay after they are over: of jobs that failed,
     were cancelled or have expired, of events, of webhook deliveries, of batches with their output files, and of files
-    since they were uploaded; 0 keeps them. Raises ConfigError for what cannot work.
+    since they were uploaded; 0 keeps them. A stored file that nothing names any more is moved to the storage's trash
+    after `collect_after_days`, and deleted `trash_days` later. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -54,6 +56,8 @@ class Settings:
     keep_delivery_seconds: float = 7 * 86_400
     keep_batch_seconds: float = 30 * 86_400
     keep_file_seconds: float = 0
+    collect_after_days: float = 7.0
+    trash_days: float = 7.0
     disk_reserve: int = 512 * 2**20
     webhooks_to_loopback: bool = False
     models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
@@ -68,6 +72,13 @@ class Settings:
                 f"heartbeat_seconds is {self.heartbeat_seconds:g} and lease_seconds {self.lease_seconds:g}.",
                 hint="A lease must last for two heartbeats at least.",
             )
+        if not self.collect_after_days >= _LEAST_DAYS:
+            raise ConfigError(
+                f"collect_after_days must be {_LEAST_DAYS:g} or more, got {self.collect_after_days:g}.",
+                hint="A file may be stored for an hour before a job names it.",
+            )
+        if not self.trash_days >= 0:
+            raise ConfigError(f"trash_days must be 0 or more, got {self.trash_days:g}.", hint="7 is the default.")
         for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")

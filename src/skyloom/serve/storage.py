@@ -1,113 +1,37 @@
-"""Storage of what is made and of what is started from: files by the hash of their content.
+"""Storage of what is made and of what is started from, in a local folder or, by objects.py, in an object store.
 
-A reference is "asset:<sha256>.<suffix>"; whoever has it can name nothing else, and the same bytes are stored once. A
-file appears whole or not at all. The place is a local folder, or an object store (s3://bucket/prefix) by obstore.
+A file appears whole or not at all.
 """
 
-import errno
-import hashlib
-import io
+import contextlib
 import os
-import re
+import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
-from skyloom.core.errors import CapacityError, ConfigError, DiskFullError, MediaError, RequestError, SkyloomError
-from skyloom.serve.marks import Marks
+from skyloom.core.errors import CapacityError
+from skyloom.serve.assets import (
+    NOTE,
+    PIECE,
+    Asset,
+    Found,
+    Record,
+    Storage,
+    check_suffix,
+    copy_hashed,
+    explain,
+    fetch_to,
+    find_references,
+)
+from skyloom.serve.objects import ObjectStorage
 
-SCHEME = "asset:"
-SUFFIXES: Mapping[str, str] = {
-    "mp4": "video/mp4",
-    "webm": "video/webm",
-    "mov": "video/quicktime",
-    "gif": "image/gif",
-    "webp": "image/webp",
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "json": "application/json",
-    "jsonl": "application/jsonl",
-    "c2pa": "application/c2pa",
-    "safetensors": "application/octet-stream",
-    "bin": "application/octet-stream",
-}
-GRACE_SECONDS = 3_600  # what was stored a moment ago may be about to be named in the database
-PIECE = 256 * 1024  # bytes read and written at a time
-_REFERENCE = re.compile(rf"asset:([0-9a-f]{{64}})\.({'|'.join(SUFFIXES)})")
-_NAME = re.compile(rf"([0-9a-f]{{64}})\.(?:{'|'.join(SUFFIXES)})")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+__all__ = ["Asset", "FolderStorage", "Found", "ObjectStorage", "Storage", "find_references", "open_storage"]
 
-
-@dataclass(frozen=True)
-class Asset:
-    """A stored file by its content."""
-
-    sha256: str
-    suffix: str
-
-    @classmethod
-    def parse(cls, reference: str) -> "Asset":
-        """The inverse of `reference`. Raises RequestError for anything else."""
-        found = _REFERENCE.fullmatch(reference)
-        if found is None:
-            raise RequestError(f"{reference!r:.80} is no stored file.", hint="Upload the file first.")
-        return cls(found[1], found[2])
-
-    @property
-    def reference(self) -> str:
-        """How jobs and requests name it."""
-        return f"{SCHEME}{self.sha256}.{self.suffix}"
-
-    @property
-    def media_type(self) -> str:
-        """What to tell a browser."""
-        return SUFFIXES[self.suffix]
-
-    @property
-    def key(self) -> str:
-        """Its place below the folder or prefix."""
-        return f"{self.sha256[:2]}/{self.sha256}.{self.suffix}"
-
-
-class Storage(Protocol):
-    """A place of assets. All methods may be called from any thread; all raise CapacityError when the place is full or
-    away, and MediaError for an asset that is not there."""
-
-    def put(self, source: Path | bytes | BinaryIO, suffix: str) -> Asset:
-        """Store the content of a file, bytes or an open file. Raises RequestError for an unknown suffix."""
-        ...
-
-    def size(self, asset: Asset) -> int:
-        """Bytes."""
-        ...
-
-    def read(self, asset: Asset, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` to before `stop`, in pieces. What is not there is raised before the first piece."""
-        ...
-
-    def fetch(self, asset: Asset, target: Path) -> Path:
-        """Copy to a local file, whole or not at all; content that does not fit its hash raises MediaError."""
-        ...
-
-    def collect(self, keep: Iterable[str], grace: float = GRACE_SECONDS) -> int:
-        """Remove what no reference in `keep` names and what is older than `grace` seconds; returns how many files."""
-        ...
-
-
-def find_references(values: object) -> set[str]:
-    """Every reference in plain values, however deep."""
-    if isinstance(values, str):
-        return {values} if values.startswith(SCHEME) else set()
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, Sequence):
-        return set().union(*map(find_references, values))
-    return set()
+PART_SECONDS = 86_400  # after which a part that was never finished is removed
+_AWAY = "The storage does not answer: its installation's note is gone."
 
 
 def open_storage(place: str) -> Storage:
@@ -125,29 +49,23 @@ class FolderStorage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._parts = self.folder / ".parts"
-        self._parts.mkdir(parents=True, exist_ok=True)
+        self._record: Record | None = None
 
     def put(self, source: Path | bytes | BinaryIO, suffix: str) -> Asset:
         """Store a file: written beside, on disk, then named, and the name on disk too."""
-        _check_suffix(suffix)
+        check_suffix(suffix)
+        if self._record is not None and not (self.folder / NOTE).is_file():
+            raise CapacityError(_AWAY, hint="Is it mounted? Try again.", retry_after=10)
         try:
-            with tempfile.NamedTemporaryFile(dir=self._parts, delete=False) as part:
-                partial = Path(part.name)
-                try:
-                    asset = Asset(_copy(source, part), suffix)
-                    part.flush()
-                    os.fsync(part.fileno())
-                    target = self.folder / asset.key
-                    if not target.parent.is_dir():
-                        target.parent.mkdir(exist_ok=True)
-                        _sync_folder(self.folder)
-                    partial.replace(target)
-                    _sync_folder(target.parent)
-                except BaseException:
-                    partial.unlink(missing_ok=True)
-                    raise
+            with self._part() as (part, partial):
+                asset = Asset(copy_hashed(source, part), suffix)
+                part.flush()
+                os.fsync(part.fileno())
+                if self._record is not None:
+                    self._record(asset)
+                self._name(partial, asset.key)
         except OSError as error:
-            raise _explain(error) from error
+            raise explain(error) from error
         return asset
 
     def size(self, asset: Asset) -> int:
@@ -161,121 +79,108 @@ class FolderStorage:
 
     def fetch(self, asset: Asset, target: Path) -> Path:
         """Copy to a local file."""
-        return _fetch(self.read(asset), asset, target)
+        return fetch_to(self.read(asset), asset, target)
 
-    def collect(self, keep: Iterable[str], grace: float = GRACE_SECONDS) -> int:
-        """Remove what nobody names, and parts that were never finished."""
-        kept, before, removed = _mark(keep), time.time() - grace, 0
-        for path in chain(self.folder.glob("??/*"), self._parts.iterdir()):
-            unnamed = not _is_marked(path.name, kept)
-            try:
-                if unnamed and path.lstat().st_mtime < before:
+    def own(self, record: Record) -> None:
+        """Record what is stored."""
+        self._record = record
+
+    def find(self, key: str) -> Found | None:
+        """The regular file at a key."""
+        try:
+            told = (self.folder / key).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise explain(error) from error
+        return Found(told.st_size, told.st_mtime) if stat.S_ISREG(told.st_mode) else None
+
+    def assets(self, prefix: str = "") -> Iterator[tuple[Asset, Found]]:
+        """Files in the form of assets."""
+        for path in self.folder.glob(f"{prefix}??/*"):
+            key = path.relative_to(self.folder).as_posix().removeprefix(prefix)
+            if (asset := Asset.at(key)) is not None and (found := self.find(prefix + key)) is not None:
+                yield asset, found
+
+    def move(self, key: str, target: str) -> bool:
+        """Rename a file."""
+        if self.find(key) is None:
+            return False
+        try:
+            self._name(self.folder / key, target)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise explain(error) from error
+        return True
+
+    def remove(self, key: str) -> None:
+        """Unlink a file."""
+        try:
+            (self.folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise explain(error) from error
+
+    def read_note(self) -> bytes | None:
+        """The note's content."""
+        try:
+            return (self.folder / NOTE).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise explain(error) from error
+
+    def write_note(self, content: bytes, *, replace: bool) -> None:
+        """Write the note, whole or not at all."""
+        try:
+            with self._part() as (part, partial):
+                part.write(content)
+                part.flush()
+                os.fsync(part.fileno())
+                if replace:
+                    partial.replace(self.folder / NOTE)
+                else:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(partial, self.folder / NOTE)
+                    partial.unlink()
+                _sync_folder(self.folder)
+        except OSError as error:
+            raise explain(error) from error
+
+    def tidy(self) -> None:
+        """Remove parts that were never finished."""
+        before = time.time() - PART_SECONDS
+        for path in self._parts.glob("tmp*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_mtime < before:
                     path.unlink()
-                    removed += 1
-            except FileNotFoundError:
-                continue
-        return removed
+
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[tuple[Any, Path]]:
+        """A new file beside the assets, which is removed when the block raises."""
+        self._parts.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._parts, delete=False) as part:
+            partial = Path(part.name)
+            try:
+                yield part, partial
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+    def _name(self, path: Path, key: str) -> None:
+        """Give a file its place, and bring its name to the disk."""
+        target = self.folder / key
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.folder)
+        path.replace(target)
+        _sync_folder(target.parent)
 
     def _open(self, asset: Asset) -> BinaryIO:
         try:
             return os.fdopen(os.open(self.folder / asset.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
         except OSError as error:
-            raise _explain(error) from error
-
-
-class ObjectStorage:
-    """Assets in an object store, by obstore; its settings and keys come from the environment (AWS_...)."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            import obstore
-            from obstore.exceptions import BaseError
-            from obstore.store import from_url
-        except ImportError as error:
-            raise ConfigError("Object stores need obstore.", hint="Run pip install obstore.") from error
-        self._obstore, self._errors = obstore, (BaseError, OSError)
-        try:
-            self._store = from_url(url)
-        except (BaseError, ValueError, TypeError) as error:
-            raise ConfigError(f"The storage cannot be opened ({error!s:.120}).", hint="Check its URL.") from error
-
-    def put(self, source: Path | bytes | BinaryIO, suffix: str) -> Asset:
-        """Store a file; object stores show it when it is whole."""
-        _check_suffix(suffix)
-        with tempfile.TemporaryFile() as copy:
-            try:
-                asset = Asset(_copy(source, copy), suffix)
-                copy.seek(0)
-                self._obstore.put(self._store, asset.key, copy)
-            except self._errors as error:
-                raise _explain(error) from error
-        return asset
-
-    def size(self, asset: Asset) -> int:
-        """Bytes."""
-        try:
-            return int(self._obstore.head(self._store, asset.key)["size"])
-        except self._errors as error:
-            raise _explain(error) from error
-
-    def read(self, asset: Asset, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` to before `stop`, in pieces."""
-        size = self.size(asset)
-        return self._ranges(asset, start, size if stop is None else min(stop, size))
-
-    def fetch(self, asset: Asset, target: Path) -> Path:
-        """Copy to a local file."""
-        return _fetch(self.read(asset), asset, target)
-
-    def collect(self, keep: Iterable[str], grace: float = GRACE_SECONDS) -> int:
-        """Remove what nobody names."""
-        kept, before, removed = _mark(keep), time.time() - grace, 0
-        try:
-            for found in (found for batch in self._obstore.list(self._store) for found in batch):
-                if _is_marked(found["path"].rpartition("/")[2], kept) or found["last_modified"].timestamp() >= before:
-                    continue
-                again = self._obstore.head(self._store, found["path"])  # it may have been stored again meanwhile
-                if again["last_modified"].timestamp() < before:
-                    self._obstore.delete(self._store, found["path"])
-                    removed += 1
-        except self._errors as error:
-            raise _explain(error) from error
-        return removed
-
-    def _ranges(self, asset: Asset, start: int, stop: int) -> Iterator[bytes]:
-        for at in range(start, stop, 16 * PIECE):
-            try:
-                yield bytes(self._obstore.get_range(self._store, asset.key, start=at, end=min(at + 16 * PIECE, stop)))
-            except self._errors as error:
-                raise _explain(error) from error
-
-
-def _mark(keep: Iterable[str]) -> Marks:
-    return Marks(Asset.parse(reference).sha256 for reference in keep)
-
-
-def _is_marked(name: str, marks: Marks) -> bool:
-    """Whether a stored file of that name is in use."""
-    found = _NAME.fullmatch(name)
-    return found is not None and found[1] in marks
-
-
-def _check_suffix(suffix: str) -> None:
-    if suffix not in SUFFIXES:
-        raise RequestError(f"Files of kind {suffix!r:.20} are not stored.", hint=f"Use {', '.join(SUFFIXES)}.")
-
-
-def _copy(source: Path | bytes | BinaryIO, target: Any) -> str:
-    """Copy in pieces; gives the sha256 of the content."""
-    digest = hashlib.sha256()
-    with ExitStack() as stack:
-        if isinstance(source, Path):
-            source = stack.enter_context(source.open("rb"))
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            target.write(piece)
-    return digest.hexdigest()
+            raise explain(error) from error
 
 
 def _pieces(file: BinaryIO, start: int, stop: int | None) -> Iterator[bytes]:
@@ -287,22 +192,6 @@ def _pieces(file: BinaryIO, start: int, stop: int | None) -> Iterator[bytes]:
             yield piece
 
 
-def _fetch(pieces: Iterator[bytes], asset: Asset, target: Path) -> Path:
-    digest, partial = hashlib.sha256(), target.with_name(f".{target.name}.part")
-    try:
-        with partial.open("wb") as file:
-            for piece in pieces:
-                digest.update(piece)
-                file.write(piece)
-        if digest.hexdigest() != asset.sha256:
-            raise MediaError("A stored file is damaged: its content does not fit its name.", hint="Upload it again.")
-        return partial.replace(target)
-    except OSError as error:
-        raise _explain(error) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -310,16 +199,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _explain(error: Exception) -> SkyloomError:
-    """What a place of assets says, as ours; addresses stay out of it."""
-    if isinstance(error, FileNotFoundError) or type(error).__name__ == "NotFoundError":
-        return MediaError("A stored file is gone.", hint="It may have been deleted or have expired.")
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.ELOOP:
-        return MediaError("A stored file is a link, which is none of ours.")
-    if number in _FULL:
-        return DiskFullError("The disk is full.", hint="Free some space.")
-    cause = os.strerror(number) if number else type(error).__name__
-    return CapacityError(f"The storage does not answer ({cause}).", hint="Try again.", retry_after=10)

@@ -42,6 +42,27 @@ def _owned_job(*, index: bool = False) -> "Column[int]":
 
 schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True), Column("at", Double))
 
+installation = (
+    Table(  # one row: the identity that the storage must have too, and the token of its last sweep and the one before
+        "installation",
+        metadata,
+        Column("id", String(64), primary_key=True),
+        Column("sweep", String(64), nullable=False),
+        Column("sweep_before", String(64), nullable=False),
+        Column("swept_at", Double, nullable=False, default=0.0),
+        Column("created_at", Double, nullable=False),
+    )
+)
+
+assets = Table(  # the inventory: what this installation has stored. Nothing else is ever collected
+    "assets",
+    metadata,
+    Column("name", String(96), primary_key=True),
+    Column("stored_at", Double, nullable=False),
+    Column("unnamed_since", Double, index=True),
+    Column("trashed_at", Double, index=True),
+)
+
 jobs = Table(
     "jobs",
     metadata,

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from skyloom.core.errors import SkyloomError
+from skyloom.core.errors import ConfigError, SkyloomError
 from skyloom.serve import outbound
+from skyloom.serve.collector import collect
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.retention import sweep
@@ -22,7 +22,6 @@ from skyloom.serve.webhooks import deliver_due
 
 EXPIRE_SECONDS, DELIVER_SECONDS, COLLECT_SECONDS = 5.0, 2.0, 3_600.0
 SWEEP_SECONDS = 5.0
-COLLECT_PAUSE = 0.02  # seconds between two pages of what is in use
 Task = tuple[float, Callable[[], object]]
 
 log = logging.getLogger(__name__)
@@ -60,16 +59,23 @@ class Upkeep:
                 return
 
 
-def usual_tasks(store: JobStore, storage: Storage, kept: Callable[[], Iterable[str]] = tuple) -> list[Task]:
-    """Expire, deliver, sweep, collect. `kept` names what else of the storage is in use, besides what jobs need."""
+def usual_tasks(store: JobStore) -> list[Task]:
+    """Expire leases, deliver webhooks, remove rows whose retention is over."""
     database, loopback = store.database, store.settings.webhooks_to_loopback
-
-    def collect() -> int:
-        return storage.collect(chain(kept(), store.references(COLLECT_PAUSE)))  # neither is ever in memory as a whole
-
     return [
         (EXPIRE_SECONDS, Leases(database, store.settings).expire),
         (DELIVER_SECONDS, partial(deliver_due, database, partial(outbound.post_to, loopback=loopback))),
         (SWEEP_SECONDS, partial(sweep, database, store.settings)),
-        (COLLECT_SECONDS, collect),
     ]
+
+
+def collecting(store: JobStore, storage: Storage, stopping: Callable[[], bool]) -> list[Task]:
+    """Collect what nothing names any more. A sweep can take minutes, so a thread of its own does it."""
+
+    def once() -> None:
+        try:
+            collect(store.database, storage, store.settings, stopping=stopping, pause=COLLECT_SECONDS / 2)
+        except ConfigError as error:
+            log.error("nothing is collected: %s", error)
+
+    return [(COLLECT_SECONDS, once)]
