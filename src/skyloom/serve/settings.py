@@ -18,6 +18,8 @@ DEFAULT_PORT = 8765
 _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 FILE = "settings.toml"
+_AT_LEAST_ONE = ("max_attempts", "max_queued", "max_queued_per_owner", "max_connections")
+_AT_LEAST_ONE += ("max_connections_per_address", "max_body_bytes", "max_body_bytes_per_owner")
 
 
 def default_data() -> Path:
@@ -32,7 +34,9 @@ class Settings:
     `models` maps the names that clients ask for to installed models; `sora_sizes` says whether a size under such a name
     becomes the nearest that the model makes. `hosts` are more values of the Host header, like "video.example.org".
     `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
-    results until they are deleted. Raises ConfigError for what cannot work.
+    results until they are deleted. `max_connections` may be open at once, `max_connections_per_address` of one client
+    address (a proxy is one address). `max_body_bytes` of request bodies may be in flight at once,
+    `max_body_bytes_per_owner` of one owner. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -47,6 +51,10 @@ class Settings:
     max_queued_per_owner: int = 100
     keep_seconds: float | None = None
     disk_reserve: int = 512 * 2**20
+    max_connections: int = 500
+    max_connections_per_address: int = 250
+    max_body_bytes: int = 2 * 2**30
+    max_body_bytes_per_owner: int = 2**30
     webhooks_to_loopback: bool = False
     models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
     hosts: tuple[str, ...] = ()
@@ -60,7 +68,7 @@ class Settings:
                 f"heartbeat_seconds is {self.heartbeat_seconds:g} and lease_seconds {self.lease_seconds:g}.",
                 hint="A lease must last for two heartbeats at least.",
             )
-        for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")
 
