@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from skyloom.serve.body import MAX_DEPTH, MAX_VALUES, Upload, close_uploads, count_values, depth_of, read_body
+from skyloom.serve.body import MAX_DEPTH, MAX_VALUES, Intake, Upload, close_uploads, count_values, depth_of, read_body
 from skyloom.serve.faults import WireError
 
 
@@ -18,7 +18,7 @@ async def _stream(content: bytes):
 
 def read(content: bytes, kind: str = "application/json", **options):
     """The fields of a body."""
-    return asyncio.run(read_body(Headers({"content-type": kind}), _stream(content), **options))
+    return asyncio.run(read_body(Headers({"content-type": kind}), _stream(content), Intake(**options)))
 
 
 def form(*parts: tuple[str, str | tuple[str, bytes]]) -> tuple[bytes, str]:
