@@ -209,7 +209,7 @@ def hold_open(client: Client, file: str, video: str, count: int = 5) -> list[soc
 
 def keep_file(client: Client, size: int) -> str:
     """The id of a stored file of so many bytes."""
-    told = {"file": f'name="file"; filename="a.png"', "purpose": 'name="purpose"'}
+    told = {"file": 'name="file"; filename="a.png"', "purpose": 'name="purpose"'}
     content = {"file": PNG + bytes(size - len(PNG)), "purpose": b"vision"}
     parts = [
         f"--{BOUND}\r\ncontent-disposition: form-data; {told[name]}\r\n\r\n".encode() + content[name] + b"\r\n"

@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import attack_cases  # noqa: E402 - beside this file
-import attack_server  # noqa: E402
+import attack_cases
+import attack_server
 
 MOST_QUEUED = 1_000_000
 
