@@ -191,8 +191,9 @@ def test_a_body_that_comes_fast_enough_has_more_time():
             assert not one._over
             one._since -= 10
             one._late()
+            told = await to_end(reader)
             writer.close()
-            return await to_end(reader)
+            return told
 
     assert envelope(asyncio.run(run())) == (408, "request_timeout")
 
