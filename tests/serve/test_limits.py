@@ -55,11 +55,10 @@ def test_an_owner_over_the_share_is_refused_and_another_is_not():
 
 
 def test_waiting_calls_come_in_turn_and_an_owner_over_the_share_holds_nobody_up():
-    gate, first, done = Gate("quick", Limit(total=2, per_owner=1, waiting=2)), threading.Event(), []
+    gate, first, begun = Gate("quick", Limit(total=2, per_owner=1, waiting=2)), threading.Event(), []
 
-    async def call(owner, name, work=lambda: None):
-        await gate.run(owner, work)
-        done.append(name)
+    async def call(owner, name, rest=lambda: None):
+        await gate.run(owner, lambda: (begun.append(name), rest()))
 
     async def run():
         tasks = [asyncio.create_task(call("mallory", "m1", first.wait))]
@@ -73,7 +72,7 @@ def test_waiting_calls_come_in_turn_and_an_owner_over_the_share_holds_nobody_up(
         await asyncio.gather(*tasks)
 
     asyncio.run(run())
-    assert done == ["a1", "m1", "m2", "m3"]
+    assert begun == ["m1", "a1", "m2", "m3"]
 
 
 def test_who_gives_up_waiting_leaves_no_place_taken():
