@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from skyloom.core.errors import SafetyError, UncheckedError
+from skyloom.core.errors import CapacityError, SafetyError, UncheckedError
 from skyloom.serve import (
     routes_batches,
     routes_edits,
@@ -113,7 +114,9 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
             with Hold(caller.owner, services.memory, services.bodies) as hold:
                 try:
                     if call.body is not None:
-                        fields = await _read(services, call, caller.owner, request, hold)
+                        fields = await services.gates["body"].hold(
+                            caller.owner, _read(services, call, caller.owner, request, hold)
+                        )
                     query, headers = request.query_params, request.headers
                     asked = Asked(services, caller, request.path_params, query, headers, fields)
                     reply = await _handle(asked, call, _kind(call, fields, hold.size))
@@ -125,7 +128,8 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
             if isinstance(error, SafetyError):
                 code = FAILED if isinstance(error, UncheckedError) else BLOCKED
                 count = partial(services.jobs.count_refusal, error.rule or "", error.target, code)
-                await services.gates["auth"].run("", count)
+                with suppress(CapacityError, *AWAY):  # the answer matters more
+                    await services.gates["auth"].run("", count)
             return _fault(error, state["request_id"], call.name)
         if isinstance(reply, Reply):
             return JSONResponse(dict(reply.body), reply.status, dict(reply.headers))

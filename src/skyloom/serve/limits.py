@@ -7,7 +7,7 @@ take none from quick ones. Threads are daemons: a call that hangs never keeps th
 import asyncio
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -17,7 +17,7 @@ from skyloom.serve.faults import WireError
 
 T = TypeVar("T")
 _Slow = Literal["plan", "webhook", "inspect", "upload", "batch", "stream"]
-_Inner = Literal["auth", "parse", "events", "download"]
+_Inner = Literal["auth", "body", "parse", "events", "download"]
 Kind = Literal["loop", "quick", "ready", "metrics"] | _Slow | _Inner
 """What a call is limited with. "loop" runs on the event loop and must not wait for anything."""
 MEMORY_BYTES, MEMORY_BYTES_PER_OWNER = 128 * 2**20, 64 * 2**20  # of bodies that are held in memory
@@ -34,18 +34,21 @@ class Limit:
     retry_after: float = 1.0
 
 
+_ALL = 1_000_000  # an answer that has begun is not broken off
+
 LIMITS: Mapping[Kind, Limit] = {
     "quick": Limit(24, 12, waiting=200),
     "auth": Limit(8, 8, waiting=400),  # the owner is not known yet
+    "body": Limit(200, 100),  # being read: a slow one holds a connection
     "parse": Limit(2, 1, waiting=50),
     "ready": Limit(2, 2, waiting=100),
     "metrics": Limit(1, 1, waiting=20),
-    "events": Limit(6, 3, waiting=200),
-    "download": Limit(16, 8, waiting=200),
+    "events": Limit(6, 3, waiting=_ALL),
+    "download": Limit(16, 8, waiting=_ALL),
     "plan": Limit(4, 2, retry_after=5.0),
     "webhook": Limit(8, 2, retry_after=5.0),
     "inspect": Limit(4, 2, retry_after=5.0),
-    "batch": Limit(4, 2, retry_after=5.0),
+    "batch": Limit(2, 1, waiting=2, retry_after=5.0),  # each holds its file's lines in memory
     "upload": Limit(16, 4, waiting=4, retry_after=5.0),
     "stream": Limit(200, 50, retry_after=10.0),
 }
@@ -90,6 +93,18 @@ class Gate:
         """The items of an iterator, each made by `run`."""
         while (piece := await self.run(owner, lambda: next(pieces, None))) is not None:
             yield piece
+
+    async def hold(self, owner: str, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to on the event loop, with a place for as long. Raises CapacityError over the limit."""
+        try:
+            await self.enter(owner)
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return await work
+        finally:
+            self.leave(owner)
 
     async def enter(self, owner: str) -> None:
         """Take a place, at once or when there is one; `leave` must follow. Raises CapacityError over the limit."""
