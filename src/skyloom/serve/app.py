@@ -3,19 +3,20 @@
 import logging
 import re
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from skyloom.core.errors import SafetyError, UncheckedError
+from skyloom.core.errors import CapacityError, SafetyError, UncheckedError
 from skyloom.serve import (
     routes_batches,
     routes_edits,
@@ -27,15 +28,18 @@ from skyloom.serve import (
 )
 from skyloom.serve.auth import Caller, KeyStore
 from skyloom.serve.batches import BatchStore
-from skyloom.serve.body import close_uploads, read_body
+from skyloom.serve.body import MAX_BODY, Intake, Upload, close_uploads, read_body
 from skyloom.serve.calls import Asked, Call, Outside, Reply, Services
 from skyloom.serve.database import Database
 from skyloom.serve.desk import Desk
+from skyloom.serve.disk import DiskReserve
 from skyloom.serve.faults import AWAY, WireError, missing, tell
 from skyloom.serve.guard import Guard
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.library import Library
+from skyloom.serve.limits import MEMORY_BYTES, MEMORY_BYTES_PER_OWNER, Gates, Hold, InFlight, Kind
 from skyloom.serve.metrics import Metrics
+from skyloom.serve.numbers import find_whole
 from skyloom.serve.openapi import make_document
 from skyloom.serve.references import Sources
 from skyloom.serve.refusals import BLOCKED, FAILED
@@ -50,6 +54,8 @@ CALLS: tuple[Call, ...] = tuple(  # what has no id comes first, or {id} would ta
 NOBODY = Caller("", ())
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 _GONE = 499
+_LARGE = 64 * 1024  # bytes of a body that is not searched for media
+_LOOK_BYTES = 2**20  # of a form, after which the disk is looked at again
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +64,8 @@ def make_services(
 ) -> Services:
     """Everything that calls are answered with, over one database and one storage."""
     jobs, library = JobStore(database, settings), Library(database)
-    sources = Sources(jobs, library, storage, outside.fetch if settings.url_references else None)
+    reserve = DiskReserve(settings.data, settings.disk_reserve)
+    sources = Sources(jobs, library, storage, reserve, outside.fetch if settings.url_references else None)
     return Services(
         settings=settings,
         database=database,
@@ -72,16 +79,20 @@ def make_services(
         keys=KeyStore(database, token),
         metrics=Metrics(jobs.counts, jobs.refusals, outside.workers),
         outside=outside,
+        reserve=reserve,
+        gates=Gates(),
+        memory=InFlight(MEMORY_BYTES, MEMORY_BYTES_PER_OWNER),
+        bodies=InFlight(settings.max_body_bytes, settings.max_body_bytes_per_owner),
         draining=stopping.is_set,
     )
 
 
 def build_app(services: Services, hosts: set[str]) -> ASGIApp:
     """The application. `hosts` are the exact values of the Host header that it answers to."""
-    document = make_document(CALLS)
+    document = JSONResponse(make_document(CALLS)).body
 
     async def show_document(_: HttpRequest) -> Response:
-        return JSONResponse(document)
+        return Response(document, media_type="application/json")
 
     routes = [Route(call.path, _endpoint(services, call), methods=[call.method]) for call in CALLS]
     routes.append(Route("/openapi.json", show_document))
@@ -91,7 +102,7 @@ def build_app(services: Services, hosts: set[str]) -> ASGIApp:
 
 
 def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitable[Response]]:
-    """A call as Starlette takes it: rights first, then the body, then the handler on a thread of its own."""
+    """A call as Starlette takes it: rights first, then the body, then the handler on a thread of its kind's."""
 
     async def answer(request: HttpRequest) -> Response:
         state = request.scope["state"]
@@ -100,19 +111,26 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
         try:
             caller = await _caller(services, call, request)
             state["owner"] = caller.owner
-            if call.body is not None:
-                fields = await read_body(request.headers, request.stream())
-            asked = Asked(services, caller, request.path_params, request.query_params, request.headers, fields)
-            reply = await run_in_threadpool(call.handle, asked)
+            with Hold(caller.owner, services.memory, services.bodies) as hold:
+                try:
+                    if call.body is not None:
+                        fields = await services.gates["body"].hold(
+                            caller.owner, _read(services, call, caller.owner, request, hold)
+                        )
+                    query, headers = request.query_params, request.headers
+                    asked = Asked(services, caller, request.path_params, query, headers, fields)
+                    reply = await _handle(asked, call, _kind(call, fields, hold.size))
+                finally:
+                    close_uploads(fields)
         except ClientDisconnect:
             return Response(status_code=_GONE)  # nobody reads it
         except Exception as error:
             if isinstance(error, SafetyError):
                 code = FAILED if isinstance(error, UncheckedError) else BLOCKED
-                await run_in_threadpool(services.jobs.count_refusal, error.rule or "", error.target, code)
+                count = partial(services.jobs.count_refusal, error.rule or "", error.target, code)
+                with suppress(CapacityError, *AWAY):  # the answer matters more
+                    await services.gates["auth"].run("", count)
             return _fault(error, state["request_id"], call.name)
-        finally:
-            close_uploads(fields)
         if isinstance(reply, Reply):
             return JSONResponse(dict(reply.body), reply.status, dict(reply.headers))
         return _head(reply) if request.method == "HEAD" else reply
@@ -120,11 +138,84 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
     return answer
 
 
+async def _read(services: Services, call: Call, owner: str, request: HttpRequest, hold: Hold) -> dict[str, Any]:
+    """The body, within what may be in flight and what the disk has room for. Raises WireError, DiskFullError."""
+    form = request.headers.get("content-type", "").strip().lower().startswith("multipart/")
+    if form:
+        told = find_whole(request.headers.get("content-length", "0")) or 0
+        services.reserve.check(min(told, MAX_BODY))
+
+    def take(count: int) -> None:
+        before = hold.size
+        hold.body(count)
+        if form and before // _LOOK_BYTES < hold.size // _LOOK_BYTES:
+            services.reserve.check()
+
+    parse = partial(services.gates["parse"].run, owner)
+    media = call.body is not None and call.body.takes_media
+    return await read_body(
+        request.headers, request.stream(), Intake(media=media, off_loop=parse, take=take, hold=hold.memory)
+    )
+
+
+def _kind(call: Call, fields: Mapping[str, Any], size: int) -> Kind:
+    """What a call is limited with; a large body is taken for one with media."""
+    media = call.kind == "quick" and call.body is not None and call.body.takes_media
+    return call.with_media if media and (size > _LARGE or brings_media(fields)) else call.kind
+
+
+async def _handle(asked: Asked, call: Call, kind: Kind) -> Reply | Response:
+    """Let a call be handled by a thread of its kind; a stream keeps its place until it has ended."""
+    gates, owner = asked.services.gates, asked.owner
+    work = partial(call.handle, asked)
+    if kind == "loop":
+        return work()
+    if kind != "stream":
+        return await gates[kind].run(owner, work)
+    await gates["stream"].enter(owner)
+    leave = partial(gates["stream"].leave, owner)
+    try:
+        reply = await gates["quick"].run(owner, work)
+    except BaseException:
+        leave()
+        raise
+    assert isinstance(reply, Response)
+    return _Placed(reply, leave)
+
+
+class _Placed(Response):
+    """A response that gives its place back when it has been sent, or nobody reads it any more."""
+
+    def __init__(self, inner: Response, leave: Callable[[], None]) -> None:
+        super().__init__(status_code=inner.status_code, headers=dict(inner.headers))
+        self._inner, self.leave = inner, leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            self.leave()
+
+
+def brings_media(value: object) -> bool:
+    """Whether fields bring a picture or video, which is stored or fetched before the answer."""
+    if isinstance(value, Upload):
+        return True
+    if isinstance(value, str):
+        nested = value.lstrip()[:1] in ("{", "[") and "image_url" in value
+        return nested or value[:6].lower().startswith(("data:", "http:", "https:"))
+    if isinstance(value, Mapping):
+        return any(map(brings_media, value.values()))
+    return isinstance(value, list) and any(map(brings_media, value))
+
+
 async def _caller(services: Services, call: Call, request: HttpRequest) -> Caller:
     """Who asks. Raises WireError for one who may not, or for an id that can be nobody's."""
     caller = NOBODY
     if call.scope is not None:
-        caller = await run_in_threadpool(services.keys.caller, request.headers.get("authorization"))
+        look = partial(services.keys.caller, request.headers.get("authorization"))
+        caller = await services.gates["auth"].run("", look)
         if call.scope not in caller.scopes:
             message = f"This key may not do that: it lacks the scope {call.scope}."
             raise WireError(403, message, "insufficient_scope", type="permission_error")
@@ -144,6 +235,8 @@ def _fault(error: Exception, request_id: str, call: str) -> Response:
 
 def _head(reply: Response) -> Response:
     """The same headers, and no body to read for nobody."""
+    if isinstance(reply, _Placed):
+        reply.leave()
     return Response(status_code=reply.status_code, headers=dict(reply.headers))
 
 

@@ -16,10 +16,13 @@ from skyloom.serve.auth import Caller, KeyStore, Scope
 from skyloom.serve.batches import BatchStore
 from skyloom.serve.database import Database
 from skyloom.serve.desk import Desk, Keys
+from skyloom.serve.disk import DiskReserve
 from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.library import Library, Likeness
+from skyloom.serve.limits import Gates, InFlight, Kind
 from skyloom.serve.metrics import Metrics
+from skyloom.serve.numbers import find_whole, read_whole
 from skyloom.serve.references import Fetch, Sources
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, Storage
@@ -29,6 +32,7 @@ from skyloom.serve.wire import Body
 
 POLL_AFTER_MS = 500
 LONGEST_PAGE = 100
+_MOST_RETRIES = 9_999
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 
@@ -49,6 +53,10 @@ class Services:
     keys: KeyStore
     metrics: Metrics
     outside: "Outside"
+    reserve: DiskReserve
+    gates: Gates
+    memory: InFlight
+    bodies: InFlight
     draining: Callable[[], bool]
 
 
@@ -99,19 +107,18 @@ class Asked:
         if key is not None and not _KEY.fullmatch(key):
             raise WireError(400, "Idempotency-Key must be 1 to 255 printable characters.", "invalid_header")
         told = self.headers.get("x-stainless-retry-count", "0")
-        return Keys(key, int(told[:4]) if told.isascii() and told.isdigit() else 0)
+        return Keys(key, min(find_whole(told) or 0, _MOST_RETRIES))
 
     def page(self) -> "Page":
         """What page of a list is asked for. Raises WireError."""
         limit, order = self.query.get("limit", "20"), self.query.get("order", "desc")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LONGEST_PAGE):
-            raise invalid("limit", f"limit must be a whole number from 1 to {LONGEST_PAGE}.")
+        length = read_whole("limit", limit, 1, LONGEST_PAGE)
         if order not in ("asc", "desc"):
             raise invalid("order", "order must be asc or desc.")
         after = self.query.get("after")
         if after is not None and not _ID.fullmatch(after):
             raise invalid("after", "after must be an id.")
-        return Page(after, int(limit), order == "desc")
+        return Page(after, length, order == "desc")
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ Handler = Callable[[Asked], Reply | Response]
 
 @dataclass(frozen=True)
 class Call:
-    """A method and a path, what handles it, and what it takes and gives. `scope` None is open to everybody."""
+    """A method and a path, what handles it, and what it takes and gives. `scope` None is open to everybody; `kind` says
+    with which calls it shares a limit, `with_media` with which where a body may and does bring pictures or videos."""
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
@@ -148,6 +156,8 @@ class Call:
     body: type[Body] | None = None
     query: tuple[str, ...] = ()
     faults: tuple[int, ...] = ()
+    kind: Kind = "quick"
+    with_media: Kind = "upload"
 
     @property
     def name(self) -> str:

@@ -77,6 +77,10 @@ class Guard:
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raise WireError for a request that must not be looked at further."""
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may believe the other one
+            close = {"connection": "close"}
+            message = "Send Content-Length or Transfer-Encoding, not both."
+            raise WireError(400, message, "invalid_header", headers=close)
         if len(headers.raw) > MAX_HEADERS or sum(len(k) + len(v) for k, v in headers.raw) > MAX_HEADER_BYTES:
             raise WireError(431, "The headers are too many or too long.", "headers_too_large")
         if len(path) > MAX_PATH:

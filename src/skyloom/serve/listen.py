@@ -27,6 +27,7 @@ from skyloom.serve.app import build_app, make_services
 from skyloom.serve.auth import KeyStore, check_exposure
 from skyloom.serve.calls import Outside
 from skyloom.serve.children import plan_in_child, verify_in_child, view_in_child
+from skyloom.serve.connections import Connection, Connections
 from skyloom.serve.guard import local_hosts
 from skyloom.serve.installation import open_installation
 from skyloom.serve.leases import Leases
@@ -38,8 +39,9 @@ from skyloom.serve.supervise import Supervisor
 from skyloom.serve.upkeep import Upkeep, collecting, usual_tasks
 
 BATCH_SECONDS, GRACE_SECONDS = 2.0, 5
-_ARENA_MAX = -8  # of mallopt(3)
-_MAX_CONNECTIONS, _KEEP_ALIVE_SECONDS, _MAX_HEAD_BYTES = 500, 30, 64 * 1024
+_ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt(3)
+_LARGE_BYTES = 256 * 1024
+_KEEP_ALIVE_SECONDS, _MAX_HEAD_BYTES = 30, 64 * 1024
 Announce = Callable[[str, str], None]
 """Takes the URL and the token of a server that is ready."""
 
@@ -64,7 +66,8 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce, *, ad
         upkeep = Upkeep([*usual_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))])
         collector = Upkeep(collecting(services.jobs, storage, stopping.is_set))
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
-        server = _Server(build_app(services, hosts), lambda: announce(f"http://{shown}:{port}", token))
+        connections = Connections(settings.max_connections, settings.max_connections_per_address)
+        server = _Server(build_app(services, hosts), connections, lambda: announce(f"http://{shown}:{port}", token))
 
         def leave(_number: int, _frame: FrameType | None) -> None:
             if stopping.is_set():
@@ -91,27 +94,28 @@ def find_devices() -> list[str]:
 
 
 def _share_heaps() -> None:
-    """Two heaps for all threads: glibc would give each of forty its own, which grow for minutes under load."""
+    """Two heaps for all threads: glibc would give each of forty its own, which grow for minutes under load. What is
+    large, like bodies, is mapped by itself and so given back when it is freed."""
     with contextlib.suppress(AttributeError, TypeError):  # of another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 class _Server(uvicorn.Server):
     """uvicorn without signals of its own: it says when it is ready, and is told when to end."""
 
-    def __init__(self, app: Any, ready: Callable[[], None]) -> None:
+    def __init__(self, app: Any, connections: Connections, ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=partial(Connection, connections),  # type: ignore[arg-type] - called with names, as a class is
                 loop="asyncio",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MAX_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACE_SECONDS,
                 h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
@@ -144,7 +148,8 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        door = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sets TCP_NODELAY only on sockets that say that they are TCP
+        door = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((host, port))
     except OSError as error:

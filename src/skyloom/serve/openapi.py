@@ -17,6 +17,7 @@ _FILES = {"input_reference", "video", "mask", "file"}
 _ALWAYS = {
     400: "The request is wrong.",
     403: "Not from there, or not with this key.",
+    429: "Too many at once, or the queue or the disk is full.",
     500: "The server failed.",
     503: "Not now: it drains, or its database does not answer.",
 }
@@ -28,7 +29,6 @@ _SAID = {
     413: "The body is too long.",
     415: "Neither JSON nor multipart.",
     416: "The range lies outside.",
-    429: "The queue is full.",
 }
 _QUERY: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},
@@ -89,7 +89,7 @@ def _responses(call: Call) -> dict[str, Any]:
     envelope = {"application/json": {"schema": {"$ref": _REFS.format(model="ErrorAnswer")}}}
     codes = {*_ALWAYS, *call.faults, *((401,) if call.scope else ())}
     if call.method == "POST":
-        codes |= {413, 415, 429}
+        codes |= {413, 415}
     answers: dict[str, Any] = {"200": {"description": "Done.", "content": _content(call.answer)}}
     if call.path.endswith("/content"):
         answers["206"] = {"description": "A part.", "content": _content(call.answer)}

@@ -9,10 +9,11 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from typing import BinaryIO, cast
 
 from skyloom.core.errors import RequestError
+from skyloom.serve.disk import DiskReserve
 from skyloom.serve.faults import WireError, invalid, missing
 from skyloom.serve.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.library import Library
@@ -37,8 +38,16 @@ class Source:
 class Sources:
     """Finds and stores what calls start from. What is somebody else's is not there (WireError, 404)."""
 
-    def __init__(self, jobs: JobStore, library: Library, storage: Storage, fetch: Fetch | None = None) -> None:
+    def __init__(
+        self,
+        jobs: JobStore,
+        library: Library,
+        storage: Storage,
+        reserve: DiskReserve,
+        fetch: Fetch | None = None,
+    ) -> None:
         self._jobs, self._library, self._storage, self._fetch = jobs, library, storage, fetch
+        self._reserve = reserve
 
     def picture(self, owner: str, reference: Reference, param: str) -> Source:
         """A picture. Raises WireError for what is none."""
@@ -75,6 +84,13 @@ class Sources:
         if suffix is None:
             raise invalid(param, f"'{param}' is no picture or video that can be read.", "invalid_media")
         file.seek(0)
+        return self.keep(file, suffix)
+
+    def keep(self, file: BinaryIO, suffix: str) -> Asset:
+        """Store what a client sent, unless that would go into the disk reserve (DiskFullError)."""
+        size = file.seek(0, SEEK_END)
+        file.seek(0)
+        self._reserve.check(size)
         return self._storage.put(file, suffix)
 
     def _content(self, url: str, param: str) -> bytes:

@@ -1,13 +1,12 @@
 """Batches over /v1/videos: a file of JSON lines in, files of answers out."""
 
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
 from skyloom.serve import answers
 from skyloom.serve.batches import MAX_LINES, Line
-from skyloom.serve.body import count_values
+from skyloom.serve.body import count_values, load_json
 from skyloom.serve.calls import Asked, Call, Reply, Services
 from skyloom.serve.desk import Keys
 from skyloom.serve.faults import WireError, invalid
@@ -29,6 +28,7 @@ def create_batch(asked: Asked) -> Reply:
     file = services.library.file(body.input_file_id, asked.owner)
     if file.purpose != "batch" or file.size > MAX_BYTES:
         raise invalid("input_file_id", f"The file must have the purpose batch and {MAX_BYTES >> 20} MiB at most.")
+    services.reserve.check(file.size)
     text = b"".join(services.storage.read(Asset.parse(file.asset)))
     made = services.batches.create(asked.owner, file.id, body.metadata or {}, read_lines(text))
     return Reply(answers.batch(made))
@@ -86,15 +86,17 @@ def _line(row: bytes, number: int) -> Line:
     if len(row) > MAX_LINE:
         raise _wrong(number, "it is too long")
     try:
-        value = json.loads(row)
+        value = load_json(row)
+    except WireError as error:
+        plain = error.wire_code != "invalid_text"
+        why = f"it is not JSON within the limits ({error.message})" if plain else "it has a character that is none"
+        raise _wrong(number, why) from error
     except (ValueError, RecursionError) as error:
         raise _wrong(number, "it is not JSON") from error
     if not isinstance(value, dict) or not isinstance(value.get("custom_id"), str) or not value["custom_id"]:
         raise _wrong(number, "it needs a custom_id")
     if value.get("method") != "POST" or value.get("url") != ENDPOINT or not isinstance(value.get("body"), dict):
         raise _wrong(number, f"it needs method POST, url {ENDPOINT} and a body")
-    if b"\\u0000" in row:
-        raise _wrong(number, "it has a character that is none")
     return Line(value["custom_id"][:200], value["body"])
 
 
@@ -108,7 +110,15 @@ class _Nothing(Body):
 
 CALLS = (
     Call(
-        "POST", "/v1/batches", create_batch, "Make many videos.", answers.BatchAnswer, "write", BatchBody, faults=(404,)
+        "POST",
+        "/v1/batches",
+        create_batch,
+        "Make many videos.",
+        answers.BatchAnswer,
+        "write",
+        BatchBody,
+        faults=(404,),
+        kind="batch",
     ),
     Call(
         "GET", "/v1/batches", list_batches, "List batches.", answers.BatchList, query=("after", "limit"), faults=(404,)

@@ -16,9 +16,11 @@ def health(asked: Asked) -> Reply:
 
 
 def ready(asked: Asked) -> Reply:
-    """Whether jobs are taken: the database answers, and the server is not about to stop."""
+    """Whether jobs are taken: the database answers, the disk has room, and the server is not about to stop."""
     if asked.services.draining():
         return Reply({"status": "draining"}, 503)
+    if not asked.services.reserve.holds():
+        return Reply({"status": "disk_full"}, 503)
     try:
         counts = asked.services.jobs.counts()
     except AWAY:
@@ -33,7 +35,7 @@ def metrics(asked: Asked) -> Response:
 
 
 CALLS = (
-    Call("GET", "/health", health, "Whether the server lives.", answers.Health, None),
-    Call("GET", "/ready", ready, "Whether the server takes jobs.", answers.Health, None, faults=(503,)),
-    Call("GET", "/metrics", metrics, "Numbers for Prometheus.", MEDIA_TYPE, "admin"),
+    Call("GET", "/health", health, "Whether the server lives.", answers.Health, None, kind="loop"),
+    Call("GET", "/ready", ready, "Whether the server takes jobs.", answers.Health, None, faults=(503,), kind="ready"),
+    Call("GET", "/metrics", metrics, "Numbers for Prometheus.", MEDIA_TYPE, "admin", kind="metrics"),
 )

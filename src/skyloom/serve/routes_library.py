@@ -54,7 +54,7 @@ def create_file(asked: Asked) -> Reply:
     body = parse(FileBody, asked.fields)
     if body.purpose not in PURPOSES:
         raise invalid("purpose", f"purpose must be {', '.join(PURPOSES)}.")
-    file, storage = cast(BinaryIO, body.file.file), asked.services.storage
+    file = cast(BinaryIO, body.file.file)
     file.seek(0)
     text = body.purpose == "batch"
     suffix = "jsonl" if text else sniff(file.read(_HEAD))
@@ -62,7 +62,7 @@ def create_file(asked: Asked) -> Reply:
         raise invalid("file", "'file' is no picture or video that can be read.", "invalid_media")
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    asset = storage.put(file, suffix)
+    asset = asked.services.sources.keep(file, suffix)
     kept = asked.services.library.add_file(asked.owner, body.purpose, body.file.name, asset.reference, size)
     return Reply(answers.file(kept))
 
@@ -112,6 +112,7 @@ CALLS = (
         "write",
         CharacterBody,
         faults=(404, 503),
+        kind="inspect",
     ),
     Call(
         "GET",
@@ -123,7 +124,16 @@ CALLS = (
     ),
     Call("GET", "/v1/models", list_models, "List models.", answers.ModelList),
     Call("GET", "/v1/models/{id}", get_model, "Look at a model.", answers.ModelAnswer, faults=(404,)),
-    Call("POST", "/v1/files", create_file, "Keep a file to start from.", answers.FileAnswer, "write", FileBody),
+    Call(
+        "POST",
+        "/v1/files",
+        create_file,
+        "Keep a file to start from.",
+        answers.FileAnswer,
+        "write",
+        FileBody,
+        kind="upload",
+    ),
     Call("GET", "/v1/files", list_files, "List files.", answers.FileList, query=(*PAGE, "purpose"), faults=(404,)),
     Call("GET", "/v1/files/{id}", get_file, "Look at a file.", answers.FileAnswer, faults=(404,)),
     Call(
@@ -133,6 +143,7 @@ CALLS = (
         "Download a file.",
         "application/octet-stream",
         faults=(404, 416),
+        kind="download",
     ),
     Call("DELETE", "/v1/files/{id}", delete_file, "Delete a file.", answers.Deleted, "write", faults=(404,)),
 )

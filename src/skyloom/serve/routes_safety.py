@@ -97,6 +97,7 @@ CALLS = (
         "write",
         ModerationBody,
         faults=(404, 503),
+        with_media="inspect",
     ),
     Call(
         "POST",
@@ -106,5 +107,6 @@ CALLS = (
         answers.ProvenanceAnswer,
         "write",
         ProvenanceBody,
+        kind="inspect",
     ),
 )

@@ -1,7 +1,7 @@
 """Videos: make, look, list, download, delete, and hold; OpenAI's calls and those that it never had."""
 
-import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
@@ -11,6 +11,7 @@ from skyloom.serve.calls import PAGE, POLL_AFTER_MS, Asked, Call, Reply
 from skyloom.serve.events import stream_events
 from skyloom.serve.faults import WireError, invalid, missing, rate_limit
 from skyloom.serve.jobs import Job
+from skyloom.serve.numbers import find_whole
 from skyloom.serve.ranges import ByteRange, read_range
 from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.wire import Body, CreateBody, StoryboardBody, parse
@@ -90,7 +91,8 @@ def resume(asked: Asked) -> Reply:
 def events(asked: Asked) -> Response:
     """What happens to a video, as it happens."""
     job = asked.services.jobs.get(asked.id, asked.owner)
-    return stream_events(asked.services.jobs, job, _last_event(asked), asked.services.draining)
+    look = partial(asked.services.gates["events"].run, asked.owner)
+    return stream_events(asked.services.jobs, job, _last_event(asked), asked.services.draining, look)
 
 
 def content(asked: Asked) -> Response:
@@ -119,7 +121,7 @@ def send(asked: Asked, asset: Asset, name: str) -> Response:
     headers["content-length"] = str(part.length)
     if part.partial:
         headers["content-range"] = part.header
-    pieces = _read(storage, asset, part)
+    pieces = asked.services.gates["download"].stream(asked.owner, _read(storage, asset, part))
     return StreamingResponse(pieces, 206 if part.partial else 200, headers, asset.media_type)
 
 
@@ -151,10 +153,10 @@ def _check_cursor(asked: Asked, id: str) -> None:
 
 
 def _last_event(asked: Asked) -> int:
-    told: str = asked.headers.get("last-event-id", "0")
-    if not re.fullmatch(r"\d{1,18}", told, re.ASCII):
+    number = find_whole(asked.headers.get("last-event-id", "0"))
+    if number is None:
         raise WireError(400, "Last-Event-ID must be a number that this stream sent.", "invalid_header")
-    return int(told)
+    return number
 
 
 class _Nothing(Body):
@@ -174,7 +176,16 @@ CALLS = (
         body=StoryboardBody,
         faults=(404, 409),
     ),
-    Call("POST", "/v1/videos/plan", plan, "What a video would take.", answers.PlanAnswer, "write", CreateBody),
+    Call(
+        "POST",
+        "/v1/videos/plan",
+        plan,
+        "What a video would take.",
+        answers.PlanAnswer,
+        "write",
+        CreateBody,
+        kind="plan",
+    ),
     Call("GET", "/v1/videos/{id}", retrieve, "Look at a video.", answers.VideoAnswer, faults=(404,)),
     Call(
         "DELETE",
@@ -193,8 +204,17 @@ CALLS = (
         "video/mp4",
         query=("variant",),
         faults=(404, 409, 410, 416),
+        kind="download",
     ),
-    Call("GET", "/v1/videos/{id}/events", events, "Hear what happens to a video.", "text/event-stream", faults=(404,)),
+    Call(
+        "GET",
+        "/v1/videos/{id}/events",
+        events,
+        "Hear what happens to a video.",
+        "text/event-stream",
+        faults=(404,),
+        kind="stream",
+    ),
     Call("POST", "/v1/videos/{id}/cancel", cancel, "Stop a video for good.", **_VIDEO, body=_Nothing, faults=(404,)),
     Call("POST", "/v1/videos/{id}/pause", pause, "Hold a video.", **_VIDEO, body=_Nothing, faults=(404, 409)),
     Call(

@@ -101,6 +101,7 @@ CALLS = (
         answers.EndpointAnswer,
         "write",
         EndpointBody,
+        kind="webhook",
     ),
     Call("GET", "/v1/webhook_endpoints", list_endpoints, "List webhook endpoints.", answers.EndpointList),
     Call(
@@ -120,6 +121,7 @@ CALLS = (
         "write",
         EndpointChange,
         faults=(404,),
+        kind="webhook",
     ),
     Call(
         "DELETE",
@@ -149,6 +151,7 @@ CALLS = (
         "write",
         EndpointTry,
         faults=(404,),
+        kind="webhook",
     ),
     Call("GET", "/v1/webhook_event_types", list_event_types, "List events.", answers.EventTypes),
 )

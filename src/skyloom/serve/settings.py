@@ -20,6 +20,8 @@ _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 FILE = "settings.toml"
 _LEAST_DAYS = 0.05
+_AT_LEAST_ONE = ("max_attempts", "max_queued", "max_queued_per_owner", "max_connections")
+_AT_LEAST_ONE += ("max_connections_per_address", "max_body_bytes", "max_body_bytes_per_owner")
 
 
 def default_data() -> Path:
@@ -37,7 +39,10 @@ class Settings:
     results until they are deleted. The other `keep_*` say how long rows stay after they are over: of jobs that failed,
     were cancelled or have expired, of events, of webhook deliveries, of batches with their output files, and of files
     since they were uploaded; 0 keeps them. A stored file that nothing names any more is moved to the storage's trash
-    after `collect_after_days`, and deleted `trash_days` later. Raises ConfigError for what cannot work.
+    after `collect_after_days`, and deleted `trash_days` later.
+    `max_connections` may be open at once, `max_connections_per_address` of one client
+    address (a proxy is one address). `max_body_bytes` of request bodies may be in flight at once,
+    `max_body_bytes_per_owner` of one owner. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -59,6 +64,10 @@ class Settings:
     collect_after_days: float = 7.0
     trash_days: float = 7.0
     disk_reserve: int = 512 * 2**20
+    max_connections: int = 500
+    max_connections_per_address: int = 250
+    max_body_bytes: int = 2 * 2**30
+    max_body_bytes_per_owner: int = 2**30
     webhooks_to_loopback: bool = False
     models: Mapping[str, str] = field(default_factory=lambda: dict(_MODELS))
     hosts: tuple[str, ...] = ()
@@ -79,7 +88,7 @@ class Settings:
             )
         if not self.trash_days >= 0:
             raise ConfigError(f"trash_days must be 0 or more, got {self.trash_days:g}.", hint="7 is the default.")
-        for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")
         if self.keep_seconds is not None and not 0 < self.keep_seconds < math.inf:

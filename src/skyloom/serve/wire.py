@@ -4,18 +4,18 @@ The words are OpenAI's; unknown fields are tolerated, as its clients add some wi
 fps, steps, guidance, ...) are optional everywhere. Numbers may be text, since multipart has nothing else.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from skyloom.serve.body import Upload
+from skyloom.serve.body import Upload, load_json
 from skyloom.serve.casting import ends_at
 from skyloom.serve.faults import WireError, invalid
+from skyloom.serve.numbers import find_number, plain_number
 
 MAX_URL = 20_971_520  # characters of image_url, as OpenAI has it
 MAX_CHARACTERS, MAX_VARIATIONS, MAX_SECONDS = 2, 8, 3600
@@ -86,7 +86,7 @@ def _plain(value: object) -> object:
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
     try:
-        return json.loads(value)
+        return load_json(value.encode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return value
 
@@ -95,9 +95,11 @@ def _seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError('expected seconds, like "8"')
     try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise ValueError('expected seconds, like "8"') from error
+        number = find_number(value) if isinstance(value, str) else float(value)
+    except OverflowError:
+        number = None
+    if number is None:
+        raise ValueError('expected seconds, like "8"')
     if not (math.isfinite(number) and 0 < number <= MAX_SECONDS):
         raise ValueError(f"expected more than 0 and at most {MAX_SECONDS} seconds")
     return number
@@ -118,16 +120,21 @@ Seconds = Annotated[
     BeforeValidator(_seconds),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS}]}),
 ]
+Whole = Annotated[int, BeforeValidator(plain_number)]
+Number = Annotated[float, BeforeValidator(plain_number)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=MAX_VARIATIONS)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[Whole, Field(ge=1, le=MAX_VARIATIONS)]
 Table = Annotated[dict[str, Any], BeforeValidator(_plain)]
 Tables = Annotated[list[dict[str, Any]], BeforeValidator(_plain), Field(max_length=MAX_CARDS)]
 References = Annotated[list[AnyReference], BeforeValidator(_plain), Field(min_length=2, max_length=MAX_VIDEOS)]
 
 
 class Body(BaseModel):
-    """What every body has in common: unknown fields are tolerated."""
+    """What every body has in common: unknown fields are tolerated. `takes_media`: whether pictures and videos may come
+    inside, as data URLs."""
+
+    takes_media: ClassVar[bool] = False
 
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -164,10 +171,11 @@ class CharacterName(Body):
 class Sampling(Body):
     """Fields of our own that say how a video is made; all pass through `extra_body` of OpenAI's clients."""
 
-    seed: int | None = None
-    fps: float | None = None
-    steps: int | None = None
-    guidance: float | None = None
+    takes_media = True
+    seed: Whole | None = None
+    fps: Number | None = None
+    steps: Whole | None = None
+    guidance: Number | None = None
     negative_prompt: Text = ""
     quality: Annotated[str, Field(max_length=40)] | None = None
     style: Annotated[str, Field(max_length=200)] | None = None
@@ -207,17 +215,17 @@ class EditFields(Sampling):
     video: AnyReference | None = None
     videos: References | None = None
     mask: AnyReference | None = None
-    start: Annotated[float, Field(ge=0)] | None = None
-    stop: Annotated[float, Field(ge=0)] | None = None
+    start: Annotated[Number, Field(ge=0)] | None = None
+    stop: Annotated[Number, Field(ge=0)] | None = None
     seconds: Seconds | None = None
     strength: Share | Annotated[str, Field(max_length=20)] | None = None
     region: Annotated[str, Field(max_length=4_000)] | None = None
     size: Annotated[str, Field(max_length=40)] | None = None
-    feather: Annotated[int, Field(ge=0, le=512)] | None = None
+    feather: Annotated[Whole, Field(ge=0, le=512)] | None = None
     backward: bool | None = None
-    overlap: Annotated[float, Field(ge=0)] | None = None
-    bridge: Annotated[float, Field(gt=0)] | None = None
-    morph: Annotated[float, Field(ge=0)] | None = None
+    overlap: Annotated[Number, Field(ge=0)] | None = None
+    bridge: Annotated[Number, Field(gt=0)] | None = None
+    morph: Annotated[Number, Field(ge=0)] | None = None
     curve: Annotated[str, Field(max_length=400)] | None = None
 
 
@@ -243,6 +251,7 @@ class ExtendBody(EditFields):
 class CharacterBody(Body):
     """POST /v1/videos/characters."""
 
+    takes_media = True
     name: Annotated[str, Field(min_length=1, max_length=100)]
     video: AnyReference
     consent: Attested | None = None
@@ -297,6 +306,7 @@ class EndpointTry(Body):
 class ModerationBody(Body):
     """POST /v1/moderations: texts and pictures to be checked."""
 
+    takes_media = True
     input: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[list[Any], Field(max_length=100)]
     model: Annotated[str, Field(max_length=200)] | None = None
 

@@ -7,8 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from skyloom.serve.body import MAX_DEPTH, MAX_VALUES, Upload, close_uploads, count_values, depth_of, read_body
+from skyloom.serve.body import (
+    MAX_DEPTH,
+    MAX_ESCAPES,
+    MAX_FORM_TEXT,
+    MAX_PLAIN_FORM_TEXT,
+    MAX_PLAIN_JSON,
+    MAX_VALUES,
+    SMALL,
+    Intake,
+    Upload,
+    close_uploads,
+    count_values,
+    depth_of,
+    read_body,
+)
 from skyloom.serve.faults import WireError
+from skyloom.serve.wire import CreateBody, parse
 
 
 async def _stream(content: bytes):
@@ -18,7 +33,7 @@ async def _stream(content: bytes):
 
 def read(content: bytes, kind: str = "application/json", **options):
     """The fields of a body."""
-    return asyncio.run(read_body(Headers({"content-type": kind}), _stream(content), **options))
+    return asyncio.run(read_body(Headers({"content-type": kind}), _stream(content), Intake(**options)))
 
 
 def form(*parts: tuple[str, str | tuple[str, bytes]]) -> tuple[bytes, str]:
@@ -103,6 +118,105 @@ def test_forms_without_measure_are_refused(parts):
     with pytest.raises(WireError) as caught:
         read(*form(*parts))
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "latin-1"])
+def test_json_is_utf_8_whatever_it_says(coding):
+    content = '{"a": "\u00e9", "more": [' + "0," * 1_000 + "0]}"
+    with pytest.raises(WireError) as caught:
+        read(content.encode(coding))
+    assert (caught.value.status, caught.value.wire_code) == (400, "invalid_json")
+    with pytest.raises(WireError) as caught:
+        read(content.encode(coding), f"application/json; charset={coding}")
+    assert (caught.value.status, caught.value.wire_code) == (415, "unsupported_charset")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", 'application/json;charset="UTF-8"']
+)
+def test_json_in_utf_8_is_taken_with_a_mark_too(kind):
+    assert read('\ufeff{"a": "\u00e9"}'.encode(), kind) == {"a": "\u00e9"}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=X"])
+def test_packed_bodies_are_said_to_be(kind):
+    with pytest.raises(WireError, match="not compressed") as caught:
+        asyncio.run(read_body(Headers({"content-type": kind, "content-encoding": "gzip"}), _stream(b"\x1f\x8b")))
+    assert caught.value.status == 415
+
+
+def test_json_without_media_is_small():
+    long = b'{"a": "' + b"a" * MAX_PLAIN_JSON + b'"}'
+    assert read(long)
+    with pytest.raises(WireError) as caught:
+        read(long, media=False)
+    assert caught.value.status == 413
+
+
+def test_json_of_very_many_escapes_is_not_parsed():
+    few, many = (b'{"a": "' + b"\\/" * number + b'"}' for number in (MAX_ESCAPES, MAX_ESCAPES + 1))
+    assert len(read(few)["a"]) == MAX_ESCAPES
+    with pytest.raises(WireError, match="escapes"):
+        read(many)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 40 + "]" * 40, "[" + "0," * MAX_VALUES + "0]", '{"a": "\\u0000"}', '["\\ud800"]']
+)
+def test_json_inside_of_a_form_has_the_limits_of_json(text):
+    with pytest.raises(WireError) as caught:
+        parse(CreateBody, read(*form(("prompt", "a cat"), ("storyboard", text))))
+    assert caught.value.wire_code in ("invalid_json", "invalid_text")
+
+
+def test_infinity_inside_of_a_form_is_no_json():
+    with pytest.raises(WireError):
+        parse(CreateBody, read(*form(("prompt", "a cat"), ("storyboard", '[{"at": NaN, "prompt": "a"}]'))))
+
+
+@pytest.mark.parametrize(("media", "most"), [(False, MAX_PLAIN_FORM_TEXT), (True, MAX_FORM_TEXT)])
+def test_texts_of_a_form_have_one_limit_together(media, most):
+    fields = [(f"f{index}", "a" * (most // 4)) for index in range(4)]
+    assert len(read(*form(*fields), media=media)) == 4
+    with pytest.raises(WireError, match="together") as caught:
+        read(*form(*fields, ("more", "a")), media=media)
+    assert caught.value.status == 413
+
+
+def test_what_is_read_and_what_is_held_in_memory_are_told():
+    taken, held = [], []
+    content, kind = form(("a", "b" * 500), ("file", ("f", b"c" * 5_000)))
+    close_uploads(read(content, kind, take=taken.append, hold=held.append))
+    assert (sum(taken), sum(held)) == (len(content), 500)
+
+
+def test_what_is_long_is_parsed_off_the_loop():
+    parsed = []
+
+    async def off_loop(work):
+        parsed.append(work)
+        return work()
+
+    read(b'{"a": 1}', off_loop=off_loop)
+    assert not parsed
+    read(b'{"a": "' + b"a" * SMALL + b'"}', off_loop=off_loop)
+    read(*form(("a", "b" * (SMALL + 1))), off_loop=off_loop)
+    assert len(parsed) == 2
+
+
+@pytest.mark.parametrize("kind", ["image/png", "video/mp4", "application/octet-stream"])
+@pytest.mark.parametrize("name", ["", "; filename*=utf-8''a.png"])
+def test_a_part_with_a_media_type_is_a_file_without_a_filename_too(kind, name):
+    head = f'--X\r\nContent-Disposition: form-data; name="video"{name}\r\nContent-Type: {kind}\r\n\r\n'.encode()
+    fields = read(head + b"\x89PNG\0\r\n--X--\r\n", "multipart/form-data; boundary=X")
+    assert isinstance(fields["video"], Upload)
+    close_uploads(fields)
+
+
+def test_a_file_that_looks_like_text_is_told_what_it_lacks():
+    with pytest.raises(WireError, match="filename") as caught:
+        read(*form(("video", "\0\0\0\x18ftypisom")))
+    assert caught.value.param == "video"
 
 
 def test_length_is_looked_at_before_anything_is_read():

@@ -1,0 +1,56 @@
+"""One real server for all attacks, and two keys: the attacker's, and that of the client beside."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import attack_cases
+import attack_server
+
+MOST_QUEUED = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Tests reach this machine, and no other."""
+    connect = socket.socket.connect
+
+    def reach(self, address):
+        assert str(address[0]).startswith("127."), f"a test tried to reach {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", reach)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """The server, and its clients."""
+
+    data: Path
+    server: Any
+    attacker: attack_cases.Client
+    other: attack_cases.Client
+
+
+@pytest.fixture(scope="session")
+def stand(tmp_path_factory) -> Iterator[Stand]:
+    """A server for the whole session, ended at its end if no test has ended it."""
+    data = tmp_path_factory.mktemp("attacked")
+    limits = {"max_queued": MOST_QUEUED, "max_queued_per_owner": MOST_QUEUED, "disk_reserve": 0}
+    server = attack_server.start(data, held=True, **limits)
+    keys = [attack_server.make_key(data, owner) for owner in ("mallory", "alice")]
+    clients = [attack_cases.Client(server.url, key) for key in keys]
+    try:
+        yield Stand(data, server, *clients)
+    finally:
+        (data / attack_server.HELD).unlink(missing_ok=True)
+        if server.process.poll() is None:
+            server.stop()
+        server.process.stdout.close()

@@ -1,0 +1,146 @@
+"""What one client can do to a server, and what the client beside it notices: nothing.
+
+Each case runs with another client beside it, whose calls must all be answered. What is asserted is that the attack is
+refused, limited or closed and that the process lives; never how long that took. The case of SIGTERM comes last.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import attack_cases as cases
+import pytest
+from attack_server import HELD, wait_for
+
+MIB = 2**20
+MOST_MIB = 600  # of memory, at the peak of everything here
+
+
+@contextlib.contextmanager
+def beside(stand) -> Iterator[cases.Beside]:
+    """The other client, whose every call in the block was answered; there was at least one round of them."""
+    with cases.Beside(stand.other) as other:
+        yield other
+        served = other.served
+        wait_for("the other client is served", lambda: other.served >= served + 4 or other.failed)
+    assert not other.failed
+    assert stand.server.process.poll() is None
+
+
+def memory_mib(stand, name: str = "VmRSS") -> float:
+    """Resident memory of the server's process now, or at its peak (VmHWM)."""
+    rows = Path(f"/proc/{stand.server.process.pid}/status").read_text().splitlines()
+    return next(int(row.split()[1]) / 1024 for row in rows if row.startswith(name))
+
+
+def test_45_plans_of_one_key_take_two_threads(stand):
+    mark = stand.data / HELD
+    mark.touch()
+    answers: list[cases.Answer] = []
+    body = json.dumps({"prompt": "a cat"}).encode()
+
+    def ask() -> None:
+        answers.append(stand.attacker.ask("POST", "/v1/videos/plan", cases.JSON, body))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(45)]
+    with beside(stand):
+        for thread in threads:
+            thread.start()
+        wait_for("43 are refused while two wait", lambda: len(answers) >= 43)
+        assert {(answer.status, answer.code) for answer in answers} == {(429, "rate_limit_exceeded")}
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+        assert stand.other.ask("GET", "/health").status == 200
+    assert sum(thread.is_alive() for thread in threads) == 2
+    mark.unlink()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status for answer in answers) == [200] * 2 + [429] * 43
+
+
+def test_30_mib_of_escapes_are_refused(stand):
+    with beside(stand):
+        refused = cases.escapes(stand.attacker)
+        assert (refused.status, refused.code) == (400, "invalid_json")
+        longer = cases.escapes(stand.attacker, "/v1/webhook_endpoints")
+        assert (longer.status, longer.code) == (413, "request_too_large")
+
+
+def test_json_in_utf_16_is_refused_whatever_it_holds(stand):
+    with beside(stand):
+        refused = cases.utf16(stand.attacker)
+    assert (refused.status, refused.code) == (400, "invalid_json")
+    assert "UTF-8" in refused.body["error"]["message"]
+
+
+def test_forms_of_large_texts_are_refused_and_their_memory_is_given_back(stand):
+    before = memory_mib(stand)
+    with beside(stand), ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: cases.fields(stand.attacker), range(3)))
+    assert {answer.status for answer in answers} <= {413, 429}
+    assert any(answer.code == "request_too_large" for answer in answers)
+    assert all(answer.code in ("request_too_large", "rate_limit_exceeded") for answer in answers)
+    wait_for("memory is given back", lambda: memory_mib(stand) < before + 60)
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
+def test_520_half_open_connections_keep_nobody_out(stand, source):
+    """From another address, and from the very one of the other client."""
+    attacker = cases.Client(stand.server.url, None, source)
+    with beside(stand):
+        lines = cases.half_open(attacker)
+        try:
+            ends = [cases.end_of(line) for line in lines]
+        finally:
+            cases.close(lines)
+    told = [end for end in ends if end]
+    assert all(end.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")) for end in told)
+    assert all(b'"request_timeout"' in end or b'"too_many_connections"' in end for end in told)
+
+
+def test_heads_and_bodies_that_drip_are_closed(stand):
+    with beside(stand), cases.dripping(stand.attacker) as lines:
+        ends = [cases.end_of(line) for line in lines]
+    assert all(b'"request_timeout"' in end for end in ends if end)
+    assert any(ends)
+
+
+def test_uploads_beyond_what_may_be_in_flight_are_told_to_wait(stand):
+    """Four of an owner run at once, four wait; what is more is 429, and the other owner's goes through."""
+    with beside(stand):
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda _: _upload(stand.attacker), range(12)))
+        assert {answer.status for answer in answers} <= {200, 429}
+        assert _upload(stand.other).status == 200
+
+
+# The lead adds here: a webhook endpoint that drips its answer (tarpit), and a render that hangs.
+
+
+def test_sigterm_ends_the_server_whatever_clients_hold_open(stand):
+    """Downloads that nobody reads, events, half heads and bodies, and two plans that never come back."""
+    file = cases.keep_file(stand.attacker, 64 * MIB)
+    body = json.dumps({"prompt": "a cat"}).encode()
+    video = stand.attacker.ask("POST", "/v1/videos", cases.JSON, body).body["id"]
+    (stand.data / HELD).touch()
+    lines: list[socket.socket] = cases.hold_open(stand.attacker, file, video)
+    asking = [stand.attacker.connect() for _ in range(2)]
+    for line in asking:
+        told = {**cases.JSON, "content-length": str(len(body))}
+        line.sendall(stand.attacker.head("POST", "/v1/videos/plan", told) + body)
+    with beside(stand):
+        peak = memory_mib(stand, "VmHWM")
+    stand.server.process.terminate()
+    try:
+        assert stand.server.process.wait(120) == 0
+    finally:
+        cases.close([*lines, *asking])
+    assert peak < MOST_MIB
+
+
+def _upload(client: cases.Client) -> cases.Answer:
+    form = f'--{cases.BOUND}\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n'.encode()
+    return client.ask("POST", "/v1/files", cases.FORM, form + cases.PNG + f"\r\n--{cases.BOUND}--\r\n".encode())
