@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from skyloom.serve.jobs import JobFailure, JobResult
-from skyloom.serve.webhooks import BACKOFF, EVENT_TYPES, EndpointStore, MissingEndpointError, deliver_due, sign
+from skyloom.serve.deliveries import BACKOFF, Courier
+from skyloom.serve.webhooks import EVENT_TYPES, EndpointStore, MissingEndpointError, sign
 
 URL = "https://example.org/hook"
 
@@ -25,6 +26,15 @@ class Post:
         if answer == 0:
             raise OSError("no route")
         return answer
+
+
+def deliver_due(database, post) -> int:
+    """Send all that is due; how many."""
+    courier, sent = Courier(database, post, total=1), 0
+    while courier.start_due():
+        sent += 1
+        assert courier.settle(60)
+    return sent
 
 
 @pytest.fixture

@@ -103,8 +103,8 @@ def worker(
     from skyloom.serve.storage import open_storage
     from skyloom.serve.worker import Worker
 
-    set_up_logging(style="json" if log == "json" else "human")
     settings = _settings(data, database, storage)
+    set_up_logging(style="json" if log == "json" else "human", details=settings.log_prompts)
     where = str(choose_device(device))
     store = open_storage(settings.storage)
     leases = Leases(Database(settings.database), settings)

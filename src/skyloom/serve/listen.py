@@ -28,6 +28,7 @@ from skyloom.serve.auth import KeyStore, check_exposure
 from skyloom.serve.calls import Outside
 from skyloom.serve.children import plan_in_child, verify_in_child, view_in_child
 from skyloom.serve.database import Database
+from skyloom.serve.deliveries import Courier
 from skyloom.serve.guard import local_hosts
 from skyloom.serve.leases import Leases
 from skyloom.serve.library import Likeness
@@ -74,7 +75,8 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce) -> No
             server.should_exit = True
             supervisor.drain()
 
-        with _signals(leave), _running(upkeep), _running(supervisor):
+        courier = Courier(database, outside.post)
+        with _signals(leave), _running(courier), _running(upkeep), _running(supervisor):
             server.run(sockets=[door])
 
 
@@ -154,7 +156,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _running(service: Upkeep | Supervisor) -> Iterator[None]:
+def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
     service.start()
     try:
         yield

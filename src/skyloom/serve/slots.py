@@ -18,7 +18,7 @@ class Slots:
         self._total, self._per_owner = total, per_owner
         self._owners: Counter[str] = Counter()
         self._things: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
 
     def take(self, owner: str, thing: str | None = None) -> bool:
         """Begin work, if there is room: give it back when the work ends."""
@@ -39,6 +39,12 @@ class Slots:
             self._forget(owner)
             if thing is not None:
                 self._things.discard(thing)
+            self._lock.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until nothing is in hand; whether that came about in time."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._owners.total(), seconds)
 
     @contextmanager
     def hold(self, owner: str, what: str) -> Iterator[None]:
