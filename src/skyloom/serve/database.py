@@ -261,7 +261,9 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     pool: dict[str, Any] = {"poolclass": StaticPool} if memory else _POOL
     arguments = {"check_same_thread": False, "timeout": _BUSY_SECONDS}
-    engine = create_engine(url.set(drivername="sqlite"), module=choose_sqlite(), connect_args=arguments, **_QUIET, **pool)
+    engine = create_engine(
+        url.set(drivername="sqlite"), module=choose_sqlite(), connect_args=arguments, **_QUIET, **pool
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:

@@ -148,7 +148,9 @@ class Courier:
             if pause:
                 _put_off(write, row.endpoint, write.now + pause)
         if pause:
-            log.warning("deliveries to a webhook endpoint are put off", extra={"endpoint": row.endpoint, "seconds": pause})
+            log.warning(
+                "deliveries to a webhook endpoint are put off", extra={"endpoint": row.endpoint, "seconds": pause}
+            )
 
 
 def prune(database: Database) -> None:

@@ -45,7 +45,9 @@ def test_an_owner_has_one_at_a_time_and_all_have_four(make_server, tmp_path, kin
     server.services.sources._fetch = tarpit
     clients = [server.http(server.key(f"owner{index}")) for index in range(6)]
     calls = [
-        (client, endpoint(client), {"event_type": "video.failed"}) if kind == "test" else (client, "/v1/videos", PICTURE)
+        (client, endpoint(client), {"event_type": "video.failed"})
+        if kind == "test"
+        else (client, "/v1/videos", PICTURE)
         for client in clients
     ]
     answers = []
