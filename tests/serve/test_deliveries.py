@@ -17,7 +17,7 @@ PATIENCE = 60  # seconds; only a test that fails takes them
 
 
 class Outside:
-    """Endpoints by their URLs: those with "tarpit" in it do not answer before they are let go, "dead" ones only once all are alive."""
+    """Endpoints by URL: a "tarpit" does not answer before it is let go, a "dead" one not before all are alive."""
 
     def __init__(self) -> None:
         self.sent, self.ids, self.open = [], [], threading.Event()

@@ -262,7 +262,7 @@ def leaks(text: str, worker: Worker) -> list[str]:
 @pytest.fixture
 def inputs(host, tiny_model, tmp_path) -> dict[str, str]:
     """Stored media: a picture, a mask, a video of another size and rate, and files that are damaged."""
-    store, storage, _ = host
+    storage = host[1]
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     mask = Image.new("L", (32, 32))
     mask.paste(255, (0, 0, 20, 20))

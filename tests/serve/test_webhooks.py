@@ -7,8 +7,8 @@ import time
 import openai
 import pytest
 
-from skyloom.serve.jobs import JobFailure, JobResult
 from skyloom.serve.deliveries import BACKOFF, Courier
+from skyloom.serve.jobs import JobFailure, JobResult
 from skyloom.serve.webhooks import EVENT_TYPES, EndpointStore, MissingEndpointError, sign
 
 URL = "https://example.org/hook"

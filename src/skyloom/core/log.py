@@ -1,7 +1,7 @@
 """Logging for the whole package: one set-up, lines for people or JSON lines for machines, always to stderr.
 
-Modules write `log = logging.getLogger(__name__)`; only programs (cli, serve) call `set_up_logging`. Whatever a line says,
-keys, webhook secrets, and the passwords and queries of URLs are taken out of it.
+Modules write `log = logging.getLogger(__name__)`; only programs (cli, serve) call `set_up_logging`. Keys, webhook
+secrets, and the passwords and queries of URLs are taken out of every line.
 """
 
 import json

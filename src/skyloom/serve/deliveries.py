@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class Courier:
-    """Sends deliveries that are due, fairly: the owner with the fewest in hand is next, then who was served longest ago.
+    """Sends deliveries that are due. The owner with the fewest in hand is next, then who was served longest ago.
 
-    At most `total` at once, `per_owner` of one owner, and one to an endpoint. What waits for an endpoint that has failed
-    PAUSE_AFTER times in a row is put off for a minute, then for twice as long each time, up to a quarter of an hour,
-    until one delivery is heard.
+    At most `total` at once, `per_owner` of one owner, and one to an endpoint. What waits for an endpoint that has
+    failed PAUSE_AFTER times in a row is put off for a minute, then for twice as long each time, up to a quarter of an
+    hour, until one delivery is heard.
     """
 
     def __init__(self, database: Database, post: Post, *, total: int = TOTAL, per_owner: int = PER_OWNER) -> None:

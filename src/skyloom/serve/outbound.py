@@ -198,7 +198,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Wire:
-    """A connected socket as http.client uses one. Every read and write ends at the deadline; who opened it closes it."""
+    """A connected socket as http.client uses one: reads and writes end at the deadline. Its opener closes it."""
 
     def __init__(self, opened: socket.socket, deadline: Deadline, most: int) -> None:
         self._opened, self._deadline, self._most = opened, deadline, most

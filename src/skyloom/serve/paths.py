@@ -34,10 +34,9 @@ def clean_receipt(receipt: Mapping[str, Any], request: Mapping[str, Any]) -> dic
     """A receipt of a job as it may leave this machine: its request names files without folders, its notices say the
     fields of the job's request. Cleaning twice changes nothing more."""
     files = dict(_files(request, ""))
-    cleaned = {
-        key: _each_text(value, lambda text: _bare(text, files) if key == "request" else _by_field(text, files))
-        for key, value in receipt.items()
-    }
+    cleaned = {key: _each_text(value, lambda text: _by_field(text, files)) for key, value in receipt.items()}
+    if "request" in receipt:
+        cleaned["request"] = _each_text(receipt["request"], lambda text: _bare(text, files))
     notes = cleaned.get("notes")
     if isinstance(notes, Mapping) and "notices" in notes:
         notices = _each_text(notes["notices"], without_folders)
