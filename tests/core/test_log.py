@@ -3,19 +3,22 @@
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from skyloom.core.errors import ConfigError
-from skyloom.core.log import set_up_logging
+from skyloom.core.log import describe, describe_output, redact, set_up_logging
 
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    logger = logging.getLogger("skyloom")
+    logger, root = logging.getLogger("skyloom"), logging.getLogger()
     before = logger.handlers[:], logger.level, logger.propagate
+    hook, others = threading.excepthook, root.handlers[:]
     yield
+    threading.excepthook, root.handlers[:] = hook, others
     logger.handlers[:], logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
 
@@ -58,3 +61,69 @@ def test_a_second_set_up_replaces_the_first():
 def test_an_unknown_level_is_refused():
     with pytest.raises(ConfigError, match="loud"):
         set_up_logging("loud")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("at https://u:p@example.org/a?k=v.", "at https://[hidden]@example.org/a?[hidden]"),
+        ("postgresql://user@host/db", "postgresql://[hidden]@host/db"),
+        ("whsec_AbC+/= and sk-sky-0123456789ab-x_y", "whsec_[hidden] and sk-[hidden]"),
+        ("authorization: Bearer abc.def", "authorization: Bearer [hidden]"),
+        ("what? a@b and c://d/e", "what? a@b and c://d/e"),
+    ],
+)
+def test_secrets_are_taken_out(said, kept):
+    assert redact(said) == kept
+    stream = io.StringIO()
+    set_up_logging("debug", "json", stream)
+    logging.getLogger("skyloom").info("%s", f'"{said}"')
+    assert json.loads(stream.getvalue())["message"] == f'"{kept}"'
+
+
+def raised(message: str) -> BaseException:
+    """An exception with a history, whose every message is the same."""
+    try:
+        try:
+            raise FileNotFoundError(2, message, message)
+        except OSError as error:
+            raise ExceptionGroup(message, [KeyError(message)]) from error
+    except ExceptionGroup as error:
+        return error
+
+
+def test_without_details_an_exception_is_its_type_and_place():
+    stream = io.StringIO()
+    set_up_logging("debug", "human", stream, details=False)
+    logging.getLogger("skyloom").error("it failed", exc_info=raised("private"))
+    said = stream.getvalue()
+    assert "private" not in said.replace('raised("private")', "")
+    assert all(words in said for words in ("ExceptionGroup", "KeyError", "No such file or directory", "in raised"))
+    set_up_logging("debug", "human", stream, details=True)
+    logging.getLogger("skyloom").error("it failed", exc_info=raised("private"))
+    assert "private" in stream.getvalue().replace('raised("private")', "")
+
+
+def test_an_exception_that_leads_to_itself_has_an_end():
+    first, second = ValueError("x"), ValueError("y")
+    first.__context__, second.__context__ = second, first
+    assert describe(first).count("ValueError") == 2
+
+
+def test_of_a_childs_output_places_and_types_are_kept():
+    said = 'private\nTraceback (most recent call last):\n  File "a.py", line 3, in f\n    f("x")\nKeyError: private\n'
+    assert describe_output(said) == 'Traceback\n  File "a.py", line 3, in f\nKeyError'
+
+
+def test_others_warnings_and_threads_that_die_are_logged_alike():
+    stream = io.StringIO()
+    set_up_logging("info", "json", stream, details=False)
+    logging.getLogger("uvicorn.error").error("it failed", exc_info=ValueError("private"))
+    thread = threading.Thread(target=lambda: int("private"), name="mine")
+    thread.start()
+    thread.join()
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["message"], first["logger"]) == ("it failed", "uvicorn.error")
+    assert "private" not in first["traceback"]
+    assert "private" not in second["traceback"].replace('int("private")', "")
+    assert (second["message"], "ValueError" in second["traceback"]) == ("a thread died: mine", True)

@@ -82,6 +82,17 @@ def test_only_the_command_line_exits():
     ]
 
 
+def test_every_database_engine_hides_parameters():
+    calls = [
+        (f"{name}:{node.lineno}", ast.unparse(node))
+        for name, tree in LIBRARY.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("create_engine")
+    ]
+    assert calls
+    assert not [place for place, call in calls if "**_QUIET" not in call and "hide_parameters=True" not in call]
+
+
 def test_identifiers_are_words_of_the_house():
     offenders = [
         f"{name}:{token.start[0]} {token.string}"

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 # What may grow with the history. An index that holds active jobs only is as bounded as the queue.
 GROWING = (
     *("jobs", "results", "events", "webhook_deliveries", "idempotency_keys", "files", "characters"),
-    *("batches", "batch_lines"),
+    *("batches", "batch_lines", "assets"),
 )
 BOUNDED_INDEX = "jobs_active"
 _STEP = 10  # instructions

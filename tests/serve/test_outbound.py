@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.outbound import check_url, is_public, post
+from skyloom.serve import outbound
+from skyloom.serve.outbound import Deadline, Target, TooLongError, check_url, get, is_public, post, resolve
 
 PUBLIC = "93.184.216.34"
 INSIDE = [
@@ -119,3 +120,217 @@ def test_nobody_there_is_an_os_error(monkeypatch):
     target = check_url(f"http://localhost:{port}/", loopback=True, resolve=leads_to("127.0.0.1"))
     with pytest.raises(OSError, match="refused"):
         post(target, {}, b"")
+
+
+class Dripping:
+    """A socket that says one byte each time, and takes four seconds of a clock for it."""
+
+    def __init__(self, said: bytes) -> None:
+        self.said, self.now, self.limits = iter(said), 0.0, []
+
+    def settimeout(self, seconds: float) -> None:
+        self.limits.append(seconds)
+
+    def send(self, said: bytes) -> int:
+        return len(said)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self.now += 4.0
+        buffer[:1] = bytes([next(self.said)])
+        return 1
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+TARGET = Target("http", "name.invalid", 80, "/", ("127.0.0.1",))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda deadline: post(TARGET, {}, b"x", deadline), b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000),
+        (lambda deadline: post(TARGET, {}, b"x", deadline), b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        (lambda deadline: get(TARGET, 1_000, deadline), b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000),
+    ],
+    ids=["headers", "continue", "body"],
+)
+def test_each_read_gets_what_is_left_of_one_deadline(monkeypatch, call, said):
+    peer = Dripping(said)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: peer)
+    with pytest.raises(TimeoutError):
+        call(Deadline(10.0, clock=lambda: peer.now))
+    assert peer.now == 12.0
+    assert peer.limits[-3:] == [10.0, 6.0, 2.0]
+
+
+class Peer:
+    """A server on this machine that does one thing with each connection, on a thread."""
+
+    def __init__(self, serve) -> None:
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.over = threading.Event()
+        self.target = Target("http", "localhost", self.door.getsockname()[1], "/", ("127.0.0.1",))
+        threading.Thread(target=self._run, args=(serve,), daemon=True).start()
+
+    def _run(self, serve) -> None:
+        while not self.over.is_set():
+            try:
+                opened, _ = self.door.accept()
+                with opened:
+                    serve(opened, self.over)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self.over.set()
+        self.door.close()
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """Makes peers."""
+    monkeypatch.undo()  # loopback is meant here
+    made = []
+
+    def make(serve) -> Target:
+        made.append(Peer(serve))
+        return made[-1].target
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def dripping(start: bytes, drop: bytes = b"x"):
+    """Says something, then a byte from time to time for ever."""
+
+    def serve(opened: socket.socket, over: threading.Event) -> None:
+        opened.sendall(start)
+        while not over.wait(0.01):
+            opened.sendall(drop)
+
+    return serve
+
+
+def in_a_thread(call):
+    """What a call raises or returns, if it ends within a minute."""
+    came = []
+
+    def run() -> None:
+        try:
+            came.append(call())
+        except Exception as error:
+            came.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert came, "it did not end"
+    return came[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "start"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\nX: "),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"),
+        ("https", b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"),
+    ],
+    ids=["headers", "body", "chunk", "handshake"],
+)
+def test_a_peer_that_drips_is_left_at_the_deadline(peer, scheme, start):
+    target = peer(dripping(start))
+    target = Target(scheme, target.host, target.port, target.path, target.addresses)
+    assert isinstance(in_a_thread(lambda: get(target, 2**20, Deadline(0.3))), TimeoutError)
+
+
+def test_a_peer_that_does_not_read_is_left_at_the_deadline(peer):
+    target = peer(lambda opened, over: over.wait(60))
+    assert isinstance(in_a_thread(lambda: post(target, {}, bytes(64 * 2**20), Deadline(0.3))), TimeoutError)
+
+
+def flooding(start: bytes, piece: bytes):
+    """Says something, then the same piece as fast as it is heard."""
+
+    def serve(opened: socket.socket, over: threading.Event) -> None:
+        opened.recv(65_536)
+        opened.sendall(start)
+        while not over.is_set():
+            opened.sendall(piece)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", b"x" * 1_000),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1_000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+    ids=["continue", "length", "body", "trailers", "chunks"],
+)
+def test_an_answer_has_a_largest_size(peer, start, piece):
+    target = peer(flooding(start, piece))
+    assert isinstance(in_a_thread(lambda: get(target, 10_000, Deadline(50))), TooLongError)
+
+
+def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
+    assert in_a_thread(lambda: post(peer(flooding(b"HTTP/1.1 204 X\r\n\r\n", b"x")), {}, b"", Deadline(50))) == 204
+    long = in_a_thread(lambda: post(peer(flooding(b"", b"HTTP/1.1 100 C\r\n\r\n")), {}, b"", Deadline(50)))
+    assert isinstance(long, TooLongError)
+
+
+def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
+    found, asked = threading.Event(), []
+
+    def hangs(host, port, **_):
+        asked.append(host)
+        found.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    monkeypatch.setattr(outbound, "_LOOKUPS", threading.BoundedSemaphore(2))
+    for _ in range(4):
+        with pytest.raises(RequestError, match="in time"):
+            resolve("tar.example.org", 443, Deadline(0.05))
+    assert len(asked) == 2, "look-ups that hang are no more than two"
+    found.set()
+
+
+def test_a_call_has_one_deadline_for_look_up_and_answer(monkeypatch):
+    peer = Dripping(b"HTTP/1.1 200 OK\r\n")
+
+    def slow(host, port, **_):
+        peer.now += 9.0
+        return [(0, 0, 0, "", (PUBLIC, port))]
+
+    class Tls:
+        def wrap_socket(self, opened, *, server_hostname):
+            return opened
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: peer)
+    monkeypatch.setattr(outbound.ssl, "create_default_context", Tls)
+    with pytest.raises(TimeoutError):
+        outbound.post_to("https://example.org/", {}, b"", deadline=Deadline(10.0, clock=lambda: peer.now))
+    assert peer.now == 13.0, "one byte was read"
+
+
+def test_addresses_that_do_not_answer_share_the_time(monkeypatch):
+    now, tried = [0.0], []
+
+    def silent(address, timeout):
+        tried.append((address[0], timeout))
+        now[0] += timeout
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    target = Target("http", "x", 80, "/", ("192.0.2.1", "192.0.2.2"))
+    with pytest.raises(TimeoutError):
+        post(target, {}, b"", Deadline(10.0, clock=lambda: now[0]))
+    assert tried == [("192.0.2.1", 5.0), ("192.0.2.2", 5.0)]

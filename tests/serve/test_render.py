@@ -1,11 +1,14 @@
 """Jobs made by a pipeline: the same video as without a queue, with its pictures, from stored inputs only."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from skyloom.core.errors import RequestError
@@ -13,7 +16,10 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
 from skyloom.media.read import probe
+from skyloom.media.source import open_source
+from skyloom.media.write import write_video
 from skyloom.safety.verify import check
+from skyloom.serve.answers import video
 from skyloom.serve.database import Database
 from skyloom.serve.jobs import Job, JobStore
 from skyloom.serve.leases import Leases
@@ -245,3 +251,78 @@ def test_the_receipt_says_who_was_put_in(host, tiny_model):
     job = store.submit(request, owner="ada", extra={"described": {"Mossy": "red cat"}})
     worker.run(until_empty=True)
     assert store.get(job.id).result.receipt["notes"]["characters"] == {"Mossy": "red cat"}
+
+
+def leaks(text: str, worker: Worker) -> list[str]:
+    """What of this machine stands in a text that clients see."""
+    words = [str(worker.settings.data), "inputs/", "/runs", "/tmp", os.uname().nodename, "Traceback", str(Path.home())]
+    return [word for word in words if word in text]
+
+
+@pytest.fixture
+def inputs(host, tiny_model, tmp_path) -> dict[str, str]:
+    """Stored media: a picture, a mask, a video of another size and rate, and files that are damaged."""
+    storage = host[1]
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 20, 20))
+    mask.save(tmp_path / "mask.png")
+    write_video(torch.randint(0, 255, (20, 64, 64, 3), dtype=torch.uint8), Fraction(10), tmp_path / "other.mp4")
+    damaged = (tmp_path / "other.mp4").read_bytes()[:-300]
+    (tmp_path / "damaged.mp4").write_bytes(damaged[:200] + bytes(len(damaged) - 200))
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+    return {path.stem + path.suffix: storage.put(path, path.suffix[1:]).reference for path in tmp_path.glob("*.???")}
+
+
+REQUESTS = {
+    "reference": lambda of: {"image": of["red.png"]},
+    "storyboard": lambda of: {
+        "prompt": "",
+        "cards": [{"at": "0", "prompt": "a"}, {"at": "0.5", "prompt": "b", "image": of["red.png"]}],
+    },
+    "edit": lambda of: {"edit": {"verb": "extend", "videos": [of["other.mp4"]], "seconds": "0.5"}},
+    "mask": lambda of: {"edit": {"verb": "inpaint", "videos": [of["other.mp4"]], "mask": of["mask.png"]}},
+    "stitch": lambda of: {"edit": {"verb": "stitch", "videos": [of["other.mp4"], of["other.mp4"]]}},
+    "filter": lambda of: {"edit": {"verb": "upscale", "videos": [of["other.mp4"]], "size": "128x128"}},
+}
+FAILING = {
+    "damaged reference": lambda of: {"image": of["damaged.png"]},
+    "damaged card": lambda of: {
+        "prompt": "",
+        "cards": [{"at": "0", "prompt": "a", "image": of["damaged.png"], "strength": 0.5}],
+    },
+    "damaged video": lambda of: {"edit": {"verb": "extend", "videos": [of["damaged.mp4"]], "seconds": "0.5"}},
+    "damaged mask": lambda of: {"edit": {"verb": "inpaint", "videos": [of["other.mp4"]], "mask": of["damaged.png"]}},
+    "missing file": lambda of: {"image": f"asset:{'0' * 64}.png"},
+    "strict edit": lambda of: {
+        "edit": {"verb": "extend", "videos": [of["other.mp4"]], "seconds": "0.5", "strict": True}
+    },
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_a_receipt_tells_no_path_of_this_machine(host, inputs, tiny_model, tmp_path, kind):
+    job = make(host, REQUESTS[kind](inputs), tiny_model)
+    assert job.status == "completed", job.error
+    asset = Asset.parse(job.result.assets["video"])
+    file = host[1].fetch(asset, tmp_path / f"made.{asset.suffix}")
+    inside, kept = json.dumps(open_source(file).receipt), json.dumps(dict(job.result.receipt))
+    events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])
+    for text in (inside, kept, events, json.dumps(video(job))):
+        assert not leaks(text, host[2])
+    assert inside == kept
+    if kind in ("edit", "mask", "stitch"):
+        field = "videos[1]" if kind == "stitch" else "video"
+        assert any(notice.startswith(f"{field}: res") for notice in job.result.receipt["notes"]["notices"])
+    names = [Asset.parse(reference).sha256 for reference in inputs.values()]
+    assert any(name in json.dumps(job.result.receipt["request"]) for name in names), "which file it was stays known"
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_failed_job_tells_no_path_of_this_machine(host, inputs, tiny_model, kind):
+    job = make(host, FAILING[kind](inputs), tiny_model)
+    assert job.status in ("failed", "queued"), job
+    events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])
+    for text in (events, json.dumps(video(job))):
+        assert not leaks(text, host[2])
+        assert not any(Asset.parse(reference).sha256 in text for reference in inputs.values())

@@ -12,7 +12,11 @@ from skyloom.serve.records import tell
 from skyloom.serve.retention import sweep
 from skyloom.serve.settings import Settings
 from skyloom.serve.tables import deliveries, events, jobs, keys
-from skyloom.serve.webhooks import EndpointStore, deliver_due
+from skyloom.serve.webhooks import EndpointStore
+
+from .conftest import load_beside
+
+deliver_due = load_beside("delivering").deliver_due
 
 DAY = 86_400
 

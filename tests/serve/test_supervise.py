@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -102,3 +103,15 @@ def test_upkeep_does_each_task_in_its_time_whatever_goes_wrong():
     seen = done["quick"]
     time.sleep(0.05)
     assert done["quick"] == seen
+
+
+def test_a_task_that_hangs_holds_up_no_other_and_no_stop():
+    over, done = threading.Event(), []
+    upkeep = Upkeep([(0.01, lambda: over.wait(60)), (0.01, lambda: done.append(1))])
+    upkeep.start()
+    wait_for(lambda: len(done) > 3)
+    stopping = threading.Thread(target=upkeep.stop, daemon=True)
+    stopping.start()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    over.set()

@@ -7,9 +7,13 @@ import time
 import openai
 import pytest
 
+from skyloom.serve.deliveries import BACKOFF
 from skyloom.serve.jobs import JobFailure, JobResult
-from skyloom.serve.webhooks import BACKOFF, EVENT_TYPES, EndpointStore, MissingEndpointError, deliver_due, sign
+from skyloom.serve.webhooks import EVENT_TYPES, EndpointStore, MissingEndpointError, sign
 
+from .conftest import load_beside
+
+deliver_due = load_beside("delivering").deliver_due
 URL = "https://example.org/hook"
 
 

@@ -137,8 +137,8 @@ def worker(
     from skyloom.serve.render import PipelineRenderer
     from skyloom.serve.worker import Worker
 
-    set_up_logging(style="json" if log == "json" else "human")
     settings = _settings(data, database, storage)
+    set_up_logging(style="json" if log == "json" else "human", details=settings.log_prompts)
     where = str(choose_device(device))
     queue, store = open_installation(settings, create=False)
     leases = Leases(queue, settings)

@@ -1,7 +1,11 @@
 """`skyloom serve` and `skyloom keys`: the server, and who may use it."""
 
 import json
+import logging
+import os
 import re
+import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +22,7 @@ _Database = Annotated[
     str | None, typer.Option(help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)")
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+_STRAGGLER_SECONDS = 0.5
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -50,8 +55,9 @@ def serve(
     from skyloom.serve.listen import find_devices, listen
     from skyloom.serve.settings import load_settings
 
-    set_up_logging(style="json" if log == "json" else "human")
     given = {"host": host, "port": port, "data": data, "database_url": database, "storage_url": storage}
+    chosen = load_settings(settings, **given)
+    set_up_logging(style="json" if log == "json" else "human", details=chosen.log_prompts)
     wanted = (device or find_devices()) if workers else []
 
     def announce(url: str, token: str) -> None:
@@ -61,7 +67,8 @@ def serve(
         typer.echo(f"skyloom serves at {url}/v1 with the token {token}")
         typer.echo(f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={token}", err=True)
 
-    listen(load_settings(settings, **given), wanted, announce, adopt=adopt_storage)
+    listen(chosen, wanted, announce, adopt=adopt_storage)
+    _end_without_stragglers()
 
 
 @app.command()
@@ -104,6 +111,19 @@ def revoke(
     """Make a key useless from now on."""
     info = _keys(data, database).revoke(id)
     typer.echo(f"{info.id} of {info.owner} is revoked", err=True)
+
+
+def _end_without_stragglers() -> None:
+    """End now if a thread is left that would keep the process alive: one that still answers a request, and asks
+    something that does not answer. Its client is gone by now."""
+    own = threading.current_thread()
+    for thread in threading.enumerate():
+        if thread is not own and not thread.daemon:
+            thread.join(_STRAGGLER_SECONDS)
+            if thread.is_alive():
+                logging.shutdown()
+                sys.stdout.flush()
+                os._exit(0)
 
 
 def _keys(data: Path | None, database: str | None) -> "KeyStore":

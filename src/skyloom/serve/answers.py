@@ -285,7 +285,7 @@ def video(job: Job) -> dict[str, Any]:
         "size": size_of(job),
         "remixed_from_video_id": told.get("remixed_from"),
         "error": None if job.error is None else _error(job.error),
-        "base_model": str(request.get("model", "")),
+        "base_model": str(request.get("model", "")).rpartition("/")[2],  # of a folder the name, no path of this machine
         "requested_size": str(told.get("requested_size", told.get("size", ""))),
         "seed": request.get("seed"),
         "fps": fps_of(job),

@@ -4,6 +4,7 @@ The server knows no networks and opens no media, so it stays small and cannot be
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from skyloom.core.errors import CapacityError, MediaError, RequestError, SkyloomError, UncheckedError
+from skyloom.core.log import describe_output
 from skyloom.generate.request import Request
 from skyloom.safety.moderation import Verdict
 from skyloom.serve.library import Likeness
 from skyloom.serve.storage import Asset, Storage
 
 SECONDS = 60
+log = logging.getLogger(__name__)
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -62,7 +65,8 @@ def _ask(module: str, question: str, *, hide: str = "", **environment: str) -> d
     except subprocess.TimeoutExpired as error:
         raise CapacityError("That took too long.", hint="Try again.", retry_after=10) from error
     except (IndexError, ValueError) as error:
-        raise SkyloomError(f"{module} failed: {done.stderr[-2_000:]}") from error
+        log.error("%s failed with code %s: %s", module, done.returncode, describe_output(done.stderr))
+        raise SkyloomError(f"{module} failed.") from error
     finally:
         _ONE_AT_A_TIME.release()
     if "error" in answer:

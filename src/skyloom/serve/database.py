@@ -31,6 +31,7 @@ MAX_PAGE = 100  # rows of a list, whatever is asked for
 _SAFE_SQLITE = (3, 51, 3)
 _BUSY_SECONDS = 30
 _POOL = {"pool_size": 4, "max_overflow": 60, "pool_timeout": 60}
+_QUIET = {"hide_parameters": True}  # what is written, secrets among it, is in no message of an error
 _MOST_TOGETHER = 64
 _LOCK = 0x534B594C  # any number, the same for every skyloom
 _POSTGRES_LIMITS = "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=20s"
@@ -289,7 +290,7 @@ _URLS = "Write sqlite:////a/file.db or postgresql://user@host/name."
 def _postgres_engine(url: URL) -> Engine:
     try:
         return create_engine(
-            url.set(drivername="postgresql+psycopg"), connect_args=_POSTGRES, pool_pre_ping=True, **_POOL
+            url.set(drivername="postgresql+psycopg"), connect_args=_POSTGRES, pool_pre_ping=True, **_QUIET, **_POOL
         )
     except ImportError as error:
         raise ConfigError("Postgres needs its driver.", hint="Run pip install 'skyloom[postgres]'.") from error
@@ -300,7 +301,9 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     pool: dict[str, Any] = {"poolclass": StaticPool} if memory else _POOL
     arguments = {"check_same_thread": False, "timeout": _BUSY_SECONDS}
-    engine = create_engine(url.set(drivername="sqlite"), module=choose_sqlite(), connect_args=arguments, **pool)
+    engine = create_engine(
+        url.set(drivername="sqlite"), module=choose_sqlite(), connect_args=arguments, **_QUIET, **pool
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 
 from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
 from skyloom.serve.jobs import QueueFullError
+from skyloom.serve.paths import without_folders
 
 INVALID = "invalid_request_error"
 _LONGEST_WAIT = 120  # seconds; clients do not wait longer
@@ -116,4 +117,4 @@ def tell(error: Exception, request_id: str) -> Told:
 
 
 def _body(message: str, type: str, param: str | None, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+    return {"error": {"message": without_folders(message), "type": type, "param": param, "code": code}}

@@ -28,6 +28,7 @@ from skyloom.serve.auth import KeyStore, check_exposure
 from skyloom.serve.calls import Outside
 from skyloom.serve.children import plan_in_child, verify_in_child, view_in_child
 from skyloom.serve.connections import Connection, Connections
+from skyloom.serve.deliveries import Courier
 from skyloom.serve.guard import local_hosts
 from skyloom.serve.installation import open_installation
 from skyloom.serve.leases import Leases
@@ -77,7 +78,8 @@ def listen(settings: Settings, devices: Sequence[str], announce: Announce, *, ad
             server.should_exit = True
             supervisor.drain()
 
-        with _signals(leave), _running(upkeep), _running(collector), _running(supervisor):
+        courier = Courier(database, outside.post)
+        with _signals(leave), _running(courier), _running(upkeep), _running(collector), _running(supervisor):
             server.run(sockets=[door])
 
 
@@ -159,7 +161,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _running(service: Upkeep | Supervisor) -> Iterator[None]:
+def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
     service.start()
     try:
         yield

@@ -3,22 +3,33 @@
 One parser reads the URL, its host is resolved once, every address must be a public one, and the connection goes to one
 of those addresses; redirects are not followed. So a name cannot lead inside, nor change its mind between the check and
 the use.
+
+A call has one deadline for all of it: name look-up, connection, TLS, request, and answer. It is looked at before every
+read and write, so a peer that sends a byte from time to time gains nothing. Bytes of an answer are counted too.
 """
 
+import contextlib
 import http.client
+import io
 import ipaddress
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from skyloom.core.errors import RequestError
 
 Resolve = Callable[[str, int], Sequence[str]]
-SECONDS, GET_SECONDS = 10, 30
+SECONDS, GET_SECONDS = 8.0, 30.0  # for all of a call, and for all of a download
 _PIECE = 256 * 1024
+_HEAD_BYTES = 64 * 1024  # of a status line and headers, and of what frames the chunks of a body
+_LOOKUPS = threading.BoundedSemaphore(32)  # a look-up cannot be stopped: so many may hang at once
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 # What Python 3.11 calls global and is not: protocol assignments (a cloud's metadata among them), the old 6to4 relay,
 # documentation, segment routing, and the address by which Azure's machines ask their host.
@@ -38,12 +49,51 @@ class Target:
     addresses: tuple[str, ...]
 
 
-def resolve(host: str, port: int) -> list[str]:
-    """All addresses of a host. Raises RequestError for one that has none."""
+class TooLongError(OSError):
+    """An answer has more bytes than it may have."""
+
+
+class Deadline:
+    """A point in time, `seconds` from now by `clock`, by which all of a call must be done."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until = clock() + seconds
+
+    def left(self) -> float:
+        """Seconds left, more than 0. Raises TimeoutError when there are none."""
+        left = self._until - self._clock()
+        if left <= 0:
+            raise TimeoutError("the deadline of the call is over")
+        return left
+
+
+def resolve(host: str, port: int, deadline: Deadline | None = None) -> list[str]:
+    """All addresses of a host, by the deadline (default: SECONDS from now). Raises RequestError for one that has none,
+    or whose look-up takes too long."""
+    deadline = deadline or Deadline(SECONDS)
+    found: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.put([str(row[4][0]) for row in rows])
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+        finally:
+            _LOOKUPS.release()
+
+    late = RequestError(f"The host {host!r:.80} is not found in time.", hint="Check the URL, or try again.")
     try:
-        return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    except (OSError, UnicodeError) as error:
-        raise RequestError(f"The host {host!r:.80} is not known.", hint="Check the URL.") from error
+        if not _LOOKUPS.acquire(timeout=deadline.left()):
+            raise late
+        threading.Thread(target=look_up, name="look-up", daemon=True).start()  # the C library's look-up has no time-out
+        addresses = found.get(timeout=deadline.left())
+    except (queue.Empty, TimeoutError) as error:
+        raise late from error
+    if isinstance(addresses, Exception):
+        raise RequestError(f"The host {host!r:.80} is not known.", hint="Check the URL.") from addresses
+    return addresses
 
 
 def check_url(url: str, *, loopback: bool = False, resolve: Resolve = resolve) -> Target:
@@ -82,50 +132,104 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved and not special
 
 
-def post(target: Target, headers: Mapping[str, str], body: bytes) -> int:
-    """Send a body to a checked target; the HTTP status. A redirect is an answer like any other. Raises OSError."""
-    connection = _connect(target)
+def post(target: Target, headers: Mapping[str, str], body: bytes, deadline: Deadline | None = None) -> int:
+    """Send a body to a checked target; the HTTP status. Of the answer only the head is read. A redirect is an answer
+    like any other. Raises OSError, TimeoutError when it is not done by the deadline (default: SECONDS from now)."""
+    deadline = deadline or Deadline(SECONDS)
+    with contextlib.closing(_open(target, deadline)) as opened:
+        connection = _connection(target, _Wire(opened, deadline, _HEAD_BYTES))
+        try:
+            connection.request("POST", target.path, body=body, headers=dict(headers))
+            return connection.getresponse().status
+        except http.client.HTTPException as error:
+            raise OSError(f"no HTTP answer ({type(error).__name__})") from error
+
+
+def get(target: Target, most: int, deadline: Deadline | None = None) -> bytes:
+    """The body that a checked target answers with. Raises RequestError for any answer but 200 and one that is longer
+    than `most` bytes, and OSError, TimeoutError when it is not done by the deadline (default: GET_SECONDS from now)."""
+    deadline = deadline or Deadline(GET_SECONDS)
+    with contextlib.closing(_open(target, deadline)) as opened:
+        connection = _connection(target, _Wire(opened, deadline, most + _HEAD_BYTES))
+        try:
+            connection.request("GET", target.path, headers={"accept": "image/*, video/*", "user-agent": "skyloom"})
+            return _body(connection.getresponse(), most)
+        except http.client.HTTPException as error:
+            raise OSError(f"no HTTP answer ({type(error).__name__})") from error
+
+
+def fetch(url: str, *, most: int = 64 * 2**20, deadline: Deadline | None = None) -> bytes:
+    """Check a URL and get what it answers. Raises RequestError, also when nothing answers by the deadline (default:
+    GET_SECONDS from now)."""
+    deadline = deadline or Deadline(GET_SECONDS)
     try:
-        connection.request("POST", target.path, body=body, headers=dict(headers))
-        return connection.getresponse().status
-    except http.client.HTTPException as error:
-        raise OSError(f"no HTTP answer ({type(error).__name__})") from error
-    finally:
-        connection.close()
-
-
-def get(target: Target, most: int) -> bytes:
-    """The body that a checked target answers with. Raises RequestError for any answer but 200, one that is longer than
-    `most` bytes or takes too long, and OSError."""
-    connection, until = _connect(target), time.monotonic() + GET_SECONDS
-    parts: list[bytes] = []
-    try:
-        connection.request("GET", target.path, headers={"accept": "image/*, video/*", "user-agent": "skyloom"})
-        answer = connection.getresponse()
-        if answer.status != http.client.OK:
-            raise RequestError(f"The URL answered {answer.status}.", hint="Send the file instead.")
-        while piece := answer.read(_PIECE):
-            parts.append(piece)
-            if sum(map(len, parts)) > most or time.monotonic() > until:
-                raise RequestError("What the URL answers is too long, or too slow.", hint="Send the file instead.")
-    except http.client.HTTPException as error:
-        raise OSError(f"no HTTP answer ({type(error).__name__})") from error
-    finally:
-        connection.close()
-    return b"".join(parts)
-
-
-def fetch(url: str, *, most: int = 64 * 2**20) -> bytes:
-    """Check a URL and get what it answers. Raises RequestError, also when nothing answers."""
-    try:
-        return get(check_url(url), most)
+        return get(check_url(url, resolve=partial(resolve, deadline=deadline)), most, deadline)
+    except (TimeoutError, TooLongError) as error:
+        raise RequestError("What the URL answers is too long, or too slow.", hint="Send the file instead.") from error
     except OSError as error:
         raise RequestError("The URL cannot be reached.", hint="Send the file instead.") from error
 
 
-def post_to(url: str, headers: Mapping[str, str], body: bytes, *, loopback: bool = False) -> int:
-    """Check a URL and send to it. Raises RequestError and OSError."""
-    return post(check_url(url, loopback=loopback), headers, body)
+def post_to(
+    url: str, headers: Mapping[str, str], body: bytes, *, loopback: bool = False, deadline: Deadline | None = None
+) -> int:
+    """Check a URL and send to it, by one deadline (default: SECONDS from now). Raises RequestError and OSError."""
+    deadline = deadline or Deadline(SECONDS)
+    target = check_url(url, loopback=loopback, resolve=partial(resolve, deadline=deadline))
+    return post(target, headers, body, deadline)
+
+
+class _Reader(io.RawIOBase):
+    """Reads a socket until a deadline, and so many bytes at most."""
+
+    def __init__(self, opened: socket.socket, deadline: Deadline, most: int) -> None:
+        self._opened, self._deadline, self._left = opened, deadline, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._opened.settimeout(self._deadline.left())
+        size = self._opened.recv_into(buffer)
+        self._left -= size
+        if self._left < 0:
+            raise TooLongError("the answer is too long")
+        return size
+
+
+class _Wire:
+    """A connected socket as http.client uses one: reads and writes end at the deadline. Its opener closes it."""
+
+    def __init__(self, opened: socket.socket, deadline: Deadline, most: int) -> None:
+        self._opened, self._deadline, self._most = opened, deadline, most
+
+    def sendall(self, said: bytes) -> None:
+        """Send all of it."""
+        rest = memoryview(said)
+        while rest:
+            self._opened.settimeout(self._deadline.left())
+            rest = rest[self._opened.send(rest) :]
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What the peer says."""
+        return io.BufferedReader(_Reader(self._opened, self._deadline, self._most))
+
+    def close(self) -> None:
+        """Leave it open: the body may still be read."""
+
+
+def _body(answer: http.client.HTTPResponse, most: int) -> bytes:
+    """The body of an answer. Raises RequestError for a bad status, and TooLongError."""
+    if answer.status != http.client.OK:
+        raise RequestError(f"The URL answered {answer.status}.", hint="Send the file instead.")
+    if answer.length is not None and answer.length > most:
+        raise TooLongError("the answer is too long")
+    body = bytearray()
+    while piece := answer.read(_PIECE):
+        body += piece
+        if len(body) > most:
+            raise TooLongError("the answer is too long")
+    return bytes(body)
 
 
 def _split(url: str) -> SplitResult:
@@ -142,19 +246,30 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _connect(target: Target) -> http.client.HTTPConnection:
-    """A connection to the first address that answers; the certificate must be the host's."""
-    error: OSError | None = None
-    for address in target.addresses:
+def _open(target: Target, deadline: Deadline) -> socket.socket:
+    """A socket to the first address that answers; over https the certificate must be the host's. Addresses that do not
+    answer share what time is left."""
+    refused: OSError = OSError("no address")
+    for index, address in enumerate(target.addresses):
+        seconds = deadline.left() / (len(target.addresses) - index)
         try:
-            opened = socket.create_connection((address, target.port), timeout=SECONDS)
+            opened = socket.create_connection((address, target.port), timeout=seconds)
             break
-        except OSError as refused:
-            error = refused
+        except OSError as error:
+            refused = error
     else:
-        raise error or OSError("no address")
-    if target.scheme == "https":
-        opened = ssl.create_default_context().wrap_socket(opened, server_hostname=target.host)
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=SECONDS)
-    connection.sock = opened
+        raise refused
+    if target.scheme != "https":
+        return opened
+    try:
+        opened.settimeout(deadline.left())  # of the whole handshake
+        return ssl.create_default_context().wrap_socket(opened, server_hostname=target.host)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _connection(target: Target, wire: _Wire) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection(target.host, target.port)
+    connection.sock = wire
     return connection

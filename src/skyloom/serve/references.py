@@ -17,6 +17,7 @@ from skyloom.serve.disk import DiskReserve
 from skyloom.serve.faults import WireError, invalid, missing
 from skyloom.serve.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.library import Library
+from skyloom.serve.slots import Slots
 from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.wire import Reference
 
@@ -25,6 +26,7 @@ Fetch = Callable[[str], bytes]
 """The content of a URL; raises RequestError for one that may not be asked."""
 _DATA = re.compile(r"data:([\w.+/-]{0,100})((?:;[\w=.-]{1,60}){0,4}),", re.ASCII)
 _HEAD = 64
+_DOWNLOADS, _DOWNLOADS_OF_OWNER = 4, 1  # at once; each holds a thread, and a file in memory
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Sources:
     ) -> None:
         self._jobs, self._library, self._storage, self._fetch = jobs, library, storage, fetch
         self._reserve = reserve
+        self._downloads = Slots(_DOWNLOADS, _DOWNLOADS_OF_OWNER)
 
     def picture(self, owner: str, reference: Reference, param: str) -> Source:
         """A picture. Raises WireError for what is none."""
@@ -65,7 +68,7 @@ class Sources:
             return Source(Asset.parse(self._library.file(reference.file_id, owner).asset))
         if reference.video_id is not None:
             return self.made(owner, reference.video_id, param)
-        return Source(self.store(BytesIO(self._content(reference.url or "", param)), param))
+        return Source(self.store(BytesIO(self._content(owner, reference.url or "", param)), param))
 
     def made(self, owner: str, id: str, param: str | None) -> Source:
         """A finished video of the owner's."""
@@ -93,15 +96,16 @@ class Sources:
         self._reserve.check(size)
         return self._storage.put(file, suffix)
 
-    def _content(self, url: str, param: str) -> bytes:
-        """What a data URL holds, or another, where that is allowed."""
+    def _content(self, owner: str, url: str, param: str) -> bytes:
+        """What a data URL holds, or another, where that is allowed. Raises CapacityError for too many at once."""
         if url.startswith("data:"):
             return read_data_url(url, param)
         if self._fetch is None:
             message = "URLs are not fetched by this server. Send the file, a data URL or a file_id."
             raise WireError(400, message, "url_references_off", param=param)
         try:
-            return self._fetch(url)
+            with self._downloads.hold(owner, "downloads"):
+                return self._fetch(url)
         except RequestError as error:
             raise invalid(param, str(error), "invalid_url") from error
 

@@ -26,6 +26,7 @@ from skyloom.media.write import VideoWriter, open_video
 from skyloom.safety.credentials import generation_of, sign
 from skyloom.safety.registry import Glimpses
 from skyloom.safety.signer import find_signer
+from skyloom.serve.paths import clean_receipt
 from skyloom.serve.records import Job
 from skyloom.serve.storage import Asset, Storage
 from skyloom.serve.worker import STATE, Progress
@@ -71,7 +72,8 @@ class PipelineRenderer:
                     percent = _TEXT + int(_DENOISE * done["denoise"] + _DECODE * done["decode"])
                     yield Progress(percent, step.phase)
             assert receipt is not None, "a stream ends with a receipt"
-            writer.receipt = receipt = _with_cast(receipt, job.extra.get("described"))
+            receipt = _with_cast(receipt, job.extra.get("described"))
+            writer.receipt = clean_receipt(receipt, job.request)
         pictures = sampler.write(output)
         publish(target, receipt, looks=glimpses.looks)
         for picture in pictures.values():

@@ -91,6 +91,7 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "HEARTBEAT_SECONDS": repr(settings.heartbeat_seconds),
         "MAX_ATTEMPTS": repr(settings.max_attempts),
         "DISK_RESERVE": repr(settings.disk_reserve),
+        "LOG_PROMPTS": "true" if settings.log_prompts else "false",
     }
     return {f"SKYLOOM_{name}": value for name, value in told.items()}
 

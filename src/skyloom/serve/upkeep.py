@@ -1,6 +1,7 @@
-"""What has to happen from time to time beside the requests: leases that ran out, webhooks that are due, old files.
+"""What has to happen from time to time beside the requests: leases that ran out, old deliveries, old files.
 
-One thread of the server does it. Nothing breaks when two servers do it at once, or when none does for a while.
+Each task has a thread of its own, so that none waits for another. Nothing breaks when two servers do a task at once, or
+when none does for a while.
 """
 
 import logging
@@ -12,60 +13,57 @@ from functools import partial
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import ConfigError, SkyloomError
-from skyloom.serve import outbound
 from skyloom.serve.collector import collect
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
 from skyloom.serve.retention import sweep
 from skyloom.serve.storage import Storage
-from skyloom.serve.webhooks import deliver_due
 
-EXPIRE_SECONDS, DELIVER_SECONDS, COLLECT_SECONDS = 5.0, 2.0, 3_600.0
-SWEEP_SECONDS = 5.0
+EXPIRE_SECONDS, SWEEP_SECONDS, COLLECT_SECONDS = 5.0, 5.0, 3_600.0
+_JOIN_SECONDS = 1.0  # a stop waits so long for a task that runs; its thread does not keep the process alive
 Task = tuple[float, Callable[[], object]]
 
 log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """A thread that does tasks, each every so many seconds, until it is stopped."""
+    """Threads that do a task each, every so many seconds, until they are stopped."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
-        self._tasks = list(tasks)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=task, name="upkeep", daemon=True)  # one a task
+            for task in tasks
+        ]
 
     def start(self) -> "Upkeep":
         """Begin; the tasks are done a first time at once."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def stop(self) -> None:
-        """End after the task that runs."""
+        """End after the tasks that run; one that takes longer than a second is left behind."""
         self._over.set()
-        self._thread.join()
+        until = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
-        due = [0.0] * len(self._tasks)
-        while True:
-            for index, (every, task) in enumerate(self._tasks):
-                if time.monotonic() >= due[index] and not self._over.is_set():
-                    due[index] = time.monotonic() + every
-                    try:
-                        task()
-                    except (SkyloomError, SQLAlchemyError, OSError) as error:
-                        log.warning("upkeep went wrong", extra={"cause": type(error).__name__})
-            if self._over.wait(max(0.0, min(due) - time.monotonic())):
-                return
+    def _run(self, every: float, task: Callable[[], object]) -> None:
+        while not self._over.is_set():
+            due = time.monotonic() + every
+            try:
+                task()
+            except (SkyloomError, SQLAlchemyError, OSError) as error:
+                log.warning("upkeep went wrong", extra={"cause": type(error).__name__})
+            self._over.wait(max(0.0, due - time.monotonic()))
 
 
 def usual_tasks(store: JobStore) -> list[Task]:
-    """Expire leases, deliver webhooks, remove rows whose retention is over."""
-    database, loopback = store.database, store.settings.webhooks_to_loopback
+    """Expire leases, and remove rows whose retention is over."""
     return [
-        (EXPIRE_SECONDS, Leases(database, store.settings).expire),
-        (DELIVER_SECONDS, partial(deliver_due, database, partial(outbound.post_to, loopback=loopback))),
-        (SWEEP_SECONDS, partial(sweep, database, store.settings)),
+        (EXPIRE_SECONDS, Leases(store.database, store.settings).expire),
+        (SWEEP_SECONDS, partial(sweep, store.database, store.settings)),
     ]
 
 

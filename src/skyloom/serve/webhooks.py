@@ -1,4 +1,4 @@
-"""Webhooks: who wants to hear of which events, and their delivery, signed, until it succeeds or 72 hours are over.
+"""Webhooks: who wants to hear of which events, and how an event is signed and sent (deliveries.py says when).
 
 An event's deliveries are written in the transaction that ends the job, so none is lost and none is made up. Signatures
 follow Standard Webhooks: `v1,` and the base64 HMAC-SHA256 of "id.timestamp.body". A delivery may arrive twice; the
@@ -20,12 +20,12 @@ from sqlalchemy import Row, and_, delete, insert, select, update
 
 from skyloom.core.errors import JobError, SkyloomError
 from skyloom.serve.database import MAX_PAGE, Database, Write, read_page
+from skyloom.serve.slots import Slots
 from skyloom.serve.tables import deliveries, endpoints
 
 EVENT_TYPES = ("video.completed", "video.failed")
-BACKOFF = (5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, *[28_800] * 8)  # seconds; 72 hours and a little in all
 OLD_SECRET_SECONDS = 24 * 3600
-_CLAIM = 60  # seconds in which nobody else tries the same delivery
+_TESTS, _TESTS_OF_OWNER = 4, 1
 Post = Callable[[str, Mapping[str, str], bytes], int]
 """Sends headers and a body to a URL and returns the HTTP status; raises SkyloomError or OSError when it cannot."""
 
@@ -40,7 +40,8 @@ class MissingEndpointError(JobError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an owner wants events sent. The `secret` is for signing, and to be shown when made or rotated only."""
+    """Where an owner wants events sent. The `secret` is for signing, and to be shown when made or rotated only; the one
+    before it signs too until `old_secret_until`, if it was kept."""
 
     id: str
     owner: str
@@ -50,13 +51,22 @@ class Endpoint:
     secret: str
     created_at: float
     updated_at: float
+    old_secret: str | None = None
+    old_secret_until: float | None = None
+
+    def signing(self, now: float) -> list[str]:
+        """The secrets that sign at a time, the newest first."""
+        old = self.old_secret if (self.old_secret_until or 0.0) > now else None
+        return [self.secret] if old is None else [self.secret, old]
 
 
 class EndpointStore:
-    """The endpoints of every owner. Methods raise MissingEndpointError for those of others."""
+    """The endpoints of every owner. Methods raise MissingEndpointError for those of others. `tests` are the test events
+    that may be sent at once, each by a request that waits for the answer."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.tests = Slots(_TESTS, _TESTS_OF_OWNER)
 
     def add(self, owner: str, name: str, url: str, event_types: Sequence[str]) -> Endpoint:
         """A new endpoint with a new secret; check the URL first (outbound.check_url)."""
@@ -70,14 +80,14 @@ class EndpointStore:
     def get(self, id: str, owner: str) -> Endpoint:
         """One endpoint."""
         with self.database.read() as connection:
-            return _endpoint(connection.execute(select(endpoints).where(_is(id, owner))).one_or_none())
+            return as_endpoint(connection.execute(select(endpoints).where(_is(id, owner))).one_or_none())
 
     def page(self, owner: str) -> list[Endpoint]:
         """The newest MAX_PAGE endpoints of an owner, the newest first."""
         look = select(endpoints).where(endpoints.c.owner == owner).order_by(endpoints.c.created_at.desc())
         with self.database.read() as connection:
             rows, _ = read_page(connection, look, MAX_PAGE)
-        return [_endpoint(row) for row in rows]
+        return [as_endpoint(row) for row in rows]
 
     def change(self, id: str, owner: str, **values: Any) -> Endpoint:
         """Another name, url or event_types."""
@@ -99,7 +109,7 @@ class EndpointStore:
     def _update(self, id: str, owner: str, values: Mapping[str, Any]) -> Endpoint:
         with self.database.write() as write:
             write.connection.execute(update(endpoints).where(_is(id, owner)).values(**values, updated_at=write.now))
-            return _endpoint(write.connection.execute(select(endpoints).where(_is(id, owner))).one_or_none())
+            return as_endpoint(write.connection.execute(select(endpoints).where(_is(id, owner))).one_or_none())
 
 
 def announce(write: Write, owner: str, event_type: str, job: str) -> None:
@@ -144,38 +154,6 @@ def send(post: Post, url: str, signing: Sequence[str], payload: Mapping[str, Any
         return 0
 
 
-def deliver_due(database: Database, post: Post, limit: int = 20) -> int:
-    """Send what is due; what fails is tried again, later each time. Returns how many were tried.
-
-    Any number of processes may call it at once: a delivery is in one process's hands at a time.
-    """
-    with database.write() as write:
-        due = select(deliveries, endpoints.c.url, endpoints.c.secret, endpoints.c.old_secret).add_columns(
-            endpoints.c.old_secret_until
-        )
-        due = due.join(endpoints).where(deliveries.c.next_at <= write.now).order_by(deliveries.c.next_at).limit(limit)
-        rows = write.connection.execute(due).all()
-        mine = deliveries.c.number.in_([row.number for row in rows])
-        write.connection.execute(update(deliveries).where(mine).values(next_at=write.now + _CLAIM))
-        now = write.now
-    for row in rows:
-        signing = [row.secret]
-        if row.old_secret is not None and (row.old_secret_until or 0.0) > now:
-            signing.append(row.old_secret)
-        status = send(post, row.url, signing, row.payload, now)
-        _note(database, row, status)
-    return len(rows)
-
-
-def _note(database: Database, row: Row[Any], status: int) -> None:
-    """What came of a delivery. Any 2xx is a success; None for `next_at` means that it is over."""
-    with database.write() as write:
-        over = 200 <= status < 300 or row.attempts >= len(BACKOFF)  # noqa: PLR2004
-        next_at = None if over else write.now + BACKOFF[row.attempts]
-        values = {"attempts": row.attempts + 1, "status_code": status, "next_at": next_at}
-        write.connection.execute(update(deliveries).where(deliveries.c.number == row.number).values(**values))
-
-
 def _new_secret() -> str:
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
@@ -184,8 +162,9 @@ def _is(id: str, owner: str) -> Any:
     return and_(endpoints.c.id == id, endpoints.c.owner == owner)
 
 
-def _endpoint(row: Row[Any] | None) -> Endpoint:
+def as_endpoint(row: Row[Any] | None) -> Endpoint:
+    """A row of the table. Raises MissingEndpointError when there is none."""
     if row is None:
         raise MissingEndpointError("There is no such webhook endpoint.")
-    names = ("id", "owner", "name", "url", "secret", "created_at", "updated_at")
+    names = ("id", "owner", "name", "url", "secret", "created_at", "updated_at", "old_secret", "old_secret_until")
     return Endpoint(**{name: row._mapping[name] for name in names}, event_types=tuple(row.event_types))

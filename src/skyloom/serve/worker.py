@@ -14,15 +14,16 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import CapacityError, DiskFullError, SafetyError, SkyloomError, UncheckedError
 from skyloom.serve.leases import Lease, Leases, LostLeaseError
+from skyloom.serve.paths import clean_receipt, without_paths
 from skyloom.serve.records import Job, JobFailure, JobResult, Wanted
 from skyloom.serve.refusals import BLOCKED, FAILED
 from skyloom.serve.settings import Settings
@@ -36,11 +37,6 @@ RETRY_SECONDS = 1.0  # until the next try, while the database is away
 HAND_IN_SECONDS = 300.0  # how long a finished video waits for a database that is away
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_ASSET = re.compile(r"asset:([0-9a-f]{64})\.\w+")
-_INPUT = re.compile(r"\S*\b([0-9a-f]{64})\.\w+")
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/]+/)+")
-_WIRE = {"image": "input_reference", "cards": "storyboard"}  # what a Request calls it -> what clients do
-_ALONE = {"storyboard": "", "videos": "video"}  # a first picture with a strength is a card
 _STATE_NAME = re.compile(r"\w[\w.-]{0,100}(?:/\w[\w.-]{0,100})?")
 
 log = logging.getLogger(__name__)
@@ -143,7 +139,8 @@ class Worker:
             with contextlib.closing(self.renderer(lease.job, folder, output=output)) as steps:
                 for step in steps:
                     if step.files is not None:
-                        result = self._store(step.files, step.receipt or {})
+                        receipt = clean_receipt(step.receipt or {}, lease.job.request)
+                        result = self._store(step.files, receipt)
                         return lambda: self.leases.finish(lease, result)
                     pulse.tell(step.percent, step.phase, saver.save())
                     if pulse.stopping():
@@ -295,31 +292,8 @@ def explain(error: Exception, data: Path, request: Mapping[str, Any]) -> tuple[J
         return JobFailure("disk_full", "The disk is full. Free some space and retry."), 60.0
     if isinstance(error, SafetyError):
         code = FAILED if isinstance(error, UncheckedError) else BLOCKED
-        return JobFailure(code, _told(text, data, request), error.rule, error.target), None
+        return JobFailure(code, without_paths(text, request, data), error.rule, error.target), None
     if isinstance(error, SkyloomError):
         retry_in = error.retry_after if isinstance(error, CapacityError) else None
-        return JobFailure(error.code, _told(text, data, request)), retry_in
+        return JobFailure(error.code, without_paths(text, request, data)), retry_in
     return JobFailure("internal", "Something went wrong inside; the worker's log says what."), None
-
-
-def _told(text: str, data: Path, request: Mapping[str, Any]) -> str:
-    return _without_paths(text.replace(str(data.absolute()), ""), request)
-
-
-def _without_paths(text: str, request: Mapping[str, Any]) -> str:
-    """Fields for the files of a request, and no folders of other files."""
-    fields = dict(_files(request, ""))
-    text = _INPUT.sub(lambda found: fields.get(found[1], "A file"), text)
-    return _FOLDERS.sub("", text).strip()
-
-
-def _files(value: Any, field: str) -> Iterator[tuple[str, str]]:
-    """The sha256 of every file that a request names, and its field as clients call it."""
-    if isinstance(value, Mapping):
-        for name, one in cast("Mapping[str, Any]", value).items():
-            yield from _files(one, f"{field}.{name}" if field.startswith("storyboard") else _WIRE.get(name, name))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for index, one in enumerate(value):
-            yield from _files(one, f"{field}[{index}]" if len(value) > 1 else _ALONE.get(field, field))
-    elif isinstance(value, str) and (found := _ASSET.fullmatch(value)):
-        yield found[1], field

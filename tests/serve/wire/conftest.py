@@ -16,6 +16,7 @@ from skyloom.safety.moderation import Verdict
 from skyloom.serve.app import build_app, make_services
 from skyloom.serve.calls import Outside, Services
 from skyloom.serve.database import Database
+from skyloom.serve.deliveries import Courier
 from skyloom.serve.leases import Leases
 from skyloom.serve.library import Likeness
 from skyloom.serve.records import Job
@@ -91,6 +92,12 @@ class Server:
 
         worker = Worker(leases, self.services.storage, render, settings, name="painter", device="none")
         worker.run(until_empty=True)
+
+    def deliver(self) -> None:
+        """Send the webhooks that are due."""
+        courier = Courier(self.services.database, self.posts)
+        while courier.start_due():
+            assert courier.settle(60)
 
 
 def painted(job: Job, output: Path) -> Iterator[Progress]:

@@ -255,19 +255,17 @@ def test_16_what_has_expired_is_gone(tmp_path, make_server):
 
 
 def test_17_webhooks_are_signed_as_unwrap_wants_it_through_a_rotation(server):
-    from skyloom.serve.webhooks import deliver_due
-
     client = server.openai()
     made = client.webhooks.create(event_types=["video.completed"], name="mine", url="https://example.org/hook")
     video = finished(server)
-    deliver_due(server.services.database, server.posts)
+    server.deliver()
     url, headers, body = server.posts.sent.pop()
     event = client.webhooks.unwrap(body.decode(), headers, secret=made.signing_secret)
     assert (url, event.type, event.data.id) == ("https://example.org/hook", "video.completed", video.id)
     rotated = client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
     assert rotated.signing_secret != made.signing_secret
     finished(server)
-    deliver_due(server.services.database, server.posts)
+    server.deliver()
     _, headers, body = server.posts.sent.pop()
     for secret in (made.signing_secret, rotated.signing_secret):
         client.webhooks.unwrap(body.decode(), headers, secret=secret)
