@@ -37,6 +37,7 @@ from skyloom.serve.jobs import JobStore
 from skyloom.serve.library import Library
 from skyloom.serve.metrics import Metrics
 from skyloom.serve.openapi import make_document
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.references import Sources
 from skyloom.serve.refusals import BLOCKED, FAILED
 from skyloom.serve.settings import Settings
@@ -57,15 +58,16 @@ def make_services(
     settings: Settings, database: Database, storage: Storage, outside: Outside, token: str, stopping: threading.Event
 ) -> Services:
     """Everything that calls are answered with, over one database and one storage."""
-    jobs, library = JobStore(database, settings), Library(database)
+    quotas = Quotas(settings)
+    jobs, library = JobStore(database, settings), Library(database, quotas)
     sources = Sources(jobs, library, storage, outside.fetch if settings.url_references else None)
     return Services(
         settings=settings,
         database=database,
         jobs=jobs,
         library=library,
-        batches=BatchStore(database, jobs),
-        endpoints=EndpointStore(database),
+        batches=BatchStore(database, jobs, quotas),
+        endpoints=EndpointStore(database, quotas),
         storage=storage,
         sources=sources,
         desk=Desk(settings, jobs, library, sources, outside.moderate),

@@ -4,6 +4,7 @@ Every field `name` is a key of the file and the variable SKYLOOM_NAME; a variabl
 """
 
 import hashlib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ DEFAULT_PORT = 8765
 _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 FILE = "settings.toml"
+UNLIMITED_BY_ZERO = (
+    *("stall_seconds", "load_seconds", "cancel_seconds", "max_attempt_seconds", "max_job_seconds"),
+    *("max_queued_per_owner", "max_queued_cost_per_owner", "max_files_per_owner", "max_file_bytes_per_owner"),
+    *("max_characters_per_owner", "max_batches_per_owner", "max_webhooks_per_owner"),
+)
 
 
 def default_data() -> Path:
@@ -32,7 +38,12 @@ class Settings:
     `models` maps the names that clients ask for to installed models; `sora_sizes` says whether a size under such a name
     becomes the nearest that the model makes. `hosts` are more values of the Host header, like "video.example.org".
     `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
-    results until they are deleted. Raises ConfigError for what cannot work.
+    results until they are deleted.
+
+    `stall_seconds`, `load_seconds` and `cancel_seconds` say when a render is stuck (watchdog.py): without a step, before
+    its first step or while its results are stored, and after it was asked to stop. `max_attempt_seconds` and
+    `max_job_seconds` bound one attempt and all attempts of a job. `max_..._per_owner` are the quotas (quotas.py). In all
+    of these 0 means no limit. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -43,8 +54,19 @@ class Settings:
     lease_seconds: float = 30.0
     heartbeat_seconds: float = 10.0
     max_attempts: int = 5
+    stall_seconds: float = 300.0
+    load_seconds: float = 1_800.0
+    cancel_seconds: float = 60.0
+    max_attempt_seconds: float = 21_600.0
+    max_job_seconds: float = 86_400.0
     max_queued: int = 1_000
     max_queued_per_owner: int = 100
+    max_queued_cost_per_owner: int = 100_000
+    max_files_per_owner: int = 10_000
+    max_file_bytes_per_owner: int = 100 * 2**30
+    max_characters_per_owner: int = 1_000
+    max_batches_per_owner: int = 100
+    max_webhooks_per_owner: int = 50
     keep_seconds: float | None = None
     disk_reserve: int = 512 * 2**20
     webhooks_to_loopback: bool = False
@@ -60,9 +82,13 @@ class Settings:
                 f"heartbeat_seconds is {self.heartbeat_seconds:g} and lease_seconds {self.lease_seconds:g}.",
                 hint="A lease must last for two heartbeats at least.",
             )
-        for name in ("max_attempts", "max_queued", "max_queued_per_owner"):
+        for name in ("max_attempts", "max_queued"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        for name in UNLIMITED_BY_ZERO:
+            if not 0 <= getattr(self, name) < math.inf:
+                hint = "0 means no limit."
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.", hint=hint)
 
     @property
     def database(self) -> str:

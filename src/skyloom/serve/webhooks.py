@@ -20,6 +20,7 @@ from sqlalchemy import Row, and_, delete, insert, select, update
 
 from skyloom.core.errors import JobError, SkyloomError
 from skyloom.serve.database import Database, Write
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.tables import deliveries, endpoints
 
 EVENT_TYPES = ("video.completed", "video.failed")
@@ -56,12 +57,14 @@ class Endpoint:
 class EndpointStore:
     """The endpoints of every owner. Methods raise MissingEndpointError for those of others."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas | None = None) -> None:
         self.database = database
+        self._quotas = quotas or Quotas()
 
     def add(self, owner: str, name: str, url: str, event_types: Sequence[str]) -> Endpoint:
-        """A new endpoint with a new secret; check the URL first (outbound.check_url)."""
+        """A new endpoint with a new secret; check the URL first (outbound.check_url). Raises QuotaError."""
         with self.database.write() as write:
+            self._quotas.take(write.connection, owner, write.now, webhooks=1)
             row = {"id": f"we_{secrets.token_hex(16)}", "owner": owner, "name": name, "url": url}
             row |= {"event_types": list(event_types), "secret": _new_secret()}
             row |= {"created_at": write.now, "updated_at": write.now}
