@@ -63,6 +63,7 @@ class Pulse:
         if self._lost is not None:
             raise self._lost
         self._watch.moved(storing=True)
+        arm(self._watch.limit)
 
     def tell(self, percent: int, phase: str, checkpoint: Mapping[str, str] | None) -> None:
         """What to write at the next beat. Raises LostLeaseError once the lease is gone."""
@@ -70,6 +71,7 @@ class Pulse:
             raise self._lost
         self._said = (percent, phase, checkpoint or self._said[2])
         self._watch.moved()
+        arm(self._watch.limit)
 
     def stopping(self) -> bool:
         """Whether the job is to be let go of now."""
