@@ -1,9 +1,9 @@
 """A deterministic simulation of the queue: a virtual clock, a seeded order of events, and everything that goes wrong.
 
 Clients submit, alone or several in one commit, retry, cancel, pause, resume and delete; two to eight workers, whose
-clocks differ, lease, work, stall beyond their leases, crash, hang until their watchdog ends them, find the disk full and
-come back; the database itself runs out of room. After every event the promises of docs/reliability.md are checked against what the simulation knows; in the
-end all is brought to rest.
+clocks differ, lease, work, stall beyond their leases, crash, hang until their watchdog ends them, find the disk full
+and come back; the database itself runs out of room. After every event the promises of docs/reliability.md are checked
+against what the simulation knows; in the end all is brought to rest.
 
     python tests/serve/simulate.py --seeds 10000 [--first 0] [--processes 2] [--database URL]
 """
@@ -247,7 +247,7 @@ def crash(world: World, hand: Hand) -> None:
 
 
 def hang(world: World, hand: Hand, lease: Lease) -> None:
-    """A render is stuck: the watchdog gives the job back with the cause, if it is still its worker's, and the worker ends."""
+    """A render is stuck: the watchdog gives the job back with the cause, if it is still its worker's, and ends it."""
     try:
         world.leases.fail(lease, JobFailure("stalled", "The render made no progress."), retry_in=0.0)
         assert lease.token == world.known[lease.job.id].token, "a stale worker was heard"

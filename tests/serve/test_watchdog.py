@@ -395,7 +395,7 @@ def test_supervised_workers_get_every_limit(tmp_path):
 
 def test_the_pulse_leaves_no_alarm_behind(bench, monkeypatch):
     told = []
-    monkeypatch.setattr("skyloom.serve.pulse.arm", lambda limit: told.append(limit))
+    monkeypatch.setattr("skyloom.serve.pulse.arm", told.append)
     monkeypatch.setattr("skyloom.serve.pulse.disarm", lambda: told.append(None))
     bench.work(slowly(bench, 1))
     assert told[0] == 1_800

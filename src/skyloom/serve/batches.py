@@ -173,7 +173,8 @@ class BatchStore:
                 self._finish(batch, after, write_file, show)
 
     def _submit(self, batch: Batch, submit: Submit) -> None:
-        """Submit the lines that wait; where waiting helps, as for a full queue, they wait; any other error is the line's own."""
+        """Submit the lines that wait. Where waiting helps, as for a full queue, they go on waiting; any other error is
+        the line's own."""
         stopped = batch.cancelled_at is not None or batch.expires_at <= self._database.now()
         for row in self._lines(batch.number):
             if row.job is not None or row.error is not None:

@@ -118,8 +118,8 @@ class JobStore:
         fingerprint it gives the same job, with another it raises JobConflictError. Without a key, a client's retry
         (`retry_count` > 0) within a minute gives the newest job of its fingerprint. A higher `priority` goes first
         among the owner's own jobs; `cost` is what it counts for in the owner's fair share; a job that has not begun
-        at `deadline` expires. Raises QueueFullError or QuotaError with `retry_after` when the queue, or the owner's part
-        of it, is full.
+        at `deadline` expires. Raises QueueFullError or QuotaError when the queue, or the owner's part of it,
+        is full.
         """
         row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
         row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
@@ -311,7 +311,7 @@ class JobStore:
     def _refuse(
         self, connection: Connection, now: float, owner: str, active: "_Active", more: int, cost: float
     ) -> None:
-        """Raise QuotaError or QueueFullError unless so many jobs `more` of that cost may wait beside the `active` ones."""
+        """Raise QuotaError or QueueFullError unless so many jobs `more`, of that cost, may wait beside the active ones."""
 
         def wait() -> float:
             return self._usual_wait(connection, now)

@@ -199,8 +199,8 @@ class Leases:
         retry_in: float | None = None,
         checkpoint: Mapping[str, str] | None = None,
     ) -> Job | None:
-        """Say that it went wrong. With `retry_in` (seconds) it is tried again, from a last `checkpoint` if there is one,
-        so long as attempts and time are left. Raises LostLeaseError.
+        """Say that it went wrong. With `retry_in` (seconds) it is tried again, from a last `checkpoint` if there is
+        one, so long as attempts and time are left. Raises LostLeaseError.
         """
         with self.database.write() as write:
             job = _held(write.connection, lease)

@@ -116,12 +116,14 @@ class Library:
         self._database, self._quotas = database, quotas or Quotas()
 
     def check_room(self, owner: str, **more: float) -> None:
-        """Refuse what `add_file` (files, file_bytes) or `add_character` (characters) would, before work is done for it."""
+        """Refuse what `add_file` (files, file_bytes) or `add_character` (characters) would, before work is done.
+
+        Raises QuotaError."""
         with self._database.read() as connection:
             self._quotas.take(connection, owner, 0.0, **more)
 
     def add_file(self, owner: str, purpose: str, name: str, asset: str, size: int) -> File:
-        """Remember a stored file. What a batch has brought is kept even over quota, or the batch would never end."""
+        """Remember a stored file. What a batch brings is kept even over quota, or the batch would never end."""
         row = {"id": f"file-{secrets.token_hex(12)}", "owner": owner, "purpose": purpose, "name": name}
         with self._database.write() as write:
             if purpose != "batch_output":

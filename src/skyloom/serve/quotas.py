@@ -7,6 +7,7 @@ asked in a look before it, it refuses before work is done for the thing. A limit
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, or_, select
 
@@ -80,17 +81,17 @@ class Quotas:
 
     def used(self, connection: Connection, owner: str, name: str, now: float) -> float:
         """How much an owner has."""
-        return connection.execute(_usage(name), {"who": owner, "since": now - _BATCH_SECONDS}).scalar_one()
+        return float(connection.execute(_usage(name), {"who": owner, "since": now - _BATCH_SECONDS}).scalar_one())
 
     def take(self, connection: Connection, owner: str, now: float, **more: float) -> None:
-        """Raise QuotaError unless an owner may have so much more of each thing: take(connection, "ada", now, files=1)."""
+        """Raise QuotaError unless an owner may have so much more of each thing, told by name, like `files=1`."""
         for name, one in more.items():
             if self.limit(name):
                 self.refuse(name, self.used(connection, owner, name, now), one)
 
     def refuse(self, name: str, used: float, more: float, wait: Callable[[], float] | None = None) -> None:
-        """Raise QuotaError unless one who has so much may have so much `more`; `wait` says in how many seconds there may
-        be room."""
+        """Raise QuotaError unless one who has so much may have so much `more`; `wait` says in how many seconds there
+        may be room."""
         limit, quota = self.limit(name), QUOTAS[name]
         if limit == 0 or used + more <= limit:
             return
@@ -107,7 +108,7 @@ def cost_of(seconds: float, width: int, height: int, steps: int) -> float:
 
 
 @cache
-def _usage(name: str) -> Select[tuple[float]]:
+def _usage(name: str) -> Select[Any]:
     """How much an owner ("who") has; batches count while they run and for a day ("since"). Built once for each name."""
     quota = QUOTAS[name]
     table = metadata.tables[quota.table]

@@ -40,10 +40,10 @@ class Settings:
     `database_url` None is an SQLite file, and `storage_url` None a folder, both in `data`. `keep_seconds` None keeps
     results until they are deleted.
 
-    `stall_seconds`, `load_seconds` and `cancel_seconds` say when a render is stuck (watchdog.py): without a step, before
-    its first step or while its results are stored, and after it was asked to stop. `max_attempt_seconds` and
-    `max_job_seconds` bound one attempt and all attempts of a job. `max_..._per_owner` are the quotas (quotas.py). In all
-    of these 0 means no limit. Raises ConfigError for what cannot work.
+    `stall_seconds`, `load_seconds` and `cancel_seconds` say when a render is stuck (watchdog.py): without a step,
+    before its first step or while its results are stored, and after it was asked to stop. `max_attempt_seconds` and
+    `max_job_seconds` bound one attempt and all attempts of a job. `max_..._per_owner` are the quotas (quotas.py). In
+    all of these 0 means no limit. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)

@@ -30,7 +30,11 @@ class Watchdog:
     def __init__(self, settings: Settings, used: float = 0.0, clock: Clock = time.monotonic) -> None:
         self._settings, self._used, self._clock = settings, used, clock
         self._begun = clock()
-        self._last = ("while it was loaded", settings.load_seconds, self._begun)  # stage, limit, since when; set at once
+        self._last = (
+            "while it was loaded",
+            settings.load_seconds,
+            self._begun,
+        )  # stage, limit, since when; set at once
         self._asked: float | None = None
 
     def moved(self, *, storing: bool = False) -> None:
