@@ -1,5 +1,6 @@
 """Renders that hang, in whatever way: the job is given back with the cause, and the process that renders ends."""
 
+import subprocess
 import sys
 import threading
 import time
@@ -9,13 +10,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from skyloom.serve.cluster import Orders
 from skyloom.serve.database import Database
 from skyloom.serve.jobs import JobStore
 from skyloom.serve.leases import Leases
+from skyloom.serve.ray_plane import KeptWorker
 from skyloom.serve.records import JobFailure
-from skyloom.serve.settings import Settings
+from skyloom.serve.settings import Settings, load_settings
 from skyloom.serve.storage import Asset, FolderStorage
-from skyloom.serve.supervise import Supervisor
+from skyloom.serve.supervise import Supervisor, settings_environment, worker_environment
+from skyloom.serve.tables import attempts
 from skyloom.serve.watchdog import EXIT_STUCK
 from skyloom.serve.worker import Progress, Worker
 
@@ -311,6 +315,20 @@ def test_workers_that_die_again_and_again_use_up_the_jobs_time_too(database, tmp
     assert [attempt.outcome for attempt in store.attempts(store.get(id))] == ["queued"] * 3 + ["failed"]
 
 
+def test_a_job_that_an_older_version_had_in_hand_goes_on(bench):
+    lease = bench.leases.lease("old")
+    with bench.store.database.write() as write:
+        attempts.drop(write.connection)  # as that version's database is
+    bench.store.database.close()
+    again = Database(bench.settings.database, bench.clock)
+    bench.store, bench.leases = JobStore(again, bench.settings), Leases(again, bench.settings)
+    bench.leases.heartbeat(lease, progress=5)
+    bench.leases.forget("old")
+    assert (bench.job.status, bench.job.attempts, bench.causes) == ("queued", 1, [])
+    bench.work(swarm.fake_render)
+    assert bench.job.status == "completed"
+
+
 def test_a_refusal_keeps_its_code_when_the_time_is_over(database, tmp_path, clock):
     settings = Settings(data=tmp_path, max_job_seconds=10)
     store, leases = JobStore(database, settings), Leases(database, settings)
@@ -356,14 +374,19 @@ def wait_for(condition, seconds: float = 300.0) -> None:
         time.sleep(0.02)
 
 
+def stuck_settings(folder: Path) -> Settings:
+    """Little patience, and leases that do not run out by themselves."""
+    return Settings(
+        data=folder, max_attempts=2, stall_seconds=0.5, load_seconds=120, disk_reserve=0,
+        lease_seconds=3_600, heartbeat_seconds=0.1,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("prompt", "code"), [("sleeps", "stalled"), ("holds the interpreter", "worker_lost")])
 def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_failed(tmp_path, monkeypatch, prompt, code):
     command = [sys.executable, "-c", STUCK_WORKER]
     monkeypatch.setattr("skyloom.serve.supervise.worker_command", lambda device: command)
-    settings = Settings(
-        data=tmp_path, max_attempts=2, stall_seconds=0.5, load_seconds=120, disk_reserve=0,
-        lease_seconds=3_600, heartbeat_seconds=0.1,
-    )  # fmt: skip
+    settings = stuck_settings(tmp_path)
     leases = Leases(Database(settings.database), settings)
     store = JobStore(leases.database, settings)
     id = store.submit({"prompt": prompt}, owner="ada").id
@@ -380,10 +403,53 @@ def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_fail
     leases.database.close()
 
 
-def test_supervised_workers_get_every_limit(tmp_path):
-    from skyloom.serve.settings import load_settings
-    from skyloom.serve.supervise import settings_environment
+def test_a_keeper_of_a_cluster_replaces_its_stuck_worker_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("skyloom.serve.ray_plane.worker_command", lambda device: [sys.executable, "-c", STUCK_WORKER])
+    settings = stuck_settings(tmp_path)
+    store = JobStore(Database(settings.database), settings)
+    id = store.submit({"prompt": "sleeps"}, owner="ada").id
+    keeper = KeptWorker(Orders(cpus=1.0, gpus=0.0, environment=settings_environment(settings)))
+    try:
+        wait_for(lambda: store.get(id).done)
+        assert (store.get(id).status, store.get(id).error.code) == ("failed", "stalled")
+        wait_for(lambda: keeper._child.restarts >= 2)
+    finally:
+        keeper._child.kill()
+        keeper.stop()
+    store.database.close()
 
+
+REMOTE_WORKER = """
+import time
+from skyloom.serve.render import PipelineRenderer
+
+def hang(self, job, folder, *, output):
+    time.sleep(600)
+    yield
+
+PipelineRenderer.__call__ = hang
+from skyloom.cli.app import main
+main()
+"""
+
+
+def test_a_worker_on_its_own_ends_with_a_status_that_its_process_manager_sees(tmp_path):
+    settings = Settings(data=tmp_path, load_seconds=0.5, max_attempts=2, disk_reserve=0)
+    store = JobStore(Database(settings.database), settings)
+    id = store.submit({"prompt": "a cat"}, owner="ada").id
+    command = [sys.executable, "-c", REMOTE_WORKER, "worker", "--device", "cpu", "--log", "json"]
+    done = subprocess.run(
+        command, env=worker_environment(settings), capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == EXIT_STUCK, done.stderr
+    job = store.get(id)
+    assert (job.status, job.attempts) == ("queued", 1)
+    assert [attempt.error["code"] for attempt in store.attempts(job)] == ["stalled"]
+    assert "in hang" in done.stderr  # the log says where
+    store.database.close()
+
+
+def test_supervised_workers_get_every_limit(tmp_path):
     asked = Settings(
         data=tmp_path, stall_seconds=1.5, load_seconds=2.5, cancel_seconds=3.5, max_attempt_seconds=4.5,
         max_job_seconds=5.5, keep_seconds=6.5,

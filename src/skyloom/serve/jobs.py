@@ -311,7 +311,7 @@ class JobStore:
     def _refuse(
         self, connection: Connection, now: float, owner: str, active: "_Active", more: int, cost: float
     ) -> None:
-        """Raise QuotaError or QueueFullError unless so many jobs `more`, of that cost, may wait beside the active ones."""
+        """Raise QuotaError or QueueFullError unless so many jobs `more`, of that cost, may wait beside the active."""
 
         def wait() -> float:
             return self._usual_wait(connection, now)

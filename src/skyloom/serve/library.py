@@ -116,9 +116,7 @@ class Library:
         self._database, self._quotas = database, quotas or Quotas()
 
     def check_room(self, owner: str, **more: float) -> None:
-        """Refuse what `add_file` (files, file_bytes) or `add_character` (characters) would, before work is done.
-
-        Raises QuotaError."""
+        """Refuse what `add_file` (files, file_bytes) or `add_character` (characters) would. Raises QuotaError."""
         with self._database.read() as connection:
             self._quotas.take(connection, owner, 0.0, **more)
 
