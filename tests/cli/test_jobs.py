@@ -27,6 +27,7 @@ def test_jobs_are_listed_shown_and_changed(skyloom, queue, tmp_path):
     assert "a cat on a beach" in listed.out
     shown = json.loads(skyloom("jobs", "show", first.id, "--data", tmp_path).out)
     assert (shown["id"], shown["owner"], shown["request"]["prompt"]) == (first.id, "ada", "a cat\non a beach")
+    assert shown["tried"] == []
     for verb, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
         told = json.loads(skyloom("jobs", verb, first.id, "--data", tmp_path, "--json").out)
         assert told["status"] == status

@@ -1,9 +1,9 @@
 """A deterministic simulation of the queue: a virtual clock, a seeded order of events, and everything that goes wrong.
 
 Clients submit, alone or several in one commit, retry, cancel, pause, resume and delete; two to eight workers, whose
-clocks differ, lease, work, stall beyond their leases, crash, find the disk full and come back; the database itself runs
-out of room. After every event the promises of docs/reliability.md are checked against what the simulation knows; in the
-end all is brought to rest.
+clocks differ, lease, work, stall beyond their leases, crash, hang until their watchdog ends them, find the disk full
+and come back; the database itself runs out of room. After every event the promises of docs/reliability.md are checked
+against what the simulation knows; in the end all is brought to rest.
 
     python tests/serve/simulate.py --seeds 10000 [--first 0] [--processes 2] [--database URL]
 """
@@ -31,7 +31,7 @@ from skyloom.serve.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.settings import Settings
 from skyloom.serve.tables import metadata
 
-SETTINGS = Settings(data=Path("/nowhere"), max_queued=12, max_queued_per_owner=6, max_attempts=4)
+SETTINGS = Settings(data=Path("/nowhere"), max_queued=12, max_queued_per_owner=6, max_attempts=4, max_job_seconds=300)
 OWNERS = ("ada", "bob", "cleo")
 STEPS = 6
 MOST_SKEW = 20.0  # seconds that a worker's clock is wrong, either way
@@ -40,7 +40,7 @@ SEEN = (
     " FROM jobs LEFT JOIN results ON results.job = jobs.number"
 )
 SEEDS_AT_A_TIME = 50
-FAILURES = {"worker_lost", "disk_full"}
+FAILURES = {"worker_lost", "disk_full", "stalled", "time_limit"}
 
 
 @dataclass
@@ -230,7 +230,9 @@ def act(world: World, hand: Hand) -> None:
     what = dice.random()
     if what < 0.05:
         crash(world, hand)
-    elif what < 0.12:
+    elif what < 0.08:
+        hang(world, hand, hand.lease)
+    elif what < 0.13:
         hand.asleep_until = world.clock.true + dice.uniform(1, 90)  # stalled: it will go on, perhaps with a stale lease
     else:
         write(world, hand, hand.lease, what)
@@ -242,6 +244,16 @@ def crash(world: World, hand: Hand) -> None:
         world.leases.forget(hand.name)
     fresh = Hand(f"{hand.name}'", hand.skew)
     world.hands[world.hands.index(hand)] = fresh
+
+
+def hang(world: World, hand: Hand, lease: Lease) -> None:
+    """A render is stuck: the watchdog gives the job back with the cause, if it is still its worker's, and ends it."""
+    try:
+        world.leases.fail(lease, JobFailure("stalled", "The render made no progress."), retry_in=0.0)
+        assert lease.token == world.known[lease.job.id].token, "a stale worker was heard"
+    except LostLeaseError:
+        pass
+    crash(world, hand)
 
 
 def write(world: World, hand: Hand, lease: Lease, what: float) -> None:
@@ -301,6 +313,17 @@ def look(database: Database) -> list[tuple[str, str, int, int, bool, bool]]:
         return cursor.fetchall()
 
 
+def check_attempts(world: World) -> None:
+    """Every attempt has ended, with a cause if it went wrong; none has a token that was not handed out."""
+    for id, known in world.known.items():
+        if known.deleted:
+            continue
+        tried = world.store.attempts(world.store.get(id))
+        assert all(one.ended_at is not None and one.outcome not in (None, "in_progress") for one in tried)
+        assert all(one.error is not None for one in tried if one.outcome == "failed")
+        assert all(one.token <= known.token for one in tried)
+
+
 def check(world: World) -> None:
     """What holds at every moment."""
     there = {id: rest for id, *rest in look(world.database)}
@@ -344,6 +367,7 @@ def bring_to_rest(world: World) -> None:
         assert job.status != "failed" or (job.error is not None and job.error.code in FAILURES)
         assert job.status != "cancelled" or known.cancelled, "nobody cancelled it"
         assert job.status != "completed" or (job.result is not None and job.result.assets["video"] == f"asset:{id}")
+    check_attempts(world)
     assert world.database.check() == []
 
 

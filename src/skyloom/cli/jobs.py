@@ -56,7 +56,10 @@ def list_(
 @app.command()
 def show(id: _Id, data: _Data = None, database: _Database = None) -> None:
     """Everything about a job, as JSON."""
-    typer.echo(json.dumps(_told(_store(data, database).get(id)), indent=1, ensure_ascii=False))
+    store = _store(data, database)
+    job = store.get(id)
+    told = {**_told(job), "tried": [vars(attempt) for attempt in store.attempts(job)]}
+    typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -151,6 +154,7 @@ def worker(
         settings,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         device=where,
+        end=os._exit,
     )
 
     def leave(number: int, _frame: object) -> None:

@@ -41,6 +41,7 @@ from skyloom.serve.limits import MEMORY_BYTES, MEMORY_BYTES_PER_OWNER, Gates, Ho
 from skyloom.serve.metrics import Metrics
 from skyloom.serve.numbers import find_whole
 from skyloom.serve.openapi import make_document
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.references import Sources
 from skyloom.serve.refusals import BLOCKED, FAILED
 from skyloom.serve.settings import Settings
@@ -63,7 +64,8 @@ def make_services(
     settings: Settings, database: Database, storage: Storage, outside: Outside, token: str, stopping: threading.Event
 ) -> Services:
     """Everything that calls are answered with, over one database and one storage."""
-    jobs, library = JobStore(database, settings), Library(database)
+    quotas = Quotas(settings)
+    jobs, library = JobStore(database, settings), Library(database, quotas)
     reserve = DiskReserve(settings.data, settings.disk_reserve)
     sources = Sources(jobs, library, storage, reserve, outside.fetch if settings.url_references else None)
     return Services(
@@ -71,8 +73,8 @@ def make_services(
         database=database,
         jobs=jobs,
         library=library,
-        batches=BatchStore(database, jobs),
-        endpoints=EndpointStore(database),
+        batches=BatchStore(database, jobs, quotas),
+        endpoints=EndpointStore(database, quotas),
         storage=storage,
         sources=sources,
         desk=Desk(settings, jobs, library, sources, outside.moderate),

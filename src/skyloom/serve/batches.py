@@ -38,6 +38,7 @@ from skyloom.core.errors import CapacityError, SkyloomError
 from skyloom.serve.database import Database, read_page
 from skyloom.serve.faults import missing, tell
 from skyloom.serve.jobs import Job, JobStore, MissingJobError
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.tables import IS_ACTIVE, metadata
 from skyloom.serve.tables import jobs as job_table
 
@@ -138,13 +139,20 @@ class Batch:
 class BatchStore:
     """Batches in the database. What is somebody else's is not there (WireError, 404)."""
 
-    def __init__(self, database: Database, jobs: JobStore) -> None:
-        self._database, self._jobs = database, jobs
+    def __init__(self, database: Database, jobs: JobStore, quotas: Quotas | None = None) -> None:
+        self._database, self._jobs, self._quotas = database, jobs, quotas or Quotas()
+
+    def check_room(self, owner: str) -> None:
+        """Refuse what `create` would, before the file is read. Raises QuotaError."""
+        now = self._database.now()
+        with self._database.read() as connection:
+            self._quotas.take(connection, owner, now, batches=1)
 
     def create(self, owner: str, input_file: str, metadata: Mapping[str, str], asked: Sequence[Line]) -> Batch:
-        """A new batch of at least one line."""
+        """A new batch of at least one line. Raises QuotaError."""
         id = f"batch_{secrets.token_hex(16)}"
         with self._database.write() as write:
+            self._quotas.take(write.connection, owner, write.now, batches=1)
             row = {"id": id, "owner": owner, "input_file": input_file, "metadata": dict(metadata)}
             times = {"created_at": write.now, "expires_at": write.now + WINDOW_SECONDS}
             write.connection.execute(insert(batches).values(**row, **times, total=len(asked)))
@@ -233,16 +241,17 @@ class BatchStore:
                 write.connection.execute(change)
 
     def _submit(self, batch: Batch, submit: Submit) -> None:
-        """Submit the next lines; a full queue ends the attempt, any other error is the line's own."""
+        """Submit the next lines. Where waiting helps, as for a full queue, they go on waiting; any other error is the
+        line's own."""
         room = min(self._jobs.room(batch.owner), LINES_PER_TICK)
         if not room:
             return
         for row in self._lines(batch.number, batch.next_line, room):
             try:
                 job = submit(batch.owner, row.body, f"{batch.id}:{row.line}", batch.expires_at)
-            except CapacityError:
-                return
             except SkyloomError as error:
+                if isinstance(error, CapacityError) and error.retry_after is not None:
+                    return
                 told = tell(error, batch.id)
                 self._note(batch, row.line, error={"status": told.status, **told.body["error"]})
             else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from skyloom.generate.limits import MAX_PROMPT, settle
-from skyloom.generate.request import Request
+from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.safety.moderation import Verdict, current_policy
 from skyloom.serve.answers import fps_of, seconds_of, size_of
@@ -21,10 +21,13 @@ from skyloom.serve.faults import WireError, invalid
 from skyloom.serve.jobs import Job, JobStore
 from skyloom.serve.library import Character, Library
 from skyloom.serve.profile import Named, find_named
+from skyloom.serve.quotas import cost_of
 from skyloom.serve.references import Source, Sources
 from skyloom.serve.refusals import BLOCKED
 from skyloom.serve.settings import Settings
 from skyloom.serve.wire import Consent, CreateBody, EditFields, Reference, Sampling, StoryboardBody, read_reference
+
+OUTSIDE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 Moderate = Callable[[str], Verdict]
@@ -59,6 +62,12 @@ class Told:
     notices: list[str] = field(default_factory=list[str])
     variations: list[str] = field(default_factory=list[str])
     extensions: int = 0
+    steps: int = 1
+
+    @property
+    def cost(self) -> float:
+        """What the job counts for; a video from outside is taken to last a minute, since nobody has opened it yet."""
+        return cost_of(float(self.seconds) or OUTSIDE_SECONDS, *parse_size(self.size), self.steps)
 
 
 class Desk:
@@ -73,6 +82,7 @@ class Desk:
     def create(self, owner: str, body: CreateBody, keys: Keys) -> Job:
         """A video by a prompt, or `n` of them; the first is the answer and names the others."""
         _refuse_what_has_no_effect(body)
+        self._check_room(owner, keys, body.n)
         named = find_named(self._settings, body.model)
         self.allow(body.prompt)
         cast = self._cast(owner, [one.id for one in body.characters])
@@ -90,11 +100,13 @@ class Desk:
         consent = self._consent(owner, body.consent, sources)
         told = _told_of_cast(replace(told, prompt=body.prompt, consent=consent), cast, played)
         drawn = body.seed is None
+        self._check_room(owner, keys, body.n, told.cost * body.n)
         others = [self._submit(owner, request, told, keys, drawn=drawn, index=i).id for i in range(1, body.n)]
         return self._submit(owner, request, replace(told, variations=others), keys, drawn=drawn)
 
     def storyboard(self, owner: str, body: StoryboardBody, keys: Keys) -> Job:
         """A video by cards; the prompt is said with each."""
+        self._check_room(owner, keys)
         values = _sampling(body) | {"prompt": _styled(body.prompt, body.style)}
         values["cards"], sources = self._cards(owner, body.cards)
         request, told = self._settle(find_named(self._settings, body.model), values, body.seconds, body.size)
@@ -113,6 +125,7 @@ class Desk:
     def edit(self, owner: str, verb: str, body: EditFields, keys: Keys, video_id: str | None = None) -> Job:
         """A job that edits videos: those of the body, or the one in the path."""
         check_fields(verb, body)
+        self._check_room(owner, keys)
         sources = self._videos(owner, verb, body, video_id)
         first = sources[0].job
         if first is not None:
@@ -126,9 +139,10 @@ class Desk:
         said, played = play(prompt, cast)
         values = {**_sampling(body), "fps": None, "prompt": said, "model": named.info.name, "edit": edit}
         request = self._request(values)
-        settle(request, named.info)
+        settled = settle(request, named.info)
         consent = self._consent(owner, body.consent, sources)
         told = replace(self._told_of_edit(named, verb, body, sources), prompt=prompt, consent=consent)
+        told = replace(told, steps=settled.num_steps if request.samples else 1)
         told = _told_of_cast(told, cast, played)
         return self._submit(owner, request, told, keys, drawn=body.seed is None)
 
@@ -171,6 +185,7 @@ class Desk:
             size=made,
             requested_size=asked,
             fps=info.fps / settled.keep_every,
+            steps=settled.num_steps,
             notices=[] if made == asked else [f"{info.name} makes {', '.join(info.sizes)}: {made} for {asked}."],
         )
         return request, told
@@ -255,6 +270,11 @@ class Desk:
         message = f"Refused by the rule {verdict.rule}{where}: {verdict.message}"
         raise WireError(400, message, BLOCKED, param=param)
 
+    def _check_room(self, owner: str, keys: Keys, more: int = 1, cost: float = 0.0) -> None:
+        """Refuse before anything is stored; a call that may have come before is for `submit` to find first."""
+        if keys.idempotency is None and not keys.retry_count:
+            self._jobs.check_room(owner, more, cost)
+
     def _submit(
         self,
         owner: str,
@@ -277,7 +297,7 @@ class Desk:
             key=keys.idempotency if not index or keys.idempotency is None else f"{keys.idempotency}:{index}",
             fingerprint=hashlib.sha256(known.encode()).hexdigest(),
             retry_count=keys.retry_count,
-            cost=max(0.1, float(told.seconds)),
+            cost=told.cost,
             deadline=keys.deadline,
             extra=vars(told),
         )

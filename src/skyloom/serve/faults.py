@@ -14,6 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
 from skyloom.serve.jobs import QueueFullError
 from skyloom.serve.paths import without_folders
+from skyloom.serve.quotas import QuotaError
 
 INVALID = "invalid_request_error"
 _LONGEST_WAIT = 120  # seconds; clients do not wait longer
@@ -31,6 +32,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "safety": (400, INVALID, "moderation_blocked"),
     "unchecked": (503, "server_error", "moderation_failed"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "quota": (429, "rate_limit_error", "quota_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID, "conflict"),
     "job_missing": (404, INVALID, "not_found"),
@@ -105,10 +107,14 @@ def tell(error: Exception, request_id: str) -> Told:
     headers: dict[str, str] = {}
     if status >= 500:  # noqa: PLR2004 - the server's own trouble is in its log; nothing of it is told
         return Told(status, _body(f"The server cannot do that now ({request_id}).", kind, None, code))
-    if isinstance(error, CapacityError):
+    if isinstance(error, QuotaError):
+        code = f"{error.quota}_{code}" if error.quota else code
+    if isinstance(error, QuotaError) and error.retry_after is None:
+        headers["x-should-retry"] = "false"  # waiting does not help
+    elif isinstance(error, CapacityError):
         wait = headers["retry-after"] = str(min(_LONGEST_WAIT, math.ceil(error.retry_after or 10)))
-        if isinstance(error, QueueFullError):
-            headers |= {**rate_limit(error.limit, 0), "x-ratelimit-reset-requests": f"{wait}s"}
+        if isinstance(error, QueueFullError) or (isinstance(error, QuotaError) and error.quota == "queued_jobs"):
+            headers |= {**rate_limit(int(error.limit), 0), "x-ratelimit-reset-requests": f"{wait}s"}
     param = error.field if isinstance(error, RequestError) else None
     param = "prompt" if isinstance(error, SafetyError) else param
     if code == "conflict":

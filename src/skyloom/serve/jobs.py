@@ -16,7 +16,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select
 
 from skyloom.core.errors import CapacityError
+from skyloom.serve.attempts import Attempt, forget_attempts, list_attempts
 from skyloom.serve.database import MAX_PAGE, Database, Write, read_page
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.records import (
     COLUMNS,
     WHOLE_JOBS,
@@ -51,7 +53,7 @@ REFERENCE_ROWS = 200  # jobs read at a time where all of them are looked through
 _ADD = insert(jobs).returning(*COLUMNS)
 _ADD_KEY = insert(keys)
 _BY_KEY = select(keys).where(keys.c.owner == bindparam("who"), keys.c.key == bindparam("which"))
-_WAITING = select(jobs.c.owner, func.count()).where(IS_ACTIVE).group_by(jobs.c.owner)
+_WAITING = select(jobs.c.owner, func.count(), func.sum(jobs.c.cost)).where(IS_ACTIVE).group_by(jobs.c.owner)
 _BY_ID_OF_OWNER = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), jobs.c.owner == bindparam("who"), ~jobs.c.deleted)
 _BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), ~jobs.c.deleted)
 _NEWEST_OF_FINGERPRINT = (
@@ -106,6 +108,7 @@ class JobStore:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self.settings = settings
+        self._quotas = Quotas(settings)
 
     def submit(
         self,
@@ -127,7 +130,8 @@ class JobStore:
         fingerprint it gives the same job, with another it raises JobConflictError. Without a key, a client's retry
         (`retry_count` > 0) within a minute gives the newest job of its fingerprint. A higher `priority` goes first
         among the owner's own jobs; `cost` is what it counts for in the owner's fair share; a job that has not begun
-        at `deadline` expires. Raises QueueFullError with `retry_after` when the queue is full.
+        at `deadline` expires. Raises QueueFullError or QuotaError when the queue, or the owner's part of it,
+        is full.
         """
         row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
         row |= {"id": f"{kind}_{secrets.token_hex(16)}", "status": "queued", "fingerprint": fingerprint}
@@ -137,7 +141,7 @@ class JobStore:
             number = self._made_already(write, owner, key, fingerprint, retry_count)
             if number is not None:
                 return read_job(write.connection, number)
-            self._make_room(write, owner)
+            self._make_room(write, owner, cost)
             job = as_job(write.connection.execute(_ADD, {**row, "created_at": write.now}).one())
             if key is not None:
                 link = {"owner": owner, "key": key, "fingerprint": fingerprint or "", "job": job.number}
@@ -220,7 +224,9 @@ class JobStore:
             job = _find(write.connection, id, owner)
             if job.status not in ("failed", "cancelled", "expired"):
                 raise JobConflictError(f"{id} is {job.status}: there is nothing to retry.")
-            self._make_room(write, job.owner)
+            cost = write.connection.execute(select(jobs.c.cost).where(jobs.c.number == job.number)).scalar_one()
+            self._make_room(write, job.owner, cost)
+            forget_attempts(write, job.number)
             fresh = {"attempts": 0, "error": None, "progress": 0, "run_after": 0.0, "deadline": None}
             fresh |= {"completed_at": None, "expires_at": None}
             return change(write, job, status="queued", event="queued", **fresh)
@@ -233,6 +239,11 @@ class JobStore:
                 change(write, job, wanted="cancel", deleted=True)
             else:
                 write.connection.execute(delete(jobs).where(jobs.c.number == job.number))
+
+    def attempts(self, job: Job) -> list[Attempt]:
+        """Each time that a worker had a job in its hands since it was last retried, the oldest first."""
+        with self.database.read() as connection:
+            return list_attempts(connection, job.number)
 
     def events(
         self, owner: str | None = None, *, job: str | None = None, after: int = 0, limit: int = 100
@@ -269,9 +280,17 @@ class JobStore:
     def room(self, owner: str) -> int:
         """How many jobs more an owner may have waiting now."""
         with self.database.read() as connection:
-            active: dict[str, int] = {row[0]: row[1] for row in connection.execute(_WAITING)}
-        own, whole = self.settings.max_queued_per_owner - active.get(owner, 0), self.settings.max_queued
-        return max(0, min(own, whole - sum(active.values())))
+            active = _active(connection)
+        whole = self.settings.max_queued - sum(count for count, _ in active.values())
+        own, most = active.get(owner, (0, 0.0))[0], self.settings.max_queued_per_owner
+        return max(0, min(most - own, whole) if most else whole)
+
+    def check_room(self, owner: str, more: int = 1, cost: float = 0.0) -> None:
+        """Refuse what `submit` would, before work is done for so many jobs `more`, of that `cost` together. Raises
+        QueueFullError, QuotaError."""
+        now = self.database.now()
+        with self.database.read() as connection:
+            self._refuse(connection, now, owner, _active(connection), more, cost)
 
     def references(self, pause: float = 0.0) -> Iterator[str]:
         """References of everything stored that a job needs: results, checkpoints, and what requests start from.
@@ -325,19 +344,42 @@ class JobStore:
                 return newest.number
         return None
 
-    def _make_room(self, write: Write, owner: str) -> None:
+    def _make_room(self, write: Write, owner: str, cost: float) -> None:
         """Raise CapacityError when no more may wait; let an owner who comes back start level with the others."""
-        active: dict[str, int] = {row[0]: row[1] for row in write.connection.execute(_WAITING)}
-        own, most = active.get(owner, 0), self.settings.max_queued_per_owner
-        if own >= most or sum(active.values()) >= self.settings.max_queued:
-            whose = f"You have {own} jobs that wait" if own >= most else "The queue is full"
-            seen = select(func.count()).select_from(workers).where(workers.c.seen_at > write.now - ALIVE_SECONDS)
-            hands = max(1, write.connection.execute(seen).scalar_one())
-            wait = min(max((usual_seconds(write.connection) or 10.0) / hands, 1.0), MAX_RETRY_AFTER)
-            limit = most if own >= most else self.settings.max_queued
-            raise QueueFullError(f"{whose}.", hint=f"Try again in {wait:.0f} s.", retry_after=wait, limit=limit)
-        if not own:
-            level_up(write, owner, [other for other in active if other != owner])
+        active = _active(write.connection)
+        self._refuse(write.connection, write.now, owner, active, 1, cost)
+        if owner not in active:
+            level_up(write, owner, list(active))
+
+    def _refuse(
+        self, connection: Connection, now: float, owner: str, active: "_Active", more: int, cost: float
+    ) -> None:
+        """Raise QuotaError or QueueFullError unless so many jobs `more`, of that cost, may wait beside the active."""
+
+        def wait() -> float:
+            return self._usual_wait(connection, now)
+
+        count, work = active.get(owner, (0, 0.0))
+        self._quotas.refuse("queued_jobs", count, more, wait)
+        if sum(jobs for jobs, _ in active.values()) + more > self.settings.max_queued:
+            seconds, limit = wait(), self.settings.max_queued
+            hint = f"Try again in {seconds:.0f} s."
+            raise QueueFullError("The queue is full.", hint=hint, retry_after=seconds, limit=limit)
+        self._quotas.refuse("queued_cost", work, cost, wait)
+
+    def _usual_wait(self, connection: Connection, now: float) -> float:
+        """Seconds until a job has probably ended, from 1 to MAX_RETRY_AFTER."""
+        seen = select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
+        hands = max(1, connection.execute(seen).scalar_one())
+        return min(max((usual_seconds(connection) or 10.0) / hands, 1.0), MAX_RETRY_AFTER)
+
+
+_Active = dict[str, tuple[int, float]]
+
+
+def _active(connection: Connection) -> _Active:
+    """How many jobs of each owner wait or run, and their cost together."""
+    return {owner: (count, work) for owner, count, work in connection.execute(_WAITING)}
 
 
 def _find(connection: Connection, id: str, owner: str | None) -> Job:

@@ -2,7 +2,8 @@
 
 A lease lasts for `lease_seconds` from its last heartbeat and carries a token, one more than the lease before. A write
 with an older token, or of a job that was taken back, raises LostLeaseError and changes nothing. What workers lose goes
-back to the queue until it was lost `max_attempts` times without a new checkpoint.
+back to the queue until it was lost `max_attempts` times without a new checkpoint, or was worked on for
+`max_job_seconds` in all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, select, update
 
+from skyloom.serve.attempts import begin_attempt, seconds_used
 from skyloom.serve.database import Database, Write
 from skyloom.serve.records import (
     WHOLE_JOBS,
@@ -28,6 +30,7 @@ from skyloom.serve.records import (
 from skyloom.serve.refusals import count_refusal
 from skyloom.serve.settings import Settings
 from skyloom.serve.tables import IS_ACTIVE, has_status, jobs, owners, results, workers
+from skyloom.serve.watchdog import over_time
 
 __all__ = ["Lease", "Leases", "LostLeaseError"]
 
@@ -66,11 +69,13 @@ _OUTLIVED = [
 
 @dataclass(frozen=True)
 class Lease:
-    """A job in a worker's hands; `token` is larger than any that the job had before."""
+    """A job in a worker's hands; `token` is larger than any that the job had before, `used` is how many seconds earlier
+    attempts took."""
 
     job: Job
     token: int
     worker: str
+    used: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,9 @@ class Leases:
                 "lease_until": write.now + self.settings.lease_seconds,
                 "started_at": row.started_at or write.now,
             }
+            used = begin_attempt(write, row.number, row.token + 1, worker)
             job = read_job(write.connection, row.number)
-            return Lease(change(write, job, event="in_progress", **values), row.token + 1, worker)
+            return Lease(change(write, job, event="in_progress", **values), row.token + 1, worker, used)
 
     def heartbeat(
         self,
@@ -179,13 +185,21 @@ class Leases:
             expires = None if keep is None else write.now + keep
             return leave(write, job, "completed", progress=100, checkpoint={}, expires_at=expires)
 
-    def fail(self, lease: Lease, failure: JobFailure, *, retry_in: float | None = None) -> Job | None:
-        """Say that it went wrong. With `retry_in` (seconds) it is tried again, so long as attempts are left.
-
-        Raises LostLeaseError.
+    def fail(
+        self,
+        lease: Lease,
+        failure: JobFailure,
+        *,
+        retry_in: float | None = None,
+        checkpoint: Mapping[str, str] | None = None,
+    ) -> Job | None:
+        """Say that it went wrong. With `retry_in` (seconds) it is tried again, from a last `checkpoint` if there is
+        one, so long as attempts and time are left. Raises LostLeaseError.
         """
         with self.database.write() as write:
             job = _held(write.connection, lease)
+            if checkpoint is not None and checkpoint != job.checkpoint:
+                job = change(write, job, checkpoint=dict(checkpoint), attempts=0)
             if failure.rule is not None:
                 count_refusal(write, failure.rule, failure.target or "", failure.code)
             return self._gone_wrong(write, job, failure, retry_in)
@@ -241,11 +255,14 @@ class Leases:
         if job.deleted or job.wanted == "cancel":
             return settle(write, job, "cancel")
         attempts = job.attempts + 1
+        used = seconds_used(write.connection, job.number, write.now)
+        if retry_in is not None and (late := over_time(self.settings, used)) is not None:
+            failure, retry_in = late, None
         if retry_in is None or attempts >= self.settings.max_attempts:
             kept = {} if failure.rule is not None else job.checkpoint  # nothing of what was refused
             return leave(write, job, "failed", error=failure, attempts=attempts, checkpoint=kept)
         status = "queued" if job.wanted is None else "paused"
-        return leave(write, job, status, attempts=attempts, run_after=write.now + retry_in)
+        return leave(write, job, status, cause=failure, attempts=attempts, run_after=write.now + retry_in)
 
 
 def _held(connection: Connection, lease: Lease) -> Job:

@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from skyloom.serve.database import Database, read_page
 from skyloom.serve.faults import missing
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.tables import metadata
 
 _REFERENCE_ROWS = 1_000  # read at a time
@@ -110,15 +111,25 @@ class Character:
 
 
 class Library:
-    """Files and characters in the database. What is somebody else's is not there (WireError, 404)."""
+    """Files and characters in the database, within the owners' quotas (QuotaError).
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    What is somebody else's is not there (WireError, 404).
+    """
+
+    def __init__(self, database: Database, quotas: Quotas | None = None) -> None:
+        self._database, self._quotas = database, quotas or Quotas()
+
+    def check_room(self, owner: str, **more: float) -> None:
+        """Refuse what `add_file` (files, file_bytes) or `add_character` (characters) would. Raises QuotaError."""
+        with self._database.read() as connection:
+            self._quotas.take(connection, owner, 0.0, **more)
 
     def add_file(self, owner: str, purpose: str, name: str, asset: str, size: int) -> File:
-        """Remember a stored file."""
+        """Remember a stored file. What a batch brings is kept even over quota, or the batch would never end."""
         row = {"id": f"file-{secrets.token_hex(12)}", "owner": owner, "purpose": purpose, "name": name}
         with self._database.write() as write:
+            if purpose != "batch_output":
+                self._quotas.take(write.connection, owner, write.now, files=1, file_bytes=size)
             values = {**row, "asset": asset, "size": size, "created_at": write.now}
             write.connection.execute(insert(files).values(**values))
             return _file(write.connection.execute(select(files).where(files.c.id == row["id"])).one())
@@ -157,6 +168,7 @@ class Library:
         """Remember a character."""
         id = f"char_{secrets.token_hex(12)}"
         with self._database.write() as write:
+            self._quotas.take(write.connection, owner, write.now, characters=1)
             row = {"id": id, "owner": owner, "name": name, "asset": asset, "created_at": write.now}
             write.connection.execute(insert(characters).values(**row))
             known = {"character": id, "likeness": asdict(likeness), "consent": consent}

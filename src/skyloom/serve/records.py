@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
 
 from skyloom.core.errors import JobError
+from skyloom.serve.attempts import end_attempt
 from skyloom.serve.database import Write
 from skyloom.serve.tables import events, has_status, jobs, owners, results
 from skyloom.serve.webhooks import announce
@@ -142,8 +143,22 @@ def change(
     return read_job(write.connection, job.number)
 
 
-def leave(write: Write, job: Job, status: Status, *, error: JobFailure | None = None, **values: Any) -> Job | None:
-    """Take a job out of a worker's hands into another state. One that was deleted meanwhile is gone: None."""
+def leave(
+    write: Write,
+    job: Job,
+    status: Status,
+    *,
+    error: JobFailure | None = None,
+    cause: JobFailure | None = None,
+    **values: Any,
+) -> Job | None:
+    """Take a job out of a worker's hands into another state. One that was deleted meanwhile is gone: None.
+
+    `error` is why the job failed, `cause` why the attempt did, where the job goes on.
+    """
+    if job.status == "in_progress":
+        why = error or cause
+        end_attempt(write, job.number, status, None if why is None else vars(why))
     if job.deleted and status != "queued":
         write.connection.execute(delete(jobs).where(jobs.c.number == job.number))
         return None

@@ -25,6 +25,7 @@ def create_batch(asked: Asked) -> Reply:
         raise invalid("endpoint", f"endpoint must be {ENDPOINT}.")
     if body.completion_window != "24h":
         raise invalid("completion_window", "completion_window must be 24h.")
+    services.batches.check_room(asked.owner)
     file = services.library.file(body.input_file_id, asked.owner)
     if file.purpose != "batch" or file.size > MAX_BYTES:
         raise invalid("input_file_id", f"The file must have the purpose batch and {MAX_BYTES >> 20} MiB at most.")

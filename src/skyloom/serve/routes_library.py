@@ -23,6 +23,7 @@ def create_character(asked: Asked) -> Reply:
     """Keep a clip under a name, once the policy has seen both and the clip was looked at, in a process of its own."""
     body, services = parse(CharacterBody, asked.fields), asked.services
     services.desk.allow(body.name, param="name")
+    services.library.check_room(asked.owner, characters=1)
     source = services.sources.video(asked.owner, body.video, "video")
     consent = services.desk.attested(body.consent, media=True, outside=source.job is None)
     verdict, likeness = services.outside.view(source.asset, True)
@@ -61,6 +62,7 @@ def create_file(asked: Asked) -> Reply:
     if suffix is None:
         raise invalid("file", "'file' is no picture or video that can be read.", "invalid_media")
     size = file.seek(0, io.SEEK_END)
+    asked.services.library.check_room(asked.owner, files=1, file_bytes=size)
     file.seek(0)
     asset = asked.services.sources.keep(file, suffix)
     kept = asked.services.library.add_file(asked.owner, body.purpose, body.file.name, asset.reference, size)

@@ -28,7 +28,8 @@ def show(job: Job) -> Reply:
 def queued(asked: Asked, job: Job) -> Reply:
     """A job that was made by this call, and how many more the owner may have waiting."""
     jobs, shown = asked.services.jobs, show(job)
-    told = rate_limit(jobs.settings.max_queued_per_owner, jobs.room(asked.owner))
+    most = jobs.settings.max_queued_per_owner or jobs.settings.max_queued
+    told = rate_limit(most, jobs.room(asked.owner))
     return Reply(shown.body, headers={**shown.headers, **told})
 
 

@@ -20,8 +20,13 @@ _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 FILE = "settings.toml"
 _LEAST_DAYS = 0.05
-_AT_LEAST_ONE = ("max_attempts", "max_queued", "max_queued_per_owner", "max_connections")
+_AT_LEAST_ONE = ("max_attempts", "max_queued", "max_connections")
 _AT_LEAST_ONE += ("max_connections_per_address", "max_body_bytes", "max_body_bytes_per_owner")
+UNLIMITED_BY_ZERO = (
+    *("stall_seconds", "load_seconds", "cancel_seconds", "max_attempt_seconds", "max_job_seconds"),
+    *("max_queued_per_owner", "max_queued_cost_per_owner", "max_files_per_owner", "max_file_bytes_per_owner"),
+    *("max_characters_per_owner", "max_batches_per_owner", "max_webhooks_per_owner"),
+)
 
 
 def default_data() -> Path:
@@ -40,9 +45,13 @@ class Settings:
     were cancelled or have expired, of events, of webhook deliveries, of batches with their output files, and of files
     since they were uploaded; 0 keeps them. A stored file that nothing names any more is moved to the storage's trash
     after `collect_after_days`, and deleted `trash_days` later.
-    `max_connections` may be open at once, `max_connections_per_address` of one client
-    address (a proxy is one address). `max_body_bytes` of request bodies may be in flight at once,
-    `max_body_bytes_per_owner` of one owner. Raises ConfigError for what cannot work.
+    `max_connections` may be open at once, `max_connections_per_address` of one client address (a proxy is one
+    address). `max_body_bytes` of request bodies may be in flight at once, `max_body_bytes_per_owner` of one owner.
+
+    `stall_seconds`, `load_seconds` and `cancel_seconds` say when a render is stuck (watchdog.py): without a step,
+    before its first step or while its results are stored, and after it was asked to stop. `max_attempt_seconds` and
+    `max_job_seconds` bound one attempt and all attempts of a job. `max_..._per_owner` are the quotas (quotas.py). In
+    all of these 0 means no limit. Raises ConfigError for what cannot work.
     """
 
     data: Path = field(default_factory=default_data)
@@ -53,8 +62,19 @@ class Settings:
     lease_seconds: float = 30.0
     heartbeat_seconds: float = 10.0
     max_attempts: int = 5
+    stall_seconds: float = 300.0
+    load_seconds: float = 1_800.0
+    cancel_seconds: float = 60.0
+    max_attempt_seconds: float = 21_600.0
+    max_job_seconds: float = 86_400.0
     max_queued: int = 1_000
     max_queued_per_owner: int = 100
+    max_queued_cost_per_owner: int = 100_000
+    max_files_per_owner: int = 10_000
+    max_file_bytes_per_owner: int = 100 * 2**30
+    max_characters_per_owner: int = 1_000
+    max_batches_per_owner: int = 100
+    max_webhooks_per_owner: int = 50
     keep_seconds: float | None = None
     keep_ended_seconds: float = 30 * 86_400
     keep_event_seconds: float = 7 * 86_400
@@ -90,7 +110,7 @@ class Settings:
             raise ConfigError(f"trash_days must be 0 or more, got {self.trash_days:g}.", hint="7 is the default.")
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", hint="It must be 1 or more.")
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if self.keep_seconds is not None and not 0 < self.keep_seconds < math.inf:
             raise ConfigError(
                 f"keep_seconds must be more than 0, got {self.keep_seconds:g}.", hint="Leave it out to keep results."
@@ -101,6 +121,10 @@ class Settings:
                 raise ConfigError(
                     f"keep_{name}_seconds must be 0 or more, got {seconds:g}.", hint="0 keeps them for good."
                 )
+        for name in UNLIMITED_BY_ZERO:
+            if not 0 <= getattr(self, name) < math.inf:
+                hint = "0 means no limit."
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.", hint=hint)
 
     @property
     def database(self) -> str:

@@ -22,6 +22,10 @@ from skyloom.serve.settings import Settings
 STOP_SECONDS = 10.0
 _CALM = 60.0  # seconds after which a child's death is no longer taken for a loop
 _LONGEST_WAIT = 30.0
+_TOLD = (  # the numbers that a worker needs
+    *("lease_seconds", "heartbeat_seconds", "max_attempts", "disk_reserve", "keep_seconds"),
+    *("stall_seconds", "load_seconds", "cancel_seconds", "max_attempt_seconds", "max_job_seconds"),
+)
 _PROGRAM = "from skyloom.cli.app import main; main()"
 
 log = logging.getLogger(__name__)
@@ -83,17 +87,14 @@ def worker_environment(settings: Settings) -> dict[str, str]:
 
 def settings_environment(settings: Settings) -> dict[str, str]:
     """The variables that tell a worker every setting that it needs."""
-    told = {
-        "DATA": str(settings.data.absolute()),
-        "DATABASE_URL": settings.database,
-        "STORAGE_URL": settings.storage,
-        "LEASE_SECONDS": repr(settings.lease_seconds),
-        "HEARTBEAT_SECONDS": repr(settings.heartbeat_seconds),
-        "MAX_ATTEMPTS": repr(settings.max_attempts),
-        "DISK_RESERVE": repr(settings.disk_reserve),
-        "LOG_PROMPTS": "true" if settings.log_prompts else "false",
+    places = {
+        "data": str(settings.data.absolute()),
+        "database_url": settings.database,
+        "storage_url": settings.storage,
+        "log_prompts": "true" if settings.log_prompts else "false",
     }
-    return {f"SKYLOOM_{name}": value for name, value in told.items()}
+    told = {**{name: repr(value) for name in _TOLD if (value := getattr(settings, name)) is not None}, **places}
+    return {f"SKYLOOM_{name.upper()}": value for name, value in told.items()}
 
 
 class Child:

@@ -145,6 +145,18 @@ results = Table(
     Column("created_at", Double, nullable=False),
 )
 
+attempts = Table(
+    "job_attempts",
+    metadata,
+    Column("job", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("token", Integer, primary_key=True, autoincrement=False),
+    Column("worker", String(128), nullable=False),
+    Column("began_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String(16)),
+    Column("error", JSON(none_as_null=True)),
+)
+
 keys = Table(
     "idempotency_keys",
     metadata,

@@ -20,6 +20,7 @@ from sqlalchemy import Row, and_, delete, insert, select, update
 
 from skyloom.core.errors import JobError, SkyloomError
 from skyloom.serve.database import MAX_PAGE, Database, Write, read_page
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.slots import Slots
 from skyloom.serve.tables import deliveries, endpoints
 
@@ -64,13 +65,15 @@ class EndpointStore:
     """The endpoints of every owner. Methods raise MissingEndpointError for those of others. `tests` are the test events
     that may be sent at once, each by a request that waits for the answer."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas | None = None) -> None:
         self.database = database
         self.tests = Slots(_TESTS, _TESTS_OF_OWNER)
+        self._quotas = quotas or Quotas()
 
     def add(self, owner: str, name: str, url: str, event_types: Sequence[str]) -> Endpoint:
-        """A new endpoint with a new secret; check the URL first (outbound.check_url)."""
+        """A new endpoint with a new secret; check the URL first (outbound.check_url). Raises QuotaError."""
         with self.database.write() as write:
+            self._quotas.take(write.connection, owner, write.now, webhooks=1)
             row = {"id": f"we_{secrets.token_hex(16)}", "owner": owner, "name": name, "url": url}
             row |= {"event_types": list(event_types), "secret": _new_secret()}
             row |= {"created_at": write.now, "updated_at": write.now}

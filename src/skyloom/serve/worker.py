@@ -1,7 +1,8 @@
 """A worker: leases jobs one after another, has them rendered, stores what came out, hands in the result.
 
 The renderer is a function from a job and a folder to steps; between two of them the worker looks whether the job is to
-be cancelled or paused, whether its lease is lost, and whether it should go itself. A thread keeps the lease meanwhile.
+be cancelled or paused, whether its lease is lost, and whether it should go itself. A thread keeps the lease meanwhile
+(pulse.py).
 What a renderer leaves in the folder's `state` is stored from time to time, so that another worker can go on from it.
 """
 
@@ -24,15 +25,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from skyloom.core.errors import CapacityError, DiskFullError, SafetyError, SkyloomError, UncheckedError
 from skyloom.serve.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.paths import clean_receipt, without_paths
-from skyloom.serve.records import Job, JobFailure, JobResult, Wanted
+from skyloom.serve.pulse import Pulse
+from skyloom.serve.records import Job, JobFailure, JobResult
 from skyloom.serve.refusals import BLOCKED, FAILED
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, Storage
+from skyloom.serve.watchdog import Clock, Watchdog, retry_of
 
 STATE = "state"
 POLL_SECONDS = 0.2  # between two looks of an idle worker
-PULSE_SECONDS = 0.5  # between two looks at what is wanted, and two writes of progress
-DRAIN_SECONDS = 8.0  # after which a step that does not end is left behind
 RETRY_SECONDS = 1.0  # until the next try, while the database is away
 HAND_IN_SECONDS = 300.0  # how long a finished video waits for a database that is away
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory")
@@ -63,10 +64,22 @@ class Renderer(Protocol):
 
 
 class Worker:
-    """One worker of one device. `run` works until it is told to `drain`."""
+    """One worker of one device. `run` works until it is told to `drain`.
+
+    `end` ends the process with an exit status when a render is stuck; `clock` is the watchdog's.
+    """
 
     def __init__(
-        self, leases: Leases, storage: Storage, renderer: Renderer, settings: Settings, *, name: str, device: str
+        self,
+        leases: Leases,
+        storage: Storage,
+        renderer: Renderer,
+        settings: Settings,
+        *,
+        name: str,
+        device: str,
+        end: Callable[[int], object] | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.leases = leases
         self.storage = storage
@@ -74,6 +87,7 @@ class Worker:
         self.settings = settings
         self.name = name
         self.device = device
+        self._end, self._clock = end or _kill_self, clock
         self._leaving = threading.Event()
 
     def drain(self) -> None:
@@ -116,8 +130,9 @@ class Worker:
             return False
         log.info("job begun", extra={"job": lease.job.id, "worker": self.name})
         folder = self.settings.runs / lease.job.id
+        watch = Watchdog(self.settings, lease.used, self._clock)
         try:
-            with _Pulse(self.leases, lease, self.settings.heartbeat_seconds, self._leaving) as pulse:
+            with Pulse(self.leases, lease, self.settings.heartbeat_seconds, self._leaving, watch, self._end) as pulse:
                 end = self._make(lease, folder, pulse)
             job = self._hand_in(end)
         except LostLeaseError:
@@ -128,7 +143,7 @@ class Worker:
         log.info("job let go", extra={"job": lease.job.id, "status": job.status if job else "deleted"})
         return True
 
-    def _make(self, lease: Lease, folder: Path, pulse: "_Pulse") -> Callable[[], Job | None]:
+    def _make(self, lease: Lease, folder: Path, pulse: Pulse) -> Callable[[], Job | None]:
         """Render; what to tell the queue in the end. Raises LostLeaseError."""
         kept = dict(lease.job.checkpoint)
         saver = _Saver(self.storage, folder / STATE, kept, self.settings.heartbeat_seconds)
@@ -139,6 +154,7 @@ class Worker:
             with contextlib.closing(self.renderer(lease.job, folder, output=output)) as steps:
                 for step in steps:
                     if step.files is not None:
+                        pulse.storing()
                         receipt = clean_receipt(step.receipt or {}, lease.job.request)
                         result = self._store(step.files, receipt)
                         return lambda: self.leases.finish(lease, result)
@@ -148,6 +164,8 @@ class Worker:
                 else:
                     raise RuntimeError("a render ends with its files")
             checkpoint = saver.save(now=True)  # a render that was closed has written its last step
+            if (late := pulse.late) is not None:
+                return lambda: self.leases.fail(lease, late, retry_in=retry_of(late), checkpoint=checkpoint)
             return lambda: self.leases.release(lease, checkpoint)
         except LostLeaseError:
             raise
@@ -187,63 +205,8 @@ class Worker:
                 time.sleep(RETRY_SECONDS)
 
 
-class _Pulse:
-    """A thread that keeps a lease, writes progress and hears what is wanted, while a job is made."""
-
-    def __init__(self, leases: Leases, lease: Lease, every: float, leaving: threading.Event) -> None:
-        self._leases, self._lease, self._every, self._leaving = leases, lease, every, leaving
-        self._said: tuple[int, str, Mapping[str, str] | None] = (lease.job.progress, lease.job.phase or "", None)
-        self._wanted: Wanted | None = None
-        self._lost: LostLeaseError | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
-
-    def __enter__(self) -> "_Pulse":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def tell(self, percent: int, phase: str, checkpoint: Mapping[str, str] | None) -> None:
-        """What to write at the next beat. Raises LostLeaseError once the lease is gone."""
-        if self._lost is not None:
-            raise self._lost
-        self._said = (percent, phase, checkpoint or self._said[2])
-
-    def stopping(self) -> bool:
-        """Whether the job is to be let go of now."""
-        return self._wanted is not None or self._leaving.is_set()
-
-    def _beat(self) -> None:
-        written, due, left = self._said, time.monotonic() + self._every, None
-        while not self._over.wait(min(PULSE_SECONDS, self._every)):
-            said, now = self._said, time.monotonic()
-            try:
-                if said != written or now >= due:
-                    percent, phase, checkpoint = said
-                    self._wanted = self._leases.heartbeat(
-                        self._lease, progress=percent, phase=phase, checkpoint=checkpoint
-                    )
-                    written, due = said, now + self._every
-                else:
-                    self._wanted = self._leases.wanted(self._lease)
-            except LostLeaseError as error:
-                self._lost = error
-                return
-            except SQLAlchemyError as error:
-                log.warning("a heartbeat was not heard", extra={"cause": type(error).__name__})
-            if self._leaving.is_set():
-                left = left or now
-                if now - left > DRAIN_SECONDS and not self._over.is_set():
-                    self._leave()
-
-    def _leave(self) -> None:
-        """The step does not end and the time to go is over: another worker may go on from the last checkpoint."""
-        with contextlib.suppress(LostLeaseError, SQLAlchemyError):
-            self._leases.release(self._lease)
-        os.kill(os.getpid(), signal.SIGKILL)
+def _kill_self(_status: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Saver:
