@@ -8,7 +8,9 @@ from sqlalchemy import func, select
 from skyloom.core.errors import RequestError
 from skyloom.serve.batches import LINES_PER_TICK, BatchStore, Line, batch_jobs
 from skyloom.serve.jobs import JobFailure, JobResult
+from skyloom.serve.quotas import Quotas
 from skyloom.serve.records import leave
+from skyloom.serve.settings import Settings
 
 from .conftest import load_beside
 
@@ -46,7 +48,7 @@ class Desk:
 @pytest.fixture
 def batches(database, store) -> BatchStore:
     """The batches beside the queue."""
-    return BatchStore(database, store)
+    return BatchStore(database, store, Quotas(Settings(max_batches_per_owner=0)))
 
 
 @pytest.fixture
