@@ -109,8 +109,10 @@ class Character:
 
 
 class Library:
-    """Files and characters in the database, within the owners' quotas (QuotaError). What is somebody else's is not there
-    (WireError, 404)."""
+    """Files and characters in the database, within the owners' quotas (QuotaError).
+
+    What is somebody else's is not there (WireError, 404).
+    """
 
     def __init__(self, database: Database, quotas: Quotas | None = None) -> None:
         self._database, self._quotas = database, quotas or Quotas()
