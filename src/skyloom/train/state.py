@@ -46,12 +46,22 @@ def load_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim
             index, key = name.split("/")
             states.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
+        _match_layouts(optimizer)
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a state of this run ({error}).",
             hint="Use the recipe that made it, or a new --run.",
         ) from error
     return step
+
+
+@torch.no_grad()
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the strides of their parameters: the fused optimizer pairs elements by their place in memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
