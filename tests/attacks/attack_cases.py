@@ -218,6 +218,57 @@ def keep_file(client: Client, size: int) -> str:
     return client.ask("POST", "/v1/files", FORM, [*parts, f"--{BOUND}--\r\n".encode()]).body["id"]
 
 
+class Endpoint:
+    """A webhook endpoint on this machine; one that drips sends a byte of its answer's head now and then, for ever."""
+
+    def __init__(self, *, drips: bool) -> None:
+        self._drips, self._over = drips, threading.Event()
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}/hook"
+        self.called = 0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def __enter__(self) -> "Endpoint":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self._door.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # the door is closed
+            while True:
+                threading.Thread(target=self._answer, args=[self._door.accept()[0]], daemon=True).start()
+
+    def _answer(self, line: socket.socket) -> None:
+        with contextlib.suppress(OSError), line:
+            line.recv(65_536)
+            self.called += 1
+            if not self._drips:
+                line.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+                return
+            line.sendall(b"HTTP/1.1 200 OK\r\nx-a: ")
+            while not self._over.wait(0.5):
+                line.send(b"a")
+
+
+def add_webhook(client: Client, url: str) -> str:
+    """The id of a new webhook endpoint that hears of ended videos."""
+    body = {"name": "hook", "url": url, "event_types": ["video.completed", "video.failed"]}
+    return client.ask("POST", "/v1/webhook_endpoints", JSON, json.dumps(body).encode()).body["id"]
+
+
+def make_video(client: Client, prompt: str) -> str:
+    """The id of a new video."""
+    return client.ask("POST", "/v1/videos", JSON, json.dumps({"prompt": prompt}).encode()).body["id"]
+
+
+def status_of(client: Client, video: str) -> str:
+    """Where a video is; its error's code once it has failed."""
+    told = client.ask("GET", f"/v1/videos/{video}").body
+    return told["error"]["code"] if told.get("error") else told["status"]
+
+
 def close(lines: Iterable[socket.socket]) -> None:
     """Let go of connections."""
     for line in lines:

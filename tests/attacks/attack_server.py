@@ -19,6 +19,7 @@ ME = Path(__file__).absolute()
 sys.path.insert(0, str(ME.parents[1] / "serve"))
 
 import live  # noqa: E402 - beside tests/serve
+from swarm import HANGS  # noqa: E402
 
 from skyloom.core.log import set_up_logging  # noqa: E402
 from skyloom.serve import listen  # noqa: E402
@@ -27,6 +28,7 @@ from skyloom.serve.connections import Connections, Times  # noqa: E402
 from skyloom.serve.database import Database  # noqa: E402
 from skyloom.serve.settings import Settings  # noqa: E402
 
+__all__ = ["HANGS", "HELD", "make_key", "start", "wait_for"]
 HELD = "held"
 SOON = Times(head=2.0, body=3.0, rest=2.0, unread=60.0)
 PLAN = {"size": "128x128", "fps": 16.0, "steps": 4, "guidance": 1.0, "estimate": {"seconds": 3.0}}
@@ -81,7 +83,7 @@ def main() -> None:
     if asked.held:
         listen.plan_in_child = partial(plan_when_let_go, asked.data / HELD)
         listen.Connections = partial(Connections, times=SOON)
-    live.serve(asked.data, live.Fake())
+    live.serve(asked.data, live.Fake(seconds=0.01))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -34,6 +35,7 @@ from skyloom.serve.tables import events, keys, results
 from skyloom.serve.worker import STATE, Progress, Worker
 
 STEPS = 8
+HANGS = "this render hangs"
 
 
 def settings_of(data: Path, database: str) -> Settings:
@@ -61,7 +63,10 @@ def frames_of(prompt: str, steps: int = STEPS) -> bytes:
 def fake_render(
     job: Job, folder: Path, *, output: Path, steps: int = STEPS, pause: Callable[[], float] = lambda: uniform(0.0, 0.01)
 ) -> Iterator[Progress]:
-    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a step takes."""
+    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a step takes.
+
+    The prompt HANGS never gets to a second step.
+    """
     prompt, state = str(job.request["prompt"]), folder / STATE
     kept = sorted(state.glob("step-*.bin"))
     begun = int(kept[-1].stem.split("-")[1]) if kept else 0
@@ -73,6 +78,8 @@ def fake_render(
         partial.write_bytes(value)
         partial.replace(state / f"step-{index + 1:02}.bin")
         yield Progress(100 * (index + 1) // steps, "denoise")
+        if prompt == HANGS:
+            threading.Event().wait()
     made = output / "video.mp4"
     made.write_bytes(value * 500)
     yield Progress(99, "decode", {"video": made}, {"prompt": prompt})

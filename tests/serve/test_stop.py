@@ -21,7 +21,7 @@ from skyloom.serve.webhooks import EVENT_TYPES, EndpointStore
 # The socket layer hangs for ever, as if no time-out held; the file says that it was asked.
 SERVER = """
 import sys, threading
-from skyloom.serve import outbound, storage
+from skyloom.serve import outbound, upkeep
 asked = open(sys.argv.pop(1), "w")
 
 def hang(*_, **__):
@@ -30,7 +30,7 @@ def hang(*_, **__):
 
 outbound.post_to = outbound.fetch = hang
 if sys.argv.pop(1) == "storage":
-    storage.FolderStorage.collect = hang
+    upkeep.collect = hang
 from skyloom.cli.app import main
 main()
 """
