@@ -24,7 +24,7 @@ from skyloom.data.loader import CaptionTable
 from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.evaluate.probe import load_probe, prepare
-from skyloom.models.checkpoint import load_into, load_part
+from skyloom.models.checkpoint import from_int8, load_into, load_part
 from skyloom.models.diorama.autoencoder import Autoencoder, shrink
 from skyloom.models.diorama.transformer import UNet, UNetConfig
 from skyloom.train.autoencoders import load_autoencoder
@@ -160,7 +160,7 @@ def main() -> None:
     else:
         config, state, _ = load_part(arguments.run, "unet", UNetConfig)
         network = UNet(config)
-        load_into(network, {name: value.float() for name, value in state.items()})
+        load_into(network, from_int8(state))
         network = network.to(torch.bfloat16).eval()
         table = CaptionTable(arguments.captions)
         latent = sample(network, table, captions, arguments.steps, arguments.guidance, arguments.shift)

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from skyloom.core.errors import CheckpointError
-from skyloom.models.checkpoint import load_into, load_part, save_part, verify_manifest, write_manifest
+from skyloom.models.checkpoint import (
+    from_int8,
+    load_into,
+    load_part,
+    save_part,
+    to_int8,
+    verify_manifest,
+    write_manifest,
+)
 from skyloom.models.vae import VaeConfig
 
 STATE = {name: torch.randn(1000) for name in ("a", "b", "c")}
@@ -52,3 +60,19 @@ def test_a_changed_file_is_found_by_its_hash(tmp_path):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="is corrupt"):
         verify_manifest(tmp_path)
+
+
+def test_int8_keeps_weights_to_half_a_step_of_each_row():
+    torch.manual_seed(0)
+    state = {
+        "conv.weight": torch.randn(8, 3, 3, 3) * torch.logspace(-3, 1, 8)[:, None, None, None],
+        "bias": torch.randn(8),
+    }
+    stored = to_int8(state)
+    assert stored["conv.weight"].dtype == torch.int8
+    back = from_int8(stored)
+    steps = state["conv.weight"].flatten(1).abs().amax(1) / 127
+    error = (back["conv.weight"] - state["conv.weight"]).flatten(1).abs().amax(1)
+    assert (error <= 0.52 * steps).all()
+    torch.testing.assert_close(back["bias"], state["bias"], rtol=1e-3, atol=1e-3)
+    assert from_int8(state)["conv.weight"].dtype == torch.float32

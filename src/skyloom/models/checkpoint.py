@@ -122,6 +122,32 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Quantise weights to int8 with a scale per output row (`NAME.scale`); vectors become fp16."""
+    stored: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if value.ndim == 1:
+            stored[name] = value.half()
+            continue
+        rows = value.float().flatten(1)
+        scale = rows.abs().amax(dim=1).clamp(min=1e-12) / 127
+        stored[name] = (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8).reshape(value.shape)
+        stored[f"{name}.scale"] = scale
+    return stored
+
+
+def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The fp32 weights of a state that `to_int8` made; a state without scales is cast to fp32."""
+    weights: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith(".scale"):
+            continue
+        scale = state.get(f"{name}.scale")
+        rows = value.float()
+        weights[name] = rows if scale is None else rows * scale.float().reshape(-1, *[1] * (value.ndim - 1))
+    return weights
+
+
 def _files(folder: Path, part: str) -> list[Path]:
     single = folder / f"{part}.safetensors"
     return [single] if single.exists() else sorted(folder.glob(f"{part}-?????-of-?????.safetensors"))

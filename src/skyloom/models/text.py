@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
-from skyloom.models.checkpoint import load_into, load_part, save_part
+from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part, to_int8
 from skyloom.models.meaning import Meaning
 from skyloom.models.tokenizer import Tokenizer
 
@@ -168,15 +168,7 @@ class TextLayer(nn.Module):
 
 def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, str]) -> list[Path]:
     """Write the part `text`: matrices in int8 with an fp16 scale per row, the vocabulary as UTF-8 bytes."""
-    state: dict[str, Tensor] = {}
-    for name, value in encoder.state_dict().items():
-        if value.ndim == 1:
-            state[name] = value.half()
-            continue
-        scale = value.abs().amax(dim=1).clamp(min=1e-8) / 127
-        scale = scale.half().float()
-        state[name] = (value / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-        state[f"{name}.scale"] = scale.half()
+    state = to_int8(encoder.state_dict())
     text = "\n".join(encoder.tokenizer.vocabulary).encode()
     state["vocabulary"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return save_part(folder, "text", encoder.config, state, metadata=metadata)
@@ -186,12 +178,7 @@ def load_text_encoder(folder: Path) -> TextEncoder:
     """Read the part `text` of a model folder, dequantised to fp32."""
     config, state, _ = load_part(folder, "text", TextConfig)
     vocabulary = bytes(state.pop("vocabulary").tolist()).decode().split("\n")
-    weights = {}
-    for name, value in state.items():
-        if name.endswith(".scale"):
-            continue
-        scale = state.get(f"{name}.scale")
-        weights[name] = value.float() if scale is None else value.float() * scale.float()[:, None]
+    weights = from_int8(state)
     with torch.device("meta"):
         encoder = TextEncoder(config, vocabulary)
     encoder.to_empty(device="cpu")

@@ -19,7 +19,7 @@ from skyloom.data.encode import to_pixels
 from skyloom.data.loader import CaptionTable, LatentBatch, LatentLoader, LatentSource, PixelLoader
 from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.evaluate.metrics import psnr, ssim
-from skyloom.models.checkpoint import load_into, load_part, save_part
+from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part
 from skyloom.models.diorama.transformer import UNet, UNetConfig
 from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.vae import SPACE, TIME, Vae, initialise_linear_path
@@ -137,8 +137,7 @@ def _network(run: FlowRun) -> tuple[str, Network]:
     if run.unet is not None:
         unet = UNet(run.unet)
         if run.init:
-            state = load_part(Path(run.init), "unet", UNetConfig)[1]
-            load_into(unet, {name: value.float() for name, value in state.items()})
+            load_into(unet, from_int8(load_part(Path(run.init), "unet", UNetConfig)[1]))
         return "unet", unet
     assert run.model is not None
     dit = Dit(run.model)
