@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
-from skyloom.models.conv import ShiftBlock
+from skyloom.models.conv import shift_channels
 from skyloom.models.vae import principal_components
 
 TIME, PATCH = 4, 8
+_GROUPS = 8
 _SHUFFLE = 4  # pixels of the small picture per side of a cell in the decoder's coarse maps
 
 
@@ -78,6 +79,28 @@ class Autoencoder(nn.Module):
         return (video[:, :, TIME - 1 :] if cache is None else video), after
 
 
+class DecoderBlock(nn.Module):
+    """Two 3x3 convolutions on normalised features; a quarter of the channels come from the latent frame before.
+
+    Without the norm training diverges: the four frames and 16 pixels of a cell are nearly alike, so that their weights
+    move together.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(_GROUPS, channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(
+        self, x: Float[Tensor, "bt c h w"], batch: int, previous: Float[Tensor, "b s h w"] | None
+    ) -> tuple[Float[Tensor, "bt c h w"], Float[Tensor, "b s h w"]]:
+        """The block's output, and what the next window needs."""
+        shifted, last = shift_channels(F.silu(self.norm(x)), batch, previous)
+        return x + self.second(F.silu(self.first(shifted))), last
+
+
 class Decoder(nn.Module):
     """Latents to pixels: the inverse of the components, enlarged, plus a learned correction."""
 
@@ -87,14 +110,11 @@ class Decoder(nn.Module):
         coarse, fine = config.widths
         self.linear = nn.Conv2d(config.channels, 3 * TIME * PATCH**2, 1)
         self.stem = nn.Conv2d(3 * TIME * _SHUFFLE**2, coarse, 3, padding=1)
-        self.coarse = nn.ModuleList(ShiftBlock(coarse) for _ in range(config.blocks[0]))
+        self.coarse = nn.ModuleList(DecoderBlock(coarse) for _ in range(config.blocks[0]))
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
-        self.fine = nn.ModuleList(ShiftBlock(fine) for _ in range(config.blocks[1]))
+        self.fine = nn.ModuleList(DecoderBlock(fine) for _ in range(config.blocks[1]))
         self.side = _SHUFFLE // 2 * config.enlarge  # pixels of the video per side of a cell in the fine maps
         self.head = nn.Conv2d(fine, 3 * TIME * self.side**2, 3, padding=1)
-        for layer in (self.stem, self.up, *(block.conv_in for block in (*self.coarse, *self.fine))):
-            assert isinstance(layer, nn.Conv2d)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
         nn.init.zeros_(self.head.weight)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
