@@ -56,13 +56,18 @@ def sample(
 
 
 @torch.no_grad()
-def decode(autoencoder: Autoencoder, latent: Float[Tensor, "n c 1 h w"]) -> UInt8[Tensor, "n h w c"]:
-    """Latents to frames at the decoder's resolution."""
+def decode(
+    autoencoder: Autoencoder, latent: Float[Tensor, "n c 1 h w"], *, linear: bool = False
+) -> UInt8[Tensor, "n h w c"]:
+    """Latents to frames at the decoder's resolution, or by the components alone at the encoder's."""
     parts = []
     for piece in latent.split(BATCH):
+        if linear:
+            parts.append(autoencoder.decoder.inverse(piece)[:, -3:])
+            continue
         with torch.autocast("cpu", torch.bfloat16):
-            parts.append(autoencoder.decode(piece).float())
-    return to_bytes(torch.cat(parts)[:, :, 0])
+            parts.append(autoencoder.decode(piece)[:, :, 0].float())
+    return to_bytes(torch.cat(parts))
 
 
 def to_bytes(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"]:
@@ -141,6 +146,7 @@ def main() -> None:
     parser.add_argument("--renders", action="store_true")
     parser.add_argument("--decoded", action="store_true")
     parser.add_argument("--decoder", type=Path)
+    parser.add_argument("--linear", action="store_true", help="decode by the components alone")
     parser.add_argument("--stills", type=Path, default=Path(".runs/data/stills_heldout"))
     parser.add_argument("--captions", type=Path, default=Path(".runs/data/captions.safetensors"))
     parser.add_argument("--count", type=int, default=132)
@@ -156,7 +162,8 @@ def main() -> None:
     elif arguments.decoded:
         autoencoder = load_autoencoder(arguments.decoder)
         with torch.no_grad():
-            frames = decode(autoencoder, autoencoder.encode_small(to_pixels(renders[:, None])))
+            latent = autoencoder.encode_small(to_pixels(renders[:, None]))
+        frames = decode(autoencoder, latent, linear=arguments.linear)
     else:
         config, state, _ = load_part(arguments.run, "unet", UNetConfig)
         network = UNet(config)
@@ -164,7 +171,7 @@ def main() -> None:
         network = network.to(torch.bfloat16).eval()
         table = CaptionTable(arguments.captions)
         latent = sample(network, table, captions, arguments.steps, arguments.guidance, arguments.shift)
-        frames = decode(load_autoencoder(arguments.decoder), latent)
+        frames = decode(load_autoencoder(arguments.decoder), latent, linear=arguments.linear)
     spent = time.process_time() - started
     small = frames
     if frames.shape[1] > renders.shape[1]:
