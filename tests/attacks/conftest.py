@@ -31,12 +31,13 @@ def no_network(monkeypatch):
 
 @dataclass(frozen=True)
 class Stand:
-    """The server, and its clients."""
+    """The server, and its clients; the third one has no backlog of jobs."""
 
     data: Path
     server: Any
     attacker: attack_cases.Client
     other: attack_cases.Client
+    third: attack_cases.Client
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def stand(tmp_path_factory) -> Iterator[Stand]:
     limits = {"max_queued": MOST_QUEUED, "max_queued_per_owner": MOST_QUEUED, "disk_reserve": 0}
     limits |= {"webhooks_to_loopback": "true", "stall_seconds": 3, "max_attempts": 2, "max_queued_cost_per_owner": 0}
     server = attack_server.start(data, held=True, **limits)
-    keys = [attack_server.make_key(data, owner) for owner in ("mallory", "alice")]
+    keys = [attack_server.make_key(data, owner) for owner in ("mallory", "alice", "bob")]
     clients = [attack_cases.Client(server.url, key) for key in keys]
     try:
         yield Stand(data, server, *clients)

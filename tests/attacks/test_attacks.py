@@ -121,24 +121,24 @@ def test_a_webhook_endpoint_that_drips_keeps_nobody_elses_back(stand):
     with cases.Endpoint(drips=True) as tarpit, cases.Endpoint(drips=False) as good, beside(stand):
         for _ in range(3):
             cases.add_webhook(stand.attacker, tarpit.url)
-        cases.add_webhook(stand.other, good.url)
+        cases.add_webhook(stand.third, good.url)
         slow = [cases.make_video(stand.attacker, f"a slow cat {number}") for number in range(6)]
         wait_for(
             "the attacker's are ended", lambda: all(cases.status_of(stand.attacker, v) == "completed" for v in slow)
         )
         wait_for("the tarpit has a delivery", lambda: tarpit.called)
         before = good.called
-        mine = cases.make_video(stand.other, "a quick cat")
-        wait_for("the other's is ended", lambda: cases.status_of(stand.other, mine) == "completed")
+        mine = cases.make_video(stand.third, "a quick cat")
+        wait_for("the other's is ended", lambda: cases.status_of(stand.third, mine) == "completed")
         wait_for("the other owner's webhook is delivered", lambda: good.called > before)
 
 
 def test_a_render_that_hangs_is_ended_and_the_queue_goes_on(stand):
     with beside(stand):
         stuck = cases.make_video(stand.attacker, HANGS)
-        after = cases.make_video(stand.other, "a cat behind it")
+        after = cases.make_video(stand.third, "a cat behind it")
         wait_for("the stuck job has failed", lambda: cases.status_of(stand.attacker, stuck) == "stalled")
-        wait_for("the queue goes on", lambda: cases.status_of(stand.other, after) == "completed")
+        wait_for("the queue goes on", lambda: cases.status_of(stand.third, after) == "completed")
 
 
 def test_sigterm_ends_the_server_whatever_clients_hold_open(stand):
