@@ -21,13 +21,16 @@ MOST_MIB = 600  # of memory, at the peak of everything here
 
 
 @contextlib.contextmanager
-def beside(stand) -> Iterator[cases.Beside]:
-    """The other client, whose every call in the block was answered; there was at least one round of them."""
+def beside(stand, *, dropped: bool = False) -> Iterator[cases.Beside]:
+    """The other client, whose every call in the block was answered; there was at least one round of them.
+
+    With `dropped`, connections may end without an answer, as where a flood comes from the client's own address.
+    """
     with cases.Beside(stand.other) as other:
         yield other
         served = other.served
-        wait_for("the other client is served", lambda: other.served >= served + 4 or other.failed)
-    assert not other.failed
+        wait_for("the other client is served", lambda: other.served >= served + 4 or (other.failed and not dropped))
+    assert not [failure for failure in other.failed if not (dropped and failure[1] == 0)]
     assert stand.server.process.poll() is None
 
 
@@ -90,7 +93,7 @@ def test_forms_of_large_texts_are_refused_and_their_memory_is_given_back(stand):
 def test_520_half_open_connections_keep_nobody_out(stand, source):
     """From another address, and from the very one of the other client."""
     attacker = cases.Client(stand.server.url, None, source)
-    with beside(stand):
+    with beside(stand, dropped=source == stand.other.source):
         lines = cases.half_open(attacker)
         try:
             ends = [cases.end_of(line) for line in lines]

@@ -143,6 +143,14 @@ def test_an_edit_of_a_stored_video_is_a_job_like_any_other(host, tiny_model):
     assert job.result.receipt["frames"]["shape"][0] > 17
 
 
+def wait_for(holds, seconds: float = 120.0) -> None:
+    """Until something holds."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("wanted", ["step-", "window-", "span-001/"])
 def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
     host, tiny_model, tmp_path, monkeypatch, wanted
@@ -152,6 +160,8 @@ def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
     monkeypatch.setattr("skyloom.serve.render._SAVE_EVERY", 0.0)
     calls, velocity = [], Denoiser.velocity
     monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
+    beats, beat = [], Leases.heartbeat
+    monkeypatch.setattr(Leases, "heartbeat", lambda *given, **more: (beat(*given, **more), beats.append(1))[0])
     store, storage, worker = host
     source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
     edit = {"verb": "recut", "videos": [source], "start": "0.25", "stop": "0.75", "seconds": "1.5"}
@@ -168,7 +178,8 @@ def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
             told = store.get(job.id).checkpoint
             if any(wanted in name and name.endswith(".state") for name in told):
                 raise SystemExit
-            time.sleep(2 * worker.settings.heartbeat_seconds)  # so that this step, too, comes to be stored
+            heard = len(beats) + 2  # so that this step, too, comes to be stored
+            wait_for(lambda heard=heard: len(beats) >= heard)
             yield step
 
     worker.renderer = dying

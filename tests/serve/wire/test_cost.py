@@ -97,9 +97,9 @@ def clear(server) -> None:
 def full(server) -> None:
     """A call when the queue is full."""
     settings = server.services.jobs.settings
-    object.__setattr__(settings, "max_queued_per_owner", 0)
+    object.__setattr__(settings, "max_queued", 0)
     assert server.http().post("/v1/videos", json={"prompt": "a cat"}).status_code == 429
-    object.__setattr__(settings, "max_queued_per_owner", 100)
+    object.__setattr__(settings, "max_queued", 1_000)
 
 
 def nothing(_server) -> None:

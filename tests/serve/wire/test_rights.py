@@ -133,7 +133,7 @@ def test_keys_are_kept_as_hashes_and_end(tmp_path):
     database.close()
     raw = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert text.encode() not in raw
-    assert text.rsplit("-", 1)[-1].encode() not in raw
+    assert text.split("-", 3)[-1].encode() not in raw
     now[0] += 61
     with pytest.raises(Exception, match="expired"):
         keys.caller(f"Bearer {text}")
