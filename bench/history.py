@@ -156,8 +156,8 @@ class Server:
 
 @contextmanager
 def serve(settings: Settings) -> Iterator[Server]:
-    """A server that answers /ready."""
-    command = [sys.executable, "-c", _PROGRAM, "serve", "--port", "0", "--no-worker", "--json"]
+    """A server that answers /ready. It adopts its storage: the files that the seeded rows name do not exist."""
+    command = [sys.executable, "-c", _PROGRAM, "serve", "--adopt-storage", "--port", "0", "--no-worker", "--json"]
     environment = {**os.environ, "SKYLOOM_DATA": str(settings.data), "SKYLOOM_DATABASE_URL": settings.database}
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
