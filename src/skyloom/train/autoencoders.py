@@ -1,5 +1,10 @@
-"""Building, saving and loading the diorama's autoencoder, and training its decoder."""
+"""Building, saving and loading the diorama's autoencoder, and training its decoder.
 
+`python -m skyloom.train.autoencoders --clips FOLDER --out FOLDER` writes the components of rendered clips.
+"""
+
+import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +34,8 @@ from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import Losses, gradient_distance
 
 PART = "autoencoder"
+
+log = logging.getLogger(__name__)
 
 
 def load_encoder(folder: Path, device: str) -> tuple[Encode, torch.device]:
@@ -169,3 +176,19 @@ def measure_decoder(autoencoder: nn.Module, folder: Path, levels: Sequence[float
         found |= {f"psnr@{level}": sum(v[0] for v in values) / len(values)}
         found |= {f"small@{level}": sum(v[1] for v in values) / len(values)}
     return found
+
+
+def main() -> None:
+    """Write an autoencoder with the components of rendered clips and an untrained decoder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=Path, nargs="+", required=True)
+    parser.add_argument("--channels", type=int, default=AutoencoderConfig.channels)
+    parser.add_argument("--patches", type=int, default=120_000)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    explained = save_components(given.out, AutoencoderConfig(channels=given.channels), given.clips, given.patches)
+    log.info("%d components explain %.4f of the variance", given.channels, explained)
+
+
+if __name__ == "__main__":
+    main()
