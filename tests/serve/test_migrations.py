@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,22 @@ def test_every_reference_to_another_table_has_an_index(table):
     """Or a row that is deleted there scans this table for what goes with it; no plan shows that."""
     led = {index.columns[0].name for index in table.indexes} | {next(iter(table.primary_key.columns)).name}
     assert {key.parent.name for key in table.foreign_keys} <= led
+
+
+@pytest.mark.parametrize("without", [(), ("batch", "files", "characters", "api_keys")])
+def test_every_opener_migrates_also_where_nothing_else_is_imported(tmp_path, without):
+    """A worker, a backup or a restore opens the database before any module of the server's calls is loaded, and a
+    database that only a command has written may lack tables of the server."""
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    make_version_1(url)
+    tables = [name for name in metadata.tables if name.startswith(without)] if without else []
+    run_on(url, [f"DROP TABLE IF EXISTS {name}" for name in tables])
+    program = f"from skyloom.serve.database import Database; print(Database({url!r}).check())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    database = Database(url)
+    with database.read() as connection:
+        assert set(metadata.tables) <= set(inspect(connection).get_table_names())
+    assert sum(JobStore(database, Settings(data=tmp_path)).counts().by_status.values()) == len(_STATUSES)
+    database.close()

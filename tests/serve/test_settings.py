@@ -55,3 +55,15 @@ def test_the_data_folder_is_where_the_desktop_keeps_data(monkeypatch, tmp_path):
     assert default_data() == tmp_path / "skyloom" == Settings().data
     monkeypatch.delenv("XDG_DATA_HOME")
     assert default_data() == Path.home() / ".local/share/skyloom"
+
+
+def test_a_misspelt_variable_is_told(caplog):
+    load_settings(environment={"SKYLOOM_MAX_QUEUDE": "5", "SKYLOOM_CACHE": "off", "HOME": "/"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "SKYLOOM_MAX_QUEUDE is not a setting and has no effect; did you mean SKYLOOM_MAX_QUEUED?"
+    ]
+
+
+def test_a_negative_disk_reserve_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="disk_reserve must be 0 or more, got -1"):
+        Settings(data=tmp_path, disk_reserve=-1)

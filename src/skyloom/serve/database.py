@@ -27,6 +27,7 @@ from skyloom.serve.tables import metadata, schema
 
 T = TypeVar("T")
 VERSION = max(MIGRATIONS)  # where a new database starts
+_TABLE_MODULES = ("auth", "batches", "library", "refusals")  # beside tables.py
 MAX_PAGE = 100  # rows of a list, whatever is asked for
 _SAFE_SQLITE = (3, 51, 3)
 _BUSY_SECONDS = 30
@@ -87,7 +88,12 @@ class Database:
         except OperationalError as error:
             self.close()
             cause = str(error.orig).splitlines()[0]
-            raise CapacityError(f"The database cannot be opened ({cause}).", hint="Check that it runs.") from error
+            hint = (
+                "Check that it runs."
+                if self.postgres
+                else "Check its folder, and the file by `skyloom doctor --check-db`."
+            )
+            raise CapacityError(f"The database cannot be opened ({cause}).", hint=hint) from error
 
     @contextmanager
     def write(self) -> Iterator[Write]:
@@ -250,6 +256,8 @@ def migrate(database: Database, version: int, migrations: Mapping[int, Migration
 
     Raises ConfigError when the database is newer.
     """
+    for name in _TABLE_MODULES:  # each registers its tables; without them a step would miss some
+        import_module(f"skyloom.serve.{name}")
     with database.write() as write:
         found = _version(write.connection)
         if found is not None and found > version:

@@ -6,7 +6,7 @@ database is made by tables.py alone and has to come out the same; tests/serve/te
 
 from collections.abc import Callable, Mapping
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 Migration = Callable[[Connection], None]
 
@@ -45,23 +45,20 @@ _CONSTANT_COST = (
     "DROP INDEX IF EXISTS jobs_fingerprint",
     "DROP INDEX IF EXISTS jobs_expiry",
     "DROP INDEX IF EXISTS ix_webhook_deliveries_next_at",
-    "CREATE INDEX jobs_active ON jobs (status, owner)"
+    "CREATE INDEX IF NOT EXISTS jobs_active ON jobs (status, owner)"
     " WHERE status = 'queued' OR status = 'in_progress' OR status = 'paused'",
-    f"CREATE INDEX jobs_over ON jobs (status, number) WHERE status = 'completed' OR {_ENDED}",
-    "CREATE INDEX jobs_fingerprint ON jobs (owner, fingerprint, number)",
-    f"CREATE INDEX jobs_ended ON jobs (status, completed_at) WHERE {_ENDED}",
-    "CREATE INDEX jobs_expiry ON jobs (status, expires_at) WHERE status = 'completed' AND expires_at IS NOT NULL",
-    "CREATE INDEX ix_idempotency_keys_job ON idempotency_keys (job)",
-    "CREATE INDEX ix_events_created_at ON events (created_at)",
-    "CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_at, created_at)",
-    "CREATE INDEX files_of_purpose ON files (owner, purpose, number)",
-    "CREATE INDEX ix_files_created_at ON files (created_at)",
-    "CREATE INDEX ix_batches_completed_at ON batches (completed_at)",
+    f"CREATE INDEX IF NOT EXISTS jobs_over ON jobs (status, number) WHERE status = 'completed' OR {_ENDED}",
+    "CREATE INDEX IF NOT EXISTS jobs_fingerprint ON jobs (owner, fingerprint, number)",
+    f"CREATE INDEX IF NOT EXISTS jobs_ended ON jobs (status, completed_at) WHERE {_ENDED}",
+    "CREATE INDEX IF NOT EXISTS jobs_expiry ON jobs (status, expires_at)"
+    " WHERE status = 'completed' AND expires_at IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS ix_idempotency_keys_job ON idempotency_keys (job)",
+    "CREATE INDEX IF NOT EXISTS ix_events_created_at ON events (created_at)",
+    "CREATE INDEX IF NOT EXISTS webhook_deliveries_due ON webhook_deliveries (next_at, created_at)",
+    "CREATE INDEX IF NOT EXISTS files_of_purpose ON files (owner, purpose, number)",
+    "CREATE INDEX IF NOT EXISTS ix_files_created_at ON files (created_at)",
+    "CREATE INDEX IF NOT EXISTS ix_batches_completed_at ON batches (completed_at)",
     "INSERT INTO job_counts (status, count) SELECT status, count(*) FROM jobs GROUP BY status",
-    *(
-        f"ALTER TABLE batches ADD COLUMN {name} INTEGER DEFAULT 0 NOT NULL"
-        for name in ("total", "next_line", "completed", "failed")
-    ),
     f"UPDATE batches SET total = ({_NOTED})",
     # lines were submitted in order: those with a job or an error come first
     f"UPDATE batches SET next_line = ({_NOTED} AND (job IS NOT NULL OR error IS NOT NULL))",
@@ -79,6 +76,10 @@ def make_cost_constant(connection: Connection) -> None:
     """Indexes that answer every call without a scan, counters of jobs by status, and counters of batches."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index of a large table takes a while
+    there = {column["name"] for column in inspect(connection).get_columns("batches")}
+    for name in ("total", "next_line", "completed", "failed"):
+        if name not in there:  # a table that was missing is new already
+            connection.exec_driver_sql(f"ALTER TABLE batches ADD COLUMN {name} INTEGER DEFAULT 0 NOT NULL")
     for statement in _CONSTANT_COST:
         connection.exec_driver_sql(statement)
     create_job_counters(connection)

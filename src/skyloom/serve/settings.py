@@ -3,7 +3,9 @@
 Every field `name` is a key of the file and the variable SKYLOOM_NAME; a variable holds a TOML value or plain text.
 """
 
+import difflib
 import hashlib
+import logging
 import math
 import os
 import tomllib
@@ -15,6 +17,8 @@ from typing import Any, Literal
 from skyloom.core.config import from_table, read_table
 from skyloom.core.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PORT = 8765
 _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
@@ -23,6 +27,7 @@ _LEAST_DAYS = 0.05
 _AT_LEAST_ONE = ("max_attempts", "max_queued", "max_connections")
 _AT_LEAST_ONE += ("max_connections_per_address", "max_body_bytes", "max_body_bytes_per_owner")
 UNLIMITED_BY_ZERO = (
+    "disk_reserve",
     *("stall_seconds", "load_seconds", "cancel_seconds", "max_attempt_seconds", "max_job_seconds"),
     *("max_queued_per_owner", "max_queued_cost_per_owner", "max_files_per_owner", "max_file_bytes_per_owner"),
     *("max_characters_per_owner", "max_batches_per_owner", "max_webhooks_per_owner"),
@@ -150,6 +155,7 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
     variables = os.environ if environment is None else environment
     names = [one.name for one in fields(Settings)]
     told = {name: text for name in names if (text := variables.get(_PREFIX + name.upper())) is not None}
+    _warn_of_unknown(variables, names)
     given = {name: value for name, value in given.items() if value is not None}
     if file is None:
         beside = Path(given.get("data") or told.get("data") or default_data()) / FILE
@@ -162,6 +168,15 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
         raise ConfigError(f"models is {models!r:.80}.", hint='Write a table of names, like "sora-2" = "diorama".')
     where = "the environment" if file is None else str(file)
     return replace(from_table(table, Settings, where), models={**_MODELS, **models})
+
+
+def _warn_of_unknown(variables: Mapping[str, str], names: list[str]) -> None:
+    """Log variables that are nearly a setting's: they are probably misspelt, and have no effect."""
+    known = [_PREFIX + name.upper() for name in names]
+    for variable in variables:
+        near = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
+        if variable.startswith(_PREFIX) and variable not in known and near:
+            log.warning("%s is not a setting and has no effect; did you mean %s?", variable, near[0])
 
 
 def _value(text: str) -> Any:
