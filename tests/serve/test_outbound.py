@@ -286,10 +286,11 @@ def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
 
 
 def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
-    found, asked = threading.Event(), []
+    found, asked, begun = threading.Event(), [], threading.Semaphore(0)
 
     def hangs(host, port, **_):
         asked.append(host)
+        begun.release()
         found.wait(60)
         return []
 
@@ -298,6 +299,8 @@ def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
     for _ in range(4):
         with pytest.raises(RequestError, match="in time"):
             resolve("tar.example.org", 443, Deadline(0.05))
+    assert begun.acquire(timeout=60)
+    assert begun.acquire(timeout=60)
     assert len(asked) == 2, "look-ups that hang are no more than two"
     found.set()
 

@@ -72,6 +72,7 @@ def resolve(host: str, port: int, deadline: Deadline | None = None) -> list[str]
     """All addresses of a host, by the deadline (default: SECONDS from now). Raises RequestError for one that has none,
     or whose look-up takes too long."""
     deadline = deadline or Deadline(SECONDS)
+    slots = _LOOKUPS
     found: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
     def look_up() -> None:
@@ -81,11 +82,11 @@ def resolve(host: str, port: int, deadline: Deadline | None = None) -> list[str]
         except (OSError, UnicodeError) as error:
             found.put(error)
         finally:
-            _LOOKUPS.release()
+            slots.release()
 
     late = RequestError(f"The host {host!r:.80} is not found in time.", hint="Check the URL, or try again.")
     try:
-        if not _LOOKUPS.acquire(timeout=deadline.left()):
+        if not slots.acquire(timeout=deadline.left()):
             raise late
         threading.Thread(target=look_up, name="look-up", daemon=True).start()  # the C library's look-up has no time-out
         addresses = found.get(timeout=deadline.left())
