@@ -179,6 +179,7 @@ def test_an_upload_below_the_reserve_is_not_read(make_server, tmp_path):
     kind = {"content-type": "multipart/form-data; boundary=X"}
     answer = server.http().post("/v1/files", content=body(), headers=kind)
     assert answer.json()["error"]["code"] == "disk_full"
+    assert not read
 
 
 def test_what_may_be_in_flight_is_a_setting_and_given_back(make_server, tmp_path):
