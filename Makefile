@@ -31,7 +31,7 @@ check: $(STAMP)  ## format, lint, floors, types and the law of the house
 	$(BIN)/ruff check .
 	PYTHONPATH=src $(BIN)/lint-imports
 	$(BIN)/pyright -p pyproject.toml
-	$(BIN)/python -m pytest tests/law
+	$(BIN)/python -m pytest tests/conventions
 
 fix: $(STAMP)  ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -73,7 +73,7 @@ soak: $(STAMP)  ## the queue and the server under 10,000 seeds, 2,000 kills, can
 fuzz: $(STAMP)  ## 2,000 mutated media files, a corpus of bombs, and 10,000 calls by the server's OpenAPI document
 	$(BIN)/python bench/media_mutants.py 2000
 	$(BIN)/python bench/media_bombs.py
-	SKYLOOM_FUZZ_CASES=10100 $(BIN)/python -m pytest tests/serve/wire/test_schema.py --timeout=0
+	SKYLOOM_FUZZ_CASES=10100 $(BIN)/python -m pytest tests/serve/api/test_schema.py --timeout=0
 
 conformance: $(STAMP)  ## ask a real server by OpenAI's clients: Python 2 and 3, JavaScript (needs the network)
 	$(BIN)/python tests/e2e/conformance.py

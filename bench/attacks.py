@@ -36,7 +36,9 @@ def memory_mib(process: int, name: str) -> float:
 
 def percentile(values: list[float], part: float) -> float:
     """The value that `part` of the values do not exceed."""
-    return round(sorted(values)[min(len(values) - 1, int(part * len(values)))], 3) if values else 0.0
+    return (
+        round(sorted(values)[min(len(values) - 1, int(part * len(values)))], 3) if values else 0.0
+    )
 
 
 def attacks(attacker: cases.Client) -> dict[str, Callable[[], Any]]:
@@ -73,7 +75,10 @@ def measure(data: Path) -> dict[str, Any]:
     """Start, attack, end."""
     server = attack_server.start(data, max_queued=UNLIMITED, max_queued_per_owner=UNLIMITED)
     pid = server.process.pid
-    attacker, other = (cases.Client(server.url, attack_server.make_key(data, owner)) for owner in ("mallory", "alice"))
+    attacker, other = (
+        cases.Client(server.url, attack_server.make_key(data, owner))
+        for owner in ("mallory", "alice")
+    )
     told: dict[str, Any] = {"idle_mib": memory_mib(pid, "VmRSS"), "load": os.getloadavg()[0]}
     seconds: list[float] = []
     failed: Counter[str] = Counter()
@@ -88,7 +93,12 @@ def measure(data: Path) -> dict[str, Any]:
             seconds += beside.seconds
             failed.update(f"{path} {status} {code}" for path, status, code in beside.failed)
         p95, worst = percentile(beside.seconds, 0.95), round(max(beside.seconds), 3)
-        told["attacks"][name] = {"came_to": came_to, "seconds": took, "other_p95": p95, "other_worst": worst}
+        told["attacks"][name] = {
+            "came_to": came_to,
+            "seconds": took,
+            "other_p95": p95,
+            "other_worst": worst,
+        }
     told["other"] = {"calls": len(seconds), "failed": dict(failed), "p50": percentile(seconds, 0.5)}
     told["other"] |= {"p95": percentile(seconds, 0.95), "worst": round(max(seconds), 3)}
     told |= {"peak_mib": memory_mib(pid, "VmHWM"), "after_mib": memory_mib(pid, "VmRSS")}
@@ -103,7 +113,9 @@ def measure(data: Path) -> dict[str, Any]:
 def main() -> None:
     """Print the line."""
     options = argparse.ArgumentParser()
-    options.add_argument("--data", type=Path, help="folder of the server (default: a temporary one)")
+    options.add_argument(
+        "--data", type=Path, help="folder of the server (default: a temporary one)"
+    )
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(asked.data or Path(folder))))

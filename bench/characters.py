@@ -20,13 +20,13 @@ from torch import Tensor
 
 import skyloom
 from skyloom.core.errors import MediaError
-from skyloom.evaluate.likeness import read_likeness, recognise
 from skyloom.evaluate.probe import Probe, load_probe, read
+from skyloom.evaluate.subject_recognition import read_likeness, recognise
 from skyloom.media.frames import cover
 from skyloom.media.read import read_image
 from skyloom.media.write import write_video
-from skyloom.serve.casting import put_in
-from skyloom.serve.library import Likeness
+from skyloom.serve.api.character_prompts import put_in
+from skyloom.serve.queue.library import Likeness
 from skyloom.world.assets import Atlas, load_atlas
 from skyloom.world.make import Clip, make_clip
 from skyloom.world.places import PLACES
@@ -43,11 +43,18 @@ CLIPS = 300
 BOUNDS = (0.5, 0.8, 0.9, 0.95)
 
 
-def clips(first: int, count: int, atlas: Atlas, vocabulary: Vocabulary, nouns: frozenset[str]) -> Iterator[Clip]:
+def clips(
+    first: int, count: int, atlas: Atlas, vocabulary: Vocabulary, nouns: frozenset[str]
+) -> Iterator[Clip]:
     """Rendered clips whose first thing is one of some nouns."""
     seed = first
     while count:
-        if sample_scene(seed, vocabulary, FRAMES, 128, 128, FPS, nouns=atlas.nouns).subjects[0].noun in nouns:
+        if (
+            sample_scene(seed, vocabulary, FRAMES, 128, 128, FPS, nouns=atlas.nouns)
+            .subjects[0]
+            .noun
+            in nouns
+        ):
             yield make_clip(seed, vocabulary, atlas)
             count -= 1
         seed += 1
@@ -59,8 +66,12 @@ def textures(count: int) -> Iterator[Tensor]:
     for index in range(count):
         yield torch.randint(0, 256, (5, 128, 128, 3), generator=drawn, dtype=torch.uint8)
         side = 2 << (index % 5)
-        blobs = F.interpolate(torch.rand(1, 3, side, side, generator=drawn), (140, 140), mode="bicubic").clamp(0, 1)
-        moved = [blobs[0, :, at : at + 128, at : at + 128].permute(1, 2, 0) * 255 for at in range(5)]
+        blobs = F.interpolate(
+            torch.rand(1, 3, side, side, generator=drawn), (140, 140), mode="bicubic"
+        ).clamp(0, 1)
+        moved = [
+            blobs[0, :, at : at + 128, at : at + 128].permute(1, 2, 0) * 255 for at in range(5)
+        ]
         yield torch.stack(moved).to(torch.uint8)
 
 
@@ -78,7 +89,9 @@ def photos(folder: Path) -> Iterator[Tensor]:
             top = int(torch.randint(0, height - side + 1, (1,), generator=drawn))
             left = int(torch.randint(0, width - side + 1, (1,), generator=drawn))
             steps = [min(width - side, left + 2 * step) for step in range(5)]
-            yield torch.cat([cover(picture[:, top : top + side, x : x + side], 128, 128) for x in steps])
+            yield torch.cat(
+                [cover(picture[:, top : top + side, x : x + side], 128, 128) for x in steps]
+            )
 
 
 def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
@@ -92,18 +105,33 @@ def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
         "noise and blobs": list(textures(100)),
         "photographs": [] if given.photos is None else list(photos(given.photos)),
     }
-    found = {kind: [read_likeness(probe, frames) for frames in videos] for kind, videos in kinds.items()}
+    found = {
+        kind: [read_likeness(probe, frames) for frames in videos] for kind, videos in kinds.items()
+    }
     told: dict[str, object] = {kind: len(videos) for kind, videos in kinds.items()}
     for bound in BOUNDS:
-        believed = {kind: [one for one in readings if _believed(one.scores, bound)] for kind, readings in found.items()}
+        believed = {
+            kind: [one for one in readings if _believed(one.scores, bound)]
+            for kind, readings in found.items()
+        }
         pairs = zip(found["its own things"], shown, strict=True)
         right = sum(_believed(one.scores, bound) == facts.noun for one, (_, facts) in pairs)
-        told[f"noun at {bound}"] = {**{kind: len(those) for kind, those in believed.items()}, "right": right}
-        coloured = [(one, facts.colour) for one, (_, facts) in zip(found["its own things"], shown, strict=True)]
+        told[f"noun at {bound}"] = {
+            **{kind: len(those) for kind, those in believed.items()},
+            "right": right,
+        }
+        coloured = [
+            (one, facts.colour)
+            for one, (_, facts) in zip(found["its own things"], shown, strict=True)
+        ]
         said = [(_coloured(one.scores, bound), truly) for one, truly in coloured]
         right = sum(one is not None and one == truly for one, truly in said)
         there = sum(truly is not None for _, truly in said)
-        told[f"colour at {bound}"] = {"said": sum(one is not None for one, _ in said), "right": right, "there": there}
+        told[f"colour at {bound}"] = {
+            "said": sum(one is not None for one, _ in said),
+            "right": right,
+            "there": there,
+        }
     return told
 
 
@@ -134,13 +162,21 @@ def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
             unsure += found.noun is None
             coloured += facts.colour is not None
             asked = f"{NAME} {PLACES[facts.place].phrases[0]}"
-            known = {"read": Likeness(found.noun, found.colour), "truly": Likeness(facts.noun, facts.colour)}
+            known = {
+                "read": Likeness(found.noun, found.colour),
+                "truly": Likeness(facts.noun, facts.colour),
+            }
             for way in ways:
                 prompt = put_in(asked, {NAME: known.get(way, Likeness())})[0]
                 seen = read(probe, pipeline.generate(prompt, seed=number).frames)
                 nouns[way] += seen.noun == facts.noun
                 colours[way] += facts.colour is not None and seen.colour == facts.colour
-    told = {"clips": given.count, "read rightly": read_well, "unsure": unsure, "with a colour": coloured}
+    told = {
+        "clips": given.count,
+        "read rightly": read_well,
+        "unsure": unsure,
+        "with a colour": coloured,
+    }
     return {**told, "noun seen": nouns, "colour seen": colours}
 
 

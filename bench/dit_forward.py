@@ -55,7 +55,9 @@ def compare(name: str, repeats: int) -> dict[str, object]:
     latent, context = torch.randn(1, CHANNELS, *size), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
     sigma = torch.full((1, size[0]), 0.7)
     timestep = torch.tensor([700.0])
-    gap = theirs(latent, timestep, context, return_dict=False)[0] - ours(latent, sigma, ours.prepare_text(context))
+    gap = theirs(latent, timestep, context, return_dict=False)[0] - ours(
+        latent, sigma, ours.prepare_text(context)
+    )
     assert gap.abs().max() <= 1e-4, gap.abs().max()
     theirs, ours = theirs.bfloat16(), ours.bfloat16()
     latent, context = latent.bfloat16(), context.bfloat16()

@@ -41,7 +41,9 @@ PROMPT = "a dog running to the right on the beach"
 def run(model: str, asked: dict[str, object], target: Path) -> dict[str, float]:
     """One video in a process of its own, which nothing of an earlier one can help."""
     words = [sys.executable, "-c", RUN, model, json.dumps(asked), str(target)]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True, env=NOTHING_KEPT).stdout)
+    return json.loads(
+        subprocess.run(words, check=True, capture_output=True, text=True, env=NOTHING_KEPT).stdout
+    )
 
 
 def main() -> None:
@@ -55,15 +57,28 @@ def main() -> None:
     window: dict[str, object] = {"prompt": PROMPT, "seed": 1}
     with tempfile.TemporaryDirectory() as folder:
         long, other = Path(folder) / "long.mp4", Path(folder) / "other.mp4"
-        edit = {"verb": "retake", "videos": [str(long)], "start": str(middle), "stop": str(middle + 1)}
+        edit = {
+            "verb": "retake",
+            "videos": [str(long)],
+            "start": str(middle),
+            "stop": str(middle + 1),
+        }
         whole = run(given.model, {**window, "seconds": given.seconds}, long)
         retakes, windows = [], []
         for seed in range(given.repeats):
-            retakes.append(run(given.model, {"prompt": "a cat on the beach", "seed": seed, "edit": edit}, other))
+            retakes.append(
+                run(
+                    given.model, {"prompt": "a cat on the beach", "seed": seed, "edit": edit}, other
+                )
+            )
             windows.append(run(given.model, {**window, "seed": seed}, other))
     told = {
-        "retake": {name: round(statistics.median(one[name] for one in retakes), 3) for name in whole},
-        "window": {name: round(statistics.median(one[name] for one in windows), 3) for name in whole},
+        "retake": {
+            name: round(statistics.median(one[name] for one in retakes), 3) for name in whole
+        },
+        "window": {
+            name: round(statistics.median(one[name] for one in windows), 3) for name in whole
+        },
         "whole": {name: round(value, 3) for name, value in whole.items()},
     }
     took = {name: one["seconds"] for name, one in told.items()}

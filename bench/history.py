@@ -30,11 +30,11 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
 
-from skyloom.serve.database import Database
-from skyloom.serve.leases import Leases
-from skyloom.serve.library import files
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.leases import Leases
+from skyloom.serve.queue.library import files
+from skyloom.serve.queue.tables import deliveries, endpoints, events, jobs, keys, results
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import deliveries, endpoints, events, jobs, keys, results
 
 _PROGRAM = "from skyloom.cli.app import main; main()"
 _OWNERS, _PIECE = 20, 2_000
@@ -46,10 +46,19 @@ def seed(database: Database, count: int, owner: str = "local") -> None:
     """Finished jobs as a server would leave them: nine in ten completed, with results, events, keys, deliveries and
     some files. Every other job is `owner`'s and asks for the same as her others. None is older than 20 hours."""
     with database.write() as write:
-        row = {"owner": owner, "name": "", "url": "https://example.org", "event_types": ["video.completed"]}
+        row = {
+            "owner": owner,
+            "name": "",
+            "url": "https://example.org",
+            "event_types": ["video.completed"],
+        }
         times = {"created_at": write.now, "updated_at": write.now}
-        if not write.connection.execute(select(endpoints.c.id).where(endpoints.c.owner == owner)).first():
-            write.connection.execute(insert(endpoints).values(id=f"we_{owner}", secret="whsec_", **row, **times))
+        if not write.connection.execute(
+            select(endpoints.c.id).where(endpoints.c.owner == owner)
+        ).first():
+            write.connection.execute(
+                insert(endpoints).values(id=f"we_{owner}", secret="whsec_", **row, **times)
+            )
     for first in range(0, count, _PIECE):
         with database.write() as write:
             begun = write.now - 72_000.0
@@ -58,37 +67,63 @@ def seed(database: Database, count: int, owner: str = "local") -> None:
                 for index in range(first, min(first + _PIECE, count))
             ]
             write.connection.execute(insert(jobs), rows)
-            last = write.connection.execute(select(jobs.c.number).order_by(jobs.c.number.desc()).limit(1)).scalar_one()
+            last = write.connection.execute(
+                select(jobs.c.number).order_by(jobs.c.number.desc()).limit(1)
+            ).scalar_one()
             numbered = list(enumerate(rows, start=last - len(rows) + 1))
             done = [(number, row) for number, row in numbered if row["status"] == "completed"]
-            write.connection.execute(insert(results), [_result(number, row) for number, row in done])
-            told = [_event(number, row, kind) for number, row in numbered for kind in (*_KINDS, row["status"])]
+            write.connection.execute(
+                insert(results), [_result(number, row) for number, row in done]
+            )
+            told = [
+                _event(number, row, kind)
+                for number, row in numbered
+                for kind in (*_KINDS, row["status"])
+            ]
             write.connection.execute(insert(events), told)
             write.connection.execute(insert(keys), [_key(number, row) for number, row in numbered])
-            write.connection.execute(insert(deliveries), [_delivery(row, owner) for _, row in numbered])
+            write.connection.execute(
+                insert(deliveries), [_delivery(row, owner) for _, row in numbered]
+            )
             write.connection.execute(insert(files), [_file(row) for _, row in numbered[::10]])
     if database.postgres:
-        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with database.engine.connect().execution_options(
+            isolation_level="AUTOCOMMIT"
+        ) as connection:
             connection.exec_driver_sql("ANALYZE")
 
 
 def _job(index: int, owner: str, at: float) -> dict[str, Any]:
     mine = index % 2 == 0
     prompt = "a cat on the beach" if mine else f"a cat on beach {index}"
-    told = {"model": "sora-2", "prompt": prompt, "seconds": "4", "size": "128x128", "requested_size": "720x1280"}
+    told = {
+        "model": "sora-2",
+        "prompt": prompt,
+        "seconds": "4",
+        "size": "128x128",
+        "requested_size": "720x1280",
+    }
     failed = index % 10 == 9
     return {
         "id": f"video_{secrets.token_hex(16)}",
         "owner": owner if mine else f"owner-{index % _OWNERS}",
         "kind": "video",
         "status": "failed" if failed else "completed",
-        "request": {"prompt": prompt, "seconds": 4.0, "seed": index, "size": "128x128", "model": "diorama"},
+        "request": {
+            "prompt": prompt,
+            "seconds": 4.0,
+            "seed": index,
+            "size": "128x128",
+            "model": "diorama",
+        },
         "extra": {**told, "fps": 16.0, "notices": ["diorama makes 128x128: 128x128 for 720x1280."]},
         "fingerprint": hashlib.sha256(prompt.encode()).hexdigest(),
         "progress": 99,
         "checkpoint": {"windows/0.bin": _asset(f"checkpoint {index}", "bin")} if failed else {},
         "token": 1,
-        "error": {"code": "internal", "message": "Something went wrong.", "rule": None} if failed else None,
+        "error": {"code": "internal", "message": "Something went wrong.", "rule": None}
+        if failed
+        else None,
         "created_at": at,
         "started_at": at + 1.0,
         "completed_at": at + 9.0,
@@ -102,8 +137,18 @@ def _asset(text: str, suffix: str) -> str:
 def _result(number: int, job: dict[str, Any]) -> dict[str, Any]:
     suffixes = {"video": "mp4", "thumbnail": "webp", "spritesheet": "jpg"}
     assets = {name: _asset(f"{job['id']} {name}", suffix) for name, suffix in suffixes.items()}
-    receipt = {"request": job["request"], "frames": {"shape": [65, 128, 128, 3], "fps": "16"}, "notes": "x" * 800}
-    return {"job": number, "token": 1, "assets": assets, "receipt": receipt, "created_at": job["completed_at"]}
+    receipt = {
+        "request": job["request"],
+        "frames": {"shape": [65, 128, 128, 3], "fps": "16"},
+        "notes": "x" * 800,
+    }
+    return {
+        "job": number,
+        "token": 1,
+        "assets": assets,
+        "receipt": receipt,
+        "created_at": job["completed_at"],
+    }
 
 
 def _event(number: int, job: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -118,13 +163,33 @@ def _key(number: int, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _delivery(job: dict[str, Any], owner: str) -> dict[str, Any]:
-    event = {"endpoint": f"we_{owner}", "event": f"evt_{job['id']}", "payload": {"data": {"id": job["id"]}}}
-    return {**event, "attempts": 1, "next_at": None, "status_code": 200, "created_at": job["completed_at"]}
+    event = {
+        "endpoint": f"we_{owner}",
+        "event": f"evt_{job['id']}",
+        "payload": {"data": {"id": job["id"]}},
+    }
+    return {
+        **event,
+        "attempts": 1,
+        "next_at": None,
+        "status_code": 200,
+        "created_at": job["completed_at"],
+    }
 
 
 def _file(job: dict[str, Any]) -> dict[str, Any]:
-    named = {"id": f"file-{job['id'][6:30]}", "owner": job["owner"], "purpose": "vision", "name": "a.png"}
-    return {**named, "asset": _asset(f"file {job['id']}", "png"), "size": 1_000, "created_at": job["created_at"]}
+    named = {
+        "id": f"file-{job['id'][6:30]}",
+        "owner": job["owner"],
+        "purpose": "vision",
+        "name": "a.png",
+    }
+    return {
+        **named,
+        "asset": _asset(f"file {job['id']}", "png"),
+        "size": 1_000,
+        "created_at": job["created_at"],
+    }
 
 
 @dataclass(eq=False)
@@ -136,7 +201,9 @@ class Server:
     token: str
     ready_seconds: float
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, quick: bool = True) -> bytes:
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, quick: bool = True
+    ) -> bytes:
         """The content of a good answer. `quick`: acknowledge what comes at once."""
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         self.connection.request(method, path, None if body is None else json.dumps(body), headers)
@@ -157,15 +224,33 @@ class Server:
 @contextmanager
 def serve(settings: Settings) -> Iterator[Server]:
     """A server that answers /ready. It adopts its storage: the files that the seeded rows name do not exist."""
-    command = [sys.executable, "-c", _PROGRAM, "serve", "--adopt-storage", "--port", "0", "--no-worker", "--json"]
-    environment = {**os.environ, "SKYLOOM_DATA": str(settings.data), "SKYLOOM_DATABASE_URL": settings.database}
+    command = [
+        sys.executable,
+        "-c",
+        _PROGRAM,
+        "serve",
+        "--adopt-storage",
+        "--port",
+        "0",
+        "--no-worker",
+        "--json",
+    ]
+    environment = {
+        **os.environ,
+        "SKYLOOM_DATA": str(settings.data),
+        "SKYLOOM_DATABASE_URL": settings.database,
+    }
     begun = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     try:
         told = json.loads(process.stdout.readline())
         url = make_url(told["url"])
-        server = Server(process, http.client.HTTPConnection(str(url.host), url.port or 80), told["token"], 0.0)
+        server = Server(
+            process, http.client.HTTPConnection(str(url.host), url.port or 80), told["token"], 0.0
+        )
         server.ask("GET", "/ready")
         server.ready_seconds = time.perf_counter() - begun
         yield server
@@ -181,7 +266,9 @@ def calls(server: Server, leases: Leases, some_id: str) -> dict[str, Callable[[]
 
     def create() -> None:
         made.append(
-            json.loads(server.ask("POST", "/v1/videos", {"prompt": "a cat on the beach", "seconds": "4"}))["id"]
+            json.loads(
+                server.ask("POST", "/v1/videos", {"prompt": "a cat on the beach", "seconds": "4"})
+            )["id"]
         )
 
     made: list[str] = []
@@ -219,7 +306,10 @@ def measure(two: list[Settings], rounds: int) -> tuple[dict[str, list[float]], l
                     took[name][which].append(1e3 * (time.perf_counter() - begun))
         for database in databases:
             database.close()
-    middle = {name: [statistics.median(one[rounds // 10 :]) for one in both] for name, both in took.items()}
+    middle = {
+        name: [statistics.median(one[rounds // 10 :]) for one in both]
+        for name, both in took.items()
+    }
     return middle, [[server.ready_seconds for server in servers], memory]
 
 
@@ -236,9 +326,14 @@ def run(two: list[Settings], rounds: int, starts: int) -> dict[str, Any]:
         ready.append([pair[0][0], pair[1][0]])
         memory.append([pair[0][1], pair[1][1]])
     middle["start"] = [1e3 * statistics.median(one[which] for one in ready) for which in (0, 1)]
-    middle["memory_mib"] = [statistics.median(one[which] for one in memory) / 2**20 for which in (0, 1)]
+    middle["memory_mib"] = [
+        statistics.median(one[which] for one in memory) / 2**20 for which in (0, 1)
+    ]
     ratios = {name: round(many / few, 3) for name, (few, many) in middle.items()}
-    return {"ratios": ratios, "middle": {name: [round(one, 2) for one in both] for name, both in middle.items()}}
+    return {
+        "ratios": ratios,
+        "middle": {name: [round(one, 2) for one in both] for name, both in middle.items()},
+    }
 
 
 @contextmanager
@@ -264,18 +359,28 @@ def main() -> None:
     """Fill, measure, print."""
     options = argparse.ArgumentParser()
     options.add_argument("--fast", action="store_true", help="fewer rounds and starts")
-    options.add_argument("--database", default=None, help="a Postgres (default: SQLite in a temporary folder)")
-    options.add_argument("--jobs", type=int, nargs=2, default=[1_000, 100_000], metavar=("FEW", "MANY"))
+    options.add_argument(
+        "--database", default=None, help="a Postgres (default: SQLite in a temporary folder)"
+    )
+    options.add_argument(
+        "--jobs", type=int, nargs=2, default=[1_000, 100_000], metavar=("FEW", "MANY")
+    )
     asked = options.parse_args()
     rounds, starts = (100, 3) if asked.fast else (400, 7)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        two = [stack.enter_context(emptied(asked.database, Path(name), count)) for count in asked.jobs]
+        two = [
+            stack.enter_context(emptied(asked.database, Path(name), count)) for count in asked.jobs
+        ]
         for settings, count in zip(two, asked.jobs, strict=True):
             database = Database(settings.database)
             seed(database, count)
             database.close()
         told = run(two, rounds, starts)
-    print(json.dumps({"jobs": asked.jobs, "database": "postgres" if asked.database else "sqlite", **told}))
+    print(
+        json.dumps(
+            {"jobs": asked.jobs, "database": "postgres" if asked.database else "sqlite", **told}
+        )
+    )
 
 
 if __name__ == "__main__":

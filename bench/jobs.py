@@ -19,9 +19,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from skyloom.serve.database import Database, choose_sqlite
-from skyloom.serve.jobs import JobResult, JobStore
-from skyloom.serve.leases import Leases
+from skyloom.serve.queue.database import Database, choose_sqlite
+from skyloom.serve.queue.jobs import JobResult, JobStore
+from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
 
 JOBS, TAKEN, OWNERS = 900, 200, 9
@@ -32,7 +32,11 @@ def submit_all(store: JobStore, threads: int) -> tuple[float, float]:
 
     def submit(number: int) -> None:
         owner = f"owner {number % OWNERS}"
-        store.submit({"prompt": "a cat on the beach", "seconds": 4.0}, owner=owner, fingerprint=f"{number:064x}")
+        store.submit(
+            {"prompt": "a cat on the beach", "seconds": 4.0},
+            owner=owner,
+            fingerprint=f"{number:064x}",
+        )
 
     begun, worked = time.perf_counter(), time.process_time()
     if threads == 1:
@@ -91,26 +95,30 @@ def one_round(url: str | None) -> dict[str, float]:
 
 def videos(count: int, seconds: float) -> dict[str, float]:
     """Seconds of a video by a worker and by the pipeline alone."""
+    from skyloom.generate.export import publish
     from skyloom.generate.pipeline import load
-    from skyloom.generate.publish import publish
     from skyloom.generate.request import Request
     from skyloom.media.write import open_video
-    from skyloom.safety.registry import Glimpses
-    from skyloom.serve.render import PipelineRenderer
-    from skyloom.serve.storage import open_storage
-    from skyloom.serve.worker import Worker
+    from skyloom.safety.provenance import Glimpses
+    from skyloom.serve.storage.folder import open_storage
+    from skyloom.serve.workers.render import PipelineRenderer
+    from skyloom.serve.workers.worker import Worker
 
     served, alone = [], []
     with tempfile.TemporaryDirectory() as name:
         settings = Settings(data=Path(name))
         database, storage = Database(settings.database), open_storage(settings.storage)
         store, render = JobStore(database, settings), PipelineRenderer(storage, "cpu")
-        hand = Worker(Leases(database, settings), storage, render, settings, name="bench", device="cpu")
+        hand = Worker(
+            Leases(database, settings), storage, render, settings, name="bench", device="cpu"
+        )
         settings.runs.mkdir(parents=True)
         os.chdir(settings.runs)
         pipeline = load("diorama", device="cpu")
         for number in range(count + 1):
-            request = Request("a dog running to the right on the beach", seconds=seconds, seed=number)
+            request = Request(
+                "a dog running to the right on the beach", seconds=seconds, seed=number
+            )
             begun = time.perf_counter()
             store.submit(request.to_dict(), owner="bench")
             hand.run(until_empty=True)
@@ -128,7 +136,9 @@ def videos(count: int, seconds: float) -> dict[str, float]:
             alone.append(time.perf_counter() - begun)
         os.chdir("/")
         database.close()
-    pairs = [mine / theirs for mine, theirs in zip(served[1:], alone[1:], strict=True)]  # the first one loads
+    pairs = [
+        mine / theirs for mine, theirs in zip(served[1:], alone[1:], strict=True)
+    ]  # the first one loads
     return {
         "served_seconds": statistics.median(served[1:]),
         "alone_seconds": statistics.median(alone[1:]),
@@ -140,12 +150,18 @@ def main() -> None:
     """Rounds, and then the videos."""
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)")
+    options.add_argument(
+        "--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)"
+    )
     options.add_argument("--videos", type=int, default=0)
     options.add_argument("--seconds", type=float, default=4.0, help="of a video")
     asked = options.parse_args()
     rounds = [one_round(asked.database) for _ in range(asked.rounds)]
-    told = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]} if rounds else {}
+    told = (
+        {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+        if rounds
+        else {}
+    )
     told |= videos(asked.videos, asked.seconds) if asked.videos else {}
     print(json.dumps({name: round(value, 3) for name, value in told.items()}))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skyloom.safety.registry import look_of
+from skyloom.safety.provenance import look_of
 from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
 from skyloom.world.vocabulary import DIORAMA
@@ -57,7 +57,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     given = parser.parse_args()
     atlas = load_atlas(given.atlas)
-    frames = [make_clip(FIRST_SEED + index, DIORAMA, atlas, frames=1).frames[0] for index in range(given.count)]
+    frames = [
+        make_clip(FIRST_SEED + index, DIORAMA, atlas, frames=1).frames[0]
+        for index in range(given.count)
+    ]
     looks = [int(look_of(frame), 16) for frame in frames]
     told: dict[str, list[int]] = {
         "different pictures": [(a ^ b).bit_count() for a, b in itertools.combinations(looks, 2)]
@@ -66,7 +69,14 @@ def main() -> None:
         for name, copy in copies(Image.fromarray(frame.numpy())):
             other = int(look_of(torch.from_numpy(np.array(copy))), 16)
             told.setdefault(name, []).append((look ^ other).bit_count())
-    print(json.dumps({"pictures": given.count, **{name: within(distances) for name, distances in told.items()}}))
+    print(
+        json.dumps(
+            {
+                "pictures": given.count,
+                **{name: within(distances) for name, distances in told.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
     """A png that claims a size, with chunks before its (missing) pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    packed = [
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
@@ -54,27 +56,51 @@ def patched(content: bytearray, place: int, value: bytes) -> bytes:
 def gif(width: int, height: int, count: int) -> bytes:
     """A gif whose canvas is large and whose pictures are one pixel each."""
     pixel = b"\x21\xf9\x04\x00\x05\x00\x00\x00\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x44\x01\x00"
-    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + pixel * count + b"\x3b"
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", width, height, 0x80, 0, 0)
+        + bytes(6)
+        + pixel * count
+        + b"\x3b"
+    )
 
 
-def video(suffix: str, codec: str, size: tuple[int, int], *, repeat: int = 1, gap: int = 1, streams: int = 1) -> bytes:
+def video(
+    suffix: str,
+    codec: str,
+    size: tuple[int, int],
+    *,
+    repeat: int = 1,
+    gap: int = 1,
+    streams: int = 1,
+) -> bytes:
     """A black video of two frames, the second one repeated as it is, so often and so far apart."""
     with tempfile.TemporaryDirectory() as folder:
         with av.open(f"{folder}/a.mkv", "w") as container:
-            stream = container.add_stream(codec, rate=24, options={"preset": "ultrafast", "bf": "0"})
+            stream = container.add_stream(
+                codec, rate=24, options={"preset": "ultrafast", "bf": "0"}
+            )
             stream.height, stream.width = size
             stream.pix_fmt = "yuv420p"
             for _ in range(2):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8))))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8)))
+                )
             container.mux(stream.encode(None))
         with av.open(f"{folder}/a.mkv") as source, av.open(f"{folder}/b{suffix}", "w") as container:
-            copies = [container.add_stream_from_template(source.streams.video[0]) for _ in range(streams)]
+            copies = [
+                container.add_stream_from_template(source.streams.video[0]) for _ in range(streams)
+            ]
             first, second = [bytes(packet) for packet in source.demux(video=0) if packet.size][:2]
             for copy in copies:
                 for number in range(1 + repeat):
                     packet = av.Packet(second if number else first)
                     packet.pts = packet.dts = number * gap
-                    packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 24), copy, not number
+                    packet.time_base, packet.stream, packet.is_keyframe = (
+                        Fraction(1, 24),
+                        copy,
+                        not number,
+                    )
                     container.mux(packet)
         return Path(f"{folder}/b{suffix}").read_bytes()
 
@@ -101,9 +127,15 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "profile.png", png(16, 16, (b"iCCP", b"a\0\0" + bomb))
     jpeg = still("JPEG")
     yield "huge.jpg", patched(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 65_500, 65_500))
-    yield "hollow.jpg", patched(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 8_000, 7_900))[:400]
+    yield (
+        "hollow.jpg",
+        patched(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 8_000, 7_900))[:400],
+    )
     yield "huge.webp", patched(still("WEBP"), 21, b"\xff\xff\xff\x0f")
-    yield "canvas.webp", b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + b"\xff\x3f\x00" * 2 + bytes(4)
+    yield (
+        "canvas.webp",
+        b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + b"\xff\x3f\x00" * 2 + bytes(4),
+    )
     yield "huge.bmp", patched(still("BMP"), 18, struct.pack("<ii", 50_000, 50_000))
     yield "huge.gif", gif(65_535, 65_535, 2)
     yield "zip.gif", gif(3_900, 3_900, 2_000)
@@ -126,8 +158,18 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "deep.mp4", box(b"ftyp", b"isom\0\0\0\0") + nested
     yield "wide.mp4", box(b"ftyp", b"isom\0\0\0\0") + box(b"moov", bytes(100), 2**32 - 1)
     ebml = b"\x1aE\xdf\xa3\x8b\x42\x82\x88matroska"
-    yield "deep.mkv", ebml + b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff" + b"\x12\x54\xc3\x67\x84" * 20_000
-    yield "wide.mkv", ebml + b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff\x16\x54\xae\x6b\x08\xff\xff\xff\xff" * 9
+    yield (
+        "deep.mkv",
+        ebml
+        + b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff"
+        + b"\x12\x54\xc3\x67\x84" * 20_000,
+    )
+    yield (
+        "wide.mkv",
+        ebml
+        + b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff\x16\x54\xae\x6b\x08\xff\xff\xff\xff"
+        * 9,
+    )
 
 
 def read(path: Path) -> str | None:

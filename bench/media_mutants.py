@@ -22,7 +22,11 @@ from skyloom.core.errors import MediaError
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
 
-CODECS = {".mp4": ("libx264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".mkv": ("ffv1", "bgr0")}
+CODECS = {
+    ".mp4": ("libx264", "yuv420p"),
+    ".webm": ("libvpx-vp9", "yuv420p"),
+    ".mkv": ("ffv1", "bgr0"),
+}
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 MOST_FRAMES = 64
 
@@ -102,8 +106,21 @@ def main(count: int) -> None:
             outcomes["".join(letter for letter in read(path) if not letter.isdigit())] += 1
             slowest = max(slowest, time.perf_counter() - started)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-    took = {"seconds": round(time.perf_counter() - begun), "slowest": round(slowest, 2), "largest_child_mib": memory}
-    print(json.dumps({"bench": "media_mutants", "mutants": count, **took, "outcomes": dict(outcomes.most_common())}))
+    took = {
+        "seconds": round(time.perf_counter() - begun),
+        "slowest": round(slowest, 2),
+        "largest_child_mib": memory,
+    }
+    print(
+        json.dumps(
+            {
+                "bench": "media_mutants",
+                "mutants": count,
+                **took,
+                "outcomes": dict(outcomes.most_common()),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

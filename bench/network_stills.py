@@ -48,7 +48,9 @@ def sample(
         sigmas = make_sigmas(steps, shift)
         for now, after in pairwise(sigmas):
             both, level = torch.cat([x, x]), torch.full((2 * len(part), 1), float(now))
-            velocity = to_velocity(network.config.prediction, network(both, level, text).float(), both, level)
+            velocity = to_velocity(
+                network.config.prediction, network(both, level, text).float(), both, level
+            )
             prompted, free = velocity.chunk(2)
             x = x + (after - now) * (free + scale * (prompted - free))
         made.append(x)
@@ -104,7 +106,9 @@ def read_by_probe(frames: UInt8[Tensor, "n h w c"], facts: list[dict]) -> dict[s
         read = torch.cat(scores[fact])[known]
         found[fact] = float((read.argmax(1) == wanted).float().mean())
         if fact == "noun":
-            found["noun among 5"] = float((read.topk(5).indices == wanted[:, None]).any(1).float().mean())
+            found["noun among 5"] = float(
+                (read.topk(5).indices == wanted[:, None]).any(1).float().mean()
+            )
     return found
 
 
@@ -123,10 +127,16 @@ def held_out(folder: Path, count: int) -> tuple[list[str], list[dict], UInt8[Ten
             seen.add(fact["noun"])
             order.append(index)
     order = (order + [index for index in range(len(facts)) if index not in set(order)])[:count]
-    return [captions[i] for i in order], [facts[i] for i in order], torch.stack([frames[i] for i in order])
+    return (
+        [captions[i] for i in order],
+        [facts[i] for i in order],
+        torch.stack([frames[i] for i in order]),
+    )
 
 
-def write_sheet(frames: UInt8[Tensor, "n h w c"], captions: list[str], path: Path, columns: int = 7) -> None:
+def write_sheet(
+    frames: UInt8[Tensor, "n h w c"], captions: list[str], path: Path, columns: int = 7
+) -> None:
     """A picture of pictures with their captions."""
     width, line = 200, 14
     rows = -(-len(frames) // columns)
@@ -134,7 +144,10 @@ def write_sheet(frames: UInt8[Tensor, "n h w c"], captions: list[str], path: Pat
     draw = ImageDraw.Draw(sheet)
     for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
         x, y = index % columns * (width + 4), index // columns * (width + line + 2)
-        sheet.paste(Image.fromarray(frame.numpy()).resize((width, width), Image.Resampling.BICUBIC), (x, y + line))
+        sheet.paste(
+            Image.fromarray(frame.numpy()).resize((width, width), Image.Resampling.BICUBIC),
+            (x, y + line),
+        )
         draw.text((x + 2, y + 1), caption[:36], fill=(230, 230, 230))
     sheet.save(path)
 
@@ -170,7 +183,9 @@ def main() -> None:
         load_into(network, from_int8(state))
         network = network.to(torch.bfloat16).eval()
         table = CaptionTable(arguments.captions)
-        latent = sample(network, table, captions, arguments.steps, arguments.guidance, arguments.shift)
+        latent = sample(
+            network, table, captions, arguments.steps, arguments.guidance, arguments.shift
+        )
         frames = decode(load_autoencoder(arguments.decoder), latent, linear=arguments.linear)
     spent = time.process_time() - started
     small = frames
@@ -180,10 +195,26 @@ def main() -> None:
     found = {**read_by_probe(small, facts), **picture_statistics(small)}
     if arguments.sheet:
         write_sheet(frames[:35], captions[:35], arguments.sheet)
-    name = "renders" if arguments.renders else f"decoded {arguments.decoder}" if arguments.decoded else arguments.run
+    name = (
+        "renders"
+        if arguments.renders
+        else f"decoded {arguments.decoder}"
+        if arguments.decoded
+        else arguments.run
+    )
     rounded = {key: round(value, 4) for key, value in found.items()}
     settings = {"steps": arguments.steps, "guidance": arguments.guidance}
-    print(json.dumps({"run": str(name), "count": len(frames), **settings, **rounded, "cpu_s": round(spent, 1)}))
+    print(
+        json.dumps(
+            {
+                "run": str(name),
+                "count": len(frames),
+                **settings,
+                **rounded,
+                "cpu_s": round(spent, 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,10 +40,14 @@ def parts_of(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
     decoded = vae.decode_step(window, None)[1]
     return {
         "read the prompt": lambda: pipeline.text.encode([PROMPT]),
-        "prepare the prompt": lambda: dit.prepare_text(context.context.to(dtype), None, context.pooled.to(dtype)),
+        "prepare the prompt": lambda: dit.prepare_text(
+            context.context.to(dtype), None, context.pooled.to(dtype)
+        ),
         "first window, one step": lambda: dit(whole.to(dtype), high, text, **span),
         "later window, one step": lambda: dit(window.to(dtype), low, text, cache=cache, **late),
-        "remember a window": lambda: dit.extend_cache(window.to(dtype), torch.zeros(1, 3), text, cache),
+        "remember a window": lambda: dit.extend_cache(
+            window.to(dtype), torch.zeros(1, 3), text, cache
+        ),
         "decode 3 latent frames": lambda: vae.decode_step(window, decoded),
     }
 
@@ -59,7 +63,8 @@ def measure(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, d
             if turn > 1:
                 times[name].append(1000 * (time.perf_counter() - started))
     return {
-        name: {"min": round(min(each), 2), "median": round(statistics.median(each), 2)} for name, each in times.items()
+        name: {"min": round(min(each), 2), "median": round(statistics.median(each), 2)}
+        for name, each in times.items()
     }
 
 
@@ -76,12 +81,20 @@ def main() -> None:
     loading = time.perf_counter() - started
     parts = parts_of(pipeline)
     told = measure(parts, given.repeats)
-    print(json.dumps({"torch": torch.__version__, "load_seconds": round(loading, 2), "milliseconds": told}))
+    print(
+        json.dumps(
+            {"torch": torch.__version__, "load_seconds": round(loading, 2), "milliseconds": told}
+        )
+    )
     if given.operations:
         with torch.profiler.profile() as profile, torch.no_grad():
             for _ in range(5):
                 parts["later window, one step"]()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=32))
+        print(
+            profile.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=32
+            )
+        )
 
 
 if __name__ == "__main__":

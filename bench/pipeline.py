@@ -55,9 +55,15 @@ def build(autoencoder: dict[str, object], ours: Pipeline) -> WanPipeline:
         ffn_dim=config.ffn,
         num_layers=config.layers,
     )
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
     pipe = WanPipeline(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer.eval().bfloat16(), scheduler=scheduler
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae,
+        transformer=transformer.eval().bfloat16(),
+        scheduler=scheduler,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -84,7 +90,9 @@ def make_theirs(pipe: WanPipeline, frames: int) -> dict[str, float]:
 
 def make_ours(pipe: Pipeline, seconds: float, seed: int) -> dict[str, float]:
     """One video of ours, and when its first frames are there."""
-    request = Request("a dog running to the right on the beach", seconds=seconds, seed=seed, num_steps=STEPS)
+    request = Request(
+        "a dog running to the right on the beach", seconds=seconds, seed=seed, num_steps=STEPS
+    )
     request = request.with_fields({"guidance_scale": 1.0})
     started, first, frames = time.perf_counter(), 0.0, []
     for step in pipe.stream(request, collect=False):
@@ -101,7 +109,10 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     told = {}
     for kind in ("whole", "first_frames"):
         values = [run[kind] for run in runs]
-        told[f"{kind}_min"], told[f"{kind}_median"] = round(min(values), 3), round(statistics.median(values), 3)
+        told[f"{kind}_min"], told[f"{kind}_median"] = (
+            round(min(values), 3),
+            round(statistics.median(values), 3),
+        )
     return told
 
 

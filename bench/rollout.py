@@ -33,7 +33,10 @@ def make_ours(model: str, seconds: float) -> Told:
     pipeline = skyloom.load(model)
     loaded = time.perf_counter()
     first = None
-    with tempfile.TemporaryDirectory() as folder, open_video(Path(folder) / "a.mp4", pipeline.info.fps) as writer:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_video(Path(folder) / "a.mp4", pipeline.info.fps) as writer,
+    ):
         prompt = "a dog running to the right on the beach"
         for step in pipeline.stream(prompt, seconds=seconds, seed=1, collect=False):
             if step.frames is not None:
@@ -92,20 +95,25 @@ def middle(runs: list[Told | str]) -> Told | str:
     return {name: round(statistics.median(one[name] for one in done), 3) for name in done[0]}
 
 
-def compare(told: dict[str, Told | str], lengths: list[float], theirs: list[str]) -> dict[str, float]:
+def compare(
+    told: dict[str, Told | str], lengths: list[float], theirs: list[str]
+) -> dict[str, float]:
     """Ratios of ours at the longest to the shortest length, and of theirs to ours."""
     short, long = (told[f"{length:g} s"] for length in (min(lengths), max(lengths)))
     if isinstance(short, str) or isinstance(long, str):
         return {}
     ratios = {
         "peak_memory": long["peak_mib"] / short["peak_mib"],
-        "time_per_frame": (long["after_load"] / long["frames"]) / (short["after_load"] / short["frames"]),
+        "time_per_frame": (long["after_load"] / long["frames"])
+        / (short["after_load"] / short["frames"]),
         "first_frames": long["first_frames"] / short["first_frames"],
     }
     for name in theirs:
         other = told[name]
         if not isinstance(other, str):
-            ratios |= {f"{name}, {kind}": other[kind] / long[kind] for kind in ("after_load", "peak_mib")}
+            ratios |= {
+                f"{name}, {kind}": other[kind] / long[kind] for kind in ("after_load", "peak_mib")
+            }
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
@@ -121,7 +129,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.one is not None:
         length = given.lengths[0]
-        print(json.dumps(make_theirs(given.one, given.model, length) if given.one else make_ours(given.model, length)))
+        print(
+            json.dumps(
+                make_theirs(given.one, given.model, length)
+                if given.one
+                else make_ours(given.model, length)
+            )
+        )
         return
     sides = {f"{length:g} s": ("", length) for length in given.lengths}
     sides |= {name: (name, max(given.lengths)) for name in given.theirs}

@@ -47,14 +47,20 @@ FORMER = DitConfig(
 )
 
 
-def step_of(name: str, batch: int, frames: int) -> tuple[nn.Module, Callable[[], None], Callable[[], None]]:
+def step_of(
+    name: str, batch: int, frames: int
+) -> tuple[nn.Module, Callable[[], None], Callable[[], None]]:
     """A network, its forward and backward on one batch, and the same with optimizer and moving average."""
     torch.manual_seed(0)
     if name == "former":
         network, side, dtype = Dit(FORMER), 8, torch.float32
     else:
         widths = {"S32": (32, (128, 192)), "W48": (48, (128, 256))}[name]
-        network, side, dtype = UNet(UNetConfig(channels=widths[0], widths=widths[1])), 16, torch.bfloat16
+        network, side, dtype = (
+            UNet(UNetConfig(channels=widths[0], widths=widths[1])),
+            16,
+            torch.bfloat16,
+        )
     weights = MasterWeights(network, dtype)
     channels = 48 if name == "former" else network.config.channels
     latent = torch.randn(batch, channels, frames, side, side)
@@ -102,7 +108,10 @@ def shares(call: Callable[[], None]) -> dict[str, float]:
     for event in found.key_averages():
         own = event.self_cpu_time_total
         total += own
-        kind = next((k for k, parts in KINDS.items() if any(part in event.key.lower() for part in parts)), None)
+        kind = next(
+            (k for k, parts in KINDS.items() if any(part in event.key.lower() for part in parts)),
+            None,
+        )
         kinds[kind or "element-wise and the rest"] += own
     return {name: round(value / total, 3) for name, value in kinds.items()}
 
@@ -110,7 +119,10 @@ def shares(call: Callable[[], None]) -> dict[str, float]:
 def processor() -> str:
     """The processor's name and its bf16 instructions."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line),
+        platform.machine(),
+    )
     return f"{model} ({'AMX' if 'amx_bf16' in text else 'AVX512-BF16' if 'avx512_bf16' in text else 'no bf16'})"
 
 
@@ -132,13 +144,28 @@ def main() -> None:
                 best(gradients, arguments.repeats),
                 best(whole, arguments.repeats),
             )
-            row = {"network": name, "kind": kind, "batch": batch, "GFLOP a sample": round(flops / batch / 1e9, 2)}
-            row |= {"GFLOP/s": round(flops / bare / 1e9), "with optimizer": round(flops / full / 1e9)}
+            row = {
+                "network": name,
+                "kind": kind,
+                "batch": batch,
+                "GFLOP a sample": round(flops / batch / 1e9, 2),
+            }
+            row |= {
+                "GFLOP/s": round(flops / bare / 1e9),
+                "with optimizer": round(flops / full / 1e9),
+            }
             row |= {"samples/s": round(batch / full, 1), "shares": shares(whole)}
             rows.append(row)
             del network
     print(
-        json.dumps({"processor": processor(), "threads": arguments.threads, "torch": torch.__version__, "rows": rows})
+        json.dumps(
+            {
+                "processor": processor(),
+                "threads": arguments.threads,
+                "torch": torch.__version__,
+                "rows": rows,
+            }
+        )
     )
 
 

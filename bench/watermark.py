@@ -23,17 +23,37 @@ from einops import rearrange
 from skyloom.generate.pipeline import load
 from skyloom.media.read import read_video
 from skyloom.media.write import write_video
-from skyloom.safety import detector, watermark
+from skyloom.safety import watermark
+from skyloom.safety import watermark_detector as detector
 
 embed = watermark.Marker.mark
-SUBJECTS = ("rocket", "cat", "blue car", "panda", "duck", "horse", "balloon", "penguin", "train", "butterfly")
-PLACES = ("on the beach", "in the city at night", "in the snow", "in the desert", "in a forest in the rain")
+SUBJECTS = (
+    "rocket",
+    "cat",
+    "blue car",
+    "panda",
+    "duck",
+    "horse",
+    "balloon",
+    "penguin",
+    "train",
+    "butterfly",
+)
+PLACES = (
+    "on the beach",
+    "in the city at night",
+    "in the snow",
+    "in the desert",
+    "in a forest in the rain",
+)
 
 
 def bundled(count: int) -> Iterator[torch.Tensor]:
     """Clips of the bundled model: 33 frames of 128 pixels, before any mark."""
     pipeline = load("diorama")
-    watermark.Marker.mark = lambda self, frames, where=None: frames  # as they come out of the decoder
+    watermark.Marker.mark = lambda self, frames, where=None: (
+        frames
+    )  # as they come out of the decoder
     for index in range(count):
         words = SUBJECTS[index % len(SUBJECTS)], PLACES[index // len(SUBJECTS) % len(PLACES)]
         yield pipeline.generate("a {} {}".format(*words), seed=index).frames
@@ -48,12 +68,18 @@ def leaves(count: int, size: int, frames: int = 33) -> Iterator[torch.Tensor]:
         picture = torch.full((3, side, side), 120.0)
         for _ in range(300):
             x, y, scale, *colour = torch.rand(6, generator=drawn).tolist()
-            inside = (rows - y * side) ** 2 + (columns - x * side) ** 2 < (side * 0.03 / (scale + 0.04)) ** 2
+            inside = (rows - y * side) ** 2 + (columns - x * side) ** 2 < (
+                side * 0.03 / (scale + 0.04)
+            ) ** 2
             picture[:, inside] = torch.tensor(colour)[:, None] * 220 + 15
-        picture += F.avg_pool2d(torch.randn(1, 3, side + 2, side + 2, generator=drawn), 3, 1)[0] * 12
+        picture += (
+            F.avg_pool2d(torch.randn(1, 3, side + 2, side + 2, generator=drawn), 3, 1)[0] * 12
+        )
         step = [0, 0.4, 1.1][seed % 3]
         cut = [picture[:, :size, round(step * index) :][:, :, :size] for index in range(frames)]
-        yield rearrange(torch.stack(cut), "t c h w -> t h w c").round().clamp(0, 255).to(torch.uint8)
+        yield (
+            rearrange(torch.stack(cut), "t c h w -> t h w c").round().clamp(0, 255).to(torch.uint8)
+        )
 
 
 def coded(frames: torch.Tensor, crf: int) -> torch.Tensor:
@@ -121,7 +147,13 @@ def measure(name: str, clips: Iterator[torch.Tensor]) -> dict[str, object]:
             found[attack] += mark is not None and mark.identity == identity
             wrong += mark is not None and mark.identity != identity
     shares = {attack: round(found[attack] / count, 3) for attack in ATTACKS}
-    told = {"clips": name, "count": count, "psnr": round(lowest, 2), "wrong": wrong, "recovered": shares}
+    told = {
+        "clips": name,
+        "count": count,
+        "psnr": round(lowest, 2),
+        "wrong": wrong,
+        "recovered": shares,
+    }
     return told | {"slowest read, CPU s": round(slowest, 2)}
 
 
@@ -130,8 +162,14 @@ def luck(count: int, searched: int) -> dict[str, object]:
     highest, found = 0.0, 0
     for seed in range(count):
         noise = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed))
-        smooth = F.interpolate(F.avg_pool2d(noise, 4), (128, 128), mode="bilinear") * 60 + noise * 3 + 120
-        frames = rearrange(smooth.clamp(0, 255).to(torch.uint8), "t 1 h w -> t h w 1").expand(-1, -1, -1, 3)
+        smooth = (
+            F.interpolate(F.avg_pool2d(noise, 4), (128, 128), mode="bilinear") * 60
+            + noise * 3
+            + 120
+        )
+        frames = rearrange(smooth.clamp(0, 255).to(torch.uint8), "t 1 h w -> t h w 1").expand(
+            -1, -1, -1, 3
+        )
         highest = max(highest, detector.highest_score(frames))
         found += detector.detect(frames, crops=seed < searched) is not None
     told = {"unmarked": count, "searched for crops too": min(count, searched), "found": found}
@@ -148,11 +186,21 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     since = time.perf_counter()
-    kinds = [("bundled 128x128", bundled(asked.clips)), ("leaves 128x128", leaves(asked.clips // 2, 128))]
-    kinds += [("leaves 256x256", leaves(asked.large, 256)), ("leaves 512x512", leaves(asked.large, 512))]
+    kinds = [
+        ("bundled 128x128", bundled(asked.clips)),
+        ("leaves 128x128", leaves(asked.clips // 2, 128)),
+    ]
+    kinds += [
+        ("leaves 256x256", leaves(asked.large, 256)),
+        ("leaves 512x512", leaves(asked.large, 512)),
+    ]
     for name, clips in kinds:
         print(json.dumps(measure(name, clips)), flush=True)
-    print(json.dumps(luck(asked.unmarked, asked.searched) | {"seconds": round(time.perf_counter() - since)}))
+    print(
+        json.dumps(
+            luck(asked.unmarked, asked.searched) | {"seconds": round(time.perf_counter() - since)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -17,12 +17,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from skyloom.serve.body import MAX_JSON
+from skyloom.serve.api.body import MAX_JSON
 
 SERVE = "from skyloom.cli.app import main; main()"
 BOUND = "bound-of-parts"
-JSON, FORM = {"content-type": "application/json"}, {"content-type": f"multipart/form-data; boundary={BOUND}"}
-GZIP_MAGIC, ZIP_MAGIC = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", b"PK\x03\x04\x14\x00\x00\x00\x08\x00"
+JSON, FORM = (
+    {"content-type": "application/json"},
+    {"content-type": f"multipart/form-data; boundary={BOUND}"},
+)
+GZIP_MAGIC, ZIP_MAGIC = (
+    b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
+    b"PK\x03\x04\x14\x00\x00\x00\x08\x00",
+)
 Bomb = tuple[str, str, Mapping[str, str], bytes]  # its name, where it goes, headers, body
 
 
@@ -44,19 +50,39 @@ def bombs() -> Iterator[Bomb]:
     filled = MAX_JSON - 1_000  # as much as is read at all
     yield "deep JSON", videos, JSON, b'{"prompt": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}"
     yield "wide JSON", videos, JSON, b'{"prompt": [' + b"[]," * (filled // 3) + b"[]]}"
-    yield "many keys", videos, JSON, b'{"a":0' + b"".join(b',"%x":0' % n for n in range(2_000_000)) + b"}"
+    yield (
+        "many keys",
+        videos,
+        JSON,
+        b'{"a":0' + b"".join(b',"%x":0' % n for n in range(2_000_000)) + b"}",
+    )
     yield "long JSON", videos, JSON, b'{"prompt": "' + b"a" * (MAX_JSON + 1) + b'"}'
     yield "endless number", videos, JSON, b'{"prompt": "a cat", "seed": ' + b"9" * filled + b"}"
     yield "escapes", videos, JSON, b'{"prompt": "' + b"\\u0061" * (filled // 6) + b'"}'
     yield "long prompt", videos, JSON, json.dumps({"prompt": "a cat " * 1_750_000}).encode()
     card = {"at": 0, "prompt": "a cat"}
     yield "cards", "/v1/videos/storyboard", JSON, json.dumps({"cards": [card] * 100_000}).encode()
-    yield "packed JSON", videos, {**JSON, "content-encoding": "gzip"}, zlib.compress(bytes(200_000_000), 9)
+    yield (
+        "packed JSON",
+        videos,
+        {**JSON, "content-encoding": "gzip"},
+        zlib.compress(bytes(200_000_000), 9),
+    )
     yield "fields", videos, FORM, form(*(part(f"field{n}", b"a") for n in range(20_000)))
-    yield "files", videos, FORM, form(prompt, *(part(f"f{n}", b"a", file="a.png") for n in range(2_000)))
+    yield (
+        "files",
+        videos,
+        FORM,
+        form(prompt, *(part(f"f{n}", b"a", file="a.png") for n in range(2_000))),
+    )
     yield "long field", videos, FORM, form(part("prompt", b"a" * 30_000_000))
     yield "deep field", videos, FORM, form(part("cards" + "[0]" * 20_000, b"a"))
-    yield "head of a part", videos, FORM, form(part("prompt", b"a", extra=b"x-a: " + b"a" * 5_000_000 + b"\r\n"))
+    yield (
+        "head of a part",
+        videos,
+        FORM,
+        form(part("prompt", b"a", extra=b"x-a: " + b"a" * 5_000_000 + b"\r\n")),
+    )
     yield "heads of a part", videos, FORM, form(part("prompt", b"a", extra=b"x-a: b\r\n" * 200_000))
     picture = {"name": "input_reference", "file": "a.png"}
     for name, magic in (("gzip", GZIP_MAGIC), ("zip", ZIP_MAGIC)):
@@ -70,7 +96,9 @@ def bombs() -> Iterator[Bomb]:
     yield "million lines", "batch", {}, b"\n".join(lines % n for n in range(700_000))
     yield "empty lines", "batch", {}, b"\n" * 60_000_000
     wide = (
-        b'{"custom_id": "%d", "method": "POST", "url": "/v1/videos", "body": {"prompt": [' + b"[]," * 330_000 + b"0]}}"
+        b'{"custom_id": "%d", "method": "POST", "url": "/v1/videos", "body": {"prompt": ['
+        + b"[]," * 330_000
+        + b"0]}}"
     )
     yield "wide lines", "batch", {}, b"\n".join(wide % n for n in range(60))
     yield "giant line", "batch", {}, b'{"custom_id": "a", "body": {"prompt": ' + b"[]," * 20_000_000
@@ -83,13 +111,24 @@ class Client:
     def __init__(self, url: str, token: str) -> None:
         self._host, self._token = url.removeprefix("http://"), token
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
+    def post(
+        self, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, dict[str, Any]]:
         """Status and answer. A server may answer before it has read all, and close."""
         host, port = self._host.split(":")
         with socket.create_connection((host, int(port)), timeout=60) as line:
-            told = {"host": self._host, "authorization": f"Bearer {self._token}", "content-length": str(len(body))}
-            head = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**told, **headers}.items())]
-            with contextlib.suppress(OSError):  # what it thinks of what it has read is in the answer
+            told = {
+                "host": self._host,
+                "authorization": f"Bearer {self._token}",
+                "content-length": str(len(body)),
+            }
+            head = [
+                f"POST {path} HTTP/1.1",
+                *(f"{name}: {value}" for name, value in {**told, **headers}.items()),
+            ]
+            with contextlib.suppress(
+                OSError
+            ):  # what it thinks of what it has read is in the answer
                 line.sendall("\r\n".join([*head, "connection: close", "", ""]).encode() + body)
             answer = http.client.HTTPResponse(line, method="POST")
             answer.begin()
@@ -108,7 +147,18 @@ class Client:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Send all; what came of it."""
-    command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", str(folder), "--json", "--no-worker"]
+    command = [
+        sys.executable,
+        "-c",
+        SERVE,
+        "serve",
+        "--port",
+        "0",
+        "--data",
+        str(folder),
+        "--json",
+        "--no-worker",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ
     ) as server:
@@ -118,16 +168,26 @@ def measure(folder: Path) -> dict[str, Any]:
         taken: list[str] = []
         for name, path, headers, body in bombs():
             begun, before = time.perf_counter(), worked(server.pid)
-            status, told = client.batch(body) if path == "batch" else client.post(path, headers, body)
+            status, told = (
+                client.batch(body) if path == "batch" else client.post(path, headers, body)
+            )
             seconds[name] = round(time.perf_counter() - begun, 2)
             work[name] = round(worked(server.pid) - before, 2)
             if not 400 <= status < 500:
                 taken.append(f"{name}: {status} {told!s:.80}")
         memory = peak(server.pid)
         server.terminate()
-    slowest, hardest = max(seconds, key=lambda name: seconds[name]), max(work, key=lambda name: work[name])
+    slowest, hardest = (
+        max(seconds, key=lambda name: seconds[name]),
+        max(work, key=lambda name: work[name]),
+    )
     found = {"bombs": len(seconds), "not_refused": taken, "slowest": [slowest, seconds[slowest]]}
-    return {"bench": "wire_bombs", **found, "most_cpu_seconds": [hardest, work[hardest]], "server_mib": memory}
+    return {
+        "bench": "wire_bombs",
+        **found,
+        "most_cpu_seconds": [hardest, work[hardest]],
+        "server_mib": memory,
+    }
 
 
 def worked(process: int) -> float:

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the command line itself; `make docs` runs it and tests/law compares.
+"""Writes docs/cli.md from the command line itself; `make docs` runs it and tests/conventions compares.
 
 The page is built from the parsed commands, not from --help, so that it does not depend on the terminal's width.
 """
@@ -28,14 +28,18 @@ def walk(command, name: str) -> Iterator[tuple[str, object]]:
 def row(parameter) -> str:
     """One line of a command's table: how it is written, its default, what it does."""
     if parameter.opts[0].startswith("-"):
-        written = ", ".join(f"`{spelling}`" for spelling in [*parameter.opts, *parameter.secondary_opts])
+        written = ", ".join(
+            f"`{spelling}`" for spelling in [*parameter.opts, *parameter.secondary_opts]
+        )
     else:
         written = f"`{parameter.name.upper()}{'...' if parameter.nargs == -1 else ''}`"
     text = (parameter.help or "").replace("\\[", "[").replace("|", "\\|")
     text, _, told = text.removesuffix("]").partition(" [default: ")
     if parameter.required:
         told = "required"
-    elif parameter.default is not None and parameter.default is not False and parameter.default != "":
+    elif (
+        parameter.default is not None and parameter.default is not False and parameter.default != ""
+    ):
         told = f"`{parameter.default}`"
     return f"| {written} | {told} | {text} |"
 
@@ -52,7 +56,9 @@ def section(name: str, command) -> str:
 def reference() -> str:
     """The whole page."""
     root = typer.main.get_command(app)
-    return "\n".join([OPENING, *(section(name, command) for name, command in walk(root, "skyloom"))])
+    return "\n".join(
+        [OPENING, *(section(name, command) for name, command in walk(root, "skyloom"))]
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import skyloom
 from skyloom.evaluate.probe import Probe, Reading, load_probe, read
-from skyloom.generate.edits import Edit
+from skyloom.generate.edit_spec import Edit
 from skyloom.generate.pipeline import Pipeline
 from skyloom.generate.request import Request
 from skyloom.generate.styles import find_style
@@ -73,7 +73,8 @@ class Case:
         videos = " ".join(f"{source}.mp4" for source in self.sources)
         prompt = f' "{self.prompt}"' if self.prompt else ""
         options = "".join(
-            f" --{name}" if value is True else f" --{name} {shlex.quote(str(value))}" for name, value in told.items()
+            f" --{name}" if value is True else f" --{name} {shlex.quote(str(value))}"
+            for name, value in told.items()
         )
         return f"skyloom edit {self.verb} {videos}{prompt}{options}"
 
@@ -83,7 +84,10 @@ def _remixes() -> tuple[Case, ...]:
     snow = "a red car driving to the left in the snowy mountains on a sunny day"
     wants = "place:mountains time_of_day:day colour:red"
     return (
-        *(Case("remix", ("car",), snow, {"strength": level}, wants) for level in ("subtle", "mild", "strong", 1)),
+        *(
+            Case("remix", ("car",), snow, {"strength": level}, wants)
+            for level in ("subtle", "mild", "strong", 1)
+        ),
         Case(
             "remix",
             ("cat",),
@@ -119,10 +123,28 @@ CASES = (
     ),
     Case("retake", ("dog",), "", {"start": "0.75", "stop": "1.25"}, "place:meadow noun:dog"),
     Case("retake", ("whale",), "", {"start": "0", "stop": "1"}, "place:underwater noun:whale"),
-    Case("inpaint", ("car",), "a red balloon floating in the sky", {"region": "70,10,48,48"}, "noun:balloon"),
+    Case(
+        "inpaint",
+        ("car",),
+        "a red balloon floating in the sky",
+        {"region": "70,10,48,48"},
+        "noun:balloon",
+    ),
     Case("inpaint", ("dog",), "a butterfly in a meadow", {"region": "4,8,56,56"}, "noun:butterfly"),
-    Case("inpaint", ("whale",), "a fish swimming underwater", {"region": "64,64,60,60", "feather": 6}, "noun:fish"),
-    Case("inpaint", ("rocket",), "a sailboat on the ocean", {"region": "0,72,60,56@0; 60,72,60,56@2"}, "noun:sailboat"),
+    Case(
+        "inpaint",
+        ("whale",),
+        "a fish swimming underwater",
+        {"region": "64,64,60,60", "feather": 6},
+        "noun:fish",
+    ),
+    Case(
+        "inpaint",
+        ("rocket",),
+        "a sailboat on the ocean",
+        {"region": "0,72,60,56@0; 60,72,60,56@2"},
+        "noun:sailboat",
+    ),
     Case("extend", ("car",), "", {"seconds": "2"}, "place:city time_of_day:night"),
     Case(
         "extend",
@@ -132,11 +154,33 @@ CASES = (
         "place:beach time_of_day:night",
     ),
     Case("extend", ("dog",), "", {"seconds": "1", "backward": True}, "place:meadow noun:dog"),
-    Case("extend", ("whale",), "", {"seconds": "3", "backward": True}, "place:underwater noun:whale"),
-    Case("recut", ("car",), "", {"start": "0.5", "stop": "1.5", "seconds": "3"}, "place:city noun:car"),
-    Case("recut", ("cat",), "", {"start": "0", "stop": "1", "seconds": "3"}, "place:beach noun:cat"),
-    Case("recut", ("rocket",), "", {"start": "1", "stop": "1.5", "seconds": "2"}, "place:ocean noun:rocket"),
-    Case("recut", ("whale",), "", {"start": "0.5", "stop": "1", "seconds": "2"}, "place:underwater noun:whale"),
+    Case(
+        "extend", ("whale",), "", {"seconds": "3", "backward": True}, "place:underwater noun:whale"
+    ),
+    Case(
+        "recut",
+        ("car",),
+        "",
+        {"start": "0.5", "stop": "1.5", "seconds": "3"},
+        "place:city noun:car",
+    ),
+    Case(
+        "recut", ("cat",), "", {"start": "0", "stop": "1", "seconds": "3"}, "place:beach noun:cat"
+    ),
+    Case(
+        "recut",
+        ("rocket",),
+        "",
+        {"start": "1", "stop": "1.5", "seconds": "2"},
+        "place:ocean noun:rocket",
+    ),
+    Case(
+        "recut",
+        ("whale",),
+        "",
+        {"start": "0.5", "stop": "1", "seconds": "2"},
+        "place:underwater noun:whale",
+    ),
     Case("loop", ("whale",), "", {"bridge": "1"}, "place:underwater"),
     Case("loop", ("dog",), "", {"bridge": "1"}, "place:meadow"),
     Case("loop", ("rocket",), "", {"bridge": "0.5"}, "place:ocean"),
@@ -190,10 +234,14 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
         run = video.frames[at : at + span.frames]
         at += span.frames
         if isinstance(span, Keep):
-            kept.append(torch.equal(run, before[span.clip.source][span.clip.start : span.clip.stop]))
+            kept.append(
+                torch.equal(run, before[span.clip.source][span.clip.start : span.clip.stop])
+            )
         elif isinstance(span, Make):
             changed.append(run)
-            under += [before[0][clip.start : clip.stop] for clip in span.under[:1] if len(span.under) == 1]
+            under += [
+                before[0][clip.start : clip.stop] for clip in span.under[:1] if len(span.under) == 1
+            ]
     if edit.region is not None:
         mask = mask_frames(parse_region(edit.region), plan.shape, plan.fps)
         kept.append(torch.equal(video.frames[~mask], before[0][~mask]))
@@ -237,9 +285,14 @@ def write_verb(outcomes: Sequence[Outcome], path: Path) -> None:
     above: tuple[str, ...] = ()
     for one in outcomes:
         if one.case.sources != above:
-            rows += [(f"{name}.mp4", small(frames)) for name, frames in zip(one.case.sources, one.before, strict=True)]
+            rows += [
+                (f"{name}.mp4", small(frames))
+                for name, frames in zip(one.case.sources, one.before, strict=True)
+            ]
         above = one.case.sources
-        rows.append((one.case.command.removeprefix(f"skyloom edit {one.case.verb} "), small(one.after)))
+        rows.append(
+            (one.case.command.removeprefix(f"skyloom edit {one.case.verb} "), small(one.after))
+        )
     write_sheet(rows, path, moments=MOMENTS)
     with Image.open(path) as sheet:
         fewer = sheet.quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
@@ -255,17 +308,25 @@ def small(frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
     """A row for each edit, and what they come to for each verb."""
-    lines = ["| edit | read in the changed part | kept, bit for bit | worst join | moved |", "|---|---|---|---|---|"]
+    lines = [
+        "| edit | read in the changed part | kept, bit for bit | worst join | moved |",
+        "|---|---|---|---|---|",
+    ]
     by_verb: dict[str, list[Outcome]] = defaultdict(list)
     for one in outcomes:
         by_verb[one.case.verb].append(one)
         kept = "" if one.kept is None else "yes" if one.kept == 1 else "**no**"
         seam = "" if one.seam is None else f"{one.seam:.1f}"
         moved = "" if one.moved is None else f"{one.moved:.1f}"
-        lines.append(f"| `{one.case.command.removeprefix('skyloom edit ')}` | {one.said} | {kept} | {seam} | {moved} |")
+        lines.append(
+            f"| `{one.case.command.removeprefix('skyloom edit ')}` | {one.said} | {kept} | {seam} | {moved} |"
+        )
     lines += ["", "| verb | edits | read right | kept, bit for bit |", "|---|---|---|---|"]
     for verb, members in by_verb.items():
-        right, asked = sum(one.right for one in members), sum(len(one.case.wanted) for one in members)
+        right, asked = (
+            sum(one.right for one in members),
+            sum(len(one.case.wanted) for one in members),
+        )
         holding = [one.kept == 1 for one in members if one.kept is not None]
         share = f"{right} of {asked}" if asked else ""
         lines.append(
@@ -286,7 +347,11 @@ def write_page(outcomes: Sequence[Outcome]) -> None:
         "",
         *table(outcomes),
     ]
-    head = page.read_text(encoding="utf-8").split(HEADING)[0].rstrip() if page.exists() else "# Editing"
+    head = (
+        page.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+        if page.exists()
+        else "# Editing"
+    )
     page.write_text("\n".join([head, "", *told]) + "\n", encoding="utf-8")
 
 
@@ -312,7 +377,13 @@ def main() -> None:
             for case in (case for case in CASES if case.verb == verb):
                 members.append(make(case, pipeline, probe, folder))
                 one = members[-1]
-                told = {"edit": case.command, "read": one.said, "kept": one.kept, "join": one.seam, "moved": one.moved}
+                told = {
+                    "edit": case.command,
+                    "read": one.said,
+                    "kept": one.kept,
+                    "join": one.seam,
+                    "moved": one.moved,
+                }
                 print(json.dumps(told), flush=True)
             write_verb(members, SHEETS / f"{verb}.png")
             outcomes += members

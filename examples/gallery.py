@@ -87,7 +87,8 @@ def write_pages(videos: list[Video], readings: list[Reading], digests: list[str]
     ]
     for part in range(0, len(ENTRIES), COLUMNS * ROWS):
         rows = [
-            (entry.prompt, videos[part + at].frames) for at, entry in enumerate(ENTRIES[part : part + COLUMNS * ROWS])
+            (entry.prompt, videos[part + at].frames)
+            for at, entry in enumerate(ENTRIES[part : part + COLUMNS * ROWS])
         ]
         number = part // (COLUMNS * ROWS) + 1
         write_sheet(rows, DOCS / "images" / f"gallery-{number}.png", columns=COLUMNS)
@@ -95,9 +96,18 @@ def write_pages(videos: list[Video], readings: list[Reading], digests: list[str]
     for number, (entry, video, said) in enumerate(zip(ENTRIES, videos, readings, strict=True), 1):
         write_video(video.frames[::EVERY], video.fps / EVERY, images / f"{number:02}.gif")
         command = f'skyloom generate "{entry.prompt}" --seed {entry.seed}'
-        lines += [f"![{entry.prompt}](images/gallery/{number:02}.gif)", "", f"`{command}`  ", judged(entry, said), ""]
+        lines += [
+            f"![{entry.prompt}](images/gallery/{number:02}.gif)",
+            "",
+            f"`{command}`  ",
+            judged(entry, said),
+            "",
+        ]
     (DOCS / "gallery.md").write_text("\n".join(lines).rstrip() + "\n")
-    sums = [f"{digest}  {entry.seed}  {entry.prompt}" for digest, entry in zip(digests, ENTRIES, strict=True)]
+    sums = [
+        f"{digest}  {entry.seed}  {entry.prompt}"
+        for digest, entry in zip(digests, ENTRIES, strict=True)
+    ]
     (DOCS / "gallery.sha256").write_text("\n".join(sums) + "\n")
 
 
@@ -107,7 +117,11 @@ def main() -> None:
     parser.add_argument("--only", type=int, default=len(ENTRIES))
     given = parser.parse_args()
     pipeline, probe = skyloom.load("diorama"), load_probe()
-    known = (DOCS / "gallery.sha256").read_text().splitlines() if (DOCS / "gallery.sha256").exists() else []
+    known = (
+        (DOCS / "gallery.sha256").read_text().splitlines()
+        if (DOCS / "gallery.sha256").exists()
+        else []
+    )
     before = {line.split(maxsplit=1)[1]: line.split()[0] for line in known}
     videos, readings, digests, same = [], [], [], 0
     for entry in ENTRIES[: given.only]:

@@ -42,13 +42,26 @@ OPTIONS: dict[str, dict[str, float]] = {
 SHEET_PROMPT = "a red car driving to the left on the beach at sunset"
 PART_SECONDS = 5
 CURVES = ("contrast", "sharpness", "speed", "colour change", "Fréchet distance", "subject read")
-COLOURS = ("#e377c2", "#111111", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#98df8a", "#ff7f0e", "#9467bd", "#8c564b")
+COLOURS = (
+    "#e377c2",
+    "#111111",
+    "#d62728",
+    "#1f77b4",
+    "#17becf",
+    "#2ca02c",
+    "#98df8a",
+    "#ff7f0e",
+    "#9467bd",
+    "#8c564b",
+)
 
 
 class Fixed:
     """A pipeline with a rollout, a steadiness and a length of its own."""
 
-    def __init__(self, pipeline: Pipeline, rollout: Rollout, steadiness: float, seconds: float) -> None:
+    def __init__(
+        self, pipeline: Pipeline, rollout: Rollout, steadiness: float, seconds: float
+    ) -> None:
         manifest = {**pipeline.info.manifest, "rollout": asdict(rollout), "steadiness": steadiness}
         pipeline.info = replace(pipeline.info, manifest=manifest)
         self.pipeline, self.seconds = pipeline, seconds
@@ -64,7 +77,8 @@ def measure(name: str, model: str, seconds: float, count: int) -> dict[str, floa
     said = dict(OPTIONS.get(name, {}))
     steadiness = said.pop("steadiness", pipeline.info.steadiness)
     rollout = replace(
-        pipeline.info.rollout, **{key: int(value) if value >= 1 else value for key, value in said.items()}
+        pipeline.info.rollout,
+        **{key: int(value) if value >= 1 else value for key, value in said.items()},
     )
     scale, fps = pipeline.vae.config.scale, pipeline.info.fps
     fixed = Fixed(pipeline, rollout, steadiness, seconds)
@@ -81,14 +95,20 @@ def measure(name: str, model: str, seconds: float, count: int) -> dict[str, floa
     return report.numbers
 
 
-def write_seconds(frames: UInt8[Tensor, "t h w c"], fps: int, path: Path, columns: int = 12) -> None:
+def write_seconds(
+    frames: UInt8[Tensor, "t h w c"], fps: int, path: Path, columns: int = 12
+) -> None:
     """A frame a second, in rows."""
     picked = frames[::fps][: 5 * columns].numpy()
     height, width = picked.shape[1:3]
-    sheet = Image.new("RGB", (columns * (width // 2 + 2), -(-len(picked) // columns) * (height // 2 + 2)))
+    sheet = Image.new(
+        "RGB", (columns * (width // 2 + 2), -(-len(picked) // columns) * (height // 2 + 2))
+    )
     for index, frame in enumerate(picked):
         small = Image.fromarray(frame).resize((width // 2, height // 2), Image.Resampling.LANCZOS)
-        sheet.paste(small, (index % columns * (width // 2 + 2), index // columns * (height // 2 + 2)))
+        sheet.paste(
+            small, (index % columns * (width // 2 + 2), index // columns * (height // 2 + 2))
+        )
     sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -125,7 +145,10 @@ def draw_curves(found: dict[str, dict[str, float]], path: Path) -> None:
 def _curve(numbers: dict[str, float], measure_name: str) -> list[float]:
     parts = sum(key.endswith(", subject read") and key.startswith("part") for key in numbers)
     first = {"contrast": 1.0, "sharpness": 1.0, "speed": 1.0, "colour change": 0.0}
-    return [numbers.get(f"part {part}, {measure_name}", first.get(measure_name, 0.0)) for part in range(1, parts + 1)]
+    return [
+        numbers.get(f"part {part}, {measure_name}", first.get(measure_name, 0.0))
+        for part in range(1, parts + 1)
+    ]
 
 
 def main() -> None:
@@ -134,7 +157,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--model", default="diorama")
-    parser.add_argument("--only", nargs="*", default=list(OPTIONS), help="options, or a name of your own for --model")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=list(OPTIONS),
+        help="options, or a name of your own for --model",
+    )
     given = parser.parse_args()
     torch.set_num_threads(2)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -144,9 +172,16 @@ def main() -> None:
         found[name] = measure(name, given.model, given.seconds, given.count)
         kept.write_text(json.dumps(found, indent=1, ensure_ascii=False))
         print(
-            name, {key: round(value, 3) for key, value in found[name].items() if key.startswith(("part 12,", "seams"))}
+            name,
+            {
+                key: round(value, 3)
+                for key, value in found[name].items()
+                if key.startswith(("part 12,", "seams"))
+            },
         )
-    draw_curves({name: found[name] for name in (*OPTIONS, *found) if name in found}, OUT / "curves.png")
+    draw_curves(
+        {name: found[name] for name in (*OPTIONS, *found) if name in found}, OUT / "curves.png"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,23 @@ from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.text import TextConfig, TextEncoder, save_text_encoder
 from skyloom.models.vae import Vae, VaeConfig
 
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "red", "on", "the", "beach", "##s", "c", "##a", "##t"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "cat",
+    "dog",
+    "red",
+    "on",
+    "the",
+    "beach",
+    "##s",
+    "c",
+    "##a",
+    "##t",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +97,14 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     text_config = TextConfig(
-        vocabulary=len(PIECES), width=16, layers=1, heads=2, ffn=32, positions=20, max_tokens=12, lexical=True
+        vocabulary=len(PIECES),
+        width=16,
+        layers=1,
+        heads=2,
+        ffn=32,
+        positions=20,
+        max_tokens=12,
+        lexical=True,
     )
     dit_config = DitConfig(
         in_channels=4,

@@ -48,11 +48,17 @@ class Client:
     def connect(self) -> socket.socket:
         """A connection that has sent nothing."""
         name, port = self.host.split(":")
-        return socket.create_connection((name, int(port)), timeout=120, source_address=(self.source, 0))
+        return socket.create_connection(
+            (name, int(port)), timeout=120, source_address=(self.source, 0)
+        )
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
         """A request's head."""
-        told = {"host": self.host, **({"authorization": f"Bearer {self.key}"} if self.key else {}), **headers}
+        told = {
+            "host": self.host,
+            **({"authorization": f"Bearer {self.key}"} if self.key else {}),
+            **headers,
+        }
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
         return "\r\n".join([*lines, "", ""]).encode()
 
@@ -74,7 +80,9 @@ class Client:
             answer.begin()
             content = answer.read()
             told = json.loads(content) if content.startswith(b"{") else {}
-            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, told)
+            return Answer(
+                answer.status, {name.lower(): value for name, value in answer.getheaders()}, told
+            )
         return Answer(0)
 
 
@@ -110,7 +118,9 @@ class Beside:
                 begun = time.monotonic()
                 answer = self._client.ask(method, path, JSON if body else {}, body)
                 self.seconds.append(time.monotonic() - begun)
-                if answer.status == 200 or answer.code == "rate_limit_exceeded":  # its own queue may be full
+                if (
+                    answer.status == 200 or answer.code == "rate_limit_exceeded"
+                ):  # its own queue may be full
                     self.served += 1
                 else:
                     self.failed.append((path, answer.status, answer.code))
@@ -121,7 +131,9 @@ def plans(client: Client, count: int = 45) -> list[Answer]:
     """So many plans at once, as they are answered."""
     body = json.dumps({"prompt": "a cat"}).encode()
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda _: client.ask("POST", "/v1/videos/plan", JSON, body), range(count)))
+        return list(
+            pool.map(lambda _: client.ask("POST", "/v1/videos/plan", JSON, body), range(count))
+        )
 
 
 def escapes(client: Client, path: str = "/v1/videos") -> Answer:
@@ -140,7 +152,9 @@ def fields(client: Client, count: int = 22, size: int = 22 * MIB) -> Answer:
     piece = b"a" * MIB
     parts: list[bytes] = []
     for number in range(count):
-        parts.append(f'--{BOUND}\r\ncontent-disposition: form-data; name="field{number}"\r\n\r\n'.encode())
+        parts.append(
+            f'--{BOUND}\r\ncontent-disposition: form-data; name="field{number}"\r\n\r\n'.encode()
+        )
         parts += [*([piece] * (size // MIB)), b"\r\n"]
     parts.append(f"--{BOUND}--\r\n".encode())
     return client.ask("POST", "/v1/videos", FORM, parts)
@@ -161,7 +175,10 @@ def dripping(client: Client, heads: int = 5, bodies: int = 5) -> Iterator[list[s
     """Connections that send a byte of a head, or of a body, again and again."""
     lines = [client.connect() for _ in range(heads + bodies)]
     for number, line in enumerate(lines):
-        with_body = client.head("POST", "/v1/videos", {**JSON, "content-length": "100000"}) + b'{"prompt": "'
+        with_body = (
+            client.head("POST", "/v1/videos", {**JSON, "content-length": "100000"})
+            + b'{"prompt": "'
+        )
         line.sendall(with_body if number >= heads else b"GET /health HTTP/1.1\r\nx-a: ")
     over = threading.Event()
 
@@ -212,7 +229,9 @@ def keep_file(client: Client, size: int) -> str:
     told = {"file": 'name="file"; filename="a.png"', "purpose": 'name="purpose"'}
     content = {"file": PNG + bytes(size - len(PNG)), "purpose": b"vision"}
     parts = [
-        f"--{BOUND}\r\ncontent-disposition: form-data; {told[name]}\r\n\r\n".encode() + content[name] + b"\r\n"
+        f"--{BOUND}\r\ncontent-disposition: form-data; {told[name]}\r\n\r\n".encode()
+        + content[name]
+        + b"\r\n"
         for name in told
     ]
     return client.ask("POST", "/v1/files", FORM, [*parts, f"--{BOUND}--\r\n".encode()]).body["id"]
@@ -238,7 +257,9 @@ class Endpoint:
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # the door is closed
             while True:
-                threading.Thread(target=self._answer, args=[self._door.accept()[0]], daemon=True).start()
+                threading.Thread(
+                    target=self._answer, args=[self._door.accept()[0]], daemon=True
+                ).start()
 
     def _answer(self, line: socket.socket) -> None:
         with contextlib.suppress(OSError), line:
@@ -260,7 +281,9 @@ def add_webhook(client: Client, url: str) -> str:
 
 def make_video(client: Client, prompt: str) -> str:
     """The id of a new video."""
-    return client.ask("POST", "/v1/videos", JSON, json.dumps({"prompt": prompt}).encode()).body["id"]
+    return client.ask("POST", "/v1/videos", JSON, json.dumps({"prompt": prompt}).encode()).body[
+        "id"
+    ]
 
 
 def status_of(client: Client, video: str) -> str:

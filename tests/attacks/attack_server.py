@@ -22,10 +22,10 @@ import live  # noqa: E402 - beside tests/serve
 from swarm import HANGS  # noqa: E402
 
 from skyloom.core.log import set_up_logging  # noqa: E402
-from skyloom.serve import listen  # noqa: E402
-from skyloom.serve.auth import KeyStore  # noqa: E402
-from skyloom.serve.connections import Connections, Times  # noqa: E402
-from skyloom.serve.database import Database  # noqa: E402
+from skyloom.serve import main as listen  # noqa: E402
+from skyloom.serve.api.connections import Connections, Times  # noqa: E402
+from skyloom.serve.queue.api_keys import KeyStore  # noqa: E402
+from skyloom.serve.queue.database import Database  # noqa: E402
 from skyloom.serve.settings import Settings  # noqa: E402
 
 __all__ = ["HANGS", "HELD", "make_key", "start", "wait_for"]
@@ -42,7 +42,9 @@ def start(data: Path, *, held: bool = False, **settings: object) -> live.Server:
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, **told}
     with (data / "log").open("a") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
     assert process.stdout
     ready = json.loads(process.stdout.readline())
     return live.Server(process, ready["url"], ready["token"])

@@ -45,7 +45,12 @@ def stand(tmp_path_factory) -> Iterator[Stand]:
     """A server for the whole session, ended at its end if no test has ended it."""
     data = tmp_path_factory.mktemp("attacked")
     limits = {"max_queued": MOST_QUEUED, "max_queued_per_owner": MOST_QUEUED, "disk_reserve": 0}
-    limits |= {"webhooks_to_loopback": "true", "stall_seconds": 3, "max_attempts": 2, "max_queued_cost_per_owner": 0}
+    limits |= {
+        "webhooks_to_loopback": "true",
+        "stall_seconds": 3,
+        "max_attempts": 2,
+        "max_queued_cost_per_owner": 0,
+    }
     server = attack_server.start(data, held=True, **limits)
     keys = [attack_server.make_key(data, owner) for owner in ("mallory", "alice", "bob")]
     clients = [attack_cases.Client(server.url, key) for key in keys]

@@ -29,7 +29,10 @@ def beside(stand, *, dropped: bool = False) -> Iterator[cases.Beside]:
     with cases.Beside(stand.other) as other:
         yield other
         served = other.served
-        wait_for("the other client is served", lambda: other.served >= served + 4 or (other.failed and not dropped))
+        wait_for(
+            "the other client is served",
+            lambda: other.served >= served + 4 or (other.failed and not dropped),
+        )
     assert not [failure for failure in other.failed if not (dropped and failure[1] == 0)]
     assert stand.server.process.poll() is None
 
@@ -54,7 +57,9 @@ def test_45_plans_of_one_key_take_two_threads(stand):
         for thread in threads:
             thread.start()
         wait_for("43 are refused while two wait", lambda: len(answers) >= 43)
-        assert {(answer.status, answer.code) for answer in answers} == {(429, "rate_limit_exceeded")}
+        assert {(answer.status, answer.code) for answer in answers} == {
+            (429, "rate_limit_exceeded")
+        }
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
         assert stand.other.ask("GET", "/health").status == 200
     assert sum(thread.is_alive() for thread in threads) == 2
@@ -127,7 +132,8 @@ def test_a_webhook_endpoint_that_drips_keeps_nobody_elses_back(stand):
         cases.add_webhook(stand.third, good.url)
         slow = [cases.make_video(stand.attacker, f"a slow cat {number}") for number in range(6)]
         wait_for(
-            "the attacker's are ended", lambda: all(cases.status_of(stand.attacker, v) == "completed" for v in slow)
+            "the attacker's are ended",
+            lambda: all(cases.status_of(stand.attacker, v) == "completed" for v in slow),
         )
         wait_for("the tarpit has a delivery", lambda: tarpit.called)
         before = good.called
@@ -140,7 +146,9 @@ def test_a_render_that_hangs_is_ended_and_the_queue_goes_on(stand):
     with beside(stand):
         stuck = cases.make_video(stand.attacker, HANGS)
         after = cases.make_video(stand.third, "a cat behind it")
-        wait_for("the stuck job has failed", lambda: cases.status_of(stand.attacker, stuck) == "stalled")
+        wait_for(
+            "the stuck job has failed", lambda: cases.status_of(stand.attacker, stuck) == "stalled"
+        )
         wait_for("the queue goes on", lambda: cases.status_of(stand.third, after) == "completed")
 
 
@@ -167,4 +175,6 @@ def test_sigterm_ends_the_server_whatever_clients_hold_open(stand):
 
 def _upload(client: cases.Client) -> cases.Answer:
     form = f'--{cases.BOUND}\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n'.encode()
-    return client.ask("POST", "/v1/files", cases.FORM, form + cases.PNG + f"\r\n--{cases.BOUND}--\r\n".encode())
+    return client.ask(
+        "POST", "/v1/files", cases.FORM, form + cases.PNG + f"\r\n--{cases.BOUND}--\r\n".encode()
+    )

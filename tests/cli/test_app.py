@@ -8,7 +8,13 @@ import pytest
 
 import skyloom as package
 from skyloom.cli import app
-from skyloom.core.errors import CapacityError, CheckpointError, ConfigError, MediaError, RequestError
+from skyloom.core.errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    MediaError,
+    RequestError,
+)
 
 HEAVY = ("torch", "numpy", "av", "PIL", "safetensors", "einops")
 
@@ -31,14 +37,18 @@ def test_version(skyloom):
     assert skyloom("--version") == (0, f"skyloom {package.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", ["generate", "train", "doctor", "models", "world", "data", "evaluate"])
+@pytest.mark.parametrize(
+    "verb", ["generate", "train", "doctor", "models", "world", "data", "evaluate"]
+)
 def test_every_verb_has_help(skyloom, verb):
     ran = skyloom(verb, "--help")
     assert ran.code == 0
     assert f"skyloom {verb}" in ran.out
 
 
-@pytest.mark.parametrize("words", [["generat"], ["generate"], ["generate", "a", "--seconds", "long"], ["models", "x"]])
+@pytest.mark.parametrize(
+    "words", [["generat"], ["generate"], ["generate", "a", "--seconds", "long"], ["models", "x"]]
+)
 def test_wrong_words_are_usage_errors(skyloom, words):
     ran = skyloom(*words)
     assert ran.code == 2
@@ -54,8 +64,16 @@ def test_wrong_words_are_usage_errors(skyloom, words):
         (MediaError("No."), 1, "No."),
         (CapacityError("No."), 1, "No."),
         (MemoryError(), 1, "The memory is full"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "The memory is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "x.toml"), 1, "x.toml: Permission denied. Check"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            1,
+            "The memory is full",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x.toml"),
+            1,
+            "x.toml: Permission denied. Check",
+        ),
         (ZeroDivisionError("division\nby zero"), 1, "ZeroDivisionError: division (this is a bug"),
     ],
 )

@@ -6,15 +6,13 @@ from contextlib import closing
 
 import pytest
 
-from skyloom.serve.database import Database, choose_sqlite
-from skyloom.serve.jobs import JobStore
-from skyloom.serve.library import Library
+from skyloom.serve.queue.database import Database, choose_sqlite
+from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.library import Library
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import FolderStorage
+from skyloom.serve.storage.folder import FolderStorage
 
-HOLD = (
-    "import sys; from skyloom.serve.database import Database; d = Database(sys.argv[1]); print(1, flush=True); input()"
-)
+HOLD = "import sys; from skyloom.serve.queue.database import Database; d = Database(sys.argv[1]); print(1, flush=True); input()"
 
 
 def submit(data, prompt: str) -> str:
@@ -49,12 +47,17 @@ def test_a_database_in_use_is_copied_but_not_replaced(skyloom, tmp_path):
     first = submit(tmp_path, "a cat")
     skyloom("backup", "copy.db", "--data", tmp_path)
     command = [sys.executable, "-c", HOLD, Settings(data=tmp_path).database]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == "1\n"
         assert skyloom("backup", "live.db", "--data", tmp_path).code == 0
         ran = skyloom("restore", "copy.db", "--data", tmp_path)
-        assert (ran.code, ran.err) == (2, "skyloom: A server or worker has the database open. End it first.\n")
+        assert (ran.code, ran.err) == (
+            2,
+            "skyloom: A server or worker has the database open. End it first.\n",
+        )
         server.communicate("\n")
     assert skyloom("restore", "copy.db", "--data", tmp_path).code == 0
     assert listed(skyloom, tmp_path) == [first]
@@ -117,7 +120,11 @@ def test_a_folder_takes_everything_and_comes_back(skyloom, tmp_path):
             "ada", "vision", "a.png", FolderStorage(data / "assets").put(b"a", "png").reference, 1
         )
     ran = skyloom("backup", "copy", "--data", data)
-    assert (ran.code, ran.out, ran.err) == (0, "", f"copy holds 3 files, {size_of(tmp_path / 'copy'):,} bytes\n")
+    assert (ran.code, ran.out, ran.err) == (
+        0,
+        "",
+        f"copy holds 3 files, {size_of(tmp_path / 'copy'):,} bytes\n",
+    )
     newer = FolderStorage(data / "assets").put(b"newer", "png")
     ran = skyloom("restore", "copy", "--data", data)
     assert (ran.code, ran.out) == (0, f"{newer.key}\n")
@@ -130,7 +137,11 @@ def test_a_folder_takes_everything_and_comes_back(skyloom, tmp_path):
 
 def size_of(folder) -> int:
     """Bytes of all files but the manifest."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    )
 
 
 def test_folders_that_are_not_there_are_said_and_not_made(skyloom, tmp_path):

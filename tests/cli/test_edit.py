@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skyloom.generate import footage
+from skyloom.generate import edit_sources as footage
 from skyloom.generate.denoiser import Denoiser
 from skyloom.media.read import read_video
 from skyloom.media.source import open_source
@@ -26,15 +26,37 @@ def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, so
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["notes"]["spans"] == [[0, 16, "kept"], [16, 20, "made"]]
     assert torch.equal(read_video("b.mkv").frames[:16], read_video(source).frames)
-    cut = ("edit", "stitch", "b.mkv", source, "--morph", "0", "-o", "c.mkv", "--model", tiny_model, "--json")
-    for option in (("--seed", 3), ("--steps", 1), ("--guidance", 2), ("--quality", "best"), ("--negative", "fog")):
+    cut = (
+        "edit",
+        "stitch",
+        "b.mkv",
+        source,
+        "--morph",
+        "0",
+        "-o",
+        "c.mkv",
+        "--model",
+        tiny_model,
+        "--json",
+    )
+    for option in (
+        ("--seed", 3),
+        ("--steps", 1),
+        ("--guidance", 2),
+        ("--quality", "best"),
+        ("--negative", "fog"),
+    ):
         refused = skyloom(*cut, *option)
         assert refused.code == 2
         assert "A hard cut has no use for" in refused.err
     ran = skyloom(*cut)
     assert (ran.code, "seed" in ran.err) == (0, False), ran.err
     lines = skyloom("show", "--tree", "c.mkv").out.splitlines()
-    assert [line.split("  video")[0] for line in lines[1:]] == ["├─ b.mkv", "│  └─ a.mkv", "└─ a.mkv"]
+    assert [line.split("  video")[0] for line in lines[1:]] == [
+        "├─ b.mkv",
+        "│  └─ a.mkv",
+        "└─ a.mkv",
+    ]
     assert lines[1].endswith(': extend "a red cat"')
     assert "edit       stitch of b.mkv and" in skyloom("show", "c.mkv").out
     source.unlink()
@@ -43,9 +65,23 @@ def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, so
 
 def test_a_plan_shows_spans_and_makes_nothing(skyloom, tiny_model, source, tmp_path):
     before = sorted(tmp_path.iterdir())
-    told = skyloom("edit", "retake", source, "a cat", "--from", "0.5", "--model", tiny_model, "--plan", "--json")
+    told = skyloom(
+        "edit",
+        "retake",
+        source,
+        "a cat",
+        "--from",
+        "0.5",
+        "--model",
+        tiny_model,
+        "--plan",
+        "--json",
+    )
     spans = json.loads(told.out)["spans"]
-    assert [(span["kind"], span["first_frame"], span["frames"]) for span in spans] == [("keep", 0, 8), ("make", 8, 8)]
+    assert [(span["kind"], span["first_frame"], span["frames"]) for span in spans] == [
+        ("keep", 0, 8),
+        ("make", 8, 8),
+    ]
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -72,7 +108,9 @@ def test_what_is_wrong_is_said_in_one_sentence(skyloom, source, words, message):
     assert "Traceback" not in ran.err
 
 
-def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(skyloom, tiny_model, source, monkeypatch):
+def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(
+    skyloom, tiny_model, source, monkeypatch
+):
     """Every verb takes a folder to resume from; the seed that was drawn is the one that is gone on with."""
     calls, velocity = [], Denoiser.velocity
 
@@ -83,7 +121,18 @@ def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(skyloom, tiny_model, 
         return velocity(*given)
 
     monkeypatch.setattr(Denoiser, "velocity", stopping)
-    words = ("edit", "extend", source, "a red cat", "--seconds", "0.25", "--model", tiny_model, "--steps", 2)
+    words = (
+        "edit",
+        "extend",
+        source,
+        "a red cat",
+        "--seconds",
+        "0.25",
+        "--model",
+        tiny_model,
+        "--steps",
+        2,
+    )
     kept = ("--resume-dir", "kept", "-o", "b.mkv", "--json")
     assert skyloom(*words, *kept).code != 0
     (state,) = Path("kept").glob("span-000/step-*.state")
@@ -102,7 +151,9 @@ def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(skyloom, tiny_model, 
 def test_a_source_is_opened_once(skyloom, tiny_model, source, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        footage, "open_source", lambda *given, **how: opened.append(given) or open_source(*given, **how)
+        footage,
+        "open_source",
+        lambda *given, **how: opened.append(given) or open_source(*given, **how),
     )
     how = ("--model", tiny_model, "--steps", 1, "-o", "b.mkv")
     assert skyloom("edit", "stitch", source, source, "--morph", "0.25", *how).code == 0

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from skyloom.cli.generate import free_name
-from skyloom.evaluate import critic
+from skyloom.evaluate import window_quality as critic
 from skyloom.media.read import probe, read_image, read_video
 
 
@@ -21,7 +21,11 @@ def make(skyloom, tiny_model):
 
 def test_the_file_is_named_after_the_prompt_and_none_is_overwritten(make, tmp_path):
     names = [make("A cat, on the Beach!", "--seconds", 0.25).out.strip() for _ in range(3)]
-    assert names == ["a-cat-on-the-beach.mp4", "a-cat-on-the-beach-2.mp4", "a-cat-on-the-beach-3.mp4"]
+    assert names == [
+        "a-cat-on-the-beach.mp4",
+        "a-cat-on-the-beach-2.mp4",
+        "a-cat-on-the-beach-3.mp4",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert probe(tmp_path / names[0]).receipt["request"]["prompt"] == "A cat, on the Beach!"
 
@@ -48,7 +52,20 @@ def test_a_drawn_seed_is_told_and_makes_the_same_video_again(make):
 
 
 def test_json_tells_everything_in_one_line(make):
-    words = ["--seconds", 0.25, "--seed", 5, "--steps", 1, "--guidance", 1.5, "--negative", "dog", "--fps", 8]
+    words = [
+        "--seconds",
+        0.25,
+        "--seed",
+        5,
+        "--steps",
+        1,
+        "--guidance",
+        1.5,
+        "--negative",
+        "dog",
+        "--fps",
+        8,
+    ]
     ran = make("a cat", "-o", "x.webm", "--json", "--size", "64x32", *words)
     told = json.loads(ran.out)
     assert ran.out.count("\n") == 1
@@ -177,7 +194,9 @@ def test_retakes_are_told_and_replayed(make, skyloom, tiny_model, tmp_path, monk
     shown = skyloom("show", "x.mp4").out
     assert "retakes    2" in shown
     assert "2 windows, made again: 1" in shown
-    again = json.loads(skyloom("replay", "x.mp4", "-o", "y.mp4", "--model", tiny_model, "--json").out)
+    again = json.loads(
+        skyloom("replay", "x.mp4", "-o", "y.mp4", "--model", tiny_model, "--json").out
+    )
     assert again["exact"] is True
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import FolderStorage
+from skyloom.serve.storage.folder import FolderStorage
 
 
 @pytest.fixture
@@ -26,9 +26,18 @@ def test_jobs_are_listed_shown_and_changed(skyloom, queue, tmp_path):
     assert [line.split()[0] for line in listed.out.splitlines()] == [second.id, first.id]
     assert "a cat on a beach" in listed.out
     shown = json.loads(skyloom("jobs", "show", first.id, "--data", tmp_path).out)
-    assert (shown["id"], shown["owner"], shown["request"]["prompt"]) == (first.id, "ada", "a cat\non a beach")
+    assert (shown["id"], shown["owner"], shown["request"]["prompt"]) == (
+        first.id,
+        "ada",
+        "a cat\non a beach",
+    )
     assert shown["tried"] == []
-    for verb, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
+    for verb, status in (
+        ("pause", "paused"),
+        ("resume", "queued"),
+        ("cancel", "cancelled"),
+        ("retry", "queued"),
+    ):
         told = json.loads(skyloom("jobs", verb, first.id, "--data", tmp_path, "--json").out)
         assert told["status"] == status
     assert "--limit" in skyloom("jobs", "list", "--limit", "1", "--data", tmp_path).err

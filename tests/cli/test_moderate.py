@@ -12,11 +12,15 @@ from skyloom.media.write import write_video
 @pytest.fixture
 def pictures(tmp_path):
     """Two pictures, one of them in a folder with a text."""
-    noise = torch.randint(0, 255, (2, 8, 8, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    noise = torch.randint(
+        0, 255, (2, 8, 8, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     (tmp_path / "known").mkdir()
     (tmp_path / "known/note.txt").write_text("no picture")
     for name, picture in zip(("known/logo.png", "other.png"), noise, strict=True):
-        Image.fromarray(picture.numpy()).resize((96, 64), Image.Resampling.BICUBIC).save(tmp_path / name)
+        Image.fromarray(picture.numpy()).resize((96, 64), Image.Resampling.BICUBIC).save(
+            tmp_path / name
+        )
     return tmp_path
 
 
@@ -26,7 +30,10 @@ def test_a_printed_rule_blocks_the_picture_in_any_file_format(skyloom, pictures,
     policy(printed.out)
     Image.open("known/logo.png").save("copy.jpg", quality=60)
     ran = skyloom("moderate", "other.png", "copy.jpg")
-    assert (ran.code, ran.out.splitlines()) == (1, ["allowed  other.png", "refused  copy.jpg: logo at 0 s"])
+    assert (ran.code, ran.out.splitlines()) == (
+        1,
+        ["allowed  other.png", "refused  copy.jpg: logo at 0 s"],
+    )
     told = json.loads(skyloom("moderate", "copy.jpg", "--json").out)
     assert (told["allowed"], told["rule"], told["message"]) == (False, "logo", 'No "logo".')
     assert skyloom("moderate", "other.png").code == 0
@@ -66,7 +73,9 @@ def test_no_verb_writes_what_is_refused(skyloom, tiny_model, classifier, tmp_pat
 
 
 def test_a_classifier_that_is_not_there_makes_nothing(skyloom, tiny_model, policy, tmp_path):
-    policy('[[classifiers]]\nname = "own"\ncall = "no_such_thing:x"\nthresholds = { a = 1 }\nmessage = "x"')
+    policy(
+        '[[classifiers]]\nname = "own"\ncall = "no_such_thing:x"\nthresholds = { a = 1 }\nmessage = "x"'
+    )
     ran = skyloom("generate", "a cat", "-o", "out.mp4", "--model", tiny_model)
     assert (ran.code, list(tmp_path.iterdir())) == (2, [])
     assert "the classifier own cannot be loaded" in ran.err

@@ -20,8 +20,22 @@ def plan(skyloom, tiny_model, tmp_path, monkeypatch):
 
 def test_it_takes_what_generate_takes():
     verbs = typer.main.get_command(app).commands
-    here, there = ({option.name: option.help for option in verbs[verb].params} for verb in ("plan", "generate"))
-    asked = {"prompt", "seconds", "size", "fps", "seed", "steps", "guidance", "quality", "negative", "image", "model"}
+    here, there = (
+        {option.name: option.help for option in verbs[verb].params} for verb in ("plan", "generate")
+    )
+    asked = {
+        "prompt",
+        "seconds",
+        "size",
+        "fps",
+        "seed",
+        "steps",
+        "guidance",
+        "quality",
+        "negative",
+        "image",
+        "model",
+    }
     assert asked < here.keys()
     assert {name: here[name] for name in asked} == {name: there[name] for name in asked}
 

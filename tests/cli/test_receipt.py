@@ -24,7 +24,9 @@ def made(tiny_model):
     video, taken = pipeline.generate(ASK), FramesHash(pipeline.plan(ASK).fps)
     taken.add(video.frames)
     dtype = torch.float32
-    return video, make_receipt(pipeline.plan(ASK), pipeline.info, pipeline.device, dtype, taken.digest())
+    return video, make_receipt(
+        pipeline.plan(ASK), pipeline.info, pipeline.device, dtype, taken.digest()
+    )
 
 
 @pytest.fixture
@@ -37,7 +39,12 @@ def file(made, tmp_path):
 def test_a_receipt_is_shown_to_people_and_to_programs(skyloom, file, made):
     lines = dict(line.split(maxsplit=1) for line in skyloom("show", file).out.splitlines())
     receipt = made[1]
-    assert (lines["prompt"], lines["seed"], lines["size"], lines["seconds"]) == ("a red cat", "7", "32x32", "0.5")
+    assert (lines["prompt"], lines["seed"], lines["size"], lines["seconds"]) == (
+        "a red cat",
+        "7",
+        "32x32",
+        "0.5",
+    )
     assert (lines["negative"], lines["steps"], lines["model"]) == ("a dog", "1", "tiny")
     assert (lines["weights"], lines["device"]) == (receipt.weights, "cpu float32")
     assert lines["frames"] == f"9, sha256 {receipt.frames.sha256}"
@@ -100,7 +107,9 @@ def test_a_sidecar_is_as_good(skyloom, file, made, tiny_model):
     video, receipt = made
     sidecar = write_sidecar(write_video(video.frames, video.fps, file), receipt.to_dict())
     for name in (file, sidecar):
-        assert json.loads(skyloom("replay", name, "--model", tiny_model, "--verify", "--json").out)["same"]
+        assert json.loads(skyloom("replay", name, "--model", tiny_model, "--verify", "--json").out)[
+            "same"
+        ]
     assert read_receipt(file) == receipt
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from skyloom.serve.database import Database
-from skyloom.serve.installation import open_installation
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage.installation import open_installation
 
 MOST_IDLE_KB = 120 * 1024
 SERVE = "from skyloom.cli.app import main; main()"
@@ -22,16 +22,29 @@ SERVE = "from skyloom.cli.app import main; main()"
 
 def test_keys_are_made_listed_and_revoked(skyloom, tmp_path):
     where = ["--data", tmp_path]
-    made = json.loads(skyloom("keys", "create", "alice", "--name", "laptop", "--expires", "90d", "--json", *where).out)
+    made = json.loads(
+        skyloom(
+            "keys", "create", "alice", "--name", "laptop", "--expires", "90d", "--json", *where
+        ).out
+    )
     assert made["key"].startswith(f"sk-sky-{made['id']}-")
     plain = skyloom("keys", "create", "bob", "--scope", "read", *where).out.strip()
     assert plain.startswith("sk-sky-")
-    listed = [json.loads(line) for line in skyloom("keys", "list", "--json", *where).out.splitlines()]
-    assert [(key["owner"], key["scopes"]) for key in listed] == [("alice", ["read", "write"]), ("bob", ["read"])]
+    listed = [
+        json.loads(line) for line in skyloom("keys", "list", "--json", *where).out.splitlines()
+    ]
+    assert [(key["owner"], key["scopes"]) for key in listed] == [
+        ("alice", ["read", "write"]),
+        ("bob", ["read"]),
+    ]
     assert "key" not in listed[0]
     assert skyloom("keys", "revoke", made["id"], *where).code == 0
     assert "revoked" in skyloom("keys", "list", *where).out.splitlines()[0]
-    for words in (["create", "a b"], ["create", "alice", "--scope", "root"], ["create", "a", "--expires", "soon"]):
+    for words in (
+        ["create", "a b"],
+        ["create", "alice", "--scope", "root"],
+        ["create", "a", "--expires", "soon"],
+    ):
         assert skyloom("keys", *words, *where).code == 2
 
 
@@ -49,7 +62,13 @@ def test_a_server_and_a_worker_refuse_what_does_not_belong_together(skyloom, tmp
     database.close()
     serve = ["serve", "--port", "0", "--no-worker"]
     typo = ["--data", tmp_path / "data", "--database", f"sqlite:///{tmp_path / 'typo.db'}"]
-    for words in (serve, ["worker", "--device", "cpu"], ["keys", "list"], ["jobs", "list"], ["doctor", "--check-db"]):
+    for words in (
+        serve,
+        ["worker", "--device", "cpu"],
+        ["keys", "list"],
+        ["jobs", "list"],
+        ["doctor", "--check-db"],
+    ):
         ran = skyloom(*words, *typo)
         assert (ran.code, "missing or empty" in ran.err) == (2, True), words
     assert not (tmp_path / "typo.db").exists()
@@ -64,7 +83,18 @@ def test_a_server_and_a_worker_refuse_what_does_not_belong_together(skyloom, tmp
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
 def test_a_server_says_when_it_is_ready_is_small_and_ends_when_told(tmp_path):
     """One line, one listening socket on this machine only, within its memory; SIGTERM ends it well."""
-    command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", str(tmp_path), "--json", "--no-worker"]
+    command = [
+        sys.executable,
+        "-c",
+        SERVE,
+        "serve",
+        "--port",
+        "0",
+        "--data",
+        str(tmp_path),
+        "--json",
+        "--no-worker",
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -87,15 +117,21 @@ def test_ray_is_not_imported_unless_it_is_asked_for(tmp_path: Path):
     environment = {**os.environ, "SKYLOOM_DATA": str(tmp_path / "data")}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     command = [sys.executable, "-c", SERVE]
-    subprocess.run([*command, "cluster", "up", "--help"], env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [*command, "cluster", "up", "--help"], env=environment, check=True, capture_output=True
+    )
     serve = [*command, "serve", "--port", "0", "--device", "cpu", "--json"]
-    with subprocess.Popen(serve, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        serve, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
         assert server.stdout
         assert server.stdout.readline()
         settings = Settings(data=tmp_path / "data")
         with contextlib.closing(Database(settings.database)) as database:
             store = JobStore(database, settings)
-            job = store.submit({"prompt": "a cat", "seconds": 0.3, "num_steps": 1, "seed": 1}, owner="ada")
+            job = store.submit(
+                {"prompt": "a cat", "seconds": 0.3, "num_steps": 1, "seed": 1}, owner="ada"
+            )
             while not (job := store.get(job.id)).done:
                 time.sleep(0.1)
         server.terminate()
@@ -113,12 +149,16 @@ def idle_kb(process: int) -> int:
 
 def listening(process: int) -> list[tuple[str, int]]:
     """Addresses at which a process listens."""
-    mine = {str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()}
+    mine = {
+        str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()
+    }
     found = []
     for table in ("tcp", "tcp6"):
         for row in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
             words = row.split()
             if words[3] == "0A" and f"socket:[{words[9]}]" in mine:
                 host, port = words[1].split(":")
-                found.append((".".join(str(byte) for byte in bytes.fromhex(host)[::-1]), int(port, 16)))
+                found.append(
+                    (".".join(str(byte) for byte in bytes.fromhex(host)[::-1]), int(port, 16))
+                )
     return found

@@ -9,7 +9,7 @@ import torch
 from skyloom.media.read import probe, read_image
 from skyloom.models import registry
 from skyloom.models.vae import Vae
-from skyloom.serve.database import Database
+from skyloom.serve.queue.database import Database
 from skyloom.serve.settings import Settings
 from skyloom.world.assets import builtin_atlas
 
@@ -44,7 +44,16 @@ def test_a_damaged_model_is_found(skyloom, shelf):
 def test_the_doctor_says_what_there_is(skyloom, shelf):
     ran = skyloom("doctor")
     assert ran.code == 0
-    for word in ("skyloom", "python", "torch", "FFmpeg", "libavcodec", "safe for two writers", "device", "threads"):
+    for word in (
+        "skyloom",
+        "python",
+        "torch",
+        "FFmpeg",
+        "libavcodec",
+        "safe for two writers",
+        "device",
+        "threads",
+    ):
         assert word in ran.out
     for word in ("free disk", "as published", "of 255 from fp32"):
         assert word in ran.out
@@ -60,7 +69,11 @@ def test_the_doctor_warns_of_a_machine_that_reckons_wrong(skyloom, shelf, monkey
     real = Vae.decode
     monkeypatch.setattr("skyloom.core.device.choose_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(
-        Vae, "decode", lambda vae, latent: real(vae, latent) + (vae.decoder.stem.weight.dtype == torch.bfloat16) / 2
+        Vae,
+        "decode",
+        lambda vae, latent: (
+            real(vae, latent) + (vae.decoder.stem.weight.dtype == torch.bfloat16) / 2
+        ),
     )
     ran = skyloom("doctor")
     assert ran.code == 0
@@ -80,7 +93,7 @@ def test_the_doctor_looks_through_the_database(skyloom, shelf, tmp_path):
 
 
 def test_without_a_safe_sqlite_the_doctor_says_so(skyloom, shelf, monkeypatch):
-    monkeypatch.setattr("skyloom.serve.database._SAFE_SQLITE", (99, 0, 0))
+    monkeypatch.setattr("skyloom.serve.queue.database._SAFE_SQLITE", (99, 0, 0))
     assert "NOT SAFE" in skyloom("doctor").out
 
 
@@ -100,7 +113,9 @@ def test_settings_reach_the_recipe(skyloom, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
         "skyloom.train.recipe.run_recipe",
-        lambda path, overrides, folder, resume: seen.append((path.name, overrides, folder.name, resume)) or 3,
+        lambda path, overrides, folder, resume: (
+            seen.append((path.name, overrides, folder.name, resume)) or 3
+        ),
     )
     ran = skyloom("train", "r.toml", "--run", "out", "--set", "a=1", "--set", "b.c=x=y", "--resume")
     assert seen == [("r.toml", {"a": "1", "b.c": "x=y"}, "out", True)]
@@ -109,10 +124,15 @@ def test_settings_reach_the_recipe(skyloom, monkeypatch, tmp_path):
 
 def test_the_world_is_shown(skyloom, monkeypatch, tmp_path):
     monkeypatch.setattr("skyloom.world.assets.load_atlas", lambda _: builtin_atlas())
-    ran = skyloom("world", "render", "--vocabulary", "tiny", "--frames", 5, "--size", "64x64", "-o", "w.gif")
+    ran = skyloom(
+        "world", "render", "--vocabulary", "tiny", "--frames", 5, "--size", "64x64", "-o", "w.gif"
+    )
     assert json.loads(ran.out)["captions"]["short"]
     assert (probe(tmp_path / "w.gif").width, probe(tmp_path / "w.gif").frames) == (64, 5)
-    assert skyloom("world", "sheet", "--vocabulary", "tiny", "--count", 2, "-o", "s.png").out == "s.png\n"
+    assert (
+        skyloom("world", "sheet", "--vocabulary", "tiny", "--count", 2, "-o", "s.png").out
+        == "s.png\n"
+    )
     assert read_image(tmp_path / "s.png").shape[1] == 128 + 16
 
 

@@ -19,7 +19,9 @@ def test_it_tells_people_and_programs(skyloom, tmp_path):
     assert ran.code == 0
     assert "whole, signed by this machine" in ran.out
     assert "seed 7" in ran.out
-    assert json.loads(skyloom("verify", str(path), "--json").out)["c2pa"]["generation"] == {"seed": 7}
+    assert json.loads(skyloom("verify", str(path), "--json").out)["c2pa"]["generation"] == {
+        "seed": 7
+    }
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)

@@ -2,5 +2,7 @@
 
 from hypothesis import settings
 
-settings.register_profile("skyloom", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.register_profile(
+    "skyloom", deadline=None, max_examples=40, derandomize=True, database=None
+)
 settings.load_profile("skyloom")

@@ -126,7 +126,9 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path):
 
 def test_a_circle_of_two_files_is_refused(tmp_path: Path):
     write(tmp_path, "base = 'two.toml'", "one.toml")
-    assert "one.toml inherits from itself" in str(problem(write(tmp_path, "base = 'one.toml'", "two.toml")))
+    assert "one.toml inherits from itself" in str(
+        problem(write(tmp_path, "base = 'one.toml'", "two.toml"))
+    )
 
 
 def test_tables_merge_over_the_base_and_lists_are_replaced(tmp_path: Path):

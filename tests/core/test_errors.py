@@ -7,7 +7,11 @@ import pytest
 from skyloom.core import errors
 from skyloom.core.errors import CapacityError, SkyloomError
 
-TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SkyloomError)]
+TREE = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, SkyloomError)
+]
 
 
 def test_the_tree_drawn_at_the_top_of_the_file_is_complete():

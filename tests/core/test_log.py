@@ -33,7 +33,11 @@ def test_json_lines_carry_message_extras_and_traceback():
     except ValueError:
         log.exception("it broke")
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
-    assert (first["level"], first["logger"], first["message"]) == ("info", "skyloom.generate", "step 1\nof 4")
+    assert (first["level"], first["logger"], first["message"]) == (
+        "info",
+        "skyloom.generate",
+        "step 1\nof 4",
+    )
     assert (first["job"], first["odd"]) == ("j1", "{1, 2}")
     assert set(first) == {"time", "level", "logger", "message", "job", "odd"}
     assert "ValueError: too small" in second["traceback"]
@@ -98,7 +102,10 @@ def test_without_details_an_exception_is_its_type_and_place():
     logging.getLogger("skyloom").error("it failed", exc_info=raised("private"))
     said = stream.getvalue()
     assert "private" not in said.replace('raised("private")', "")
-    assert all(words in said for words in ("ExceptionGroup", "KeyError", "No such file or directory", "in raised"))
+    assert all(
+        words in said
+        for words in ("ExceptionGroup", "KeyError", "No such file or directory", "in raised")
+    )
     set_up_logging("debug", "human", stream, details=True)
     logging.getLogger("skyloom").error("it failed", exc_info=raised("private"))
     assert "private" in stream.getvalue().replace('raised("private")', "")

@@ -24,7 +24,9 @@ def test_derived_seeds_never_change_between_releases():
 
 def test_every_step_of_the_path_counts():
     paths = [(), (0,), (1,), (0, 0), (0, 1), (10,), (1, 0), ("noise",), ("noise", 0), ("window", 0)]
-    assert len({derive_seed(seed, *path) for seed in (0, 1, 10) for path in paths}) == 3 * len(paths)
+    assert len({derive_seed(seed, *path) for seed in (0, 1, 10) for path in paths}) == 3 * len(
+        paths
+    )
 
 
 def test_noise_does_not_depend_on_what_was_drawn_before():

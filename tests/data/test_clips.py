@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 
 from skyloom.core.errors import ConfigError
 from skyloom.data import clips
-from skyloom.data.clips import ClipPlan, digest, is_row_held_out, read_plan, read_shards, render_clips, used_captions
+from skyloom.data.clips import (
+    ClipPlan,
+    digest,
+    is_row_held_out,
+    read_plan,
+    read_shards,
+    render_clips,
+    used_captions,
+)
 from skyloom.data.encode import encode_captions, encode_clips, to_pixels
 from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource
 from skyloom.models.text import load_text_encoder
@@ -51,7 +59,9 @@ def test_rendering_goes_on_where_it_stopped(folder, tmp_path):
 
 def test_another_plan_needs_another_folder(folder, tmp_path):
     with pytest.raises(ConfigError, match="another plan"):
-        render_clips(ClipPlan("tiny", count=5, frames=9, height=32, width=32, per_shard=2), tmp_path, folder)
+        render_clips(
+            ClipPlan("tiny", count=5, frames=9, height=32, width=32, per_shard=2), tmp_path, folder
+        )
 
 
 def test_stills_show_the_start_or_any_moment():
@@ -85,7 +95,9 @@ def test_encoded_clips_become_batches(folder, tiny_model, tmp_path):
     context, mask, pooled = batch.captions(torch.zeros(3, dtype=torch.bool))
     text = next(caption for caption, row in table.index.items() if row == batch.rows[0])
     alone = encoder.encode([text])
-    torch.testing.assert_close(context[0][mask[0]], alone.context[alone.context_mask], atol=0.05, rtol=0.02)
+    torch.testing.assert_close(
+        context[0][mask[0]], alone.context[alone.context_mask], atol=0.05, rtol=0.02
+    )
     torch.testing.assert_close(pooled[:1], alone.pooled, atol=0.05, rtol=0.02)
 
 

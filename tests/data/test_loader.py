@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 
 from skyloom.core.errors import ConfigError
 from skyloom.data.encode import to_pixels
-from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource, PixelLoader, excerpt_numbers, rollout_numbers
+from skyloom.data.loader import (
+    CaptionTable,
+    LatentLoader,
+    LatentSource,
+    PixelLoader,
+    excerpt_numbers,
+    rollout_numbers,
+)
 
 CAPTIONS = ["", "a cat", "a dog on the beach"]
 
@@ -33,10 +40,15 @@ def folder(tmp_path):
     """Ten clips whose latent value is their index; even ones show a cat, odd ones a dog."""
     out = tmp_path / "clips"
     out.mkdir()
-    frames = np.arange(10, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 5, 8, 8, 3), np.uint8)
+    frames = np.arange(10, dtype=np.uint8)[:, None, None, None, None] * np.ones(
+        (1, 5, 8, 8, 3), np.uint8
+    )
     np.save(out / "clips-00000.npy", frames)
     lengths = ("short", "medium", "long")
-    rows = [{"seed": index, "captions": dict.fromkeys(lengths, CAPTIONS[1 + index % 2])} for index in range(10)]
+    rows = [
+        {"seed": index, "captions": dict.fromkeys(lengths, CAPTIONS[1 + index % 2])}
+        for index in range(10)
+    ]
     (out / "clips-00000.json").write_text(json.dumps(rows))
     latent = torch.arange(10.0)[:, None, None, None, None].expand(10, 2, 2, 1, 1).contiguous()
     save_file({"latent": latent.bfloat16()}, out / "clips-00000.latents.safetensors")
@@ -88,7 +100,10 @@ def test_a_step_always_gives_the_same_batch(table, folder):
 
 
 def test_sources_are_drawn_by_share(table, folder):
-    sources = (LatentSource(str(folder), share=3, batch=1), LatentSource(str(folder), share=1, batch=2))
+    sources = (
+        LatentSource(str(folder), share=3, batch=1),
+        LatentSource(str(folder), share=1, batch=2),
+    )
     loader = LatentLoader(sources, table, seed=0)
     small = sum(len(loader(step).latent) == 1 for step in range(400))
     assert 260 < small < 340
@@ -115,8 +130,16 @@ def test_unencoded_clips_are_refused(table, folder):
         LatentLoader((LatentSource(str(folder)),), table, seed=0)
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 20), st.integers(0, 10**6))
-def test_a_window_of_a_rollout_sees_the_first_frames_and_those_before_it(sink, recent, window, more, seed):
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(0, 20),
+    st.integers(0, 10**6),
+)
+def test_a_window_of_a_rollout_sees_the_first_frames_and_those_before_it(
+    sink, recent, window, more, seed
+):
     frames = sink + recent + window + more
     numbers = rollout_numbers(frames, (sink, recent, window), np.random.default_rng(seed)).tolist()
     assert numbers[:sink] == list(range(sink))

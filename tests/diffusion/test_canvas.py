@@ -22,7 +22,9 @@ def half_known(seed: int = 0) -> Canvas:
 
 
 @given(st.integers(0, 1000), st.floats(0, 0.3))
-def test_at_sigma_zero_known_cells_are_the_source_and_made_cells_are_untouched(seed: int, context: float):
+def test_at_sigma_zero_known_cells_are_the_source_and_made_cells_are_untouched(
+    seed: int, context: float
+):
     plain = half_known(seed)
     canvas = Canvas(plain.latent, plain.denoise_mask, context_sigma=context)
     canvas.latent[0, 0, 0, 0] = -0.0
@@ -86,7 +88,9 @@ def test_keep_leaves_the_older_canvas_alone():
     assert (canvas.latent == 0).all()
 
 
-@pytest.mark.parametrize(("start", "shape"), [(4, (4, 2, 2, 3)), (-6, (4, 1, 2, 3)), (0, (3, 1, 2, 3))])
+@pytest.mark.parametrize(
+    ("start", "shape"), [(4, (4, 2, 2, 3)), (-6, (4, 1, 2, 3)), (0, (3, 1, 2, 3))]
+)
 def test_parts_that_do_not_fit_are_refused(start: int, shape: tuple[int, ...]):
     with pytest.raises(RequestError):
         Canvas.text_to_video(4, SHAPE).keep(start, torch.zeros(shape))
@@ -99,11 +103,15 @@ def test_a_mask_of_another_size_is_refused():
 
 def test_a_window_is_the_same_canvas_seen_through_a_slit():
     plain = half_known()
-    canvas = Canvas(plain.latent, plain.denoise_mask, prompts=((0, "dawn"), (2, "noon"), (4, "dusk")))
+    canvas = Canvas(
+        plain.latent, plain.denoise_mask, prompts=((0, "dawn"), (2, "noon"), (4, "dusk"))
+    )
     window = canvas.window(1, 4)
     assert torch.equal(window.latent, canvas.latent[:, 1:4])
     assert torch.equal(window.denoise_mask, canvas.denoise_mask[1:4])
-    assert [window.prompt_at(frame) for frame in range(3)] == [canvas.prompt_at(1 + frame) for frame in range(3)]
+    assert [window.prompt_at(frame) for frame in range(3)] == [
+        canvas.prompt_at(1 + frame) for frame in range(3)
+    ]
     assert window.prompts == ((0, "dawn"), (1, "noon"))
     assert plain.prompt_at(0) is None
 
@@ -118,4 +126,8 @@ def test_one_pixel_to_make_marks_exactly_its_cell(frame: int, row: int, column: 
 
 
 def test_a_mask_of_one_frame_has_one_latent_frame():
-    assert to_latent_mask(torch.ones(1, 4, 4, dtype=torch.bool), ScaleFactors(4, 2)).shape == (1, 2, 2)
+    assert to_latent_mask(torch.ones(1, 4, 4, dtype=torch.bool), ScaleFactors(4, 2)).shape == (
+        1,
+        2,
+        2,
+    )

@@ -34,11 +34,15 @@ def test_true_velocity_points_to_the_data_from_everywhere(seed: int, levels: lis
 
 
 @given(SEEDS, LEVELS, LEVELS)
-def test_the_path_is_straight_along_the_velocity(seed: int, levels: list[float], others: list[float]):
+def test_the_path_is_straight_along_the_velocity(
+    seed: int, levels: list[float], others: list[float]
+):
     latent, noise, sigma = make(seed, levels)
     other = torch.tensor(others, dtype=torch.float64).reshape(2, 4)
     step = (other - sigma)[:, None, :, None, None] * velocity_target(latent, noise)
-    torch.testing.assert_close(add_noise(latent, noise, sigma) + step, add_noise(latent, noise, other))
+    torch.testing.assert_close(
+        add_noise(latent, noise, sigma) + step, add_noise(latent, noise, other)
+    )
 
 
 @given(SEEDS, LEVELS)
@@ -83,4 +87,6 @@ def test_to_velocity_knows_every_kind_of_prediction():
     target = velocity_target(latent, noise)
     assert to_velocity("velocity", target, noisy, sigma) is target
     torch.testing.assert_close(to_velocity("denoised", latent, noisy, sigma), target)
-    torch.testing.assert_close(to_velocity("angular", (latent - noise) / 2**0.5, noisy, sigma), target)
+    torch.testing.assert_close(
+        to_velocity("angular", (latent - noise) / 2**0.5, noisy, sigma), target
+    )

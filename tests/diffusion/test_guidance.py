@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.seeds import noise
-from skyloom.diffusion.guidance import add_momentum, apg_delta, cfg_delta, rescale_delta, scale_in_interval
+from skyloom.diffusion.guidance import (
+    add_momentum,
+    apg_delta,
+    cfg_delta,
+    rescale_delta,
+    scale_in_interval,
+)
 
 SHAPE = (3, 4, 2, 2, 2)
 WITH, WITHOUT = noise(1, SHAPE).double(), noise(2, SHAPE).double()
@@ -29,7 +35,9 @@ def test_guided_is_on_the_line_through_both_predictions(scale: float):
 
 @given(st.floats(1.5, 10))
 def test_projected_guidance_with_all_of_the_parallel_part_is_plain_cfg(scale: float):
-    torch.testing.assert_close(apg_delta(WITH, WITH - WITHOUT, scale, parallel=1.0), cfg_delta(WITH, WITHOUT, scale))
+    torch.testing.assert_close(
+        apg_delta(WITH, WITH - WITHOUT, scale, parallel=1.0), cfg_delta(WITH, WITHOUT, scale)
+    )
 
 
 def test_projected_guidance_is_orthogonal_to_the_prediction():

@@ -46,10 +46,14 @@ def last(steps: Iterator[SampleStep]) -> SampleStep:
     return list(steps)[-1]
 
 
-def order_of(sampler: Sampler, velocity: Callable[[Tensor, Tensor], Tensor], answer: Tensor) -> float:
+def order_of(
+    sampler: Sampler, velocity: Callable[[Tensor, Tensor], Tensor], answer: Tensor
+) -> float:
     """Binary logarithm of how much smaller the error is with twice the steps."""
     errors = [
-        (last(sampler(velocity, NOISE.double(), make_sigmas(n, 2.0), BLANK)).latent - answer).abs().max()
+        (last(sampler(velocity, NOISE.double(), make_sigmas(n, 2.0), BLANK)).latent - answer)
+        .abs()
+        .max()
         for n in (32, 64)
     ]
     return math.log2(errors[0] / errors[1])
@@ -70,8 +74,14 @@ def test_a_full_turn_comes_home_at_the_rate_of_the_method(sampler: Sampler, orde
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_straight_paths_need_no_small_steps(sampler: Sampler, num_steps: int):
     target = draw(1, NOISE.shape)
-    steps = list(sampler(lambda latent, sigma, span: NOISE - target, NOISE, make_sigmas(num_steps, 3.0), BLANK))
-    assert [(step.index, step.total) for step in steps] == [(i, num_steps) for i in range(num_steps)]
+    steps = list(
+        sampler(
+            lambda latent, sigma, span: NOISE - target, NOISE, make_sigmas(num_steps, 3.0), BLANK
+        )
+    )
+    assert [(step.index, step.total) for step in steps] == [
+        (i, num_steps) for i in range(num_steps)
+    ]
     for step in steps:
         torch.testing.assert_close(step.denoised, target)
     torch.testing.assert_close(steps[-1].latent, target)
@@ -79,7 +89,10 @@ def test_straight_paths_need_no_small_steps(sampler: Sampler, num_steps: int):
 
 @pytest.mark.parametrize(
     ("sampler", "scheduler"),
-    [(sample_euler, FlowMatchEulerDiscreteScheduler), (sample_heun, FlowMatchHeunDiscreteScheduler)],
+    [
+        (sample_euler, FlowMatchEulerDiscreteScheduler),
+        (sample_heun, FlowMatchHeunDiscreteScheduler),
+    ],
 )
 def test_latents_equal_those_of_diffusers(sampler: Sampler, scheduler: type):
     theirs = scheduler(num_train_timesteps=1000)
@@ -88,7 +101,11 @@ def test_latents_equal_those_of_diffusers(sampler: Sampler, scheduler: type):
     for timestep in theirs.timesteps:
         sigma = torch.full((2, 3), float(timestep) / 1000)
         latent = theirs.step(gaussian_velocity(latent, sigma), timestep, latent).prev_sample
-    levels = theirs.sigmas if sampler is sample_euler else theirs.sigmas[[0, *range(1, len(theirs.sigmas), 2)]]
+    levels = (
+        theirs.sigmas
+        if sampler is sample_euler
+        else theirs.sigmas[[0, *range(1, len(theirs.sigmas), 2)]]
+    )
     ours = last(sampler(gaussian_velocity, NOISE, levels, BLANK)).latent
     torch.testing.assert_close(ours, latent, atol=1e-5, rtol=1e-5)
 
@@ -107,7 +124,9 @@ def test_known_parts_come_out_bit_for_bit(sampler: Sampler):
         return latent * 3 + 1
 
     for step in sampler(velocity, NOISE, make_sigmas(5, 2.0), canvas):
-        assert torch.equal(step.denoised[:, :, known], canvas.latent[None, :, known].expand(2, -1, -1))
+        assert torch.equal(
+            step.denoised[:, :, known], canvas.latent[None, :, known].expand(2, -1, -1)
+        )
     assert torch.equal(step.latent[:, :, known], canvas.latent[None, :, known].expand(2, -1, -1))
     assert not torch.equal(step.latent[:, :, ~known], NOISE[:, :, ~known])
     assert seen[0][:, 1:].eq(1).all()
@@ -152,7 +171,9 @@ def test_rising_levels_are_refused():
         last(sample_euler(gaussian_velocity, NOISE, torch.tensor([0.0, 1.0]), BLANK))
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(sample_euler, 6), (sample_heun, 11), (sample_adams_bashforth, 6)])
+@pytest.mark.parametrize(
+    ("sampler", "calls"), [(sample_euler, 6), (sample_heun, 11), (sample_adams_bashforth, 6)]
+)
 def test_each_method_asks_the_model_as_often_as_it_says(sampler: Sampler, calls: int):
     asked: list[float] = []
 
@@ -177,7 +198,11 @@ def test_the_mean_velocity_of_a_straight_path_is_its_velocity(substeps: int):
 
 def test_the_mean_velocity_comes_near_that_of_the_curve():
     """dx/dsigma = x has the mean velocity x (1 - exp(-h)) / h; the error falls as the square of the step."""
-    latent, start, end = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1), torch.zeros(1, 1)
+    latent, start, end = (
+        torch.ones(1, 1, 1, 1, 1, dtype=torch.float64),
+        torch.ones(1, 1),
+        torch.zeros(1, 1),
+    )
     errors = []
     for substeps in (4, 8, 16):
         made = mean_velocity(lambda latent, sigma: latent, latent, start, end, substeps)
@@ -193,7 +218,9 @@ def test_strength_says_how_far_a_frame_moves_from_its_source(sampler: Sampler):
     canvas = replace(Canvas(source, torch.ones(4, 16, 16, dtype=torch.bool)), strength=strength)
     noise = draw(4, (1, 2, 4, 16, 16))
     made = last(sampler(gaussian_velocity, noise, make_sigmas(8, 1.0), canvas)).latent
-    free = last(sampler(gaussian_velocity, noise, make_sigmas(8, 1.0), replace(canvas, strength=None))).latent
+    free = last(
+        sampler(gaussian_velocity, noise, make_sigmas(8, 1.0), replace(canvas, strength=None))
+    ).latent
     moved = (made - source).square().mean(dim=(0, 1, 3, 4))
     assert torch.equal(made[0, :, 0], source[:, 0])
     assert moved[0] < moved[1] < moved[2] < moved[3]
@@ -204,11 +231,20 @@ def test_euler_goes_on_from_any_step_bit_for_bit():
     """With known cells, known frames and frames of less strength."""
     mask = torch.ones(3, 2, 2, dtype=torch.bool)
     mask[0], mask[1, 0] = False, False
-    canvas = replace(BLANK, latent=draw(1, (2, 3, 2, 2)), denoise_mask=mask, strength=torch.tensor([1.0, 1.0, 0.6]))
+    canvas = replace(
+        BLANK,
+        latent=draw(1, (2, 3, 2, 2)),
+        denoise_mask=mask,
+        strength=torch.tensor([1.0, 1.0, 0.6]),
+    )
     sigmas = make_sigmas(6, 2.0)
     whole = list(sample_euler(gaussian_velocity, NOISE, sigmas, canvas))
     for done in range(1, 6):
-        rest = list(sample_euler(gaussian_velocity, NOISE, sigmas, canvas, (done, whole[done - 1].latent)))
+        rest = list(
+            sample_euler(gaussian_velocity, NOISE, sigmas, canvas, (done, whole[done - 1].latent))
+        )
         assert [step.index for step in rest] == list(range(done, 6))
-        assert all(torch.equal(one.latent, two.latent) for one, two in zip(rest, whole[done:], strict=True))
+        assert all(
+            torch.equal(one.latent, two.latent) for one, two in zip(rest, whole[done:], strict=True)
+        )
         assert torch.equal(rest[-1].denoised, whole[-1].denoised)

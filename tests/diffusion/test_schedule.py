@@ -48,7 +48,9 @@ def test_levels_equal_those_of_diffusers(shift: float):
     torch.testing.assert_close(make_sigmas(8, shift), theirs.sigmas)
 
 
-@pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"shift": 0.0}, {"strength": 0.0}, {"strength": 1.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_steps": 0}, {"shift": 0.0}, {"strength": 0.0}, {"strength": 1.1}]
+)
 def test_impossible_schedules_are_refused(wrong: dict[str, float]):
     with pytest.raises(RequestError):
         make_sigmas(**{"num_steps": 4, **wrong})

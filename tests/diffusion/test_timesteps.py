@@ -36,7 +36,9 @@ def runs_known(row: torch.Tensor, config: NoiseConfig) -> tuple[int, int]:
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 10**6), st.floats(0.2, 8))
-def test_levels_are_in_range_and_come_from_the_generator_alone(batch: int, frames: int, seed: int, shift: float):
+def test_levels_are_in_range_and_come_from_the_generator_alone(
+    batch: int, frames: int, seed: int, shift: float
+):
     config = NoiseConfig(shift=shift)
     sigma = sample_sigmas(batch, frames, generator(seed), config)
     assert sigma.shape == (batch, frames)
@@ -101,7 +103,9 @@ def test_practically_clean_frames_weigh_nothing():
     assert loss_weight(torch.tensor([[0.0, SILENT_SIGMA, 0.021, 1.0]])).tolist() == [[0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("wrong", [{name: 0.0 for name in PATTERNS}, {"same": -1.0}, {"shift": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{name: 0.0 for name in PATTERNS}, {"same": -1.0}, {"shift": 0.0}]
+)
 def test_impossible_mixes_are_refused(wrong: dict[str, float]):
     with pytest.raises(ConfigError):
         NoiseConfig(**wrong)

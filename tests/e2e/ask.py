@@ -21,7 +21,9 @@ def say(part: str) -> None:
 def main() -> None:
     """All parts, with one video that is really made."""
     client = OpenAI(max_retries=0)
-    video = client.videos.create_and_poll(prompt="a red rocket over the ocean", seconds="2", extra_body={"seed": 7})
+    video = client.videos.create_and_poll(
+        prompt="a red rocket over the ocean", seconds="2", extra_body={"seed": 7}
+    )
     assert (video.status, video.progress, video.seconds) == ("completed", 100, "2"), video
     assert video.seed == 7
     say("create and poll")
@@ -53,7 +55,11 @@ def main() -> None:
     body = {"prompt": "a cat", "input_reference": {"image_url": url}}
     client.videos.delete(client.post("/videos", body=body, cast_to=type(video)).id)
     say("references")
-    for wrong, param in (({"model": "sora-9"}, "model"), ({"prompt": ""}, "prompt"), ({"seconds": "long"}, "seconds")):
+    for wrong, param in (
+        ({"model": "sora-9"}, "model"),
+        ({"prompt": ""}, "prompt"),
+        ({"seconds": "long"}, "seconds"),
+    ):
         try:
             client.videos.create(**{"prompt": "a cat", **wrong})
         except openai.BadRequestError as error:

@@ -40,11 +40,23 @@ def main() -> int:
 def _serving(folder: Path, settings: dict[str, str]) -> Iterator[dict[str, str]]:
     """A server that runs while the block does; what a client's environment says of it."""
     folder.mkdir()
-    command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", f"{folder}/data", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        SERVE,
+        "serve",
+        "--port",
+        "0",
+        "--data",
+        f"{folder}/data",
+        "--json",
+    ]
     environment = {**os.environ, **settings}
     with (
         Path(folder, "server.log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ) as server,
     ):
         try:
             assert server.stdout
@@ -67,15 +79,25 @@ def _object_store(folder: Path) -> Iterator[dict[str, str]]:
     url = f"http://127.0.0.1:{port}"
     make = f"import boto3; boto3.client('s3', 'us-east-1', endpoint_url='{url}').create_bucket(Bucket='videos')"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([programs / "moto_server", "-H", "127.0.0.1", "-p", str(port)], **quiet) as store:
+    with subprocess.Popen(
+        [programs / "moto_server", "-H", "127.0.0.1", "-p", str(port)], **quiet
+    ) as store:
         try:
             for _ in range(50):  # until it answers
                 if not subprocess.run(
-                    [programs / "python", "-c", make], check=False, env={**os.environ, **keys}, **quiet
+                    [programs / "python", "-c", make],
+                    check=False,
+                    env={**os.environ, **keys},
+                    **quiet,
                 ).returncode:
                     break
                 time.sleep(0.5)
-            yield {**keys, "AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "SKYLOOM_STORAGE_URL": "s3://videos/made"}
+            yield {
+                **keys,
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ALLOW_HTTP": "true",
+                "SKYLOOM_STORAGE_URL": "s3://videos/made",
+            }
         finally:
             store.terminate()
 
@@ -84,17 +106,32 @@ def _environment(place: Path, *needs: str) -> Path:
     """A Python environment with some packages; the folder of its programs."""
     if not place.exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        install = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *needs]
+        install = [
+            place / "bin/python",
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            *needs,
+        ]
         subprocess.run(install, check=True)
     return place / "bin"
 
 
 def ask_python(folder: Path, asked: dict[str, str], need: str) -> dict[str, object]:
     """By a Python client of its own version, in an environment of its own."""
-    programs = _environment(folder / need.replace(">", "").replace("<", "").replace("=", "").replace(",", "-"), need)
+    programs = _environment(
+        folder / need.replace(">", "").replace("<", "").replace("=", "").replace(",", "-"), need
+    )
     show = "import openai; print(openai.__version__)"
-    version = subprocess.run([programs / "python", "-c", show], capture_output=True, text=True, check=True).stdout
-    return {"version": version.strip(), **_run([str(programs / "python"), str(HERE / "ask.py")], asked)}
+    version = subprocess.run(
+        [programs / "python", "-c", show], capture_output=True, text=True, check=True
+    ).stdout
+    return {
+        "version": version.strip(),
+        **_run([str(programs / "python"), str(HERE / "ask.py")], asked),
+    }
 
 
 def ask_javascript(folder: Path, asked: dict[str, str]) -> dict[str, object]:
@@ -105,14 +142,24 @@ def ask_javascript(folder: Path, asked: dict[str, str]) -> dict[str, object]:
     place.mkdir()
     (place / "package.json").write_text('{"type": "module", "private": true}')
     shutil.copy(HERE / "conformance.js", place)
-    install = ["npm", "install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "openai"]
+    install = [
+        "npm",
+        "install",
+        "--silent",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "openai",
+    ]
     subprocess.run(install, cwd=place, check=True)
     version = json.loads((place / "node_modules/openai/package.json").read_text())["version"]
     return {"version": version, **_run(["node", str(place / "conformance.js")], asked)}
 
 
 def _run(command: list[str], asked: dict[str, str]) -> dict[str, object]:
-    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.stderr.write(done.stdout + done.stderr)
     return {"exit": done.returncode, "passed": len(done.stdout.splitlines())}

@@ -54,7 +54,9 @@ def test_a_perfect_generator_moves_like_the_world():
 
     class Painter:
         def generate(self, request, /, *, seed):
-            return Video(render(next(one.scene for one in prompts if one.text == request), atlas).frames)
+            return Video(
+                render(next(one.scene for one in prompts if one.text == request), atlas).frames
+            )
 
     report = compare_motion(Painter(), prompts, atlas, 9)
     for name in NAMES:

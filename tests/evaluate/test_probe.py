@@ -18,7 +18,9 @@ from skyloom.evaluate.probe import (
 from skyloom.models.checkpoint import save_part
 from skyloom.world.vocabulary import SMALL
 
-CONFIG = ProbeConfig(("ball", "cube"), ("sea", "sky"), ("day",), ("red",), size=32, widths=(16, 16, 16, 32))
+CONFIG = ProbeConfig(
+    ("ball", "cube"), ("sea", "sky"), ("day",), ("red",), size=32, widths=(16, 16, 16, 32)
+)
 
 
 @pytest.fixture
@@ -28,7 +30,9 @@ def probe() -> Probe:
 
 
 def video(frames: int, height: int, width: int) -> torch.Tensor:
-    values = torch.randint(0, 256, (frames, height, width, 3), generator=torch.Generator().manual_seed(frames))
+    values = torch.randint(
+        0, 256, (frames, height, width, 3), generator=torch.Generator().manual_seed(frames)
+    )
     return values.byte()
 
 
@@ -64,7 +68,9 @@ def test_comes_back_from_disk(probe: Probe, tmp_path: Path):
     save_part(tmp_path, "probe", CONFIG, probe.state_dict())
     loaded = load_probe(tmp_path)
     assert loaded.config == CONFIG
-    assert torch.equal(read(loaded, video(9, 32, 32)).features, read(probe, video(9, 32, 32)).features)
+    assert torch.equal(
+        read(loaded, video(9, 32, 32)).features, read(probe, video(9, 32, 32)).features
+    )
 
 
 def test_a_missing_probe_is_named(tmp_path: Path):

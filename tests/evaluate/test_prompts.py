@@ -5,7 +5,13 @@ from collections import Counter
 import pytest
 
 from skyloom.core.errors import RequestError
-from skyloom.evaluate.prompts import SYNONYMS, commonest_nouns, prompts_for, synonym_prompts, two_object_prompts
+from skyloom.evaluate.prompts import (
+    SYNONYMS,
+    commonest_nouns,
+    prompts_for,
+    synonym_prompts,
+    two_object_prompts,
+)
 from skyloom.world.nouns import NOUNS
 from skyloom.world.subject import is_held_out
 from skyloom.world.vocabulary import DIORAMA, SMALL
@@ -50,7 +56,9 @@ def test_synonyms_are_in_no_caption():
     known = {word for noun in NOUNS.values() for name in noun.names for word in name.split()}
     used = {word for synonym in SYNONYMS.values() for word in synonym.split()}
     assert set(SYNONYMS) <= set(SMALL.nouns)
-    assert not used & {word for key in SMALL.nouns for name in NOUNS[key].names for word in name.split()}
+    assert not used & {
+        word for key in SMALL.nouns for name in NOUNS[key].names for word in name.split()
+    }
     assert not set(SYNONYMS.values()) & {name for key in SMALL.nouns for name in NOUNS[key].names}
     assert known
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from skyloom.core.types import VideoShape
-from skyloom.evaluate.judge import SHUFFLED
+from skyloom.evaluate.adherence import SHUFFLED
 from skyloom.evaluate.probe import Probe, ProbeConfig
 from skyloom.evaluate.prompts import Prompt, commonest_nouns, prompts_for
 from skyloom.evaluate.suite import (
@@ -53,7 +53,9 @@ def prompts() -> list[Prompt]:
 @pytest.fixture(scope="module")
 def probe() -> Probe:
     torch.manual_seed(1)
-    config = ProbeConfig(TINY.nouns, TINY.places, TINY.times, TINY.colours, size=32, widths=(16, 16, 16, 32))
+    config = ProbeConfig(
+        TINY.nouns, TINY.places, TINY.times, TINY.colours, size=32, widths=(16, 16, 16, 32)
+    )
     return Probe(config).eval()
 
 
@@ -63,7 +65,9 @@ def vae() -> Vae:
     return Vae(VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))).eval()
 
 
-def test_a_perfect_generator_reaches_its_ceiling_exactly(prompts: list[Prompt], probe: Probe, vae: Vae, tmp_path: Path):
+def test_a_perfect_generator_reaches_its_ceiling_exactly(
+    prompts: list[Prompt], probe: Probe, vae: Vae, tmp_path: Path
+):
     told: list[tuple[int, int]] = []
     commonest = commonest_nouns(TINY, 300, ATLAS.nouns)
     report = adherence(
@@ -83,7 +87,9 @@ def test_a_perfect_generator_reaches_its_ceiling_exactly(prompts: list[Prompt], 
         assert (made.value, made.cases) == (real.value, real.cases)
     assert report.share(group, "noun", SHUFFLED).cases == 6
     assert report.share(group, "noun", RECONSTRUCTED).cases == 6
-    distances = {name.split(": ")[1].split(" (")[0]: value for name, value in report.numbers.items()}
+    distances = {
+        name.split(": ")[1].split(" (")[0]: value for name, value in report.numbers.items()
+    }
     assert distances[GENERATED] == pytest.approx(0, abs=1e-6)
     check_files(report.save(tmp_path))
 
@@ -105,7 +111,9 @@ def test_without_an_atlas_there_are_no_ceilings(prompts: list[Prompt], probe: Pr
     assert report.numbers == {}
 
 
-def test_the_ceiling_reads_each_scene_and_its_reconstruction(prompts: list[Prompt], probe: Probe, vae: Vae):
+def test_the_ceiling_reads_each_scene_and_its_reconstruction(
+    prompts: list[Prompt], probe: Probe, vae: Vae
+):
     report = ceiling(prompts, probe, ATLAS, vae)
     assert {row.source for row in report.rows} == {REAL, RECONSTRUCTED, SHUFFLED}
     assert len(report.cases) == 2 * len(prompts)

@@ -10,7 +10,7 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.edits import VERBS, Edit
+from skyloom.generate.edit_spec import VERBS, Edit
 from skyloom.generate.keyframes import picture_cards
 from skyloom.generate.request import Request
 from skyloom.generate.resume import clear, read_asked
@@ -42,7 +42,9 @@ def folder(pipeline, tmp_path_factory):
     """Two lossless videos of the tiny model, and two pictures."""
     folder = tmp_path_factory.mktemp("sources")
     for seed, name in enumerate(("a", "b")):
-        pipeline.generate("a red cat", seed=seed, seconds=1.75, num_steps=1).save(folder / f"{name}.mkv")
+        pipeline.generate("a red cat", seed=seed, seconds=1.75, num_steps=1).save(
+            folder / f"{name}.mkv"
+        )
         Image.effect_noise((32, 32), 40 + 40 * seed).convert("RGB").save(folder / f"{name}.png")
     return folder
 
@@ -65,7 +67,9 @@ def asked(name, folder, **told):
     verb = name.split()[0]
     videos = [str(folder / f"{one}.mkv") for one in VIDEOS.get(verb, ("a",))]
     edit = Edit(verb, videos, **(MAKING | FILTERS)[name], **told)
-    return Request("a dog on the beach", edit=edit, **({} if name in FILTERS else {"seed": 3, "num_steps": 2}))
+    return Request(
+        "a dog on the beach", edit=edit, **({} if name in FILTERS else {"seed": 3, "num_steps": 2})
+    )
 
 
 def lives(pipeline, request, resume, calls):
@@ -139,7 +143,11 @@ def test_progress_goes_on_where_it_was(pipeline, folder, tmp_path):
     stream = pipeline.stream(request, resume=tmp_path / "kept")
     told = [step for step in stream if step.phase == "denoise"]
     assert [step.index for step in told] == list(range(1, told[-1].total + 1))
-    again = [step.index for step in pipeline.stream(request, resume=tmp_path / "kept") if step.phase == "denoise"]
+    again = [
+        step.index
+        for step in pipeline.stream(request, resume=tmp_path / "kept")
+        if step.phase == "denoise"
+    ]
     assert again == [step.index for step in told if step.index % request.num_steps == 0]
 
 
@@ -159,7 +167,9 @@ def test_the_state_of_one_span_is_not_taken_for_another(pipeline, folder, tmp_pa
     request = asked("stitch", folder)
     whole = pipeline.generate(request, resume=tmp_path / "kept")
     once = len(calls)
-    first, second = (tmp_path / "kept" / f"span-00{number}" / "window-000000.state" for number in (0, 1))
+    first, second = (
+        tmp_path / "kept" / f"span-00{number}" / "window-000000.state" for number in (0, 1)
+    )
     second.write_bytes(first.read_bytes())
     again = pipeline.generate(request, resume=tmp_path / "kept")
     assert torch.equal(again.frames, whole.frames)

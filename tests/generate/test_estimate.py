@@ -50,7 +50,12 @@ def work(tiny_model, **fields):
 
 def test_what_was_measured_is_expected_again():
     again = estimate(WORK, [RUN])
-    assert (again.fixed_seconds, again.decode_seconds, again.runs, again.first_guess) == (2.0, 0.5, 1, False)
+    assert (again.fixed_seconds, again.decode_seconds, again.runs, again.first_guess) == (
+        2.0,
+        0.5,
+        1,
+        False,
+    )
     assert again.denoise_seconds == pytest.approx(3.0)
     assert again.seconds == pytest.approx(5.5)
     assert again.memory_bytes == RUN.peak_bytes
@@ -65,7 +70,10 @@ def test_twice_the_work_takes_twice_the_time_and_loads_once():
 
 
 def test_only_like_runs_teach_and_the_middle_one_counts():
-    slow, odd = replace(RUN, denoise_seconds=300.0), replace(RUN, work=replace(WORK, kind="tiny cuda bfloat16"))
+    slow, odd = (
+        replace(RUN, denoise_seconds=300.0),
+        replace(RUN, work=replace(WORK, kind="tiny cuda bfloat16")),
+    )
     assert estimate(WORK, [slow, RUN, RUN, odd]).denoise_seconds == pytest.approx(3.0)
     assert estimate(WORK, [odd]).first_guess
     assert estimate(WORK, [slow] * 10 + [RUN] * 20).denoise_seconds == pytest.approx(3.0)
@@ -88,8 +96,12 @@ def test_the_denoiser_asks_as_often_as_is_planned(tiny_model, monkeypatch):
     asked = []
     for name in ("forward", "extend_cache"):
         real = getattr(Dit, name)
-        monkeypatch.setattr(Dit, name, lambda *args, _real=real, **more: asked.append(1) or _real(*args, **more))
-    skyloom.load(str(tiny_model)).generate("a cat", seconds=3, seed=1, num_steps=3, guidance_scale=2.0)
+        monkeypatch.setattr(
+            Dit, name, lambda *args, _real=real, **more: asked.append(1) or _real(*args, **more)
+        )
+    skyloom.load(str(tiny_model)).generate(
+        "a cat", seconds=3, seed=1, num_steps=3, guidance_scale=2.0
+    )
     assert len(asked) == work(tiny_model, seconds=3, num_steps=3, guidance_scale=2.0).calls
 
 
@@ -104,7 +116,9 @@ def test_a_full_disk_is_told_before_any_work_with_what_would_fit():
     expected = estimate(replace(WORK, frames=961, seconds=60.0), [RUN])
     check_capacity(expected, free_disk=expected.disk_bytes, free_memory=expected.memory_bytes)
     with pytest.raises(CapacityError, match="fits up to 41 s at this size"):
-        check_capacity(expected, free_disk=round(expected.disk_bytes * 41.5 / 60), free_memory=2**40)
+        check_capacity(
+            expected, free_disk=round(expected.disk_bytes * 41.5 / 60), free_memory=2**40
+        )
     with pytest.raises(CapacityError, match="Free some space"):
         check_capacity(expected, free_disk=10, free_memory=2**40)
 
@@ -113,7 +127,9 @@ def test_short_memory_is_told_before_any_work():
     many = estimate(replace(WORK, windows=3), [RUN])
     with pytest.raises(CapacityError, match="Ask for a smaller size"):
         check_capacity(many, free_disk=2**40, free_memory=many.memory_bytes - 1)
-    with pytest.raises(CapacityError, match=r"needs 400 MiB of memory, 100 MiB.*close other programs"):
+    with pytest.raises(
+        CapacityError, match=r"needs 400 MiB of memory, 100 MiB.*close other programs"
+    ):
         check_capacity(many, free_disk=2**40, free_memory=100 * MIB)
     one = estimate(replace(WORK, seconds=10.0), [RUN])
     half = one.memory_bytes - one.work.working_bytes // 2
@@ -138,7 +154,9 @@ def test_broken_lines_are_passed_over(state):
     zero = json.loads(good)
     zero["work"]["flops"] = 0
     lines = [json.dumps(values) for values in (bad, worse, zero)]
-    state.write_bytes("\n".join(["hello", "[]", "{}", *lines, good, good[:40]]).encode() + b"\xff\xfe\n")
+    state.write_bytes(
+        "\n".join(["hello", "[]", "{}", *lines, good, good[:40]]).encode() + b"\xff\xfe\n"
+    )
     assert read_history() == [RUN]
 
 

@@ -12,7 +12,10 @@ SCALE = ScaleFactors(4, 16)
 
 
 def span(frames, before, after):
-    sides = (Clip(0, 0, before) if before else None, Clip(0, before + frames, before + frames + after))
+    sides = (
+        Clip(0, 0, before) if before else None,
+        Clip(0, before + frames, before + frames + after),
+    )
     return Make(frames, "a cat", "retake", sides[0], sides[1] if after else None)
 
 
@@ -34,10 +37,17 @@ def test_windows_make_every_cell_once_and_see_what_is_known(frames, before, afte
     assert len(made) - len(wanted) < (size or 1)
     for number, (window, (first, end)) in enumerate(zip(layout.windows, layout.makes, strict=True)):
         assert window.start <= first < end <= window.stop
-        assert window.stop - window.start <= native or (layout.memory and number and window.stop - window.start == size)
+        assert window.stop - window.start <= native or (
+            layout.memory and number and window.stop - window.start == size
+        )
         seen = {*range(window.start, first), *range(end, window.stop)}
         assert seen <= known
-        assert seen or layout.memory or (number == 0 and not before and not after) or not (layout.left or layout.right)
+        assert (
+            seen
+            or layout.memory
+            or (number == 0 and not before and not after)
+            or not (layout.left or layout.right)
+        )
         known |= set(range(first, end))
 
 
@@ -47,7 +57,9 @@ def test_the_frames_of_a_span_lie_on_its_cells(frames, before, after):
     first = SCALE.video_frames(layout.left) if layout.left else 0
     assert layout.lead == first, "a boundary of latent frames falls on the first frame"
     assert SCALE.video_frames(layout.left + layout.made) >= layout.lead + frames
-    assert SCALE.video_frames(layout.left + layout.made - 1) < layout.lead + frames or layout.made == 1
+    assert (
+        SCALE.video_frames(layout.left + layout.made - 1) < layout.lead + frames or layout.made == 1
+    )
 
 
 @given(st.integers(1, 20), st.integers(9, 40), st.integers(12, 40))
@@ -62,4 +74,6 @@ def test_what_goes_on_has_a_memory_and_what_meets_something_has_not():
     assert lay_out(span(160, 33, 0), SCALE, 9, Rollout(2, 3, 3)).memory
     assert not lay_out(span(160, 33, 33), SCALE, 9, Rollout(2, 3, 3)).memory
     backward = lay_out(span(160, 0, 33), SCALE, 9, Rollout(2, 3, 3))
-    assert [first for first, _ in backward.makes] == sorted((first for first, _ in backward.makes), reverse=True)
+    assert [first for first, _ in backward.makes] == sorted(
+        (first for first, _ in backward.makes), reverse=True
+    )

@@ -59,18 +59,28 @@ def test_the_prompt_and_the_negative_prompt_matter(pipeline):
 
 def test_the_student_answers_unless_something_is_asked_that_only_the_teacher_can(pipeline):
     assert pipeline.plan(ASK).student
-    for fields in ({"quality": "best"}, {"guidance_scale": 3.0}, {"negative_prompt": "a dog"}, {"num_steps": 3}):
+    for fields in (
+        {"quality": "best"},
+        {"guidance_scale": 3.0},
+        {"negative_prompt": "a dog"},
+        {"num_steps": 3},
+    ):
         assert not pipeline.plan(replace(ASK, **fields)).student
     assert pipeline.plan(replace(ASK, num_steps=1, guidance_scale=1.0)).student
     fast, best = (pipeline.generate(replace(ASK, quality=quality)) for quality in ("fast", "best"))
     assert torch.equal(fast.frames, pipeline.generate(ASK).frames)
     assert not torch.equal(fast.frames, best.frames)
-    assert (fast.receipt["request"]["quality"], best.receipt["request"]["quality"]) == ("fast", "best")
+    assert (fast.receipt["request"]["quality"], best.receipt["request"]["quality"]) == (
+        "fast",
+        "best",
+    )
 
 
 def test_a_receipt_makes_the_same_video_again(pipeline):
     video = pipeline.generate("a cat", seconds=0.5)
-    again = pipeline.generate(replace(Request.from_dict(video.receipt["request"]), model=str(pipeline.info.folder)))
+    again = pipeline.generate(
+        replace(Request.from_dict(video.receipt["request"]), model=str(pipeline.info.folder))
+    )
     assert torch.equal(video.frames, again.frames)
 
 
@@ -105,7 +115,11 @@ def test_a_first_picture_is_kept(pipeline, tmp_path):
 def test_a_model_that_cannot_go_on_says_so(pipeline):
     manifest = {key: value for key, value in pipeline.info.manifest.items() if key != "rollout"}
     with pytest.raises(RequestError, match="makes 1 seconds at most, not 5"):
-        make_plan(replace(ASK, seconds=5), replace(pipeline.info, manifest=manifest), pipeline.vae.config.scale)
+        make_plan(
+            replace(ASK, seconds=5),
+            replace(pipeline.info, manifest=manifest),
+            pipeline.vae.config.scale,
+        )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +139,10 @@ def test_a_model_that_cannot_go_on_says_so(pipeline):
         ({"seed": -1}, "out of range"),
         ({"num_steps": 0}, "out of range"),
         ({"quality": "better"}, "no quality 'better'"),
-        ({"quality": "fast", "negative_prompt": "a dog"}, "cannot take guidance or a negative prompt"),
+        (
+            {"quality": "fast", "negative_prompt": "a dog"},
+            "cannot take guidance or a negative prompt",
+        ),
         ({"quality": "fast", "guidance_scale": 2}, "cannot take guidance"),
         ({"quality": "fast", "num_steps": 3}, "cannot take 3 steps"),
         ({"guidance_scale": -1}, "out of range"),
@@ -177,7 +194,9 @@ def test_damaged_weights_are_named(tiny_model, tmp_path, name):
 def test_fields_given_beside_a_request_take_effect(pipeline):
     first = pipeline.generate(ASK).frames
     assert torch.equal(pipeline.generate(replace(ASK, seed=1), seed=7).frames, first)
-    assert torch.equal(pipeline.generate(ASK.prompt, seed=7, seconds=0.5, num_steps=None).frames, first)
+    assert torch.equal(
+        pipeline.generate(ASK.prompt, seed=7, seconds=0.5, num_steps=None).frames, first
+    )
     with pytest.raises(RequestError, match="Did you mean 'seconds'"):
         pipeline.stream("a cat", secnods=1)
 

@@ -13,12 +13,24 @@ from skyloom import __version__
 from skyloom.core.errors import MediaError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import make_plan
-from skyloom.generate.receipt import FramesHash, Parent, Receipt, make_receipt, read_receipt, weights_digest
+from skyloom.generate.receipt import (
+    FramesHash,
+    Parent,
+    Receipt,
+    make_receipt,
+    read_receipt,
+    weights_digest,
+)
 from skyloom.generate.request import Request
 from skyloom.media.write import sidecar_of, write_sidecar, write_video
 from skyloom.models.registry import read_model
 
-FRAMES = torch.arange(5 * 16 * 32 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).view(5, 16, 32, 3)
+FRAMES = (
+    torch.arange(5 * 16 * 32 * 3, dtype=torch.int64)
+    .remainder(251)
+    .to(torch.uint8)
+    .view(5, 16, 32, 3)
+)
 
 
 def hashed(frames, *, at_a_time=5, fps=8):
@@ -38,14 +50,27 @@ def receipt_of(tiny_model, request, **more):
 
 @pytest.fixture
 def receipt(tiny_model):
-    return receipt_of(tiny_model, Request("a cat", seed=3, fps=4), parents=(Parent("ab", "video", "extend"),))
+    return receipt_of(
+        tiny_model, Request("a cat", seed=3, fps=4), parents=(Parent("ab", "video", "extend"),)
+    )
 
 
 def test_a_receipt_says_everything_that_was_left_open(receipt, tiny_model):
     filled = receipt.request
-    assert None not in (filled.model, filled.seconds, filled.size, filled.fps, filled.num_steps, filled.quality)
+    assert None not in (
+        filled.model,
+        filled.seconds,
+        filled.size,
+        filled.fps,
+        filled.num_steps,
+        filled.quality,
+    )
     assert (filled.seed, filled.size, filled.fps) == (3, "32x32", 4.0)
-    assert (receipt.skyloom, receipt.torch, receipt.device) == (__version__, torch.__version__, "cpu")
+    assert (receipt.skyloom, receipt.torch, receipt.device) == (
+        __version__,
+        torch.__version__,
+        "cpu",
+    )
     again = make_plan(replace(filled, model=None), read_model(tiny_model), ScaleFactors(4, 16))
     assert receipt.request == receipt_of(tiny_model, again.request).request
 
@@ -64,7 +89,9 @@ def test_what_a_newer_version_adds_is_kept(receipt):
 
 def test_a_receipt_of_version_0_1_is_read(tiny_model):
     files = read_model(tiny_model).manifest["files"]
-    read = Receipt.from_dict({"skyloom": "0.1.0", "request": {"prompt": "a cat", "model": "tiny"}, "weights": files})
+    read = Receipt.from_dict(
+        {"skyloom": "0.1.0", "request": {"prompt": "a cat", "model": "tiny"}, "weights": files}
+    )
     assert read.weights == weights_digest(files)
     assert (read.model, read.frames, read.torch) == ("tiny", None, "")
 
@@ -86,7 +113,16 @@ def test_the_digest_is_of_the_raw_frames_however_they_come():
 def test_the_digest_of_weights_is_of_names_and_hashes_in_any_order():
     files = {"a": "1", "b": "2"}
     assert weights_digest(files) == weights_digest({"b": "2", "a": "1"})
-    assert len({weights_digest(files), weights_digest({"a": "2", "b": "1"}), weights_digest({"a": "1"})}) == 3
+    assert (
+        len(
+            {
+                weights_digest(files),
+                weights_digest({"a": "2", "b": "1"}),
+                weights_digest({"a": "1"}),
+            }
+        )
+        == 3
+    )
 
 
 def test_the_picture_it_started_from_is_known_by_its_content(tiny_model, tmp_path):
@@ -151,7 +187,8 @@ def test_a_receipt_without_its_main_parts_is_damaged(receipt):
 
 
 @pytest.mark.parametrize(
-    "content", [b"hello", b"", b"[1]", b'{"a": 1}', b'{"skyloom": "' + b"x" * 2**20 + b'"}', b"\xff"]
+    "content",
+    [b"hello", b"", b"[1]", b'{"a": 1}', b'{"skyloom": "' + b"x" * 2**20 + b'"}', b"\xff"],
 )
 def test_a_sidecar_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "a.mp4.receipt.json"

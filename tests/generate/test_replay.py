@@ -11,7 +11,15 @@ from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import make_plan
 from skyloom.generate.receipt import FramesHash, make_receipt
-from skyloom.generate.replay import Difference, Verdict, check_weights, compare, compare_file, is_exact, request_again
+from skyloom.generate.replay import (
+    Difference,
+    Verdict,
+    check_weights,
+    compare,
+    compare_file,
+    is_exact,
+    request_again,
+)
 from skyloom.generate.request import Request
 from skyloom.media.video import Video
 from skyloom.models.registry import read_model
@@ -22,7 +30,9 @@ CPU = torch.device("cpu")
 def ramp(start=0):
     """Six smooth frames that move, which a codec keeps well."""
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij")
-    frames = [torch.stack([rows * 4 + start, columns * 3 + 8 * t, rows + columns], -1) for t in range(6)]
+    frames = [
+        torch.stack([rows * 4 + start, columns * 3 + 8 * t, rows + columns], -1) for t in range(6)
+    ]
     return torch.stack(frames).clamp(0, 255).to(torch.uint8)
 
 
@@ -45,7 +55,11 @@ def test_differences_are_of_pixel_values():
 
 @pytest.mark.parametrize(
     ("decoded", "message"),
-    [(ramp()[:5], "x has 5 of 6"), (torch.cat([ramp(), ramp()]), "more than the 6"), (ramp()[:, :30], "48x30, not")],
+    [
+        (ramp()[:5], "x has 5 of 6"),
+        (torch.cat([ramp(), ramp()]), "more than the 6"),
+        (ramp()[:, :30], "48x30, not"),
+    ],
 )
 def test_other_frames_than_were_made_are_told(decoded, message):
     with pytest.raises(MediaError, match=message):
@@ -55,14 +69,18 @@ def test_other_frames_than_were_made_are_told(decoded, message):
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_a_file_of_the_same_frames_is_as_far_as_its_codec(tiny_model, tmp_path, suffix):
     video = Video(ramp(), Fraction(8))
-    verdict = compare_file(video.save(tmp_path / f"a{suffix}"), receipt_of(tiny_model, ramp()), video)
+    verdict = compare_file(
+        video.save(tmp_path / f"a{suffix}"), receipt_of(tiny_model, ramp()), video
+    )
     assert verdict.exact
     assert verdict.file.mean == pytest.approx(verdict.codec.mean, abs=0.5)
     assert verdict.same
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
-def test_a_file_of_other_frames_is_found_out_although_the_receipt_is_right(tiny_model, tmp_path, suffix):
+def test_a_file_of_other_frames_is_found_out_although_the_receipt_is_right(
+    tiny_model, tmp_path, suffix
+):
     path = Video(ramp(start=40), Fraction(8)).save(tmp_path / f"a{suffix}")
     verdict = compare_file(path, receipt_of(tiny_model, ramp()), Video(ramp(), Fraction(8)))
     assert verdict.exact
@@ -96,7 +114,10 @@ def test_a_local_change_is_not_what_a_codec_does():
 def test_other_weights_are_refused_by_both_their_names(tiny_model):
     receipt, info = receipt_of(tiny_model, ramp()), read_model(tiny_model)
     check_weights(receipt, info)
-    with pytest.raises(CheckpointError, match=f"weights ffffffffffff of tiny; tiny in .* has {receipt.weights[:12]}"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"weights ffffffffffff of tiny; tiny in .* has {receipt.weights[:12]}",
+    ):
         check_weights(replace(receipt, weights="f" * 64), info)
 
 

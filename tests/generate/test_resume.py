@@ -15,12 +15,14 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.edits import Edit
+from skyloom.generate.edit_spec import Edit
 from skyloom.generate.request import Request
 from skyloom.generate.resume import Kept, WindowStore, clear
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5, num_steps=2, guidance_scale=1.0)
-BEST = Request("a red cat on the beach", seed=7, seconds=1.75, quality="best", num_steps=4)  # 2 windows
+BEST = Request(
+    "a red cat on the beach", seed=7, seconds=1.75, quality="best", num_steps=4
+)  # 2 windows
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,9 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_frames(pipeline, tmp_path
 
 def test_finished_windows_are_not_made_again(pipeline, tmp_path):
     list(pipeline.stream(LONG, resume=tmp_path / "a"))
-    again = [step for step in pipeline.stream(LONG, resume=tmp_path / "a") if step.phase == "denoise"]
+    again = [
+        step for step in pipeline.stream(LONG, resume=tmp_path / "a") if step.phase == "denoise"
+    ]
     assert len(again) == len(pipeline.plan(LONG).windows)
 
 
@@ -57,7 +61,8 @@ def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
     list(pipeline.stream(LONG, resume=tmp_path / "a"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     with pytest.raises(
-        RequestError, match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'"
+        RequestError,
+        match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'",
     ):
         pipeline.stream(replace(LONG, prompt="a dog"), resume=tmp_path / "a")
     with pytest.raises(RequestError, match=r"its `seconds` is 2\.5, not 3\.0"):
@@ -112,7 +117,9 @@ def test_known_frames_survive_a_stop_inside_a_window(pipeline, tmp_path):
     for _ in range(3):
         next(stream)
     stream.close()
-    assert torch.equal(frames_of(pipeline.stream(asked, resume=tmp_path / "a")), pipeline.generate(asked).frames)
+    assert torch.equal(
+        frames_of(pipeline.stream(asked, resume=tmp_path / "a")), pipeline.generate(asked).frames
+    )
 
 
 def state(store, kind):
@@ -136,7 +143,11 @@ def test_every_flipped_bit_and_every_cut_is_seen(tmp_path, kind):
     sound = path.read_bytes()
     assert read(store, kind) is not None
     for position in range(len(sound)):
-        path.write_bytes(sound[:position] + bytes([sound[position] ^ (1 << position % 8)]) + sound[position + 1 :])
+        path.write_bytes(
+            sound[:position]
+            + bytes([sound[position] ^ (1 << position % 8)])
+            + sound[position + 1 :]
+        )
         assert read(store, kind) is None, position
     for length in range(0, len(sound), 7):
         path.write_bytes(sound[:length])
@@ -174,7 +185,11 @@ def test_what_is_written_together_is_what_is_needed(tmp_path):
     store.save_step(0, 1, 1, torch.zeros(1, 2, 3, 2, 2))
     assert names(tmp_path) == ["asked.json"]
     store.flush()
-    assert names(tmp_path) == ["asked.json", "step-000000-000-0003.state", "step-000000-001-0001.state"]
+    assert names(tmp_path) == [
+        "asked.json",
+        "step-000000-000-0003.state",
+        "step-000000-001-0001.state",
+    ]
     store.save(0, Kept(torch.ones(1, 2, 3, 2, 2)))
     store.save_step(1, 0, 1, torch.zeros(1, 2, 3, 2, 2))
     store.flush()
@@ -272,7 +287,9 @@ class Nursery:
     def run(self, folder, inside, kill_at, asked=BEST):
         """Let a child go on, and kill it at its pause `kill_at`; how often it asked the network, and the digest of
         what it made, if it came to its end."""
-        self.process.stdin.write(json.dumps([str(folder), inside, asked.to_dict()]).encode() + b"\n")
+        self.process.stdin.write(
+            json.dumps([str(folder), inside, asked.to_dict()]).encode() + b"\n"
+        )
         pid, calls, pauses, digest = None, 0, 0, None
         while True:
             word, *rest = self.process.stdout.readline().split()
@@ -301,7 +318,9 @@ def nursery(tiny_model):
     nursery.process.stdout.close()
 
 
-def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_same(nursery, pipeline, tmp_path):
+def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_same(
+    nursery, pipeline, tmp_path
+):
     """SIGKILL after the first new step of every life, until the video is done: 2 windows of 4 steps."""
     lives, calls, digest, finished = 0, 0, None, 0
     while digest is None:
@@ -314,7 +333,9 @@ def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_sa
     assert digest == pipeline.generate(BEST).receipt["frames"]["sha256"]
 
 
-def test_an_edit_killed_after_every_step_makes_none_twice_and_the_frames_are_the_same(nursery, pipeline, tmp_path):
+def test_an_edit_killed_after_every_step_makes_none_twice_and_the_frames_are_the_same(
+    nursery, pipeline, tmp_path
+):
     """SIGKILL after every new step of a recut: two spans, one before and one after what is kept."""
     pipeline.generate(BEST).save(tmp_path / "a.mkv")
     edit = Edit("recut", (str(tmp_path / "a.mkv"),), start="0.5", stop="1", seconds="1.5")

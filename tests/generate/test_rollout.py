@@ -14,7 +14,7 @@ from skyloom.core.types import LatentShape
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.lanes import Lanes
+from skyloom.generate.executor import Lanes
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import Job, make_windows, roll_out
 from skyloom.models.attention import KvCache
@@ -94,7 +94,9 @@ def test_a_stream_can_be_left_after_any_step(pipeline):
 
 def _tiny_dit(horizon):
     torch.manual_seed(1)
-    config = DitConfig(4, 4, 32, 2, 2, 64, 16, pooled_text=True, span=True, places=True, sketch=4, horizon=horizon)
+    config = DitConfig(
+        4, 4, 32, 2, 2, 64, 16, pooled_text=True, span=True, places=True, sketch=4, horizon=horizon
+    )
     dit = Dit(config)
     for parameter in dit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -112,7 +114,9 @@ def test_the_memory_equals_the_whole(horizon):
     denoiser.remember(latent[:, :, :6], THREES, 0.0)
     sigma = torch.full((1, 3), 0.6)
     made = denoiser.velocity(latent[:, :, 6:], sigma, torch.full((1, 3), 0.2))
-    levels, spans = (torch.cat([torch.zeros(1, 6), torch.full((1, 3), level)], 1) for level in (0.6, 0.2))
+    levels, spans = (
+        torch.cat([torch.zeros(1, 6), torch.full((1, 3), level)], 1) for level in (0.6, 0.2)
+    )
     whole = dit(latent, levels, text, reading="causal", span=spans)
     assert (made - whole[:, :, 6:]).abs().max() < 1e-5 * whole.abs().max()
 
@@ -129,7 +133,9 @@ class Uncached:
             return self.dit(latent, sigma, self.text, span=span)
         seen, levels = torch.cat([self.past, latent], 2), torch.cat([self.levels, sigma], 1)
         spans = torch.cat([torch.zeros_like(self.levels), span], 1)
-        return self.dit(seen, levels, self.text, reading="causal", span=spans)[:, :, self.past.shape[2] :]
+        return self.dit(seen, levels, self.text, reading="causal", span=spans)[
+            :, :, self.past.shape[2] :
+        ]
 
     def remember(self, latent, rollout, level):
         self.past = torch.cat([self.past, latent], 2)
@@ -186,7 +192,9 @@ def test_the_memory_of_a_late_window_is_what_training_shows():
 def test_chained_noise_runs_on_from_window_to_window(pipeline, tmp_path):
     """As without: the beginning does not hang on the length, and a stopped video goes on to the same frames."""
     chained = copy.copy(pipeline)
-    chained.info = replace(pipeline.info, manifest={**pipeline.info.manifest, "noise_correlation": 0.8})
+    chained.info = replace(
+        pipeline.info, manifest={**pipeline.info.manifest, "noise_correlation": 0.8}
+    )
     whole = chained.generate(LONG).frames
     assert not torch.equal(whole, pipeline.generate(LONG).frames)
     assert torch.equal(chained.generate(replace(LONG, seconds=4)).frames[: len(whole)], whole)

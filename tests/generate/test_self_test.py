@@ -16,7 +16,11 @@ def test_fp32_is_itself(tiny_model):
 
 def test_a_wrong_convolution_is_seen(tiny_model, monkeypatch):
     real = nn.Conv2d.forward
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: real(self, x) * (0 if x.dtype == torch.bfloat16 else 1))
+    monkeypatch.setattr(
+        nn.Conv2d,
+        "forward",
+        lambda self, x: real(self, x) * (0 if x.dtype == torch.bfloat16 else 1),
+    )
     assert compare_decoders(tiny_model, CPU, torch.bfloat16) > TOLERANCE
 
 

@@ -13,13 +13,17 @@ import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.cards import Card, CardError, parse_clock
-from skyloom.generate.pins import fit_cells
+from skyloom.generate.conditioning import fit_cells
 from skyloom.generate.request import Request
 from skyloom.generate.storyboard import card_windows, place_cards, read_storyboard
 from skyloom.models.registry import Rollout
 
 SCALE = ScaleFactors(4, 16)
-CARDS = (Card("0", "a red cat"), Card("1.1", "a dog on the beach", morph="0"), Card("2", "a red dog", cut=True))
+CARDS = (
+    Card("0", "a red cat"),
+    Card("1.1", "a dog on the beach", morph="0"),
+    Card("2", "a red dog", cut=True),
+)
 BOARD = Request("", seed=7, seconds=3, cards=CARDS)
 CHANGE, CUT = 18, 32  # the frames at which the second and the third card begin, at 16 a second
 
@@ -31,7 +35,14 @@ def pipeline(tiny_model):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2.5", "5/2"), ("0", "0"), ("13/16", "13/16"), ("1:02.5", "125/2"), ("1:00:01", "3601"), ("0.1", "1/10")],
+    [
+        ("2.5", "5/2"),
+        ("0", "0"),
+        ("13/16", "13/16"),
+        ("1:02.5", "125/2"),
+        ("1:00:01", "3601"),
+        ("0.1", "1/10"),
+    ],
 )
 def test_times_are_exact(text: str, seconds: str):
     assert str(parse_clock(text)) == seconds
@@ -51,7 +62,10 @@ def test_what_is_no_time(text: str):
 def test_every_frame_is_shown_once_by_its_own_card(cuts, tail, native, size):
     """Whatever the cards: the frames of all parts, cut to what their windows show, follow one another."""
     starts = sorted({frame for frame, _ in cuts})
-    cards = [Card("0", "a"), *(Card(f"{frame}/16", "b", cut=dict(cuts)[frame], morph=None) for frame in starts)]
+    cards = [
+        Card("0", "a"),
+        *(Card(f"{frame}/16", "b", cut=dict(cuts)[frame], morph=None) for frame in starts),
+    ]
     frames = 4 * ((starts[-1] if starts else 0) // 4 + tail) + 1
     placed = place_cards(cards, "", VideoShape(frames, 32, 32), 16)
     windows = card_windows(placed, frames, SCALE, native, Rollout(3, 3, size))
@@ -86,14 +100,18 @@ def test_a_card_sees_its_own_text_alone(pipeline):
 
 def test_what_was_before_a_change_is_remembered_and_before_a_cut_is_not(pipeline):
     whole = pipeline.generate(BOARD).frames
-    other = pipeline.generate(replace(BOARD, cards=(replace(CARDS[0], prompt="a dog"), *CARDS[1:]))).frames
+    other = pipeline.generate(
+        replace(BOARD, cards=(replace(CARDS[0], prompt="a dog"), *CARDS[1:]))
+    ).frames
     assert not torch.equal(other[CHANGE + 4 : CUT], whole[CHANGE + 4 : CUT])
     assert torch.equal(other[CUT:], whole[CUT:])
 
 
 def test_a_morph_goes_from_one_prompt_to_the_next(pipeline):
     whole = pipeline.generate(BOARD).frames
-    soft = pipeline.generate(replace(BOARD, cards=(CARDS[0], replace(CARDS[1], morph="0.5"), CARDS[2]))).frames
+    soft = pipeline.generate(
+        replace(BOARD, cards=(CARDS[0], replace(CARDS[1], morph="0.5"), CARDS[2]))
+    ).frames
     assert torch.equal(soft[:CHANGE], whole[:CHANGE])
     assert not torch.equal(soft[CHANGE:CUT], whole[CHANGE:CUT])
 
@@ -136,7 +154,9 @@ def test_a_storyboard_is_stopped_and_goes_on(pipeline, tmp_path):
         next(stream)
     stream.close()
     again = list(pipeline.stream(BOARD, resume=tmp_path / "kept"))
-    assert torch.equal(torch.cat([step.frames for step in again if step.frames is not None]), whole.frames)
+    assert torch.equal(
+        torch.cat([step.frames for step in again if step.frames is not None]), whole.frames
+    )
 
 
 def test_a_request_with_cards_survives_json():

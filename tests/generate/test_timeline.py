@@ -19,7 +19,9 @@ def test_empty_spans_vanish_and_clips_that_follow_are_one():
 def test_what_may_not_move_from_its_source_is_kept():
     part = Clip(0, 3, 8)
     still = Make(5, "a cat", "retake", under=(part,), strength=0.0)
-    assert make_timeline([Keep(Clip(0, 0, 3)), still, Keep(Clip(0, 8, 9))]).spans == (Keep(Clip(0, 0, 9)),)
+    assert make_timeline([Keep(Clip(0, 0, 3)), still, Keep(Clip(0, 8, 9))]).spans == (
+        Keep(Clip(0, 0, 9)),
+    )
 
 
 def test_nothing_is_no_video():
@@ -37,6 +39,8 @@ def test_sound_runs_where_the_time_of_a_source_goes_by():
     assert apart.runs == ((0, whole), (7, Clip(0, 8, 9)))
 
 
-@pytest.mark.parametrize(("times", "frames"), [(Fraction(2), 18), (Fraction(3, 2), 14), (Fraction(1), 9)])
+@pytest.mark.parametrize(
+    ("times", "frames"), [(Fraction(2), 18), (Fraction(3, 2), 14), (Fraction(1), 9)]
+)
 def test_a_filter_makes_as_many_frames_as_the_time_holds(times, frames):
     assert Filter(Clip(0, 1, 10), times=times).frames == frames

@@ -6,7 +6,7 @@ from PIL import Image
 from skyloom.core.errors import SafetyError
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
-from skyloom.generate.vault import cache_folder
+from skyloom.generate.span_cache import cache_folder
 
 WAYS = {
     "text": {},
@@ -17,7 +17,9 @@ WAYS = {
     "retake": {"edit": {"verb": "retake", "videos": ["VIDEO"], "start": "0", "stop": "0.5"}},
     "inpaint": {"edit": {"verb": "inpaint", "videos": ["VIDEO"], "region": "0,0,16,16"}},
     "extend": {"edit": {"verb": "extend", "videos": ["VIDEO"], "seconds": "0.5"}},
-    "recut": {"edit": {"verb": "recut", "videos": ["VIDEO"], "start": "0", "stop": "0.5", "seconds": "1"}},
+    "recut": {
+        "edit": {"verb": "recut", "videos": ["VIDEO"], "start": "0", "stop": "0.5", "seconds": "1"}
+    },
     "loop": {"edit": {"verb": "loop", "videos": ["VIDEO"]}},
     "blend": {"edit": {"verb": "blend", "videos": ["VIDEO", "VIDEO"]}},
     "stitch": {"edit": {"verb": "stitch", "videos": ["VIDEO", "VIDEO"]}},
@@ -49,7 +51,9 @@ def test_no_way_of_making_passes_by_the_policy(media, classifier, way):
     pipeline, files = media
     request = Request.from_dict({"prompt": "a cat", **fill(WAYS[way], files)}).with_seed()
     starts = [] if way == "text" else [0]
-    classifier.allowed = sum(2 if path == files["VIDEO"] else 1 for path in request.media)  # a second and a bit
+    classifier.allowed = sum(
+        2 if path == files["VIDEO"] else 1 for path in request.media
+    )  # a second and a bit
     taken = []
     with pytest.raises(SafetyError, match="rule own, for the video at 0 s") as caught:
         for step in pipeline.stream(request):
@@ -64,11 +68,15 @@ def test_no_way_of_making_passes_by_the_policy(media, classifier, way):
         assert caught.value.target == "input"
 
 
-def test_a_long_video_stops_in_the_second_that_is_refused_and_leaves_nothing(media, classifier, tmp_path):
+def test_a_long_video_stops_in_the_second_that_is_refused_and_leaves_nothing(
+    media, classifier, tmp_path
+):
     classifier.allowed = 2
     steps, frames = [], 0
     with pytest.raises(SafetyError, match="the video at 2 s"):
-        for step in media[0].stream(Request("a cat", seed=3, seconds=20), resume=tmp_path / "state"):
+        for step in media[0].stream(
+            Request("a cat", seed=3, seconds=20), resume=tmp_path / "state"
+        ):
             steps.append(step.phase)
             frames += 0 if step.frames is None else len(step.frames)
     assert 16 < frames <= 32

@@ -13,9 +13,14 @@ Film = Callable[..., Path]
 
 def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
     """A coarse pattern that drifts: every frame differs from every other, and codecs predict one from another."""
-    blocks = np.random.default_rng(0).integers(0, 255, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    blocks = np.random.default_rng(0).integers(
+        0, 255, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8
+    )
     pattern = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
-    return [np.ascontiguousarray(np.roll(pattern, (2 * i, 3 * i), (0, 1))[:height, :width]) for i in range(count)]
+    return [
+        np.ascontiguousarray(np.roll(pattern, (2 * i, 3 * i), (0, 1))[:height, :width])
+        for i in range(count)
+    ]
 
 
 def write_film(
@@ -37,9 +42,15 @@ def write_film(
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
-        tones = container.add_stream("aac" if path.suffix == ".mp4" else "libopus", rate=48_000) if sound else None
+        tones = (
+            container.add_stream("aac" if path.suffix == ".mp4" else "libopus", rate=48_000)
+            if sound
+            else None
+        )
         for number, picture in enumerate(pictures(count if times is None else len(times), *size)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format=pixel_format
+            )
             if times is not None:
                 frame.pts, frame.time_base = times[number], tick or Fraction(1, fps)
             container.mux(stream.encode(frame))
@@ -58,7 +69,9 @@ def _tones(seconds: float) -> list[av.AudioFrame]:
     wave[0, rate // 2 :: rate] = 1
     frames = []
     for begin in range(0, wave.shape[1] - step + 1, step):
-        frame = av.AudioFrame.from_ndarray(wave[:, begin : begin + step].repeat(2, 0), "fltp", "stereo")
+        frame = av.AudioFrame.from_ndarray(
+            wave[:, begin : begin + step].repeat(2, 0), "fltp", "stereo"
+        )
         frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
         frames.append(frame)
     return frames

@@ -41,18 +41,23 @@ def test_old_frames_stay_and_new_ones_move_on(target):
 def test_runs_do_not_matter():
     frames = walk(7)
     by_one, at_once = (
-        torch.cat(list(interpolate(runs, Fraction(16), Fraction(24)))) for runs in (frames.split(1), [frames])
+        torch.cat(list(interpolate(runs, Fraction(16), Fraction(24))))
+        for runs in (frames.split(1), [frames])
     )
     assert torch.equal(by_one, at_once)
     assert len(list(interpolate([], Fraction(16), Fraction(24)))) == 0
-    assert torch.equal(torch.cat(list(interpolate([frames[:1]], Fraction(16), Fraction(32)))), frames[[0, 0]])
+    assert torch.equal(
+        torch.cat(list(interpolate([frames[:1]], Fraction(16), Fraction(32)))), frames[[0, 0]]
+    )
 
 
 def test_upscaling_is_lanczos_and_streams():
     frames = walk(5)
     runs = list(upscale(frames.split(2), (128, 256)))
     assert [len(run) for run in runs] == [2, 2, 1]
-    there = np.asarray(Image.fromarray(frames[0].numpy()).resize((256, 128), Image.Resampling.LANCZOS))
+    there = np.asarray(
+        Image.fromarray(frames[0].numpy()).resize((256, 128), Image.Resampling.LANCZOS)
+    )
     apart = np.abs(runs[0][0].numpy().astype(int) - there)
     assert apart.mean() < 1
     assert torch.equal(next(upscale([frames], (64, 128))), frames)

@@ -48,7 +48,9 @@ def test_a_box_that_moves_from_key_to_key():
     ]
 
 
-@pytest.mark.parametrize("text", ["", "1,2,3", "a,b,c,d", "1,2,3,4@x", "1,2,nan,4", "1,2,3,4@1-2-3", "1,2,3,4@2-1"])
+@pytest.mark.parametrize(
+    "text", ["", "1,2,3", "a,b,c,d", "1,2,3,4@x", "1,2,nan,4", "1,2,3,4@1-2-3", "1,2,3,4@2-1"]
+)
 def test_what_is_no_region_says_how_to_write_one(text):
     with pytest.raises(RequestError, match="x,y,w,h"):
         parse_region(text)

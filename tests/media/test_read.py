@@ -27,11 +27,18 @@ def _png_that_claims(width, height):
     """A PNG of a few bytes whose header claims any size."""
 
     def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     data = zlib.compress(bytes(100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("size", [(9_000, 8_000), (12_000, 8_000), (60_000, 60_000)])
@@ -86,10 +93,19 @@ def test_a_folder_is_no_picture(tmp_path):
 
 def test_probe_tells_what_was_written(tmp_path):
     path = write_video(
-        _frames(), Fraction(16), tmp_path / "a.mp4", {"skyloom": "0", "request": {"prompt": "caf\u00e9"}}
+        _frames(),
+        Fraction(16),
+        tmp_path / "a.mp4",
+        {"skyloom": "0", "request": {"prompt": "caf\u00e9"}},
     )
     found = probe(path)
-    assert (found.width, found.height, found.fps, found.frames, found.codec) == (48, 32, 16, 6, "h264")
+    assert (found.width, found.height, found.fps, found.frames, found.codec) == (
+        48,
+        32,
+        16,
+        6,
+        "h264",
+    )
     assert found.seconds == pytest.approx(6 / 16, abs=0.01)
     assert found.receipt["request"] == {"prompt": "caf\u00e9"}
 
@@ -138,6 +154,9 @@ def test_frames_one_by_one_are_those_of_the_whole(tmp_path, suffix):
 
 def test_frames_of_a_missing_or_foreign_file_are_one_clear_error(tmp_path):
     (tmp_path / "text.mp4").write_text("hello")
-    for name, message in {"none.mp4": "does not exist", "text.mp4": "cannot be read as a video"}.items():
+    for name, message in {
+        "none.mp4": "does not exist",
+        "text.mp4": "cannot be read as a video",
+    }.items():
         with pytest.raises(MediaError, match=message):
             next(read_frames(tmp_path / name))

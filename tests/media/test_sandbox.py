@@ -19,7 +19,7 @@ from skyloom.media.source import open_source
 BENCH = Path(__file__).parents[2] / "bench"
 TRY = """
 import ctypes, json, os, socket, sys
-from skyloom.media.confine import confine
+from skyloom.media.sandbox_limits import confine
 outside = socket.socket()
 confine(2**26)
 def forbidden(act):
@@ -72,7 +72,9 @@ def test_a_confined_process_can_do_nothing_else(tmp_path):
             env={"PYTHONPATH": os.pathsep.join(sys.path)},
         )
     allowed = [name for name, refused in json.loads(run.stdout).items() if not refused]
-    assert set(allowed) <= {"read", "network"}, "barriers of newer systems; all others are everywhere"
+    assert set(allowed) <= {"read", "network"}, (
+        "barriers of newer systems; all others are everywhere"
+    )
     assert not (tmp_path / "x").exists() or not (tmp_path / "x").stat().st_size
 
 
@@ -85,12 +87,19 @@ def test_the_child_has_no_secrets_and_no_torch(tmp_path, film, monkeypatch):
         assert b"SECRET" not in (about / "environ").read_bytes()
         assert "torch" not in (about / "maps").read_text()
         held = {str(link.readlink()) for link in (about / "fd").iterdir()}
-        assert {name for name in held if name.startswith("/")} <= {str(tmp_path / "a.mp4"), "/dev/null"}
+        assert {name for name in held if name.startswith("/")} <= {
+            str(tmp_path / "a.mp4"),
+            "/dev/null",
+        }
 
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(signal.SIGSEGV, "broke the decoder"), (signal.SIGPROF, "10 seconds"), (signal.SIGKILL, "broke the decoder")],
+    [
+        (signal.SIGSEGV, "broke the decoder"),
+        (signal.SIGPROF, "10 seconds"),
+        (signal.SIGKILL, "broke the decoder"),
+    ],
 )
 def test_a_child_that_dies_is_one_clear_error(tmp_path, film, number, message):
     child = Sandbox(film(tmp_path / "a.mp4", count=2), "video")
@@ -99,10 +108,14 @@ def test_a_child_that_dies_is_one_clear_error(tmp_path, film, number, message):
 
 @pytest.mark.parametrize(
     ("work", "end"),
-    [("while True: pass", -signal.SIGPROF), ("time.sleep(0.5)", 0), ("work_for(0)\nsum(range(2**22))", 0)],
+    [
+        ("while True: pass", -signal.SIGPROF),
+        ("time.sleep(0.5)", 0),
+        ("work_for(0)\nsum(range(2**22))", 0),
+    ],
 )
 def test_only_work_counts_against_a_child(work, end):
-    code = f"import time\nfrom skyloom.media.confine import work_for\nwork_for(0.02)\n{work}"
+    code = f"import time\nfrom skyloom.media.sandbox_limits import work_for\nwork_for(0.02)\n{work}"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == end
 
 
@@ -136,7 +149,10 @@ def test_words_of_a_child_are_not_repeated(tmp_path):
     said = sandbox.refuse(path, "video", "\x1b[31mpwned", {"seconds": "x"}).message
     assert said == f"{path} cannot be read as a video."
     assert sandbox.refuse(path, "video", "damaged", {"seconds": "{0.__class__}"}).message == said
-    assert sandbox.refuse(path, "video", "damaged", {"seconds": 1.5}).message == f"{path} is damaged near 1.50 s."
+    assert (
+        sandbox.refuse(path, "video", "damaged", {"seconds": 1.5}).message
+        == f"{path} is damaged near 1.50 s."
+    )
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
@@ -172,7 +188,9 @@ def test_mutants_give_frames_or_one_error(tmp_path):
 
 
 def test_bombs_are_refused_in_little_memory():
-    run = subprocess.run([sys.executable, BENCH / "media_bombs.py"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, BENCH / "media_bombs.py"], capture_output=True, text=True, check=True
+    )
     files, wire = map(json.loads, run.stdout.splitlines())
     assert files["bombs"] + wire["bombs"] >= 40
     assert not files["not_refused"] + wire["not_refused"]

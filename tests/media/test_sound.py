@@ -7,7 +7,7 @@ import av
 import numpy as np
 import torch
 
-from skyloom.media.index import Sound
+from skyloom.media.sandbox_client import Sound
 from skyloom.media.sound import SoundTrack
 from skyloom.media.source import open_source
 from skyloom.media.write import open_video
@@ -22,14 +22,22 @@ def clicks(path: Path) -> list[float]:
         for frame in container.decode(container.streams.audio[0]):
             loud = np.abs(frame.to_ndarray()[0])
             if loud.max() > 0.2:
-                heard.append(frame.pts * frame.time_base + Fraction(int(loud.argmax()), frame.sample_rate))
-    return [float(time) for number, time in enumerate(heard) if not number or time - heard[number - 1] > 0.1]
+                heard.append(
+                    frame.pts * frame.time_base + Fraction(int(loud.argmax()), frame.sample_rate)
+                )
+    return [
+        float(time)
+        for number, time in enumerate(heard)
+        if not number or time - heard[number - 1] > 0.1
+    ]
 
 
 def packets(path: Path) -> list[bytes]:
     """The packets of a file's sound."""
     with av.open(str(path)) as container:
-        return [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
+        return [
+            bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size
+        ]
 
 
 def test_a_whole_sound_is_copied_packet_by_packet(tmp_path, film):
@@ -60,7 +68,9 @@ def test_sound_stays_with_its_pictures_over_many_segments(tmp_path, film):
     heard = clicks(tmp_path / "b.mp4")
     assert len(heard) == 10
     for number, time in enumerate(heard):
-        assert abs(time - (number * 12 + 7) / 24) <= PACKET < 1 / 24, "less than a frame, and it does not grow"
+        assert abs(time - (number * 12 + 7) / 24) <= PACKET < 1 / 24, (
+            "less than a frame, and it does not grow"
+        )
 
 
 def test_a_range_has_the_packets_whose_middle_is_in_it(tmp_path, film):
@@ -70,7 +80,9 @@ def test_a_range_has_the_packets_whose_middle_is_in_it(tmp_path, film):
     assert all(0 <= packet.at + packet.lasts / 2 < 1 for packet in found)
     assert [packet.at for packet in found] == sorted(packet.at for packet in found)
     whole = {packet.at: packet.data for packet in source.sound_packets(0, 48)}
-    assert [packet.data for packet in found] == [whole[packet.at + Fraction(1, 2)] for packet in found]
+    assert [packet.data for packet in found] == [
+        whole[packet.at + Fraction(1, 2)] for packet in found
+    ]
 
 
 def test_webm_sound_goes_into_an_mp4(tmp_path, film):

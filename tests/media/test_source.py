@@ -25,7 +25,10 @@ KINDS = {
     "refresh.mkv": ("libx264", {"g": "12", "x264-params": "intra-refresh=1:bframes=0"}),
     "hevc_open.mkv": ("libx265", {"x265-params": "keyint=12:open-gop=1:bframes=4:log-level=none"}),
     "hidden.webm": ("libvpx", {"g": "20", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "200k"}),
-    "vp9.webm": ("libvpx-vp9", {"g": "20", "auto-alt-ref": "6", "lag-in-frames": "16", "cpu-used": "5"}),
+    "vp9.webm": (
+        "libvpx-vp9",
+        {"g": "20", "auto-alt-ref": "6", "lag-in-frames": "16", "cpu-used": "5"},
+    ),
     "lossless.mkv": ("ffv1", {}),
     "mpeg4.mov": ("mpeg4", {"g": "10", "bf": "2"}),
 }
@@ -51,11 +54,18 @@ def test_a_frame_is_the_same_by_a_seek_and_from_the_start(tmp_path, film, name):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_our_own_files_come_back_with_their_receipt(tmp_path, suffix):
-    frames = torch.randint(0, 256, (9, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = torch.randint(
+        0, 256, (9, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     path = write_video(frames, 16, tmp_path / f"a{suffix}", {"skyloom": "0", "seed": 7})
     source = open_source(path)
     assert torch.equal(source.read(0, 9), decoded(path))
-    assert (source.fps, source.receipt.get("seed"), source.audio, source.notices) == (16, 7, False, ())
+    assert (source.fps, source.receipt.get("seed"), source.audio, source.notices) == (
+        16,
+        7,
+        False,
+        (),
+    )
     assert len(source.sha256) == 64
 
 
@@ -72,7 +82,9 @@ def test_at_another_rate_each_moment_shows_the_latest_frame(tmp_path, film):
 
 
 def test_a_varying_rate_is_kept_in_time(tmp_path, film):
-    path = film(tmp_path / "phone.mp4", times=[0, 40, 80, 400, 440, 1000], tick=Fraction(1, 1000), fps=25)
+    path = film(
+        tmp_path / "phone.mp4", times=[0, 40, 80, 400, 440, 1000], tick=Fraction(1, 1000), fps=25
+    )
     whole, source = decoded(path), open_source(path, fps=Fraction(25))
     shown = [0, 1] + [2] * 8 + [3] + [4] * 14 + [5]
     assert torch.equal(source.read(0, len(shown)), whole[shown])
@@ -81,7 +93,9 @@ def test_a_varying_rate_is_kept_in_time(tmp_path, film):
 
 
 def test_time_begins_with_the_first_frame(tmp_path, film):
-    path = film(tmp_path / "late.mkv", times=[100 + number for number in range(12)], tick=Fraction(1, 24))
+    path = film(
+        tmp_path / "late.mkv", times=[100 + number for number in range(12)], tick=Fraction(1, 24)
+    )
     source = open_source(path)
     assert (source.frames, source.fps) == (12, 24)
     assert torch.equal(source.read(5, 7), decoded(path)[5:7])
@@ -111,7 +125,9 @@ def turned(path: Path) -> Path:
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 44
     assert content[matrix : matrix + 4] == struct.pack(">i", 1 << 16)
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(
+        ">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30
+    )
     path.write_bytes(content)
     return path
 
@@ -125,7 +141,9 @@ def test_a_phones_video_stands_upright(tmp_path, film):
     assert "upright" in source.notices[0]
 
 
-@pytest.mark.parametrize(("pixel_format", "size"), [("yuv420p10le", (64, 96)), ("bgra", (33, 47)), ("bgr0", (1, 1))])
+@pytest.mark.parametrize(
+    ("pixel_format", "size"), [("yuv420p10le", (64, 96)), ("bgra", (33, 47)), ("bgr0", (1, 1))]
+)
 def test_ten_bits_alpha_and_odd_sizes(tmp_path, film, pixel_format, size):
     codec = "libx264" if pixel_format == "yuv420p10le" else "ffv1"
     path = film(tmp_path / "a.mkv", codec, pixel_format=pixel_format, size=size, count=5)
@@ -191,7 +209,12 @@ def test_what_is_no_video_is_one_clear_error(tmp_path, film):
 
 
 def test_a_long_film_is_opened_without_decoding_it(tmp_path, film):
-    path = film(tmp_path / "film.mkv", count=40, times=[number * 6_480 for number in range(40)], tick=Fraction(1, 24))
+    path = film(
+        tmp_path / "film.mkv",
+        count=40,
+        times=[number * 6_480 for number in range(40)],
+        tick=Fraction(1, 24),
+    )
     source = open_source(path, fps=Fraction(16))
     assert source.frames == 40 * 270 * 16
     assert torch.equal(source.read(source.frames - 1, source.frames)[0], decoded(path)[-1])

@@ -11,7 +11,14 @@ from PIL import Image
 
 from skyloom.core.errors import CapacityError, MediaError, RequestError
 from skyloom.media.read import probe, read_image, read_video
-from skyloom.media.write import check_target, open_pipe, open_video, placed, write_picture, write_video
+from skyloom.media.write import (
+    check_target,
+    open_pipe,
+    open_video,
+    placed,
+    write_picture,
+    write_video,
+)
 
 
 @pytest.fixture
@@ -24,7 +31,9 @@ def frames():
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "A.MP4"])
 def test_frames_survive_the_file(tmp_path, frames, name):
-    back = read_video(write_video(frames, Fraction(10), tmp_path / name, {"skyloom": "0", "seed": 7}))
+    back = read_video(
+        write_video(frames, Fraction(10), tmp_path / name, {"skyloom": "0", "seed": 7})
+    )
     assert back.frames.shape == frames.shape
     assert back.fps == 10
     assert (back.frames.float() - frames.float()).abs().mean() < 6
@@ -137,7 +146,11 @@ def test_frames_may_come_in_parts(tmp_path):
         writer.receipt = {"skyloom": "1", "seed": 1}
     whole, parts = (read_video(tmp_path / name) for name in ("whole.mp4", "parts.mp4"))
     assert torch.equal(whole.frames, parts.frames)
-    assert probe(tmp_path / "whole.mp4").receipt == probe(tmp_path / "parts.mp4").receipt == {"skyloom": "1", "seed": 1}
+    assert (
+        probe(tmp_path / "whole.mp4").receipt
+        == probe(tmp_path / "parts.mp4").receipt
+        == {"skyloom": "1", "seed": 1}
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.mp4", "whole.mp4"]
 
 

@@ -8,7 +8,9 @@ from skyloom.models.checkpoint import load_into
 from skyloom.models.convert import wan_from_diffusers
 from skyloom.models.dit import Dit, DitConfig
 
-CONFIG = DitConfig(in_channels=6, out_channels=6, width=48, heads=4, layers=3, ffn=80, text_width=20)
+CONFIG = DitConfig(
+    in_channels=6, out_channels=6, width=48, heads=4, layers=3, ffn=80, text_width=20
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def test_parity_with_a_timestep_per_latent_frame(theirs, ours):
     latent, context = torch.randn(1, 6, 3, 4, 4), torch.randn(1, 5, 20)
     sigma = torch.tensor([[0.0, 0.5, 1.0]])
     with torch.no_grad():
-        expected = theirs(latent, (1000 * sigma).repeat_interleave(4, 1), context, return_dict=False)[0]
+        expected = theirs(
+            latent, (1000 * sigma).repeat_interleave(4, 1), context, return_dict=False
+        )[0]
         made = ours(latent, sigma, ours.prepare_text(context))
     assert (made - expected).abs().max() <= 1e-4
 

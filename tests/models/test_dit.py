@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from skyloom.models.attention import KvCache
-from skyloom.models.detail import Detail
 from skyloom.models.dit import Dit, TextCondition
 from skyloom.models.presets import dit_tiny
+from skyloom.models.refiner import Detail
 
 FRAMES, WINDOW = 9, 3
 
@@ -66,7 +66,9 @@ def test_bidirectional_frames_see_every_frame(dit):
 def test_one_window_reads_the_same_both_ways(dit):
     latent, sigma = inputs(frames=WINDOW)
     condition = text(dit)
-    both = [dit(latent, sigma, condition, reading=reading) for reading in ("bidirectional", "causal")]
+    both = [
+        dit(latent, sigma, condition, reading=reading) for reading in ("bidirectional", "causal")
+    ]
     torch.testing.assert_close(*both)
 
 
@@ -109,7 +111,9 @@ def test_batch_equals_singles(dit):
             condition.bias[one],
             condition.pooled[one],
         )
-        torch.testing.assert_close(dit(latent[one], sigma[one], alone), whole[one], atol=5e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            dit(latent[one], sigma[one], alone), whole[one], atol=5e-5, rtol=1e-5
+        )
 
 
 @torch.no_grad()
@@ -122,7 +126,9 @@ def test_masked_text_is_not_read(dit):
     )
     longer = context.clone()
     longer[:, 2:] = 7.0
-    first, second = (dit(latent, sigma, dit.prepare_text(c, mask, pooled)) for c in (context, longer))
+    first, second = (
+        dit(latent, sigma, dit.prepare_text(c, mask, pooled)) for c in (context, longer)
+    )
     assert torch.equal(first, second)
 
 
@@ -151,7 +157,10 @@ def test_a_span_that_has_learned_nothing_changes_nothing_and_then_does():
 @torch.no_grad()
 def test_places_break_the_symmetry_of_identical_tokens_and_windows_agree_with_the_whole():
     torch.manual_seed(0)
-    plain, placed = Dit(replace(dit_tiny(), places=True)).eval(), Dit(replace(dit_tiny(), places=True)).eval()
+    plain, placed = (
+        Dit(replace(dit_tiny(), places=True)).eval(),
+        Dit(replace(dit_tiny(), places=True)).eval(),
+    )
     placed.load_state_dict(plain.state_dict())
     assert placed.places is not None
     torch.nn.init.normal_(placed.places.outer.weight)

@@ -9,7 +9,9 @@ from skyloom.models.text import TextConfig, TextEncoder, load_text_encoder, save
 from skyloom.train.text_encoder import convert_weights
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "##s", "dog", "c", "##a", "##t"]
-CONFIG = TextConfig(vocabulary=len(PIECES), width=24, layers=2, heads=4, ffn=48, positions=32, max_tokens=10)
+CONFIG = TextConfig(
+    vocabulary=len(PIECES), width=24, layers=2, heads=4, ffn=48, positions=32, max_tokens=10
+)
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ def test_parity_with_transformers(encoder):
             max_position_embeddings=32,
         )
     ).eval()
-    state = {name: value for name, value in bert.state_dict().items() if not name.startswith("pooler")}
+    state = {
+        name: value for name, value in bert.state_dict().items() if not name.startswith("pooler")
+    }
     encoder.load_state_dict(convert_weights(state, list(range(len(PIECES)))))
     tokens = torch.tensor([[2, 4, 5, 6, 7, 3], [2, 4, 8, 3, 0, 0]])
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
@@ -77,7 +81,9 @@ def test_word_vectors_lie_beside_the_hidden_states_and_tell_words_apart(encoder)
     encoder.config = replace(CONFIG, lexical=True)
     both = encoder.encode(["a red cat", "a red dog"])
     width = CONFIG.width
-    assert both.context.shape[-1] == both.pooled.shape[-1] == encoder.config.context_width == 2 * width
+    assert (
+        both.context.shape[-1] == both.pooled.shape[-1] == encoder.config.context_width == 2 * width
+    )
     assert torch.equal(both.context[..., :width], plain.context)
     assert torch.equal(both.pooled[:, :width], plain.pooled)
     cat, dog = both.context[0, :, width:], both.context[1, :, width:]

@@ -69,7 +69,9 @@ def test_linear_path_is_the_principal_components():
     explained = initialise_linear_path(vae, torch.randn(400, 8) @ basis + 0.2)
     assert explained > 0.999
     patches = torch.randn(2 * 2, 8) @ basis + 0.2
-    frames = rearrange(patches, "(y x) (n c p q) -> 1 c n (y p) (x q)", y=2, n=TIME, c=3, p=SPACE, q=SPACE)
+    frames = rearrange(
+        patches, "(y x) (n c p q) -> 1 c n (y p) (x q)", y=2, n=TIME, c=3, p=SPACE, q=SPACE
+    )
     video = torch.cat([frames[:, :, :1], frames], dim=2)
     made = vae.decode(vae.encode(video))
     torch.testing.assert_close(made[:, :, 1:], frames, atol=2e-3, rtol=0)

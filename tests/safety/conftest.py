@@ -14,7 +14,9 @@ def paint(seed: int, count: int = 24, side: int = 128, pan: float = 0.4) -> Tens
     picture = torch.full((side, side + 40, 3), 110.0)
     for _ in range(12):
         x, y, size, *colour = torch.rand(6, generator=drawn).tolist()
-        inside = (rows - y * side) ** 2 + (columns - x * side) ** 2 < (side * (0.05 + 0.2 * size)) ** 2
+        inside = (rows - y * side) ** 2 + (columns - x * side) ** 2 < (
+            side * (0.05 + 0.2 * size)
+        ) ** 2
         picture[inside] = torch.tensor(colour) * 200 + 25
     picture += torch.randn(side, side + 40, 1, generator=drawn) * 2
     cut = [picture[:, round(pan * index) :][:, :side] for index in range(count)]

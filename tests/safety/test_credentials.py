@@ -27,7 +27,11 @@ def write(scene, tmp_path):
 
     def written(name: str):
         frames, path = scene(1, count=6, side=64), tmp_path / name
-        return write_picture(frames[0], path) if name.endswith(".png") else write_video(frames, 16, path, RECEIPT)
+        return (
+            write_picture(frames[0], path)
+            if name.endswith(".png")
+            else write_video(frames, 16, path, RECEIPT)
+        )
 
     return written
 
@@ -81,14 +85,22 @@ def test_a_flipped_bit_breaks_it_or_changes_nothing_that_it_says(write, name):
     path = write(name)
     sign(path, SAID, find_signer())
     whole, content = read(path), path.read_bytes()
-    manifest = range(content.find(b"jumdc2pa"), content.find(b"jumdc2pa") + 3_500 if b"jumdc2pa" in content else 0)
+    manifest = range(
+        content.find(b"jumdc2pa"),
+        content.find(b"jumdc2pa") + 3_500 if b"jumdc2pa" in content else 0,
+    )
     dice = random.Random(name)
-    for place in [*dice.sample(range(64, len(content)), 12), *dice.sample(manifest, min(6, len(manifest)))]:
+    for place in [
+        *dice.sample(range(64, len(content)), 12),
+        *dice.sample(manifest, min(6, len(manifest))),
+    ]:
         changed = bytearray(content)
         changed[place] ^= 1 << dice.randrange(8)
         path.write_bytes(changed)
         found = read(path)
-        harmless = place in manifest and found == whole  # a manifest has some padding that nothing covers
+        harmless = (
+            place in manifest and found == whole
+        )  # a manifest has some padding that nothing covers
         assert harmless or (found is not None and found.state == "invalid"), place
 
 
@@ -96,7 +108,13 @@ def test_an_edit_names_its_parent_and_what_went_into_it(write):
     parent, picture = write("parent.mp4"), write("stone.png")
     sign(parent, {"seed": 1}, find_signer())
     path = write("edited.gif")
-    sign(path, SAID, find_signer(), sources=[Source(parent, edited=True), Source(picture)], verb="inpaint")
+    sign(
+        path,
+        SAID,
+        find_signer(),
+        sources=[Source(parent, edited=True), Source(picture)],
+        verb="inpaint",
+    )
     found = read(path)
     assert found is not None
     assert (found.state, found.parents) == ("trusted", ("parent.mp4", "stone.png"))

@@ -4,8 +4,15 @@ import pytest
 
 from skyloom.core.errors import ConfigError, SafetyError
 from skyloom.safety import moderation
-from skyloom.safety.moderation import _BUNDLED, POLICY, Verdict, check_prompt, load_policy, refuse_prompt
-from skyloom.safety.reading import read_words
+from skyloom.safety.moderation import (
+    _BUNDLED,
+    POLICY,
+    Verdict,
+    check_prompt,
+    load_policy,
+    refuse_prompt,
+)
+from skyloom.safety.text_normalization import read_words
 
 MINORS = "sexual-minors"
 REFUSED = [
@@ -81,7 +88,10 @@ def test_a_policy_of_ones_own_adds_rules(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[[rules]]\nname = "sexual-minors"\ngroups = ["a"]\nmessage = "x"\n[lists]\na = ["b"]', "which is bundled"),
+        (
+            '[[rules]]\nname = "sexual-minors"\ngroups = ["a"]\nmessage = "x"\n[lists]\na = ["b"]',
+            "which is bundled",
+        ),
         ('[innocent]\nphrases = ["naked child"]', "innocent phrases"),
         ("hard = false", "unknown key 'hard'"),
         ('[[rules]]\nname = "x"\ngroups = ["none"]\nmessage = "x"', "names 'none'"),
@@ -90,12 +100,27 @@ def test_a_policy_of_ones_own_adds_rules(tmp_path, monkeypatch):
         ("consent = 1", "consent is 1"),
         ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0x1"]', "looks that are none"),
         ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = []', "looks that are none"),
-        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0123456789abcdef"]\ndistance = 40', "distance of 40"),
+        (
+            '[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0123456789abcdef"]\ndistance = 40',
+            "distance of 40",
+        ),
         ('[[pictures]]\nname = "x"\nlooks = ["0123456789abcdef"]', "has no 'message'"),
-        ('[[pictures]]\nname = "sexual-minors"\nmessage = "x"\nlooks = ["0123456789abcdef"]', "which is bundled"),
-        ('[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "os"\nthresholds = { a = 1 }', "calls 'os'"),
-        ('[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = { a = 2 }', "wrong thresholds"),
-        ('[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = {}', "wrong thresholds"),
+        (
+            '[[pictures]]\nname = "sexual-minors"\nmessage = "x"\nlooks = ["0123456789abcdef"]',
+            "which is bundled",
+        ),
+        (
+            '[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "os"\nthresholds = { a = 1 }',
+            "calls 'os'",
+        ),
+        (
+            '[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = { a = 2 }',
+            "wrong thresholds",
+        ),
+        (
+            '[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = {}',
+            "wrong thresholds",
+        ),
         ("rules = ", "cannot be read"),
     ],
 )
@@ -118,17 +143,23 @@ def test_the_bundled_policy_looks_at_no_frames_and_its_examples_can_be_read(tmp_
 
 
 def test_words_keep_their_places():
-    assert [(word.text, word.start, word.end) for word in read_words("A C\u00e0t!")] == [("a", 0, 1), ("cat", 2, 5)]
+    assert [(word.text, word.start, word.end) for word in read_words("A C\u00e0t!")] == [
+        ("a", 0, 1),
+        ("cat", 2, 5),
+    ]
 
 
 @pytest.mark.parametrize(
-    "text", ["kid sex " * 4_000, "a " * 16_000, "12 year old " * 2_500, "x.y-" * 8_000, "a" * 32_000]
+    "text",
+    ["kid sex " * 4_000, "a " * 16_000, "12 year old " * 2_500, "x.y-" * 8_000, "a" * 32_000],
 )
 def test_a_long_text_is_read_in_about_as_many_looks_as_it_is_long(text, monkeypatch):
     """Each hit is held against one hit of each other group, not against all of them."""
     looks = []
     place = moderation._Soonest.from_place
-    monkeypatch.setattr(moderation._Soonest, "from_place", lambda *given: looks.append(1) or place(*given))
+    monkeypatch.setattr(
+        moderation._Soonest, "from_place", lambda *given: looks.append(1) or place(*given)
+    )
     check_prompt(text)
     assert len(looks) < 3 * len(text)
 

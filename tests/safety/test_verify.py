@@ -9,7 +9,7 @@ from skyloom.core.errors import MediaError
 from skyloom.media.read import read_frames
 from skyloom.media.write import write_picture, write_video
 from skyloom.safety.credentials import sign
-from skyloom.safety.registry import Making, Registry, hash_content
+from skyloom.safety.provenance import Making, Registry, hash_content
 from skyloom.safety.signer import find_signer
 from skyloom.safety.verify import check
 from skyloom.safety.watermark import embed, identity_of
@@ -31,7 +31,9 @@ def test_all_three_layers_are_told(made):
     assert told["generated"] is True
     assert (told["c2pa"]["state"], told["c2pa"]["generation"]) == ("trusted", {"seed": 7})
     assert [mark["identity"] for mark in told["watermark"]] == [ID]
-    assert [(match["by"], match["generation"]) for match in told["registry"]] == [("file", {"seed": 7})]
+    assert [(match["by"], match["generation"]) for match in told["registry"]] == [
+        ("file", {"seed": 7})
+    ]
 
 
 def test_the_mark_leads_to_the_registry_when_the_manifest_is_gone(made, tmp_path):

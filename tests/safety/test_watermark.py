@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from skyloom.core.seeds import derive_seed
 from skyloom.media.read import read_video
 from skyloom.media.write import write_video
-from skyloom.safety import detector
-from skyloom.safety.carriers import ID_BITS
-from skyloom.safety.detector import Region, detect, find_marks, highest_score
+from skyloom.safety import watermark_detector as detector
 from skyloom.safety.watermark import Marker, embed, identity_of
+from skyloom.safety.watermark_detector import Region, detect, find_marks, highest_score
+from skyloom.safety.watermark_layout import ID_BITS
 
 ID = identity_of("a cat")
 OTHER = identity_of("a dog")
@@ -36,7 +36,9 @@ def coded(frames, crf, folder):
 
 def resized(frames, height, width):
     pictures = frames.permute(0, 3, 1, 2).float()
-    pictures = F.interpolate(pictures, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    pictures = F.interpolate(
+        pictures, (height, width), mode="bicubic", antialias=True, align_corners=False
+    )
     return pictures.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
@@ -82,7 +84,9 @@ def test_it_reads_in_large_frames_too(scene):
 def test_what_is_flat_is_marked_less_than_what_is_busy(scene):
     frames = torch.full((1, 128, 128, 3), 120, dtype=torch.uint8)
     frames[:, :, 64:] = scene(1, count=1)[:, :, 64:]
-    frames[:, :, 64:] = frames[:, :, 64:] // 2 + 60 * ((torch.arange(64) // 4) % 2)[:, None].to(torch.uint8)
+    frames[:, :, 64:] = frames[:, :, 64:] // 2 + 60 * ((torch.arange(64) // 4) % 2)[:, None].to(
+        torch.uint8
+    )
     added = (embed(frames, ID).float() - frames.float()).square().mean((0, 1, 3)).sqrt()
     assert added[:48].mean() < 0.85 * added[80:].mean()
 
@@ -101,7 +105,9 @@ def test_scores_of_unmarked_frames_are_those_of_luck():
     """The best of 2^60 random words scores sqrt(2 ln 2^60) = 9.1 at most, or so; Viterbi's best is a little less."""
     scores = []
     for seed in range(100):
-        noise = torch.randn(1, 32, 32, 1, generator=torch.Generator().manual_seed(derive_seed(seed, "luck")))
+        noise = torch.randn(
+            1, 32, 32, 1, generator=torch.Generator().manual_seed(derive_seed(seed, "luck"))
+        )
         frames = (noise * 40 + 128).clamp(0, 255).to(torch.uint8).expand(-1, -1, -1, 3)
         scores.append(highest_score(resized(frames, 128, 128)))
     assert 7 < sum(scores) / len(scores) < 9.1
@@ -110,7 +116,9 @@ def test_scores_of_unmarked_frames_are_those_of_luck():
 
 def test_the_false_positive_bound_is_what_the_page_says():
     """Hoeffding: random signs reach a score with exp(-score^2 / 2) at most; 2^48 ids at each of the places."""
-    whole, elsewhere = (2**ID_BITS * math.exp(-(score**2) / 2) for score in (detector.SURE, detector.SURE_ELSEWHERE))
+    whole, elsewhere = (
+        2**ID_BITS * math.exp(-(score**2) / 2) for score in (detector.SURE, detector.SURE_ELSEWHERE)
+    )
     assert whole + detector.PLACES * elsewhere == pytest.approx(6.3e-7, rel=0.02)
     minute = 60 * 60 // 32  # windows at 60 frames a second
     assert whole + (detector.PLACES + minute) * elsewhere < 1e-6
@@ -141,7 +149,10 @@ def test_frames_too_small_for_a_mark_are_left_alone(scene):
 def test_parts_that_were_made_apart_tell_their_own_ids(scene):
     video = torch.cat([embed(scene(7, count=64), ID), embed(scene(8, count=64), OTHER)])
     found = find_marks(video.split(10))
-    assert [(mark.identity, mark.start, mark.stop) for mark in found] == [(ID, 0, 64), (OTHER, 64, None)]
+    assert [(mark.identity, mark.start, mark.stop) for mark in found] == [
+        (ID, 0, 64),
+        (OTHER, 64, None),
+    ]
 
 
 def test_no_frames_have_no_marks():

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import live
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import Job, JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import FolderStorage
+from skyloom.serve.storage.folder import FolderStorage
 
 SLACK = 2.0  # seconds that a cancel may take beside one step
 LOOK = 0.01  # seconds between two looks at a job
@@ -93,28 +93,53 @@ def main() -> None:
     """Cancel, and look what is left."""
     options = argparse.ArgumentParser()
     options.add_argument("--cancels", type=int, default=500)
-    options.add_argument("--model", action="store_true", help="the bundled model instead of the fake renderer")
+    options.add_argument(
+        "--model", action="store_true", help="the bundled model instead of the fake renderer"
+    )
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="skyloom-cancels-") as name:
         data = Path(name)
         settings, threads = Settings(data=data), 2 if asked.model else 6
         with live.serving(data, None if asked.model else FAKE) as server:
             store = JobStore(Database(settings.database), settings)
-            step = 0.0 if asked.model else FAKE.seconds  # a step of the model is as long as the machine likes
-            live.wait_for("workers", lambda: store.counts().workers >= (1 if asked.model else FAKE.workers))
+            step = (
+                0.0 if asked.model else FAKE.seconds
+            )  # a step of the model is as long as the machine likes
+            live.wait_for(
+                "workers", lambda: store.counts().workers >= (1 if asked.model else FAKE.workers)
+            )
             family = live.children(server.process.pid)
             tally, longest = Tally(asked.cancels), 3.0 if asked.model else FAKE.steps * FAKE.seconds
-            with live.Watch([server.process.pid, *family]) as watch, ThreadPoolExecutor(threads) as clients:
-                for one in [clients.submit(cancel_some, store, tally, number, longest) for number in range(threads)]:
+            with (
+                live.Watch([server.process.pid, *family]) as watch,
+                ThreadPoolExecutor(threads) as clients,
+            ):
+                for one in [
+                    clients.submit(cancel_some, store, tally, number, longest)
+                    for number in range(threads)
+                ]:
                     one.result()
             same = live.children(server.process.pid) == family
             left = left_behind(data, store)
             memory = {f"worker_{index}": watch.told(one) for index, one in enumerate(family)}
             memory["server"] = watch.told(server.process.pid)
-    told = {"cancels": len(tally.ran) + len(tally.waited), "running": len(tally.ran), "too_late": tally.too_late}
-    told |= {"step": round(step, 3), "p50": live.percentile(tally.ran, 0.5), "p95": live.percentile(tally.ran, 0.95)}
-    told |= {"slowest": round(max(tally.ran), 3), "p95_waiting": live.percentile(tally.waited, 0.95)}
-    sys.stdout.write(json.dumps({**told, "left": left, "children_same": same, "memory": memory}) + "\n")
+    told = {
+        "cancels": len(tally.ran) + len(tally.waited),
+        "running": len(tally.ran),
+        "too_late": tally.too_late,
+    }
+    told |= {
+        "step": round(step, 3),
+        "p50": live.percentile(tally.ran, 0.5),
+        "p95": live.percentile(tally.ran, 0.95),
+    }
+    told |= {
+        "slowest": round(max(tally.ran), 3),
+        "p95_waiting": live.percentile(tally.waited, 0.95),
+    }
+    sys.stdout.write(
+        json.dumps({**told, "left": left, "children_same": same, "memory": memory}) + "\n"
+    )
     flat = all(one["grew_percent"] <= live.GROWTH for one in memory.values())
     sys.exit(0 if told["p95"] <= step + SLACK and not any(left.values()) and same and flat else 1)
 

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
-from skyloom.serve.leases import Leases
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
 
 HERE = Path(__file__).parent

@@ -21,15 +21,18 @@ from pathlib import Path
 import httpx2
 import live
 
-from skyloom.serve.auth import KeyStore
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.api_keys import KeyStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
 
 OWNERS, MOST, MOST_OF_OWNER = 20, 60, 6
 FAKE = live.Fake(workers=2, steps=4, seconds=0.02)
 SHARES = {"create": 30, "poll": 25, "list": 10, "content": 15, "delete": 12, "events": 8}
-ALLOWED = {"create": {200, 429}, "content": {200, 206, 404, 409, 416}}  # others: 200, or 404 once it is deleted
+ALLOWED = {
+    "create": {200, 429},
+    "content": {200, 206, 404, 409, 416},
+}  # others: 200, or 404 once it is deleted
 POOLED = 16  # files of the connections to the database that the server keeps
 SLOWEST_STREAM = 5.0  # seconds that a client listens
 
@@ -67,7 +70,9 @@ class Client:
         """Call after call, `pace` seconds apart on average."""
         await asyncio.sleep(self.dice.uniform(0.0, pace))
         while time.monotonic() < until:
-            call = self.dice.choices(list(SHARES), list(SHARES.values()))[0] if self.mine else "create"
+            call = (
+                self.dice.choices(list(SHARES), list(SHARES.values()))[0] if self.mine else "create"
+            )
             begun = time.monotonic()
             try:
                 await getattr(self, call)(begun)
@@ -95,7 +100,9 @@ class Client:
         """A part of the file."""
         start = self.dice.randrange(20_000)
         part = {"range": f"bytes={start}-{start + 4_000}"}
-        self.tally.note("content", await self.http.get(f"/v1/videos/{self._any()}/content", headers=part), begun)
+        self.tally.note(
+            "content", await self.http.get(f"/v1/videos/{self._any()}/content", headers=part), begun
+        )
 
     async def delete(self, begun: float) -> None:
         """Gone."""
@@ -121,7 +128,9 @@ async def look_at_queue(store: JobStore, tally: Tally, until: float) -> None:
     """How many wait or run, twice a second."""
     while time.monotonic() < until:
         by_status = await asyncio.to_thread(lambda: store.counts().by_status)
-        tally.deepest = max(tally.deepest, sum(by_status.get(one, 0) for one in ("queued", "in_progress", "paused")))
+        tally.deepest = max(
+            tally.deepest, sum(by_status.get(one, 0) for one in ("queued", "in_progress", "paused"))
+        )
         await asyncio.sleep(0.5)
 
 
@@ -130,7 +139,10 @@ async def crowd(url: str, keys: list[str], store: JobStore, asked: argparse.Name
     tally, until, pace = Tally(), time.monotonic() + asked.seconds, asked.clients / asked.rate
     https = [
         httpx2.AsyncClient(
-            base_url=url, headers={"authorization": f"Bearer {keys[number % OWNERS]}"}, verify=False, timeout=30
+            base_url=url,
+            headers={"authorization": f"Bearer {keys[number % OWNERS]}"},
+            verify=False,
+            timeout=30,
         )
         for number in range(asked.clients)
     ]
@@ -161,7 +173,9 @@ def main() -> None:
                 tally = asyncio.run(crowd(server.url, keys, store, asked))
             memory = watch.told(process)
             live.wait_for(
-                "connections to close", lambda: live.read_process(process)["fds"] <= before["fds"] + POOLED, 60.0
+                "connections to close",
+                lambda: live.read_process(process)["fds"] <= before["fds"] + POOLED,
+                60.0,
             )
             after, exit_seconds = live.read_process(process), server.stop()
             code = server.process.returncode
@@ -169,9 +183,22 @@ def main() -> None:
         call: {"calls": len(some), "p50_ms": _ms(some, 0.5), "p99_ms": _ms(some, 0.99)}
         for call, some in sorted(tally.seconds.items())
     }
-    told = {"clients": asked.clients, "seconds": asked.seconds, "calls": sum(tally.statuses.values())}
-    told |= {"statuses": dict(sorted(tally.statuses.items())), "wrong": Counter(tally.wrong), "refused": tally.refused}
-    told |= {"deepest_queue": tally.deepest, "server": memory, "fds_idle": [before["fds"], after["fds"]], "exit": code}
+    told = {
+        "clients": asked.clients,
+        "seconds": asked.seconds,
+        "calls": sum(tally.statuses.values()),
+    }
+    told |= {
+        "statuses": dict(sorted(tally.statuses.items())),
+        "wrong": Counter(tally.wrong),
+        "refused": tally.refused,
+    }
+    told |= {
+        "deepest_queue": tally.deepest,
+        "server": memory,
+        "fds_idle": [before["fds"], after["fds"]],
+        "exit": code,
+    }
     sys.stdout.write(json.dumps({**told, "exit_seconds": round(exit_seconds, 1), **calls}) + "\n")
     flat = memory["grew_percent"] <= live.GROWTH
     sys.exit(0 if not tally.wrong and tally.deepest <= MOST and flat and code == 0 else 1)

@@ -1,6 +1,6 @@
 """Deliver webhooks in a test, one after another."""
 
-from skyloom.serve.deliveries import Courier
+from skyloom.serve.queue.webhook_delivery import Courier
 
 
 def deliver_due(database, post) -> int:

@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx2
 import live
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
 
 FAKE = live.Fake(workers=2, steps=20, seconds=0.1)
@@ -66,7 +66,9 @@ class Client:
                 self.wrong.append(f"{answer.status_code} {answer.text[:100]}")
 
 
-def one_drain(data: Path, client: Client, fake: live.Fake | None, dice: random.Random, *, twice: bool) -> float:
+def one_drain(
+    data: Path, client: Client, fake: live.Fake | None, dice: random.Random, *, twice: bool
+) -> float:
     """Start, wait until a job is being made, tell it to end; the seconds that it took."""
     server = client.server = live.start(data, fake, **BOUNDS)
     live.wait_for("work", lambda: client.store.counts().by_status.get("in_progress"), 120.0, 0.02)
@@ -89,7 +91,9 @@ def main() -> None:
     """Drain, start, drain; then let all be made, and judge."""
     options = argparse.ArgumentParser()
     options.add_argument("--drains", type=int, default=100)
-    options.add_argument("--model", action="store_true", help="the bundled model instead of the fake renderer")
+    options.add_argument(
+        "--model", action="store_true", help="the bundled model instead of the fake renderer"
+    )
     asked, dice = options.parse_args(), random.Random(0)
     fake = None if asked.model else FAKE
     with tempfile.TemporaryDirectory(prefix="skyloom-drains-") as name:
@@ -100,16 +104,32 @@ def main() -> None:
         thread = threading.Thread(target=client.run, daemon=True)
         thread.start()
         once = [one_drain(data, client, fake, dice, twice=False) for _ in range(asked.drains)]
-        twice = [one_drain(data, client, fake, dice, twice=True) for _ in range(max(1, asked.drains // 10))]
+        twice = [
+            one_drain(data, client, fake, dice, twice=True)
+            for _ in range(max(1, asked.drains // 10))
+        ]
         client.over.set()
         thread.join()
         with live.serving(data, fake, **BOUNDS):
-            live.wait_for("rest", lambda: not {"queued", "in_progress"} & set(store.counts().by_status), 600.0, 0.5)
+            live.wait_for(
+                "rest",
+                lambda: not {"queued", "in_progress"} & set(store.counts().by_status),
+                600.0,
+                0.5,
+            )
         jobs = {job.id: job for job in list(store.walk())}
     lost = [id for id in client.told.values() if id not in jobs or jobs[id].status != "completed"]
     told = {"drains": len(once), "p50": live.percentile(once, 0.5), "slowest": round(max(once), 2)}
-    told |= {"told_twice": len(twice), "slowest_at_once": round(max(twice), 2), "jobs": len(jobs), "lost": len(lost)}
-    told |= {"doubled": len(jobs) - len(client.told), "attempts": sum(job.attempts for job in jobs.values())}
+    told |= {
+        "told_twice": len(twice),
+        "slowest_at_once": round(max(twice), 2),
+        "jobs": len(jobs),
+        "lost": len(lost),
+    }
+    told |= {
+        "doubled": len(jobs) - len(client.told),
+        "attempts": sum(job.attempts for job in jobs.values()),
+    }
     sys.stdout.write(json.dumps({**told, "wrong": client.wrong[:10]}) + "\n")
     good = told["slowest"] <= MOST_SECONDS and told["slowest_at_once"] <= AT_ONCE_SECONDS
     good = good and not lost and not client.wrong and told["doubled"] in (0, 1)

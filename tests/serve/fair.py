@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx2
 import live
 
-from skyloom.serve.auth import KeyStore
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import Job, JobStore
+from skyloom.serve.queue.api_keys import KeyStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.settings import Settings
 
 CLIENTS = ("ada", "bob", "cleo", "dan")
@@ -33,7 +33,9 @@ def make_all(url: str, keys: dict[str, str], videos: int, seconds: str) -> None:
             "seconds": seconds,
             "seed": number,
         }
-        answer = httpx2.post(f"{url}/v1/videos", json=body, headers={"authorization": f"Bearer {keys[client]}"})
+        answer = httpx2.post(
+            f"{url}/v1/videos", json=body, headers={"authorization": f"Bearer {keys[client]}"}
+        )
         answer.raise_for_status()
 
 
@@ -65,7 +67,8 @@ def main() -> None:
             live.wait_for("all videos", lambda: all(job.done for job in store.walk()), 1_800.0, 1.0)
         ends = sorted(store.walk(), key=lambda job: job.completed_at or 0.0)
     waits = {
-        client: [(job.started_at or 0.0) - job.created_at for job in ends if job.owner == client] for client in CLIENTS
+        client: [(job.started_at or 0.0) - job.created_at for job in ends if job.owner == client]
+        for client in CLIENTS
     }
     told = {
         "videos": len(ends),
@@ -73,7 +76,9 @@ def main() -> None:
         "most_ahead": most_ahead(ends),
     }
     told |= {"order": "".join(job.owner[0] for job in ends)}
-    told |= {"wait_seconds": {client: round(sum(some) / len(some), 1) for client, some in waits.items()}}
+    told |= {
+        "wait_seconds": {client: round(sum(some) / len(some), 1) for client, some in waits.items()}
+    }
     told |= {"longest_wait": {client: round(max(some), 1) for client, some in waits.items()}}
     sys.stdout.write(json.dumps(told) + "\n")
     sys.exit(0 if told["most_ahead"] <= 1 and told["completed"] == len(ends) else 1)

@@ -26,12 +26,12 @@ import swarm
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import SkyloomError
-from skyloom.serve import worker
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
-from skyloom.serve.leases import Leases
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import FolderStorage
+from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.workers import worker
 
 ROOM = 8 * 2**20  # bytes of the disk
 NEED = 256 * 1024  # a job, its row, its state and its result take less than this
@@ -83,8 +83,14 @@ def fill(disk: Path, room: int) -> Path:
 
 def one_place(disk: Path, database: Database, clock: Clock, number: int, room: int) -> str:
     """A job whose disk is full for a moment; what came of it. Raises AssertionError for a broken promise."""
-    settings = Settings(data=disk, heartbeat_seconds=0.05, lease_seconds=5.0, disk_reserve=0, max_attempts=5)
-    store, leases, storage = JobStore(database, settings), Leases(database, settings), FolderStorage(disk / "assets")
+    settings = Settings(
+        data=disk, heartbeat_seconds=0.05, lease_seconds=5.0, disk_reserve=0, max_attempts=5
+    )
+    store, leases, storage = (
+        JobStore(database, settings),
+        Leases(database, settings),
+        FolderStorage(disk / "assets"),
+    )
     settings.runs.mkdir(parents=True, exist_ok=True)
     hand = worker.Worker(leases, storage, swarm.fake_render, settings, name="hand", device="none")
     prompt, stuff = f"place {number}", fill(disk, room)
@@ -117,7 +123,13 @@ def one_place(disk: Path, database: Database, clock: Clock, number: int, room: i
         store.retry(told.id)
         hand.run(until_empty=True)
         assert store.get(told.id).status == "completed", "no retry"
-    return "submitted again" if met else f"{job.status} after {attempts} more tries" if attempts else job.status
+    return (
+        "submitted again"
+        if met
+        else f"{job.status} after {attempts} more tries"
+        if attempts
+        else job.status
+    )
 
 
 def whole(disk: Path) -> None:

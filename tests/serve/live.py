@@ -25,12 +25,13 @@ from typing import Any
 import swarm
 
 from skyloom.core.log import set_up_logging
-from skyloom.serve import listen, supervise
-from skyloom.serve.database import Database
-from skyloom.serve.leases import Leases
+from skyloom.serve import main as listen
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings, load_settings
-from skyloom.serve.storage import FolderStorage
-from skyloom.serve.worker import Worker
+from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.workers import processes as supervise
+from skyloom.serve.workers.worker import Worker
 
 PROGRAM = "from skyloom.cli.app import main; main()"
 ME = str(Path(__file__).absolute())
@@ -72,13 +73,27 @@ class Server:
 def start(data: Path, fake: Fake | None = None, **settings: object) -> Server:
     """A server with workers beside it, once it is ready; its temporary files lie in `data`/tmp, its log in `data`."""
     (data / "tmp").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", PROGRAM, "serve", "--data", str(data), "--port", "0", "--json", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "serve",
+        "--data",
+        str(data),
+        "--port",
+        "0",
+        "--json",
+        "--device",
+        "cpu",
+    ]
     if fake is not None:
         command = [sys.executable, ME, "serve", str(data), *_words(fake)]
     told = {f"SKYLOOM_{name.upper()}": str(value) for name, value in settings.items()}
     environment = {**os.environ, **told, "TMPDIR": str(data / "tmp")}
     with (data / "log").open("a") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
     assert process.stdout
     ready = json.loads(process.stdout.readline())
     return Server(process, ready["url"], ready["token"])
@@ -95,7 +110,9 @@ def serving(data: Path, fake: Fake | None = None, **settings: object) -> Iterato
             server.stop()
 
 
-def wait_for(what: str, holds: Callable[[], object], seconds: float = 120.0, every: float = 0.1) -> None:
+def wait_for(
+    what: str, holds: Callable[[], object], seconds: float = 120.0, every: float = 0.1
+) -> None:
     """Until something holds. Ends the run when it does not come to that."""
     until = time.monotonic() + seconds
     while not holds():
@@ -107,18 +124,30 @@ def wait_for(what: str, holds: Callable[[], object], seconds: float = 120.0, eve
 def children(process: int) -> list[int]:
     """The processes that a process has started, and theirs."""
     with suppress(FileNotFoundError):
-        found = [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        found = [
+            int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        ]
         for thread in Path(f"/proc/{process}/task").iterdir():
-            found += [int(one) for one in (thread / "children").read_text().split() if int(one) not in found]
+            found += [
+                int(one)
+                for one in (thread / "children").read_text().split()
+                if int(one) not in found
+            ]
         return [*found, *(one for child in found for one in children(child))]
     return []
 
 
 def read_process(process: int) -> dict[str, int]:
     """Resident memory in KiB, open files, threads."""
-    rows = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    rows = dict(
+        line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
+    )
     memory, threads = int(rows["VmRSS"].split()[0]), int(rows["Threads"])
-    return {"rss": memory, "fds": len(list(Path(f"/proc/{process}/fd").iterdir())), "threads": threads}
+    return {
+        "rss": memory,
+        "fds": len(list(Path(f"/proc/{process}/fd").iterdir())),
+        "threads": threads,
+    }
 
 
 class Watch:
@@ -149,28 +178,51 @@ class Watch:
         rows = self._read[process]
         rows = rows[int(len(rows) * WARM) :]
         part = max(1, len(rows) // 5)
-        first, last = (sorted(row["rss"] for row in some)[part // 2] for some in (rows[:part], rows[-part:]))
+        first, last = (
+            sorted(row["rss"] for row in some)[part // 2] for some in (rows[:part], rows[-part:])
+        )
         course = [round(row["rss"] / 1024, 1) for row in rows[:: max(1, len(rows) // 10)]]
-        growth: dict[str, Any] = {"rss_mib": [round(first / 1024, 1), round(last / 1024, 1)], "course_mib": course}
+        growth: dict[str, Any] = {
+            "rss_mib": [round(first / 1024, 1), round(last / 1024, 1)],
+            "course_mib": course,
+        }
         growth["grew_percent"] = round(100 * (last - first) / first, 1)
         return {
             **growth,
-            **{name: [rows[0][name], rows[-1][name], max(row[name] for row in rows)] for name in ("fds", "threads")},
+            **{
+                name: [rows[0][name], rows[-1][name], max(row[name] for row in rows)]
+                for name in ("fds", "threads")
+            },
         }
 
 
 def percentile(values: Sequence[float], part: float) -> float:
     """The value that `part` of the values do not exceed, to a millisecond."""
-    return round(sorted(values)[min(len(values) - 1, int(part * len(values)))], 3) if values else 0.0
+    return (
+        round(sorted(values)[min(len(values) - 1, int(part * len(values)))], 3) if values else 0.0
+    )
 
 
 def _words(fake: Fake) -> list[str]:
-    return ["--workers", str(fake.workers), "--steps", str(fake.steps), "--seconds", repr(fake.seconds)]
+    return [
+        "--workers",
+        str(fake.workers),
+        "--steps",
+        str(fake.steps),
+        "--seconds",
+        repr(fake.seconds),
+    ]
 
 
 def serve(data: Path, fake: Fake) -> None:
     """The real server, whose supervisor starts workers with the fake renderer."""
-    supervise.worker_command = lambda _device: [sys.executable, ME, "work", str(data), *_words(fake)]
+    supervise.worker_command = lambda _device: [
+        sys.executable,
+        ME,
+        "work",
+        str(data),
+        *_words(fake),
+    ]
     settings = load_settings(data=data, port=0)
 
     def announce(url: str, token: str) -> None:
@@ -185,7 +237,9 @@ def work(settings: Settings, fake: Fake, name: str) -> None:
     settings.runs.mkdir(parents=True, exist_ok=True)
     render = partial(swarm.fake_render, steps=fake.steps, pause=lambda: fake.seconds)
     leases = Leases(Database(settings.database), settings)
-    hand = Worker(leases, FolderStorage(Path(settings.storage)), render, settings, name=name, device="none")
+    hand = Worker(
+        leases, FolderStorage(Path(settings.storage)), render, settings, name=name, device="none"
+    )
 
     def leave(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)

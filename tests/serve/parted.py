@@ -28,10 +28,10 @@ import live
 import postgres
 import swarm
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import Job, JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import Asset, FolderStorage
+from skyloom.serve.storage.folder import Asset, FolderStorage
 
 FAKE = live.Fake(workers=2, steps=10, seconds=0.05)
 SLOW = live.Fake(workers=1, steps=20, seconds=0.5)
@@ -74,12 +74,23 @@ def at_rest(store: JobStore) -> bool:
 def kill_postgres(kills: int) -> dict[str, object]:
     """Kill it, start it, kill it; then let all be made."""
     dice = random.Random(0)
-    with postgres.cluster(durable=True) as base, tempfile.TemporaryDirectory(prefix="skyloom-parted-") as name:
+    with (
+        postgres.cluster(durable=True) as base,
+        tempfile.TemporaryDirectory(prefix="skyloom-parted-") as name,
+    ):
         data = Path(name)
         settings = Settings(data=data, database_url=base.url)
-        bounds = {**LEASE, "max_attempts": 1_000, "max_queued": 30, "max_queued_per_owner": 30, "disk_reserve": 0}
+        bounds = {
+            **LEASE,
+            "max_attempts": 1_000,
+            "max_queued": 30,
+            "max_queued_per_owner": 30,
+            "disk_reserve": 0,
+        }
         with live.serving(data, FAKE, database_url=base.url, **bounds) as server:
-            client = drains.Client(JobStore(Database(base.url), settings), 0.1, server, allowed=(429, 503))
+            client = drains.Client(
+                JobStore(Database(base.url), settings), 0.1, server, allowed=(429, 503)
+            )
             live.wait_for("workers", lambda: client.store.counts().workers == FAKE.workers)
             thread = threading.Thread(target=client.run, daemon=True)
             thread.start()
@@ -118,7 +129,10 @@ class Network:
         _ip("netns", "add", self.name)
         _ip("link", "add", self._here, "type", "veth", "peer", "name", self._there)
         _ip("link", "set", self._there, "netns", self.name)
-        for where, end, address in (((), self._here, HERE), (("-n", self.name), self._there, THERE)):
+        for where, end, address in (
+            ((), self._here, HERE),
+            (("-n", self.name), self._there, THERE),
+        ):
             _ip(*where, "addr", "add", f"{address}/24", "dev", end)
             _ip(*where, "link", "set", end, "up")
 
@@ -156,11 +170,18 @@ def network() -> Iterator[Network]:
 
 
 @contextmanager
-def worker(data: Path, url: str, storage: Path, where: tuple[str, ...] = ()) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(
+    data: Path, url: str, storage: Path, where: tuple[str, ...] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A worker with the slow fake renderer and a folder of its own, as a program of another host."""
     data.mkdir()
     words = ["--steps", str(SLOW.steps), "--seconds", repr(SLOW.seconds), "--name", data.name]
-    told = {"DATABASE_URL": url, "STORAGE_URL": str(storage), "DISK_RESERVE": "0", "MAX_ATTEMPTS": "1000"}
+    told = {
+        "DATABASE_URL": url,
+        "STORAGE_URL": str(storage),
+        "DISK_RESERVE": "0",
+        "MAX_ATTEMPTS": "1000",
+    }
     told |= {name.upper(): str(value) for name, value in LEASE.items()}
     environment = {**os.environ, **{f"SKYLOOM_{name}": value for name, value in told.items()}}
     with (data / "log").open("w") as log:
@@ -194,18 +215,30 @@ def part(seconds: float) -> dict[str, object]:
             id = held(store, "far")
             cable.cut()
             begun = time.monotonic()
-            live.wait_for("the near worker to go on with it", lambda: id in (held(store, "near"), *ended(store)), 120.0)
+            live.wait_for(
+                "the near worker to go on with it",
+                lambda: id in (held(store, "near"), *ended(store)),
+                120.0,
+            )
             taken = time.monotonic() - begun
             time.sleep(max(0.0, seconds - taken))
             cable.mend()
             begun = time.monotonic()
-            live.wait_for("the far worker to come back", lambda: wish(store, told) and held(store, "far"), 240.0, 0.5)
+            live.wait_for(
+                "the far worker to come back",
+                lambda: wish(store, told) and held(store, "far"),
+                240.0,
+                0.5,
+            )
             back = time.monotonic() - begun
             live.wait_for("rest", lambda: at_rest(store), 240.0)
             alive = lonely.poll() is None
         log = (data / "far/log").read_text()
         judged = judge(store, data / "assets", SLOW.steps, told)
-    told_by_far = {"unheard_heartbeats": log.count("a heartbeat was not heard"), "leases_lost": log.count("lease lost")}
+    told_by_far = {
+        "unheard_heartbeats": log.count("a heartbeat was not heard"),
+        "leases_lost": log.count("lease lost"),
+    }
     return {
         "parted_seconds": seconds,
         "taken_over_after": round(taken, 1),

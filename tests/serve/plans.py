@@ -36,7 +36,9 @@ def watched() -> Iterator[Seen]:
     seen = Seen()
 
     def before(connection, _cursor, statement, parameters, _context, executemany) -> None:
-        if executemany or not statement.lstrip().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+        if executemany or not statement.lstrip().startswith(
+            ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+        ):
             return
         seen.statements.append(statement)
         raw = connection.connection.dbapi_connection
@@ -84,11 +86,18 @@ def _explain_postgres(raw: Any, statement: str, parameters: Any, seen: Seen) -> 
         if node.get("Relation Name") not in GROWING or not node["Node Type"].endswith("Scan"):
             continue
         found = node["Node Type"].startswith(("Index", "Bitmap Heap")) and (
-            "Index Cond" in node or "Recheck Cond" in node or node.get("Index Name") == BOUNDED_INDEX
+            "Index Cond" in node
+            or "Recheck Cond" in node
+            or node.get("Index Name") == BOUNDED_INDEX
         )
-        rows = int((node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)) * node.get("Actual Loops", 1))
+        rows = int(
+            (node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0))
+            * node.get("Actual Loops", 1)
+        )
         seen.work += rows
-        if not found and not (reads and rows <= _PAGE):  # a walk in the order of an index that ends at its LIMIT
+        if not found and not (
+            reads and rows <= _PAGE
+        ):  # a walk in the order of an index that ends at its LIMIT
             seen.scans.append(f"{node['Node Type']} of {node['Relation Name']}: {statement}")
 
 

@@ -20,7 +20,14 @@ def find_programs() -> Path | None:
     places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
     named = shutil.which("initdb")
     places += [Path(named).resolve().parent] if named else []
-    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+    return next(
+        (
+            place
+            for place in places
+            if (place / "initdb").exists() and (place / "postgres").exists()
+        ),
+        None,
+    )
 
 
 def why_not() -> str | None:
@@ -43,12 +50,29 @@ class Cluster:
         assert programs is not None, why_not()
         self._programs, self._folder = programs, folder
         self._prefix, self.user = _as_user(folder)
-        make = [str(programs / "initdb"), "-D", str(folder / "data"), "-U", self.user, "-A", "trust", "-E", "UTF8"]
-        subprocess.run([*self._prefix, *make, "--no-sync"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        make = [
+            str(programs / "initdb"),
+            "-D",
+            str(folder / "data"),
+            "-U",
+            self.user,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+        ]
+        subprocess.run(
+            [*self._prefix, *make, "--no-sync"], check=True, cwd=folder, stdout=subprocess.DEVNULL
+        )
         if address is not None:
             with (folder / "data/pg_hba.conf").open("a") as rights:
                 rights.write(f"host all all {address}/24 trust\n")
-        self._flags = ["-c", f"listen_addresses={address or ''}", "-c", f"unix_socket_directories={folder}"]
+        self._flags = [
+            "-c",
+            f"listen_addresses={address or ''}",
+            "-c",
+            f"unix_socket_directories={folder}",
+        ]
         self._flags += ["-c", "max_connections=200"]
         self._flags += [] if durable else ["-c", "fsync=off", "-c", "synchronous_commit=off"]
         self.url = f"postgresql:///postgres?host={folder}&user={self.user}"
@@ -56,7 +80,13 @@ class Cluster:
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start, and wait until it answers. After a SIGKILL that takes until the last of its processes has noticed."""
-        command = [*self._prefix, str(self._programs / "postgres"), "-D", str(self._folder / "data"), *self._flags]
+        command = [
+            *self._prefix,
+            str(self._programs / "postgres"),
+            "-D",
+            str(self._folder / "data"),
+            *self._flags,
+        ]
         for _ in range(300):
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             self._server = subprocess.Popen(command, cwd=self._folder, **quiet)
@@ -117,4 +147,9 @@ def _as_user(folder: Path) -> tuple[list[str], str]:
     user = _user()
     assert user is not None, why_not()
     os.chown(folder, user.pw_uid, user.pw_gid)
-    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"], user.pw_name
+    return [
+        "setpriv",
+        f"--reuid={user.pw_uid}",
+        f"--regid={user.pw_gid}",
+        "--clear-groups",
+    ], user.pw_name

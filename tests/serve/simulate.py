@@ -25,13 +25,26 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import Pool
 
 from skyloom.core.errors import CapacityError, JobError
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import Job, JobConflictError, JobFailure, JobResult, JobStore, MissingJobError
-from skyloom.serve.leases import Lease, Leases, LostLeaseError
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import (
+    Job,
+    JobConflictError,
+    JobFailure,
+    JobResult,
+    JobStore,
+    MissingJobError,
+)
+from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
+from skyloom.serve.queue.tables import metadata
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import metadata
 
-SETTINGS = Settings(data=Path("/nowhere"), max_queued=12, max_queued_per_owner=6, max_attempts=4, max_job_seconds=300)
+SETTINGS = Settings(
+    data=Path("/nowhere"),
+    max_queued=12,
+    max_queued_per_owner=6,
+    max_attempts=4,
+    max_job_seconds=300,
+)
 OWNERS = ("ada", "bob", "cleo")
 STEPS = 6
 MOST_SKEW = 20.0  # seconds that a worker's clock is wrong, either way
@@ -150,12 +163,16 @@ def send(world: World, wish: Wish) -> Job | CapacityError | OperationalError:
     """What a client is told."""
     fingerprint = f"f-{wish.key}" if wish.key else None
     try:
-        return world.store.submit({"prompt": wish.prompt}, owner=wish.owner, key=wish.key, fingerprint=fingerprint)
+        return world.store.submit(
+            {"prompt": wish.prompt}, owner=wish.owner, key=wish.key, fingerprint=fingerprint
+        )
     except (CapacityError, OperationalError) as error:
         return error
 
 
-def note(world: World, wish: Wish, told: Job | CapacityError | OperationalError, *, full: bool = False) -> None:
+def note(
+    world: World, wish: Wish, told: Job | CapacityError | OperationalError, *, full: bool = False
+) -> None:
     """Know what a client was told."""
     if isinstance(told, CapacityError):
         assert 1 <= (told.retry_after or 0) <= 120
@@ -194,7 +211,10 @@ def submit_together(world: World, *, longest: int = 1, full: bool = False) -> No
 def ask(world: World) -> None:
     """A client wants something of a job, perhaps of somebody else's."""
     id = world.dice.choice(list(world.known))
-    known, verb = world.known[id], world.dice.choice(("cancel", "pause", "resume", "resume", "retry", "delete"))
+    known, verb = (
+        world.known[id],
+        world.dice.choice(("cancel", "pause", "resume", "resume", "retry", "delete")),
+    )
     owner = world.dice.choice(OWNERS)
     try:
         got = getattr(world.store, verb)(id, owner)
@@ -233,7 +253,9 @@ def act(world: World, hand: Hand) -> None:
     elif what < 0.08:
         hang(world, hand, hand.lease)
     elif what < 0.13:
-        hand.asleep_until = world.clock.true + dice.uniform(1, 90)  # stalled: it will go on, perhaps with a stale lease
+        hand.asleep_until = world.clock.true + dice.uniform(
+            1, 90
+        )  # stalled: it will go on, perhaps with a stale lease
     else:
         write(world, hand, hand.lease, what)
 
@@ -249,7 +271,9 @@ def crash(world: World, hand: Hand) -> None:
 def hang(world: World, hand: Hand, lease: Lease) -> None:
     """A render is stuck: the watchdog gives the job back with the cause, if it is still its worker's, and ends it."""
     try:
-        world.leases.fail(lease, JobFailure("stalled", "The render made no progress."), retry_in=0.0)
+        world.leases.fail(
+            lease, JobFailure("stalled", "The render made no progress."), retry_in=0.0
+        )
         assert lease.token == world.known[lease.job.id].token, "a stale worker was heard"
     except LostLeaseError:
         pass
@@ -261,7 +285,11 @@ def write(world: World, hand: Hand, lease: Lease, what: float) -> None:
     known = world.known[lease.job.id]
     try:
         if what < 0.17:
-            world.leases.fail(lease, JobFailure("disk_full", "The disk is full."), retry_in=world.dice.uniform(0, 30))
+            world.leases.fail(
+                lease,
+                JobFailure("disk_full", "The disk is full."),
+                retry_in=world.dice.uniform(0, 30),
+            )
             hand.lease = None
         elif what < 0.2:
             world.leases.release(lease)
@@ -269,7 +297,9 @@ def write(world: World, hand: Hand, lease: Lease, what: float) -> None:
         elif hand.done < STEPS:
             hand.done += 1
             mark = {"state": f"asset:{hand.done}"} if world.dice.random() < 0.3 else None
-            wanted = world.leases.heartbeat(lease, progress=hand.done * 15, phase="denoise", checkpoint=mark)
+            wanted = world.leases.heartbeat(
+                lease, progress=hand.done * 15, phase="denoise", checkpoint=mark
+            )
             if wanted is not None:
                 world.leases.release(lease)
                 hand.lease = None
@@ -319,7 +349,9 @@ def check_attempts(world: World) -> None:
         if known.deleted:
             continue
         tried = world.store.attempts(world.store.get(id))
-        assert all(one.ended_at is not None and one.outcome not in (None, "in_progress") for one in tried)
+        assert all(
+            one.ended_at is not None and one.outcome not in (None, "in_progress") for one in tried
+        )
         assert all(one.error is not None for one in tried if one.outcome == "failed")
         assert all(one.token <= known.token for one in tried)
 
@@ -327,7 +359,9 @@ def check_attempts(world: World) -> None:
 def check(world: World) -> None:
     """What holds at every moment."""
     there = {id: rest for id, *rest in look(world.database)}
-    waiting = [status for status, *_ in there.values() if status in ("queued", "in_progress", "paused")]
+    waiting = [
+        status for status, *_ in there.values() if status in ("queued", "in_progress", "paused")
+    ]
     assert len(waiting) <= SETTINGS.max_queued, "the queue is bounded"
     assert there.keys() <= world.known.keys(), "whoever was refused has no job"
     for id, known in world.known.items():
@@ -366,7 +400,9 @@ def bring_to_rest(world: World) -> None:
         assert job.done, f"{job.status} for ever"
         assert job.status != "failed" or (job.error is not None and job.error.code in FAILURES)
         assert job.status != "cancelled" or known.cancelled, "nobody cancelled it"
-        assert job.status != "completed" or (job.result is not None and job.result.assets["video"] == f"asset:{id}")
+        assert job.status != "completed" or (
+            job.result is not None and job.result.assets["video"] == f"asset:{id}"
+        )
     check_attempts(world)
     assert world.database.check() == []
 
@@ -406,15 +442,25 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=10_000)
     options.add_argument("--first", type=int, default=0)
     options.add_argument("--processes", type=int, default=2)
-    options.add_argument("--database", help="an empty Postgres, by one process (default: SQLite in memory)")
+    options.add_argument(
+        "--database", help="an empty Postgres, by one process (default: SQLite in memory)"
+    )
     asked, begun = options.parse_args(), time.monotonic()
     stop = asked.first + asked.seeds
     firsts = range(asked.first, stop, SEEDS_AT_A_TIME)
     counts = [min(SEEDS_AT_A_TIME, stop - first) for first in firsts]
     with ProcessPoolExecutor(1 if asked.database else asked.processes) as players:
-        played = list(players.map(play, firsts, counts, [asked.database or "sqlite://"] * len(counts)))
-    told = {"seeds": asked.seeds, "events": sum(one[0] for one in played), "jobs": sum(one[1] for one in played)}
-    sys.stdout.write(json.dumps({**told, "broken": 0, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+        played = list(
+            players.map(play, firsts, counts, [asked.database or "sqlite://"] * len(counts))
+        )
+    told = {
+        "seeds": asked.seeds,
+        "events": sum(one[0] for one in played),
+        "jobs": sum(one[1] for one in played),
+    }
+    sys.stdout.write(
+        json.dumps({**told, "broken": 0, "seconds": round(time.monotonic() - begun, 1)}) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx2
 import live
 
-from skyloom.serve.auth import KeyStore
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.api_keys import KeyStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
 
 CLIENTS = ("ada", "bob", "cleo", "dan")
@@ -30,9 +30,16 @@ MORE_FILES = 6  # open files that come and go
 def client(url: str, key: str, until: float, wrong: list[str]) -> None:
     """Make a video, wait for it, download it, delete the oldest; again."""
     number, kept = 0, list[str]()
-    with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, verify=False, timeout=60) as http:
+    with httpx2.Client(
+        base_url=url, headers={"authorization": f"Bearer {key}"}, verify=False, timeout=60
+    ) as http:
         while time.monotonic() < until:
-            body = {"prompt": "a red ball on the beach", "seconds": "1", "model": "diorama", "seed": number}
+            body = {
+                "prompt": "a red ball on the beach",
+                "seconds": "1",
+                "model": "diorama",
+                "seed": number,
+            }
             video = http.post("/v1/videos", json=body).json()
             while video["status"] in ("queued", "in_progress"):
                 time.sleep(0.5)
@@ -55,11 +62,17 @@ def main() -> None:
         data = Path(name)
         settings = Settings(data=data)
         database = Database(settings.database)
-        store, keys = JobStore(database, settings), [KeyStore(database).create(owner)[1] for owner in CLIENTS]
+        store, keys = (
+            JobStore(database, settings),
+            [KeyStore(database).create(owner)[1] for owner in CLIENTS],
+        )
         with live.serving(data) as server:
             live.wait_for("a worker", lambda: store.counts().workers, 120.0)
             family, until = live.children(server.process.pid), time.monotonic() + 60 * asked.minutes
-            threads = [threading.Thread(target=client, args=(server.url, key, until, wrong)) for key in keys]
+            threads = [
+                threading.Thread(target=client, args=(server.url, key, until, wrong))
+                for key in keys
+            ]
             with live.Watch([server.process.pid, *family]) as watch:
                 for thread in threads:
                     thread.start()
@@ -67,13 +80,26 @@ def main() -> None:
                     thread.join()
             same = live.children(server.process.pid) == family
             told = {"server": watch.told(server.process.pid), "worker": watch.told(family[0])}
-            left = {folder: len(list(data.glob(f"{folder}/*"))) for folder in ("runs/*", "assets/.parts")}
-            left["tmp"] = len([path for path in (data / "tmp").iterdir() if not path.name.startswith(live.TORCH)])
+            left = {
+                folder: len(list(data.glob(f"{folder}/*")))
+                for folder in ("runs/*", "assets/.parts")
+            }
+            left["tmp"] = len(
+                [path for path in (data / "tmp").iterdir() if not path.name.startswith(live.TORCH)]
+            )
         rows = store.page(limit=100)[0]
         stored = len(list((data / "assets").glob("??/*")))
         made = max((job.number for job in rows), default=0)
-    answer = {"minutes": asked.minutes, "videos": made, "wrong": wrong[:5], "children_same": same, **told}
-    sys.stdout.write(json.dumps({**answer, "left": left, "rows": len(rows), "stored": stored}) + "\n")
+    answer = {
+        "minutes": asked.minutes,
+        "videos": made,
+        "wrong": wrong[:5],
+        "children_same": same,
+        **told,
+    }
+    sys.stdout.write(
+        json.dumps({**answer, "left": left, "rows": len(rows), "stored": stored}) + "\n"
+    )
     flat = all(
         one["grew_percent"] <= live.GROWTH and one[name][1] <= one[name][0] + MORE_FILES
         for one in told.values()

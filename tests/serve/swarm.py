@@ -26,13 +26,13 @@ from random import uniform
 from sqlalchemy import func, select
 
 from skyloom.core.errors import CapacityError
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import Job, JobStore
-from skyloom.serve.leases import Leases
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import Job, JobStore
+from skyloom.serve.queue.leases import Leases
+from skyloom.serve.queue.tables import events, keys, results
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import Asset, FolderStorage
-from skyloom.serve.tables import events, keys, results
-from skyloom.serve.worker import STATE, Progress, Worker
+from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.workers.worker import STATE, Progress, Worker
 
 STEPS = 8
 HANGS = "this render hangs"
@@ -61,7 +61,12 @@ def frames_of(prompt: str, steps: int = STEPS) -> bytes:
 
 
 def fake_render(
-    job: Job, folder: Path, *, output: Path, steps: int = STEPS, pause: Callable[[], float] = lambda: uniform(0.0, 0.01)
+    job: Job,
+    folder: Path,
+    *,
+    output: Path,
+    steps: int = STEPS,
+    pause: Callable[[], float] = lambda: uniform(0.0, 0.01),
 ) -> Iterator[Progress]:
     """A renderer that keeps its state after each step and goes on from it; `pause` is how long a step takes.
 
@@ -105,7 +110,9 @@ def submitter(settings: Settings, owner: str, written: Path) -> None:
 def hand_of(settings: Settings, database: Database) -> Worker:
     """A worker with the fake renderer."""
     storage, name = FolderStorage(Path(settings.storage)), f"w{os.getpid()}"
-    return Worker(Leases(database, settings), storage, fake_render, settings, name=name, device="none")
+    return Worker(
+        Leases(database, settings), storage, fake_render, settings, name=name, device="none"
+    )
 
 
 def worker(settings: Settings) -> None:
@@ -128,7 +135,9 @@ def spawn(call: Callable[..., None], *arguments: object) -> int:
     return child
 
 
-def kill_under_load(settings: Settings, kills: int, workers: int, seed: int) -> tuple[dict[str, Path], int]:
+def kill_under_load(
+    settings: Settings, kills: int, workers: int, seed: int
+) -> tuple[dict[str, Path], int]:
     """Kill `kills` processes at random; returns where each owner's ids are written, and how many were workers."""
     dice = random.Random(seed)
     lists = {owner: settings.data / f"{owner}.ids" for owner in ("ada", "bob")}
@@ -179,18 +188,30 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
     """What came of it all."""
     database = Database(settings.database)
     store, storage = JobStore(database, settings), FolderStorage(Path(settings.storage))
-    promised = dict(line.split(" ", 1) for path in lists.values() for line in path.read_text().splitlines())
+    promised = dict(
+        line.split(" ", 1) for path in lists.values() for line in path.read_text().splitlines()
+    )
     found: dict[str, Job] = {job.id: job for job in store.walk()}
     with database.read() as connection:
-        ends = select(events.c.job, func.count()).where(events.c.type == "video.completed").group_by(events.c.job)
+        ends = (
+            select(events.c.job, func.count())
+            .where(events.c.type == "video.completed")
+            .group_by(events.c.job)
+        )
         doubled = sum(count != 1 for _, count in connection.execute(ends))
-        doubled += connection.execute(select(func.count()).select_from(results)).scalar_one() != len(found)
-        doubled += connection.execute(select(func.count()).select_from(keys)).scalar_one() != len(found)
+        doubled += connection.execute(
+            select(func.count()).select_from(results)
+        ).scalar_one() != len(found)
+        doubled += connection.execute(select(func.count()).select_from(keys)).scalar_one() != len(
+            found
+        )
         kept = store.referenced_assets()
     wrong = 0
     for job in found.values():
         asset = None if job.result is None else Asset.parse(job.result.assets["video"])
-        whole = asset is not None and b"".join(storage.read(asset)) == frames_of(str(job.request["prompt"]))
+        whole = asset is not None and b"".join(storage.read(asset)) == frames_of(
+            str(job.request["prompt"])
+        )
         wrong += job.status != "completed" or not whole
     for stored, _ in list(storage.assets()):
         if stored.reference not in kept:
@@ -199,7 +220,8 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
     stored = len(list(Path(settings.storage).glob("??/*")))
     return {
         "jobs": len(found),
-        "lost": len(set(promised) - set(found)) + sum(found[id].request["prompt"] != promised[id] for id in promised),
+        "lost": len(set(promised) - set(found))
+        + sum(found[id].request["prompt"] != promised[id] for id in promised),
         "doubled": doubled,
         "wrong": wrong,
         "orphans": stored - len(found) + len(list(settings.runs.iterdir())),
@@ -209,7 +231,9 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
 
 def own_postgres() -> AbstractContextManager[str]:
     """A Postgres of this run's own that waits for the disk at every commit."""
-    place = importlib.util.spec_from_file_location("serve_postgres", Path(__file__).with_name("postgres.py"))
+    place = importlib.util.spec_from_file_location(
+        "serve_postgres", Path(__file__).with_name("postgres.py")
+    )
     assert place
     assert place.loader
     module = importlib.util.module_from_spec(place)

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import func, select
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.batches import LINES_PER_TICK, BatchStore, Line, batch_jobs
-from skyloom.serve.jobs import JobFailure, JobResult
-from skyloom.serve.quotas import Quotas
-from skyloom.serve.records import leave
+from skyloom.serve.queue.batches import LINES_PER_TICK, BatchStore, Line, batch_jobs
+from skyloom.serve.queue.job import leave
+from skyloom.serve.queue.jobs import JobFailure, JobResult
+from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.settings import Settings
 
 from .conftest import load_beside
@@ -78,7 +78,9 @@ def make_all(leases, desk, batches) -> None:
         leases.finish(lease, DONE)
 
 
-def test_a_tick_and_a_look_cost_the_same_for_10_and_for_10_000_lines(database, store, batches, desk):
+def test_a_tick_and_a_look_cost_the_same_for_10_and_for_10_000_lines(
+    database, store, batches, desk
+):
     """As many lines as there is room for have been submitted, and the rest waits."""
     costs = []
     for count in (10, 10_000):
@@ -108,10 +110,14 @@ def test_a_tick_and_a_look_cost_the_same_for_10_and_for_10_000_lines(database, s
     assert more_looked <= looked * 1.05 + 20
 
 
-def test_lines_are_submitted_in_order_as_there_is_room_and_counted_once(database, leases, batches, desk):
+def test_lines_are_submitted_in_order_as_there_is_room_and_counted_once(
+    database, leases, batches, desk
+):
     batch = batches.create("ada", "file-1", {}, wishes(11))
     desk.tick(batches)
-    assert batches.get(batch.id, "ada").next_line == outstanding(database) == 4  # the room of an owner
+    assert (
+        batches.get(batch.id, "ada").next_line == outstanding(database) == 4
+    )  # the room of an owner
     leases.finish(leases.lease("w"), DONE)
     leases.fail(leases.lease("w"), JobFailure("internal", "wrong"))
     desk.tick(batches)
@@ -119,13 +125,22 @@ def test_lines_are_submitted_in_order_as_there_is_room_and_counted_once(database
     assert (seen.completed, seen.failed, seen.next_line, seen.status) == (1, 1, 6, "in_progress")
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
-    assert (seen.completed, seen.failed, seen.status, outstanding(database)) == (10, 1, "completed", 0)
-    assert [row["custom_id"] for row in desk.told(batch, "output")] == [f"l{index}" for index in range(11)]
+    assert (seen.completed, seen.failed, seen.status, outstanding(database)) == (
+        10,
+        1,
+        "completed",
+        0,
+    )
+    assert [row["custom_id"] for row in desk.told(batch, "output")] == [
+        f"l{index}" for index in range(11)
+    ]
 
 
 def test_wrong_and_deleted_lines_fail_alone(leases, store, batches, desk):
     lines = [*wishes(2), Line("bad", {"wrong": True}), *wishes(1)]
-    batch = batches.create("ada", "file-1", {}, [Line(f"{index}", line.body) for index, line in enumerate(lines)])
+    batch = batches.create(
+        "ada", "file-1", {}, [Line(f"{index}", line.body) for index, line in enumerate(lines)]
+    )
     desk.tick(batches)
     store.delete(next(store.walk()).id)
     make_all(leases, desk, batches)
@@ -153,7 +168,9 @@ def test_a_cancel_stops_what_runs_and_what_has_not_begun(leases, store, batches,
     assert batches.cancel(batch.id, "ada") == seen
 
 
-def test_a_job_that_was_submitted_while_its_batch_was_cancelled_is_cancelled_too(leases, store, batches, desk):
+def test_a_job_that_was_submitted_while_its_batch_was_cancelled_is_cancelled_too(
+    leases, store, batches, desk
+):
     batch = batches.create("ada", "file-1", {}, wishes(2))
 
     def submit(owner, body, key, deadline):

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.tables import events, results
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import events, results
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +35,11 @@ class Desk:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.settings = Settings(data=folder / "data", database_url=url)
-        self.environment = {**os.environ, "HOME": str(folder), "SKYLOOM_DATA": str(self.settings.data)}
+        self.environment = {
+            **os.environ,
+            "HOME": str(folder),
+            "SKYLOOM_DATA": str(self.settings.data),
+        }
         self.environment |= {"SKYLOOM_DATABASE_URL": url, "PGPASSWORD": SECRET}
         self.environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         (folder / "ray").mkdir()
@@ -44,7 +48,9 @@ class Desk:
     def __call__(self, *words: str) -> dict:
         """What a verb answers."""
         command = [sys.executable, "-c", MAIN, "cluster", *words, "--json"]
-        ran = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False
+        )
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)
 
@@ -64,7 +70,11 @@ def processes(word: str) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += [int(entry.parent.name)] if word in entry.read_bytes().decode(errors="replace") else []
+            found += (
+                [int(entry.parent.name)]
+                if word in entry.read_bytes().decode(errors="replace")
+                else []
+            )
         except OSError:
             continue
     return found
@@ -79,22 +89,35 @@ def listening(processes: set[int]) -> list[str]:
                 sockets.add(str(link.readlink()))
             except OSError:
                 continue
-    rows = [row.split() for table in ("tcp", "tcp6") for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    rows = [
+        row.split()
+        for table in ("tcp", "tcp6")
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [
+        row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
+    ]
 
 
 def test_killed_workers_of_a_cluster_lose_nothing_and_double_nothing(desk):
     store = JobStore(Database(desk.settings.database), desk.settings)
-    ids = [store.submit({"prompt": f"a red ball, number {n}", "seconds": 1.0}, owner="ada").id for n in range(JOBS)]
+    ids = [
+        store.submit({"prompt": f"a red ball, number {n}", "seconds": 1.0}, owner="ada").id
+        for n in range(JOBS)
+    ]
     begun = time.monotonic()
     told = desk("up", "--address", "local", "--workers", "2", "--cpus", "0.5", "--wait", "300")
     ready = time.monotonic() - begun
     assert (told["ours"], len(told["nodes"]), len(told["workers"])) == (True, 1, 2)
     leader = json.loads((desk.settings.data / "cluster.json").read_text())["pid"]
-    assert {address[-8:] for address in listening(group_of(leader))} == {"0100007F"}, "this machine only"
+    assert {address[-8:] for address in listening(group_of(leader))} == {"0100007F"}, (
+        "this machine only"
+    )
     killed: list[int] = []
     while len(killed) < 2:  # each time one that has a job in hand
-        busy = [worker["pid"] for worker in desk("status")["workers"] if worker["state"] == "working"]
+        busy = [
+            worker["pid"] for worker in desk("status")["workers"] if worker["state"] == "working"
+        ]
         if fresh := [pid for pid in busy if pid not in killed]:
             os.kill(fresh[0], signal.SIGKILL)
             killed.append(fresh[0])
@@ -103,17 +126,24 @@ def test_killed_workers_of_a_cluster_lose_nothing_and_double_nothing(desk):
         time.sleep(0.2)
     whole = group_of(leader)
     workers = sum(proportional(process) for process in whole & set(processes("--attached")))
-    memory = {"ray_mib": (sum(map(proportional, whole)) - workers) // 1024, "two_workers_mib": workers // 1024}
+    memory = {
+        "ray_mib": (sum(map(proportional, whole)) - workers) // 1024,
+        "two_workers_mib": workers // 1024,
+    }
     assert [store.get(id).status for id in ids] == ["completed"] * JOBS
     with store.database.read() as connection:
         made = connection.execute(select(func.count()).select_from(results)).scalar_one()
-        ends = connection.execute(select(func.count()).where(events.c.type == "video.completed")).scalar_one()
+        ends = connection.execute(
+            select(func.count()).where(events.c.type == "video.completed")
+        ).scalar_one()
     assert (made, ends) == (JOBS, JOBS)
     assert sum(worker["restarts"] for worker in desk("status")["workers"]) == 2
     assert processes(SECRET) == []
     seen = [path for path in Path(desk.environment["RAY_TMPDIR"]).rglob("*") if path.is_file()]
     assert seen
-    assert not [path for path in seen if SECRET.encode() in path.read_bytes()], "no log of Ray's knows the password"
+    assert not [path for path in seen if SECRET.encode() in path.read_bytes()], (
+        "no log of Ray's knows the password"
+    )
     assert desk("down") == {"workers": 2, "ray_stopped": True}
     assert processes(str(desk.settings.data)) == processes(desk.environment["RAY_TMPDIR"]) == []
     sys.stderr.write(json.dumps({"ready_s": round(ready, 1), **memory}) + "\n")
@@ -122,7 +152,9 @@ def test_killed_workers_of_a_cluster_lose_nothing_and_double_nothing(desk):
 
 def group_of(leader: int) -> set[int]:
     """All processes of a session."""
-    shown = subprocess.run(["ps", "-o", "pid=", "--sid", str(leader)], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["ps", "-o", "pid=", "--sid", str(leader)], capture_output=True, text=True, check=True
+    )
     return {int(number) for number in shown.stdout.split()}
 
 

@@ -19,7 +19,9 @@ def test_defaults_lie_in_the_data_folder(tmp_path):
 
 
 def test_the_later_wins(tmp_path):
-    (tmp_path / "settings.toml").write_text('port = 1\nhost = "a"\nmax_queued = 3\n[models]\n"sora-2" = "wan"\n')
+    (tmp_path / "settings.toml").write_text(
+        'port = 1\nhost = "a"\nmax_queued = 3\n[models]\n"sora-2" = "wan"\n'
+    )
     environment = {"SKYLOOM_DATA": str(tmp_path), "SKYLOOM_HOST": "b", "SKYLOOM_PORT": "2"}
     settings = load_settings(environment=environment, port=3, database_url=None)
     assert (settings.max_queued, settings.host, settings.port) == (3, "b", 3)

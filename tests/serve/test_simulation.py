@@ -8,13 +8,27 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from skyloom.core.errors import CapacityError
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobConflictError, JobFailure, JobResult, JobStore, MissingJobError
-from skyloom.serve.leases import Leases, LostLeaseError
-from skyloom.serve.records import ACTIVE
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.job import ACTIVE
+from skyloom.serve.queue.jobs import (
+    JobConflictError,
+    JobFailure,
+    JobResult,
+    JobStore,
+    MissingJobError,
+)
+from skyloom.serve.queue.leases import Leases, LostLeaseError
 from skyloom.serve.settings import Settings
 
 from .conftest import Clock, load_beside
@@ -59,7 +73,10 @@ def test_killed_processes_lose_and_double_nothing(kind: str):
         pytest.skip(reason)
     command = [sys.executable, str(HERE / "swarm.py"), "--kills", "30", "--workers", "3"]
     done = subprocess.run(
-        [*command, *(["--postgres"] if kind == "postgres" else [])], capture_output=True, text=True, check=False
+        [*command, *(["--postgres"] if kind == "postgres" else [])],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2_000:] + done.stdout
     told = json.loads(done.stdout.splitlines()[-1])
@@ -100,7 +117,9 @@ class Queue(RuleBasedStateMachine):
     @rule(target=made, priority=st.integers(-2, 2))
     def submit(self, priority: int):
         """A job comes, or the queue is full."""
-        full = sum(state in ("queued", "in_progress", "paused") for state in self.state.values()) >= 6
+        full = (
+            sum(state in ("queued", "in_progress", "paused") for state in self.state.values()) >= 6
+        )
         try:
             job = self.store.submit({"prompt": "x"}, owner="ada", priority=priority)
         except CapacityError:
@@ -121,7 +140,11 @@ class Queue(RuleBasedStateMachine):
             assert verb == "retry"
         except JobConflictError:
             done = ("completed", "failed", "cancelled")
-            refused = {"pause": done, "resume": (*done, "in_progress"), "retry": (*ACTIVE, "completed")}
+            refused = {
+                "pause": done,
+                "resume": (*done, "in_progress"),
+                "retry": (*ACTIVE, "completed"),
+            }
             assert self.state[id] in refused[verb]
         else:
             self.state[id] = "deleted" if got is None else got.status
@@ -175,7 +198,9 @@ class Queue(RuleBasedStateMachine):
             assert {id: job.status for id, job in there.items()} == {
                 id: state for id, state in self.state.items() if state != "deleted"
             }
-            assert all((job.result is not None) == (job.status == "completed") for job in there.values())
+            assert all(
+                (job.result is not None) == (job.status == "completed") for job in there.values()
+            )
 
 
 TestQueue = Queue.TestCase

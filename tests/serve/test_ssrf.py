@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from skyloom.core.errors import RequestError
-from skyloom.serve import outbound
+from skyloom.serve.queue import http_client as outbound
 
 PUBLIC = "93.184.216.34"
 NAMES = {
@@ -99,7 +99,13 @@ CORPUS = [
 REDIRECTS = list(
     itertools.product(
         (301, 302, 303, 307, 308),
-        ("http://127.0.0.1/", "https://169.254.169.254/latest/", "//localhost/", "file:///etc/passwd", "/again"),
+        (
+            "http://127.0.0.1/",
+            "https://169.254.169.254/latest/",
+            "//localhost/",
+            "file:///etc/passwd",
+            "/again",
+        ),
     )
 )
 
@@ -116,7 +122,9 @@ class Internet:
         """Numbers as inet_aton reads them, IPv6, and names."""
         self.asked.append(host)
         known = host.lower().rstrip(".")
-        return [(0, 0, 0, "", (address, port)) for address in NAMES.get(known) or [self.number(known)]]
+        return [
+            (0, 0, 0, "", (address, port)) for address in NAMES.get(known) or [self.number(known)]
+        ]
 
     def number(self, host: str) -> str:
         try:
@@ -189,7 +197,9 @@ def test_nothing_inside_is_called(internet, url: str):
 
 @pytest.mark.parametrize(("status", "location"), REDIRECTS)
 def test_a_redirect_is_not_followed(internet, status: int, location: str):
-    internet.answer = f"HTTP/1.1 {status} Go\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    internet.answer = (
+        f"HTTP/1.1 {status} Go\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    )
     with pytest.raises(RequestError, match=f"answered {status}"):
         outbound.fetch("https://example.org/picture.png")
     assert outbound.post_to("https://example.org/hook", {}, b"{}") == status
@@ -200,7 +210,9 @@ def test_a_redirect_is_not_followed(internet, status: int, location: str):
 def test_a_name_that_changes_its_mind_is_asked_once(internet, monkeypatch, inside: str):
     answers = iter([[PUBLIC], [inside], [inside]])
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, port, **_: [(0, 0, 0, "", (a, port)) for a in next(answers)]
+        socket,
+        "getaddrinfo",
+        lambda host, port, **_: [(0, 0, 0, "", (a, port)) for a in next(answers)],
     )
     internet.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
     assert outbound.fetch("https://flip.example.org/") == b"body"
@@ -212,7 +224,12 @@ def test_a_name_that_changes_its_mind_is_asked_once(internet, monkeypatch, insid
 
 @pytest.mark.parametrize(
     "url",
-    ["https://example.org/", "https://EXAMPLE.org:8443/a?b", f"https://{PUBLIC}/", "https://[2606:4700:4700::1111]/"],
+    [
+        "https://example.org/",
+        "https://EXAMPLE.org:8443/a?b",
+        f"https://{PUBLIC}/",
+        "https://[2606:4700:4700::1111]/",
+    ],
 )
 def test_what_is_public_is_called(internet, url: str):
     internet.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from skyloom.serve.database import Database
-from skyloom.serve.records import announce
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.job import announce
+from skyloom.serve.queue.tables import deliveries
+from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.tables import deliveries
-from skyloom.serve.webhooks import EVENT_TYPES, EndpointStore
 
 # The socket layer hangs for ever, as if no time-out held; the file says that it was asked.
 SERVER = """
 import sys, threading
-from skyloom.serve import outbound, upkeep
+from skyloom.serve.queue import http_client as outbound
+from skyloom.serve.queue import maintenance as upkeep
 asked = open(sys.argv.pop(1), "w")
 
 def hang(*_, **__):
@@ -37,7 +38,9 @@ main()
 
 
 @pytest.mark.parametrize("hanging", ["outside", "storage"])
-def test_sigterm_ends_a_server_whatever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str):
+def test_sigterm_ends_a_server_whatever_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
+):
     monkeypatch.undo()  # loopback is meant here
     settings = Settings(data=tmp_path / "data")
     asked = tmp_path / "asked"
@@ -52,7 +55,9 @@ def test_sigterm_ends_a_server_whatever_hangs(tmp_path: Path, monkeypatch: pytes
         command = [sys.executable, "-c", SERVER, str(asked), hanging]
         command += ["serve", "--port", "0", "--data", str(settings.data), "--json", "--no-worker"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as server:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, env=environment, text=True
+        ) as server:
             assert server.stdout
             ready = json.loads(server.stdout.readline())
             threading.Thread(target=ask_for_a_test, args=(ready, local.id), daemon=True).start()

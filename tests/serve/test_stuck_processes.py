@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from skyloom.serve.cluster import Orders
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
-from skyloom.serve.leases import Leases
-from skyloom.serve.ray_plane import KeptWorker
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.leases import Leases
+from skyloom.serve.queue.watchdog import EXIT_STUCK
 from skyloom.serve.settings import Settings, load_settings
-from skyloom.serve.supervise import Supervisor, settings_environment, worker_environment
-from skyloom.serve.watchdog import EXIT_STUCK
+from skyloom.serve.workers.cluster import Orders
+from skyloom.serve.workers.processes import Supervisor, settings_environment, worker_environment
+from skyloom.serve.workers.ray_backend import KeptWorker
 
 from .conftest import HERE
 
@@ -24,12 +24,12 @@ from pathlib import Path
 place = importlib.util.spec_from_file_location("swarm", {str(HERE / "swarm.py")!r})
 swarm = importlib.util.module_from_spec(place)
 place.loader.exec_module(swarm)
-from skyloom.serve import watchdog
-from skyloom.serve.database import Database
-from skyloom.serve.leases import Leases
+from skyloom.serve.queue import watchdog
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import load_settings
-from skyloom.serve.storage import FolderStorage
-from skyloom.serve.worker import Worker
+from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.workers.worker import Worker
 watchdog.HARD_SLACK_SECONDS = 1.0
 settings = load_settings()
 
@@ -62,10 +62,14 @@ def stuck_settings(folder: Path) -> Settings:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("prompt", "code"), [("sleeps", "stalled"), ("holds the interpreter", "worker_lost")])
-def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_failed(tmp_path, monkeypatch, prompt, code):
+@pytest.mark.parametrize(
+    ("prompt", "code"), [("sleeps", "stalled"), ("holds the interpreter", "worker_lost")]
+)
+def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_failed(
+    tmp_path, monkeypatch, prompt, code
+):
     command = [sys.executable, "-c", STUCK_WORKER]
-    monkeypatch.setattr("skyloom.serve.supervise.worker_command", lambda device: command)
+    monkeypatch.setattr("skyloom.serve.workers.processes.worker_command", lambda device: command)
     settings = stuck_settings(tmp_path)
     leases = Leases(Database(settings.database), settings)
     store = JobStore(leases.database, settings)
@@ -75,7 +79,9 @@ def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_fail
         wait_for(lambda: store.get(id).done)
         assert (store.get(id).status, store.get(id).error.code) == ("failed", code)
         wait_for(lambda: supervisor.health().restarts >= 2 and supervisor.health().alive == 1)
-        other = store.submit({"prompt": prompt}, owner="ada").id  # the worker that came after takes work
+        other = store.submit(
+            {"prompt": prompt}, owner="ada"
+        ).id  # the worker that came after takes work
         wait_for(lambda: store.get(other).status == "in_progress")
     finally:
         supervisor.kill()
@@ -84,7 +90,10 @@ def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_fail
 
 
 def test_a_keeper_of_a_cluster_replaces_its_stuck_worker_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("skyloom.serve.ray_plane.worker_command", lambda device: [sys.executable, "-c", STUCK_WORKER])
+    monkeypatch.setattr(
+        "skyloom.serve.workers.ray_backend.worker_command",
+        lambda device: [sys.executable, "-c", STUCK_WORKER],
+    )
     settings = stuck_settings(tmp_path)
     store = JobStore(Database(settings.database), settings)
     id = store.submit({"prompt": "sleeps"}, owner="ada").id
@@ -101,7 +110,7 @@ def test_a_keeper_of_a_cluster_replaces_its_stuck_worker_too(tmp_path, monkeypat
 
 REMOTE_WORKER = """
 import time
-from skyloom.serve.render import PipelineRenderer
+from skyloom.serve.workers.render import PipelineRenderer
 
 def hang(self, job, folder, *, output):
     time.sleep(600)
@@ -119,7 +128,12 @@ def test_a_worker_on_its_own_ends_with_a_status_that_its_process_manager_sees(tm
     id = store.submit({"prompt": "a cat"}, owner="ada").id
     command = [sys.executable, "-c", REMOTE_WORKER, "worker", "--device", "cpu", "--log", "json"]
     done = subprocess.run(
-        command, env=worker_environment(settings), capture_output=True, text=True, check=False, timeout=600
+        command,
+        env=worker_environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert done.returncode == EXIT_STUCK, done.stderr
     job = store.get(id)

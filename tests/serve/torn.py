@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from skyloom.serve.database import Database
-from skyloom.serve.jobs import JobStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
 
 TRACE_ME, GO_ON_TO_CALL = 0, 24
@@ -38,7 +38,9 @@ def trace(what: int, process: int) -> None:
 def create(settings: Settings, number: int) -> str:
     """The id of the job of one call."""
     store = JobStore(Database(settings.database), settings)
-    return store.submit({"prompt": "x" * 200}, owner="ada", key=f"{number}", fingerprint=f"{number}").id
+    return store.submit(
+        {"prompt": "x" * 200}, owner="ada", key=f"{number}", fingerprint=f"{number}"
+    ).id
 
 
 def traced(settings: Settings, number: int, told: int) -> None:
@@ -104,12 +106,18 @@ def judge(settings: Settings) -> dict[str, object]:
 def main() -> None:
     """Every stop of a create, then the judgement."""
     options = argparse.ArgumentParser()
-    options.add_argument("--every", type=int, default=1, help="a kill at every so many stops (default: at each)")
-    options.add_argument("--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)")
+    options.add_argument(
+        "--every", type=int, default=1, help="a kill at every so many stops (default: at each)"
+    )
+    options.add_argument(
+        "--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)"
+    )
     asked, begun = options.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="skyloom-torn-") as name:
         data, bound = Path(name), 10**6
-        settings = Settings(data=data, database_url=asked.database, max_queued=bound, max_queued_per_owner=bound)
+        settings = Settings(
+            data=data, database_url=asked.database, max_queued=bound, max_queued_per_owner=bound
+        )
         ask_fork(lambda: create(settings, 10**9) and None)
         kills = lost = told_before = 0
         for stop in itertools.count(0, asked.every):

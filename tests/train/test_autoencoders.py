@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from skyloom.models.diorama.autoencoder import AutoencoderConfig
-from skyloom.train.autoencoders import DecoderRun, load_autoencoder, load_encoder, measure_decoder, save_components
+from skyloom.train.autoencoders import (
+    DecoderRun,
+    load_autoencoder,
+    load_encoder,
+    measure_decoder,
+    save_components,
+)
 from skyloom.train.loop import LoopConfig, train
 from skyloom.train.optim import OptimizerConfig
 from skyloom.train.recipe import Recipe, build_task
@@ -62,9 +68,27 @@ def test_training_improves_what_is_decoded_and_leaves_the_components(folders: Pa
 
 def test_a_resumed_run_equals_an_uninterrupted_one(folders: Path):
     whole, half = recipe(folders, 6), recipe(folders, 3)
-    train(build_task(whole), whole.loop, OptimizerConfig(decay_share=0.0), folders / "whole", resume=False)
-    train(build_task(half), half.loop, OptimizerConfig(decay_share=0.0), folders / "halves", resume=False)
-    train(build_task(whole), whole.loop, OptimizerConfig(decay_share=0.0), folders / "halves", resume=True)
+    train(
+        build_task(whole),
+        whole.loop,
+        OptimizerConfig(decay_share=0.0),
+        folders / "whole",
+        resume=False,
+    )
+    train(
+        build_task(half),
+        half.loop,
+        OptimizerConfig(decay_share=0.0),
+        folders / "halves",
+        resume=False,
+    )
+    train(
+        build_task(whole),
+        whole.loop,
+        OptimizerConfig(decay_share=0.0),
+        folders / "halves",
+        resume=True,
+    )
     states = [load_autoencoder(folders / name).state_dict() for name in ("whole", "halves")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -13,7 +13,7 @@ from skyloom.models.vae import VaeConfig
 from skyloom.train.loop import LoopConfig, train
 from skyloom.train.optim import OptimizerConfig, learning_rate
 from skyloom.train.recipe import AutoencoderRun, Recipe, build_task
-from skyloom.train.record import Record
+from skyloom.train.run_log import Record
 from skyloom.train.state import STATE_FILE
 
 TINY = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))
@@ -35,7 +35,9 @@ def clips(tmp_path: Path) -> str:
 
 
 def recipe(clips: str, steps: int = 6, **loop) -> Recipe:
-    run = AutoencoderRun(TINY, folders=(clips,), held_out=clips, batch=2, frames=5, crop=32, patches=200)
+    run = AutoencoderRun(
+        TINY, folders=(clips,), held_out=clips, batch=2, frames=5, crop=32, patches=200
+    )
     every = {"log_every": 1, "save_every": 3, "evaluate_every": 100, "seed": 3}
     return Recipe(
         LoopConfig(steps=steps, **{**every, **loop}),

@@ -21,7 +21,7 @@ from skyloom.train.objectives import (
     squared_error,
     unsteadiness,
 )
-from skyloom.train.tasks import _grown
+from skyloom.train.setups import _grown
 
 SMALL = DitConfig(4, 4, 16, 2, 2, 32, 6, pooled_text=True, span=True, prediction="velocity")
 ONE_STEP = DistillConfig(guidance_scale=1.0, substeps=1, halved=0.0)
@@ -31,8 +31,14 @@ ONE_STEP = DistillConfig(guidance_scale=1.0, substeps=1, halved=0.0)
 def batch(tmp_path) -> LatentBatch:
     """Three latents of nine frames with two captions."""
     torch.manual_seed(0)
-    tensors = {"tokens": torch.randn(5, 6), "lengths": torch.tensor([2, 3]), "pooled": torch.randn(2, 6)}
-    save_file(tensors, tmp_path / "captions.safetensors", metadata={"captions": json.dumps(["", "a cat"])})
+    tensors = {
+        "tokens": torch.randn(5, 6),
+        "lengths": torch.tensor([2, 3]),
+        "pooled": torch.randn(2, 6),
+    }
+    save_file(
+        tensors, tmp_path / "captions.safetensors", metadata={"captions": json.dumps(["", "a cat"])}
+    )
     table = CaptionTable(tmp_path / "captions.safetensors")
     return LatentBatch(torch.randn(3, 4, 9, 4, 4), (1, 1, 1), table)
 
@@ -73,16 +79,24 @@ def test_a_straight_path_is_the_same_in_one_step_or_two(batch, seed):
 
 def test_only_the_student_learns(batch):
     student, teacher = dit_of(SMALL), dit_of(SMALL, seed=1)
-    distill_losses(student, teacher, batch, generator(0), DistillConfig(halved=0.0)).total.backward()
+    distill_losses(
+        student, teacher, batch, generator(0), DistillConfig(halved=0.0)
+    ).total.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    grads = {name for name, value in student.named_parameters() if value.grad is not None and value.grad.any()}
+    grads = {
+        name
+        for name, value in student.named_parameters()
+        if value.grad is not None and value.grad.any()
+    }
     assert "span.outer.weight" in grads
 
 
 def test_what_is_remembered_carries_no_error(batch):
     """Whatever stood in place of a rollout's past, as long as it is shown the same, the target is the window's."""
     dit = dit_of(SMALL)
-    losses = flow_losses(dit, rollout(batch), generator(3), FlowConfig(NoiseConfig(context_noise=0.0)))
+    losses = flow_losses(
+        dit, rollout(batch), generator(3), FlowConfig(NoiseConfig(context_noise=0.0))
+    )
     assert set(losses.parts) == {"rollout"}
     plain = flow_losses(dit, batch, generator(3), FlowConfig(causal_share=1.0))
     assert set(plain.parts) == {"causal"}
@@ -94,8 +108,12 @@ def test_frames_of_a_rollout_are_numbered_in_their_video(batch):
         late = flow_losses(dit, rollout(batch), generator(3), FlowConfig()).total.item()
         later = replace(rollout(batch), numbers=torch.tensor([0, 1, 2, 30, 31, 32, 33, 34, 35]))
         early = replace(rollout(batch), numbers=torch.arange(9))
-        assert flow_losses(dit, later, generator(3), FlowConfig()).total.item() == pytest.approx(late)
-        assert flow_losses(dit, early, generator(3), FlowConfig()).total.item() != pytest.approx(late)
+        assert flow_losses(dit, later, generator(3), FlowConfig()).total.item() == pytest.approx(
+            late
+        )
+        assert flow_losses(dit, early, generator(3), FlowConfig()).total.item() != pytest.approx(
+            late
+        )
 
 
 def test_the_sketch_of_a_prompt_is_judged_by_its_videos(batch):
@@ -114,7 +132,9 @@ def test_a_grown_model_answers_as_before(batch):
     wide = replace(SMALL, text_width=10, pooled_width=12, places=True, sketch=4, detail=8)
     torch.manual_seed(3)
     new = Dit(wide).eval()
-    state = {name: value for name, value in old.state_dict().items() if not name.startswith("span.")}
+    state = {
+        name: value for name, value in old.state_dict().items() if not name.startswith("span.")
+    }
     new.load_state_dict(_grown(state, new.state_dict()))
     latent, sigma = batch.latent, torch.full((3, 9), 0.5)
     context, pooled = torch.randn(3, 5, 10), torch.randn(3, 12)
@@ -129,7 +149,9 @@ def test_a_run_from_the_middle_of_a_video_is_read_both_ways(batch):
     middle = replace(batch, numbers=torch.arange(12, 21))
     losses = flow_losses(dit, middle, generator(3), FlowConfig(causal_share=1.0))
     assert set(losses.parts) == {"middle"}
-    made = distill_losses(dit, dit, middle, generator(3), replace(ONE_STEP, causal_share=1.0, halved=0.0))
+    made = distill_losses(
+        dit, dit, middle, generator(3), replace(ONE_STEP, causal_share=1.0, halved=0.0)
+    )
     assert set(made.parts) == {"middle"}
 
 
@@ -142,14 +164,18 @@ def test_more_blocks_of_convolutions_begin_silent(batch):
     latent, sigma = batch.latent, torch.full((3, 9), 0.5)
     context, pooled = torch.randn(3, 5, 6), torch.randn(3, 6)
     with torch.no_grad():
-        before, after = (dit(latent, sigma, dit.prepare_text(context, None, pooled)) for dit in (old, new))
+        before, after = (
+            dit(latent, sigma, dit.prepare_text(context, None, pooled)) for dit in (old, new)
+        )
     assert torch.equal(before, after)
 
 
 def test_errors_that_stay_are_steady_and_those_that_jump_are_not():
     gap, weight = torch.randn(4, 8, 5, 6, 6, generator=generator(0)), torch.ones(4, 5)
     assert unsteadiness(gap[:, :, :1].expand_as(gap), weight).item() == 0
-    assert unsteadiness(gap, weight).item() == pytest.approx(squared_error(gap, weight).item(), rel=0.1)
+    assert unsteadiness(gap, weight).item() == pytest.approx(
+        squared_error(gap, weight).item(), rel=0.1
+    )
     known = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]]).expand(4, -1)
     moved = gap.clone()
     moved[:, :, :2] += 7

@@ -47,7 +47,9 @@ def test_blocks_take_orthogonal_steps_and_the_rest_takes_adamw_steps():
             assert values.max() < 1.3, name
             assert values.median() > 0.6, name
         else:
-            torch.testing.assert_close(step.abs(), torch.ones_like(step), atol=1e-3, rtol=0, msg=name)
+            torch.testing.assert_close(
+                step.abs(), torch.ones_like(step), atol=1e-3, rtol=0, msg=name
+            )
 
 
 def test_muon_goes_downhill_and_its_state_comes_back():

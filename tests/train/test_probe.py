@@ -20,7 +20,7 @@ from skyloom.train.probe import (
     measure_probe,
     probe_task,
 )
-from skyloom.train.record import Record
+from skyloom.train.run_log import Record
 
 FACTS = {"noun": "ball", "place": "sky", "time_of_day": "day", "colour": None}
 CONFIG = ProbeConfig(("ball", "cube"), ("sky", "sea"), ("day",), ("red",), size=32)
@@ -56,7 +56,9 @@ def test_an_hour_that_does_not_exist_is_not_asked_for():
 
 
 def test_the_direction_is_where_the_square_goes_after_mirrors_and_reversals(folder: str):
-    loader = ProbeLoader(ProbeRun(stills=(folder,), clips=(folder,), still_batch=1, clip_batch=40), CONFIG, seed=1)
+    loader = ProbeLoader(
+        ProbeRun(stills=(folder,), clips=(folder,), still_batch=1, clip_batch=40), CONFIG, seed=1
+    )
     batch = loader(0)
     assert set(batch.clip_answers["direction"].tolist()) == {0, 1, 2}
     for video, answer in zip(batch.clips, batch.clip_answers["direction"].tolist(), strict=True):
@@ -84,8 +86,12 @@ def test_no_clips_is_an_error(tmp_path: Path):
 
 
 def test_a_short_run_learns_and_exports_what_can_be_measured(folder: str, tmp_path: Path):
-    run = ProbeRun("tiny", (folder,), (folder,), folder, 2, 8, size=16, widths=(16, 16, 16, 16), measured=12)
-    loop = LoopConfig(steps=20, ema_decay=0.8, log_every=1, save_every=20, evaluate_every=20, seed=2)
+    run = ProbeRun(
+        "tiny", (folder,), (folder,), folder, 2, 8, size=16, widths=(16, 16, 16, 16), measured=12
+    )
+    loop = LoopConfig(
+        steps=20, ema_decay=0.8, log_every=1, save_every=20, evaluate_every=20, seed=2
+    )
     recipe = ProbeRecipe(loop, OptimizerConfig(lr=3e-3, warmup=2), run)
     task = probe_task(recipe)
     train(task, loop, recipe.optimizer, tmp_path / "run", resume=False)

@@ -45,7 +45,14 @@ def picture(shift: int = 0, side: int = 64, colour: tuple[int, int, int] = (200,
 
 def webp(*pictures) -> bytes:
     out = io.BytesIO()
-    pictures[0].save(out, "WEBP", lossless=True, save_all=len(pictures) > 1, append_images=pictures[1:], duration=42)
+    pictures[0].save(
+        out,
+        "WEBP",
+        lossless=True,
+        save_all=len(pictures) > 1,
+        append_images=pictures[1:],
+        duration=42,
+    )
     return out.getvalue()
 
 
@@ -76,7 +83,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Packag
             "1f4a9.webp": b"not asked for",
         },
     )
-    stills = pack(folder, "stills", False, {f"{STILL.emoji}-fe0f.webp": webp(picture(colour=(20, 90, 220)))})
+    stills = pack(
+        folder, "stills", False, {f"{STILL.emoji}-fe0f.webp": webp(picture(colour=(20, 90, 220)))}
+    )
     return folder, (loops, stills)
 
 
@@ -129,7 +138,9 @@ def test_building_twice_gives_the_same_bytes(packed, tmp_path: Path) -> None:
     first = build_atlas(tmp_path / "a", packed[0], WANTED, packed[1])
     second = build_atlas(tmp_path / "b", packed[0], WANTED, packed[1])
     assert first.digest == second.digest
-    assert (tmp_path / "a" / LEDGER_FILE).read_bytes() == (tmp_path / "b" / LEDGER_FILE).read_bytes()
+    assert (tmp_path / "a" / LEDGER_FILE).read_bytes() == (
+        tmp_path / "b" / LEDGER_FILE
+    ).read_bytes()
 
 
 def test_a_package_that_was_tampered_with_is_refused(packed, tmp_path: Path) -> None:
@@ -166,7 +177,9 @@ def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def test_fetching_packs_by_name_and_version_once(packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_packs_by_name_and_version_once(
+    packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = (
         "assert sys.argv[1:3] in (['pack', '@test/loops@1.0.0'], ['pack', '@test/stills@1.0.0']), sys.argv\n"
         "name = sys.argv[2][1:].replace('/', '-').replace('@', '-') + '.tgz'\n"
@@ -175,7 +188,9 @@ def test_fetching_packs_by_name_and_version_once(packed, tmp_path: Path, monkeyp
     )
     fake_npm(tmp_path / "bin", script, monkeypatch)
     paths = fetch_packages(tmp_path / "out", packed[1])
-    assert [path.read_bytes() for path in paths] == [(packed[0] / path.name).read_bytes() for path in paths]
+    assert [path.read_bytes() for path in paths] == [
+        (packed[0] / path.name).read_bytes() for path in paths
+    ]
     fake_npm(tmp_path / "bin", "sys.exit('must not run again')", monkeypatch)
     assert fetch_packages(tmp_path / "out", packed[1]) == paths
     paths[0].write_bytes(b"damaged")
@@ -197,7 +212,9 @@ def test_the_pinned_packages() -> None:
     assert len({package.name for package in PACKAGES}) == 5
     for package in PACKAGES:
         assert len(base64.b64decode(package.integrity.removeprefix("sha512-"))) == 64
-        assert package.licence == "MIT" and package.upstream.startswith("https://github.com/microsoft/fluentui-emoji")
+        assert package.licence == "MIT" and package.upstream.startswith(
+            "https://github.com/microsoft/fluentui-emoji"
+        )
 
 
 def test_builtin_shapes_are_solid_smooth_and_clear_around() -> None:
@@ -222,7 +239,9 @@ def test_builtin_shapes_face_left_and_differ() -> None:
         "bird",
         "wagon",
     }
-    dark = (atlas.frames("fish")[0, :, :, :3].sum(-1) < 200) & (atlas.frames("fish")[0, :, :, 3] > 200)
+    dark = (atlas.frames("fish")[0, :, :, :3].sum(-1) < 200) & (
+        atlas.frames("fish")[0, :, :, 3] > 200
+    )
     assert float(dark.nonzero()[:, 1].float().mean()) < SIZE / 2, "the eye is on the left"
     assert len({atlas.frames(key).numpy().tobytes() for key in atlas.nouns}) == 8
     assert builtin_atlas().digest == atlas.digest
@@ -238,7 +257,9 @@ def test_the_built_atlas_and_its_ledger_hold_every_noun() -> None:
     atlas = load_atlas(REPOSITORY_ATLAS)
     rows = {row["key"]: row for row in read_ledger(REPOSITORY_ATLAS)}
     assert set(rows) == set(atlas.nouns) == set(NOUNS)
-    pinned = {(package.name, package.version, package.integrity, package.upstream) for package in PACKAGES}
+    pinned = {
+        (package.name, package.version, package.integrity, package.upstream) for package in PACKAGES
+    }
     for key, row in rows.items():
         assert (row["package"], row["version"], row["integrity"], row["upstream"]) in pinned
         assert row["licence"] == "MIT" and len(row["sha256"]) == 64

@@ -79,7 +79,9 @@ def test_sentences_are_clean(seed, vocabulary):
 
 def test_sentences_grow_and_vary():
     words = [captions(sample_scene(seed, SMALL)) for seed in range(300)]
-    short, medium, long = (sum(len(w) for w in column) for column in zip(*map(dataclasses.astuple, words), strict=True))
+    short, medium, long = (
+        sum(len(w) for w in column) for column in zip(*map(dataclasses.astuple, words), strict=True)
+    )
     assert short < medium < long
     assert len({w.medium for w in words}) > 280
 
@@ -98,6 +100,12 @@ def test_colourless_styles_say_no_colour():
         scene = sample_scene(seed, dataclasses.replace(FULL, style=1.0, coloured=1.0))
         if scene.style == "vintage":
             spoken = set(re.findall(r"[a-z]+", captions(scene).long.lower()))
-            assert not spoken & {"green", "blue", "orange", "pink", "red", "yellow", "purple"} - set(
-                word for subject in scene.subjects for word in subject.name.split()
-            )
+            assert not spoken & {
+                "green",
+                "blue",
+                "orange",
+                "pink",
+                "red",
+                "yellow",
+                "purple",
+            } - set(word for subject in scene.subjects for word in subject.name.split())

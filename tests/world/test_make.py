@@ -20,7 +20,12 @@ RICH = dataclasses.replace(FULL, nouns=TINY.nouns, weather=0.6, style=0.4, two_o
 
 
 def clip_of(seed, vocabulary=TINY, **settings):
-    return make_clip(seed, vocabulary, ATLAS, **{"frames": 9, "height": 48, "width": 48, "split": "all"} | settings)
+    return make_clip(
+        seed,
+        vocabulary,
+        ATLAS,
+        **{"frames": 9, "height": 48, "width": 48, "split": "all"} | settings,
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -47,7 +52,8 @@ def test_a_still_is_exactly_a_frame_of_its_clip(seed):
 
 
 @pytest.mark.parametrize(
-    ("frames", "height", "width"), [(1, 64, 64), (1, 36, 64), (5, 64, 36), (17, 33, 47), (2, 16, 16)]
+    ("frames", "height", "width"),
+    [(1, 64, 64), (1, 36, 64), (5, 64, 36), (17, 33, 47), (2, 16, 16)],
 )
 def test_any_size_and_length_works(frames, height, width):
     for seed in range(4):
@@ -66,7 +72,10 @@ def test_the_track_goes_where_the_caption_says(seed):
     if clip.facts.direction and first.any() and last.any():
         assert (shift > 0) == (clip.facts.direction == "right")
         assert abs(shift) > 0.25
-        assert any(word in clip.captions.medium for word in (clip.facts.direction, clip.facts.direction + "ward"))
+        assert any(
+            word in clip.captions.medium
+            for word in (clip.facts.direction, clip.facts.direction + "ward")
+        )
 
 
 def test_subjects_are_large_and_in_the_frame():
@@ -79,7 +88,9 @@ def test_subjects_are_large_and_in_the_frame():
 
 def test_masks_are_where_the_subject_changes_the_picture():
     clip = clip_of(2)
-    empty = render(dataclasses.replace(clip.scene, subjects=clip.scene.subjects[:1], props=()), ATLAS)
+    empty = render(
+        dataclasses.replace(clip.scene, subjects=clip.scene.subjects[:1], props=()), ATLAS
+    )
     hidden = dataclasses.replace(
         clip.scene.subjects[0],
         path=dataclasses.replace(clip.scene.subjects[0].path, base=-40.0),
@@ -88,7 +99,9 @@ def test_masks_are_where_the_subject_changes_the_picture():
     without = render(dataclasses.replace(clip.scene, subjects=(hidden,), props=()), ATLAS)
     changed = (empty.frames.int() - without.frames.int()).abs().sum(-1) > 24
     inside = changed[empty.masks[0]].float().mean()
-    far_outside = changed[~torch.nn.functional.max_pool2d(empty.masks[0][:, None].float(), 25, 1, 12)[:, 0].bool()]
+    far_outside = changed[
+        ~torch.nn.functional.max_pool2d(empty.masks[0][:, None].float(), 25, 1, 12)[:, 0].bool()
+    ]
     assert inside > 0.9
     assert far_outside.float().mean() < 0.05
 
@@ -116,7 +129,9 @@ def test_styles_change_the_whole_picture(style):
 
 @pytest.mark.parametrize("camera", [camera for camera in FULL.cameras if camera != "static"])
 def test_cameras_move_the_background(camera):
-    scene = dataclasses.replace(clip_of(0, frames=9).scene, place="meadow", time_of_day="day", props=())
+    scene = dataclasses.replace(
+        clip_of(0, frames=9).scene, place="meadow", time_of_day="day", props=()
+    )
     moved = render(dataclasses.replace(scene, camera=camera), ATLAS).frames[:, :, :12]
     still = render(scene, ATLAS).frames[:, :, :12]
     assert torch.equal(still[0], still[-1]) or scene.subjects[0].direction

@@ -22,7 +22,9 @@ def test_every_noun_is_complete() -> None:
         assert noun.facing in ("left", "right", "none"), noun
         assert all(0x23 <= int(code, 16) <= 0x1FAFF for code in noun.emoji.split("-")), noun
         assert -90 <= noun.tilt <= 90, noun
-        assert not (noun.tilt and noun.facing == "none"), f"what points somewhere faces somewhere: {noun}"
+        assert not (noun.tilt and noun.facing == "none"), (
+            f"what points somewhere faces somewhere: {noun}"
+        )
 
 
 def test_a_name_means_one_noun() -> None:
@@ -54,7 +56,9 @@ def test_no_skin_tones_and_no_flags() -> None:
 
 
 def test_heads_and_fixed_poses_never_walk() -> None:
-    assert not any(NOUNS[key].whole for key in ("lion", "panda", "astronaut", "alien", "dancer", "robot"))
+    assert not any(
+        NOUNS[key].whole for key in ("lion", "panda", "astronaut", "alien", "dancer", "robot")
+    )
     assert all(NOUNS[key].whole for key in ("cat", "tiger", "dinosaur", "man", "penguin"))
 
 

@@ -20,13 +20,19 @@ SEEDS = st.integers(0, 2**62)
 
 
 def pairs(scene):
-    return [(subject.noun, other) for subject in scene.subjects for other in (scene.place, subject.motion)]
+    return [
+        (subject.noun, other)
+        for subject in scene.subjects
+        for other in (scene.place, subject.motion)
+    ]
 
 
 @given(SEEDS, st.sampled_from([FULL, SMALL]))
 @settings(max_examples=100, deadline=None)
 def test_training_never_shows_a_held_out_pair(seed, vocabulary):
-    assert not any(is_held_out(*pair) for pair in pairs(sample_scene(seed, vocabulary, split="train")))
+    assert not any(
+        is_held_out(*pair) for pair in pairs(sample_scene(seed, vocabulary, split="train"))
+    )
 
 
 @given(SEEDS, st.sampled_from([FULL, SMALL]))
@@ -88,7 +94,9 @@ def test_directed_subjects_face_and_move_where_they_go(seed, shape):
     for subject in sample_scene(seed, FULL, height=shape[0], width=shape[1]).subjects:
         assert (subject.direction is not None) == MOTIONS[subject.motion].directed
         if subject.direction:
-            assert subject.path.sign == subject.facing == (1 if subject.direction == "right" else -1)
+            assert (
+                subject.path.sign == subject.facing == (1 if subject.direction == "right" else -1)
+            )
 
 
 def test_the_same_seed_draws_the_same_scene_and_another_seed_another():

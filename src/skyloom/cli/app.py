@@ -74,9 +74,14 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
 ) -> None:
     """Options that come before the verb."""
 
@@ -98,11 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def explain(error: Exception) -> tuple[str, int]:
     """One sentence about what went wrong and what to do, and the exit code."""
     if isinstance(error, SkyloomError):
-        return str(error), _MISUSED if isinstance(error, (RequestError, ConfigError, SafetyError)) else _FAILED
+        return str(error), _MISUSED if isinstance(
+            error, (RequestError, ConfigError, SafetyError)
+        ) else _FAILED
     lines = str(error).splitlines() or [""]
     if isinstance(error, MemoryError) or any(sign in lines[0] for sign in _MEMORY_SIGNS):
-        return "The memory is full. Ask for a smaller size or fewer seconds, or close other programs.", _FAILED
+        return (
+            "The memory is full. Ask for a smaller size or fewer seconds, or close other programs.",
+            _FAILED,
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Check the path, its permissions and the free space.", _FAILED
+        return (
+            f"{where}{error.strerror}. Check the path, its permissions and the free space.",
+            _FAILED,
+        )
     return f"{type(error).__name__}: {lines[0]} (this is a bug; --debug shows where)", _FAILED

@@ -10,14 +10,18 @@ app = typer.Typer(help="Prepare training data: render the world, encode it.", no
 
 @app.command()
 def render(
-    out: Annotated[Path, typer.Argument(help="Folder for the shards; rendering goes on where it stopped.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the shards; rendering goes on where it stopped.")
+    ],
     count: Annotated[int, typer.Option(help="How many clips.")] = 1000,
     vocabulary: Annotated[str, typer.Option(help="small or full.")] = "small",
     frames: Annotated[int, typer.Option(help="Frames a clip; 1 renders stills.")] = 33,
     size: Annotated[str, typer.Option(help="Width x height in pixels.")] = "128x128",
     first_seed: Annotated[int, typer.Option(help="Seed of the first clip.")] = 0,
     split: Annotated[str, typer.Option(help="train, heldout or all.")] = "train",
-    atlas: Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")] = Path(".atlas"),
+    atlas: Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")] = Path(
+        ".atlas"
+    ),
     processes: Annotated[int, typer.Option(help="Renderers side by side.")] = 2,
     per_shard: Annotated[int, typer.Option(help="Clips in one file.")] = 100,
 ) -> None:
@@ -26,7 +30,9 @@ def render(
     from skyloom.generate.request import parse_size
 
     width, height = parse_size(size)
-    plan = ClipPlan(vocabulary, count, frames, height, width, 16, first_seed, parse_split(split), per_shard)
+    plan = ClipPlan(
+        vocabulary, count, frames, height, width, 16, first_seed, parse_split(split), per_shard
+    )
     rendered = render_clips(plan, atlas, out, processes)
     typer.echo(f"{rendered} of {plan.shards} shards rendered into {out}")
 

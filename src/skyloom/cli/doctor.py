@@ -22,7 +22,9 @@ def doctor(
     ] = None,
     database: Annotated[
         str | None,
-        typer.Option(help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)"),
+        typer.Option(
+            help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)"
+        ),
     ] = None,
 ) -> None:
     """Device, number format, threads, versions, free disk; the weights checked against their hashes, and the decoder
@@ -61,7 +63,7 @@ def _sqlite() -> str:
     import sqlite3
 
     from skyloom.core.errors import ConfigError
-    from skyloom.serve.database import choose_sqlite
+    from skyloom.serve.queue.database import choose_sqlite
 
     try:
         module = choose_sqlite()
@@ -73,16 +75,19 @@ def _sqlite() -> str:
 def _check_database(data: Path | None, database: str | None) -> None:
     """A line about the database. Raises ConfigError for one that is damaged."""
     from skyloom.core.errors import ConfigError
-    from skyloom.serve.backup import examine
-    from skyloom.serve.installation import examine_pair, exists
     from skyloom.serve.settings import load_settings
+    from skyloom.serve.storage.database_backup import examine
+    from skyloom.serve.storage.installation import examine_pair, exists
 
     settings = load_settings(data=data, database_url=database)
     if not exists(settings):
         _say("database", "there is none yet")
         return
     if damage := examine(settings.database):
-        raise ConfigError(f"The database is damaged ({damage[0]:.80}).", hint="skyloom restore puts a backup there.")
+        raise ConfigError(
+            f"The database is damaged ({damage[0]:.80}).",
+            hint="skyloom restore puts a backup there.",
+        )
     _say("database", "whole")
     examine_pair(settings)
     _say("storage", "belongs to the database")

@@ -23,21 +23,34 @@ _WINDOWS_SEED = 3  # other scenes than those that the evaluations make
 
 @app.command()
 def adherence(
-    count: Annotated[int, typer.Option(help="Prompts of seen pairs, and as many of held-out pairs.")] = 50,
+    count: Annotated[
+        int, typer.Option(help="Prompts of seen pairs, and as many of held-out pairs.")
+    ] = 50,
     seeds: Annotated[int, typer.Option(help="Videos for each prompt.")] = 1,
-    synonyms: Annotated[int, typer.Option(help="Scenes asked for with a seen word and with an unseen one.")] = 0,
+    synonyms: Annotated[
+        int, typer.Option(help="Scenes asked for with a seen word and with an unseen one.")
+    ] = 0,
     pairs: Annotated[int, typer.Option(help="Scenes with two things.")] = 0,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
     quality: Quality = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance (default: the model's own)")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps (default: the model's own)")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance (default: the model's own)")
+    ] = None,
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
     """Does the video show what was asked? Read by a probe that was trained on renders alone."""
     from skyloom.evaluate.probe import load_probe
-    from skyloom.evaluate.prompts import commonest_nouns, prompts_for, synonym_prompts, two_object_prompts
+    from skyloom.evaluate.prompts import (
+        commonest_nouns,
+        prompts_for,
+        synonym_prompts,
+        two_object_prompts,
+    )
     from skyloom.evaluate.suite import adherence as measure
     from skyloom.generate.pipeline import load
     from skyloom.world.assets import load_atlas
@@ -91,7 +104,9 @@ def motion(
     pipeline = load(model)
     configured = _Configured(pipeline, quality=quality, seconds=seconds)
     frames = pipeline.vae.config.scale.frames_for(seconds, pipeline.info.fps)
-    report = compare_motion(configured, prompts_for(SMALL, count, seed=2), load_atlas(atlas), frames)
+    report = compare_motion(
+        configured, prompts_for(SMALL, count, seed=2), load_atlas(atlas), frames
+    )
     _finish(report, out, as_json)
 
 
@@ -99,11 +114,21 @@ def motion(
 def drift(
     count: Annotated[int, typer.Option(help="Prompts.")] = 8,
     seconds: Annotated[float, typer.Option(help="Length of every video.")] = 60.0,
-    part: Annotated[float, typer.Option(help="Seconds of a part; each is held against the first.")] = 5.0,
-    sink: Annotated[int | None, typer.Option(help="First latent frames kept in view (default: the model's)")] = None,
-    recent: Annotated[int | None, typer.Option(help="Last latent frames kept in view (default: the model's)")] = None,
-    window: Annotated[int | None, typer.Option(help="Latent frames made together (default: the model's)")] = None,
-    context_sigma: Annotated[float | None, typer.Option(help="Noise on what is in view (default: the model's)")] = None,
+    part: Annotated[
+        float, typer.Option(help="Seconds of a part; each is held against the first.")
+    ] = 5.0,
+    sink: Annotated[
+        int | None, typer.Option(help="First latent frames kept in view (default: the model's)")
+    ] = None,
+    recent: Annotated[
+        int | None, typer.Option(help="Last latent frames kept in view (default: the model's)")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Latent frames made together (default: the model's)")
+    ] = None,
+    context_sigma: Annotated[
+        float | None, typer.Option(help="Noise on what is in view (default: the model's)")
+    ] = None,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
     quality: Quality = None,
@@ -123,9 +148,13 @@ def drift(
 
     pipeline = load(model)
     if pipeline.info.rollout is None:
-        raise RequestError(f"{model} does not go on after its window.", hint="Choose another model.")
+        raise RequestError(
+            f"{model} does not go on after its window.", hint="Choose another model."
+        )
     said = {"sink": sink, "recent": recent, "window": window, "context_sigma": context_sigma}
-    rollout = replace(pipeline.info.rollout, **{name: value for name, value in said.items() if value is not None})
+    rollout = replace(
+        pipeline.info.rollout, **{name: value for name, value in said.items() if value is not None}
+    )
     manifest = {**pipeline.info.manifest, "rollout": asdict(rollout)}
     pipeline.info = replace(pipeline.info, manifest=manifest)
     report = compare_drift(
@@ -152,8 +181,8 @@ def windows(
 ) -> None:
     """What the critic of `--retake` measures in ordinary windows, made and rendered: where its bounds come from."""
     from skyloom.core.errors import RequestError
-    from skyloom.evaluate.critic import compare_windows, load_critic
     from skyloom.evaluate.prompts import prompts_for
+    from skyloom.evaluate.window_quality import compare_windows, load_critic
     from skyloom.generate.pipeline import load
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import DIORAMA
@@ -161,7 +190,9 @@ def windows(
     pipeline = load(model)
     joins = _joins(pipeline, seconds)
     if not joins:
-        raise RequestError(f"{seconds:g} seconds are one window of {model}.", hint="Ask for longer videos.")
+        raise RequestError(
+            f"{seconds:g} seconds are one window of {model}.", hint="Ask for longer videos."
+        )
     report = compare_windows(
         _Configured(pipeline, seconds=seconds, quality=quality),
         prompts_for(DIORAMA, count, seed=_WINDOWS_SEED),
@@ -188,7 +219,9 @@ def _counted(count: int) -> Callable[[int], None]:
 
 @app.command()
 def ceiling(
-    count: Annotated[int, typer.Option(help="Scenes of seen pairs, and as many of held-out pairs.")] = 200,
+    count: Annotated[
+        int, typer.Option(help="Scenes of seen pairs, and as many of held-out pairs.")
+    ] = 200,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
     atlas: AtlasFolder = Path(".atlas"),
@@ -209,7 +242,9 @@ def ceiling(
 @app.command()
 def autoencoder(
     count: Annotated[int, typer.Option(help="Held-out renders.")] = 24,
-    clips: Annotated[list[Path] | None, typer.Option(help="Real videos to reconstruct too.")] = None,
+    clips: Annotated[
+        list[Path] | None, typer.Option(help="Real videos to reconstruct too.")
+    ] = None,
     size: Annotated[str, typer.Option(help="Real videos are cut to this size.")] = "256x256",
     out: Out = Path("evaluation"),
     model: Model = "diorama",

@@ -34,7 +34,9 @@ def generate(
     prompt: options.Prompt,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) (default: named after the prompt)"),
+        typer.Option(
+            "--output", "-o", help="File (.mp4, .webm, .gif) (default: named after the prompt)"
+        ),
     ] = None,
     seconds: options.Seconds = None,
     size: options.Size = None,
@@ -47,14 +49,18 @@ def generate(
     image: options.Picture = None,
     model: options.Model = "diorama",
     retake: options.Retake = None,
-    preview: Annotated[Path | None, typer.Option(help="Keep a PNG of the video in the making here.")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="Keep a PNG of the video in the making here.")
+    ] = None,
     play: options.Play = None,
     receipt: options.Receipt = True,
     sidecar: options.Sidecar = False,
     credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON about the result.")
+    ] = False,
     device: options.Device = None,
 ) -> None:
     """Make a video from a sentence."""
@@ -84,7 +90,7 @@ def generate(
 
 def critic_for(request: "Request", bounds: Mapping[str, float] | None = None) -> "Critic | None":
     """Who judges the windows of a request, if it asks for retakes; by bounds of its own, if given."""
-    from skyloom.evaluate.critic import load_critic
+    from skyloom.evaluate.window_quality import load_critic
 
     return None if request.retakes is None else load_critic(bounds)
 
@@ -93,7 +99,11 @@ def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: the one of the video that is gone on with, if there is one, else a drawn one."""
     from skyloom.generate.resume import read_asked
 
-    begun = None if resume is None or request.seed is not None or not request.samples else read_asked(resume)
+    begun = (
+        None
+        if resume is None or request.seed is not None or not request.samples
+        else read_asked(resume)
+    )
     return request.with_fields({"seed": begun["request"]["seed"]}) if begun else request.with_seed()
 
 
@@ -111,7 +121,7 @@ class Delivery:
 
     def check(self, prompt: str) -> None:
         """Raise, before any work, for what cannot be written or signed."""
-        from skyloom.generate.publish import check_ready
+        from skyloom.generate.export import check_ready
         from skyloom.media.write import PICTURE_SUFFIXES, check_target
 
         if self.preview is not None:
@@ -152,17 +162,33 @@ def make(
     pipeline = load(request.model or "diorama", device=device)
     plan = pipeline.plan(request)
     dtype = str(pipeline.dtype).removeprefix("torch.")
-    work = work_of(plan, pipeline.info, pipeline.dit.config, pipeline.vae.config.scale, pipeline.device.type, dtype)
+    work = work_of(
+        plan,
+        pipeline.info,
+        pipeline.dit.config,
+        pipeline.vae.config.scale,
+        pipeline.device.type,
+        dtype,
+    )
     if not force:
         free_disk = shutil.disk_usage((delivery.output or Path()).absolute().parent).free
-        check_capacity(estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory())
+        check_capacity(
+            estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory()
+        )
         if delivery.resume is not None:
-            check_states(plan, pipeline.vae.config.scale, pipeline.vae.config.latent_channels, delivery.resume)
+            check_states(
+                plan,
+                pipeline.vae.config.scale,
+                pipeline.vae.config.latent_channels,
+                delivery.resume,
+            )
     steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic_for(request))
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))
-    if request.retakes is None and request.edit is None:  # takes thrown away, and frames kept, would teach it wrong
+    if (
+        request.retakes is None and request.edit is None
+    ):  # takes thrown away, and frames kept, would teach it wrong
         steps = recorded(steps, work, since=since)
     receipt, frames = _deliver(steps, plan, target, delivery)
     if delivery.sidecar and target is not None:
@@ -177,14 +203,16 @@ def _deliver(
 ) -> tuple[dict[str, object], int]:
     """Write a video while it is made, to a file, to a player at standard output, or to both."""
     from skyloom.core.errors import SafetyError
-    from skyloom.generate.publish import publish
+    from skyloom.generate.export import publish
     from skyloom.media.write import open_pipe, open_video
-    from skyloom.safety.registry import Glimpses
+    from skyloom.safety.provenance import Glimpses
 
     glimpses = Glimpses(plan.fps)
     with ExitStack() as stack:
         writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
-        pipe = stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps)) if delivery.play else None
+        pipe = (
+            stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps)) if delivery.play else None
+        )
         if writer is not None:
             _add_sound(plan, writer)
         takers = [taker.append for taker in (writer, pipe, glimpses) if taker is not None]
@@ -197,7 +225,13 @@ def _deliver(
         if writer is not None and delivery.receipt:
             writer.receipt = receipt
     if target is not None:
-        publish(target, receipt, looks=glimpses.looks, credentials=delivery.credentials, told=delivery.receipt)
+        publish(
+            target,
+            receipt,
+            looks=glimpses.looks,
+            credentials=delivery.credentials,
+            told=delivery.receipt,
+        )
     return receipt, frames
 
 
@@ -209,26 +243,41 @@ def _add_sound(plan: "Plan", writer: "VideoWriter") -> None:
     for at, clip in plan.timeline.runs:
         source = plan.footage.sources[clip.source]
         if source.sound is not None:
-            lost |= not writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)
+            lost |= not writer.add_sound(
+                source.sound, source.sound_packets(clip.start, clip.stop), at
+            )
     if lost:
         typer.echo("Not all sound could be kept: only .mp4 holds it, and of one kind.", err=True)
 
 
 def show_progress(
-    steps: "Iterator[Step]", preview: Path | None, takers: "Sequence[Callable[[UInt8[Tensor, 't h w c']], None]]"
+    steps: "Iterator[Step]",
+    preview: Path | None,
+    takers: "Sequence[Callable[[UInt8[Tensor, 't h w c']], None]]",
 ) -> tuple[dict[str, object], int]:
     """Hand out frames as they are done, behind a progress bar with phase, step and time left.
 
     The latest preview goes to a file. Returns the receipt and how many frames there were.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from skyloom.media.write import write_picture
 
     console, frames = Console(stderr=True), 0
     receipt: dict[str, object] | None = None
-    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
         for step in steps:
@@ -251,7 +300,9 @@ def show_progress(
 def free_name(prompt: str, folder: Path) -> Path:
     """A file name made of the prompt's words that is not taken yet."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
-    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"
+    words = (
+        re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"
+    )
     path, number = folder / f"{words}.mp4", 1
     while path.exists():
         number += 1

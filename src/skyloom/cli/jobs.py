@@ -14,14 +14,19 @@ import typer
 from skyloom.cli import options
 
 if TYPE_CHECKING:
-    from skyloom.serve.jobs import Job, JobStore
+    from skyloom.serve.queue.jobs import Job, JobStore
     from skyloom.serve.settings import Settings
 
 app = typer.Typer(help="Jobs of the server: what waits, runs and is done.", no_args_is_help=True)
 
-_Data = Annotated[Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")]
+_Data = Annotated[
+    Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")
+]
 _Database = Annotated[
-    str | None, typer.Option(help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)")
+    str | None,
+    typer.Option(
+        help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)"
+    ),
 ]
 _Id = Annotated[str, typer.Argument(help="The job's id.")]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each job.")]
@@ -30,7 +35,10 @@ _AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON fo
 @app.command("list")
 def list_(
     status: Annotated[
-        str | None, typer.Option(help="Only queued, in_progress, paused, completed, failed, cancelled or expired ones.")
+        str | None,
+        typer.Option(
+            help="Only queued, in_progress, paused, completed, failed, cancelled or expired ones."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
     data: _Data = None,
@@ -42,10 +50,12 @@ def list_(
     from typing import cast, get_args
 
     from skyloom.core.errors import RequestError
-    from skyloom.serve.jobs import Status
+    from skyloom.serve.queue.jobs import Status
 
     if status is not None and status not in get_args(Status):
-        raise RequestError(f"{status!r} is no state of a job.", hint=f"Use one of {', '.join(get_args(Status))}.")
+        raise RequestError(
+            f"{status!r} is no state of a job.", hint=f"Use one of {', '.join(get_args(Status))}."
+        )
     found = _store(data, database).walk(status=cast("Status | None", status))
     for job in islice(found, limit):
         _print(job, as_json=as_json)
@@ -63,32 +73,42 @@ def show(id: _Id, data: _Data = None, database: _Database = None) -> None:
 
 
 @app.command()
-def cancel(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+def cancel(
+    id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
+) -> None:
     """Stop a job for good; one that runs stops after its step."""
     _print(_store(data, database).cancel(id), as_json=as_json)
 
 
 @app.command()
-def pause(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+def pause(
+    id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
+) -> None:
     """Hold a job; one that runs stops after its step and loses nothing."""
     _print(_store(data, database).pause(id), as_json=as_json)
 
 
 @app.command()
-def resume(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+def resume(
+    id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
+) -> None:
     """Let a paused job go on."""
     _print(_store(data, database).resume(id), as_json=as_json)
 
 
 @app.command()
-def retry(id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False) -> None:
+def retry(
+    id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
+) -> None:
     """Put a job that failed or was cancelled back in the queue."""
     _print(_store(data, database).retry(id), as_json=as_json)
 
 
 @app.command()
 def collect(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     data: _Data = None,
     database: _Database = None,
     storage: Annotated[str | None, typer.Option(help="Folder or URL (s3://...) of results")] = None,
@@ -100,9 +120,9 @@ def collect(
     import contextlib
     from dataclasses import asdict
 
-    from skyloom.serve.collector import collect as sweep
-    from skyloom.serve.collector import preview
-    from skyloom.serve.installation import open_installation
+    from skyloom.serve.storage.garbage import collect as sweep
+    from skyloom.serve.storage.garbage import preview
+    from skyloom.serve.storage.installation import open_installation
 
     settings = _settings(data, database, storage)
     queue, store = open_installation(settings, create=False)
@@ -112,7 +132,10 @@ def collect(
     if done is None:
         typer.echo("Another sweep has just begun.", err=True)
         return
-    counts = {**asdict(done), **({} if rest is None else {"unowned": rest.count, "unowned_bytes": rest.bytes})}
+    counts = {
+        **asdict(done),
+        **({} if rest is None else {"unowned": rest.count, "unowned_bytes": rest.bytes}),
+    }
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run, **counts}))
         return
@@ -125,20 +148,26 @@ def worker(
     database: _Database = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Folder or URL (s3://...) of results (default: SKYLOOM_STORAGE_URL, or in the data folder)"),
+        typer.Option(
+            help="Folder or URL (s3://...) of results (default: SKYLOOM_STORAGE_URL, or in the data folder)"
+        ),
     ] = None,
     device: options.Device = None,
-    name: Annotated[str | None, typer.Option(help="What to call it (default: host and process)")] = None,
-    attached: Annotated[bool, typer.Option("--attached", help="End when standard input ends.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="What to call it (default: host and process)")
+    ] = None,
+    attached: Annotated[
+        bool, typer.Option("--attached", help="End when standard input ends.")
+    ] = False,
     log: Annotated[str, typer.Option(help="Lines of the log: human or json.")] = "human",
 ) -> None:
     """Do the jobs of a queue, here or from another host; SIGTERM gives back what is in hand and ends."""
     from skyloom.core.device import choose_device
     from skyloom.core.log import set_up_logging
-    from skyloom.serve.installation import open_installation
-    from skyloom.serve.leases import Leases
-    from skyloom.serve.render import PipelineRenderer
-    from skyloom.serve.worker import Worker
+    from skyloom.serve.queue.leases import Leases
+    from skyloom.serve.storage.installation import open_installation
+    from skyloom.serve.workers.render import PipelineRenderer
+    from skyloom.serve.workers.worker import Worker
 
     settings = _settings(data, database, storage)
     set_up_logging(style="json" if log == "json" else "human", details=settings.log_prompts)
@@ -182,8 +211,8 @@ def _settings(data: Path | None, database: str | None, storage: str | None = Non
 
 
 def _store(data: Path | None, database: str | None) -> "JobStore":
-    from skyloom.serve.installation import open_database
-    from skyloom.serve.jobs import JobStore
+    from skyloom.serve.queue.jobs import JobStore
+    from skyloom.serve.storage.installation import open_database
 
     settings = _settings(data, database)
     return JobStore(open_database(settings, create=False), settings)

@@ -31,7 +31,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of a model, or its folde
 
 
 @app.command()
-def verify(name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = "diorama") -> None:
+def verify(
+    name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = "diorama",
+) -> None:
     """Compare every weights file with its hash."""
     from skyloom.models.checkpoint import verify_manifest
     from skyloom.models.registry import find_model

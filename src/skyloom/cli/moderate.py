@@ -12,10 +12,17 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".mov", ".webm", 
 def moderate(
     files: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of them.")],
     rule: Annotated[
-        str | None, typer.Option(help="Print a rule of this name that blocks them, to be put into a policy file.")
+        str | None,
+        typer.Option(
+            help="Print a rule of this name that blocks them, to be put into a policy file."
+        ),
     ] = None,
-    message: Annotated[str, typer.Option(help="With --rule: what to say to the user.")] = "This picture is not shown.",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each file.")] = False,
+    message: Annotated[
+        str, typer.Option(help="With --rule: what to say to the user.")
+    ] = "This picture is not shown.",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each file.")
+    ] = False,
 ) -> None:
     """Check pictures and videos, one frame a second, by the policy that SKYLOOM_POLICY names.
 
@@ -27,12 +34,15 @@ def moderate(
         return
     from dataclasses import asdict
 
+    from skyloom.safety.frame_moderation import find_judge, judge_file
     from skyloom.safety.moderation import Verdict
-    from skyloom.safety.watch import find_judge, judge_file
 
     judge, refused = find_judge(), False
     if judge is None:
-        typer.echo("The policy has no pictures to block and no classifiers: nothing is looked at.", err=True)
+        typer.echo(
+            "The policy has no pictures to block and no classifiers: nothing is looked at.",
+            err=True,
+        )
     for path in paths:
         verdict = Verdict(True) if judge is None else judge_file(judge, path)
         refused |= not verdict.allowed
@@ -45,7 +55,7 @@ def moderate(
 
 def _print_rule(name: str, message: str, paths: list[Path]) -> None:
     """A [[pictures]] table that knows the files by their looks."""
-    from skyloom.safety.watch import looks_of
+    from skyloom.safety.frame_moderation import looks_of
 
     looks = dict.fromkeys(look for path in paths for look in looks_of(path))
     lines = [f'    "{look}",' for look in looks]
@@ -61,7 +71,11 @@ def _inside(path: Path) -> list[Path]:
         raise RequestError(f"{path} does not exist.", hint="Check the path.")
     if not path.is_dir():
         return [path]
-    found = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in _SUFFIXES)
+    found = sorted(
+        one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in _SUFFIXES
+    )
     if not found:
-        raise RequestError(f"{path} holds no pictures or videos.", hint="Name another folder, or a file.")
+        raise RequestError(
+            f"{path} holds no pictures or videos.", hint="Name another folder, or a file."
+        )
     return found

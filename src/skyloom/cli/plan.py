@@ -53,17 +53,19 @@ def plan(
 
 def show(request: "Request", as_json: bool, device: str | None) -> None:
     """Print what a request would take. Raises RequestError or CapacityError for what cannot be made."""
-    from skyloom.generate.describe import describe, foresee
     from skyloom.generate.estimate import check_capacity, free_memory
+    from skyloom.generate.plan_summary import describe, foresee
 
     made, expected = foresee(request, device)
-    typer.echo(json.dumps(describe(made, expected)) if as_json else "\n".join(_lines(made, expected)))
+    typer.echo(
+        json.dumps(describe(made, expected)) if as_json else "\n".join(_lines(made, expected))
+    )
     check_capacity(expected, free_disk=shutil.disk_usage(Path()).free, free_memory=free_memory())
 
 
 def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
     """What people ask about first comes first."""
-    from skyloom.generate.describe import describe_card, describe_spans
+    from skyloom.generate.plan_summary import describe_card, describe_spans
 
     work, kept = expected.work, -(-plan.shape.frames // plan.keep_every)
     basis = "a first guess" if expected.first_guess else f"from {expected.runs} earlier runs"

@@ -9,7 +9,7 @@ import typer
 from skyloom.cli import options
 
 if TYPE_CHECKING:
-    from skyloom.generate.edits import Edit
+    from skyloom.generate.edit_spec import Edit
     from skyloom.generate.receipt import Receipt
     from skyloom.generate.replay import Verdict
     from skyloom.generate.request import Request
@@ -20,9 +20,12 @@ _SHORT = 12
 
 def show(
     file: Annotated[Path, typer.Argument(help="A video of skyloom's, or its .receipt.json.")],
-    tree: Annotated[bool, typer.Option("--tree", help="Draw what it was made from, and that from what.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Draw what it was made from, and that from what.")
+    ] = False,
     among: Annotated[
-        list[Path] | None, typer.Option(help="Folders to look for parents in (default: FILE's own alone)")
+        list[Path] | None,
+        typer.Option(help="Folders to look for parents in (default: FILE's own alone)"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as it is.")] = False,
 ) -> None:
@@ -47,21 +50,36 @@ def replay(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File (.mp4, .webm, .gif) (default: FILE's name and -again; none to verify)"
+            "--output",
+            "-o",
+            help="File (.mp4, .webm, .gif) (default: FILE's name and -again; none to verify)",
         ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare with FILE: exit code 1 if it differs by more than its codec.")
+        bool,
+        typer.Option(
+            "--verify", help="Compare with FILE: exit code 1 if it differs by more than its codec."
+        ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on although the weights are others.")] = False,
-    model: Annotated[str | None, typer.Option(help="Name of a model, or its folder (default: the receipt's)")] = None,
-    image: Annotated[Path | None, typer.Option(help="Where the picture is now that the video started from.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although the weights are others.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a model, or its folder (default: the receipt's)")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Where the picture is now that the video started from.")
+    ] = None,
     credentials: options.Credentials = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about the result.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the receipt's, if it is here)")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON about the result.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: the receipt's, if it is here)")
+    ] = None,
 ) -> None:
     """Make a video again from its receipt."""
-    from skyloom.generate.publish import check_ready, publish
+    from skyloom.generate.export import check_ready, publish
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import check_weights, compare_file, is_exact, request_again
     from skyloom.media.write import check_target
@@ -79,7 +97,10 @@ def replay(
     video = _make(info.folder, request, receipt, device)
     if target is not None:
         publish(video.save(target), video.receipt, looks=_looks(video), credentials=credentials)
-    told: dict[str, Any] = {"file": None if target is None else str(target), "exact": is_exact(receipt, video)}
+    told: dict[str, Any] = {
+        "file": None if target is None else str(target),
+        "exact": is_exact(receipt, video),
+    }
     verdict = compare_file(file, receipt, video) if verify else None
     told |= verdict.to_dict() if verdict else {}
     typer.echo(json.dumps(told) if as_json else _sentence(told, verdict))
@@ -88,7 +109,7 @@ def replay(
 
 
 def _looks(video: "Video") -> list[str]:
-    from skyloom.safety.registry import Glimpses
+    from skyloom.safety.provenance import Glimpses
 
     glimpses = Glimpses(video.fps)
     glimpses.append(video.frames)
@@ -119,7 +140,10 @@ def describe(receipt: "Receipt") -> list[tuple[str, str]]:
     ]
     if frames is not None:
         rows.append(("frames", f"{frames.shape[0]}, sha256 {frames.sha256}"))
-    rows += [("parent", f"{parent.sha256[:_SHORT]} ({parent.role}, {parent.verb})") for parent in receipt.parents]
+    rows += [
+        ("parent", f"{parent.sha256[:_SHORT]} ({parent.role}, {parent.verb})")
+        for parent in receipt.parents
+    ]
     rows += [("notes", f"{key}: {_note(value)}") for key, value in receipt.notes.items()]
     plain = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in rows)
     return [(name, str(value)) for name, value in plain if value not in (None, "")]
@@ -138,7 +162,9 @@ def _note(value: object) -> str:
 def _edit_line(edit: "Edit") -> str:
     """Like: retake of cat.mp4, start 1, stop 2."""
     told = {name: value for name, value in edit.to_dict().items() if name not in ("verb", "videos")}
-    return ", ".join([f"{edit.verb} of {' and '.join(edit.videos)}", *(f"{name} {told[name]}" for name in told)])
+    return ", ".join(
+        [f"{edit.verb} of {' and '.join(edit.videos)}", *(f"{name} {told[name]}" for name in told)]
+    )
 
 
 def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":
@@ -149,14 +175,18 @@ def _make(folder: Path, request: "Request", receipt: "Receipt", device: str | No
     from skyloom.generate.pipeline import load
 
     if device is None and receipt.device:
-        device = "cpu" if receipt.device == "cuda" and not torch.cuda.is_available() else receipt.device
+        device = (
+            "cpu" if receipt.device == "cuda" and not torch.cuda.is_available() else receipt.device
+        )
     if receipt.device and device != receipt.device:
         typer.echo(f"made on {receipt.device}, again on {device}: other bits are likely", err=True)
     if receipt.torch and receipt.torch != torch.__version__:
         typer.echo(f"made with torch {receipt.torch}, again with {torch.__version__}", err=True)
     noted = receipt.notes.get("critic")
     critic = critic_for(request, noted.get("bounds") if isinstance(noted, dict) else None)
-    return load(str(folder), device=device, dtype=receipt.dtype or None).generate(request, critic=critic)
+    return load(str(folder), device=device, dtype=receipt.dtype or None).generate(
+        request, critic=critic
+    )
 
 
 def _sentence(told: dict[str, Any], verdict: "Verdict | None") -> str:
@@ -169,9 +199,13 @@ def _sentence(told: dict[str, Any], verdict: "Verdict | None") -> str:
     lines = [told["file"] or "", exact]
     if verdict is not None:
         there, codec = verdict.file, verdict.codec
-        lines.append(f"the file differs by {there.largest} at most, {there.mean:.3f} on average (of 255)")
+        lines.append(
+            f"the file differs by {there.largest} at most, {there.mean:.3f} on average (of 255)"
+        )
         lines.append(f"its codec alone by {codec.largest} at most, {codec.mean:.3f} on average")
-        lines.append("the file shows this video" if verdict.same else "the file shows something else")
+        lines.append(
+            "the file shows this video" if verdict.same else "the file shows something else"
+        )
     return "\n".join(filter(None, lines))
 
 

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from skyloom.serve.auth import KeyInfo, KeyStore
+    from skyloom.serve.queue.api_keys import KeyInfo, KeyStore
 
 app = typer.Typer(help="API keys: who may use the server from where.", no_args_is_help=True)
 
-_Data = Annotated[Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")]
+_Data = Annotated[
+    Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")
+]
 _Database = Annotated[
-    str | None, typer.Option(help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)")
+    str | None,
+    typer.Option(
+        help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)"
+    ),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 _STRAGGLER_SECONDS = 0.5
@@ -28,7 +33,8 @@ _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen at (default: 127.0.0.1, this machine only)")
+        str | None,
+        typer.Option(help="Address to listen at (default: 127.0.0.1, this machine only)"),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one (default: 8765)")
@@ -36,26 +42,40 @@ def serve(
     data: _Data = None,
     database: _Database = None,
     storage: Annotated[str | None, typer.Option(help="Folder or URL (s3://...) of results")] = None,
-    settings: Annotated[Path | None, typer.Option(help="Settings (default: settings.toml in the data folder)")] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="A worker's device; may stand several times (default: all there are)")
+    settings: Annotated[
+        Path | None, typer.Option(help="Settings (default: settings.toml in the data folder)")
     ] = None,
-    workers: Annotated[bool, typer.Option("--worker/--no-worker", help="Start workers of its own.")] = True,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="A worker's device; may stand several times (default: all there are)"),
+    ] = None,
+    workers: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Start workers of its own.")
+    ] = True,
     adopt_storage: Annotated[
         bool,
         typer.Option(
-            "--adopt-storage", help="Give database and storage a new installation id that binds them: docs/server.md."
+            "--adopt-storage",
+            help="Give database and storage a new installation id that binds them: docs/server.md.",
         ),
     ] = False,
     log: Annotated[str, typer.Option(help="Lines of the log: human or json.")] = "human",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line, {url, token}, when ready.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line, {url, token}, when ready.")
+    ] = False,
 ) -> None:
     """The Videos API on this machine; clients of OpenAI's use it unchanged. SIGTERM drains and ends."""
     from skyloom.core.log import set_up_logging
-    from skyloom.serve.listen import find_devices, listen
+    from skyloom.serve.main import find_devices, listen
     from skyloom.serve.settings import load_settings
 
-    given = {"host": host, "port": port, "data": data, "database_url": database, "storage_url": storage}
+    given = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "database_url": database,
+        "storage_url": storage,
+    }
     chosen = load_settings(settings, **given)
     set_up_logging(style="json" if log == "json" else "human", details=chosen.log_prompts)
     wanted = (device or find_devices()) if workers else []
@@ -76,7 +96,8 @@ def create(
     owner: Annotated[str, typer.Argument(help="Whose jobs and files it sees, like alice.")],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     scope: Annotated[
-        list[str] | None, typer.Option(help="read, write or admin; may stand several times (default: read, write)")
+        list[str] | None,
+        typer.Option(help="read, write or admin; may stand several times (default: read, write)"),
     ] = None,
     expires: Annotated[
         str | None, typer.Option(help="How long it is good for, like 12h or 90d (default: no end)")
@@ -87,7 +108,10 @@ def create(
 ) -> None:
     """Make a key and print it. It is not kept: this is the only time that it is shown."""
     info, text = _keys(data, database).create(
-        owner, name=name, scopes=scope or ("read", "write"), seconds=None if expires is None else _seconds(expires)
+        owner,
+        name=name,
+        scopes=scope or ("read", "write"),
+        seconds=None if expires is None else _seconds(expires),
     )
     typer.echo(json.dumps({**_told(info), "key": text}) if as_json else text)
 
@@ -97,7 +121,13 @@ def list_(data: _Data = None, database: _Database = None, as_json: _AsJson = Fal
     """Every key: its id, owner, scopes and times."""
     for info in _keys(data, database).list():
         told = _told(info)
-        state = "revoked" if told["revoked_at"] else f"expires {told['expires_at']}" if told["expires_at"] else "good"
+        state = (
+            "revoked"
+            if told["revoked_at"]
+            else f"expires {told['expires_at']}"
+            if told["expires_at"]
+            else "good"
+        )
         line = f"{info.id}  {info.owner:16} {','.join(info.scopes):12} {state:28} {info.name}"
         typer.echo(json.dumps(told) if as_json else line.rstrip())
 
@@ -127,9 +157,9 @@ def _end_without_stragglers() -> None:
 
 
 def _keys(data: Path | None, database: str | None) -> "KeyStore":
-    from skyloom.serve.auth import KeyStore
-    from skyloom.serve.installation import open_database
+    from skyloom.serve.queue.api_keys import KeyStore
     from skyloom.serve.settings import load_settings
+    from skyloom.serve.storage.installation import open_database
 
     return KeyStore(open_database(load_settings(data=data, database_url=database)))
 
@@ -148,7 +178,15 @@ def _told(info: "KeyInfo") -> dict[str, object]:
     times = ("created_at", "expires_at", "last_used_at", "revoked_at")
     told = {name: getattr(info, name) for name in times}
     shown = {
-        name: None if value is None else datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
+        name: None
+        if value is None
+        else datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
         for name, value in told.items()
     }
-    return {"id": info.id, "owner": info.owner, "name": info.name, "scopes": list(info.scopes), **shown}
+    return {
+        "id": info.id,
+        "owner": info.owner,
+        "name": info.name,
+        "scopes": list(info.scopes),
+        **shown,
+    }

@@ -9,7 +9,9 @@ import typer
 def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, like those in recipes/.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: log, state, weights.")],
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Override: loop.steps=200.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override: loop.steps=200.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
 ) -> None:
     """Train the autoencoder or the transformer by a recipe."""

@@ -19,7 +19,9 @@ _STATES = {
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A video or a picture.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON about what was found.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON about what was found.")
+    ] = False,
 ) -> None:
     """Look for a C2PA manifest, the watermark, and the file in this machine's registry.
 
@@ -36,13 +38,18 @@ def verify(
 def _lines(findings: "Findings") -> list[str]:
     """What was found, for people; text of a foreign file is spelled out where it could steer a terminal."""
     lines = _manifest(findings.credentials)
-    lines += [f"watermark  {_span(mark.start, mark.stop)}id {mark.identity}" for mark in findings.marks]
+    lines += [
+        f"watermark  {_span(mark.start, mark.stop)}id {mark.identity}" for mark in findings.marks
+    ]
     lines += [] if findings.marks else ["watermark  none found"]
     for match in findings.matches:
         lines.append(f"registry   by {match.by}: {match.making.name}, made {match.making.made_at}")
     lines += [] if findings.matches else ["registry   not known here"]
     lines.append("made by a model" if findings.generated else "nothing says that a model made it")
-    return ["".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line) for line in lines]
+    return [
+        "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+        for line in lines
+    ]
 
 
 def _manifest(credentials: "Credentials | None") -> list[str]:
@@ -52,11 +59,19 @@ def _manifest(credentials: "Credentials | None") -> list[str]:
     lines = [f"manifest   {_STATES[credentials.state]}{where}"]
     if credentials.signer:
         lines.append(f"           signed by {credentials.signer}, {credentials.issuer}")
-    lines += [f"           {', '.join(credentials.actions)}: {credentials.source_type}"] if credentials.actions else []
+    lines += (
+        [f"           {', '.join(credentials.actions)}: {credentials.source_type}"]
+        if credentials.actions
+        else []
+    )
     lines += [f"           from {parent}" for parent in credentials.parents]
     lines += [f"           {key} {value}" for key, value in (credentials.generation or {}).items()]
     return lines + [f"           {problem}" for problem in credentials.problems]
 
 
 def _span(start: int, stop: int | None) -> str:
-    return "" if start == 0 and stop is None else f"frames {start} to {'the end' if stop is None else stop}: "
+    return (
+        ""
+        if start == 0 and stop is None
+        else f"frames {start} to {'the end' if stop is None else stop}: "
+    )

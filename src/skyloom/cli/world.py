@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The diorama: the world that the bundled model learns.", no_args_is_help=True)
+app = typer.Typer(
+    help="The diorama: the world that the bundled model learns.", no_args_is_help=True
+)
 
 Vocabulary = Annotated[str, typer.Option(help="small or full.")]
 AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")]
@@ -16,7 +18,9 @@ AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world a
 @app.command()
 def assets(
     folder: Annotated[Path, typer.Argument(help="Where the atlas goes.")] = Path(".atlas"),
-    packages: Annotated[Path | None, typer.Option(help="Where the packages go (default: FOLDER/packages)")] = None,
+    packages: Annotated[
+        Path | None, typer.Option(help="Where the packages go (default: FOLDER/packages)")
+    ] = None,
 ) -> None:
     """Fetch the npm packages of art, check them, and build the atlas with its licence ledger."""
     from skyloom.world.assets import build_atlas, fetch_packages
@@ -69,6 +73,12 @@ def render(
 
     check_target(out)
     width, height = parse_size(size)
-    clip = make_clip(seed, find_vocabulary(vocabulary), load_atlas(atlas), frames, height, width, split="all")
+    clip = make_clip(
+        seed, find_vocabulary(vocabulary), load_atlas(atlas), frames, height, width, split="all"
+    )
     write_video(clip.frames, Fraction(16), out)
-    typer.echo(json.dumps({"file": str(out), "captions": asdict(clip.captions), "facts": asdict(clip.facts)}))
+    typer.echo(
+        json.dumps(
+            {"file": str(out), "captions": asdict(clip.captions), "facts": asdict(clip.facts)}
+        )
+    )

@@ -48,7 +48,9 @@ def from_table(table: Table, kind: type[T], where: str) -> T:
     values = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
     missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
-        raise ConfigError(f"{where} lacks {', '.join(map(repr, missing))}.", hint="Add the missing keys.")
+        raise ConfigError(
+            f"{where} lacks {', '.join(map(repr, missing))}.", hint="Add the missing keys."
+        )
     return kind(**values)
 
 
@@ -60,7 +62,9 @@ def to_table(config: object) -> Table:
         if value is not None:
             table[field.name] = _plain(value)
         elif isinstance(field.default, bool):
-            raise ConfigError(f"{field.name} = None cannot be written.", hint="Make None its default.")
+            raise ConfigError(
+                f"{field.name} = None cannot be written.", hint="Make None its default."
+            )
         elif not _required(field) and field.default is not None:
             table[field.name] = False
     return table
@@ -76,7 +80,9 @@ def _read_chain(path: Path, heirs: tuple[Path, ...]) -> Table:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
     base = table.pop("base", None)
@@ -86,7 +92,9 @@ def _read_chain(path: Path, heirs: tuple[Path, ...]) -> Table:
         raise ConfigError(f"{path}: base is {base!r}.", hint="It must name a file beside this one.")
     chain = (*heirs, path.resolve())
     if (path.parent / base).resolve() in chain:
-        raise ConfigError(f"{path} inherits from itself by way of base = {base!r}.", hint="Break the circle.")
+        raise ConfigError(
+            f"{path} inherits from itself by way of base = {base!r}.", hint="Break the circle."
+        )
     return _merge(_read_chain(path.parent / base, chain), table)
 
 
@@ -108,8 +116,12 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 def _convert_plain(value: Any, kind: Any, where: str) -> Any:
     if issubclass(kind, Enum):
-        right = [option for option in kind if option.value == value and type(option.value) is type(value)]
-        return right[0] if right else _refuse_choice(value, [option.value for option in kind], where)
+        right = [
+            option for option in kind if option.value == value and type(option.value) is type(value)
+        ]
+        return (
+            right[0] if right else _refuse_choice(value, [option.value for option in kind], where)
+        )
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -186,9 +198,15 @@ def _plain(value: Any) -> Any:
 
 
 def _lines(table: Table, path: str) -> list[str]:
-    tables: dict[str, Table] = {key: value for key, value in table.items() if isinstance(value, dict)}
-    lists: dict[str, list[Table]] = {key: value for key, value in table.items() if _is_list_of_tables(value)}
-    lines = [f"{key} = {_text(value)}" for key, value in table.items() if key not in {*tables, *lists}]
+    tables: dict[str, Table] = {
+        key: value for key, value in table.items() if isinstance(value, dict)
+    }
+    lists: dict[str, list[Table]] = {
+        key: value for key, value in table.items() if _is_list_of_tables(value)
+    }
+    lines = [
+        f"{key} = {_text(value)}" for key, value in table.items() if key not in {*tables, *lists}
+    ]
     for key, value in tables.items():
         lines += ["", f"[{path}{key}]", *_lines(value, f"{path}{key}.")]
     for key, rows in lists.items():

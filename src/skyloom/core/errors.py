@@ -86,7 +86,9 @@ class CapacityError(SkyloomError):
 
     code = "capacity"
 
-    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
 
@@ -96,7 +98,9 @@ class DiskFullError(CapacityError):
 
     code = "disk_full"
 
-    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = 60.0) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after: float | None = 60.0
+    ) -> None:
         super().__init__(message, hint=hint, retry_after=retry_after)
 
 

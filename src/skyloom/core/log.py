@@ -43,7 +43,9 @@ def set_up_logging(
     client has sent."""
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        raise ConfigError(f"{level!r} is not a log level.", hint="Use debug, info, warning or error.")
+        raise ConfigError(
+            f"{level!r} is not a log level.", hint="Use debug, info, warning or error."
+        )
     formatter = JsonLines(details=details) if style == "json" else PlainLines(details=details)
     handler, of_others = _Handler(stream or sys.stderr), _Handler(stream or sys.stderr)
     handler.setFormatter(formatter)
@@ -83,7 +85,9 @@ def describe(error: BaseException) -> str:
 def describe_output(text: str) -> str:
     """What a program wrote before it failed: the places and types of its tracebacks, and no messages."""
     kept = [found for line in text.splitlines() if (found := _CHILD_LINE.match(line))]
-    return "\n".join(line.string if line[0].startswith("  File") else line[0].strip() for line in kept)
+    return "\n".join(
+        line.string if line[0].startswith("  File") else line[0].strip() for line in kept
+    )
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -120,7 +124,9 @@ class JsonLines(PlainLines):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD | line.keys()}
+        line |= {
+            key: value for key, value in vars(record).items() if key not in _STANDARD | line.keys()
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return redact(json.dumps(line, default=str, ensure_ascii=False))

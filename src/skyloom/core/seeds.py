@@ -22,7 +22,9 @@ def generator(seed: int, *path: int | str) -> torch.Generator:
 
 
 def chain_frames(
-    noise: Float[Tensor, "b c t h w"], correlation: float, before: Float[Tensor, "b c h w"] | None = None
+    noise: Float[Tensor, "b c t h w"],
+    correlation: float,
+    before: Float[Tensor, "b c h w"] | None = None,
 ) -> Float[Tensor, "b c t h w"]:
     """Noise whose frames are alike from one to the next, each still standard normal: what a model makes of noise that
     moves little flickers less (progressive noise: Ge et al. 2023, arXiv 2305.10474). `before` is the last frame of

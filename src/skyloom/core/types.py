@@ -21,7 +21,9 @@ class VideoShape:
 
     def __post_init__(self) -> None:
         if min(self.frames, self.height, self.width) < 1:
-            raise RequestError(f"A video of {self.frames} frames at {self.width}x{self.height} is empty.")
+            raise RequestError(
+                f"A video of {self.frames} frames at {self.width}x{self.height} is empty."
+            )
 
     @property
     def size(self) -> str:
@@ -74,8 +76,12 @@ class ScaleFactors:
                 hint=f"Use {round(shape.width / self.space) * self.space}x"
                 f"{round(shape.height / self.space) * self.space}.",
             )
-        return LatentShape(self.latent_frames(shape.frames), shape.height // self.space, shape.width // self.space)
+        return LatentShape(
+            self.latent_frames(shape.frames), shape.height // self.space, shape.width // self.space
+        )
 
     def video_shape(self, latent: LatentShape) -> VideoShape:
         """The video shape that a latent decodes to."""
-        return VideoShape(self.video_frames(latent.frames), latent.height * self.space, latent.width * self.space)
+        return VideoShape(
+            self.video_frames(latent.frames), latent.height * self.space, latent.width * self.space
+        )

@@ -51,7 +51,9 @@ def parse_split(text: str) -> Split:
     for split in get_args(Split):
         if split == text:
             return split
-    raise ConfigError(f"There is no split {text!r}.", hint=f"Use one of {', '.join(get_args(Split))}.")
+    raise ConfigError(
+        f"There is no split {text!r}.", hint=f"Use one of {', '.join(get_args(Split))}."
+    )
 
 
 def render_clips(plan: ClipPlan, atlas_folder: Path, folder: Path, processes: int = 1) -> int:
@@ -120,7 +122,9 @@ def moment(plan: ClipPlan, seed: int) -> np.ndarray | None:
     """Which second a still shows: the start of its scene for even seeds, any moment for odd ones."""
     if plan.frames > 1:
         return None
-    return np.array([STILL_SECONDS * (derive_seed(seed, "moment") % 1000) / 1000 if seed % 2 else 0.0])
+    return np.array(
+        [STILL_SECONDS * (derive_seed(seed, "moment") % 1000) / 1000 if seed % 2 else 0.0]
+    )
 
 
 def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) -> None:
@@ -144,7 +148,14 @@ def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) 
         frames.append(clip.frames.numpy())
         digest_of_clip = sha256(clip.frames.numpy().tobytes()).hexdigest()
         captions = asdict(clip.captions)
-        rows.append({"seed": seed, "captions": captions, "facts": asdict(clip.facts), "sha256": digest_of_clip})
+        rows.append(
+            {
+                "seed": seed,
+                "captions": captions,
+                "facts": asdict(clip.facts),
+                "sha256": digest_of_clip,
+            }
+        )
     path = _shard(folder, index)
     path.with_suffix(".json").write_text(json.dumps(rows))
     partial = folder / f".{path.name}.partial"

@@ -29,7 +29,9 @@ def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
 
 
 @torch.no_grad()
-def encode_clips(folder: Path, encode: Encode, device: torch.device | None = None, batch: int = 10) -> int:
+def encode_clips(
+    folder: Path, encode: Encode, device: torch.device | None = None, batch: int = 10
+) -> int:
     """Write `clips-*.latents.safetensors` for each clip shard without one; returns how many were written.
 
     In fp32: in bf16 this convolution gives wrong numbers on some processors (docs/log.md, 2026-11-25).
@@ -40,7 +42,10 @@ def encode_clips(folder: Path, encode: Encode, device: torch.device | None = Non
         if target.exists():
             continue
         frames = torch.from_numpy(np.load(path))
-        parts = [encode(to_pixels(part.to(device or part.device))).bfloat16().cpu() for part in frames.split(batch)]
+        parts = [
+            encode(to_pixels(part.to(device or part.device))).bfloat16().cpu()
+            for part in frames.split(batch)
+        ]
         partial = target.with_suffix(".partial")
         save_file({"latent": torch.cat(parts).contiguous()}, partial)
         partial.replace(target)
@@ -49,7 +54,9 @@ def encode_clips(folder: Path, encode: Encode, device: torch.device | None = Non
 
 
 @torch.no_grad()
-def encode_captions(folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 128) -> int:
+def encode_captions(
+    folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 128
+) -> int:
     """Write one table of contexts for every caption that training uses of all folders; returns their number.
 
     The table holds `tokens` [sum of lengths, d], `lengths` [n], `pooled` [n d]; the captions themselves

@@ -23,10 +23,14 @@ _PAD = 8
 class PixelLoader:
     """Random crops in space and time from rendered clips, for the autoencoder."""
 
-    def __init__(self, folders: Sequence[Path], batch: int, frames: int, crop: int, seed: int) -> None:
+    def __init__(
+        self, folders: Sequence[Path], batch: int, frames: int, crop: int, seed: int
+    ) -> None:
         self.shards = [frames for folder in folders for frames, _ in read_shards(folder)]
         if not self.shards:
-            raise ConfigError(f"No rendered clips in {', '.join(map(str, folders))}.", hint="Render first.")
+            raise ConfigError(
+                f"No rendered clips in {', '.join(map(str, folders))}.", hint="Render first."
+            )
         self.batch, self.frames, self.crop, self.seed = batch, frames, crop, seed
 
     def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
@@ -55,7 +59,9 @@ class CaptionTable:
         self.index = {text: row for row, text in enumerate(captions)}
         self.ends = lengths.cumsum(0).tolist()
 
-    def gather(self, rows: Sequence[int]) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
+    def gather(
+        self, rows: Sequence[int]
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
         """Padded contexts, their masks and the pooled vectors of some rows."""
         pieces = [self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]] for row in rows]
         longest = -(-max(map(len, pieces)) // _PAD) * _PAD
@@ -89,7 +95,9 @@ class LatentBatch:
         Of the `hidden` ones the words' own vectors are left out: what the encoder's layers make of them must do.
         """
         empty = self.table.index[""]
-        rows = [empty if drop else row for row, drop in zip(self.rows, dropped.tolist(), strict=True)]
+        rows = [
+            empty if drop else row for row, drop in zip(self.rows, dropped.tolist(), strict=True)
+        ]
         device = self.latent.device
         context, mask, pooled = self.table.gather(rows)
         if hidden is not None:
@@ -116,10 +124,15 @@ class LatentSource:
 
     def __post_init__(self) -> None:
         if self.rollout and self.excerpt:
-            raise ConfigError("A source is a rollout or an excerpt, not both.", hint="Name the folder twice.")
-        if self.rollout and (len(self.rollout) != len(("sink", "recent", "window")) or min(self.rollout) < 1):
             raise ConfigError(
-                f"A rollout of {self.rollout} is none.", hint="Name sink, recent and window, like 3, 3, 3."
+                "A source is a rollout or an excerpt, not both.", hint="Name the folder twice."
+            )
+        if self.rollout and (
+            len(self.rollout) != len(("sink", "recent", "window")) or min(self.rollout) < 1
+        ):
+            raise ConfigError(
+                f"A rollout of {self.rollout} is none.",
+                hint="Name sink, recent and window, like 3, 3, 3.",
             )
 
 
@@ -131,7 +144,9 @@ class _LatentStore:
         self._places: list[tuple[int, int]] = []
         self.captions: list[tuple[int, ...]] = []
 
-    def add(self, latents: Tensor, captions: Sequence[tuple[int, ...]], keep: Sequence[bool]) -> None:
+    def add(
+        self, latents: Tensor, captions: Sequence[tuple[int, ...]], keep: Sequence[bool]
+    ) -> None:
         """Take a shard; samples that are not kept are left out."""
         for index, keeping in enumerate(keep):
             if keeping:
@@ -143,7 +158,9 @@ class _LatentStore:
         return len(self._places)
 
     def __getitem__(self, picked: Sequence[int]) -> Float[Tensor, "b c t h w"]:
-        return torch.stack([self._shards[shard][index] for shard, index in (self._places[i] for i in picked)])
+        return torch.stack(
+            [self._shards[shard][index] for shard, index in (self._places[i] for i in picked)]
+        )
 
 
 class LatentLoader:
@@ -153,7 +170,9 @@ class LatentLoader:
     start on. The batch of a step depends on (seed, step) and on the folders alone.
     """
 
-    def __init__(self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu"
+    ) -> None:
         self.sources, self.table, self.seed, self.device = sources, table, seed, device
         self.loaded = [self._load(source.folder) for source in sources]
         shares = np.array([source.share for source in sources], dtype=float)
@@ -169,17 +188,26 @@ class LatentLoader:
             for rows_file in sorted(folder.glob("clips-*.json")):
                 latents = rows_file.parent / f"{rows_file.stem}{LATENT_SUFFIX}"
                 if not latents.exists():
-                    raise ConfigError(f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first.")
+                    raise ConfigError(
+                        f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first."
+                    )
                 rows = json.loads(rows_file.read_text())
-                count = frames or int(np.load(rows_file.with_suffix(".npy"), mmap_mode="r").shape[1])
-                captions = [tuple(self.table.index[text] for text in used_captions(row, count)) for row in rows]
+                count = frames or int(
+                    np.load(rows_file.with_suffix(".npy"), mmap_mode="r").shape[1]
+                )
+                captions = [
+                    tuple(self.table.index[text] for text in used_captions(row, count))
+                    for row in rows
+                ]
                 store.add(
                     load_file(latents)["latent"],
                     captions,
                     [not (training and is_row_held_out(row)) for row in rows],
                 )
         if not len(store):
-            raise ConfigError(f"{pattern} is not encoded.", hint="Run `skyloom data encode` on it first.")
+            raise ConfigError(
+                f"{pattern} is not encoded.", hint="Run `skyloom data encode` on it first."
+            )
         return store
 
     def __call__(self, step: int) -> LatentBatch:
@@ -200,7 +228,9 @@ class LatentLoader:
         return LatentBatch(latent, rows, self.table, where, sum(source.rollout[:2]))
 
 
-def rollout_numbers(frames: int, rollout: Sequence[int], random: np.random.Generator) -> Int[Tensor, " t"]:
+def rollout_numbers(
+    frames: int, rollout: Sequence[int], random: np.random.Generator
+) -> Int[Tensor, " t"]:
     """The latent frames that a window of a rollout sees: first ones, those right before, and its own."""
     sink, recent, window = rollout
     starts = range(sink + recent, frames - window + 1, window)
@@ -213,7 +243,9 @@ def rollout_numbers(frames: int, rollout: Sequence[int], random: np.random.Gener
 def excerpt_numbers(frames: int, most: int, random: np.random.Generator) -> Int[Tensor, " t"]:
     """A run of more than half of `most` latent frames, up to all, that begins after the first `most`."""
     if frames < 2 * most:
-        raise ConfigError(f"A video of {frames} latent frames has no {most} after its first {most}.")
+        raise ConfigError(
+            f"A video of {frames} latent frames has no {most} after its first {most}."
+        )
     length = int(random.integers(most // 2 + 1, most + 1))
     start = int(random.integers(most, frames - length + 1))
     return torch.arange(start, start + length)

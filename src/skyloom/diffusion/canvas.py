@@ -69,9 +69,13 @@ class Canvas:
         first = start + frames if start < 0 else start
         channels, _, height, width = latent.shape
         if (channels, height, width) != (self.latent.shape[0], *self.latent.shape[2:]):
-            raise RequestError(f"A latent of {tuple(latent.shape)} does not fit {tuple(self.latent.shape)}.")
+            raise RequestError(
+                f"A latent of {tuple(latent.shape)} does not fit {tuple(self.latent.shape)}."
+            )
         if first < 0 or first + count > frames:
-            raise RequestError(f"Latent frames {start} to {start + count - 1} are outside a canvas of {frames}.")
+            raise RequestError(
+                f"Latent frames {start} to {start + count - 1} are outside a canvas of {frames}."
+            )
         source, mask = self.latent.to(latent.dtype, copy=True), self.denoise_mask.clone()
         source[:, first : first + count] = latent.to(source.device)
         mask[first : first + count] = False
@@ -101,7 +105,10 @@ class Canvas:
         """The same canvas on another device."""
         strength = None if self.strength is None else self.strength.to(device)
         return replace(
-            self, latent=self.latent.to(device), denoise_mask=self.denoise_mask.to(device), strength=strength
+            self,
+            latent=self.latent.to(device),
+            denoise_mask=self.denoise_mask.to(device),
+            strength=strength,
         )
 
     def frame_sigma(self, sigma: float) -> Float[Tensor, " t"]:
@@ -112,7 +119,9 @@ class Canvas:
             levels = levels.minimum(self.strength.to(levels))
         return levels.masked_fill(~making, min(sigma, self.context_sigma))
 
-    def at_sigma(self, noise: Float[Tensor, "b c t h w"], sigma: float) -> Float[Tensor, "b c t h w"]:
+    def at_sigma(
+        self, noise: Float[Tensor, "b c t h w"], sigma: float
+    ) -> Float[Tensor, "b c t h w"]:
         """The source with `noise` mixed in, each frame at its level: where sampling starts."""
         levels = repeat(self.frame_sigma(sigma), "t -> b t", b=len(noise)).to(noise)
         source = repeat(self.latent, "c t h w -> b c t h w", b=len(noise)).to(noise)

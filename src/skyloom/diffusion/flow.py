@@ -16,7 +16,9 @@ SIGMA_FLOOR = 0.05
 
 
 def add_noise(
-    latent: Float[Tensor, "b c t h w"], noise: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b t"]
+    latent: Float[Tensor, "b c t h w"],
+    noise: Float[Tensor, "b c t h w"],
+    sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
     """Walk each latent frame along the straight path to its sigma."""
     s = _per_frame(sigma)
@@ -31,7 +33,9 @@ def velocity_target(
 
 
 def denoised_from_velocity(
-    noisy: Float[Tensor, "b c t h w"], velocity: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b t"]
+    noisy: Float[Tensor, "b c t h w"],
+    velocity: Float[Tensor, "b c t h w"],
+    sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
     """The clean estimate that a velocity points to."""
     return noisy - _per_frame(sigma) * velocity
@@ -48,7 +52,9 @@ def velocity_from_denoised(
 
 
 def velocity_from_angular(
-    noisy: Float[Tensor, "b c t h w"], angular: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b t"]
+    noisy: Float[Tensor, "b c t h w"],
+    angular: Float[Tensor, "b c t h w"],
+    sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
     """The velocity of an angular prediction, (sigma data - (1 - sigma) noise) / n with n^2 = sigma^2 + (1 - sigma)^2.
 
@@ -69,7 +75,9 @@ def to_velocity(
     """A network's raw prediction as a velocity, whichever of the three it predicts."""
     if kind == "velocity":
         return prediction
-    return {"denoised": velocity_from_denoised, "angular": velocity_from_angular}[kind](noisy, prediction, sigma)
+    return {"denoised": velocity_from_denoised, "angular": velocity_from_angular}[kind](
+        noisy, prediction, sigma
+    )
 
 
 def _per_frame(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 t 1 1"]:

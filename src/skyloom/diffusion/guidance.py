@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def cfg_delta(
-    conditional: Float[Tensor, "b c t h w"], unconditional: Float[Tensor, "b c t h w"], guidance_scale: float
+    conditional: Float[Tensor, "b c t h w"],
+    unconditional: Float[Tensor, "b c t h w"],
+    guidance_scale: float,
 ) -> Float[Tensor, "b c t h w"]:
     """Away from the prediction without a prompt (Ho and Salimans 2022, arXiv 2207.12598)."""
     return (guidance_scale - 1) * (conditional - unconditional)

@@ -19,7 +19,8 @@ from skyloom.diffusion.flow import denoised_from_velocity
 
 # (latent, sigma, span) -> velocity; span is how far each latent frame's sigma falls in this step
 VelocityFunction = Callable[
-    [Float[Tensor, "b c t h w"], Float[Tensor, "b t"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]
+    [Float[Tensor, "b c t h w"], Float[Tensor, "b t"], Float[Tensor, "b t"]],
+    Float[Tensor, "b c t h w"],
 ]
 
 
@@ -33,7 +34,10 @@ class SampleStep:
     denoised: Float[Tensor, "b c t h w"]
 
 
-Sampler = Callable[[VelocityFunction, Float[Tensor, "b c t h w"], Float[Tensor, " n"], Canvas], Iterator[SampleStep]]
+Sampler = Callable[
+    [VelocityFunction, Float[Tensor, "b c t h w"], Float[Tensor, " n"], Canvas],
+    Iterator[SampleStep],
+]
 
 
 def sample_euler(
@@ -50,7 +54,9 @@ def sample_euler(
     first, latent = begun or (0, canvas.at_sigma(noise, float(sigmas[0])))
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)[first:], start=first):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
-        latent = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
+        latent = canvas.apply(
+            _moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next
+        )
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
@@ -68,9 +74,15 @@ def sample_heun(
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
         velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         if sigma_next > 0:
-            ahead = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
-            velocity = (velocity + _evaluate(velocity_fn, ahead, noise, (sigma_next, sigma_next), canvas)[0]) / 2
-        latent = canvas.apply(_moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next)
+            ahead = canvas.apply(
+                _moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next
+            )
+            velocity = (
+                velocity + _evaluate(velocity_fn, ahead, noise, (sigma_next, sigma_next), canvas)[0]
+            ) / 2
+        latent = canvas.apply(
+            _moved(latent, velocity, (sigma, sigma_next), canvas), noise, sigma_next
+        )
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
@@ -99,7 +111,9 @@ def sample_adams_bashforth(
 
 
 def mean_velocity(
-    velocity_fn: Callable[[Float[Tensor, "b c t h w"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]],
+    velocity_fn: Callable[
+        [Float[Tensor, "b c t h w"], Float[Tensor, "b t"]], Float[Tensor, "b c t h w"]
+    ],
     latent: Float[Tensor, "b c t h w"],
     start: Float[Tensor, "b t"],
     end: Float[Tensor, "b t"],
@@ -135,7 +149,10 @@ def _pairs(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
 
 
 def _moved(
-    latent: Float[Tensor, "b c t h w"], velocity: Float[Tensor, "b c t h w"], step: tuple[float, float], canvas: Canvas
+    latent: Float[Tensor, "b c t h w"],
+    velocity: Float[Tensor, "b c t h w"],
+    step: tuple[float, float],
+    canvas: Canvas,
 ) -> Float[Tensor, "b c t h w"]:
     """The latent after a straight step; a frame of less strength stays until the step that passes it."""
     sigma, sigma_next = step
@@ -157,6 +174,8 @@ def _evaluate(
 
     Gradients are off here and not around the samplers, so that the caller's own setting holds between steps.
     """
-    levels, after = (repeat(canvas.frame_sigma(sigma), "t -> b t", b=len(latent)).to(latent) for sigma in step)
+    levels, after = (
+        repeat(canvas.frame_sigma(sigma), "t -> b t", b=len(latent)).to(latent) for sigma in step
+    )
     velocity = velocity_fn(latent, levels, levels - after).to(latent)
     return velocity, canvas.apply(denoised_from_velocity(latent, velocity, levels), noise, 0.0)

@@ -23,9 +23,13 @@ def make_sigmas(num_steps: int, shift: float = 1.0, strength: float = 1.0) -> Fl
     if num_steps < 1:
         raise RequestError(f"{num_steps} steps make nothing.", hint="Use 1 step or more.")
     if not shift > 0:
-        raise RequestError(f"A shift of {shift} is not a factor.", hint="Use a number above 0; 1 shifts nothing.")
+        raise RequestError(
+            f"A shift of {shift} is not a factor.", hint="Use a number above 0; 1 shifts nothing."
+        )
     if not 0 < strength <= 1:
-        raise RequestError(f"A strength of {strength} is out of range.", hint="Use a number above 0, up to 1.")
+        raise RequestError(
+            f"A strength of {strength} is out of range.", hint="Use a number above 0, up to 1."
+        )
     start = shift_sigma(torch.tensor(strength, dtype=torch.float64), 1 / shift)
     levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64) * start
     sigmas = shift_sigma(levels, shift).float()

@@ -48,16 +48,28 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correlation < 1:
-            raise ConfigError(f"A correlation of {self.correlation} is none.", hint="Use 0 up to, but not, 1.")
+            raise ConfigError(
+                f"A correlation of {self.correlation} is none.", hint="Use 0 up to, but not, 1."
+            )
         shares = [getattr(self, name) for name in PATTERNS]
         if min(shares) < 0 or sum(shares) <= 0:
-            raise ConfigError(f"The shares of the noise patterns are {shares}.", hint="Use shares above 0.")
+            raise ConfigError(
+                f"The shares of the noise patterns are {shares}.", hint="Use shares above 0."
+            )
         if not self.shift > 0:
-            raise ConfigError(f"A shift of {self.shift} is not a factor.", hint="Use a number above 0.")
+            raise ConfigError(
+                f"A shift of {self.shift} is not a factor.", hint="Use a number above 0."
+            )
 
 
 def sample_sigmas(
-    batch: int, frames: int, generator: torch.Generator, config: NoiseConfig, past: int = 0, *, middle: bool = False
+    batch: int,
+    frames: int,
+    generator: torch.Generator,
+    config: NoiseConfig,
+    past: int = 0,
+    *,
+    middle: bool = False,
 ) -> Float[Tensor, "b t"]:
     """Noise levels in [0, 1] for every latent frame of every sample.
 
@@ -74,7 +86,9 @@ def sample_sigmas(
     context = torch.where(torch.rand(batch, 1, generator=generator) < 1 / 2, 0.0, context)
     known = _known_frames(batch, frames, generator)
     special = _ROLLOUT_SHARES if past else _MIDDLE_SHARES if middle else None
-    shares = torch.tensor([getattr(config, name) if special is None else special.get(name, 0.0) for name in PATTERNS])
+    shares = torch.tensor(
+        [getattr(config, name) if special is None else special.get(name, 0.0) for name in PATTERNS]
+    )
     if past:
         known = dict.fromkeys(known, (torch.arange(frames) < past)[None].expand(batch, -1))
     pattern = torch.multinomial(shares, batch, replacement=True, generator=generator)
@@ -100,7 +114,9 @@ class ContextConfig:
     ends: float = 0.0
 
 
-def sample_contexts(batch: int, frames: int, generator: torch.Generator, config: ContextConfig) -> Float[Tensor, "b t"]:
+def sample_contexts(
+    batch: int, frames: int, generator: torch.Generator, config: ContextConfig
+) -> Float[Tensor, "b t"]:
     """The noise of the known frames of each sample; infinity where a frame is to be made, and one always is.
 
     Known first frames end where a window of a rollout does (whole windows), or after the first frame, as with a
@@ -115,13 +131,17 @@ def sample_contexts(batch: int, frames: int, generator: torch.Generator, config:
     index = torch.arange(frames)[None]
     known = index < past[:, None]
     if config.ends:
-        rest = (torch.rand(batch, generator=generator) * (frames - past)).long()  # made frames: at least one
+        rest = (
+            torch.rand(batch, generator=generator) * (frames - past)
+        ).long()  # made frames: at least one
         ending = torch.rand(batch, generator=generator) < config.ends
         known = known | ((index > (past + rest)[:, None]) & ending[:, None])
     return torch.where(known, level[:, None], torch.inf)
 
 
-def sample_levels(shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig) -> Float[Tensor, "..."]:
+def sample_levels(
+    shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig
+) -> Float[Tensor, "..."]:
     """Independent noise levels: shifted logit-normal, a share of them uniform."""
     normal = torch.randn(shape, generator=generator) * config.spread + config.mean
     uniform = torch.rand(shape, generator=generator)
@@ -129,7 +149,9 @@ def sample_levels(shape: tuple[int, ...], generator: torch.Generator, config: No
     levels = shift_sigma(torch.where(plain, uniform, torch.sigmoid(normal)), config.shift)
     if config.layout_share == 0:
         return levels
-    high = torch.lerp(torch.tensor(LAYOUT_SIGMA), torch.tensor(1.0), torch.rand(shape, generator=generator))
+    high = torch.lerp(
+        torch.tensor(LAYOUT_SIGMA), torch.tensor(1.0), torch.rand(shape, generator=generator)
+    )
     return torch.where(torch.rand(shape, generator=generator) < config.layout_share, high, levels)
 
 

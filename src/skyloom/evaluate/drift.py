@@ -77,7 +77,9 @@ def _rendered(prompt: Prompt, frames: int, atlas: Atlas) -> Frames:
     return render(replace(prompt.scene, shape=shape), atlas).frames
 
 
-def _numbers(videos: Sequence[Sequence[Part]], truth: Float[Tensor, "n d"]) -> Iterator[tuple[str, float]]:
+def _numbers(
+    videos: Sequence[Sequence[Part]], truth: Float[Tensor, "n d"]
+) -> Iterator[tuple[str, float]]:
     """For each part after the first, against the first: ratios of means over videos, and Fréchet distances."""
     first = [video[0] for video in videos]
     base = frechet_distance(torch.cat([one.features for one in first]), truth)
@@ -87,7 +89,8 @@ def _numbers(videos: Sequence[Sequence[Part]], truth: Float[Tensor, "n d"]) -> I
         here, name = [video[index] for video in videos], f"part {index + 1}"
         yield (
             f"{name}, colour change",
-            sum(colour_change(a.look, b.look) for a, b in zip(first, here, strict=True)) / len(here),
+            sum(colour_change(a.look, b.look) for a, b in zip(first, here, strict=True))
+            / len(here),
         )
         for what in ("contrast", "sharpness", "speed", "flicker"):
             before, after = (sum(getattr(one.look, what) for one in each) for each in (first, here))

@@ -21,7 +21,9 @@ def psnr(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> F
     return -10 * torch.log10(error.clamp(min=1e-10))
 
 
-def ssim(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], window: int = 7) -> Float[Tensor, " n"]:
+def ssim(
+    first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], window: int = 7
+) -> Float[Tensor, " n"]:
     """Structural similarity of each frame with a square window, for values in [0, 1]; 1 is equal."""
 
     def mean(x: Tensor) -> Tensor:
@@ -31,7 +33,9 @@ def ssim(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], wind
     variance_first = mean(first * first) - mean_first.square()
     variance_second = mean(second * second) - mean_second.square()
     covariance = mean(first * second) - mean_first * mean_second
-    luminance = (2 * mean_first * mean_second + _LUMINANCE) / (mean_first.square() + mean_second.square() + _LUMINANCE)
+    luminance = (2 * mean_first * mean_second + _LUMINANCE) / (
+        mean_first.square() + mean_second.square() + _LUMINANCE
+    )
     contrast = (2 * covariance + _CONTRAST) / (variance_first + variance_second + _CONTRAST)
     return (luminance * contrast).mean(dim=(1, 2, 3))
 
@@ -57,13 +61,17 @@ def share_of(cases: Sequence[Sequence[bool | float]]) -> Share:
     return Share(value, math.sqrt(variance / count), count)
 
 
-def ratio_with_interval(pairs: Float[Tensor, "n 2"], draws: int = 4000) -> tuple[float, float, float]:
+def ratio_with_interval(
+    pairs: Float[Tensor, "n 2"], draws: int = 4000
+) -> tuple[float, float, float]:
     """The ratio of two means over the same cases, and its 95 % interval by resampling cases (Efron 1979).
 
     The draws are always the same. Where the second mean is 0, the ratio is not a number.
     """
     random = torch.Generator().manual_seed(0)
-    picked = pairs[torch.randint(0, len(pairs), (draws, len(pairs)), generator=random)].double().mean(1)
+    picked = (
+        pairs[torch.randint(0, len(pairs), (draws, len(pairs)), generator=random)].double().mean(1)
+    )
     ratios = (picked[:, 0] / picked[:, 1])[picked[:, 1] > 0]
     means = pairs.double().mean(0)
     if not len(ratios) or not float(means[1]) > 0:

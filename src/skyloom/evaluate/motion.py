@@ -67,7 +67,9 @@ def look_of(frames: UInt8[Tensor, "t h w c"]) -> Look:
 
 def colour_change(first: Look, last: Look) -> float:
     """How far the mean colour went, in grey values: mean over channels."""
-    return sum(abs(a - b) for a, b in zip(first.colour, last.colour, strict=True)) / len(first.colour)
+    return sum(abs(a - b) for a, b in zip(first.colour, last.colour, strict=True)) / len(
+        first.colour
+    )
 
 
 def seam_ratio(frames: UInt8[Tensor, "t h w c"], joins: Sequence[int]) -> float:
@@ -101,7 +103,9 @@ def _speed(grey: Float[Tensor, "t h w"]) -> float:
     slope = (across.square() + down.square()).sqrt()
     change = (grey[1:] - grey[:-1])[:, 1:-1, 1:-1].abs()
     edges = slope > _EDGE
-    return float((change[edges] / slope[edges]).clamp(max=TILE).mean()) if bool(edges.any()) else 0.0
+    return (
+        float((change[edges] / slope[edges]).clamp(max=TILE).mean()) if bool(edges.any()) else 0.0
+    )
 
 
 def _flicker(grey: Float[Tensor, "t h w"]) -> float:
@@ -146,6 +150,11 @@ def compare_motion(
         values = [[getattr(one, name) for one in each] for each in (made, real)]
         shares = [share_of([[value] for value in each]) for each in values]
         for source, share in zip(("made", "real"), shares, strict=True):
-            numbers |= {f"{name}, {source}": share.value, f"{name}, {source}, standard error": share.error}
+            numbers |= {
+                f"{name}, {source}": share.value,
+                f"{name}, {source}, standard error": share.error,
+            }
         numbers[f"{name}, ratio"] = shares[0].value / max(shares[1].value, 1e-9)
-    return Report("Motion", {"prompts": len(prompts), "frames": frames}, numbers=numbers, strips=tuple(strips))
+    return Report(
+        "Motion", {"prompts": len(prompts), "frames": frames}, numbers=numbers, strips=tuple(strips)
+    )

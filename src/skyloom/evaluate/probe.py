@@ -101,9 +101,13 @@ class Motion(nn.Module):
             nn.Conv2d(64, 64, 3, stride=2, padding=1),
             nn.ReLU(),
         )
-        self.answer = nn.Sequential(nn.Linear(64 + 4 * points, 64), nn.ReLU(), nn.Linear(64, answers))
+        self.answer = nn.Sequential(
+            nn.Linear(64 + 4 * points, 64), nn.ReLU(), nn.Linear(64, answers)
+        )
 
-    def forward(self, before: Float[Tensor, "b c h w"], after: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+    def forward(
+        self, before: Float[Tensor, "b c h w"], after: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b k"]:
         compared = reduce(self.compare(torch.cat([before, after], 1)), "b c h w -> b c", "mean")
         start, end = self._places(before), self._places(after)
         return self.answer(torch.cat([compared, start, 4 * (end - start)], 1))
@@ -111,11 +115,15 @@ class Motion(nn.Module):
     def _places(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """The soft arg-max of each point, in [-1, 1]."""
         heat = self.points(maps)
-        share = rearrange(rearrange(heat, "b k h w -> b k (h w)").float().softmax(-1), "b k n -> (b k) n")
+        share = rearrange(
+            rearrange(heat, "b k h w -> b k (h w)").float().softmax(-1), "b k n -> (b k) n"
+        )
         rows = torch.linspace(-1, 1, heat.shape[2], device=heat.device)
         columns = torch.linspace(-1, 1, heat.shape[3], device=heat.device)
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-        return rearrange(share @ rearrange(grid, "a h w -> (h w) a"), "(b k) a -> b (k a)", k=heat.shape[1])
+        return rearrange(
+            share @ rearrange(grid, "a h w -> (h w) a"), "(b k) a -> b (k a)", k=heat.shape[1]
+        )
 
 
 class Things(nn.Module):
@@ -123,7 +131,9 @@ class Things(nn.Module):
 
     def __init__(self, width: int, answers: int) -> None:
         super().__init__()
-        self.look = nn.Sequential(nn.Conv2d(width, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, answers, 1))
+        self.look = nn.Sequential(
+            nn.Conv2d(width, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, answers, 1)
+        )
 
     def forward(self, wide: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return reduce(self.look(wide), "b k h w -> b k", "max")
@@ -159,7 +169,9 @@ class Probe(nn.Module):
         length = video.shape[2]
         maps = self.near(rearrange(video, "b c t h w -> (b t) c h w"))
         wide = self.far(maps)
-        pooled = torch.cat([reduce(wide, "n c h w -> n c", "mean"), reduce(wide, "n c h w -> n c", "max")], 1)
+        pooled = torch.cat(
+            [reduce(wide, "n c h w -> n c", "mean"), reduce(wide, "n c h w -> n c", "max")], 1
+        )
         features = rearrange(F.relu(self.embed(self.norm(pooled))), "(b t) d -> b t d", t=length)
         scores = {name: head(features).mean(1) for name, head in self.heads.items()}
         maps = rearrange(maps, "(b t) c h w -> b t c h w", t=length)
@@ -167,7 +179,11 @@ class Probe(nn.Module):
         pairs = before.shape[1]
         moved = self.motion(*(rearrange(x, "b t c h w -> (b t) c h w") for x in (before, after)))
         scores["direction"] = reduce(moved, "(b t) k -> b k", "mean", t=pairs)
-        things = None if self.things is None else reduce(self.things(wide), "(b t) k -> b k", "mean", t=length)
+        things = (
+            None
+            if self.things is None
+            else reduce(self.things(wide), "(b t) k -> b k", "mean", t=length)
+        )
         return Impression(scores, features, things)
 
 
@@ -178,12 +194,16 @@ def choose_frames(total: int, wanted: int) -> Int[Tensor, " t"]:
 
 def prepare(frames: UInt8[Tensor, "t h w c"], config: ProbeConfig) -> Float[Tensor, "1 3 u y x"]:
     """A few frames at the probe's own size, in [-1, 1]; the shape of the frame is kept."""
-    chosen = rearrange(frames[choose_frames(len(frames), config.frames)], "t h w c -> t c h w").float()
+    chosen = rearrange(
+        frames[choose_frames(len(frames), config.frames)], "t h w c -> t c h w"
+    ).float()
     height, width = chosen.shape[-2:]
     scale = config.size / min(height, width)
     size = (2 * round(height * scale / 2), 2 * round(width * scale / 2))
     if size != (height, width):
-        chosen = F.interpolate(chosen, size=size, mode="bilinear", antialias=True, align_corners=False)
+        chosen = F.interpolate(
+            chosen, size=size, mode="bilinear", antialias=True, align_corners=False
+        )
     return rearrange(chosen / 127.5 - 1, "t c h w -> 1 c t h w")
 
 
@@ -192,10 +212,16 @@ def read(probe: Probe, frames: UInt8[Tensor, "t h w c"]) -> Reading:
     """Say what a video of any length and size shows."""
     device = next(probe.parameters()).device
     seen = probe(prepare(frames, probe.config).to(device))
-    best = {name: scores[0].argsort(descending=True).tolist() for name, scores in seen.scores.items()}
+    best = {
+        name: scores[0].argsort(descending=True).tolist() for name, scores in seen.scores.items()
+    }
     said = {name: probe.config.labels(name)[order[0]] for name, order in best.items()}
     nouns = tuple(probe.config.nouns[index] for index in best["noun"])
-    found = () if seen.things is None else tuple(probe.config.nouns[i] for i in seen.things[0].argsort(descending=True))
+    found = (
+        ()
+        if seen.things is None
+        else tuple(probe.config.nouns[i] for i in seen.things[0].argsort(descending=True))
+    )
     return Reading(**said, nouns=nouns, features=seen.features[0].float().cpu(), things=found)
 
 

@@ -61,11 +61,16 @@ def prompts_for(
     start = FIRST_SEED + (2 * seed + held_out) * _SEEDS_APART
     split = "heldout" if held_out else "train"
     scenes = [
-        sample_scene(start + index, vocabulary, shape.frames, shape.height, shape.width, fps, split, nouns)
+        sample_scene(
+            start + index, vocabulary, shape.frames, shape.height, shape.width, fps, split, nouns
+        )
         for index in range(_CANDIDATES * count)
     ]
     group = "held-out pairs" if held_out else "seen pairs"
-    return [Prompt(captions(scene).medium, facts(scene), scene, group) for scene in _balance(scenes, count)]
+    return [
+        Prompt(captions(scene).medium, facts(scene), scene, group)
+        for scene in _balance(scenes, count)
+    ]
 
 
 def _balance(scenes: list[Scene], count: int) -> list[Scene]:
@@ -79,7 +84,9 @@ def _balance(scenes: list[Scene], count: int) -> list[Scene]:
         wanted = seen["directed"] * 2 <= len(taken)
         fitting = [scene for scene in left if (scene.subjects[0].direction is not None) == wanted]
         bright = seen["coloured"] * 4 <= len(taken)
-        fitting = [one for one in fitting if (one.subjects[0].colour is not None) == bright] or fitting
+        fitting = [
+            one for one in fitting if (one.subjects[0].colour is not None) == bright
+        ] or fitting
         best = min(fitting or left, key=lambda scene: tuple(seen[key] for key in _keys(scene)))
         seen.update(_keys(best))
         seen["directed"] += best.subjects[0].direction is not None
@@ -104,11 +111,15 @@ def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[P
     """`count` scenes twice: named with a word from captions, and with one that no caption uses."""
     pairs = []
     start = FIRST_SEED + (2 * seed + 1) * _SEEDS_APART + _SEEDS_APART // 2
-    scenes = [sample_scene(start + index, vocabulary, fps=16.0) for index in range(_CANDIDATES * count)]
+    scenes = [
+        sample_scene(start + index, vocabulary, fps=16.0) for index in range(_CANDIDATES * count)
+    ]
     named = [scene for scene in scenes if scene.subjects[0].noun in SYNONYMS]
     for scene in _balance(named, count):
         first = scene.subjects[0]
-        renamed = replace(scene, subjects=(replace(first, name=SYNONYMS[first.noun]), *scene.subjects[1:]))
+        renamed = replace(
+            scene, subjects=(replace(first, name=SYNONYMS[first.noun]), *scene.subjects[1:])
+        )
         for variant, group in ((scene, "seen words"), (renamed, "synonyms")):
             pairs.append(Prompt(captions(variant).medium, facts(variant), scene, group))
     return pairs
@@ -120,10 +131,15 @@ def two_object_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> lis
     both = replace(vocabulary, two_objects=1.0)
     scenes = [sample_scene(start + index, both, fps=16.0) for index in range(_CANDIDATES * count)]
     pairs = [scene for scene in scenes if len({subject.noun for subject in scene.subjects}) > 1]
-    return [Prompt(captions(scene).medium, facts(scene), scene, "two things") for scene in _balance(pairs, count)]
+    return [
+        Prompt(captions(scene).medium, facts(scene), scene, "two things")
+        for scene in _balance(pairs, count)
+    ]
 
 
-def commonest_nouns(vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS) -> dict[str, str]:
+def commonest_nouns(
+    vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS
+) -> dict[str, str]:
     """The noun that training shows most often in each place: the best guess from the place alone."""
     chance = np.random.default_rng(derive_seed(FIRST_SEED, "commonest"))
     drawn = [choose_action(chance, vocabulary, "train", nouns) for _ in range(draws)]

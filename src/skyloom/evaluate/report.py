@@ -109,7 +109,8 @@ def _cell(share: Share | None) -> str:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
     }
 
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from skyloom.evaluate.judge import FIRST, JUDGES, SHUFFLED, Answer, floors, judge
+from skyloom.evaluate.adherence import FIRST, JUDGES, SHUFFLED, Answer, floors, judge
 from skyloom.evaluate.metrics import frechet_distance, psnr, ratio_with_interval, share_of, ssim
 from skyloom.evaluate.probe import Probe, Reading, choose_frames, read
 from skyloom.evaluate.prompts import Prompt
@@ -79,12 +79,18 @@ def adherence(
         sources |= _ceilings(prompts, probe, atlas, vae)
     rows = [row for source, given in sources.items() for row in judge(given, source)]
     rows += floors(answers, commonest or {})
-    about = {"prompts": len(prompts), "seeds": len(seeds), "probe": "trained on rendered clips only"}
+    about = {
+        "prompts": len(prompts),
+        "seeds": len(seeds),
+        "probe": "trained on rendered clips only",
+    }
     numbers = {**_of_ceiling(sources), **_distances(sources)}
     return Report("Prompt adherence", about, tuple(rows), numbers, tuple(cases), tuple(strips))
 
 
-def ceiling(prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None = None) -> Report:
+def ceiling(
+    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None = None
+) -> Report:
     """What the probe reads in real renders of the prompts' own scenes, and in their reconstructions."""
     sources = _ceilings(prompts, probe, atlas, vae)
     rows = [row for source, given in sources.items() for row in judge(given, source)]
@@ -94,7 +100,13 @@ def ceiling(prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | No
         for source, given in sources.items()
         for answer in given
     ]
-    return Report("What the probe can read", {"scenes": len(prompts)}, tuple(rows), _distances(sources), tuple(cases))
+    return Report(
+        "What the probe can read",
+        {"scenes": len(prompts)},
+        tuple(rows),
+        _distances(sources),
+        tuple(cases),
+    )
 
 
 def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
@@ -110,7 +122,10 @@ def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
             if index < 3:  # noqa: PLR2004 - enough to see
                 shown = choose_frames(len(made), _SHOWN)
                 note = f"{source}: {decibels[-1]:.1f} dB, SSIM {likenesses[-1]:.3f}"
-                strips += [Strip(frames[shown], (f"{source}: original",)), Strip(made[shown], (note,))]
+                strips += [
+                    Strip(frames[shown], (f"{source}: original",)),
+                    Strip(made[shown], (note,)),
+                ]
         for name, values in (("PSNR in dB", decibels), ("SSIM", likenesses)):
             share = share_of([[value] for value in values])
             numbers[f"{source}: {name}"] = share.value
@@ -131,7 +146,9 @@ def reconstruct(vae: Vae, frames: Frames) -> UInt8[Tensor, "u h w c"]:
     return to_frames(vae.decode(vae.encode(pixels))[0]).cpu()
 
 
-def _ceilings(prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None) -> dict[str, list[Answer]]:
+def _ceilings(
+    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None
+) -> dict[str, list[Answer]]:
     """Readings of the prompts' own scenes, painted; each scene is painted once."""
     painted: dict[int, tuple[Reading, ...]] = {}
     for prompt in prompts:
@@ -150,9 +167,14 @@ def _distances(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
     """Fréchet distances in the probe's features from real renders; one reading per prompt, equal counts."""
     if REAL not in sources:
         return {}
-    clouds = {name: torch.cat([one.readings[0].features for one in given]) for name, given in sources.items()}
+    clouds = {
+        name: torch.cat([one.readings[0].features for one in given])
+        for name, given in sources.items()
+    }
     return {
-        f"Fréchet distance to real renders: {name} ({len(cloud)} frames)": frechet_distance(cloud, clouds[REAL])
+        f"Fréchet distance to real renders: {name} ({len(cloud)} frames)": frechet_distance(
+            cloud, clouds[REAL]
+        )
         for name, cloud in clouds.items()
         if name != REAL
     }
@@ -164,13 +186,25 @@ def _of_ceiling(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
         return {}
     numbers = {}
     for group in dict.fromkeys(answer.prompt.group for answer in sources[GENERATED]):
-        pairs = [pair for pair in zip(sources[GENERATED], sources[REAL], strict=True) if pair[0].prompt.group == group]
+        pairs = [
+            pair
+            for pair in zip(sources[GENERATED], sources[REAL], strict=True)
+            if pair[0].prompt.group == group
+        ]
         for category, right in JUDGES.items():
-            asked = [pair for pair in pairs if right(pair[0].prompt.facts, pair[0].readings[0]) is not None]
+            asked = [
+                pair
+                for pair in pairs
+                if right(pair[0].prompt.facts, pair[0].readings[0]) is not None
+            ]
             if not asked:
                 continue
             hits = [
-                [sum(bool(right(one.prompt.facts, said)) for said in one.readings) / len(one.readings) for one in pair]
+                [
+                    sum(bool(right(one.prompt.facts, said)) for said in one.readings)
+                    / len(one.readings)
+                    for one in pair
+                ]
                 for pair in asked
             ]
             value, low, high = ratio_with_interval(torch.tensor(hits))
@@ -180,7 +214,10 @@ def _of_ceiling(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
 
 
 def _said(prompt: Prompt, reading: Reading) -> dict[str, object]:
-    said = {name: getattr(reading, name) for name in ("noun", "place", "time_of_day", "colour", "direction")}
+    said = {
+        name: getattr(reading, name)
+        for name in ("noun", "place", "time_of_day", "colour", "direction")
+    }
     return {
         "prompt": prompt.text,
         "facts": asdict(prompt.facts),
@@ -190,6 +227,14 @@ def _said(prompt: Prompt, reading: Reading) -> dict[str, object]:
 
 def _strip(frames: Frames, prompt: Prompt, reading: Reading) -> Strip:
     wrong = [name for name, right in JUDGES.items() if right(prompt.facts, reading) is False]
-    words = (f"{reading.colour} {reading.noun}", reading.place, reading.time_of_day, reading.direction)
+    words = (
+        f"{reading.colour} {reading.noun}",
+        reading.place,
+        reading.time_of_day,
+        reading.direction,
+    )
     verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
-    return Strip(frames[choose_frames(len(frames), _SHOWN)], (prompt.text, "read: " + " | ".join(words), verdict))
+    return Strip(
+        frames[choose_frames(len(frames), _SHOWN)],
+        (prompt.text, "read: " + " | ".join(words), verdict),
+    )

@@ -9,7 +9,9 @@ from typing import Any
 from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
 
-_CLOCK = re.compile(r"(?:(?P<hours>\d{1,2}):)?(?:(?P<minutes>\d{1,2}):)?(?P<seconds>\d+(?:\.\d+)?|\d+/\d+)")
+_CLOCK = re.compile(
+    r"(?:(?P<hours>\d{1,2}):)?(?:(?P<minutes>\d{1,2}):)?(?P<seconds>\d+(?:\.\d+)?|\d+/\d+)"
+)
 _KINDS: dict[str, tuple[type, ...]] = {
     "at": (str, int, float),
     "prompt": (str,),
@@ -50,7 +52,11 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what a card does not say is left out."""
         unsaid = {"strength": 0.0, "cut": False}
-        return {key: value for key, value in asdict(self).items() if value is not None and unsaid.get(key) != value}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None and unsaid.get(key) != value
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], number: int) -> "Card":
@@ -58,13 +64,22 @@ class Card:
         known = {field.name for field in fields(cls)}
         for key, value in values.items():
             if key not in known:
-                raise CardError(number, key, f"no field {key!r}.", hint=f"Fields: {', '.join(sorted(known))}.")
+                raise CardError(
+                    number, key, f"no field {key!r}.", hint=f"Fields: {', '.join(sorted(known))}."
+                )
             if not isinstance(value, _KINDS[key]) or (isinstance(value, bool) and key != "cut"):
                 kinds = " or ".join(kind.__name__ for kind in _KINDS[key])
-                raise CardError(number, key, f"{key} is {value!r:.60}.", hint=f"It must be {kinds}.")
+                raise CardError(
+                    number, key, f"{key} is {value!r:.60}.", hint=f"It must be {kinds}."
+                )
         for key in ("at", "prompt"):
             if key not in values:
-                raise CardError(number, key, f"it has no {key!r}.", hint="A card needs at least `at` and `prompt`.")
+                raise CardError(
+                    number,
+                    key,
+                    f"it has no {key!r}.",
+                    hint="A card needs at least `at` and `prompt`.",
+                )
         clock = {key: str(values[key]) for key in ("at", "morph") if key in values}
         strength = {"strength": float(values["strength"])} if "strength" in values else {}
         card = cls(**{**values, **clock, **strength})
@@ -82,10 +97,15 @@ class Card:
             raise CardError(number, "prompt", "its prompt is empty.", hint="Say what to show.")
         if not 0 <= self.strength <= 1:
             raise CardError(
-                number, "strength", f"a strength of {self.strength:g}.", hint="Use 0 (as it is) to 1 (free)."
+                number,
+                "strength",
+                f"a strength of {self.strength:g}.",
+                hint="Use 0 (as it is) to 1 (free).",
             )
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise CardError(number, "seed", f"the seed {self.seed} is out of range.", hint="Use 0 to 2^63 - 1.")
+            raise CardError(
+                number, "seed", f"the seed {self.seed} is out of range.", hint="Use 0 to 2^63 - 1."
+            )
         if self.image and self.video:
             raise CardError(number, "video", "an image and a video.", hint="Pin one of them.")
         if self.cut and self.morph is not None:

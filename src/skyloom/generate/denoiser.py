@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.guidance import cfg_delta
-from skyloom.generate.lanes import Lanes
+from skyloom.generate.executor import Lanes
 from skyloom.models.attention import KvCache
 from skyloom.models.dit import Dit, TextCondition
 from skyloom.models.registry import Rollout
@@ -37,9 +37,17 @@ class Denoiser:
     """Velocities of one video, window by window. Latents go in and come out in fp32 on the CPU."""
 
     def __init__(
-        self, dit: Dit, lanes: Lanes, conditions: Sequence[TextCondition], guidance_scale: float, *, student: bool
+        self,
+        dit: Dit,
+        lanes: Lanes,
+        conditions: Sequence[TextCondition],
+        guidance_scale: float,
+        *,
+        student: bool,
     ) -> None:
-        assert len(conditions) == (1 if guidance_scale == 1.0 else 2), "guidance needs a second prompt, and only that"
+        assert len(conditions) == (1 if guidance_scale == 1.0 else 2), (
+            "guidance needs a second prompt, and only that"
+        )
         self._dit, self._lanes, self._student = dit, lanes, student
         self._branches = [_Branch(text) for text in conditions]
         self._guidance_scale, self._fade = guidance_scale, torch.zeros(0)
@@ -47,7 +55,10 @@ class Denoiser:
         self._device, self._dtype = dit.head.weight.device, dit.head.weight.dtype
 
     def velocity(
-        self, latent: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b t"], span: Float[Tensor, "b t"]
+        self,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
+        span: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b c t h w"]:
         """What carries a window on; all branches at once. The first window is read bidirectionally."""
         noisy, levels = latent.to(self._device), sigma.to(self._device)
@@ -57,7 +68,9 @@ class Denoiser:
             numbers = None
             if self._first is not None and cache is None:
                 numbers = torch.arange(noisy.shape[2], device=self._device) + self._first
-            made = self._dit(noisy.to(self._dtype), levels, text, cache=cache, span=steps, numbers=numbers).float()
+            made = self._dit(
+                noisy.to(self._dtype), levels, text, cache=cache, span=steps, numbers=numbers
+            ).float()
             return to_velocity(self._dit.config.prediction, made, noisy, levels)
 
         def predict(branch: _Branch) -> Tensor:
@@ -77,7 +90,10 @@ class Denoiser:
             span = torch.zeros_like(sigma) if self._student else None
 
             def extend(
-                branch: _Branch, clean: Tensor = clean, sigma: Tensor = sigma, span: Tensor | None = span
+                branch: _Branch,
+                clean: Tensor = clean,
+                sigma: Tensor = sigma,
+                span: Tensor | None = span,
             ) -> None:
                 cache = branch.cache or KvCache(rollout.sink, rollout.recent)
                 branch.cache = self._dit.extend_cache(clean, sigma, branch.text, cache, span)

@@ -29,8 +29,15 @@ from skyloom.models.registry import ModelInfo
 
 MAX_HISTORY = 256 * 1024  # bytes; the older half goes when it is passed
 _LIKE_RUNS = 20
-_FIXED_SECONDS, _FLOPS, _DECODE_PIXELS = 5.0, 4e10, 3e6  # before any run: load, FLOP/s, pixels decoded a second
-_BASE_BYTES, _FLOATS_PER_WIDTH = 600 * 2**20, 24  # the program itself; live fp32 values per token and channel
+_FIXED_SECONDS, _FLOPS, _DECODE_PIXELS = (
+    5.0,
+    4e10,
+    3e6,
+)  # before any run: load, FLOP/s, pixels decoded a second
+_BASE_BYTES, _FLOATS_PER_WIDTH = (
+    600 * 2**20,
+    24,
+)  # the program itself; live fp32 values per token and channel
 _DECODE_BYTES = 1_200  # live bytes per pixel of the frames that are decoded at a time
 _FILE_BYTES = 0.12  # per pixel and frame, twice what the bundled model's mp4 take; there are two files at the end
 _DECODED_AT_A_TIME = 12  # frames
@@ -118,11 +125,15 @@ class Estimate:
         return {**asdict(self), "seconds": self.seconds, "first_guess": self.first_guess}
 
 
-def work_of(plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors, device: str, dtype: str) -> Work:
+def work_of(
+    plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors, device: str, dtype: str
+) -> Work:
     """A plan in plain numbers: every step asks the transformer once, with guidance twice, and a finished window is
     read once more, piece by piece, into the memory of the next."""
     depth, tall, wide = config.patch
-    rows, columns = (math.ceil(side / scale.space) for side in (plan.shape.height, plan.shape.width))
+    rows, columns = (
+        math.ceil(side / scale.space) for side in (plan.shape.height, plan.shape.width)
+    )
     per_frame = math.ceil(rows / tall) * math.ceil(columns / wide) // depth
     branches = 1 if plan.guidance_scale == 1.0 else 2
     seen = 0 if model.rollout is None else model.rollout.sink + model.rollout.recent
@@ -131,7 +142,11 @@ def work_of(plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors
         here = (window.stop - window.start) * per_frame
         keys = here + (seen * per_frame if window.index else 0)
         again = model.rollout is not None and window is not plan.windows[-1]
-        pieces = math.ceil((window.stop - window.start) / model.rollout.window) if model.rollout and again else 0
+        pieces = (
+            math.ceil((window.stop - window.start) / model.rollout.window)
+            if model.rollout and again
+            else 0
+        )
         calls, tokens = calls + branches * (plan.num_steps + pieces), max(tokens, here)
         asked = branches * (plan.num_steps * (2 if window.fade else 1) + again)
         flops += asked * here * _flops_per_token(config, keys)
@@ -139,7 +154,16 @@ def work_of(plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors
     kind = f"{model.name} {device} {dtype}"
     unit = config.width * _FLOATS_PER_WIDTH * 4 * branches
     return Work(
-        kind, len(plan.windows), calls, tokens, flops, shape.frames, shape.height, shape.width, plan.seconds, unit
+        kind,
+        len(plan.windows),
+        calls,
+        tokens,
+        flops,
+        shape.frames,
+        shape.height,
+        shape.width,
+        plan.seconds,
+        unit,
     )
 
 
@@ -148,15 +172,21 @@ def read_config(folder: Path, part: str, config_class: type[C]) -> C:
     path = next(iter(sorted(folder.glob(f"{part}*.safetensors"))), folder / f"{part}.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            return from_table(json.loads((file.metadata() or {})["config"]), config_class, str(path))
+            return from_table(
+                json.loads((file.metadata() or {})["config"]), config_class, str(path)
+            )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}).", hint="Install skyloom again.") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error}).", hint="Install skyloom again."
+        ) from error
 
 
 def estimate(work: Work, history: Iterable[Run]) -> Estimate:
     """What the work will take, by the medians of the latest runs of its kind."""
     like = [run for run in history if run.work.kind == work.kind][-_LIKE_RUNS:]
-    per_flop = _typical([run.denoise_seconds / run.work.flops for run in like if run.work.flops], 1 / _FLOPS)
+    per_flop = _typical(
+        [run.denoise_seconds / run.work.flops for run in like if run.work.flops], 1 / _FLOPS
+    )
     per_pixel = _typical([run.decode_seconds / run.work.pixels for run in like], 1 / _DECODE_PIXELS)
     base = _typical([run.peak_bytes - run.work.working_bytes for run in like], _BASE_BYTES)
     written = [run.file_bytes / run.work.pixels for run in like if run.file_bytes]
@@ -178,7 +208,8 @@ def check_capacity(expected: Estimate, *, free_disk: int, free_memory: int) -> N
         fits = math.floor(length * free_disk / need)
         hint = f"What is free fits up to {fits} s at this size." if fits else "Free some space."
         raise CapacityError(
-            f"This video needs {_mebibytes(need)} of disk, {_mebibytes(free_disk)} are free.", hint=hint
+            f"This video needs {_mebibytes(need)} of disk, {_mebibytes(free_disk)} are free.",
+            hint=hint,
         )
     if expected.memory_bytes > free_memory:
         raise CapacityError(
@@ -220,7 +251,9 @@ def record_run(run: Run, path: Path | None = None) -> bool:
     return True
 
 
-def recorded(steps: Iterable[S], work: Work, *, since: float | None = None, path: Path | None = None) -> Iterator[S]:
+def recorded(
+    steps: Iterable[S], work: Work, *, since: float | None = None, path: Path | None = None
+) -> Iterator[S]:
     """The same steps; when they have come to their end, the run is recorded.
 
     `since` is when loading began, by time.perf_counter(); without it, it began now. A run that is left early, or
@@ -233,7 +266,9 @@ def recorded(steps: Iterable[S], work: Work, *, since: float | None = None, path
         spent[step.phase] = spent.get(step.phase, 0.0) + now - last
         last = now
         yield step
-    record_run(Run(work, spent["text"], spent["denoise"], spent["decode"], peak_memory_bytes()), path)
+    record_run(
+        Run(work, spent["text"], spent["denoise"], spent["decode"], peak_memory_bytes()), path
+    )
 
 
 def read_history(path: Path | None = None) -> list[Run]:
@@ -248,7 +283,9 @@ def read_history(path: Path | None = None) -> list[Run]:
 def history_path() -> Path:
     """Where the history lies: in SKYLOOM_STATE, else in XDG_STATE_HOME/skyloom, else in ~/.local/state/skyloom."""
     own, shared = os.environ.get("SKYLOOM_STATE"), os.environ.get("XDG_STATE_HOME")
-    folder = Path(own) if own else (Path(shared) if shared else Path.home() / ".local/state") / "skyloom"
+    folder = (
+        Path(own) if own else (Path(shared) if shared else Path.home() / ".local/state") / "skyloom"
+    )
     return folder / "runs.jsonl"
 
 
@@ -256,13 +293,18 @@ def free_memory() -> int:
     """Bytes that programs can still get: of this machine, and of the group that this process is in."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        rows = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        rows = {
+            name: int(rest.split()[0]) * 1024
+            for name, _, rest in (line.partition(":") for line in lines)
+        }
         free = rows["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (
+            (group / name).read_text().strip() for name in ("memory.max", "memory.current")
+        )
         return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
     except (OSError, ValueError):
         return free
@@ -270,7 +312,9 @@ def free_memory() -> int:
 
 def _flops_per_token(config: DitConfig, keys: int) -> float:
     """Of one call: the weights of every layer, and the attention to `keys` tokens. Two for a multiplied weight."""
-    weights = config.layers * (4 * config.width**2 + 2 * config.width**2 + 2 * config.width * config.ffn)
+    weights = config.layers * (
+        4 * config.width**2 + 2 * config.width**2 + 2 * config.width * config.ffn
+    )
     return 2.0 * weights + 4.0 * config.layers * config.width * keys
 
 
@@ -308,7 +352,8 @@ def _parse(line: bytes) -> Run | None:
         run = Run(Work(**values.pop("work")), **values)
         numbers = [*list(vars(run.work).values())[1:], *list(vars(run).values())[1:]]
         sound = isinstance(run.work.kind, str) and all(
-            isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers
+            isinstance(number, int | float) and math.isfinite(number) and number >= 0
+            for number in numbers
         )
         return run if sound and run.work.flops and run.work.pixels else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -23,13 +23,20 @@ def picture_cards(
         time, _, path = text.partition("=")
         at = parse_clock(time)
         if at is None or not path:
-            raise RequestError(f"{text!r:.80} is no keyframe.", hint="Write a time and a picture, like 1.5=middle.png.")
+            raise RequestError(
+                f"{text!r:.80} is no keyframe.",
+                hint="Write a time and a picture, like 1.5=middle.png.",
+            )
         if at in pinned:
             raise RequestError(f"Two pictures at {time} s.", hint="Give each a time of its own.")
         pinned[at] = Path(path)
     if last is not None:
         end = Fraction(str(long))
         if end in pinned:
-            raise RequestError("The last picture stands where another does.", hint="Leave one of them out.")
+            raise RequestError(
+                "The last picture stands where another does.", hint="Leave one of them out."
+            )
         pinned[end] = last
-    return tuple(Card(str(at), prompt, image=str(path), morph="0") for at, path in sorted(pinned.items())), long
+    return tuple(
+        Card(str(at), prompt, image=str(path), morph="0") for at, path in sorted(pinned.items())
+    ), long

@@ -64,21 +64,34 @@ def lay_out(span: Make, scale: ScaleFactors, native: int, rollout: Rollout | Non
         return Layout(0, made, 0, 0, windows, makes, memory=True)
     if goes_on and not (fits and left <= known):
         assert rollout is not None
-        edges = [*range(left, left + made, rollout.window), left + -(-made // rollout.window) * rollout.window]
+        edges = [
+            *range(left, left + made, rollout.window),
+            left + -(-made // rollout.window) * rollout.window,
+        ]
         windows = tuple(
             Window(index, start, stop, min(stop, left + made), stop)
             for index, (start, stop) in enumerate(pairwise(edges))
         )
         makes = tuple((one.start, one.stop) for one in windows)
         return Layout(left, made, 0, lead, windows, makes, memory=True)
-    runs = list(_backward(made, right, native) if right and not left else _forward(left, made, right, native))
-    windows = tuple(Window(index, start, stop, stop, stop, shot=index) for index, ((start, stop), _) in enumerate(runs))
+    runs = list(
+        _backward(made, right, native)
+        if right and not left
+        else _forward(left, made, right, native)
+    )
+    windows = tuple(
+        Window(index, start, stop, stop, stop, shot=index)
+        for index, ((start, stop), _) in enumerate(runs)
+    )
     return Layout(left, made, right, lead, windows, tuple(made for _, made in runs), memory=False)
 
 
 def _fitted(left: int, made: int, right: int, native: int) -> tuple[int, int]:
     """A little less of what is known, where that makes one window of two."""
-    for fewer_left, fewer_right in ((left, min(right, _FEWEST)), (min(left, _FEWEST), min(right, _FEWEST))):
+    for fewer_left, fewer_right in (
+        (left, min(right, _FEWEST)),
+        (min(left, _FEWEST), min(right, _FEWEST)),
+    ):
         if left + made + right > native >= fewer_left + made + fewer_right:
             return fewer_left, fewer_right
     return left, right

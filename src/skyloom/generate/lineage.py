@@ -59,7 +59,14 @@ def _said(receipt: Receipt) -> str:
 def _by_digest(folders: Sequence[Path]) -> dict[str, Path]:
     """The videos and pictures of some folders by their digests."""
     try:
-        paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in _KINDS]
+        paths = [
+            path
+            for folder in folders
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in _KINDS
+        ]
         return {hash_file(path): path for path in paths if path.is_file()}
     except OSError as error:
-        raise MediaError(f"{error.filename} cannot be read ({error.strerror}).", hint="Check --among.") from error
+        raise MediaError(
+            f"{error.filename} cannot be read ({error.strerror}).", hint="Check --among."
+        ) from error

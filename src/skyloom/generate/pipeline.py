@@ -20,28 +20,28 @@ from skyloom.core.errors import RequestError, SafetyError
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.cards import Card
+from skyloom.generate.conditioning import Pin, fit_cells, read_pinned
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.jury import Jury
-from skyloom.generate.lanes import Lanes
-from skyloom.generate.pins import Pin, fit_cells, read_pinned
+from skyloom.generate.executor import Lanes
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.resume import WindowStore, clear
 from skyloom.generate.rollout import Critic, Job, Projector, Window, WindowStep, roll_out
-from skyloom.generate.splice import Splicer, filtered, span_identity
+from skyloom.generate.span_cache import SpanStore, cache_folder
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.generate.timeline import Filter, Keep
-from skyloom.generate.vault import SpanStore, cache_folder
+from skyloom.generate.timeline_renderer import Splicer, filtered, span_identity
+from skyloom.generate.window_review import Jury
 from skyloom.media.frames import to_frames, to_pixels
-from skyloom.media.seams import SeamMeter
+from skyloom.media.seam_metric import SeamMeter
 from skyloom.media.video import Video
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig, place
-from skyloom.safety.watch import Watch, check_files, find_judge
+from skyloom.safety.frame_moderation import Watch, check_files, find_judge
 from skyloom.safety.watermark import Marker, identity_of_making
 
 
@@ -78,11 +78,20 @@ class _Screen:
     others: what is seen, hashed and written is always marked, and looked at before by the policy's `watch`."""
 
     def __init__(self, plan: Plan, receipt: Receipt, watch: Watch | None, *, collect: bool) -> None:
-        self._plan, self._receipt, self._hash, self._watch = plan, receipt, FramesHash(plan.fps), watch
+        self._plan, self._receipt, self._hash, self._watch = (
+            plan,
+            receipt,
+            FramesHash(plan.fps),
+            watch,
+        )
         self._marker = Marker(identity_of_making(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
-        self._total = plan.shape.frames if plan.timeline else sum(len(window.parts) for window in plan.windows)
+        self._total = (
+            plan.shape.frames
+            if plan.timeline
+            else sum(len(window.parts) for window in plan.windows)
+        )
         self._seams = None if plan.timeline is None else SeamMeter(plan.timeline.joins)
 
     def note(self, notes: Mapping[str, Any]) -> None:
@@ -112,7 +121,9 @@ class _Screen:
             return Step("decode", self._parts, self._total, frames=shown)
         notes = {**self._receipt.notes, **self._measured()}
         receipt = replace(self._receipt, frames=self._hash.digest(), notes=notes).to_dict()
-        video = None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, receipt)
+        video = (
+            None if self._kept is None else Video(torch.cat(self._kept), self._plan.fps, receipt)
+        )
         return Step("decode", self._parts, self._total, frames=shown, receipt=receipt, video=video)
 
     def _measured(self) -> dict[str, Any]:
@@ -129,7 +140,13 @@ class Pipeline:
     """A loaded model, ready to make videos."""
 
     def __init__(
-        self, info: ModelInfo, text: TextEncoder, dit: Dit, vae: Vae, device: torch.device, dtype: torch.dtype
+        self,
+        info: ModelInfo,
+        text: TextEncoder,
+        dit: Dit,
+        vae: Vae,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.info = info
         self.device = device
@@ -142,9 +159,13 @@ class Pipeline:
     def plan(self, request: Request) -> Plan:
         """What the request comes to, without making it. Raises RequestError."""
         named = request.model
-        if named not in (None, self.info.name) and Path(named).resolve() != self.info.folder.resolve():
+        if (
+            named not in (None, self.info.name)
+            and Path(named).resolve() != self.info.folder.resolve()
+        ):
             raise RequestError(
-                f"This pipeline holds {self.info.name}, not {named}.", hint=f"Use skyloom.load({named!r})."
+                f"This pipeline holds {self.info.name}, not {named}.",
+                hint=f"Use skyloom.load({named!r}).",
             )
         return make_plan(request, self.info, self.vae.config.scale)
 
@@ -177,7 +198,7 @@ class Pipeline:
         and memory does not grow with the length. A folder to `resume` from keeps finished windows and steps: the same
         request, with its seed, goes on where it was stopped and gives the same frames; they are written every
         `save_every` seconds at most, and when the iterator is closed. A `critic` judges every window
-        (skyloom.evaluate.critic has one); those beyond its bounds are made again as often as the request's `retakes`
+        (skyloom.evaluate.window_quality has one); those beyond its bounds are made again as often as the request's `retakes`
         say, and the receipt tells of all of them.
         """
         plan = self._planned(request, fields)
@@ -186,11 +207,17 @@ class Pipeline:
             check_files(judge, map(Path, plan.request.media))
         pins = self._pins(plan)
         if plan.request.retakes is not None and critic is None:
-            raise RequestError("Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes.")
+            raise RequestError(
+                "Nobody is there to ask for retakes.", hint="Give a critic, or ask for no retakes."
+            )
         notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)
         store = None if resume is None else WindowStore(resume, receipt.to_dict(), save_every)
-        seeds = {index: one.card.seed for index, one in enumerate(plan.cards) if one.card.seed is not None}
+        seeds = {
+            index: one.card.seed
+            for index, one in enumerate(plan.cards)
+            if one.card.seed is not None
+        }
         sigmas = make_sigmas(plan.num_steps, self.info.shift)
         job = Job(
             plan.windows,
@@ -220,23 +247,37 @@ class Pipeline:
         asked = request if isinstance(request, Request) else Request(request)
         return self.plan(asked.with_fields(fields))
 
-    def _run(self, plan: Plan, job: Job, screen: _Screen, pins: Sequence[Pin], critic: Critic | None) -> Iterator[Step]:
+    def _run(
+        self, plan: Plan, job: Job, screen: _Screen, pins: Sequence[Pin], critic: Critic | None
+    ) -> Iterator[Step]:
         prompts = [*(one.text for one in plan.cards)] or [plan.request.prompt]
-        context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
+        context = self.lanes.run_one(
+            partial(self.text.encode, [*prompts, plan.request.negative_prompt])
+        )
         yield Step("text", 1, 1, notice=_notice(plan, context))
         pinned = frozenset[tuple[int, int]]().union(*(pin.cells for pin in pins))
         projector = Projector(self.vae, self.lanes, self.device, self.info.steadiness, pinned)
         jury = None if critic is None else Jury(critic, projector)
         scripts = [self._conditions(plan, context, row) for row in range(len(prompts))]
-        denoiser = Denoiser(self.dit, self.lanes, scripts[0], plan.guidance_scale, student=plan.student)
+        denoiser = Denoiser(
+            self.dit, self.lanes, scripts[0], plan.guidance_scale, student=plan.student
+        )
 
         def speak(window: Window) -> None:
             before = scripts[window.card - 1] if window.fade else None
             denoiser.say(scripts[window.card], before, window.fade)
 
-        for made in roll_out(replace(job, speak=speak, judge=jury.judge if jury else None), denoiser):
+        for made in roll_out(
+            replace(job, speak=speak, judge=jury.judge if jury else None), denoiser
+        ):
             index = made.window.index * plan.num_steps + made.step.index + 1
-            yield Step("denoise", index, len(plan.windows) * plan.num_steps, made.step.denoised[0], vae=self.vae)
+            yield Step(
+                "denoise",
+                index,
+                len(plan.windows) * plan.num_steps,
+                made.step.denoised[0],
+                vae=self.vae,
+            )
             if made.finished is not None:
                 yield from map(screen.show, projector.ready(most_waiting=0))
                 if jury is not None:
@@ -247,7 +288,12 @@ class Pipeline:
         yield from map(screen.show, projector.ready(most_waiting=0))
 
     def _run_edit(
-        self, plan: Plan, job: Job, screen: _Screen, vault: SpanStore | None, stores: Sequence[WindowStore | None]
+        self,
+        plan: Plan,
+        job: Job,
+        screen: _Screen,
+        vault: SpanStore | None,
+        stores: Sequence[WindowStore | None],
     ) -> Iterator[Step]:
         """The spans of a timeline in order: kept frames as they are, made ones as they come."""
         timeline, footage = plan.timeline, plan.footage
@@ -255,12 +301,18 @@ class Pipeline:
         prompts = list(dict.fromkeys(span.prompt for span in timeline.made))
         scripts: dict[str, list[TextCondition]] = {}
         if prompts:
-            context = self.lanes.run_one(partial(self.text.encode, [*prompts, plan.request.negative_prompt]))
-            scripts = {text: self._conditions(plan, context, row) for row, text in enumerate(prompts)}
+            context = self.lanes.run_one(
+                partial(self.text.encode, [*prompts, plan.request.negative_prompt])
+            )
+            scripts = {
+                text: self._conditions(plan, context, row) for row, text in enumerate(prompts)
+            }
             yield Step("text", 1, 1, notice=_notice(plan, context))
 
         def speaker(prompt: str) -> Denoiser:
-            return Denoiser(self.dit, self.lanes, scripts[prompt], plan.guidance_scale, student=plan.student)
+            return Denoiser(
+                self.dit, self.lanes, scripts[prompt], plan.guidance_scale, student=plan.student
+            )
 
         splicer = Splicer(
             self.vae,
@@ -281,7 +333,9 @@ class Pipeline:
         for span in timeline.spans:
             if isinstance(span, Keep):
                 clip = span.clip
-                yield from map(screen.show, footage.sources[clip.source].stream(clip.start, clip.stop))
+                yield from map(
+                    screen.show, footage.sources[clip.source].stream(clip.start, clip.stop)
+                )
             elif isinstance(span, Filter):
                 yield from map(screen.show, filtered(footage.sources[0], span))
             else:
@@ -335,11 +389,17 @@ class Pipeline:
         length = int(context.context_mask[row].sum())
         dtype = self.dit.head.weight.dtype
         tokens = context.context[row : row + 1, :length].to(self.device, dtype)
-        return self.dit.prepare_text(tokens, None, context.pooled[row : row + 1].to(self.device, dtype))
+        return self.dit.prepare_text(
+            tokens, None, context.pooled[row : row + 1].to(self.device, dtype)
+        )
 
 
 def load(
-    model: str = "diorama", *, device: str | None = None, dtype: str | None = None, verify: bool = True
+    model: str = "diorama",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    verify: bool = True,
 ) -> Pipeline:
     """Load a model by name or folder. Raises RequestError (unknown) or CheckpointError (damaged)."""
     info = find_model(model)
@@ -353,10 +413,14 @@ def load(
     for module, state in ((dit, dit_state), (vae, vae_state)):
         module.to_empty(device="cpu")
         load_into(module, state)
-    return Pipeline(info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype))
+    return Pipeline(
+        info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype)
+    )
 
 
-def _kept(steps: Iterator[Step], store: WindowStore | None, vault: SpanStore | None = None) -> Iterator[Step]:
+def _kept(
+    steps: Iterator[Step], store: WindowStore | None, vault: SpanStore | None = None
+) -> Iterator[Step]:
     """The same steps; who leaves them early finds the last one on disk, and of a video that is refused nothing is
     kept to go on from."""
     try:
@@ -386,7 +450,9 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
             for index, count in enumerate(lost[:-1], start=1)
             if count
         ),
-        f"The negative prompt is long: its last {lost[-1]} tokens were not read." if lost[-1] else "",
+        f"The negative prompt is long: its last {lost[-1]} tokens were not read."
+        if lost[-1]
+        else "",
         f"Of the frames, one in {plan.keep_every} is kept." if plan.keep_every > 1 else "",
         *(() if plan.footage is None else plan.footage.notices),
     ]

@@ -5,14 +5,14 @@ from fractions import Fraction
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
-from skyloom.generate.edit import edit_timeline
-from skyloom.generate.footage import Footage, open_footage
+from skyloom.generate.edit_sources import Footage, open_footage
+from skyloom.generate.edit_timelines import edit_timeline
 from skyloom.generate.layout import Layout, lay_out
-from skyloom.generate.limits import MAX_SECONDS, Settled, count_frames, settle
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import Window, make_windows
 from skyloom.generate.storyboard import PlacedCard, card_windows, place_cards
 from skyloom.generate.timeline import Filter, Timeline
+from skyloom.generate.validate import MAX_SECONDS, Settled, count_frames, settle
 from skyloom.models.registry import ModelInfo
 
 
@@ -58,10 +58,23 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     fps = Fraction(model.fps, settled.keep_every)
     steps, guidance, student = settled.num_steps, settled.guidance_scale, settled.quality.student
     assert request.seed is not None
-    return Plan(request, shape, fps, settled.keep_every, steps, guidance, request.seed, windows, student, cards)
+    return Plan(
+        request,
+        shape,
+        fps,
+        settled.keep_every,
+        steps,
+        guidance,
+        request.seed,
+        windows,
+        student,
+        cards,
+    )
 
 
-def _plan_edit(request: Request, settled: Settled, model: ModelInfo, scale: ScaleFactors, native: int) -> Plan:
+def _plan_edit(
+    request: Request, settled: Settled, model: ModelInfo, scale: ScaleFactors, native: int
+) -> Plan:
     """The plan of an edit: its sources are opened, and every span that is made is laid out."""
     edit = request.edit
     assert edit is not None
@@ -70,7 +83,9 @@ def _plan_edit(request: Request, settled: Settled, model: ModelInfo, scale: Scal
     timeline = edit_timeline(edit, request.prompt, footage.sources, fps)
     if timeline.frames > MAX_SECONDS * fps:
         long = f"{float(timeline.frames / fps):.0f} seconds"
-        raise RequestError(f"The edited video would have {long}.", hint=f"Cut it to {MAX_SECONDS} seconds at most.")
+        raise RequestError(
+            f"The edited video would have {long}.", hint=f"Cut it to {MAX_SECONDS} seconds at most."
+        )
     layouts = tuple(lay_out(span, scale, native, model.rollout) for span in timeline.made)
     height, width = settled.height, settled.width
     first = timeline.spans[0]

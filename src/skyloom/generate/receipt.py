@@ -87,14 +87,26 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; what the receipt does not say is left out."""
-        values: dict[str, Any] = {"skyloom": self.skyloom, "request": self.request.to_dict(), "model": self.model}
-        values |= {"weights": self.weights, "torch": self.torch, "device": self.device, "dtype": self.dtype}
+        values: dict[str, Any] = {
+            "skyloom": self.skyloom,
+            "request": self.request.to_dict(),
+            "model": self.model,
+        }
+        values |= {
+            "weights": self.weights,
+            "torch": self.torch,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
         values |= {"image": self.image, "parents": [vars(parent) for parent in self.parents]}
         values["notes"] = dict(self.notes)
         if self.frames is not None:
             shape, fps = list(self.frames.shape), str(self.frames.fps)
             values["frames"] = {"sha256": self.frames.sha256, "shape": shape, "fps": fps}
-        return {**self.extra, **{key: value for key, value in values.items() if value not in ("", None)}}
+        return {
+            **self.extra,
+            **{key: value for key, value in values.items() if value not in ("", None)},
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Receipt":
@@ -106,10 +118,16 @@ class Receipt:
             return cls._parsed(dict(values))
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
             cause = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise MediaError(f"The receipt is damaged ({cause:.120}).", hint="Ask for the original file.") from error
+            raise MediaError(
+                f"The receipt is damaged ({cause:.120}).", hint="Ask for the original file."
+            ) from error
         except RequestError as error:
-            made = f"It was made by skyloom {str(values.get('skyloom'))[:20]}, this is {__version__}."
-            raise MediaError(f"The receipt's request cannot be read: {error.message}", hint=made) from error
+            made = (
+                f"It was made by skyloom {str(values.get('skyloom'))[:20]}, this is {__version__}."
+            )
+            raise MediaError(
+                f"The receipt's request cannot be read: {error.message}", hint=made
+            ) from error
 
     @classmethod
     def _parsed(cls, values: dict[str, Any]) -> "Receipt":
@@ -120,10 +138,16 @@ class Receipt:
         told: dict[str, Any] = {
             "model": _text(values.pop("model", request.model or "")),
             "frames": None if frames is None else _frames(_table(frames)),
-            "parents": tuple(Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])),
+            "parents": tuple(
+                Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])
+            ),
             "notes": _table(values.pop("notes", {})),
         }
-        told |= {name: _text(values.pop(name)) for name in ("torch", "device", "dtype", "image") if name in values}
+        told |= {
+            name: _text(values.pop(name))
+            for name in ("torch", "device", "dtype", "image")
+            if name in values
+        }
         return cls(_text(values.pop("skyloom")), request, weights=digest, **told, extra=values)
 
 
@@ -138,11 +162,21 @@ def make_receipt(
     notes: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """What a pipeline says about a video that it made. Raises MediaError when the picture to start from is gone."""
-    asked = plan.request if plan.timeline else replace(plan.request, seconds=plan.seconds, fps=float(plan.fps))
-    filled = replace(asked, model=info.name, size=plan.request.size if plan.timeline else plan.shape.size)
+    asked = (
+        plan.request
+        if plan.timeline
+        else replace(plan.request, seconds=plan.seconds, fps=float(plan.fps))
+    )
+    filled = replace(
+        asked, model=info.name, size=plan.request.size if plan.timeline else plan.shape.size
+    )
     if asked.samples:
         quality = "fast" if plan.student else "best"
-        sampled = {"num_steps": plan.num_steps, "guidance_scale": plan.guidance_scale, "quality": quality}
+        sampled = {
+            "num_steps": plan.num_steps,
+            "guidance_scale": plan.guidance_scale,
+            "quality": quality,
+        }
         filled = replace(filled, seed=plan.seed, **sampled)
     pinned = tuple(
         Parent(hash_picture(Path(one.pinned)), "video" if one.card.video else "image", "storyboard")
@@ -213,7 +247,9 @@ def hash_picture(path: Path) -> str:
     try:
         return hash_file(path)
     except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(
+            f"{path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
 
 
 def _frames(values: Mapping[str, Any]) -> FramesDigest:

@@ -38,7 +38,10 @@ class Difference:
 
     def within(self, codec: "Difference") -> bool:
         """Whether a codec that loses that much explains it: twice as much, and a little for other builds of it."""
-        return self.largest <= 2 * codec.largest + _LARGEST_SLACK and self.mean <= 2 * codec.mean + _MEAN_SLACK
+        return (
+            self.largest <= 2 * codec.largest + _LARGEST_SLACK
+            and self.mean <= 2 * codec.mean + _MEAN_SLACK
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return {"exact": self.exact, "same": self.same, "difference": vars(self.file), "codec": vars(self.codec)}
+        return {
+            "exact": self.exact,
+            "same": self.same,
+            "difference": vars(self.file),
+            "codec": vars(self.codec),
+        }
 
 
 def request_again(receipt: Receipt, image: Path | None = None) -> Request:
@@ -73,9 +81,13 @@ def request_again(receipt: Receipt, image: Path | None = None) -> Request:
     if image is not None and asked.image is None:
         raise RequestError("This video did not start from a picture.", hint="Leave --image out.")
     if where is not None and receipt.image is not None and hash_picture(where) != receipt.image:
-        raise RequestError(f"{where} is not the picture that the video started from.", hint="Name it with --image.")
+        raise RequestError(
+            f"{where} is not the picture that the video started from.", hint="Name it with --image."
+        )
     if not asked.samples:  # receipts of 0.1.0 named what had no effect
-        asked = replace(asked, seed=None, num_steps=None, guidance_scale=None, quality=None, negative_prompt="")
+        asked = replace(
+            asked, seed=None, num_steps=None, guidance_scale=None, quality=None, negative_prompt=""
+        )
     return replace(asked, model=None, image=None if where is None else str(where))
 
 
@@ -87,10 +99,15 @@ def _check_sources(receipt: Receipt) -> None:
     told = [parent.sha256 for parent in receipt.parents if parent.verb == edit.verb]
     files = [*edit.videos, *([] if edit.mask is None else [edit.mask])]
     if len(told) != len(files):
-        raise MediaError("The receipt does not name what was edited.", hint="Ask for the original file.")
+        raise MediaError(
+            "The receipt does not name what was edited.", hint="Ask for the original file."
+        )
     for file, sha256 in zip(files, told, strict=True):
         if hash_picture(Path(file)) != sha256:
-            raise RequestError(f"{file} is not the file that was edited; it has changed.", hint="Bring that one back.")
+            raise RequestError(
+                f"{file} is not the file that was edited; it has changed.",
+                hint="Bring that one back.",
+            )
 
 
 def check_weights(receipt: Receipt, info: ModelInfo) -> None:
@@ -119,7 +136,9 @@ def compare_file(file: Path, receipt: Receipt, video: Video) -> Verdict:
     Raises MediaError when the file cannot be decoded, or has other frames in number or size.
     """
     file = file.with_name(file.name.removesuffix(SIDECAR)) if is_sidecar(file) else file
-    there = compare(video.frames, (frame for run in open_source(file).stream() for frame in run), str(file))
+    there = compare(
+        video.frames, (frame for run in open_source(file).stream() for frame in run), str(file)
+    )
     suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else SUFFIXES[0]
     with tempfile.TemporaryDirectory() as folder:
         coded = video.save(Path(folder) / f"again{suffix}")
@@ -127,12 +146,17 @@ def compare_file(file: Path, receipt: Receipt, video: Video) -> Verdict:
     return Verdict(is_exact(receipt, video), there, codec)
 
 
-def compare(made: UInt8[Tensor, "t h w c"], decoded: Iterable[UInt8[Tensor, "h w c"]], name: str) -> Difference:
+def compare(
+    made: UInt8[Tensor, "t h w c"], decoded: Iterable[UInt8[Tensor, "h w c"]], name: str
+) -> Difference:
     """How far decoded frames are from made ones. Raises MediaError when there are more or fewer, or of another size."""
     largest, total, count = 0, 0, 0
     for mine, other in zip_longest(made.unbind(0), decoded):
         if mine is None:
-            raise MediaError(f"{name} has more than the {len(made)} frames that were made.", hint="It was edited.")
+            raise MediaError(
+                f"{name} has more than the {len(made)} frames that were made.",
+                hint="It was edited.",
+            )
         if other is None:
             raise MediaError(f"{name} has {count} of {len(made)} frames.", hint="It was cut.")
         if mine.shape != other.shape:

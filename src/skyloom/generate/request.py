@@ -18,7 +18,7 @@ from typing import Any
 from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
-from skyloom.generate.edits import Edit
+from skyloom.generate.edit_spec import Edit
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
 _WHOLE = ("seed", "num_steps", "retakes")
@@ -66,7 +66,9 @@ class Request:
         """The pictures and videos that are started from, each once; a mask is none of them."""
         pinned = [path for card in self.cards for path in (card.image, card.video)]
         edited = [] if self.edit is None else self.edit.videos
-        return list(dict.fromkeys(path for path in (self.image, *pinned, *edited) if path is not None))
+        return list(
+            dict.fromkeys(path for path in (self.image, *pinned, *edited) if path is not None)
+        )
 
     @property
     def samples(self) -> bool:
@@ -75,7 +77,11 @@ class Request:
 
     def with_seed(self) -> "Request":
         """The same request with a seed, if one means something to it."""
-        return self if self.seed is not None or not self.samples else replace(self, seed=secrets.randbelow(2**31))
+        return (
+            self
+            if self.seed is not None or not self.samples
+            else replace(self, seed=secrets.randbelow(2**31))
+        )
 
     def with_fields(self, values: Mapping[str, Any]) -> "Request":
         """The same request with some fields replaced. Raises RequestError for an unknown one."""
@@ -102,7 +108,9 @@ class Request:
                 hint = f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(known)}."
                 raise RequestError(f"A request has no field {name!r}.", hint=hint)
         if "prompt" not in values:
-            raise RequestError("A request needs a prompt.", hint="Say what to show.", field="prompt")
+            raise RequestError(
+                "A request needs a prompt.", hint="Say what to show.", field="prompt"
+            )
         return cls(**values)
 
 
@@ -111,14 +119,18 @@ def _edit(value: object) -> Edit | None:
     if value is None or isinstance(value, Edit):
         return value
     if not isinstance(value, Mapping):
-        raise RequestError(f"edit is {value!r:.80}.", hint="It must be a table with a verb and videos.")
+        raise RequestError(
+            f"edit is {value!r:.80}.", hint="It must be a table with a verb and videos."
+        )
     return Edit.from_dict(value)
 
 
 def _cards(values: object) -> tuple[Card, ...]:
     """Cards as they are, or from plain values."""
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise RequestError(f"cards is {values!r:.80}.", hint="It must be a list of cards.", field="cards")
+        raise RequestError(
+            f"cards is {values!r:.80}.", hint="It must be a list of cards.", field="cards"
+        )
     return tuple(
         value if isinstance(value, Card) else Card.from_dict(_table(value, number), number)
         for number, value in enumerate(values, start=1)
@@ -127,7 +139,9 @@ def _cards(values: object) -> tuple[Card, ...]:
 
 def _table(value: object, number: int) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise CardError(number, "at", f"{value!r:.60} is no card.", hint="Write a table with `at` and `prompt`.")
+        raise CardError(
+            number, "at", f"{value!r:.60} is no card.", hint="Write a table with `at` and `prompt`."
+        )
     return value
 
 
@@ -135,7 +149,9 @@ def parse_size(text: str) -> tuple[int, int]:
     """Width and height from "128x96". Raises RequestError."""
     found = _SIZE.fullmatch(text.strip())
     if not found:
-        raise RequestError(f"{text!r} is not a size.", hint="Write width x height, like 128x128.", field="size")
+        raise RequestError(
+            f"{text!r} is not a size.", hint="Write width x height, like 128x128.", field="size"
+        )
     return int(found[1]), int(found[2])
 
 
@@ -152,7 +168,12 @@ def _checked(name: str, value: object) -> object:
     try:
         if name in _WHOLE and not isinstance(value, bool):
             return operator.index(value)  # type: ignore[arg-type]
-        if name in _NUMBERS and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        if (
+            name in _NUMBERS
+            and isinstance(value, Real)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        ):
             return float(value)
     except TypeError:
         pass

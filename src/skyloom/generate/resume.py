@@ -67,9 +67,14 @@ class WindowStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if found is None:
-                _write(folder / _ASKED, json.dumps({"asked": wanted, "sha256": _digest(wanted)}).encode())
+                _write(
+                    folder / _ASKED,
+                    json.dumps({"asked": wanted, "sha256": _digest(wanted)}).encode(),
+                )
         except OSError as error:
-            raise MediaError(f"{folder} cannot be written.", hint="Choose another folder.") from error
+            raise MediaError(
+                f"{folder} cannot be written.", hint="Choose another folder."
+            ) from error
 
     def span(self, number: int, asked: Mapping[str, Any]) -> "WindowStore":
         """The folder of a span of an edit, inside of this one. Raises what a new one raises."""
@@ -88,7 +93,10 @@ class WindowStore:
         """Keep a finished window; its steps are not needed any more. Raises like `flush`."""
         note = json.dumps({"take": kept.take, "said": [dict(one) for one in kept.said]}).encode()
         self._forget(f"step-{index:06}-")
-        self._keep(self._window(index), {"latent": kept.latent, "note": torch.tensor(list(note), dtype=torch.uint8)})
+        self._keep(
+            self._window(index),
+            {"latent": kept.latent, "note": torch.tensor(list(note), dtype=torch.uint8)},
+        )
 
     def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
         """How many steps of a take of a window were done, and the latent after them."""
@@ -98,7 +106,9 @@ class WindowStore:
                 return int(path.stem.rsplit("-", 1)[1]), tensors["latent"]
         return None
 
-    def save_step(self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]) -> None:
+    def save_step(
+        self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]
+    ) -> None:
         """Keep the latent after `done` steps. Raises like `flush`."""
         self._forget(f"step-{index:06}-{take:03}-")
         self._keep(self._step(index, take, done), {"latent": latent})
@@ -123,7 +133,9 @@ class WindowStore:
 
     def _forget(self, begins: str) -> None:
         """What waits and was overtaken."""
-        self._waiting = {path: state for path, state in self._waiting.items() if not path.name.startswith(begins)}
+        self._waiting = {
+            path: state for path, state in self._waiting.items() if not path.name.startswith(begins)
+        }
 
     def _window(self, index: int) -> Path:
         return self.folder / f"window-{index:06}.state"
@@ -132,13 +144,19 @@ class WindowStore:
         return self.folder / f"step-{index:06}-{take:03}-{done:04}.state"
 
     def _save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        body = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        body = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}
+        )
         try:
             _write(path, self._seal(path, body) + body)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError("The disk is full.", hint="Free some space and go on.") from error
-            raise MediaError(f"{path} cannot be written ({error}).", hint="Free some space and go on.") from error
+                raise DiskFullError(
+                    "The disk is full.", hint="Free some space and go on."
+                ) from error
+            raise MediaError(
+                f"{path} cannot be written ({error}).", hint="Free some space and go on."
+            ) from error
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
         """What a state holds; None if there is none, or none that is whole."""
@@ -175,10 +193,14 @@ def read_asked(folder: Path) -> dict[str, Any] | None:
         if written["sha256"] == _digest(written["asked"]):
             return dict(written["asked"])
     except FileNotFoundError as error:
-        raise RequestError(f"{folder} holds other files.", hint="Name an empty folder, or a new one.") from error
+        raise RequestError(
+            f"{folder} holds other files.", hint="Name an empty folder, or a new one."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise RequestError(f"{folder / _ASKED} is damaged.", hint="Remove that folder, or name another one.")
+    raise RequestError(
+        f"{folder / _ASKED} is damaged.", hint="Remove that folder, or name another one."
+    )
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -196,7 +218,9 @@ def _digest(asked: Mapping[str, Any]) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """Put a file in place, whole or not at all, also when the power fails."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=path.name, suffix=".part", delete=False
+    ) as file:
         try:
             file.write(content)
             file.flush()

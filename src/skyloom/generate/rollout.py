@@ -23,9 +23,9 @@ from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.flow import add_noise
 from skyloom.diffusion.sampling import SampleStep, sample_euler
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.lanes import Lanes
+from skyloom.generate.executor import Lanes
 from skyloom.generate.resume import Kept, WindowStore
-from skyloom.generate.steady import steady
+from skyloom.generate.temporal_smoothing import steady
 from skyloom.media.frames import to_frames
 from skyloom.models.registry import Rollout
 from skyloom.models.vae import DecoderCache, Vae
@@ -70,7 +70,8 @@ def make_windows(frames: int, native: int, rollout: Rollout | None) -> tuple[Win
     count = -(-(frames - native) // rollout.window)
     edges = [0, *(native + rollout.window * index for index in range(count + 1))]
     return tuple(
-        Window(index, start, stop, min(stop, frames), stop) for index, (start, stop) in enumerate(pairwise(edges))
+        Window(index, start, stop, min(stop, frames), stop)
+        for index, (start, stop) in enumerate(pairwise(edges))
     )
 
 
@@ -96,7 +97,10 @@ class Critic(Protocol):
         ...
 
     def __call__(
-        self, frames: UInt8[Tensor, "t h w c"], first: UInt8[Tensor, "u h w c"] | None, before: UInt8[Tensor, "v h w c"]
+        self,
+        frames: UInt8[Tensor, "t h w c"],
+        first: UInt8[Tensor, "u h w c"] | None,
+        before: UInt8[Tensor, "v h w c"],
     ) -> Verdict:
         """Hold frames against those that the card began with (None: these are they) and those right before them in
         the shot, of which there may be none."""
@@ -145,7 +149,9 @@ class Job:
         """Of a window."""
         return len(self.sigmas) - 1
 
-    def noise_for(self, window: Window, shape: tuple[int, ...], *purpose: str | int) -> Float[Tensor, "..."]:
+    def noise_for(
+        self, window: Window, shape: tuple[int, ...], *purpose: str | int
+    ) -> Float[Tensor, "..."]:
         """Noise of a window. That of a card with a seed of its own hangs on nothing but this card."""
         own = self.seeds.get(window.card)
         if own is None:
@@ -164,7 +170,9 @@ class Job:
     def alone(self, window: Window, before: Window | None) -> bool:
         """Whether a window's noise does not go on from that of the window before."""
         return (
-            before is None or before.shot != window.shot or (before.card != window.card and window.card in self.seeds)
+            before is None
+            or before.shot != window.shot
+            or (before.card != window.card and window.card in self.seeds)
         )
 
 
@@ -185,18 +193,26 @@ def roll_out(job: Job, denoiser: Denoiser) -> Iterator[WindowStep]:
                 remembered = _remembered(made.kept.latent, job, window)
                 denoiser.remember(remembered, job.rollout, job.rollout.context_sigma)
             if made.kept is not None and window.kept > window.start:
-                last = job.take_noise(window, canvas, made.kept.take, last)[:, :, window.kept - window.start - 1]
+                last = job.take_noise(window, canvas, made.kept.take, last)[
+                    :, :, window.kept - window.start - 1
+                ]
             yield made
         before = window
 
 
 def _make(
-    job: Job, window: Window, denoiser: Denoiser, canvas: Canvas, last: Float[Tensor, "1 c h w"] | None
+    job: Job,
+    window: Window,
+    denoiser: Denoiser,
+    canvas: Canvas,
+    last: Float[Tensor, "1 c h w"] | None,
 ) -> Iterator[WindowStep]:
     """The steps of one window, of every take that it needs; only the last one, if it was finished before."""
     kept = None if job.store is None else job.store.load(window.index)
     if kept is not None:
-        yield WindowStep(window, SampleStep(job.steps - 1, job.steps, kept.latent, kept.latent), kept)
+        yield WindowStep(
+            window, SampleStep(job.steps - 1, job.steps, kept.latent, kept.latent), kept
+        )
         return
     takes: list[tuple[SampleStep, Verdict | None]] = []
     while True:
@@ -217,7 +233,12 @@ def _make(
 
 
 def _take(
-    job: Job, window: Window, denoiser: Denoiser, canvas: Canvas, start: Float[Tensor, "1 c t h w"], number: int
+    job: Job,
+    window: Window,
+    denoiser: Denoiser,
+    canvas: Canvas,
+    start: Float[Tensor, "1 c t h w"],
+    number: int,
 ) -> Iterator[SampleStep]:
     """The steps of one take that are not done yet; the last one always."""
     begun = None if job.store is None else job.store.load_step(window.index, number)
@@ -235,10 +256,14 @@ def _best(takes: Sequence[tuple[SampleStep, Verdict | None]]) -> tuple[Kept, Sam
     scores = [0.0 if verdict is None else verdict.score for _, verdict in takes]
     best = scores.index(min(scores))
     end = takes[best][0]
-    return Kept(end.latent, best, [verdict.to_dict() for _, verdict in takes if verdict is not None]), end
+    return Kept(
+        end.latent, best, [verdict.to_dict() for _, verdict in takes if verdict is not None]
+    ), end
 
 
-def _remembered(latent: Float[Tensor, "1 c t h w"], job: Job, window: Window) -> Float[Tensor, "1 c t h w"]:
+def _remembered(
+    latent: Float[Tensor, "1 c t h w"], job: Job, window: Window
+) -> Float[Tensor, "1 c t h w"]:
     """What is kept of a finished window, as later ones see it: with a little noise of its own, if the model likes that
     better."""
     latent = latent[:, :, : window.kept - window.start]
@@ -270,7 +295,7 @@ class _Trial:
 class Projector:
     """Decodes windows to the frames that they show, a few at a time, on a lane of its own; `ready` hands frames out.
 
-    Latent frames are held steady by the model's `steadiness` on the way (generate/steady.py), but for those that are
+    Latent frames are held steady by the model's `steadiness` on the way (generate/temporal_smoothing.py), but for those that are
     `pinned`: (shot, latent frame) pairs.
     """
 
@@ -295,7 +320,9 @@ class Projector:
             part = latent[:, :, first - window.start : end - window.start]
             self._parts.append(self.lanes.submit(partial(self._decode, part, window, first)))
 
-    def try_out(self, latent: Float[Tensor, "1 c t h w"], window: Window) -> UInt8[Tensor, "t h w c"]:
+    def try_out(
+        self, latent: Float[Tensor, "1 c t h w"], window: Window
+    ) -> UInt8[Tensor, "t h w c"]:
         """The frames that a window would show if it were handed in next. It leaves no trace in the decoder's memory:
         that of the trial becomes the decoder's own when this very latent is handed in."""
         for one in self._trials:
@@ -307,7 +334,9 @@ class Projector:
 
     def ready(self, *, most_waiting: int | None = None) -> Iterator[UInt8[Tensor, "t h w c"]]:
         """The frames that are done; waits for some while more than `most_waiting` parts are not."""
-        while self._parts and (self._parts[0].done() or (most_waiting is not None and len(self._parts) > most_waiting)):
+        while self._parts and (
+            self._parts[0].done() or (most_waiting is not None and len(self._parts) > most_waiting)
+        ):
             yield self._parts.pop(0).result()
 
     def _try(self, latent: Tensor, window: Window) -> _Trial:
@@ -327,9 +356,15 @@ class Projector:
     ) -> tuple[Tensor, _Memory | None]:
         """The shown frames of a part, and the decoder's memory after it: what is not kept leaves no trace in it."""
         before = memory if first else None
-        known = [number for number in range(latent.shape[2]) if (window.shot, first + number) in self.pinned]
+        known = [
+            number
+            for number in range(latent.shape[2])
+            if (window.shot, first + number) in self.pinned
+        ]
         held = steady(latent, None if before is None else before.last, self.steadiness, known)
-        pixels, after = self.vae.decode_step(held.to(self.device), None if before is None else before.cache)
+        pixels, after = self.vae.decode_step(
+            held.to(self.device), None if before is None else before.cache
+        )
         memory = _Memory(after, held[:, :, -1]) if first < window.kept else memory
         frames = to_frames(pixels[0]).cpu()
         if window.shown is None:

@@ -46,24 +46,38 @@ class PlacedCard:
         return self.card.image or self.card.video
 
 
-def place_cards(cards: Sequence[Card], style: str, shape: VideoShape, fps: int) -> tuple[PlacedCard, ...]:
+def place_cards(
+    cards: Sequence[Card], style: str, shape: VideoShape, fps: int
+) -> tuple[PlacedCard, ...]:
     """Cards on exact frames, in order, with their media looked at. Raises CardError before any work."""
     if len(cards) > MAX_CARDS:
-        raise CardError(MAX_CARDS + 1, "at", "a storyboard this long.", hint=f"Use {MAX_CARDS} cards at most.")
+        raise CardError(
+            MAX_CARDS + 1, "at", "a storyboard this long.", hint=f"Use {MAX_CARDS} cards at most."
+        )
     placed: list[PlacedCard] = []
     for number, card in enumerate(cards, start=1):
         at, fade = parse_clock(card.at), MORPH if card.morph is None else parse_clock(card.morph)
         assert at is not None and fade is not None, "a card is checked when it is made"
         frame = _nearest(at * fps)
         if number == 1 and frame:
-            raise CardError(1, "at", f"the first card begins at {card.at} s.", hint="Let it begin at 0.")
+            raise CardError(
+                1, "at", f"the first card begins at {card.at} s.", hint="Let it begin at 0."
+            )
         if placed and frame <= placed[-1].frame:
             said = "before" if frame < placed[-1].frame else "with"
-            raise CardError(number, "at", f"it begins {said} card {number - 1}.", hint="Cards go from early to late.")
+            raise CardError(
+                number,
+                "at",
+                f"it begins {said} card {number - 1}.",
+                hint="Cards go from early to late.",
+            )
         if frame >= shape.frames:
             long = f"{float(Fraction(shape.frames - 1, fps)):g}"
             raise CardError(
-                number, "at", f"it begins at {card.at} s, the video ends at {long} s.", hint="Make it longer."
+                number,
+                "at",
+                f"it begins at {card.at} s, the video ends at {long} s.",
+                hint="Make it longer.",
             )
         _check_media(card, number, shape)
         first = not placed
@@ -91,7 +105,11 @@ def _check_media(card: Card, number: int, shape: VideoShape) -> None:
 
 
 def card_windows(
-    cards: Sequence[PlacedCard], frames: int, scale: ScaleFactors, native: int, rollout: Rollout | None
+    cards: Sequence[PlacedCard],
+    frames: int,
+    scale: ScaleFactors,
+    native: int,
+    rollout: Rollout | None,
 ) -> tuple[Window, ...]:
     """The windows of all shots; no window holds latent frames of two cards. Raises RequestError without a rollout."""
     windows: list[Window] = []
@@ -124,7 +142,9 @@ def card_windows(
             )
             start = stop
     if rollout is None and any(one.shot == two.shot for one, two in pairwise(windows)):
-        raise RequestError("This model makes one window a shot.", hint="Let every card be a cut, and short.")
+        raise RequestError(
+            "This model makes one window a shot.", hint="Let every card be a cut, and short."
+        )
     return tuple(windows)
 
 
@@ -132,8 +152,13 @@ def _fade(placed: PlacedCard, start: int, stop: int, scale: ScaleFactors) -> tup
     """How much the card before still says in each latent frame: from 1 to 0 over the card's fade."""
     if not placed.fade:
         return ()
-    middles = [(first_frame(cell, scale) + first_frame(cell + 1, scale) - 1) / 2 for cell in range(start, stop)]
-    shares = [min(1.0, max(0.0, 1 - (middle - placed.offset + 0.5) / placed.fade)) for middle in middles]
+    middles = [
+        (first_frame(cell, scale) + first_frame(cell + 1, scale) - 1) / 2
+        for cell in range(start, stop)
+    ]
+    shares = [
+        min(1.0, max(0.0, 1 - (middle - placed.offset + 0.5) / placed.fade)) for middle in middles
+    ]
     return tuple(shares) if any(shares) else ()
 
 
@@ -175,21 +200,32 @@ def read_storyboard(path: Path, fields: Mapping[str, Any]) -> Storyboard:
             content = file.read(MAX_BYTES + 1)
         text = content.decode()
     except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is no text.", hint="Write a storyboard as TOML or JSON.") from error
+        raise RequestError(
+            f"{path} is no text.", hint="Write a storyboard as TOML or JSON."
+        ) from error
     if len(content) > MAX_BYTES:
         raise RequestError(f"{path} is larger than a mebibyte.", hint="Write fewer cards.")
     values = _parsed(path, text)
     cards = values.pop("card", values.pop("cards", None))
     if not isinstance(cards, list) or not cards:
-        raise RequestError(f"{path} has no cards.", hint="Write a [[card]] with `at` and `prompt` for each.")
+        raise RequestError(
+            f"{path} has no cards.", hint="Write a [[card]] with `at` and `prompt` for each."
+        )
     lines = _lines(path, text, len(cards))
     style = values.pop("style", "")
     if not isinstance(style, str):
         raise RequestError(f"{path}: style is {style!r:.60}.", hint="It must be text.")
     try:
-        asked = {"prompt": style, **values, **fields, "cards": [_beside(card, path.parent) for card in cards]}
+        asked = {
+            "prompt": style,
+            **values,
+            **fields,
+            "cards": [_beside(card, path.parent) for card in cards],
+        }
         return Storyboard(path, Request.from_dict(asked), lines)
     except CardError as error:
         raise _at_line(path, lines, error) from error
@@ -209,7 +245,9 @@ def _beside(card: object, folder: Path) -> object:
     """A card with its media found from the storyboard's folder."""
     if not isinstance(card, Mapping):
         return card
-    media = {key: card[key] for key in ("image", "video") if isinstance(card.get(key), str) and card[key]}
+    media = {
+        key: card[key] for key in ("image", "video") if isinstance(card.get(key), str) and card[key]
+    }
     return {**card, **{key: str(folder / name) for key, name in media.items()}}
 
 
@@ -222,8 +260,13 @@ def _lines(path: Path, text: str, count: int) -> tuple[dict[str, int], ...]:
     found: list[dict[str, int]] = []
     for index, start in enumerate(starts):
         end = starts[index + 1] if index + 1 < len(starts) else len(numbered) + 1
-        rows = [(number, line) for number, line in numbered if start <= number < max(end, start + 1)]
-        found.append({"": start} | {name: number for number, line in reversed(rows) for name in re.findall(key, line)})
+        rows = [
+            (number, line) for number, line in numbered if start <= number < max(end, start + 1)
+        ]
+        found.append(
+            {"": start}
+            | {name: number for number, line in reversed(rows) for name in re.findall(key, line)}
+        )
     return tuple(found)
 
 

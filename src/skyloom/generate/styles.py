@@ -30,7 +30,9 @@ def _read(path: Path) -> dict[str, str]:
     try:
         found = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a file of styles ({error}).", hint=hint) from error
+        raise ConfigError(
+            f"{path} cannot be read as a file of styles ({error}).", hint=hint
+        ) from error
     for name, words in found.items():
         if not isinstance(words, str) or not 0 < len(words.strip()) <= _LONGEST:
             raise ConfigError(f"{path}: {name} says nothing that is a style.", hint=hint)

@@ -59,7 +59,9 @@ class Make:
 
     def __post_init__(self) -> None:
         assert self.frames > 0
-        assert all(clip.frames == self.frames for clip in self.under), "what lies under a span is as long"
+        assert all(clip.frames == self.frames for clip in self.under), (
+            "what lies under a span is as long"
+        )
         assert len(self.under) < 2 or len(self.shares) == self.frames  # noqa: PLR2004
 
 

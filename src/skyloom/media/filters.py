@@ -19,18 +19,26 @@ _LEAST_SIDE = 32  # the motion search looks at blocks of 16 pixels, and round th
 _AHEAD = 3  # the filter looks at two frames on each side of what it makes
 
 
-def upscale(runs: Iterable[UInt8[Tensor, "n h w c"]], size: tuple[int, int]) -> Iterator[UInt8[Tensor, "n y x c"]]:
+def upscale(
+    runs: Iterable[UInt8[Tensor, "n h w c"]], size: tuple[int, int]
+) -> Iterator[UInt8[Tensor, "n y x c"]]:
     """Frames at another size (height, width) by Lanczos resampling: larger and as sharp as before, not sharper.
 
     Raises RequestError for a size that is none.
     """
     height, width = size
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise RequestError(f"A video cannot be {width}x{height}.", hint=f"Use sides of 1 to {MAX_SIDE} pixels.")
+        raise RequestError(
+            f"A video cannot be {width}x{height}.", hint=f"Use sides of 1 to {MAX_SIDE} pixels."
+        )
     for run in runs:
         yield torch.stack(
             [
-                _tensor(_picture(frame).reformat(width=width, height=height, format="rgb24", interpolation="LANCZOS"))
+                _tensor(
+                    _picture(frame).reformat(
+                        width=width, height=height, format="rgb24", interpolation="LANCZOS"
+                    )
+                )
                 for frame in run
             ]
         )
@@ -46,12 +54,16 @@ def interpolate(
     """
     if not fps < target <= MAX_FPS:
         raise RequestError(
-            f"From {float(fps):g} fps, {float(target):g} fps cannot be made.", hint=f"Use more, and up to {MAX_FPS}."
+            f"From {float(fps):g} fps, {float(target):g} fps cannot be made.",
+            hint=f"Use more, and up to {MAX_FPS}.",
         )
     smooth: _Smooth | None = None
     for run in runs:
         if min(run.shape[1:3]) < _LEAST_SIDE:
-            raise RequestError("Motion cannot be seen in frames this small.", hint=f"Use {_LEAST_SIDE} pixels or more.")
+            raise RequestError(
+                "Motion cannot be seen in frames this small.",
+                hint=f"Use {_LEAST_SIDE} pixels or more.",
+            )
         smooth = smooth or _Smooth(run.shape[1], run.shape[2], fps, target)
         for frame in run:
             smooth.push(frame)
@@ -73,7 +85,9 @@ class _Smooth:
         self._last: float = math.inf
         self._total: float = math.inf
         self._graph = Graph()
-        source = self._graph.add_buffer(width=width, height=height, format=av.VideoFormat(_FORMAT), time_base=1 / fps)
+        source = self._graph.add_buffer(
+            width=width, height=height, format=av.VideoFormat(_FORMAT), time_base=1 / fps
+        )
         motion = self._graph.add("minterpolate", f"fps={target}:mi_mode=mci:me_mode=bidir")
         self._graph.link_nodes(source, motion, self._graph.add("buffersink")).configure()
 
@@ -113,8 +127,12 @@ class _Smooth:
                 return
             yield self._given[before] if stands else self._made[self._next]
             self._next += 1
-            self._given = {number: frame for number, frame in self._given.items() if number >= before}
-            self._made = {number: frame for number, frame in self._made.items() if number >= self._next}
+            self._given = {
+                number: frame for number, frame in self._given.items() if number >= before
+            }
+            self._made = {
+                number: frame for number, frame in self._made.items() if number >= self._next
+            }
 
 
 def _picture(frame: UInt8[Tensor, "h w c"]) -> av.VideoFrame:

@@ -28,5 +28,7 @@ def cover(frames: UInt8[Tensor, "t h w c"], height: int, width: int) -> UInt8[Te
     if (rows, columns) == (height, width):
         return middle.clone()
     pixels = rearrange(middle, "t h w c -> t c h w").float()
-    resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    resized = F.interpolate(
+        pixels, (height, width), mode="bicubic", antialias=True, align_corners=False
+    )
     return rearrange(resized.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c")

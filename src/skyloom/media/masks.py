@@ -63,7 +63,9 @@ class Region:
     @property
     def moves(self) -> bool:
         """Whether the boxes are one that moves."""
-        return len(self.boxes) > 1 and all(box.start is not None and box.stop is None for box in self.boxes)
+        return len(self.boxes) > 1 and all(
+            box.start is not None and box.stop is None for box in self.boxes
+        )
 
     def at(self, time: Fraction, shape: VideoShape) -> list[np.ndarray]:
         """The boxes that hold at a time in seconds: left, top, right, bottom in pixels."""
@@ -84,11 +86,15 @@ def parse_region(text: str) -> Region:
     if not boxes:
         raise RequestError("The region is empty.", hint=_HINT)
     if len(boxes) > 1 and len({(box.start is None, box.stop is None) for box in boxes}) > 1:
-        raise RequestError(f"The region {text!r} mixes boxes that move and boxes that do not.", hint=_HINT)
+        raise RequestError(
+            f"The region {text!r} mixes boxes that move and boxes that do not.", hint=_HINT
+        )
     region = Region(boxes)
     starts = [box.start or 0 for box in boxes]
     if region.moves and any(after <= before for before, after in pairwise(starts)):
-        raise RequestError(f"The times in the region {text!r} do not go from early to late.", hint=_HINT)
+        raise RequestError(
+            f"The times in the region {text!r} do not go from early to late.", hint=_HINT
+        )
     return region
 
 
@@ -106,12 +112,16 @@ def _parse_box(text: str) -> Box:
     if not all(np.isfinite(numbers)):
         raise wrong
     if numbers[2] <= 0 or numbers[3] <= 0:
-        raise RequestError(f"The region {text!r} has no area.", hint="Give it a width and a height above 0.")
+        raise RequestError(
+            f"The region {text!r} has no area.", hint="Give it a width and a height above 0."
+        )
     if start is not None and stop is not None and stop <= start:
         raise RequestError(f"The region {text!r} ends before it begins.", hint=_HINT)
     left, top, width, height = numbers
     percent = tuple(side.endswith("%") for side in sides)
-    return Box((left, top, width, height), (percent[0], percent[1], percent[2], percent[3]), start, stop)
+    return Box(
+        (left, top, width, height), (percent[0], percent[1], percent[2], percent[3]), start, stop
+    )
 
 
 def mask_frames(region: Region | Path, shape: VideoShape, fps: Fraction) -> Bool[Tensor, "t h w"]:
@@ -135,7 +145,11 @@ def open_mask(region: Region | Path, shape: VideoShape, fps: Fraction) -> "Mask"
                 f"The region lies outside of the video of {shape.size}, {seconds:.2f} s.",
                 hint="Give it a place inside.",
             )
-        return Mask(lambda start, stop: torch.stack([_draw(region, shape, fps, n) for n in range(start, stop)]))
+        return Mask(
+            lambda start, stop: torch.stack(
+                [_draw(region, shape, fps, n) for n in range(start, stop)]
+            )
+        )
     if is_picture(region):
         still = _is_white(read_image(region))
         _check_size(region, still, shape)
@@ -165,7 +179,9 @@ def feather(mask: Bool[Tensor, "t h w"], pixels: int) -> Float[Tensor, "t h w"]:
     An edge that is the frame's is none. Raises RequestError for more than 256 pixels.
     """
     if not 0 <= pixels <= MAX_FEATHER:
-        raise RequestError(f"A feather of {pixels} pixels is not possible.", hint=f"Use 0 to {MAX_FEATHER}.")
+        raise RequestError(
+            f"A feather of {pixels} pixels is not possible.", hint=f"Use 0 to {MAX_FEATHER}."
+        )
     kept = rearrange(mask, "t h w -> t 1 h w").float()
     weight = kept.clone()
     for _ in range(pixels):
@@ -178,7 +194,9 @@ def _draw(region: Region, shape: VideoShape, fps: Fraction, number: int) -> Bool
     """A frame of a region: the pixels whose middle is in one of its boxes."""
     mask = torch.zeros(shape.height, shape.width, dtype=torch.bool)
     for left, top, right, bottom in region.at(number / fps, shape):
-        rows, columns = (slice(_pixel(begin), _pixel(end)) for begin, end in ((top, bottom), (left, right)))
+        rows, columns = (
+            slice(_pixel(begin), _pixel(end)) for begin, end in ((top, bottom), (left, right))
+        )
         mask[rows, columns] = True
     return mask
 

@@ -61,7 +61,13 @@ def probe(path: Path) -> Probe:
         seconds = container.duration / av.time_base if container.duration else 0.0
         codec = stream.codec_context.name
         return Probe(
-            stream.width, stream.height, _rate(stream), stream.frames, seconds, codec, _receipt(container.metadata)
+            stream.width,
+            stream.height,
+            _rate(stream),
+            stream.frames,
+            seconds,
+            codec,
+            _receipt(container.metadata),
         )
 
 
@@ -75,7 +81,8 @@ def read_video(path: Path, max_frames: int = MAX_FRAMES) -> Video:
             budget -= frame.width * frame.height
             if len(pictures) == max_frames or budget < 0:
                 raise MediaError(
-                    f"{path} is too long: more than {max_frames} frames or a billion pixels.", hint="Cut it."
+                    f"{path} is too long: more than {max_frames} frames or a billion pixels.",
+                    hint="Cut it.",
                 )
             pictures.append(_upright(frame))
     if not pictures:
@@ -103,7 +110,9 @@ def read_sidecar(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             content = file.read(MAX_RECEIPT + 1)
     except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(
+            f"{path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
     receipt = parse_receipt(content) if len(content) <= MAX_RECEIPT else {}
     if not receipt:
         raise MediaError(f"{path} is no receipt of skyloom's.", hint="Choose another file.")
@@ -116,19 +125,26 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise MediaError(f"{path} cannot be read as a video: it holds no pictures.", hint="Choose another.")
+                raise MediaError(
+                    f"{path} cannot be read as a video: it holds no pictures.",
+                    hint="Choose another.",
+                )
             stream = container.streams.video[0]
             _check_size(path, stream.width, stream.height)
             yield container, stream
     except FileNotFoundError as error:
         raise MediaError(f"The video {path} does not exist.", hint="Check the path.") from error
     except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path} cannot be read as a video.", hint="Use an mp4, webm or gif that plays.") from error
+        raise MediaError(
+            f"{path} cannot be read as a video.", hint="Use an mp4, webm or gif that plays."
+        ) from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise MediaError(f"{path} is {width}x{height}, more than 64 million pixels.", hint="Make it smaller.")
+        raise MediaError(
+            f"{path} is {width}x{height}, more than 64 million pixels.", hint="Make it smaller."
+        )
 
 
 def _rate(stream: av.VideoStream) -> Fraction:

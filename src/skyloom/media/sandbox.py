@@ -29,25 +29,43 @@ PATIENCE = 60.0  # seconds by the clock; the child itself has ten of processor t
 _KILLED_FOR_TIME = (signal.SIGPROF, signal.SIGXCPU)
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
-    "from skyloom.media.decoder import main; main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
+    "from skyloom.media.sandbox_worker import main; main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
 )
 _SNIFFED = 16
 _VIDEO_HINT = "Use an mp4, mov, webm, mkv or gif that plays."
 _PICTURE_HINT = "Use a PNG, JPEG, WebP, GIF or BMP file."
 _REFUSALS: Mapping[str, tuple[str, str]] = {
     "no pictures": ("cannot be read as a video: it holds no pictures.", "Choose another."),
-    "codec": ("cannot be read as a video: its codec is not one that skyloom reads.", "Convert it to mp4 (H.264)."),
+    "codec": (
+        "cannot be read as a video: its codec is not one that skyloom reads.",
+        "Convert it to mp4 (H.264).",
+    ),
     "too large": ("is {width}x{height}, more than {most} million pixels.", "Make it smaller."),
     "too many streams": ("has more than {most} streams.", "Keep its first picture and sound."),
     "too many frames": ("has more than {most} frames.", "Cut it."),
     "too long": ("says it is longer than {hours} hours.", "Cut it."),
     "slow": ("takes more than a minute to look through.", "Cut it, or convert it to mp4."),
     "sizes": ("changes its size midway.", "Convert it to one size."),
-    "damaged": ("is damaged near {seconds:.2f} s.", "Cut that part out, or convert it again from its original."),
-    "bomb": ("is {bytes} bytes and would be {frames} frames of {width}x{height}.", "Cut it or make it smaller."),
-    "memory": ("needs more memory to be read than skyloom grants.", "Convert it to mp4 (H.264), or make it smaller."),
-    "time": ("cannot be read: nothing came of it in 10 seconds of work.", "Convert it to mp4 (H.264)."),
-    "crash": ("cannot be read: it broke the decoder.", "Choose another file, or convert it to mp4 (H.264)."),
+    "damaged": (
+        "is damaged near {seconds:.2f} s.",
+        "Cut that part out, or convert it again from its original.",
+    ),
+    "bomb": (
+        "is {bytes} bytes and would be {frames} frames of {width}x{height}.",
+        "Cut it or make it smaller.",
+    ),
+    "memory": (
+        "needs more memory to be read than skyloom grants.",
+        "Convert it to mp4 (H.264), or make it smaller.",
+    ),
+    "time": (
+        "cannot be read: nothing came of it in 10 seconds of work.",
+        "Convert it to mp4 (H.264).",
+    ),
+    "crash": (
+        "cannot be read: it broke the decoder.",
+        "Choose another file, or convert it to mp4 (H.264).",
+    ),
 }
 
 
@@ -76,7 +94,9 @@ def is_picture(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(_SNIFFED)
     except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(
+            f"{path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
     return _name(start, "video") is None and _name(start, "picture") is not None
 
 
@@ -86,7 +106,9 @@ def refuse(path: Path, kind: str, word: str, values: Mapping[str, Any] | None = 
     if word not in _REFUSALS:
         return MediaError(f"{path} cannot be read as a {noun}.", hint=hint)
     sentence, hint = _REFUSALS[word]
-    numbers = {key: value for key, value in (values or {}).items() if isinstance(value, int | float)}
+    numbers = {
+        key: value for key, value in (values or {}).items() if isinstance(value, int | float)
+    }
     with contextlib.suppress(KeyError, ValueError):
         return MediaError(f"{path} {sentence.format(**numbers)}", hint=hint)
     return MediaError(f"{path} cannot be read as a {noun}.", hint=hint)
@@ -193,14 +215,18 @@ def _open(path: Path, kind: str) -> tuple[int, Opened]:
     """A regular file of a known kind, open for reading."""
     noun = "picture" if kind == "picture" else "video"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe would wait for a writer
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # a named pipe would wait for a writer
     except FileNotFoundError as error:
         raise MediaError(f"The {noun} {path} does not exist.", hint="Check the path.") from error
     except (OSError, ValueError) as error:
         raise refuse(path, kind, "unreadable") from error
     try:
         about = os.fstat(descriptor)
-        name = _name(os.pread(descriptor, _SNIFFED, 0), kind) if stat.S_ISREG(about.st_mode) else None
+        name = (
+            _name(os.pread(descriptor, _SNIFFED, 0), kind) if stat.S_ISREG(about.st_mode) else None
+        )
         if name is None:
             raise refuse(path, kind, "unreadable")
         if about.st_size > (most := MAX_PICTURE_BYTES if kind == "picture" else MAX_BYTES):
@@ -237,12 +263,15 @@ def _start(opened: Opened, descriptor: int) -> "subprocess.Popen[bytes]":
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            env={"OPENBLAS_NUM_THREADS": "1"} | ({"LD_LIBRARY_PATH": library_path} if library_path else {}),
+            env={"OPENBLAS_NUM_THREADS": "1"}
+            | ({"LD_LIBRARY_PATH": library_path} if library_path else {}),
             cwd="/",
             start_new_session=True,
         )
     except OSError as error:
-        raise CapacityError("No process could be started to read a file.", hint="Close something.") from error
+        raise CapacityError(
+            "No process could be started to read a file.", hint="Close something."
+        ) from error
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -15,13 +15,19 @@ _LINE = 14
 
 
 def write_sheet(
-    rows: Sequence[tuple[str, UInt8[Tensor, "t h w c"]]], path: Path, moments: int = 5, columns: int = 1
+    rows: Sequence[tuple[str, UInt8[Tensor, "t h w c"]]],
+    path: Path,
+    moments: int = 5,
+    columns: int = 1,
 ) -> Path:
     """Write a PNG with `columns` videos side by side, `moments` frames of each. Raises what `check_target` raises."""
     if not rows:
         raise MediaError("A contact sheet of no videos is empty.", hint="Give it one or more.")
     check_target(path, PICTURE_SUFFIXES)
-    height, width = max(frames.shape[1] for _, frames in rows), max(frames.shape[2] for _, frames in rows)
+    height, width = (
+        max(frames.shape[1] for _, frames in rows),
+        max(frames.shape[2] for _, frames in rows),
+    )
     cell_height, cell_width = height + _LINE + 2, moments * (width + 2) + 6
     lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * cell_width, lines * cell_height), (24, 24, 28))

@@ -11,7 +11,7 @@ from fractions import Fraction
 import av
 from av.container import OutputContainer
 
-from skyloom.media.index import Sound, SoundPacket
+from skyloom.media.sandbox_client import Sound, SoundPacket
 
 _ENCODERS = {"aac": "aac", "mp3": "libmp3lame", "opus": "libopus"}
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
@@ -49,7 +49,9 @@ class SoundTrack:
         if self.sound is None:
             return iter(())
         rate = self.sound.rate
-        stream = container.add_stream(_ENCODERS[self.sound.codec], rate=rate, layout=_LAYOUTS[self.sound.channels])
+        stream = container.add_stream(
+            _ENCODERS[self.sound.codec], rate=rate, layout=_LAYOUTS[self.sound.channels]
+        )
         assert isinstance(stream, av.AudioStream)
         return self._packets(stream, rate)
 

@@ -18,9 +18,17 @@ from torch import Tensor
 
 from skyloom.core.errors import RequestError
 from skyloom.media.frames import cover
-from skyloom.media.index import MAX_FRAMES, Index, Sound, SoundPacket, ask_frames, ask_index, ask_sound
 from skyloom.media.read import parse_receipt
 from skyloom.media.sandbox import Opened, Sandbox, refuse
+from skyloom.media.sandbox_client import (
+    MAX_FRAMES,
+    Index,
+    Sound,
+    SoundPacket,
+    ask_frames,
+    ask_index,
+    ask_sound,
+)
 
 MAX_FPS = 240
 MAX_READ = 3 * 10**9
@@ -31,16 +39,22 @@ _CHANNELS = 3
 _SLACK = Fraction(1, 1000)  # webm rounds its times to milliseconds
 
 
-def open_source(path: str | Path, *, fps: Fraction | None = None, size: tuple[int, int] | None = None) -> "Source":
+def open_source(
+    path: str | Path, *, fps: Fraction | None = None, size: tuple[int, int] | None = None
+) -> "Source":
     """A video to read frames of: its own, or at another rate, or covering another size (height, width).
 
     Looks through the packets once and decodes one frame. Raises MediaError for a file that is no video, cannot be
     read, or would unpack to very much more than it is; RequestError for a rate or size that makes no sense.
     """
     if fps is not None and not 0 < fps <= MAX_FPS:
-        raise RequestError(f"A video at {float(fps):g} fps cannot be read.", hint=f"Use up to {MAX_FPS} fps.")
+        raise RequestError(
+            f"A video at {float(fps):g} fps cannot be read.", hint=f"Use up to {MAX_FPS} fps."
+        )
     if size is not None and not all(0 < side <= _MAX_SIDE for side in size):
-        raise RequestError(f"A video cannot be {size[1]}x{size[0]}.", hint=f"Use sides of 1 to {_MAX_SIDE} pixels.")
+        raise RequestError(
+            f"A video cannot be {size[1]}x{size[0]}.", hint=f"Use sides of 1 to {_MAX_SIDE} pixels."
+        )
     child = Sandbox(Path(path), "video")
     index = ask_index(child)
     _check_bomb(child.opened, index)
@@ -53,7 +67,9 @@ class Source:
     `size` and `fps` are those of what is read; `notices` say what was changed for it.
     """
 
-    def __init__(self, child: Sandbox, index: Index, fps: Fraction | None, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self, child: Sandbox, index: Index, fps: Fraction | None, size: tuple[int, int] | None
+    ) -> None:
         self._child, self._opened, self._index = child, child.opened, index
         self.path = child.opened.path
         rate, steady = index.rate
@@ -62,7 +78,9 @@ class Source:
         self.frames = len(index.pts) if self._numbers is None else len(self._numbers)
         self._own_size = index.upright
         self.height, self.width = self._own_size if size is None else size
-        self.notices = tuple(_notices(index, None if self._numbers is None else fps, (self.height, self.width)))
+        self.notices = tuple(
+            _notices(index, None if self._numbers is None else fps, (self.height, self.width))
+        )
 
     @property
     def audio(self) -> bool:
@@ -98,13 +116,21 @@ class Source:
         run = max(1, min(_RUN_FRAMES, _RUN_BYTES // (height * width * _CHANNELS)))
         for begin in range(start, stop, run):
             wanted = range(begin, min(begin + run, stop))
-            numbers = list(wanted) if self._numbers is None else [int(self._numbers[number]) for number in wanted]
+            numbers = (
+                list(wanted)
+                if self._numbers is None
+                else [int(self._numbers[number]) for number in wanted]
+            )
             needed = sorted(set(numbers))
             frames = self._decode(needed)
             if numbers != needed:
                 place = {number: index for index, number in enumerate(needed)}
                 frames = frames[[place[number] for number in numbers]]
-            yield frames if self._own_size == (self.height, self.width) else cover(frames, self.height, self.width)
+            yield (
+                frames
+                if self._own_size == (self.height, self.width)
+                else cover(frames, self.height, self.width)
+            )
 
     def sound_packets(self, start: int, stop: int) -> Iterator["SoundPacket"]:
         """Packets of the sound that belong to frames start to stop, timed from the start; none where there is none.
@@ -149,7 +175,12 @@ def _check_bomb(opened: Opened, index: Index) -> None:
     count = len(index.pts)
     unpacked = count * index.height * index.width * _CHANNELS
     if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * opened.size:
-        values = {"bytes": opened.size, "frames": count, "width": index.width, "height": index.height}
+        values = {
+            "bytes": opened.size,
+            "frames": count,
+            "width": index.width,
+            "height": index.height,
+        }
         raise refuse(opened.path, "video", "bomb", values)
 
 

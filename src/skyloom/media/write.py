@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import DiskFullError, MediaError, RequestError, SkyloomError
-from skyloom.media.index import Sound, SoundPacket
+from skyloom.media.sandbox_client import Sound, SoundPacket
 from skyloom.media.sound import SoundTrack
 
 _CODECS = {
@@ -52,12 +52,16 @@ def check_target(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     for a full disk.
     """
     if path.suffix.lower() not in suffixes:
-        raise RequestError(f"{path.name!r} ends in no known format.", hint=f"Use {', '.join(suffixes)}.")
+        raise RequestError(
+            f"{path.name!r} ends in no known format.", hint=f"Use {', '.join(suffixes)}."
+        )
     try:
         folder, named = path.parent.is_dir(), path.is_dir()
         path.exists()
         if not folder:
-            raise MediaError(f"The folder {path.parent} does not exist.", hint="Create it, or choose another.")
+            raise MediaError(
+                f"The folder {path.parent} does not exist.", hint="Create it, or choose another."
+            )
         if named:
             raise MediaError(f"{path} is a folder.", hint="Name a file in it.")
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -89,7 +93,10 @@ def open_video(path: Path, fps: Fraction | float) -> Iterator["VideoWriter"]:
     """
     check_target(path)
     rate = Fraction(fps).limit_denominator(1001)
-    with placed(path) as partial, tempfile.TemporaryDirectory(dir=path.parent, prefix=".skyloom-") as folder:
+    with (
+        placed(path) as partial,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".skyloom-") as folder,
+    ):
         writer = VideoWriter(Path(folder) / partial.name, rate)
         yield writer
         writer.finish(partial)
@@ -186,7 +193,9 @@ class VideoWriter:
             return
         if self._encoder is None:
             size = frames.shape[2], frames.shape[1]
-            self._encoder = _Encoder(str(self.path), self.suffix, self.fps, size, _CODECS[self.suffix][2], {})
+            self._encoder = _Encoder(
+                str(self.path), self.suffix, self.fps, size, _CODECS[self.suffix][2], {}
+            )
         self._encoder.append(frames)
 
     def finish(self, target: Path) -> None:
@@ -218,7 +227,9 @@ def write_sidecar(path: Path, receipt: Mapping[str, object]) -> Path:
     """Write a video's receipt beside it, whole or not at all, for places that strip what a file says of itself."""
     sidecar = sidecar_of(path)
     with placed(sidecar) as partial:
-        partial.write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return sidecar
 
 
@@ -228,7 +239,9 @@ def placed(path: Path) -> Iterator[Path]:
     partial: Path | None = None
     try:
         made = path.parent / f".skyloom-{secrets.token_hex(6)}{path.suffix}"
-        os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process's umask decides who may read
+        os.close(
+            os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        )  # the process's umask decides who may read
         partial = made
         yield partial
         partial.replace(path)
@@ -243,19 +256,30 @@ def _explain(error: Exception, path: Path) -> SkyloomError:
     """What stopped a file from being written, and what to do."""
     number, cause = getattr(error, "errno", None), getattr(error, "strerror", None) or error
     if number in _FULL:
-        return DiskFullError(f"The disk of {path.parent} is full.", hint="Free some space and try again.")
+        return DiskFullError(
+            f"The disk of {path.parent} is full.", hint="Free some space and try again."
+        )
     if number == errno.ENAMETOOLONG:
-        return RequestError("The name of the file is too long.", hint="Choose a shorter one with -o.")
-    return MediaError(f"{path} cannot be written ({cause}).", hint="Choose another folder or name with -o.")
+        return RequestError(
+            "The name of the file is too long.", hint="Choose a shorter one with -o."
+        )
+    return MediaError(
+        f"{path} cannot be written ({cause}).", hint="Choose another folder or name with -o."
+    )
 
 
 def _check_frames(frames: UInt8[Tensor, "t h w c"], fps: Fraction, suffix: str) -> None:
     shape = tuple(frames.shape)
     if len(shape) != len("thwc") or shape[-1] != len("rgb") or frames.dtype != torch.uint8:
-        raise MediaError(f"Frames of {frames.dtype}, {shape} are no video.", hint="Use uint8 [t h w 3].")
+        raise MediaError(
+            f"Frames of {frames.dtype}, {shape} are no video.", hint="Use uint8 [t h w 3]."
+        )
     count, height, width, _ = shape
     if not count or fps <= 0:
-        raise MediaError(f"{count} frames at {float(fps):g} fps are no video.", hint="Use one or more, above 0 fps.")
+        raise MediaError(
+            f"{count} frames at {float(fps):g} fps are no video.",
+            hint="Use one or more, above 0 fps.",
+        )
     if suffix in _CODECS and _CODECS[suffix][1] == "yuv420p" and (height % 2 or width % 2):
         raise MediaError(
             f"{suffix[1:]} holds no odd sizes like {width}x{height}.",
@@ -284,7 +308,9 @@ class _Encoder:
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
         """Encode the next frames."""
         for picture in frames.cpu().numpy():
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            self._container.mux(
+                self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+            )
 
     def close(self) -> None:
         """Encode what is still held back and end the file."""

@@ -33,7 +33,9 @@ def mask_bias(mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
 
 
-def block_causal_mask(frames: int, window: int, tokens: int, device: torch.device) -> Bool[Tensor, "n n"]:
+def block_causal_mask(
+    frames: int, window: int, tokens: int, device: torch.device
+) -> Bool[Tensor, "n n"]:
     """Who may look at whom: a token sees its own window of latent frames and every window before."""
     owner = torch.arange(frames, device=device) // window
     owner = owner.repeat_interleave(tokens)
@@ -55,7 +57,9 @@ class KvCache:
     values: tuple[Tensor, ...] = ()
     seen: int = 0
 
-    def extended(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int) -> "KvCache":
+    def extended(
+        self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int
+    ) -> "KvCache":
         """The cache after one more window; what falls between sink and recent frames is forgotten."""
         tokens = keys[0].shape[2] // frames
         total = self.frames + frames
@@ -64,7 +68,10 @@ class KvCache:
             values = tuple(torch.cat(pair, dim=2) for pair in zip(self.values, values, strict=True))
         kept = min(total, self.sink + self.recent)
         if total > kept:
-            keep = [*range(self.sink * tokens), *range((total - self.recent) * tokens, total * tokens)]
+            keep = [
+                *range(self.sink * tokens),
+                *range((total - self.recent) * tokens, total * tokens),
+            ]
             index = torch.tensor(keep, device=keys[0].device)
             keys = tuple(key.index_select(2, index) for key in keys)
             values = tuple(value.index_select(2, index) for value in values)

@@ -59,14 +59,18 @@ def save_part(
     return paths
 
 
-def load_part(folder: Path, part: str, config_class: type[T]) -> tuple[T, dict[str, Tensor], dict[str, str]]:
+def load_part(
+    folder: Path, part: str, config_class: type[T]
+) -> tuple[T, dict[str, Tensor], dict[str, str]]:
     """A part's config, tensors and metadata. Raises CheckpointError naming what is missing or damaged."""
     paths = _files(folder, part)
     if not paths:
         raise CheckpointError(f"{folder} has no weights for {part!r}.", hint=REPAIR)
     expected = int(paths[0].stem.rsplit("-of-", 1)[1]) if "-of-" in paths[0].stem else 1
     if len(paths) != expected:
-        raise CheckpointError(f"{folder} has {len(paths)} of {expected} files of {part!r}.", hint=REPAIR)
+        raise CheckpointError(
+            f"{folder} has {len(paths)} of {expected} files of {part!r}.", hint=REPAIR
+        )
     state: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for path in paths:
@@ -77,7 +81,9 @@ def load_part(folder: Path, part: str, config_class: type[T]) -> tuple[T, dict[s
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}).", hint=REPAIR) from error
     if "config" not in metadata:
-        raise CheckpointError(f"{paths[0]} holds no config, so it is not a skyloom part.", hint=REPAIR)
+        raise CheckpointError(
+            f"{paths[0]} holds no config, so it is not a skyloom part.", hint=REPAIR
+        )
     return from_table(json.loads(metadata["config"]), config_class, str(paths[0])), state, metadata
 
 
@@ -112,7 +118,9 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise CheckpointError(f"{path} is missing.", hint=REPAIR)
         if hash_file(path) != expected:
-            raise CheckpointError(f"{path} is corrupt: its hash is not the manifest's.", hint=REPAIR)
+            raise CheckpointError(
+                f"{path} is corrupt: its hash is not the manifest's.", hint=REPAIR
+            )
     return manifest
 
 
@@ -131,7 +139,9 @@ def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         rows = value.float().flatten(1)
         scale = rows.abs().amax(dim=1).clamp(min=1e-12) / 127
-        stored[name] = (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8).reshape(value.shape)
+        stored[name] = (
+            (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8).reshape(value.shape)
+        )
         stored[f"{name}.scale"] = scale
     return stored
 
@@ -144,13 +154,17 @@ def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         scale = state.get(f"{name}.scale")
         rows = value.float()
-        weights[name] = rows if scale is None else rows * scale.float().reshape(-1, *[1] * (value.ndim - 1))
+        weights[name] = (
+            rows if scale is None else rows * scale.float().reshape(-1, *[1] * (value.ndim - 1))
+        )
     return weights
 
 
 def _files(folder: Path, part: str) -> list[Path]:
     single = folder / f"{part}.safetensors"
-    return [single] if single.exists() else sorted(folder.glob(f"{part}-?????-of-?????.safetensors"))
+    return (
+        [single] if single.exists() else sorted(folder.glob(f"{part}-?????-of-?????.safetensors"))
+    )
 
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -43,7 +43,9 @@ def wan_from_diffusers(state: State, config: DitConfig) -> State:
     for layer in range(config.layers):
         ours |= _block(left, f"blocks.{layer}.", config)
     if left:
-        raise CheckpointError(f"{len(left)} tensors have no place here ({', '.join(sorted(left)[:3])}).")
+        raise CheckpointError(
+            f"{len(left)} tensors have no place here ({', '.join(sorted(left)[:3])})."
+        )
     return ours
 
 
@@ -54,12 +56,16 @@ def _block(left: State, prefix: str, config: DitConfig) -> State:
         for theirs, name in _PLAIN_BLOCK.items():
             taken[f"{name}.{kind}"] = left.pop(f"{prefix}{theirs}.{kind}")
         query, key, value = (left.pop(f"{prefix}attn1.to_{role}.{kind}") for role in "qkv")
-        taken[f"qkv.{kind}"] = torch.cat([_halves(query, config.heads), _halves(key, config.heads), value])
+        taken[f"qkv.{kind}"] = torch.cat(
+            [_halves(query, config.heads), _halves(key, config.heads), value]
+        )
         taken[f"cross.query.{kind}"] = left.pop(f"{prefix}attn2.to_q.{kind}")
         pair = [left.pop(f"{prefix}attn2.to_{role}.{kind}") for role in "kv"]
         taken[f"cross.key_value.{kind}"] = torch.cat(pair)
     for role, name in (("q", "query_norm"), ("k", "key_norm")):
-        taken[f"{name}.weight"] = _halves(left.pop(f"{prefix}attn1.norm_{role}.weight"), config.heads)
+        taken[f"{name}.weight"] = _halves(
+            left.pop(f"{prefix}attn1.norm_{role}.weight"), config.heads
+        )
         taken[f"cross.{name}.weight"] = left.pop(f"{prefix}attn2.norm_{role}.weight")
     return {f"{prefix}{name}": value for name, value in taken.items()}
 

@@ -24,7 +24,6 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
-from skyloom.models.detail import Detail
 from skyloom.models.embeddings import (
     PlaceEmbedding,
     Sketch,
@@ -33,6 +32,7 @@ from skyloom.models.embeddings import (
     TimeEmbedding,
     place_waves,
 )
+from skyloom.models.refiner import Detail
 from skyloom.models.rope import Angles, rope_angles, rotate
 
 Reading = Literal["bidirectional", "causal"]
@@ -43,8 +43,8 @@ class DitConfig:
     """Sizes, and what Wan's own models do not have: `pooled_text` adds the pooled prompt to the time embedding;
     `span` makes room for a few-step student in the same weights; `places` tells every token where in the frame and
     in the window it stands, which rotary positions only tell of pairs; `sketch` is the width of the prompt's meaning
-    (models/meaning.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
-    `detail` is the width of the convolutions that go over the result (models/detail.py; 0: none), in `detail_blocks`.
+    (models/prompt_attributes.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
+    `detail` is the width of the convolutions that go over the result (models/refiner.py; 0: none), in `detail_blocks`.
     The sketch ends after `horizon` latent frames of a video; from there on places are numbered after it (0: never).
     """
 
@@ -97,10 +97,18 @@ class Dit(nn.Module):
         self.patch = nn.Linear(config.in_channels * patch, config.width)
         self.time = TimeEmbedding(config.frequency_width, config.width)
         self.text = TextProjection(config.text_width, config.width)
-        self.pooled = nn.Linear(config.pooled_width or config.text_width, config.width) if config.pooled_text else None
+        self.pooled = (
+            nn.Linear(config.pooled_width or config.text_width, config.width)
+            if config.pooled_text
+            else None
+        )
         self.span = SpanEmbedding(config.frequency_width, config.width) if config.span else None
         self.places = PlaceEmbedding(config.width) if config.places else None
-        self.sketch = Sketch(config.sketch, config.width, config.out_channels * patch) if config.sketch else None
+        self.sketch = (
+            Sketch(config.sketch, config.width, config.out_channels * patch)
+            if config.sketch
+            else None
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
         self.head = nn.Linear(config.width, config.out_channels * patch)
@@ -121,10 +129,20 @@ class Dit(nn.Module):
         """Project a prompt once for all layers and steps; masked tokens are never looked at."""
         projected = self.text(context)
         pairs = [block.cross.keys_and_values(projected) for block in self.layers]
-        bias = None if context_mask is None else rearrange(mask_bias(context_mask), "b m -> b 1 1 m")
+        bias = (
+            None if context_mask is None else rearrange(mask_bias(context_mask), "b m -> b 1 1 m")
+        )
         vector = None if self.pooled is None or pooled is None else self.pooled(pooled)
-        meaning = None if self.sketch is None or pooled is None else pooled[:, -self.config.sketch :]
-        return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector, meaning)
+        meaning = (
+            None if self.sketch is None or pooled is None else pooled[:, -self.config.sketch :]
+        )
+        return TextCondition(
+            tuple(key for key, _ in pairs),
+            tuple(value for _, value in pairs),
+            bias,
+            vector,
+            meaning,
+        )
 
     def draw_sketch(
         self, meaning: Float[Tensor, "b s"], frames: int, height: int, width: int
@@ -132,7 +150,9 @@ class Dit(nn.Module):
         """The video that a prompt's meaning lets expect, as a clean latent: a blur, but in the right places."""
         assert self.sketch is not None
         rows, columns = height // self.config.patch[1], width // self.config.patch[2]
-        drawn = self.sketch(meaning, place_waves(torch.arange(frames, device=meaning.device), rows, columns))
+        drawn = self.sketch(
+            meaning, place_waves(torch.arange(frames, device=meaning.device), rows, columns)
+        )
         return _unpatchify(drawn, self.config, (frames, rows, columns))
 
     def forward(
@@ -180,7 +200,9 @@ class Dit(nn.Module):
         config, (_, _, frames, height, width) = self.config, latent.shape
         rows, columns = height // config.patch[1], width // config.patch[2]
         tokens = rows * columns
-        x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(self.patch.weight.dtype)
+        x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(
+            self.patch.weight.dtype
+        )
         past = cache or KvCache(sink=0, recent=0)
         x = self._placed(x, text, past, (frames, rows, columns), numbers)
         embedded = self.time(sigma)
@@ -209,14 +231,21 @@ class Dit(nn.Module):
         return out, after
 
     def _placed(
-        self, x: Tensor, text: TextCondition, past: KvCache, grid: tuple[int, int, int], numbers: Tensor | None
+        self,
+        x: Tensor,
+        text: TextCondition,
+        past: KvCache,
+        grid: tuple[int, int, int],
+        numbers: Tensor | None,
     ) -> Tensor:
         """The tokens with where they stand and, up to the horizon, what the sketch shows there."""
         frames, rows, columns = grid
         horizon, local = self.config.horizon, torch.arange(frames, device=x.device) + past.frames
         early = torch.ones_like(local, dtype=torch.bool)
         if horizon:
-            numbers = torch.arange(frames, device=x.device) + past.seen if numbers is None else numbers
+            numbers = (
+                torch.arange(frames, device=x.device) + past.seen if numbers is None else numbers
+            )
             early = numbers < horizon
             local = torch.where(early, numbers, local + horizon)
         where = place_waves(local, rows, columns).to(x.dtype)
@@ -257,7 +286,9 @@ class Block(nn.Module):
         before: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
         """The new tokens, and this window's un-rotated keys and values for the cache."""
-        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (modulation + self.table).to(x.dtype).unbind(2)
+        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (
+            (modulation + self.table).to(x.dtype).unbind(2)
+        )
         y = _modulate(_normalise(x, self.eps), shift, scale)
         query, key, value = self.qkv(y).chunk(3, dim=-1)
         query = split_heads(self.query_norm(query).to(value.dtype), self.heads)
@@ -291,9 +322,13 @@ class CrossAttention(nn.Module):
     def keys_and_values(self, context: Float[Tensor, "b m d"]) -> tuple[Tensor, Tensor]:
         """The prompt's keys and values, by head."""
         key, value = self.key_value(context).chunk(2, dim=-1)
-        return split_heads(self.key_norm(key).to(value.dtype), self.heads), split_heads(value, self.heads)
+        return split_heads(self.key_norm(key).to(value.dtype), self.heads), split_heads(
+            value, self.heads
+        )
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+    ) -> Float[Tensor, "b n d"]:
         """What the prompt says to each video token."""
         query = split_heads(self.query_norm(self.query(x)).to(value.dtype), self.heads)
         return self.out(join_heads(attend(query, key, value, bias)))
@@ -313,12 +348,19 @@ class RmsNorm(nn.Module):
 
 
 def _detail(config: DitConfig) -> Detail:
-    return Detail(config.out_channels, config.width, config.detail, config.patch, config.detail_blocks)
+    return Detail(
+        config.out_channels, config.width, config.detail, config.patch, config.detail_blocks
+    )
 
 
 @lru_cache(maxsize=32)
 def _window_angles(
-    frames: int, rows: int, columns: int, config: DitConfig, device: torch.device, dtype: torch.dtype
+    frames: int,
+    rows: int,
+    columns: int,
+    config: DitConfig,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Angles:
     """Rotary angles of a window and what it remembers: a handful of shapes, asked for again and again."""
     positions = torch.arange(frames, device=device, dtype=torch.float32)
@@ -330,9 +372,14 @@ def _normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
-def _modulate(x: Tensor, shift: Float[Tensor, "b t d"], scale: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
+def _modulate(
+    x: Tensor, shift: Float[Tensor, "b t d"], scale: Float[Tensor, "b t d"]
+) -> Float[Tensor, "b n d"]:
     y = rearrange(x, "b (t p) d -> b t p d", t=shift.shape[1])
-    return rearrange(y * (1 + scale[:, :, None].to(x.dtype)) + shift[:, :, None].to(x.dtype), "b t p d -> b (t p) d")
+    return rearrange(
+        y * (1 + scale[:, :, None].to(x.dtype)) + shift[:, :, None].to(x.dtype),
+        "b t p d -> b (t p) d",
+    )
 
 
 def _gated(x: Tensor, gate: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
@@ -340,14 +387,20 @@ def _gated(x: Tensor, gate: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
     return rearrange(y * gate[:, :, None], "b t p d -> b (t p) d")
 
 
-def _patchify(latent: Float[Tensor, "b c t h w"], patch: tuple[int, int, int]) -> Float[Tensor, "b n k"]:
+def _patchify(
+    latent: Float[Tensor, "b c t h w"], patch: tuple[int, int, int]
+) -> Float[Tensor, "b n k"]:
     p, q, r = patch
     return rearrange(latent, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
 
 
-def _unpatchify(x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]) -> Float[Tensor, "b o t h w"]:
+def _unpatchify(
+    x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]
+) -> Float[Tensor, "b o t h w"]:
     (t, h, w), (p, q, r) = grid, config.patch
-    return rearrange(x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r)
+    return rearrange(
+        x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r
+    )
 
 
 @torch.no_grad()
@@ -357,7 +410,13 @@ def _initialise(dit: Dit) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    for linear in (dit.time.inner, dit.time.outer, dit.text.inner, dit.text.outer, dit.time.to_modulation):
+    for linear in (
+        dit.time.inner,
+        dit.time.outer,
+        dit.text.inner,
+        dit.text.outer,
+        dit.time.to_modulation,
+    ):
         nn.init.normal_(linear.weight, std=0.02)
     for block in dit.layers:
         for linear in (block.out, block.cross.out, block.down):

@@ -78,9 +78,13 @@ class Sketch(nn.Module):
         self.outer = nn.Linear(2 * width, patch)
         self.into = nn.Linear(patch, width)
 
-    def forward(self, meaning: Float[Tensor, "b s"], where: Float[Tensor, "n f"]) -> Float[Tensor, "b n k"]:
+    def forward(
+        self, meaning: Float[Tensor, "b s"], where: Float[Tensor, "n f"]
+    ) -> Float[Tensor, "b n k"]:
         """The patch that is likely at each place."""
-        scale, shift = self.gates(F.gelu(self.meaning(meaning), approximate="tanh")).chunk(2, dim=-1)
+        scale, shift = self.gates(F.gelu(self.meaning(meaning), approximate="tanh")).chunk(
+            2, dim=-1
+        )
         basis = self.basis(F.gelu(self.place(where), approximate="tanh"))
         mixed = basis * (1 + scale[:, None]) + shift[:, None]
         return self.outer(F.gelu(self.inner(mixed), approximate="tanh"))

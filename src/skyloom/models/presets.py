@@ -6,7 +6,14 @@ from skyloom.models.dit import DitConfig
 def dit_tiny() -> DitConfig:
     """For tests: two layers, a few thousand weights."""
     return DitConfig(
-        in_channels=8, out_channels=8, width=48, heads=4, layers=2, ffn=96, text_width=16, pooled_text=True
+        in_channels=8,
+        out_channels=8,
+        width=48,
+        heads=4,
+        layers=2,
+        ffn=96,
+        text_width=16,
+        pooled_text=True,
     )
 
 
@@ -27,9 +34,13 @@ def dit_diorama() -> DitConfig:
 
 def wan_1_3b() -> DitConfig:
     """Wan 2.1 text to video, 1.3 B (Apache-2.0)."""
-    return DitConfig(in_channels=16, out_channels=16, width=1536, heads=12, layers=30, ffn=8960, text_width=4096)
+    return DitConfig(
+        in_channels=16, out_channels=16, width=1536, heads=12, layers=30, ffn=8960, text_width=4096
+    )
 
 
 def wan_14b() -> DitConfig:
     """Wan 2.1 text to video, 14 B (Apache-2.0)."""
-    return DitConfig(in_channels=16, out_channels=16, width=5120, heads=40, layers=40, ffn=13824, text_width=4096)
+    return DitConfig(
+        in_channels=16, out_channels=16, width=5120, heads=40, layers=40, ffn=13824, text_width=4096
+    )

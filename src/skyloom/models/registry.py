@@ -86,10 +86,13 @@ def read_model(folder: Path) -> ModelInfo:
     missing = [name for name in names if name not in manifest]
     if missing:
         raise CheckpointError(
-            f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.", hint="It is not a whole model."
+            f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.",
+            hint="It is not a whole model.",
         )
     values = {name: manifest[name] for name in names}
-    return ModelInfo(**{**values, "sizes": tuple(manifest["sizes"])}, folder=folder, manifest=manifest)
+    return ModelInfo(
+        **{**values, "sizes": tuple(manifest["sizes"])}, folder=folder, manifest=manifest
+    )
 
 
 def list_models(root: Path = BUNDLED) -> list[ModelInfo]:
@@ -105,5 +108,7 @@ def find_model(name: str, root: Path = BUNDLED) -> ModelInfo:
         return read_model(Path(name))
     names = [model.name for model in list_models(root)]
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names) or 'none'}."
+    hint = (
+        f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names) or 'none'}."
+    )
     raise RequestError(f"There is no model {name!r}.", hint=hint, field="model")

@@ -26,7 +26,11 @@ def rope_angles(
     `frames` are the positions in time, local to the window that is being made.
     """
     device = frames.device
-    lengths = (frames.float(), torch.arange(height, device=device), torch.arange(width, device=device))
+    lengths = (
+        frames.float(),
+        torch.arange(height, device=device),
+        torch.arange(width, device=device),
+    )
     parts = []
     for positions, channels in zip(lengths, axis_widths(head_width), strict=True):
         exponents = torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels

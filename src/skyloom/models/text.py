@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
 from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part, to_int8
-from skyloom.models.meaning import Meaning
+from skyloom.models.prompt_attributes import Meaning
 from skyloom.models.tokenizer import Tokenizer
 
 _PAD_TO = 16
@@ -29,7 +29,7 @@ class TextConfig:
 
     `lexical` puts each token's own word vector beside what the layers make of it: the layers bring synonyms
     together, and with them left and right, which only the word itself tells apart (docs/log.md). `meaning` is
-    the width of a vector of what the prompt says (models/meaning.py), behind the other pooled channels; 0: none.
+    the width of a vector of what the prompt says (models/prompt_attributes.py), behind the other pooled channels; 0: none.
     """
 
     vocabulary: int = 30522
@@ -79,7 +79,9 @@ class TextEncoder(nn.Module):
         self.meaning = Meaning(config.context_width, config.meaning) if config.meaning else None
         self._lexicon: Tensor | None = None
 
-    def forward(self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m d"]:
+    def forward(
+        self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b m d"]:
         """The last hidden state of every token; masked tokens are not looked at."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.norm(self.words(tokens) + self.positions(places) + self.segment)
@@ -105,7 +107,9 @@ class TextEncoder(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=device)
         mask = torch.arange(longest, device=device) < lengths[:, None]
         hidden = self(tokens, mask)
-        return self._collect([h[: len(row)] for h, row in zip(hidden, rows, strict=True)], rows, lost)
+        return self._collect(
+            [h[: len(row)] for h, row in zip(hidden, rows, strict=True)], rows, lost
+        )
 
     @torch.no_grad()
     def word_vectors(self, tokens: Sequence[int]) -> Float[Tensor, "m d"]:
@@ -118,13 +122,21 @@ class TextEncoder(nn.Module):
 
     def _tokens(self, prompt: str) -> tuple[list[int], int]:
         tokens, limit = self.tokenizer(prompt), self.config.max_tokens
-        return (tokens, 0) if len(tokens) <= limit else ([*tokens[: limit - 1], tokens[-1]], len(tokens) - limit)
+        return (
+            (tokens, 0)
+            if len(tokens) <= limit
+            else ([*tokens[: limit - 1], tokens[-1]], len(tokens) - limit)
+        )
 
-    def _collect(self, hidden: Sequence[Tensor], rows: Sequence[Sequence[int]], lost: tuple[int, ...]) -> TextContext:
+    def _collect(
+        self, hidden: Sequence[Tensor], rows: Sequence[Sequence[int]], lost: tuple[int, ...]
+    ) -> TextContext:
         """Hidden states and pooled vectors at about unit scale, then word vectors and their sum over the words."""
         width, lengths = self.config.width, [len(h) for h in hidden]
         longest = -(-max(lengths) // _PAD_TO) * _PAD_TO
-        context = torch.zeros(len(hidden), longest, self.config.context_width, device=self.segment.device)
+        context = torch.zeros(
+            len(hidden), longest, self.config.context_width, device=self.segment.device
+        )
         mask = torch.zeros(len(hidden), longest, dtype=torch.bool, device=self.segment.device)
         for index, h in enumerate(hidden):
             context[index, : len(h), :width] = h * _CONTEXT_SCALE
@@ -133,11 +145,14 @@ class TextEncoder(nn.Module):
         if self.config.lexical:
             for index, row in enumerate(rows):
                 context[index, : len(row), width:] = self.word_vectors(row)
-            bags = [self.word_vectors(row[1:-1]).sum(0) / max(1, len(row) - 2) ** 0.5 for row in rows]
+            bags = [
+                self.word_vectors(row[1:-1]).sum(0) / max(1, len(row) - 2) ** 0.5 for row in rows
+            ]
             pooled = torch.cat([pooled, torch.stack(bags)], dim=1)
         if self.meaning is not None:
             meanings = [
-                self.meaning(context[i : i + 1, : len(h)], mask[i : i + 1, : len(h)]) for i, h in enumerate(hidden)
+                self.meaning(context[i : i + 1, : len(h)], mask[i : i + 1, : len(h)])
+                for i, h in enumerate(hidden)
             ]
             pooled = torch.cat([pooled, torch.cat(meanings)], dim=1)
         return TextContext(context, mask, pooled, lost)

@@ -62,7 +62,11 @@ def split_words(text: str) -> list[str]:
 
 def _clean(text: str) -> str:
     spaced = "".join(" " if c in "\t\n\r" or unicodedata.category(c) == "Zs" else c for c in text)
-    return "".join(c for c in spaced if c != "\ufffd" and unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+    return "".join(
+        c
+        for c in spaced
+        if c != "\ufffd" and unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs")
+    )
 
 
 def _is_punctuation(character: str, category: str) -> bool:

@@ -87,7 +87,9 @@ class Encoder(nn.Module):
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Whole videos only; the first frame is repeated in front."""
-        padded = torch.cat([repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2)
+        padded = torch.cat(
+            [repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2
+        )
         groups = rearrange(padded, "b c (u n) h w -> (b u) (n c) h w", n=TIME)
         return rearrange(self.linear(groups), "(b u) c y x -> b c u y x", b=len(video))
 
@@ -104,7 +106,8 @@ class Decoder(nn.Module):
         self.linear = nn.Conv2d(config.latent_channels, 3 * TIME * SPACE * SPACE, 1)
         self.stem = nn.Conv2d(config.latent_channels, sixteenth, 3, padding=1)
         self.blocks = nn.ModuleList(
-            ShiftBlock(width) for width in (sixteenth, sixteenth, eighth, eighth, quarter, quarter, half)
+            ShiftBlock(width)
+            for width in (sixteenth, sixteenth, eighth, eighth, quarter, quarter, half)
         )
         self.to_eighth = nn.Conv2d(sixteenth, 4 * eighth, 1)
         self.split_first = nn.Conv2d(eighth, 2 * eighth, 1)
@@ -128,10 +131,16 @@ class Decoder(nn.Module):
                 after.append(kept)
             return x
 
-        flat = rearrange(latent, "b c u y x -> (b u) c y x").contiguous(memory_format=torch.channels_last)
+        flat = rearrange(latent, "b c u y x -> (b u) c y x").contiguous(
+            memory_format=torch.channels_last
+        )
         weight = rearrange(self.linear.weight, "k c 1 1 -> k c")
         linear = rearrange(
-            F.linear(rearrange(latent, "b c u y x -> (b u) y x c").to(weight.dtype), weight, self.linear.bias),
+            F.linear(
+                rearrange(latent, "b c u y x -> (b u) y x c").to(weight.dtype),
+                weight,
+                self.linear.bias,
+            ),
             "(b u) y x (n c p q) -> b c (u n) (y p) (x q)",
             b=batch,
             n=TIME,
@@ -142,7 +151,9 @@ class Decoder(nn.Module):
         x = run(split_frames(self.split_first(_enlarge(self.to_eighth(x)))), 2, 4)
         x = run(split_frames(self.split_second(_enlarge(self.to_quarter(x)))), 4, 6)
         x = run(_enlarge(self.to_half(x)), 6, 7)
-        detail = rearrange(self.head(F.silu(x)), "(b t) (c p q) h w -> b c t (h p) (w q)", b=batch, p=2, q=2)
+        detail = rearrange(
+            self.head(F.silu(x)), "(b t) (c p q) h w -> b c t (h p) (w q)", b=batch, p=2, q=2
+        )
         return linear + detail.to(linear.dtype), DecoderCache(tuple(after))
 
 
@@ -200,7 +211,9 @@ def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
     kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
     scale = (kept / kept[-1]).pow(0.25).clamp(max=4.0) / kept.sqrt()
     forward = (axes * scale).T
-    vae.encoder.linear.weight.copy_(rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=SPACE, q=SPACE))
+    vae.encoder.linear.weight.copy_(
+        rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=SPACE, q=SPACE)
+    )
     assert vae.encoder.linear.bias is not None
     assert vae.decoder.linear.bias is not None
     vae.encoder.linear.bias.copy_(-forward @ centre)

@@ -34,7 +34,10 @@ SIDECAR = ".c2pa"
 _SNIFFED = 16
 ASSERTION = "skyloom.generation"
 MAX_SIDECAR = 16 * 2**20
-_MARKERS, _HEAD = (b"jumdc2pa", b"jumdc2ma", b"urn:c2pa"), 2**20  # words of every manifest, and where it lies
+_MARKERS, _HEAD = (
+    (b"jumdc2pa", b"jumdc2ma", b"urn:c2pa"),
+    2**20,
+)  # words of every manifest, and where it lies
 _PLAIN = "application/octet-stream"
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _MADE, _COMPOSITE = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
@@ -72,8 +75,14 @@ class Credentials:
 def generation_of(receipt: Mapping[str, Any], *, with_prompt: bool = False) -> dict[str, Any]:
     """What our assertion says of a receipt (Receipt.to_dict): never the prompt, unless it is asked for."""
     asked = receipt.get("request") or {}
-    said = {"version": receipt.get("skyloom"), "model": receipt.get("model"), "weights": receipt.get("weights")}
-    said |= {name: asked.get(name) for name in _SAID} | {"frames": (receipt.get("frames") or {}).get("sha256")}
+    said = {
+        "version": receipt.get("skyloom"),
+        "model": receipt.get("model"),
+        "weights": receipt.get("weights"),
+    }
+    said |= {name: asked.get(name) for name in _SAID} | {
+        "frames": (receipt.get("frames") or {}).get("sha256")
+    }
     if with_prompt:
         said |= {
             "prompt": asked.get("prompt"),
@@ -105,7 +114,9 @@ def sign(
     kind = EMBEDDED.get(path.suffix.lower())
     target = path if kind else sidecar_of(path)
     try:
-        pen = Pen.from_info(C2paSignerInfo(C2paSigningAlg.ES256, signer.chain.encode(), signer.key.encode(), None))
+        pen = Pen.from_info(
+            C2paSignerInfo(C2paSigningAlg.ES256, signer.chain.encode(), signer.key.encode(), None)
+        )
         manifest = _manifest(path.name, generation, sources, verb)
         with Builder(manifest, context=_context(())) as builder, pen, placed(target) as partial:
             for index, source in enumerate(sources):
@@ -117,7 +128,9 @@ def sign(
             if not kind:
                 partial.write_bytes(content)
     except C2paError as error:
-        raise MediaError(f"{path} cannot be signed ({_cause(error)}).", hint="Use --no-credentials.") from error
+        raise MediaError(
+            f"{path} cannot be signed ({_cause(error)}).", hint="Use --no-credentials."
+        ) from error
     return target
 
 
@@ -143,7 +156,9 @@ def read(path: Path, authorities: Sequence[str] | None = None) -> Credentials | 
                 return Credentials("invalid", problems=("the sidecar is too large",), sidecar=True)
             return _read(file, _PLAIN, sidecar.read_bytes(), authorities)
     except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(
+            f"{path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
 
 
 def _kind(start: bytes) -> str | None:
@@ -155,17 +170,26 @@ def _kind(start: bytes) -> str | None:
     if start[4:8] == b"ftyp":
         return EMBEDDED[".mov" if start[8:12] == b"qt  " else ".mp4"]
     known = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif"}
-    return next((EMBEDDED[suffix] for magic, suffix in known.items() if start.startswith(magic)), None)
+    return next(
+        (EMBEDDED[suffix] for magic, suffix in known.items() if start.startswith(magic)), None
+    )
 
 
-def _manifest(title: str, generation: Mapping[str, Any], sources: Sequence[Source], verb: str | None) -> dict[str, Any]:
+def _manifest(
+    title: str, generation: Mapping[str, Any], sources: Sequence[Source], verb: str | None
+) -> dict[str, Any]:
     """The manifest's own words: what was done, and our assertion."""
     edited = [f"source-{index}" for index, source in enumerate(sources) if source.edited]
     others = [f"source-{index}" for index, source in enumerate(sources) if not source.edited]
     if len(edited) > 1:
-        raise RequestError("A manifest names one video that was edited.", hint="Mark one source as edited.")
+        raise RequestError(
+            "A manifest names one video that was edited.", hint="Mark one source as edited."
+        )
     agent = {"name": "skyloom", "version": __version__}
-    done: dict[str, Any] = {"action": "c2pa.edited" if edited else "c2pa.created", "softwareAgent": agent}
+    done: dict[str, Any] = {
+        "action": "c2pa.edited" if edited else "c2pa.created",
+        "softwareAgent": agent,
+    }
     done["digitalSourceType"] = _SOURCE_TYPE + (_COMPOSITE if sources else _MADE)
     if verb:
         done["description"] = verb
@@ -173,7 +197,10 @@ def _manifest(title: str, generation: Mapping[str, Any], sources: Sequence[Sourc
     actions.append(done)
     if others:
         actions.append({"action": "c2pa.placed", "parameters": {"ingredientIds": others}})
-    assertions = [{"label": "c2pa.actions.v2", "data": {"actions": actions}}, {"label": ASSERTION, "data": generation}]
+    assertions = [
+        {"label": "c2pa.actions.v2", "data": {"actions": actions}},
+        {"label": ASSERTION, "data": generation},
+    ]
     return {"claim_generator_info": [agent], "title": title, "assertions": assertions}
 
 
@@ -185,20 +212,32 @@ def _add(builder: Any, source: Source, name: str) -> None:
         with source.path.open("rb") as file:
             builder.add_ingredient(told, EMBEDDED.get(source.path.suffix.lower(), _PLAIN), file)
     except OSError as error:
-        raise MediaError(f"{source.path} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise MediaError(
+            f"{source.path} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
 
 
-def _read(file: BinaryIO, kind: str, manifest: bytes | None, authorities: Sequence[str]) -> Credentials | None:
+def _read(
+    file: BinaryIO, kind: str, manifest: bytes | None, authorities: Sequence[str]
+) -> Credentials | None:
     from c2pa import C2paError, Reader
 
     try:
         with Reader(kind, file, manifest, context=_context(authorities)) as reader:
-            return _told(json.loads(reader.json()), reader.get_validation_state(), sidecar=manifest is not None)
+            return _told(
+                json.loads(reader.json()),
+                reader.get_validation_state(),
+                sidecar=manifest is not None,
+            )
     except (C2paError, ValueError) as error:
         file.seek(0)  # a file without a manifest ends here, and a broken one, with or without
         head = file.read(_HEAD)
         claimed = manifest is not None or any(marker in head for marker in _MARKERS)
-        return Credentials("invalid", problems=(_cause(error),), sidecar=manifest is not None) if claimed else None
+        return (
+            Credentials("invalid", problems=(_cause(error),), sidecar=manifest is not None)
+            if claimed
+            else None
+        )
 
 
 def _told(values: Mapping[str, Any], state: str | None, *, sidecar: bool) -> Credentials:

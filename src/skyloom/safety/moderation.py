@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import ConfigError, SafetyError
-from skyloom.safety.reading import Word, read_words
+from skyloom.safety.text_normalization import Word, read_words
 
 POLICY = "SKYLOOM_POLICY"
 DISTANCE, LOOK_BITS = 8, 64
@@ -88,7 +88,12 @@ def check_prompt(text: str, policy: Policy | None = None) -> Verdict:
     """Whether a text may be asked for. Without a policy: the bundled one, with what SKYLOOM_POLICY adds."""
     policy = policy or current_policy()
     words = read_words(text)
-    innocent = {place for phrase in policy.innocent for hit in _phrase(words, phrase) for place in hit.places}
+    innocent = {
+        place
+        for phrase in policy.innocent
+        for hit in _phrase(words, phrase)
+        for place in hit.places
+    }
     words = [word for word in words if word.place not in innocent or word.spelled]
     for rule in policy.rules:
         span = _met(words, rule)
@@ -124,10 +129,16 @@ def load_policy(path: str | None) -> Policy:
         return bundled
     added = _parse(Path(path))
     names = {rule.name for rule in bundled.rules}
-    if taken := sorted(names & {rule.name for rule in (*added.rules, *added.pictures, *added.classifiers)}):
-        raise ConfigError(f"{path} has a rule {taken[0]!r}, which is bundled.", hint="Give it another name.")
+    if taken := sorted(
+        names & {rule.name for rule in (*added.rules, *added.pictures, *added.classifiers)}
+    ):
+        raise ConfigError(
+            f"{path} has a rule {taken[0]!r}, which is bundled.", hint="Give it another name."
+        )
     if added.innocent:
-        raise ConfigError(f"{path} has innocent phrases.", hint="A policy of your own can only add rules.")
+        raise ConfigError(
+            f"{path} has innocent phrases.", hint="A policy of your own can only add rules."
+        )
     rules = (*bundled.rules, *added.rules)
     return Policy(rules, bundled.innocent, added.pictures, added.classifiers, added.consent)
 
@@ -144,14 +155,22 @@ def _met(words: Sequence[Word], rule: Rule) -> tuple[int, int] | None:
     hits = [[hit for term in group for hit in _phrase(words, term)] for group in rule.groups]
     soonest = [_Soonest(group) for group in hits]
     best: tuple[int, int] | None = None
-    for number, first in ((number, hit) for number, group in enumerate(hits) for hit in group) if all(hits) else ():
-        others = [group.from_place(first.places[0]) for index, group in enumerate(soonest) if index != number]
+    for number, first in (
+        ((number, hit) for number, group in enumerate(hits) for hit in group) if all(hits) else ()
+    ):
+        others = [
+            group.from_place(first.places[0])
+            for index, group in enumerate(soonest)
+            if index != number
+        ]
         chosen = [first, *(hit for hit in others if hit is not None)]
         if len(chosen) < len(hits):
             continue
         last = max(place for hit in chosen for place in hit.places)
         span = first.start, max(hit.end for hit in chosen)
-        if last - first.places[0] <= rule.within and (best is None or span[1] - span[0] < best[1] - best[0]):
+        if last - first.places[0] <= rule.within and (
+            best is None or span[1] - span[0] < best[1] - best[0]
+        ):
             best = span
     return best or _glued(words, rule)
 
@@ -162,7 +181,9 @@ class _Soonest:
     def __init__(self, hits: Sequence[_Hit]) -> None:
         ordered = sorted(hits, key=lambda hit: hit.places[0])
         self._begin = [hit.places[0] for hit in ordered]
-        backwards = accumulate(reversed(ordered), lambda one, other: min(one, other, key=lambda hit: hit.end))
+        backwards = accumulate(
+            reversed(ordered), lambda one, other: min(one, other, key=lambda hit: hit.end)
+        )
         self._hits = [*backwards][::-1]
 
     def from_place(self, place: int) -> _Hit | None:
@@ -222,7 +243,9 @@ def _parse(path: Path) -> Policy:
             f"The policy {path} cannot be read ({error}).", hint=f"Check the path in {POLICY}."
         ) from error
     if unknown := sorted(set(values) - _SECTIONS):
-        raise ConfigError(f"The policy {path} has an unknown key {unknown[0]!r}.", hint="See moderation.toml.")
+        raise ConfigError(
+            f"The policy {path} has an unknown key {unknown[0]!r}.", hint="See moderation.toml."
+        )
     lists = {name: _terms(terms, path, name) for name, terms in values.get("lists", {}).items()}
     rules = tuple(_rule(rule, lists, path) for rule in values.get("rules", []))
     innocent = _terms(values.get("innocent", {}).get("phrases", []), path, "innocent")
@@ -230,7 +253,9 @@ def _parse(path: Path) -> Policy:
     classifiers = tuple(_classifier_rule(rule, path) for rule in values.get("classifiers", []))
     consent = values.get("consent", False)
     if not isinstance(consent, bool):
-        raise ConfigError(f"The policy {path}: consent is {consent!r:.40}.", hint="Write true or false.")
+        raise ConfigError(
+            f"The policy {path}: consent is {consent!r:.40}.", hint="Write true or false."
+        )
     return Policy(rules, innocent, pictures, classifiers, consent)
 
 
@@ -239,7 +264,10 @@ def _rule(values: Mapping[str, Any], lists: Mapping[str, tuple[str, ...]], path:
     unknown = [group for group in values["groups"] if not lists.get(group)]
     if unknown or not values["groups"]:
         named = repr(unknown[0]) if unknown else "no group"
-        raise ConfigError(f"The policy {path}: rule {name!r} names {named}, no filled list.", hint="Add it to [lists].")
+        raise ConfigError(
+            f"The policy {path}: rule {name!r} names {named}, no filled list.",
+            hint="Add it to [lists].",
+        )
     groups = tuple(lists[group] for group in values["groups"])
     return Rule(name, values["message"], groups, values.get("within", _WITHIN))
 
@@ -252,7 +280,9 @@ def _picture_rule(values: Mapping[str, Any], path: Path) -> PictureRule:
         raise ConfigError(f"The policy {path}: rule {name!r} has looks that are none.", hint=hint)
     if not 0 <= distance < LOOK_BITS // 2:
         hint = f"Use 0 (the very look) to {LOOK_BITS // 2 - 1} of {LOOK_BITS} bits."
-        raise ConfigError(f"The policy {path}: rule {name!r} has a distance of {distance}.", hint=hint)
+        raise ConfigError(
+            f"The policy {path}: rule {name!r} has a distance of {distance}.", hint=hint
+        )
     return PictureRule(name, values["message"], tuple(int(look, 16) for look in looks), distance)
 
 
@@ -272,21 +302,31 @@ def _classifier_rule(values: Mapping[str, Any], path: Path) -> ClassifierRule:
     return ClassifierRule(name, values["message"], values["call"], told)
 
 
-def _check_keys(values: Mapping[str, Any], keys: Mapping[str, type], needed: Sequence[str], path: Path) -> str:
+def _check_keys(
+    values: Mapping[str, Any], keys: Mapping[str, type], needed: Sequence[str], path: Path
+) -> str:
     """The name of a rule whose keys are known, of the right kind and complete. Raises ConfigError."""
     name = values.get("name", "?")
     for key, value in values.items():
         if key not in keys or not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise ConfigError(f"The policy {path}: rule {name!r} has a wrong {key!r}.", hint="See moderation.toml.")
+            raise ConfigError(
+                f"The policy {path}: rule {name!r} has a wrong {key!r}.",
+                hint="See moderation.toml.",
+            )
     if missing := sorted(set(needed) - set(values)):
-        raise ConfigError(f"The policy {path}: rule {name!r} has no {missing[0]!r}.", hint="Add it.")
+        raise ConfigError(
+            f"The policy {path}: rule {name!r} has no {missing[0]!r}.", hint="Add it."
+        )
     return name
 
 
 def _terms(values: object, path: Path, name: str) -> tuple[str, ...]:
     """Terms as they are read in texts: lower case, words apart by one space."""
-    if not isinstance(values, list) or not all(isinstance(value, str) and value.strip("* ") for value in values):
+    if not isinstance(values, list) or not all(
+        isinstance(value, str) and value.strip("* ") for value in values
+    ):
         raise ConfigError(
-            f"The policy {path}: {name} is no list of words.", hint='Write ["one", "two words", "begin*"].'
+            f"The policy {path}: {name} is no list of words.",
+            hint='Write ["one", "two words", "begin*"].',
         )
     return tuple(" ".join(value.casefold().replace("-", " ").split()) for value in values)

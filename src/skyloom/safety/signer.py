@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyloom.core.errors import ConfigError, MediaError
-from skyloom.safety.folder import data_folder
+from skyloom.core.paths import data_folder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -59,13 +59,19 @@ def given_signer(chain: Path, key: Path) -> Signer:
         leaf = x509.load_pem_x509_certificates(signer.chain.encode())[0]
         private = load_pem_private_key(signer.key.encode(), None)
     except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be read ({error.strerror}).", hint="Check the path.") from error
+        raise ConfigError(
+            f"{error.filename} cannot be read ({error.strerror}).", hint="Check the path."
+        ) from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{chain} and {key} are no certificate and open key.", hint="Use two PEM files.") from error
+        raise ConfigError(
+            f"{chain} and {key} are no certificate and open key.", hint="Use two PEM files."
+        ) from error
     if not isinstance(private, EllipticCurvePrivateKey) or not isinstance(private.curve, SECP256R1):
         raise ConfigError(f"The key in {key} is not of the curve P-256.", hint="Use an ES256 key.")
     if private.public_key() != leaf.public_key():
-        raise ConfigError(f"{key} does not belong to the first certificate in {chain}.", hint="Name its own key.")
+        raise ConfigError(
+            f"{key} does not belong to the first certificate in {chain}.", hint="Name its own key."
+        )
     return signer
 
 
@@ -74,10 +80,17 @@ def own_signer(folder: Path) -> Signer:
     try:
         if not (folder / _CHAIN).exists():
             _place(folder)
-        return Signer(*((folder / name).read_text(encoding="ascii") for name in (_CHAIN, _LEAF_KEY, _AUTHORITY)))
+        return Signer(
+            *(
+                (folder / name).read_text(encoding="ascii")
+                for name in (_CHAIN, _LEAF_KEY, _AUTHORITY)
+            )
+        )
     except OSError as error:
         hint = "Set SKYLOOM_DATA to a folder that can be written, or use --no-credentials."
-        raise MediaError(f"{folder} holds no signer and takes none ({error.strerror}).", hint=hint) from error
+        raise MediaError(
+            f"{folder} holds no signer and takes none ({error.strerror}).", hint=hint
+        ) from error
 
 
 def own_authority(folder: Path | None = None) -> str | None:
@@ -107,7 +120,10 @@ def _make() -> dict[str, str]:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    authority_key, leaf_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority_key, leaf_key = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
     authority = _certificate("skyloom local authority", authority_key, authority_key, None)
     leaf = _certificate("skyloom on this machine", leaf_key, authority_key, authority)
     pems = [one.public_bytes(Encoding.PEM).decode() for one in (leaf, authority)]
@@ -127,7 +143,10 @@ def _certificate(
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     subject = x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "skyloom"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "skyloom"),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
     )
     now = datetime.now(UTC)
     leaf = issuer is not None
@@ -142,7 +161,9 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))  # for clocks that are a little apart
         .not_valid_after(now + timedelta(days=365 * _YEARS))
-        .add_extension(x509.BasicConstraints(ca=not leaf, path_length=None if leaf else 0), critical=True)
+        .add_extension(
+            x509.BasicConstraints(ca=not leaf, path_length=None if leaf else 0), critical=True
+        )
         .add_extension(x509.KeyUsage(**usage, **dict.fromkeys(unused, False)), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )

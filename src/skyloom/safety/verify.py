@@ -13,8 +13,8 @@ from skyloom.media.read import read_image
 from skyloom.media.sandbox import is_picture
 from skyloom.media.source import open_source
 from skyloom.safety.credentials import Credentials, read
-from skyloom.safety.detector import Mark, find_marks
-from skyloom.safety.registry import Glimpses, Match, Registry, hash_content
+from skyloom.safety.provenance import Glimpses, Match, Registry, hash_content
+from skyloom.safety.watermark_detector import Mark, find_marks
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Findings:
     def generated(self) -> bool:
         """Whether any layer says that a model made the file or a part of it. False does not mean that none did."""
         whole = self.credentials is not None and self.credentials.state != "invalid"
-        said = whole and "rainedAlgorithmicMedia" in ((self.credentials and self.credentials.source_type) or "")
+        said = whole and "rainedAlgorithmicMedia" in (
+            (self.credentials and self.credentials.source_type) or ""
+        )
         return bool(said or self.marks or any(match.by != "look" for match in self.matches))
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +63,10 @@ def check(path: Path, registry: Registry | None = None) -> Findings:
 
     marks = find_marks(watched())
     matches = (registry or Registry()).find(
-        sha256=digest, frames=taken.hexdigest(), identities=[mark.identity for mark in marks], looks=glimpses.looks
+        sha256=digest,
+        frames=taken.hexdigest(),
+        identities=[mark.identity for mark in marks],
+        looks=glimpses.looks,
     )
     return Findings(str(path), digest, credentials, tuple(marks), tuple(matches))
 

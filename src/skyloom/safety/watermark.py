@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int16, UInt8
 from torch import Tensor
 
-from skyloom.safety.carriers import (
+from skyloom.safety.watermark_layout import (
     GRID,
     ID_BITS,
     KEY,
@@ -35,7 +35,10 @@ _STRENGTH = 2.0  # root mean square in a frame of 128 pixels, of 255: 42.1 dB
 _FALL = 0.125
 _REFIT = 32  # frames that have one pattern
 _AGAINST = 0.2  # of what the picture itself says against an id, how much is made up for
-_SHAPE, _BUSY = 0.15, 25.0  # strength goes with this power of the activity around, up to that activity
+_SHAPE, _BUSY = (
+    0.15,
+    25.0,
+)  # strength goes with this power of the activity around, up to that activity
 
 
 def identity_of(text: str) -> str:
@@ -51,7 +54,8 @@ def identity_of_making(receipt: Mapping[str, Any]) -> str:
     if edit:
         asked["edit"] = {key: value for key, value in edit.items() if key not in ("videos", "mask")}
     asked["cards"] = [
-        {key: value for key, value in card.items() if key not in ("image", "video")} for card in asked.get("cards", [])
+        {key: value for key, value in card.items() if key not in ("image", "video")}
+        for card in asked.get("cards", [])
     ]
     said = [asked, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
     return identity_of(json.dumps(said, sort_keys=True))
@@ -96,7 +100,9 @@ class Marker:
             begin = end
 
 
-def embed(frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY) -> UInt8[Tensor, "t h w c"]:
+def embed(
+    frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY
+) -> UInt8[Tensor, "t h w c"]:
     """A whole video, marked."""
     return Marker(identity, key).mark(frames)
 
@@ -114,5 +120,10 @@ def _fitted(frame: UInt8[Tensor, "h w c"], identity: str, key: str) -> Int16[Ten
     shares = (1 - _AGAINST * own / (even * added.mean())).clamp(0, 3)
     pattern = picture_of(layout.grid_of(wanted * shares), *frame.shape[:2])
     shape = activity.clamp(max=_BUSY) ** _SHAPE
-    pattern = pattern * F.interpolate(shape[None, None], pattern.shape, mode="bilinear", align_corners=False)[0, 0]
+    pattern = (
+        pattern
+        * F.interpolate(shape[None, None], pattern.shape, mode="bilinear", align_corners=False)[
+            0, 0
+        ]
+    )
     return (pattern * strength / pattern.square().mean().sqrt()).round().to(torch.int16)

@@ -29,7 +29,12 @@ _AT_LEAST_ONE += ("max_connections_per_address", "max_body_bytes", "max_body_byt
 UNLIMITED_BY_ZERO = (
     "disk_reserve",
     *("stall_seconds", "load_seconds", "cancel_seconds", "max_attempt_seconds", "max_job_seconds"),
-    *("max_queued_per_owner", "max_queued_cost_per_owner", "max_files_per_owner", "max_file_bytes_per_owner"),
+    *(
+        "max_queued_per_owner",
+        "max_queued_cost_per_owner",
+        "max_files_per_owner",
+        "max_file_bytes_per_owner",
+    ),
     *("max_characters_per_owner", "max_batches_per_owner", "max_webhooks_per_owner"),
 )
 
@@ -112,24 +117,30 @@ class Settings:
                 hint="A file may be stored for an hour before a job names it.",
             )
         if not self.trash_days >= 0:
-            raise ConfigError(f"trash_days must be 0 or more, got {self.trash_days:g}.", hint="7 is the default.")
+            raise ConfigError(
+                f"trash_days must be 0 or more, got {self.trash_days:g}.", hint="7 is the default."
+            )
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if self.keep_seconds is not None and not 0 < self.keep_seconds < math.inf:
             raise ConfigError(
-                f"keep_seconds must be more than 0, got {self.keep_seconds:g}.", hint="Leave it out to keep results."
+                f"keep_seconds must be more than 0, got {self.keep_seconds:g}.",
+                hint="Leave it out to keep results.",
             )
         for name in ("ended", "event", "delivery", "batch", "file"):
             seconds = getattr(self, f"keep_{name}_seconds")
             if not 0 <= seconds < math.inf:
                 raise ConfigError(
-                    f"keep_{name}_seconds must be 0 or more, got {seconds:g}.", hint="0 keeps them for good."
+                    f"keep_{name}_seconds must be 0 or more, got {seconds:g}.",
+                    hint="0 keeps them for good.",
                 )
         for name in UNLIMITED_BY_ZERO:
             if not 0 <= getattr(self, name) < math.inf:
                 hint = "0 means no limit."
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.", hint=hint)
+                raise ConfigError(
+                    f"{name} must be 0 or more, got {getattr(self, name)}.", hint=hint
+                )
 
     @property
     def database(self) -> str:
@@ -144,17 +155,23 @@ class Settings:
     @property
     def runs(self) -> Path:
         """The folder where workers keep videos in the making: one for each queue, whose jobs alone they know."""
-        return self.data.absolute() / "runs" / hashlib.sha256(self.database.encode()).hexdigest()[:12]
+        return (
+            self.data.absolute() / "runs" / hashlib.sha256(self.database.encode()).hexdigest()[:12]
+        )
 
 
-def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
+def load_settings(
+    file: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any
+) -> Settings:
     """Settings from a file, the environment and what is given; the later wins, and what is given as None is not.
 
     Without a file, settings.toml in the data folder is read if there is one. Raises ConfigError.
     """
     variables = os.environ if environment is None else environment
     names = [one.name for one in fields(Settings)]
-    told = {name: text for name in names if (text := variables.get(_PREFIX + name.upper())) is not None}
+    told = {
+        name: text for name in names if (text := variables.get(_PREFIX + name.upper())) is not None
+    }
     _warn_of_unknown(variables, names)
     given = {name: value for name, value in given.items() if value is not None}
     if file is None:
@@ -162,10 +179,14 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
         file = beside if beside.is_file() else None
     table = {} if file is None else read_table(file)
     table |= {name: _value(text) for name, text in told.items()}
-    table |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    table |= {
+        name: str(value) if isinstance(value, Path) else value for name, value in given.items()
+    }
     models = table.pop("models", {})
     if not isinstance(models, dict) or not all(isinstance(value, str) for value in models.values()):
-        raise ConfigError(f"models is {models!r:.80}.", hint='Write a table of names, like "sora-2" = "diorama".')
+        raise ConfigError(
+            f"models is {models!r:.80}.", hint='Write a table of names, like "sora-2" = "diorama".'
+        )
     where = "the environment" if file is None else str(file)
     return replace(from_table(table, Settings, where), models={**_MODELS, **models})
 
@@ -176,7 +197,9 @@ def _warn_of_unknown(variables: Mapping[str, str], names: list[str]) -> None:
     for variable in variables:
         near = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
         if variable.startswith(_PREFIX) and variable not in known and near:
-            log.warning("%s is not a setting and has no effect; did you mean %s?", variable, near[0])
+            log.warning(
+                "%s is not a setting and has no effect; did you mean %s?", variable, near[0]
+            )
 
 
 def _value(text: str) -> Any:

@@ -57,7 +57,9 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     return autoencoder.eval()
 
 
-def save_components(folder: Path, config: AutoencoderConfig, clips: list[Path], patches: int, seed: int = 0) -> float:
+def save_components(
+    folder: Path, config: AutoencoderConfig, clips: list[Path], patches: int, seed: int = 0
+) -> float:
     """Write an autoencoder whose components come from `clips`, its decoder untrained; return the explained variance."""
     torch.manual_seed(seed)
     autoencoder = Autoencoder(config)
@@ -109,8 +111,12 @@ class StepLoader:
     """Pixels for a step: a batch of clips on even steps, four times as many stills on odd ones."""
 
     def __init__(self, run: DecoderRun, seed: int) -> None:
-        self._clips = PixelLoader([Path(one) for one in run.clips], run.batch, run.frames, run.crop, seed)
-        self._stills = PixelLoader([Path(one) for one in run.stills], 4 * run.batch, 1, run.crop, seed)
+        self._clips = PixelLoader(
+            [Path(one) for one in run.clips], run.batch, run.frames, run.crop, seed
+        )
+        self._stills = PixelLoader(
+            [Path(one) for one in run.stills], 4 * run.batch, 1, run.crop, seed
+        )
 
     def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
         """The batch of one step, in [-1, 1]."""
@@ -127,7 +133,9 @@ def decoder_task(run: DecoderRun, loop: LoopConfig) -> Task:
         parameter.requires_grad_(not name.startswith("linear."))
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
-        state = autoencoder.state_dict() | {f"decoder.{name}": value for name, value in weights.items()}
+        state = autoencoder.state_dict() | {
+            f"decoder.{name}": value for name, value in weights.items()
+        }
         save_part(folder, PART, autoencoder.config, state, metadata={"step": str(step)})
 
     return Task(
@@ -140,7 +148,10 @@ def decoder_task(run: DecoderRun, loop: LoopConfig) -> Task:
 
 
 def decoder_losses(
-    autoencoder: Autoencoder, video: Float[Tensor, "b 3 t h w"], random: torch.Generator, run: DecoderRun
+    autoencoder: Autoencoder,
+    video: Float[Tensor, "b 3 t h w"],
+    random: torch.Generator,
+    run: DecoderRun,
 ) -> Losses:
     """Errors of the decoded pixels of one batch."""
     with torch.no_grad():
@@ -151,14 +162,19 @@ def decoder_losses(
         decoded = autoencoder.decode(noisy)
     made, real = (rearrange(part.float(), "b c t h w -> (b t) c h w") for part in (decoded, video))
     absolute, squared = (made - real).abs().mean(), (made - real).square().mean()
-    gradient = (gradient_distance(made, real) + gradient_distance(F.avg_pool2d(made, 2), F.avg_pool2d(real, 2))) / 2
+    gradient = (
+        gradient_distance(made, real)
+        + gradient_distance(F.avg_pool2d(made, 2), F.avg_pool2d(real, 2))
+    ) / 2
     coarse = F.avg_pool2d(made - real, 4).abs().mean()
     total = absolute + run.squared * squared + run.gradient * gradient + run.coarse * coarse
     return Losses(total, {"l1": absolute, "squared": squared, "gradient": gradient})
 
 
 @torch.no_grad()
-def measure_decoder(autoencoder: nn.Module, folder: Path, levels: Sequence[float] = (0.0, 0.2)) -> dict[str, float]:
+def measure_decoder(
+    autoencoder: nn.Module, folder: Path, levels: Sequence[float] = (0.0, 0.2)
+) -> dict[str, float]:
     """PSNR in dB of held-out clips at the small picture's and the decoder's resolution, per level of latent noise."""
     assert isinstance(autoencoder, Autoencoder)
     found, clips = {}, torch.from_numpy(np.array(next(read_shards(folder))[0][:16]))
@@ -171,7 +187,9 @@ def measure_decoder(autoencoder: nn.Module, folder: Path, levels: Sequence[float
             with torch.autocast("cpu", torch.bfloat16):
                 made = autoencoder.decode(latent + level * noise).float().clamp(-1, 1)
             pairs = ((made, video), (shrink(made, 2), shrink(video, 2)))
-            flat = [[rearrange(x / 2 + 0.5, "b c t h w -> (b t) c h w") for x in pair] for pair in pairs]
+            flat = [
+                [rearrange(x / 2 + 0.5, "b c t h w -> (b t) c h w") for x in pair] for pair in pairs
+            ]
             values.append([float(psnr(first, second).mean()) for first, second in flat])
         found |= {f"psnr@{level}": sum(v[0] for v in values) / len(values)}
         found |= {f"small@{level}": sum(v[1] for v in values) / len(values)}
@@ -186,7 +204,9 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=120_000)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    explained = save_components(given.out, AutoencoderConfig(channels=given.channels), given.clips, given.patches)
+    explained = save_components(
+        given.out, AutoencoderConfig(channels=given.channels), given.clips, given.patches
+    )
     log.info("%d components explain %.4f of the variance", given.channels, explained)
 
 

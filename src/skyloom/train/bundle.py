@@ -17,7 +17,7 @@ from safetensors import safe_open
 from skyloom import __version__
 from skyloom.data.clips import digest, read_plan, read_shards
 from skyloom.models.checkpoint import read_manifest, write_manifest
-from skyloom.train.record import Record
+from skyloom.train.run_log import Record
 
 
 def bundle(
@@ -50,7 +50,10 @@ def bundle(
             **info,
             "parameters": count_parameters(out, "dit"),
             "version": __version__,
-            "data": {**before.get("data", {}), **{folder.name: describe(folder) for folder in data}},
+            "data": {
+                **before.get("data", {}),
+                **{folder.name: describe(folder) for folder in data},
+            },
             "ledger": ledger.read_text().strip(),
             "training": {**before.get("training", {}), **training},
         },
@@ -84,7 +87,9 @@ def summarise(folder: Path) -> dict[str, Any]:
     steps, measured = record.lines("step"), record.lines("evaluate")
     seconds = 0.0
     for before, after in zip([{"seconds": 0.0}, *steps], steps, strict=False):
-        seconds += after["seconds"] - (before["seconds"] if after["seconds"] > before["seconds"] else 0.0)
+        seconds += after["seconds"] - (
+            before["seconds"] if after["seconds"] > before["seconds"] else 0.0
+        )
     return {
         "steps": steps[-1]["step"],
         "minutes": round(seconds / 60, 1),
@@ -99,7 +104,9 @@ def main() -> None:
     for name in ("autoencoder", "text", "transformer", "ledger", "info", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--from", dest="earlier", type=Path, help="the model that training went on from")
+    parser.add_argument(
+        "--from", dest="earlier", type=Path, help="the model that training went on from"
+    )
     given = parser.parse_args()
     parts = {"vae": given.autoencoder, "text": given.text, "dit": given.transformer}
     earlier = None if given.earlier is None else read_manifest(given.earlier)

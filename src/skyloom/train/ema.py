@@ -9,7 +9,9 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.average = {name: value.detach().clone().float() for name, value in module.state_dict().items()}
+        self.average = {
+            name: value.detach().clone().float() for name, value in module.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:

@@ -1,6 +1,6 @@
 """The one loop: batch, losses, backward, step, average, log, save, resume.
 
-A task (train/tasks.py) brings the module, its batches and its losses; nothing in here knows what is
+A task (train/setups.py) brings the module, its batches and its losses; nothing in here knows what is
 being learned. Randomness comes from generators derived from (seed, step) alone, so a run that was
 stopped and resumed equals one that was not, bit for bit on a CPU.
 """
@@ -20,7 +20,7 @@ from skyloom.train.ema import Ema
 from skyloom.train.master import MasterWeights
 from skyloom.train.objectives import Losses
 from skyloom.train.optim import OptimizerConfig, build_optimizer, learning_rate, set_learning_rate
-from skyloom.train.record import Record
+from skyloom.train.run_log import Record
 from skyloom.train.state import STATE_FILE, load_state, save_state
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,7 +61,9 @@ class Task:
     export: Callable[[dict[str, Tensor], Path, int], None]
 
 
-def train(task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, folder: Path, *, resume: bool) -> int:
+def train(
+    task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, folder: Path, *, resume: bool
+) -> int:
     """Run until `config.steps` or `config.minutes`; returns the number of steps done in all."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -88,7 +90,9 @@ def train(task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, fol
         if step % config.log_every == 0 or step == 1:
             parts = {name: float(value.detach()) for name, value in losses.parts.items()}
             spent = round(time.process_time(), 1)
-            record.write("step", step, cpu=spent, loss=float(losses.total.detach()), norm=norm, **parts)
+            record.write(
+                "step", step, cpu=spent, loss=float(losses.total.detach()), norm=norm, **parts
+            )
         if step % config.save_every == 0 or over or step == config.steps:
             save_state(folder, master, ema, optimizer, step)
             task.export(ema.state_dict(), folder, step)
@@ -103,13 +107,19 @@ def train(task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, fol
 def _is_over(config: LoopConfig, record: Record) -> bool:
     """Whether this process has used up its minutes."""
     wall, spent = config.minutes, config.cpu_minutes
-    return (wall is not None and record.seconds > 60 * wall) or (spent is not None and time.process_time() > 60 * spent)
+    return (wall is not None and record.seconds > 60 * wall) or (
+        spent is not None and time.process_time() > 60 * spent
+    )
 
 
-def _starting_step(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, resume: bool) -> int:
+def _starting_step(
+    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, resume: bool
+) -> int:
     exists = (folder / STATE_FILE).exists()
     if exists and not resume:
-        raise ConfigError(f"{folder} already holds a run.", hint="Add --resume, or name a new --run folder.")
+        raise ConfigError(
+            f"{folder} already holds a run.", hint="Add --resume, or name a new --run folder."
+        )
     return load_state(folder, module, ema, optimizer) if exists else 0
 
 

@@ -24,10 +24,18 @@ class MasterWeights:
         """Move the gradients to the master weights, scaled to a total norm of at most `limit`; return their norm."""
         if self.master is self.module:
             return float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
-        working = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
-        norm = float(nn.utils.get_total_norm([parameter.grad for parameter in working if parameter.grad is not None]))
+        working = [
+            parameter for parameter in self.module.parameters() if parameter.grad is not None
+        ]
+        norm = float(
+            nn.utils.get_total_norm(
+                [parameter.grad for parameter in working if parameter.grad is not None]
+            )
+        )
         scale = min(1.0, limit / (norm + 1e-6))
-        for parameter, master in zip(self.module.parameters(), self.master.parameters(), strict=True):
+        for parameter, master in zip(
+            self.module.parameters(), self.master.parameters(), strict=True
+        ):
             master.grad = None if parameter.grad is None else parameter.grad.float().mul_(scale)
             parameter.grad = None
         return norm

@@ -23,7 +23,13 @@ from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.diffusion.guidance import cfg_delta
 from skyloom.diffusion.sampling import mean_velocity
 from skyloom.diffusion.schedule import make_sigmas
-from skyloom.diffusion.timesteps import ContextConfig, NoiseConfig, loss_weight, sample_contexts, sample_sigmas
+from skyloom.diffusion.timesteps import (
+    ContextConfig,
+    NoiseConfig,
+    loss_weight,
+    sample_contexts,
+    sample_sigmas,
+)
 from skyloom.evaluate.metrics import ssim
 from skyloom.models.diorama.transformer import UNet
 from skyloom.models.dit import Dit, Reading, TextCondition
@@ -31,7 +37,9 @@ from skyloom.models.vae import Vae
 
 Network = Dit | UNet
 
-_MIDDLE_KNOWN = 0.75  # of samples from the middle of a video: known first frames, and known last ones
+_MIDDLE_KNOWN = (
+    0.75  # of samples from the middle of a video: known first frames, and known last ones
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ class AutoencoderConfig:
     latent_noise: float = 0.08
 
 
-def latent_noise(vae: Vae, video: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> Float[Tensor, "b c u y x"]:
+def latent_noise(
+    vae: Vae, video: Float[Tensor, "b 3 t h w"], generator: torch.Generator
+) -> Float[Tensor, "b c u y x"]:
     """Standard normal noise in the shape of a video's latent."""
     batch, _, frames, height, width = video.shape
     scale = vae.config.scale
@@ -77,7 +87,12 @@ def autoencoder_losses(
     gradient = (gradient_distance(made, real) + gradient_distance(_half(made), _half(real))) / 2
     similar = 1 - ssim(made[::5] / 2 + 0.5, real[::5] / 2 + 0.5, window=5).mean()
     squared = (made - real).square().mean()
-    total = absolute + config.squared * squared + config.gradient * gradient + config.similarity * similar
+    total = (
+        absolute
+        + config.squared * squared
+        + config.gradient * gradient
+        + config.similarity * similar
+    )
     parts = {"l1": absolute, "squared": squared, "gradient": gradient, "dissimilarity": similar}
     return Losses(total, parts)
 
@@ -106,22 +121,36 @@ class FlowConfig:
     steady_weight: float = 0.0
 
 
-def flow_losses(dit: Network, batch: LatentBatch, generator: torch.Generator, config: FlowConfig) -> Losses:
+def flow_losses(
+    dit: Network, batch: LatentBatch, generator: torch.Generator, config: FlowConfig
+) -> Losses:
     """Velocity error of one batch, averaged over the latent frames that carry noise."""
     latent, device = batch.latent, batch.latent.device
     count, frames = latent.shape[0], latent.shape[2]
     middle = batch.numbers is not None and not batch.past
-    causal = (float(torch.rand((), generator=generator)) < config.causal_share and not middle) or batch.past > 0
-    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past, middle=middle).to(device)
-    noise = chain_frames(torch.randn(latent.shape, generator=generator), config.noise.correlation).to(latent)
+    causal = (
+        float(torch.rand((), generator=generator)) < config.causal_share and not middle
+    ) or batch.past > 0
+    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past, middle=middle).to(
+        device
+    )
+    noise = chain_frames(
+        torch.randn(latent.shape, generator=generator), config.noise.correlation
+    ).to(latent)
     dropped = (torch.rand(count, generator=generator) < config.caption_dropout).to(device)
-    hidden = torch.rand(count, generator=generator) < config.hidden_words if config.hidden_words else None
+    hidden = (
+        torch.rand(count, generator=generator) < config.hidden_words
+        if config.hidden_words
+        else None
+    )
     noisy = add_noise(latent, noise, sigma)
     with autocast(dit, device):
         text = dit.prepare_text(*batch.captions(dropped, hidden))
         reading: Reading = "causal" if causal else "bidirectional"
         prediction = dit(noisy, sigma, text, reading=reading, numbers=batch.numbers)
-    gap = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma) - velocity_target(latent, noise)
+    gap = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma) - velocity_target(
+        latent, noise
+    )
     weight = loss_weight(sigma)
     total = squared_error(gap, weight)
     parts = {"rollout" if batch.past else "middle" if middle else reading: total}
@@ -153,7 +182,9 @@ def unsteadiness(gap: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) 
     """
     if gap.shape[2] == 1:
         return gap.new_zeros(())
-    change = (gap * rearrange(weight, "b t -> b 1 t 1 1")).diff(dim=2).square().mean(dim=(1, 3, 4)) / 2
+    change = (gap * rearrange(weight, "b t -> b 1 t 1 1")).diff(dim=2).square().mean(
+        dim=(1, 3, 4)
+    ) / 2
     counted = torch.maximum(weight[:, 1:], weight[:, :-1])
     return (change * counted).sum() / counted.sum().clamp(min=1)
 
@@ -166,7 +197,9 @@ def sketch_losses(dit: Dit, batch: LatentBatch) -> Losses:
     return Losses(error, {"sketch": error})
 
 
-def sketch_error(dit: Dit, latent: Float[Tensor, "b c t h w"], meaning: Float[Tensor, "b s"]) -> Tensor:
+def sketch_error(
+    dit: Dit, latent: Float[Tensor, "b c t h w"], meaning: Float[Tensor, "b s"]
+) -> Tensor:
     """Mean squared error of the sketch that a meaning draws; at best the variance of the videos of one prompt."""
     drawn = dit.draw_sketch(meaning.float(), latent.shape[2], latent.shape[3], latent.shape[4])
     return (drawn.float() - latent).square().mean()
@@ -226,7 +259,9 @@ def distill_losses(
         for edge in (sigmas[index], sigmas[index + 1])
     )
     end = torch.where(known.to(device), start, end)
-    noise = chain_frames(torch.randn(latent.shape, generator=generator), config.correlation).to(latent)
+    noise = chain_frames(torch.randn(latent.shape, generator=generator), config.correlation).to(
+        latent
+    )
     noisy = add_noise(latent, noise, start)
     kept = torch.zeros(count, dtype=torch.bool, device=device)
     with autocast(dit, device):
@@ -237,11 +272,15 @@ def distill_losses(
             target = _own_target(dit, noisy, path, text, reading, batch.numbers)
         else:
             target = _teacher_target(teacher, batch, noisy, (start, end), reading, config)
-        prediction = dit(noisy, start, text, reading=reading, span=start - end, numbers=batch.numbers)
+        prediction = dit(
+            noisy, start, text, reading=reading, span=start - end, numbers=batch.numbers
+        )
     gap = to_velocity(dit.config.prediction, prediction.float(), noisy, start) - target
     weight = (start > end).to(gap.dtype)
     error = squared_error(gap, weight)
-    total = error + config.steady_weight * unsteadiness(gap, weight) if config.steady_weight else error
+    total = (
+        error + config.steady_weight * unsteadiness(gap, weight) if config.steady_weight else error
+    )
     name = f"{steps} steps" if own else "rollout" if batch.past else "middle" if middle else reading
     return Losses(total, {name: error})
 

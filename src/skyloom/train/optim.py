@@ -52,7 +52,12 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         {"params": matrices, "weight_decay": config.weight_decay, "rate": 1.0},
         {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
         {"params": slow, "weight_decay": 0.0, "rate": config.slow_rate},
-        {"params": hidden, "weight_decay": config.weight_decay, "rate": 1.0, "momentum": config.momentum},
+        {
+            "params": hidden,
+            "weight_decay": config.weight_decay,
+            "rate": 1.0,
+            "momentum": config.momentum,
+        },
     ]
     used = [group for group in groups if group["params"]]
     make = Muon if hidden else torch.optim.AdamW
@@ -86,11 +91,15 @@ class Muon(torch.optim.AdamW):
                 assert gradient is not None
                 state = self.state[parameter]
                 average = state.setdefault("average", torch.zeros_like(parameter))
-                state.setdefault("step", torch.zeros(())).add_(1)  # AdamW looks for it when a state comes back
+                state.setdefault("step", torch.zeros(())).add_(
+                    1
+                )  # AdamW looks for it when a state comes back
                 average.lerp_(gradient, 1 - group["momentum"])
                 updates.append(gradient.lerp(average, group["momentum"]))
             length = group["lr"] * _ADAMW_RMS * max(shape) ** 0.5
-            for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+            for parameter, update in zip(
+                parameters, orthogonalise(torch.stack(updates)), strict=True
+            ):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.to(parameter.dtype), alpha=-length)
                 parameter.grad = None

@@ -119,21 +119,29 @@ class ProbeLoader:
             _collate([found for _, found in clips]),
         )
 
-    def _one(self, random: np.random.Generator, rows: list["_Row"], *, still: bool) -> tuple[Tensor, dict[str, int]]:
+    def _one(
+        self, random: np.random.Generator, rows: list["_Row"], *, still: bool
+    ) -> tuple[Tensor, dict[str, int]]:
         row = rows[random.integers(len(rows))]
         found, total = answers(self.config, row.facts), len(row.frames)
-        video = row.frames[[random.integers(total)] if still else self._moments(random, total, found)]
+        video = row.frames[
+            [random.integers(total)] if still else self._moments(random, total, found)
+        ]
         if random.random() < 0.5:  # noqa: PLR2004 - half
             video = video[:, :, ::-1]
             found["direction"] = _OPPOSITE[found["direction"]]
-        return distort(torch.from_numpy(np.ascontiguousarray(video)), self.config.size, random), found
+        return distort(
+            torch.from_numpy(np.ascontiguousarray(video)), self.config.size, random
+        ), found
 
     def _moments(self, random: np.random.Generator, total: int, found: dict[str, int]) -> list[int]:
         """Which frames to show: forward, backward, or one again and again; changes the direction to match."""
         if random.random() < 0.08:  # noqa: PLR2004 - a share
             found["direction"] = 0
             return [int(random.integers(total))] * self.run.shown
-        length = (total - 1) * (self.run.shown - 1) / (self.config.frames - 1) * random.uniform(0.8, 1.2)
+        length = (
+            (total - 1) * (self.run.shown - 1) / (self.config.frames - 1) * random.uniform(0.8, 1.2)
+        )
         start = random.uniform(0, max(0.0, total - 1 - length))
         end = min(total - 1, start + length)
         if random.random() < 0.5:  # noqa: PLR2004 - half
@@ -156,7 +164,9 @@ def _rows(folders: Sequence[str]) -> list[_Row]:
         for clip, row in zip(frames, found, strict=True)
     ]
     if not rows:
-        raise ConfigError(f"No rendered clips in {', '.join(folders) or 'no folder'}.", hint="Render first.")
+        raise ConfigError(
+            f"No rendered clips in {', '.join(folders) or 'no folder'}.", hint="Render first."
+        )
     return rows
 
 
@@ -169,12 +179,24 @@ def distort(frames: Tensor, size: int, random: np.random.Generator) -> Float[Ten
     height, width = frames.shape[1:3]
     tall, wide = (round(side * random.uniform(0.9, 1)) for side in (height, width))
     top, left = random.integers(height - tall + 1), random.integers(width - wide + 1)
-    video = rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float() / 127.5 - 1
+    video = (
+        rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float()
+        / 127.5
+        - 1
+    )
     coarse = size if random.random() < 0.35 else round(size * random.uniform(0.45, 1))  # noqa: PLR2004 - a share
     for side in dict.fromkeys((coarse, size)):
-        video = F.interpolate(video, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    video = (video - video.mean()) * random.uniform(0.8, 1.2) + video.mean() + random.uniform(-0.15, 0.15)
-    grain = np.float32(random.uniform(0, 0.12)) * random.standard_normal(video.shape, dtype=np.float32)
+        video = F.interpolate(
+            video, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+        )
+    video = (
+        (video - video.mean()) * random.uniform(0.8, 1.2)
+        + video.mean()
+        + random.uniform(-0.15, 0.15)
+    )
+    grain = np.float32(random.uniform(0, 0.12)) * random.standard_normal(
+        video.shape, dtype=np.float32
+    )
     return rearrange((video + torch.from_numpy(grain)).clamp(-1, 1), "t c h w -> c t h w")
 
 
@@ -190,7 +212,9 @@ def probe_losses(module: nn.Module, batch: object, smoothing: float) -> Losses:
             scores = torch.cat([scores, stills.scores[name].float()])
             truth = torch.cat([truth, batch.still_answers[name]])
         if bool((truth != _IGNORED).any()):
-            parts[name] = F.cross_entropy(scores, truth, ignore_index=_IGNORED, label_smoothing=smoothing)
+            parts[name] = F.cross_entropy(
+                scores, truth, ignore_index=_IGNORED, label_smoothing=smoothing
+            )
     return Losses(torch.stack(list(parts.values())).sum(), parts)
 
 
@@ -214,13 +238,17 @@ def probe_task(recipe: ProbeRecipe) -> Task:
     torch.manual_seed(recipe.loop.seed)
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
-        save_part(folder, "probe", config, weights, dtype=torch.bfloat16, metadata={"step": str(step)})
+        save_part(
+            folder, "probe", config, weights, dtype=torch.bfloat16, metadata={"step": str(step)}
+        )
 
     return Task(
         module=Probe(config),
         batch=ProbeLoader(run, config, recipe.loop.seed),
         losses=lambda module, batch, random: probe_losses(module, batch, run.smoothing),
-        evaluate=lambda module, folder, step: measure_probe(module, Path(run.held_out), run.measured),
+        evaluate=lambda module, folder, step: measure_probe(
+            module, Path(run.held_out), run.measured
+        ),
         export=export,
     )
 

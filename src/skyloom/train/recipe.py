@@ -72,7 +72,9 @@ class Recipe:
         }
         given: list[Objective] = [name for name, part in parts.items() if part is not None]
         if len(given) != 1:
-            raise ConfigError("A recipe needs exactly one of the tables [autoencoder], [decoder] and [flow].")
+            raise ConfigError(
+                "A recipe needs exactly one of the tables [autoencoder], [decoder] and [flow]."
+            )
         return given[0]
 
 
@@ -87,7 +89,7 @@ def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: b
 
 def build_task(recipe: Recipe) -> Task:
     """The module, batches and losses that a recipe asks for."""
-    from skyloom.train import tasks
+    from skyloom.train import setups as tasks
 
     if recipe.objective == "flow":
         assert recipe.flow is not None

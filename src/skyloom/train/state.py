@@ -18,7 +18,9 @@ from skyloom.train.ema import Ema
 STATE_FILE = "state.safetensors"
 
 
-def save_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int) -> Path:
+def save_state(
+    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int
+) -> Path:
     """Write the state after `step` optimizer steps; a crash while writing leaves the old file whole."""
     tensors = {f"model/{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
@@ -65,4 +67,8 @@ def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

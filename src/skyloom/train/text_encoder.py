@@ -32,7 +32,11 @@ def prune_vocabulary(vocabulary: list[str], texts: Iterable[str], size: int = SI
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     tokenizer = Tokenizer(vocabulary)
     keep = {ids[mark] for mark in _MARKS}
-    keep |= {index for index, piece in enumerate(vocabulary) if len(piece.removeprefix("##")) == 1 and piece.isascii()}
+    keep |= {
+        index
+        for index, piece in enumerate(vocabulary)
+        if len(piece.removeprefix("##")) == 1 and piece.isascii()
+    }
     words = {word for text in texts for word in split_words(text)}
     keep |= {ids[piece] for word in words for piece in tokenizer.split(word)}
     for index, piece in enumerate(vocabulary):
@@ -63,20 +67,29 @@ def convert_weights(original: dict[str, Tensor], keep: list[int]) -> dict[str, T
     for layer in sorted(layers):
         prefix = f"encoder.layer.{layer}."
         for kind in ("weight", "bias"):
-            parts = [original[f"{prefix}attention.self.{role}.{kind}"] for role in ("query", "key", "value")]
-            state[f"layers.{layer}.qkv.{kind}"] = rearrange(torch.stack(parts), "three d ... -> (three d) ...")
+            parts = [
+                original[f"{prefix}attention.self.{role}.{kind}"]
+                for role in ("query", "key", "value")
+            ]
+            state[f"layers.{layer}.qkv.{kind}"] = rearrange(
+                torch.stack(parts), "three d ... -> (three d) ..."
+            )
             for ours, theirs in names.items():
                 state[f"layers.{layer}.{ours}.{kind}"] = original[f"{prefix}{theirs}.{kind}"]
     return state
 
 
-def build_text_encoder(package: Path, texts: Iterable[str], out: Path, size: int = SIZE) -> TextEncoder:
+def build_text_encoder(
+    package: Path, texts: Iterable[str], out: Path, size: int = SIZE
+) -> TextEncoder:
     """Write the part `text` into `out` and return the encoder before quantisation."""
     vocabulary = (package / "vocab.txt").read_text().splitlines()
     original = load_file(package / "model.safetensors")
     original = {name.removeprefix("bert."): value.float() for name, value in original.items()}
     keep = prune_vocabulary(vocabulary, texts, size)
-    encoder = TextEncoder(TextConfig(vocabulary=len(keep), lexical=True), [vocabulary[index] for index in keep])
+    encoder = TextEncoder(
+        TextConfig(vocabulary=len(keep), lexical=True), [vocabulary[index] for index in keep]
+    )
     encoder.load_state_dict(convert_weights(original, keep))
     save_text_encoder(out, encoder, {"source": "all-MiniLM-L6-v2", "licence": "Apache-2.0"})
     return encoder.eval()
@@ -100,7 +113,12 @@ def main() -> None:
     given = parser.parse_args()
     texts = [name for noun in NOUNS.values() for name in noun.names]
     for folder in given.captions:
-        texts += [text for _, rows in read_shards(folder) for row in rows for text in row["captions"].values()]
+        texts += [
+            text
+            for _, rows in read_shards(folder)
+            for row in rows
+            for text in row["captions"].values()
+        ]
     texts += given.words.read_text().splitlines() if given.words else []
     build_text_encoder(given.package or find_package(), texts, given.out)
 

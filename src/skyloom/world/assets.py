@@ -110,12 +110,18 @@ class Atlas:
     def frames(self, key: str) -> UInt8[Tensor, "n s s 4"]:
         """A noun's loop (8 frames a second) or its single picture, RGBA with straight alpha; read only."""
         if key not in self.nouns:
-            raise ConfigError(f"The atlas has no {key!r}.", hint="Run `skyloom world assets` again.")
+            raise ConfigError(
+                f"The atlas has no {key!r}.", hint="Run `skyloom world assets` again."
+            )
         return self._decode(key)
 
     def _read(self, key: str) -> UInt8[Tensor, "n s s 4"]:
         strip = self._strips[key]
-        pixels = rearrange(_decode_webp(strip.tobytes()), "(n s) w c -> n s w c", s=SIZE) if strip.ndim == 1 else strip
+        pixels = (
+            rearrange(_decode_webp(strip.tobytes()), "(n s) w c -> n s w c", s=SIZE)
+            if strip.ndim == 1
+            else strip
+        )
         return torch.from_numpy(pixels)
 
 
@@ -125,7 +131,9 @@ def load_atlas(folder: Path) -> Atlas:
     try:
         strips = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} is not an atlas ({error}).", hint="Run `skyloom world assets`.") from error
+        raise ConfigError(
+            f"{path} is not an atlas ({error}).", hint="Run `skyloom world assets`."
+        ) from error
     return Atlas({key: noun for key, noun in NOUNS.items() if key in strips}, strips)
 
 
@@ -158,7 +166,9 @@ def check_integrity(path: Path, package: Package) -> None:
         with path.open("rb") as file:
             found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}).", hint="Run `skyloom world assets`.") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}).", hint="Run `skyloom world assets`."
+        ) from error
     if f"sha512-{found}" != package.integrity:
         raise ConfigError(
             f"{path} is not {package.name} {package.version}: its sha512 differs.",
@@ -169,7 +179,9 @@ def check_integrity(path: Path, package: Package) -> None:
 def _pack(package: Package, folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise ConfigError("npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it.")
+        raise ConfigError(
+            "npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it."
+        )
     command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -213,7 +225,9 @@ def build_atlas(
             rows.append(_ledger_row(noun, package, member, content, box) | {"frames": len(frames)})
     missing = sorted(set(nouns) - set(strips))
     if missing:
-        raise ConfigError(f"No art for {', '.join(missing)}.", hint="Check their emoji codes in nouns.toml.")
+        raise ConfigError(
+            f"No art for {', '.join(missing)}.", hint="Check their emoji codes in nouns.toml."
+        )
     _write(folder, {key: strips[key] for key in nouns}, sorted(rows, key=lambda row: row["key"]))
     return Atlas(nouns, strips)
 
@@ -241,7 +255,9 @@ def _write(folder: Path, strips: Mapping[str, np.ndarray], rows: list[dict[str, 
     unfinished = folder / f"{ATLAS_FILE}.part"
     save_file(dict(strips), unfinished)
     unfinished.replace(folder / ATLAS_FILE)
-    (folder / LEDGER_FILE).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / LEDGER_FILE).write_text(
+        json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (folder / LEDGER_DIGEST_FILE).write_text(ledger_digest(folder) + "\n")
 
 
@@ -265,16 +281,25 @@ def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int,
     with Image.open(io.BytesIO(content)) as image:
         count = getattr(image, "n_frames", 1)
         pictures = []
-        for index in [round(i * count / LOOP_FRAMES) for i in range(LOOP_FRAMES)] if count > 1 else [0]:
+        for index in (
+            [round(i * count / LOOP_FRAMES) for i in range(LOOP_FRAMES)] if count > 1 else [0]
+        ):
             image.seek(index)
             pictures.append(image.convert("RGBA"))
     solid = np.max([np.asarray(picture)[:, :, 3] for picture in pictures], axis=0) > _SOLID
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    top, bottom, left, right = (
+        int(rows[0]),
+        int(rows[-1]) + 1,
+        int(columns[0]),
+        int(columns[-1]) + 1,
+    )
     side = max(bottom - top, right - left)
     start = (left + right) // 2 - side // 2
     box = (start, bottom - side, start + side, bottom)
-    resized = [picture.crop(box).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for picture in pictures]
+    resized = [
+        picture.crop(box).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for picture in pictures
+    ]
     return np.stack([np.asarray(picture) for picture in resized]), box
 
 
@@ -283,7 +308,9 @@ def _encode(frames: UInt8[np.ndarray, "n s s 4"]) -> UInt8[np.ndarray, " bytes"]
 
     visible = np.where(frames[..., 3:] > 0, frames, 0).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(rearrange(visible, "n h w c -> (n h) w c")).save(out, "WEBP", quality=_QUALITY, method=4)
+    Image.fromarray(rearrange(visible, "n h w c -> (n h) w c")).save(
+        out, "WEBP", quality=_QUALITY, method=4
+    )
     return np.frombuffer(out.getvalue(), np.uint8)
 
 
@@ -310,12 +337,16 @@ def builtin_atlas() -> Atlas:
         paint, alpha = np.zeros((SIZE, SIZE, 3)), np.zeros((SIZE, SIZE, 1))
         for distance, colour in layers:
             cover = np.clip(0.5 - distance * SIZE / 2, 0, 1)[..., None]
-            over = cover if alpha.any() else 1  # no dark rim: the lowest layer's colour goes beyond its edge
+            over = (
+                cover if alpha.any() else 1
+            )  # no dark rim: the lowest layer's colour goes beyond its edge
             paint = paint * (1 - over) + np.array(colour) * over
             alpha = np.maximum(alpha, cover)
         shaded = np.clip(paint * (0.88 + 0.18 * y[..., None]), 0, 255)
         strips[key] = np.concatenate([shaded, alpha * 255], -1).round().astype(np.uint8)[None]
-        nouns[key] = Noun(key, (key,), kind, "", facing="none" if kind in ("ball", "object") else "left")
+        nouns[key] = Noun(
+            key, (key,), kind, "", facing="none" if kind in ("ball", "object") else "left"
+        )
     return Atlas(nouns, strips)
 
 

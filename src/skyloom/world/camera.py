@@ -25,7 +25,11 @@ GROUND_LEVEL = -HEIGHT / UNIT - PITCH  # the screen height of the feet of a subj
 CAMERAS: dict[str, tuple[str, ...]] = {
     "static": ("the camera stands still", "the camera does not move", "static camera"),
     "pan left": ("the camera pans left", "the camera pans to the left", "panning shot to the left"),
-    "pan right": ("the camera pans right", "the camera pans to the right", "panning shot to the right"),
+    "pan right": (
+        "the camera pans right",
+        "the camera pans to the right",
+        "panning shot to the right",
+    ),
     "zoom in": ("the camera zooms in", "the camera slowly zooms in", "slow zoom in"),
     "zoom out": ("the camera zooms out", "the camera slowly zooms out", "slow zoom out"),
     "push in": ("the camera moves forward", "the camera pushes in", "dolly shot forward"),
@@ -63,13 +67,17 @@ class View:
         return all(np.ptp(curve) == 0 for curve in vars(self).values())
 
 
-def view_at(camera: str, times: Curve, duration: float, sign: int, subject_x: Curve, airy: bool) -> View:
+def view_at(
+    camera: str, times: Curve, duration: float, sign: int, subject_x: Curve, airy: bool
+) -> View:
     """The camera at each of `times`; one move takes `duration`, `sign` is the side of an orbit.
 
     `subject_x` (metres) is what to follow.
     """
     still = np.zeros_like(times)
-    view = View(still.copy(), still + HEIGHT, still.copy(), still.copy(), still + PITCH, still + FOCAL)
+    view = View(
+        still.copy(), still + HEIGHT, still.copy(), still.copy(), still + PITCH, still + FOCAL
+    )
     progress = there_and_back(times / duration)
     ease = progress * progress * (3 - 2 * progress)
     match camera:
@@ -117,7 +125,9 @@ class Rays:
         self.azimuth = torch.atan2(self.across, self.forward)
 
 
-def rows_and_columns(height: int, width: int, device: torch.device) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]]:
+def rows_and_columns(
+    height: int, width: int, device: torch.device
+) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]]:
     """Screen coordinates of the middles of all pixel rows (top first) and columns."""
     rows = 1 - (torch.arange(height, device=device) + 0.5) / height * 2
     columns = ((torch.arange(width, device=device) + 0.5) / width * 2 - 1) * (width / height)

@@ -19,8 +19,20 @@ from skyloom.world.subject import ALOFT, Subject
 from skyloom.world.weather import WEATHERS
 
 _DIRECTIONS = {
-    "left": ("to the left", "from right to left", "toward the left", "leftward", "to the left side"),
-    "right": ("to the right", "from left to right", "toward the right", "rightward", "to the right side"),
+    "left": (
+        "to the left",
+        "from right to left",
+        "toward the left",
+        "leftward",
+        "to the left side",
+    ),
+    "right": (
+        "to the right",
+        "from left to right",
+        "toward the right",
+        "rightward",
+        "to the right side",
+    ),
 }
 
 _COLOUR_WORDS = frozenset(COLOURS) - {"white", "black"} | {"mint", "colorful"}
@@ -94,7 +106,10 @@ def _seen(phrases: tuple[str, ...], style: str | None) -> tuple[str, ...]:
     """Without colour words if the style has no colours."""
     if style not in COLOURLESS:
         return phrases
-    return tuple(phrase for phrase in phrases if not set(phrase.split()) & _COLOUR_WORDS) or phrases[:1]
+    return (
+        tuple(phrase for phrase in phrases if not set(phrase.split()) & _COLOUR_WORDS)
+        or phrases[:1]
+    )
 
 
 class _Words:
@@ -119,7 +134,9 @@ class _Words:
 
     def where(self) -> str:
         place = PLACES[self.scene.place]
-        return self.pick(place.over if place.over and self.subject.motion in ALOFT else place.phrases)
+        return self.pick(
+            place.over if place.over and self.subject.motion in ALOFT else place.phrases
+        )
 
     def when(self) -> str:
         return self.pick(hour_phrases(self.scene)) if self.scene.time_of_day else ""
@@ -131,11 +148,17 @@ class _Words:
         return self.pick(WEATHERS[self.scene.weather].phrases) if self.scene.weather else ""
 
     def be(self) -> str:
-        plural = self.scene.relation == "and" or name_of(self.subject).split()[0] not in ("a", "an", "the")
+        plural = self.scene.relation == "and" or name_of(self.subject).split()[0] not in (
+            "a",
+            "an",
+            "the",
+        )
         return "are" if plural and self.scene.relation == "and" else "is"
 
     def styled(self, sentence: str) -> str:
-        return f"{self.pick(STYLES[self.scene.style][1])} {sentence}" if self.scene.style else sentence
+        return (
+            f"{self.pick(STYLES[self.scene.style][1])} {sentence}" if self.scene.style else sentence
+        )
 
     def short(self) -> str:
         direction = bool(self.chance.random() < 0.4)
@@ -145,7 +168,13 @@ class _Words:
         return self.styled(_join(parts))
 
     def medium(self) -> str:
-        who, act, where, when, weather = self.who(), self.act(True), self.where(), self.when(), self.weather()
+        who, act, where, when, weather = (
+            self.who(),
+            self.act(True),
+            self.where(),
+            self.when(),
+            self.weather(),
+        )
         form = int(self.chance.integers(4))
         if self.scene.style:
             sentence = self.styled(_join([who, act, where, weather, when]))
@@ -162,9 +191,13 @@ class _Words:
         return sentence
 
     def long(self) -> str:
-        opening = _join([self.who(), self.be(), self.act(True), self.where(), self.weather(), self.when()])
+        opening = _join(
+            [self.who(), self.be(), self.act(True), self.where(), self.weather(), self.when()]
+        )
         if self.scene.style:
-            opening = self.styled(_join([self.who(), self.act(True), self.where(), self.weather(), self.when()]))
+            opening = self.styled(
+                _join([self.who(), self.act(True), self.where(), self.weather(), self.when()])
+            )
         sentences = [opening, self.detail()]
         if self.scene.camera != "static" or self.chance.random() < 0.5:
             sentences.append(self.pick(CAMERAS[self.scene.camera]))

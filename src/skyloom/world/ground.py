@@ -79,30 +79,51 @@ def _plain(scene: Scene, ground: str, floor: Floor, sky: Tensor) -> Tensor:
     paint = over(colour(first, sky), colour(second, sky), smoothstep(patch, 0.25, 0.75))
     match ground:
         case "sand":
-            ripple = torch.sin(floor.z * 2.2 + 5 * (noise("soft", floor.x * 0.05, floor.z * 0.05) - 0.5) * 6)
+            ripple = torch.sin(
+                floor.z * 2.2 + 5 * (noise("soft", floor.x * 0.05, floor.z * 0.05) - 0.5) * 6
+            )
             return paint * (1 + 0.05 * ripple * floor.detail)[:, None]
         case "field":
             rows = smoothstep(torch.sin(floor.x * 2.2), -0.4, 0.6)
-            return mix(paint, over(colour(first, sky), colour(second, sky), rows), floor.detail.sqrt()[:, None])
+            return mix(
+                paint,
+                over(colour(first, sky), colour(second, sky), rows),
+                floor.detail.sqrt()[:, None],
+            )
         case "candy":
             stripe = smoothstep(torch.sin(floor.x * 0.9 + torch.sin(floor.z * 0.5)), 0.0, 0.3)
             return over(paint, colour((0.76, 0.93, 0.98), sky), stripe * floor.detail.sqrt() * 0.8)
         case "moon":
             hollow = noise("soft", floor.x * 0.07 + 0.4 + offset, floor.z * 0.07)
-            return paint * (1 - 0.24 * smoothstep(hollow, 0.60, 0.66) + 0.14 * smoothstep(hollow, 0.54, 0.60))[:, None]
+            return (
+                paint
+                * (
+                    1
+                    - 0.24 * smoothstep(hollow, 0.60, 0.66)
+                    + 0.14 * smoothstep(hollow, 0.54, 0.60)
+                )[:, None]
+            )
         case _:
             return paint
 
 
-def _water(scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, sky: Tensor) -> Tensor:
+def _water(
+    scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, sky: Tensor
+) -> Tensor:
     clock = times.view(-1, 1, 1)
     swell = noise("cloud", floor.x * 0.022 + clock * 0.020, floor.z * 0.050 + clock * 0.030) - 0.5
     chop = noise("soft", floor.x * 0.06 - clock * 0.03, floor.z * 0.14 + clock * 0.02) - 0.5
     wave = (swell + 0.7 * chop) * floor.detail.sqrt()
     down = (-rays.elevation).clamp(min=0)
     dark = scene.time_of_day == "night"
-    deep = colour((0.02, 0.08, 0.20), sky) if dark else colour((0.06, 0.42, 0.62), sky) * colour(light.ambient, sky)
-    mirror = over(colour(light.horizon, sky), colour(light.zenith, sky), smoothstep(down * 0.8, 0.0, 0.6))
+    deep = (
+        colour((0.02, 0.08, 0.20), sky)
+        if dark
+        else colour((0.06, 0.42, 0.62), sky) * colour(light.ambient, sky)
+    )
+    mirror = over(
+        colour(light.horizon, sky), colour(light.zenith, sky), smoothstep(down * 0.8, 0.0, 0.6)
+    )
     if scene.time_of_day == "sunset":
         mirror = over(mirror, colour((0.96, 0.45, 0.36), sky), smoothstep(down, 0.0, 0.3) * 0.6)
     share = 0.22 + 0.62 * torch.exp(-down * 4.0)
@@ -111,20 +132,30 @@ def _water(scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, 
     paint = paint + (colour(light.ambient, sky) * (0.10 if dark else 0.16)) * crest[:, None]
     if scene.time_of_day != "cloudy":
         beam = torch.exp(-(((rays.azimuth - sun_azimuth(scene)) / (0.10 + 0.22 * down)) ** 2))
-        paint = over(paint, colour(light.sun, sky), beam * smoothstep(wave, -0.05, 0.25) * (0.55 if dark else 0.65))
+        paint = over(
+            paint,
+            colour(light.sun, sky),
+            beam * smoothstep(wave, -0.05, 0.25) * (0.55 if dark else 0.65),
+        )
     return paint
 
 
-def _beach(scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, sky: Tensor) -> Tensor:
+def _beach(
+    scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, sky: Tensor
+) -> Tensor:
     """Sand in front, foam, and the sea behind it."""
     clock = times.view(-1, 1, 1)
     ambient = colour(light.ambient, sky)
-    curve = 5 * (noise("soft", floor.x * 0.02 + scene.look.offset, torch.full_like(floor.x, 0.3)) - 0.5)
+    curve = 5 * (
+        noise("soft", floor.x * 0.02 + scene.look.offset, torch.full_like(floor.x, 0.3)) - 0.5
+    )
     shore = floor.z - 9.5 - 0.7 * torch.sin(clock * 1.5 + scene.look.offset * 6) - curve
     sand = _plain(scene, "beach", floor, sky) * ambient
     sand = sand * (1 - 0.20 * smoothstep(shore, -2.2, -0.6))[:, None]
     shallow = (
-        colour((0.30, 0.78, 0.80), sky) * ambient if scene.time_of_day != "night" else colour((0.06, 0.20, 0.36), sky)
+        colour((0.30, 0.78, 0.80), sky) * ambient
+        if scene.time_of_day != "night"
+        else colour((0.06, 0.20, 0.36), sky)
     )
     sea = over(shallow, _water(scene, rays, floor, light, times, sky), smoothstep(shore, 0.0, 12))
     paint = over(sand, sea, smoothstep(shore, -0.2, 0.4))
@@ -138,7 +169,9 @@ def _road(scene: Scene, floor: Floor, ambient: Tensor, sky: Tensor) -> Tensor:
     dark = scene.time_of_day == "night"
     lane = floor.z - 6.4
     street = colour((0.20, 0.21, 0.27), sky) if dark else colour((0.37, 0.38, 0.42), sky) * ambient
-    pavement = colour((0.38, 0.38, 0.50), sky) if dark else colour((0.70, 0.69, 0.68), sky) * ambient
+    pavement = (
+        colour((0.38, 0.38, 0.50), sky) if dark else colour((0.70, 0.69, 0.68), sky) * ambient
+    )
     dash = (1 - smoothstep(lane.abs(), 0.10, 0.20)) * (
         1 - smoothstep((torch.frac(floor.x * 0.25 + 100) - 0.3).abs(), 0.24, 0.28)
     )
@@ -146,7 +179,10 @@ def _road(scene: Scene, floor: Floor, ambient: Tensor, sky: Tensor) -> Tensor:
     edge = smoothstep(lane.abs(), 3.3, 3.5)
     paint = over(paint, pavement, edge)
     if dark:
-        lamp = torch.exp(-(((torch.frac(floor.x / 9 + scene.look.offset + 100) - 0.5) * 6) ** 2)) * floor.detail
+        lamp = (
+            torch.exp(-(((torch.frac(floor.x / 9 + scene.look.offset + 100) - 0.5) * 6) ** 2))
+            * floor.detail
+        )
         paint = paint + colour((0.30, 0.20, 0.08), sky) * lamp[:, None]
     return paint
 
@@ -155,7 +191,9 @@ def _cloudsea(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
     """Banks of round cloud tops, the nearer the lower and the larger."""
     dark = scene.time_of_day == "night"
     tone = (
-        colour((0.34, 0.38, 0.62), sky) if dark else mix(colour(light.ambient, sky), colour(light.horizon, sky), 0.25)
+        colour((0.34, 0.38, 0.62), sky)
+        if dark
+        else mix(colour(light.ambient, sky), colour(light.horizon, sky), 0.25)
     )
     shade = mix(tone * colour((0.80, 0.86, 0.96), sky), colour(light.zenith, sky), 0.18)
     for bank, (level, wide) in enumerate(((-0.03, 0.22), (-0.14, 0.32), (-0.29, 0.46))):
@@ -176,21 +214,33 @@ def _cloudsea(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
     return sky
 
 
-def _seabed(sky: Tensor, paint: Tensor, scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor) -> Tensor:
+def _seabed(
+    sky: Tensor, paint: Tensor, scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor
+) -> Tensor:
     """Sand under deep water, with slow caustics and soft rays from above."""
     clock = times.view(-1, 1, 1)
     web = (noise("soft", floor.x * 0.07 + clock * 0.02, floor.z * 0.07 + clock * 0.015) - 0.5).abs()
     paint = paint * colour((0.62, 0.90, 0.98), sky)
-    paint = over(paint, colour((0.80, 1.0, 0.95), sky), (1 - smoothstep(web, 0.0, 0.10)) * floor.detail * 0.35)
+    paint = over(
+        paint,
+        colour((0.80, 1.0, 0.95), sky),
+        (1 - smoothstep(web, 0.0, 0.10)) * floor.detail * 0.35,
+    )
     paint = over(paint, colour(light.horizon, sky) * 1.15, smoothstep(floor.distance, 5, 26) * 0.92)
     picture = over(sky, paint, floor.below)
     slant = rays.azimuth + 0.35 * rays.elevation
-    beam = noise("soft", slant * 0.42 + scene.look.offset + clock * 0.008, torch.full_like(slant, 0.4) + clock * 0.01)
+    beam = noise(
+        "soft",
+        slant * 0.42 + scene.look.offset + clock * 0.008,
+        torch.full_like(slant, 0.4) + clock * 0.01,
+    )
     glow = smoothstep(beam, 0.50, 0.85) * smoothstep(rays.elevation, -0.25, 0.6)
     return picture + colour((0.30, 0.50, 0.48), sky) * glow[:, None] * 0.8
 
 
-def _indoors(sky: Tensor, scene: Scene, ground: str, rays: Rays, floor: Floor, light: Light) -> Tensor:
+def _indoors(
+    sky: Tensor, scene: Scene, ground: str, rays: Rays, floor: Floor, light: Light
+) -> Tensor:
     """A floor, and a wall that stands across the view."""
     look = scene.look
     reach = (WALL_DEPTH - rays.z) / rays.forward.clamp(min=0.05)
@@ -199,7 +249,9 @@ def _indoors(sky: Tensor, scene: Scene, ground: str, rays: Rays, floor: Floor, l
     if ground == "wood":
         board = (floor.x * 0.8).floor()
         paint = (
-            colour((0.68, 0.46, 0.27), sky) * (0.84 + 0.28 * hashed(board, 0.3))[:, None] * colour(light.ambient, sky)
+            colour((0.68, 0.46, 0.27), sky)
+            * (0.84 + 0.28 * hashed(board, 0.3))[:, None]
+            * colour(light.ambient, sky)
         )
         return over(paint, _wall(sky, scene, x, y, light), above)
     boards = colour((0.44, 0.27, 0.18), sky) * (0.9 + 0.12 * ((floor.x * 0.8).floor() % 2))[:, None]

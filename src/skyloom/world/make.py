@@ -46,7 +46,9 @@ def make_clip(
     scene: `make_clip(seed, ..., times=[k / fps])` is exactly frame k of `make_clip(seed, ...)`.
     """
     scene = sample_scene(seed, vocabulary, frames, height, width, fps, split, atlas.nouns)
-    painted = render(scene, atlas, times=None if times is None else np.asarray(times, dtype=np.float64))
+    painted = render(
+        scene, atlas, times=None if times is None else np.asarray(times, dtype=np.float64)
+    )
     return Clip(painted.frames, captions(scene), facts(scene), scene, painted.masks, painted.tracks)
 
 

@@ -67,9 +67,13 @@ def pose_at(motion: str, path: Path, times: Curve, duration: float) -> Pose:
     """
     still, one = np.zeros_like(times), np.ones_like(times)
     base = path.base - path.buoyant * path.size
-    pose = Pose(still.copy(), base + still, one.copy(), one.copy(), still.copy(), one.copy(), one.copy())
+    pose = Pose(
+        still.copy(), base + still, one.copy(), one.copy(), still.copy(), one.copy(), one.copy()
+    )
     acts = times / duration
-    MOTIONS[motion].move(pose, path, times, acts.clip(max=1) if motion in _ONCE else there_and_back(acts))
+    MOTIONS[motion].move(
+        pose, path, times, acts.clip(max=1) if motion in _ONCE else there_and_back(acts)
+    )
     if MOTIONS[motion].directed:
         pose.stretch_x = np.where(_is_back(acts), -pose.stretch_x, pose.stretch_x)
     return pose
@@ -271,7 +275,9 @@ def _circle(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     pose.depth *= 1.15 + 0.25 * np.sin(angle)
     # The sprite faces left: at positive sine the circle carries it to the left.
     turn = np.sin(angle)
-    pose.stretch_x *= np.where(np.abs(turn) < 0.2, np.where(turn < 0, -0.2, 0.2), turn).clip(-0.7, 0.7) / 0.7
+    pose.stretch_x *= (
+        np.where(np.abs(turn) < 0.2, np.where(turn < 0, -0.2, 0.2), turn).clip(-0.7, 0.7) / 0.7
+    )
 
 
 def _take_off(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:

@@ -29,13 +29,17 @@ def _texture(kind: str, device: torch.device) -> Tensor:
     frequency = np.fft.fftfreq(_SIDE) * _SIDE
     radius = np.hypot(frequency[:, None], frequency[None])
     radius[0, 0] = 1e9
-    field = np.fft.ifft2(np.fft.fft2(random.standard_normal((_SIDE, _SIDE))) * radius ** -_FALLOFFS[kind]).real
+    field = np.fft.ifft2(
+        np.fft.fft2(random.standard_normal((_SIDE, _SIDE))) * radius ** -_FALLOFFS[kind]
+    ).real
     field = np.clip((field - field.mean()) / field.std() * 0.2 + 0.5, 0, 1)
     wrapped = np.pad(field, (0, 1), mode="wrap").astype(np.float32)
     return torch.from_numpy(wrapped)[None, None].to(device)
 
 
-def noise(kind: str, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def noise(
+    kind: str, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """Tiling noise in [0, 1], mean one half, that repeats every 1 in x and y; kinds: soft, cloud, rough."""
     x, y = torch.broadcast_tensors(x, y)
     grid = torch.stack([(x - x.floor()) * 2 - 1, (y - y.floor()) * 2 - 1], -1).reshape(1, 1, -1, 2)

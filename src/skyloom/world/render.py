@@ -36,12 +36,16 @@ class Rendering:
     tracks: Float[Tensor, "o t 4"]
 
 
-def render(scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None) -> Rendering:
+def render(
+    scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None
+) -> Rendering:
     """Paint a scene at its own frame times, or at any other `times` (seconds) within it."""
     moments = scene.times if times is None else np.asarray(times, dtype=np.float64)
     painter = _Painter(scene, atlas, torch.device(device))
     with torch.no_grad():
-        parts = [painter.paint(moments[start : start + BLOCK]) for start in range(0, len(moments), BLOCK)]
+        parts = [
+            painter.paint(moments[start : start + BLOCK]) for start in range(0, len(moments), BLOCK)
+        ]
     masks = torch.cat([part[1] for part in parts], 1)
     return Rendering(torch.cat([part[0] for part in parts]), masks, boxes_of(masks))
 
@@ -62,16 +66,22 @@ class _Painter:
         view = view_at(scene.camera, times, scene.act, scene.camera_sign, subjects[0].x, airy)
         clock = torch.from_numpy(times).float().to(self.device)
         background = self.background(view, clock)
-        picture = background.expand(len(times), -1, -1, -1).clone(memory_format=torch.contiguous_format)
+        picture = background.expand(len(times), -1, -1, -1).clone(
+            memory_format=torch.contiguous_format
+        )
         tint = colour(light.ambient, picture)
         air = mix(colour(light.horizon, picture), colour(light.zenith, picture), 0.12)
         if scene.weather == "fog":
             rows, columns = rows_and_columns(scene.shape.height, scene.shape.width, self.device)
             picture = fog(picture, columns, rows, clock, air[0] * 0.85 + 0.12, scene.look.offset)
-        masks = _draw_sprites(picture, scene, self.atlas, subjects, view, times, tint * 0.8 + 0.2, air)
+        masks = _draw_sprites(
+            picture, scene, self.atlas, subjects, view, times, tint * 0.8 + 0.2, air
+        )
         picture = fall(picture, scene.weather, clock, scene.seed, tint[0] * 0.7 + 0.3)
         picture = apply_style(picture.clamp_(0, 1), scene.style)
-        frames = rearrange((picture * 255).round_().to(torch.uint8), "t c h w -> t h w c").contiguous()
+        frames = rearrange(
+            (picture * 255).round_().to(torch.uint8), "t c h w -> t h w c"
+        ).contiguous()
         return frames, masks
 
     def background(self, view: View, clock: Float[Tensor, " t"]) -> Float[Tensor, "t 3 h w"]:

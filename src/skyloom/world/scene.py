@@ -101,7 +101,9 @@ def sample_scene(
     style = pick(chance, vocabulary.styles) if chance.random() < vocabulary.style else None
     if style in COLOURLESS:
         vocabulary = replace(vocabulary, coloured=0.0)
-    casting = Casting(vocabulary, split, nouns, place_name, motion, shape, CLOSENESS.get(camera, 1.0))
+    casting = Casting(
+        vocabulary, split, nouns, place_name, motion, shape, CLOSENESS.get(camera, 1.0)
+    )
     subjects, relation = make_subjects(chance, casting, noun)
     time_of_day, weather = _choose_air(chance, vocabulary, place)
     return Scene(
@@ -110,7 +112,9 @@ def sample_scene(
         time_of_day=time_of_day,
         subjects=subjects,
         relation=relation,
-        props=_make_props(chance, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape),
+        props=_make_props(
+            chance, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape
+        ),
         camera=camera,
         camera_sign=int(pick(chance, (-1, 1))),
         weather=weather,
@@ -130,7 +134,9 @@ def _choose_camera(chance: np.random.Generator, vocabulary: Vocabulary, motion: 
     return camera if camera_suits(camera, motion, MOTIONS[motion].directed) else "static"
 
 
-def _choose_air(chance: np.random.Generator, vocabulary: Vocabulary, place: Place) -> tuple[str | None, str | None]:
+def _choose_air(
+    chance: np.random.Generator, vocabulary: Vocabulary, place: Place
+) -> tuple[str | None, str | None]:
     """An hour and a weather that agree: what falls from clouds, falls from a gray or dark sky."""
     hours = [hour for hour in place.times if hour in vocabulary.times]
     hour = pick(chance, hours) if hours else None
@@ -159,7 +165,12 @@ def _make_props(
     for index in range(int(chance.integers(0, vocabulary.most_props + 1))):
         name = pick(chance, known)
         depth = float(chance.uniform(9.0, 14.0)) if place.medium != "indoors" else 9.3
-        across = (1 if index % 2 else -1) * float(chance.uniform(0.62, 1.05)) * shape.width / shape.height
+        across = (
+            (1 if index % 2 else -1)
+            * float(chance.uniform(0.62, 1.05))
+            * shape.width
+            / shape.height
+        )
         size = _PROP_SIZES.get(name, 2.0) * float(chance.uniform(0.85, 1.15))
         props.append(Prop(name, across * depth / FOCAL, depth, size))
     return tuple(props)

@@ -35,10 +35,16 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
     zenith, horizon = colour(light.zenith, height), colour(light.horizon, height)
     if scene.time_of_day == "sunset":
         rose = colour((0.96, 0.42, 0.36), height)
-        sky = over(horizon.expand(len(height), -1, *height.shape[1:]), rose, smoothstep(height, 0.0, 0.32))
+        sky = over(
+            horizon.expand(len(height), -1, *height.shape[1:]), rose, smoothstep(height, 0.0, 0.32)
+        )
         sky = over(sky, zenith, smoothstep(height, 0.18, 0.95))
     else:
-        sky = over(horizon.expand(len(height), -1, *height.shape[1:]), zenith, smoothstep(height, -0.05, 0.80))
+        sky = over(
+            horizon.expand(len(height), -1, *height.shape[1:]),
+            zenith,
+            smoothstep(height, -0.05, 0.80),
+        )
     if scene.place in ("space", "moon"):
         return _paint_space(sky, scene, rays)
     if scene.time_of_day is None:
@@ -53,10 +59,16 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
 def sun_azimuth(scene: Scene) -> float:
     """Where sun or moon stand, in radians to the right."""
     side = 1 if scene.look.sun > 0.5 else -1
-    return side * (0.18 + 0.24 * abs(2 * scene.look.sun - 1)) * min(1.5, scene.shape.width / scene.shape.height)
+    return (
+        side
+        * (0.18 + 0.24 * abs(2 * scene.look.sun - 1))
+        * min(1.5, scene.shape.width / scene.shape.height)
+    )
 
 
-def _paint_stars(sky: Tensor, rays: Rays, density: float, offset: float, share: float = 0.30) -> Tensor:
+def _paint_stars(
+    sky: Tensor, rays: Rays, density: float, offset: float, share: float = 0.30
+) -> Tensor:
     """One round star in some cells of a grid; few and large enough to survive compression."""
     x, y = rays.azimuth * density + offset * 7, rays.elevation * density
     column, row = x.floor(), y.floor()
@@ -77,7 +89,11 @@ def _paint_space(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
         for index, strength in ((first, 0.65), ((first + 1) % len(_NEBULAE), 0.40)):
             shift = look.offset + index * 0.31
             cloud = noise("soft", rays.azimuth * 0.22 + shift, rays.elevation * 0.22 + shift * 1.7)
-            sky = sky + colour(_NEBULAE[index], cloud) * (smoothstep(cloud, 0.42, 0.85) * strength)[:, None]
+            sky = (
+                sky
+                + colour(_NEBULAE[index], cloud)
+                * (smoothstep(cloud, 0.42, 0.85) * strength)[:, None]
+            )
     sky = _paint_stars(sky, rays, 7.0, look.offset, 0.25)
     return _paint_planet(sky, scene, rays)
 
@@ -104,13 +120,17 @@ def _paint_planet(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
 
 
 def _paint_sun(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
-    distance = ((rays.azimuth - sun_azimuth(scene)) ** 2 + (rays.elevation - light.sun_height) ** 2).sqrt()
+    distance = (
+        (rays.azimuth - sun_azimuth(scene)) ** 2 + (rays.elevation - light.sun_height) ** 2
+    ).sqrt()
     if scene.time_of_day == "night":
         sky = sky + colour((0.22, 0.25, 0.36), distance) * torch.exp(-distance * 5)[:, None]
         moon, size = colour((0.97, 0.96, 0.86), distance), 0.085
     else:
         sky = sky + colour(light.sun, distance) * (torch.exp(-distance * 4.5) * 0.42)[:, None]
-        moon = colour((1.0, 0.97, 0.80) if scene.time_of_day == "day" else (1.0, 0.88, 0.55), distance)
+        moon = colour(
+            (1.0, 0.97, 0.80) if scene.time_of_day == "day" else (1.0, 0.88, 0.55), distance
+        )
         size = 0.085 if scene.time_of_day == "day" else 0.12
     return over(sky, moon, 1 - smoothstep((distance - size) / rays.pixel, -0.8, 0.8))
 
@@ -131,11 +151,17 @@ def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor
         size = 0.060 + 0.05 * hashed(column, row + 1.5)
         shown = (hashed(column, row + 2.5) < likely).float()
         body = torch.zeros_like(x)
-        for bump, (shift, rise, large) in enumerate(((-0.17, 0.0, 0.75), (0.0, 0.35, 1.1), (0.17, 0.05, 0.8))):
+        for bump, (shift, rise, large) in enumerate(
+            ((-0.17, 0.0, 0.75), (0.0, 0.35, 1.1), (0.17, 0.05, 0.8))
+        ):
             away = (x - middle - shift) * wide
-            up = rays.elevation - lift - size * rise * (0.7 + 0.6 * hashed(column, bump + row + 3.5))
+            up = (
+                rays.elevation - lift - size * rise * (0.7 + 0.6 * hashed(column, bump + row + 3.5))
+            )
             distance = (away**2 / 1.7 + up**2).sqrt()
-            body = torch.maximum(body, 1 - smoothstep((distance - size * large) / rays.pixel, -2.0, 1.5))
+            body = torch.maximum(
+                body, 1 - smoothstep((distance - size * large) / rays.pixel, -2.0, 1.5)
+            )
         flat = smoothstep((rays.elevation - lift + size * 0.35) / rays.pixel, -2.0, 2.0)
         lit = smoothstep(rays.elevation - lift, -0.03, 0.09)
         sky = over(sky, over(shade, white, lit), body * flat * shown * 0.92)
@@ -160,7 +186,12 @@ def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light:
     if backdrop == "skyline":
         return _paint_skyline(sky, scene, rays, air, ambient)
     for index, (height, frequency, haze, base) in enumerate(_RANGES[backdrop]):
-        x = rays.azimuth * frequency + rays.x * 0.012 * (1 + 0.5 * index) + scene.look.offset * 3 + index * 0.37
+        x = (
+            rays.azimuth * frequency
+            + rays.x * 0.012 * (1 + 0.5 * index)
+            + scene.look.offset * 3
+            + index * 0.37
+        )
         top = height * _ridge(backdrop, x, index)
         inside = smoothstep((top - rays.elevation) / rays.pixel, -0.7, 0.9)
         lit = (0.92 + 0.16 * smoothstep(rays.elevation / height, 0.0, 1.0))[:, None]
@@ -173,7 +204,9 @@ def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light:
                 smoothstep((rays.elevation - line) / rays.pixel, -1.5, 1.5),
             )
         if backdrop == "dunes":
-            paint = paint * (0.90 + 0.16 * smoothstep(torch.cos(x * 7 + index * 2), -0.4, 0.6))[:, None]
+            paint = (
+                paint * (0.90 + 0.16 * smoothstep(torch.cos(x * 7 + index * 2), -0.4, 0.6))[:, None]
+            )
         sky = over(sky, mix(paint * ambient, air, haze), inside)
     return sky
 
@@ -203,12 +236,18 @@ def _paint_skyline(sky: Tensor, scene: Scene, rays: Rays, air: Tensor, ambient: 
     dark = scene.time_of_day == "night"
     glowing = scene.time_of_day in ("night", "sunset", "dawn")
     for index, (height, wide, haze) in enumerate(((0.62, 0.20, 0.42), (0.40, 0.26, 0.05))):
-        x = (rays.azimuth + rays.x * 0.012 * (1 + index)) / wide + scene.look.offset * 9 + index * 4.5
+        x = (
+            (rays.azimuth + rays.x * 0.012 * (1 + index)) / wide
+            + scene.look.offset * 9
+            + index * 4.5
+        )
         column = x.floor()
         inside = x - column
         top = height * (0.40 + 0.60 * hashed(column, index + 0.3))
         soft = rays.pixel / wide
-        wall = smoothstep((inside - 0.04) / soft, -0.5, 0.8) * smoothstep((0.96 - inside) / soft, -0.5, 0.8)
+        wall = smoothstep((inside - 0.04) / soft, -0.5, 0.8) * smoothstep(
+            (0.96 - inside) / soft, -0.5, 0.8
+        )
         wall = wall * smoothstep((top - rays.elevation) / rays.pixel, -0.6, 0.8)
         tone = hashed(column, index + 1.9)
         base = over(colour((0.42, 0.50, 0.62), sky), colour((0.66, 0.56, 0.54), sky), tone)

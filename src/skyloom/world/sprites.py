@@ -112,7 +112,14 @@ def project(placed: Placed, view: View, foot: float) -> OnScreen:
     half = placed.size / 2 / ahead * view.focal
     foot_y = (placed.y - view.y) / ahead * view.focal - view.pitch
     ground_y = -view.y / ahead * view.focal - view.pitch
-    return OnScreen(across / ahead * view.focal, foot_y + half * foot * placed.stretch_y, half, foot_y, ground_y, ahead)
+    return OnScreen(
+        across / ahead * view.focal,
+        foot_y + half * foot * placed.stretch_y,
+        half,
+        foot_y,
+        ground_y,
+        ahead,
+    )
 
 
 def sprite_frames(
@@ -120,9 +127,13 @@ def sprite_frames(
 ) -> tuple[Float[Tensor, "n 4 s s"], np.ndarray, float]:
     """The art of a sprite, premultiplied: its distinct frames, which of them each time shows, its feet."""
     art = atlas.frames(placed.noun)
-    index = np.floor(times * ATLAS_FPS * placed.pace + placed.phase * len(art)).astype(np.int64) % len(art)
+    index = np.floor(times * ATLAS_FPS * placed.pace + placed.phase * len(art)).astype(
+        np.int64
+    ) % len(art)
     distinct, shown = np.unique(index, return_inverse=True)
-    sprites = rearrange(art[torch.from_numpy(distinct)].to(device), "n h w c -> n c h w").float() / 255
+    sprites = (
+        rearrange(art[torch.from_numpy(distinct)].to(device), "n h w c -> n c h w").float() / 255
+    )
     if placed.colour:
         sprites = recolour(sprites, placed.colour)
     return torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1), shown, foot_of(art)
@@ -166,7 +177,9 @@ def draw_shadow(picture: Picture, placed: Placed, screen: OnScreen) -> None:
 
 def _span(low: float, high: float, pixels: int, whole: float) -> tuple[int, int]:
     """Pixel range, clipped to the frame, of a stretch measured from the top or left edge."""
-    return max(0, int(np.floor(low / whole * pixels))), min(pixels, int(np.ceil(high / whole * pixels)))
+    return max(0, int(np.floor(low / whole * pixels))), min(
+        pixels, int(np.ceil(high / whole * pixels))
+    )
 
 
 @dataclass
@@ -180,7 +193,9 @@ class Windows:
     columns: Float[Tensor, "t side"]
 
 
-def windows_around(screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device) -> Windows:
+def windows_around(
+    screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device
+) -> Windows:
     """Squares that hold the sprite however it turns."""
     stretch = np.maximum(np.abs(placed.stretch_x), np.abs(placed.stretch_y))
     corner = np.where(np.abs(np.sin(2 * placed.roll)) > 1e-3, 1.4143, 1.0)
@@ -213,11 +228,15 @@ def sample(
     return F.grid_sample(sprites, torch.stack([x, -y], -1), align_corners=False)
 
 
-def blend(picture: Picture, paint: Float[Tensor, "t 4 side side"], windows: Windows) -> Bool[Tensor, "t h w"]:
+def blend(
+    picture: Picture, paint: Float[Tensor, "t 4 side side"], windows: Windows
+) -> Bool[Tensor, "t h w"]:
     """Lay premultiplied windows over every frame, in place; returns where they cover it."""
     height, width = picture.shape[-2:]
     mask = torch.zeros(len(picture), height, width, dtype=torch.bool, device=picture.device)
-    for index, (top, left) in enumerate(zip(windows.top.tolist(), windows.left.tolist(), strict=True)):
+    for index, (top, left) in enumerate(
+        zip(windows.top.tolist(), windows.left.tolist(), strict=True)
+    ):
         y0, y1 = max(0, top), min(height, top + windows.side)
         x0, x1 = max(0, left), min(width, left + windows.side)
         if y0 >= y1 or x0 >= x1:
@@ -247,7 +266,9 @@ def draw_sprite(
     screen = project(placed, view, foot)
     windows = windows_around(screen, placed, height, width, picture.device)
     paint = sample(sprites, placed, screen, windows)
-    share = _column(1 - np.exp(-np.maximum(screen.ahead - DEPTH, 0) * haze), picture.device)[:, None]
+    share = _column(1 - np.exp(-np.maximum(screen.ahead - DEPTH, 0) * haze), picture.device)[
+        :, None
+    ]
     paint = torch.cat([mix(paint[:, :3] * tint, air * paint[:, 3:], share), paint[:, 3:]], 1)
     if placed.shadow:
         draw_shadow(picture, placed, screen)

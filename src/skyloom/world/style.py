@@ -32,7 +32,9 @@ def recolour(sprites: Float[Tensor, "n 4 s s"], colour: str) -> Float[Tensor, "n
     light = (rgb * rgb.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     saturation = rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True)
     knee = 0.45
-    shaded = torch.where(light < knee, paint * light / knee, paint + (1 - paint) * (light - knee) / (1 - knee) * 0.7)
+    shaded = torch.where(
+        light < knee, paint * light / knee, paint + (1 - paint) * (light - knee) / (1 - knee) * 0.7
+    )
     if colour == "black":
         shaded = paint * 0.6 + (light - 0.3).clamp(0, 1) * 0.45
     if colour == "white":
@@ -101,7 +103,10 @@ COLOURLESS = frozenset({"black and white", "vintage"})  # no colour word is true
 
 # style: how to make it, and what to say before the sentence
 STYLES: dict[str, tuple[Look, tuple[str, ...]]] = {
-    "black and white": (_black_and_white, ("a black and white film of", "a black and white video of")),
+    "black and white": (
+        _black_and_white,
+        ("a black and white film of", "a black and white video of"),
+    ),
     "vintage": (_vintage, ("vintage film footage of", "a sepia old movie of")),
     "pixel art": (_pixel_art, ("pixel art of", "an 8-bit pixel animation of")),
     "watercolor": (_watercolor, ("a watercolor painting of", "a soft watercolor of")),

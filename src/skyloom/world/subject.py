@@ -14,7 +14,7 @@ import numpy as np
 
 from skyloom.core.errors import ConfigError
 from skyloom.core.types import VideoShape
-from skyloom.world.abilities import motions_for
+from skyloom.world.affordances import motions_for
 from skyloom.world.camera import GROUND_LEVEL
 from skyloom.world.motion import MOTIONS, Path
 from skyloom.world.nouns import Noun
@@ -27,9 +27,13 @@ Item = TypeVar("Item")
 
 SIZE_WORDS = {"giant": 1.35, "huge": 1.35, "tiny": 0.62, "little": 0.7}
 ALOFT = frozenset({"fly", "arc", "hover", "circle"})
-_TALL = frozenset({"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"})
+_TALL = frozenset(
+    {"jump", "bounce", "bounce along", "hop", "rise", "fall", "sink", "leap", "take off", "arc"}
+)
 _SALT = "skyloom 233"  # chosen so that no noun is held out whole
-_ALONE = frozenset({"roll", "spin", "turn", "near", "away", "circle", "grow", "shrink", "bounce along"})
+_ALONE = frozenset(
+    {"roll", "spin", "turn", "near", "away", "circle", "grow", "shrink", "bounce along"}
+)
 _SIGNS = {"left": -1, "right": 1}
 _COLOUR_WORDS = frozenset(COLOURS) | {"gold", "silver", "brown", "polar", "gray", "rainbow", "fire"}
 
@@ -61,7 +65,9 @@ def is_held_out(noun: str, place_or_motion: str, share: float = 0.10) -> bool:
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
-def pick(chance: np.random.Generator, items: Sequence[Item], weights: Sequence[float] | None = None) -> Item:
+def pick(
+    chance: np.random.Generator, items: Sequence[Item], weights: Sequence[float] | None = None
+) -> Item:
     """One item, uniformly or by weight."""
     if weights is None:
         return items[int(chance.integers(len(items)))]
@@ -70,7 +76,9 @@ def pick(chance: np.random.Generator, items: Sequence[Item], weights: Sequence[f
 
 
 @lru_cache(maxsize=4096)
-def actions(noun: Noun, vocabulary: Vocabulary, split: Split = "all") -> tuple[tuple[str, str], ...]:
+def actions(
+    noun: Noun, vocabulary: Vocabulary, split: Split = "all"
+) -> tuple[tuple[str, str], ...]:
     """The (place, motion) pairs that a split of a vocabulary allows a noun."""
     found = []
     for place in vocabulary.places:
@@ -131,7 +139,9 @@ class Casting:
         return min(1.0, self.aspect)
 
 
-def make_subjects(chance: np.random.Generator, casting: Casting, noun: Noun) -> tuple[tuple[Subject, ...], str | None]:
+def make_subjects(
+    chance: np.random.Generator, casting: Casting, noun: Noun
+) -> tuple[tuple[Subject, ...], str | None]:
     """One subject, or two that do the same side by side and how they belong together."""
     directed = MOTIONS[casting.motion].directed
     direction = str(pick(chance, ("left", "right"))) if directed else None
@@ -143,7 +153,9 @@ def make_subjects(chance: np.random.Generator, casting: Casting, noun: Noun) -> 
     if companion is None:
         return (first,), None
     second = _make_subject(chance, casting, companion, direction, True, first)
-    relation = pick(chance, ("followed by", "next to") if directed else ("next to", "beside", "and"))
+    relation = pick(
+        chance, ("followed by", "next to") if directed else ("next to", "beside", "and")
+    )
     return (first, second), relation
 
 
@@ -169,8 +181,14 @@ def _make_subject(
     size_word = None
     if not noun.person and not paired and chance.random() < casting.vocabulary.size_words:
         size_word = str(pick(chance, tuple(SIZE_WORDS)))
-    sign = _SIGNS[direction] if direction else (first.path.sign if first else int(pick(chance, (-1, 1))))
-    path, offset = _make_path(chance, casting, noun, sign, SIZE_WORDS.get(size_word or "", 1.0), paired, first)
+    sign = (
+        _SIGNS[direction]
+        if direction
+        else (first.path.sign if first else int(pick(chance, (-1, 1))))
+    )
+    path, offset = _make_path(
+        chance, casting, noun, sign, SIZE_WORDS.get(size_word or "", 1.0), paired, first
+    )
     facing = _SIGNS[direction] if direction else int(pick(chance, (-1, 1)))
     if casting.motion == "circle":
         facing = -1
@@ -218,7 +236,12 @@ def _make_path(
     """How large the subject is, where it rests and how far it may go, so that it stays in the frame."""
     place, motion = PLACES[casting.place], casting.motion
     limit = (0.88 if motion in _TALL else 1.0) * (0.72 if paired else 1.0) / casting.closeness
-    size = 2 * float(chance.uniform(*casting.vocabulary.sizes)) * factor * (1.2 if noun.kind == "building" else 1.0)
+    size = (
+        2
+        * float(chance.uniform(*casting.vocabulary.sizes))
+        * factor
+        * (1.2 if noun.kind == "building" else 1.0)
+    )
     size = min(size * limit, 0.8 if paired else 1.3) * casting.narrow
     if first and abs(size - first.path.size) > 0.2 * first.path.size:
         size = first.path.size
@@ -238,7 +261,9 @@ def _make_path(
 
 def _base_height(chance: np.random.Generator, place: Place, motion: str, size: float) -> float:
     """Height of the feet over the ground at rest, in half frame heights."""
-    lift = -GROUND_LEVEL - size / 2  # what puts the middle of the subject in the middle of the frame
+    lift = (
+        -GROUND_LEVEL - size / 2
+    )  # what puts the middle of the subject in the middle of the frame
     wobble = float(chance.uniform(-1, 1))
     if place.medium in ("air", "deep", "space"):
         if motion in ("rise", "fall", "sink"):

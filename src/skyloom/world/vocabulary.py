@@ -30,7 +30,9 @@ class Vocabulary:
     weather: float = 0.0
     style: float = 0.0
     coloured: float = 0.25
-    coloured_kinds: frozenset[str] = frozenset({"car", "boat", "aircraft", "ball", "object", "swimmer"})
+    coloured_kinds: frozenset[str] = frozenset(
+        {"car", "boat", "aircraft", "ball", "object", "swimmer"}
+    )
     sizes: tuple[float, float] = (0.40, 0.56)
     size_words: float = 0.0
     heroes: float = 1.0
@@ -86,7 +88,9 @@ FULL = Vocabulary(
     weather=0.25,
     style=0.15,
     coloured=0.35,
-    coloured_kinds=frozenset({"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}),
+    coloured_kinds=frozenset(
+        {"car", "boat", "aircraft", "ball", "object", "swimmer", "walker", "flyer", "building"}
+    ),
     sizes=(0.34, 0.52),
     size_words=0.12,
     heroes=3.0,
@@ -109,5 +113,7 @@ VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (FULL, DIORAMA, SM
 def find_vocabulary(name: str) -> Vocabulary:
     """A vocabulary by name. Raises ConfigError."""
     if name not in VOCABULARIES:
-        raise ConfigError(f"There is no vocabulary {name!r}.", hint=f"Use one of {', '.join(VOCABULARIES)}.")
+        raise ConfigError(
+            f"There is no vocabulary {name!r}.", hint=f"Use one of {', '.join(VOCABULARIES)}."
+        )
     return VOCABULARIES[name]

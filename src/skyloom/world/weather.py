@@ -67,7 +67,9 @@ def fall(
     height, width = frames.shape[-2:]
     aspect = width / height
     count = round(kind.count * max(1.0, aspect))
-    chance = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed % 2**31)).to(frames.device)
+    chance = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed % 2**31)).to(
+        frames.device
+    )
     near = 0.8 + 0.5 * chance[:, 2]
     tall = 2 * 1.2
     clock = times[:, None]
@@ -77,13 +79,21 @@ def fall(
     for index in range(count):
         radius = kind.radius * float(near[index])
         colour = frames.new_tensor(kind.colours[index % len(kind.colours)]).view(3, 1, 1) * tint
-        turn = float(chance[index, 4]) * 6.28 + (0 if kind.length == 1 or weather == "rain" else clock[:, 0] * 2.5)
+        turn = float(chance[index, 4]) * 6.28 + (
+            0 if kind.length == 1 or weather == "rain" else clock[:, 0] * 2.5
+        )
         _draw(frames, x[:, index], y[:, index], radius, turn, kind, colour)
     return frames
 
 
 def _draw(
-    frames: Tensor, x: Tensor, y: Tensor, radius: float, turn: Tensor | float, kind: Weather, colour: Tensor
+    frames: Tensor,
+    x: Tensor,
+    y: Tensor,
+    radius: float,
+    turn: Tensor | float,
+    kind: Weather,
+    colour: Tensor,
 ) -> None:
     """One particle in every frame, blended into a small window around it."""
     height, width = frames.shape[-2:]
@@ -91,9 +101,18 @@ def _draw(
     reach_x = int(radius * height / 2) + 2 if kind.length >= 1 else reach_y
     column = ((x / (width / height) + 1) / 2 * width).floor().long()
     row = ((1 - y) / 2 * height).floor().long()
-    dx = (torch.arange(-reach_x, reach_x + 1, device=frames.device)[None] + column[:, None] + 0.5) / height * 2
+    dx = (
+        (torch.arange(-reach_x, reach_x + 1, device=frames.device)[None] + column[:, None] + 0.5)
+        / height
+        * 2
+    )
     dx = (dx - width / height - x[:, None])[:, None, :]
-    dy = 1 - (torch.arange(-reach_y, reach_y + 1, device=frames.device)[None] + row[:, None] + 0.5) / height * 2
+    dy = (
+        1
+        - (torch.arange(-reach_y, reach_y + 1, device=frames.device)[None] + row[:, None] + 0.5)
+        / height
+        * 2
+    )
     dy = (dy - y[:, None])[:, :, None]
     if kind.length > 1:
         square = (dx / radius) ** 2 + (dy / (radius * kind.length)) ** 2
@@ -108,7 +127,9 @@ def _draw(
     else:
         shape = 1 - smoothstep(square, 0.55, 1.2)
     alpha = shape.clamp(0, 1) * kind.opacity
-    for frame, r, c, a in zip(frames, (row - reach_y).tolist(), (column - reach_x).tolist(), alpha, strict=True):
+    for frame, r, c, a in zip(
+        frames, (row - reach_y).tolist(), (column - reach_x).tolist(), alpha, strict=True
+    ):
         top, left = max(0, r), max(0, c)
         window = frame[:, top : max(top, r + a.shape[0]), left : max(left, c + a.shape[1])]
         if window.numel():
@@ -126,7 +147,11 @@ def fog(
 ) -> Float[Tensor, "t 3 h w"]:
     """Lay a slow bank of mist over the background."""
     drift = noise(
-        "cloud", columns[None, None] * 0.16 + offset + times.view(-1, 1, 1) * 0.02, rows[None, :, None] * 0.22
+        "cloud",
+        columns[None, None] * 0.16 + offset + times.view(-1, 1, 1) * 0.02,
+        rows[None, :, None] * 0.22,
     )
-    share = (0.42 + 0.5 * (drift - 0.3) + 0.12 * smoothstep(-rows, -0.6, 0.6)[None, :, None]).clamp(0, 0.8)
+    share = (0.42 + 0.5 * (drift - 0.3) + 0.12 * smoothstep(-rows, -0.6, 0.6)[None, :, None]).clamp(
+        0, 0.8
+    )
     return mix(frames, colour, share[:, None])  # fmt: skip

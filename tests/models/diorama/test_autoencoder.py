@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from skyloom.models.diorama.autoencoder import Autoencoder, AutoencoderConfig, initialise_components, shrink
+from skyloom.models.diorama.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    initialise_components,
+    shrink,
+)
 
 CONFIG = AutoencoderConfig(channels=6, widths=(8, 8), blocks=(1, 1))
 
@@ -31,7 +36,9 @@ def test_windows_decoded_one_after_another_equal_the_whole(autoencoder: Autoenco
 @torch.no_grad()
 def test_encoding_averages_to_the_small_picture(autoencoder: Autoencoder):
     video = torch.rand(1, 3, 5, 32, 32)
-    torch.testing.assert_close(autoencoder.encode(video), autoencoder.encode_small(shrink(video, 2)))
+    torch.testing.assert_close(
+        autoencoder.encode(video), autoencoder.encode_small(shrink(video, 2))
+    )
     assert autoencoder.encode(video).shape == (1, 6, 2, 2, 2)
 
 

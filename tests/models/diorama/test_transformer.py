@@ -31,7 +31,9 @@ def unet() -> UNet:
 
 def inputs(frames: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(frames)
-    return torch.randn(2, 8, frames, size, size, generator=generator), torch.rand(2, frames, generator=generator)
+    return torch.randn(2, 8, frames, size, size, generator=generator), torch.rand(
+        2, frames, generator=generator
+    )
 
 
 def prompt(unet: UNet, words: int = 5) -> TextCondition:

@@ -63,7 +63,9 @@ class Autoencoder(nn.Module):
 
     def encode_small(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Encode a video that has the encoder's own resolution already; h and w multiples of 8."""
-        padded = torch.cat([repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2)
+        padded = torch.cat(
+            [repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2
+        )
         groups = rearrange(padded, "b c (u n) h w -> (b u) (n c) h w", n=TIME)
         return rearrange(self.components(groups), "(b u) c y x -> b c u y x", b=len(video))
 
@@ -113,7 +115,9 @@ class Decoder(nn.Module):
         self.coarse = nn.ModuleList(DecoderBlock(coarse) for _ in range(config.blocks[0]))
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
         self.fine = nn.ModuleList(DecoderBlock(fine) for _ in range(config.blocks[1]))
-        self.side = _SHUFFLE // 2 * config.enlarge  # pixels of the video per side of a cell in the fine maps
+        self.side = (
+            _SHUFFLE // 2 * config.enlarge
+        )  # pixels of the video per side of a cell in the fine maps
         self.head = nn.Conv2d(fine, 3 * TIME * self.side**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -135,7 +139,9 @@ class Decoder(nn.Module):
             after.append(last)
         correction = F.pixel_shuffle(self.head(F.silu(x)), self.side).to(small.dtype)
         frames = enlarge(small, self.config.enlarge) + correction
-        return rearrange(frames, "(b u) (n c) h w -> b c (u n) h w", b=batch, n=TIME), DecoderCache(tuple(after))
+        return rearrange(frames, "(b u) (n c) h w -> b c (u n) h w", b=batch, n=TIME), DecoderCache(
+            tuple(after)
+        )
 
     def inverse(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "bu k h w"]:
         """The small picture's four frames (channels: frame, colour) of every latent frame, by the components alone."""
@@ -176,14 +182,18 @@ def initialise_components(autoencoder: Autoencoder, patches: Float[Tensor, "n d"
     assert autoencoder.components.bias is not None
     assert autoencoder.decoder.linear.bias is not None
     split = "(k p q)"
-    autoencoder.components.weight.copy_(rearrange(forward, f"c {split} -> c k p q", k=3 * TIME, p=PATCH, q=PATCH))
+    autoencoder.components.weight.copy_(
+        rearrange(forward, f"c {split} -> c k p q", k=3 * TIME, p=PATCH, q=PATCH)
+    )
     autoencoder.components.bias.copy_(-forward @ centre)
     autoencoder.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
     autoencoder.decoder.linear.bias.copy_(centre)
     return float(kept.sum() / variances.clamp(min=0).sum())
 
 
-def decoding_type(autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def decoding_type(
+    autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
     """Move to a device: the decoder's convolutions in `dtype`, encoder and inverse in fp32."""
     autoencoder = autoencoder.eval().to(device, torch.float32)
     autoencoder.decoder.to(dtype).linear.to(torch.float32)

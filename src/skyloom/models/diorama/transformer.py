@@ -20,7 +20,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from skyloom.models.attention import KvCache, attend, block_causal_mask, join_heads, mask_bias, split_heads
+from skyloom.models.attention import (
+    KvCache,
+    attend,
+    block_causal_mask,
+    join_heads,
+    mask_bias,
+    split_heads,
+)
 from skyloom.models.dit import Reading, TextCondition
 from skyloom.models.embeddings import sinusoids
 from skyloom.models.rope import Angles, rope_angles, rotate
@@ -78,7 +85,9 @@ class UNet(nn.Module):
         fine, coarse = config.widths
         fine_in, fine_out, coarse_in, coarse_out = config.blocks
         width = config.embedding
-        self.noise = nn.Sequential(nn.Linear(config.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.noise = nn.Sequential(
+            nn.Linear(config.frequencies, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.pooled = nn.Linear(config.pooled_width, width)
         self.span = nn.Linear(config.frequencies, width)
         self.number = nn.Linear(config.frequencies, width)
@@ -86,14 +95,22 @@ class UNet(nn.Module):
         self.text = nn.Linear(config.text_width, coarse)
         self.position = nn.Parameter(torch.randn(coarse, config.grid // 2, config.grid // 2) * 0.3)
         self.stem = nn.Conv2d(config.channels, fine, 3, padding=1)
-        self.fine_in = nn.ModuleList(ResidualBlock(fine, width, normalise=False) for _ in range(fine_in))
+        self.fine_in = nn.ModuleList(
+            ResidualBlock(fine, width, normalise=False) for _ in range(fine_in)
+        )
         self.to_coarse = nn.Conv2d(4 * fine, coarse, 1)
-        self.coarse_in = nn.ModuleList(ResidualBlock(coarse, width, normalise=True) for _ in range(coarse_in))
+        self.coarse_in = nn.ModuleList(
+            ResidualBlock(coarse, width, normalise=True) for _ in range(coarse_in)
+        )
         self.attentions = nn.ModuleList(AttentionBlock(config) for _ in range(config.attentions))
-        self.coarse_out = nn.ModuleList(ResidualBlock(coarse, width, normalise=True) for _ in range(coarse_out))
+        self.coarse_out = nn.ModuleList(
+            ResidualBlock(coarse, width, normalise=True) for _ in range(coarse_out)
+        )
         self.to_fine = nn.Conv2d(coarse, 4 * fine, 1)
         self.skip = nn.Conv2d(fine, fine, 1)
-        self.fine_out = nn.ModuleList(ResidualBlock(fine, width, normalise=False) for _ in range(fine_out))
+        self.fine_out = nn.ModuleList(
+            ResidualBlock(fine, width, normalise=False) for _ in range(fine_out)
+        )
         self.mixes = nn.ModuleList(FrameMix(channels) for channels in (fine, coarse, coarse, fine))
         self.head = nn.Conv2d(fine, config.channels, 3, padding=1)
         self.gain = nn.Linear(width, config.channels)
@@ -112,9 +129,15 @@ class UNet(nn.Module):
         dtype = self.text.weight.dtype
         projected = self.text(context.to(dtype))
         pairs = [block.text_keys_and_values(projected) for block in self.attention_blocks]
-        bias = None if context_mask is None else rearrange(mask_bias(context_mask).to(dtype), "b m -> b 1 1 m")
+        bias = (
+            None
+            if context_mask is None
+            else rearrange(mask_bias(context_mask).to(dtype), "b m -> b 1 1 m")
+        )
         vector = None if pooled is None else self.pooled(pooled.to(dtype))
-        return TextCondition(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector)
+        return TextCondition(
+            tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias, vector
+        )
 
     @property
     def attention_blocks(self) -> list["AttentionBlock"]:
@@ -171,7 +194,9 @@ class UNet(nn.Module):
         mixer = _Mixer(self.mixes, batch, links, previous)
         x = _fold(latent.to(self.stem.weight.dtype))
         fine = mixer(_residuals(self.fine_in, self.stem(x), embedded))
-        coarse = self.to_coarse(_channels_last(F.pixel_unshuffle(fine, 2))) + self._positions(height // 2, width // 2)
+        coarse = self.to_coarse(_channels_last(F.pixel_unshuffle(fine, 2))) + self._positions(
+            height // 2, width // 2
+        )
         coarse = mixer(_residuals(self.coarse_in, coarse, embedded))
         causal = reading == "causal" and cache is None
         coarse, keys, values = self._attend(coarse, batch, text, embedded, past, causal=causal)
@@ -206,18 +231,31 @@ class UNet(nn.Module):
         edge = torch.ones(1, dtype=torch.bool, device=like.device)
         before, after = torch.cat([edge, follows]), torch.cat([follows, ~edge])
         if reading == "causal":
-            after = after & ((torch.arange(frames, device=like.device) + 1) % self.config.window != 0)
+            after = after & (
+                (torch.arange(frames, device=like.device) + 1) % self.config.window != 0
+            )
         dtype = self.stem.weight.dtype
-        return FrameLinks(*(rearrange(mask.to(dtype), "t -> 1 t 1 1 1") for mask in (before, after)))
+        return FrameLinks(
+            *(rearrange(mask.to(dtype), "t -> 1 t 1 1 1") for mask in (before, after))
+        )
 
     def _positions(self, height: int, width: int) -> Float[Tensor, "1 c h w"]:
         stored = self.position[None]
         if stored.shape[2:] == (height, width):
             return stored
-        return F.interpolate(stored.float(), (height, width), mode="bilinear", align_corners=False).to(stored.dtype)
+        return F.interpolate(
+            stored.float(), (height, width), mode="bilinear", align_corners=False
+        ).to(stored.dtype)
 
     def _attend(
-        self, x: Tensor, batch: int, text: TextCondition, embedded: Tensor, past: KvCache, *, causal: bool
+        self,
+        x: Tensor,
+        batch: int,
+        text: TextCondition,
+        embedded: Tensor,
+        past: KvCache,
+        *,
+        causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run the attention blocks over the coarse tokens of all latent frames; also return their keys and values."""
         config = self.config
@@ -225,9 +263,17 @@ class UNet(nn.Module):
         frames = x.shape[0] // batch
         tokens = rows * columns
         angles = _window_angles(
-            past.frames + frames, rows, columns, width // config.heads, config.rope_theta, x.device, x.dtype
+            past.frames + frames,
+            rows,
+            columns,
+            width // config.heads,
+            config.rope_theta,
+            x.device,
+            x.dtype,
         )
-        bias = _attention_bias(text, batch, (past.frames + frames) * tokens, frames * tokens, config, causal, x)
+        bias = _attention_bias(
+            text, batch, (past.frames + frames) * tokens, frames * tokens, config, causal, x
+        )
         z = rearrange(x, "(b t) d h w -> b (t h w) d", b=batch)
         keys, values = [], []
         for index, block in enumerate(self.attention_blocks):
@@ -252,7 +298,9 @@ class ResidualBlock(nn.Module):
         _zero(self.second)
         _zero(self.modulation)
 
-    def forward(self, x: Float[Tensor, "n c h w"], embedded: Float[Tensor, "n e"]) -> Float[Tensor, "n c h w"]:
+    def forward(
+        self, x: Float[Tensor, "n c h w"], embedded: Float[Tensor, "n e"]
+    ) -> Float[Tensor, "n c h w"]:
         """Add the block's output to its input."""
         scale, shift = rearrange(self.modulation(embedded), "n c -> n c 1 1").chunk(2, dim=1)
         y = self.first(F.silu(F.group_norm(x, _GROUPS) if self.normalise else x))
@@ -268,7 +316,11 @@ class FrameMix(nn.Module):
         nn.init.zeros_(self.mix.weight)
 
     def forward(
-        self, x: Float[Tensor, "bt c h w"], batch: int, links: FrameLinks, previous: Float[Tensor, "b c h w"] | None
+        self,
+        x: Float[Tensor, "bt c h w"],
+        batch: int,
+        links: FrameLinks,
+        previous: Float[Tensor, "b c h w"] | None,
     ) -> Float[Tensor, "bt c h w"]:
         """`previous` is the frame before the first one (None: there is none)."""
         frames = x.unflatten(0, (batch, -1))
@@ -312,7 +364,9 @@ class AttentionBlock(nn.Module):
         before: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
         """The new tokens, and this window's keys (not rotated) and values."""
-        shift, scale = rearrange(self.modulation(embedded), "(b t) c -> b t 1 c", b=len(x)).chunk(2, -1)
+        shift, scale = rearrange(self.modulation(embedded), "(b t) c -> b t 1 c", b=len(x)).chunk(
+            2, -1
+        )
         y = _normalise(x).unflatten(1, (shift.shape[1], -1))
         y = torch.addcmul(shift, y, 1 + scale).flatten(1, 2)
         qkv, hidden = self.inner(y).split((3 * self.width, self.hidden), -1)
@@ -331,7 +385,13 @@ class AttentionBlock(nn.Module):
 class _Mixer:
     """Apply the FrameMix layers in order and collect what the next window needs of each."""
 
-    def __init__(self, layers: nn.ModuleList, batch: int, links: FrameLinks | None, previous: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        batch: int,
+        links: FrameLinks | None,
+        previous: Sequence[Tensor],
+    ) -> None:
         self._layers, self._batch, self._links, self._previous = layers, batch, links, previous
         self.last: list[Tensor] = []
 
@@ -350,7 +410,13 @@ def _residuals(blocks: nn.ModuleList, x: Tensor, embedded: Tensor) -> Tensor:
 
 
 def _attention_bias(
-    text: TextCondition, batch: int, keys: int, queries: int, config: UNetConfig, causal: bool, like: Tensor
+    text: TextCondition,
+    batch: int,
+    keys: int,
+    queries: int,
+    config: UNetConfig,
+    causal: bool,
+    like: Tensor,
 ) -> Tensor | None:
     """Scores to add for frames and words; None where everything may be attended to."""
     if text.bias is None and not causal:
@@ -363,11 +429,17 @@ def _attention_bias(
         mask = block_causal_mask(like.shape[0] // batch, config.window, per_frame, like.device)
         to_frames = mask_bias(mask).to(like.dtype)[None, None]
     rows = to_frames.shape[2]
-    return torch.cat([to_frames.expand(batch, 1, rows, keys), to_words.expand(batch, 1, rows, words)], -1)
+    return torch.cat(
+        [to_frames.expand(batch, 1, rows, keys), to_words.expand(batch, 1, rows, words)], -1
+    )
 
 
 def _extended(
-    past: KvCache, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int, last: Sequence[Tensor]
+    past: KvCache,
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    frames: int,
+    last: Sequence[Tensor],
 ) -> UNetCache:
     """The cache after one more window."""
     after = past.extended(keys, values, frames)
@@ -377,7 +449,13 @@ def _extended(
 
 @lru_cache(maxsize=64)
 def _window_angles(
-    frames: int, rows: int, columns: int, head_width: int, theta: float, device: torch.device, dtype: torch.dtype
+    frames: int,
+    rows: int,
+    columns: int,
+    head_width: int,
+    theta: float,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Angles:
     positions = torch.arange(frames, device=device, dtype=torch.float32)
     cosine, sine = rope_angles(positions, rows, columns, head_width, theta)

@@ -1,0 +1,1 @@
+"""Durable jobs and everything else in the database."""

@@ -1,0 +1,1 @@
+"""Assets: uploaded and generated files, and what keeps them and the database consistent."""

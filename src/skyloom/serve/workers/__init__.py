@@ -1,0 +1,1 @@
+"""Workers: processes that lease jobs and render them."""

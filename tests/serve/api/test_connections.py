@@ -1,0 +1,333 @@
+"""Connections against a real socket: who has to wait, who makes room, and what is no HTTP."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from skyloom.serve.api.connections import Connection, Connections, Times, _network
+from skyloom.serve.main import _bind
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n"
+SOON = 0.1
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Tests reach this machine, and no other."""
+    connect = socket.socket.connect
+
+    def reach(self, address):
+        assert str(address[0]).startswith("127."), f"a test tried to reach {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", reach)
+
+
+@dataclass
+class App:
+    """Reads a body when it may, and answers with its length, or with `answer`."""
+
+    may_read: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: bool = True
+    answer: bytes | None = None
+    pieces: int = 1
+
+    async def __call__(self, scope, receive, send) -> None:
+        read, more = 0, self.reads
+        if self.reads:
+            await self.may_read.wait()
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            read, more = read + len(message["body"]), message["more_body"]
+        content = self.answer or str(read).encode()
+        length = str(len(content) * self.pieces).encode()
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
+        )
+        for number in range(self.pieces):
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": content,
+                    "more_body": number + 1 < self.pieces,
+                }
+            )
+
+
+@dataclass
+class Edge:
+    """A server whose protocol is tested."""
+
+    app: App
+    table: Connections
+    port: int
+
+    async def line(self, content: bytes = b"", source: str = "127.0.0.1"):
+        """A connection that has sent something."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, local_addr=(source, 0)
+        )
+        writer.write(content)
+        await writer.drain()
+        return reader, writer
+
+    async def ask(self, content: bytes) -> bytes:
+        """All that comes back until the server ends the connection."""
+        reader, writer = await self.line(content)
+        told = await to_end(reader)
+        writer.close()
+        return told
+
+
+async def to_end(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the connection ends in any way."""
+    told = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := await reader.read(65_536):
+            told += piece
+    return told
+
+
+async def until(holds) -> None:
+    """Let others run until something holds."""
+    while not holds():
+        await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def edge(total: int = 100, per_address: int = 100, **times: float) -> AsyncIterator[Edge]:
+    """A server of one protocol; its application may read at once unless it is told otherwise."""
+    app, table = App(), Connections(total, per_address, Times(**times))
+    app.may_read.set()
+    config = uvicorn.Config(
+        app, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=65_536
+    )
+    config.load()
+    loop, state = asyncio.get_running_loop(), ServerState()
+    door = _bind("127.0.0.1", 0)
+    server = await loop.create_server(
+        lambda: Connection(table, config=config, server_state=state, app_state={}, _loop=loop),
+        sock=door,
+    )
+    try:
+        yield Edge(app, table, door.getsockname()[1])
+    finally:
+        server.close()
+        for one in list(table._open):
+            one.abort()
+        await until(lambda: not len(table) and not state.tasks)
+
+
+def envelope(told: bytes) -> tuple[int, str]:
+    """Status and code of a refusal, which is in the usual envelope."""
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert b"application/json" in head
+    assert b"x-request-id: req_" in head
+    assert b"connection: close" in head.lower()
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def test_accepted_connections_send_at_once():
+    async def run():
+        async with edge() as server:
+            _, writer = await server.line()
+            await until(lambda: len(server.table) == 1)
+            accepted = next(iter(server.table._open)).transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [b"GET /heal", b"GET / HTTP/1.1\r\nhost: a\r\nx-a: "])
+def test_half_a_head_is_ended_with_a_word(sent):
+    async def run():
+        async with edge(head=SOON) as server:
+            return await server.ask(sent)
+
+    assert envelope(asyncio.run(run())) == (408, "request_timeout")
+
+
+def test_silence_is_ended_without_a_word():
+    async def run():
+        async with edge(head=SOON) as server:
+            return await server.ask(b"")
+
+    assert asyncio.run(run()) == b""
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nx-a: ", POST])
+def test_bytes_that_drip_are_ended_also_after_a_good_request(before, start):
+    """However often they come: the drip goes on until the server ends it."""
+
+    async def run():
+        async with edge(head=SOON, body=SOON) as server:
+            reader, writer = await server.line(before)
+            if before:
+                await reader.readuntil(b"\r\n\r\n0")
+            writer.write(start)
+            end = asyncio.create_task(to_end(reader))
+            while not end.done():
+                with contextlib.suppress(ConnectionError):
+                    writer.write(b"a")
+                    await writer.drain()
+                await asyncio.sleep(0.01)
+            writer.close()
+            return end.result()
+
+    assert envelope(asyncio.run(run())) == (408, "request_timeout")
+
+
+def test_a_body_that_comes_fast_enough_has_more_time():
+    """Of 50 s, and a second more for each 1,000 bytes of 100,000."""
+
+    async def run():
+        async with edge(body=50.0, body_rate=1_000.0) as server:
+            reader, writer = await server.line(POST)
+            await until(lambda: [one.phase for one in server.table._open] == ["body"])
+            writer.write(b"a" * 100_000)
+            one = next(iter(server.table._open))
+            await until(lambda: one._received == 100_000)
+            one._since -= 145
+            one._late()
+            assert not one._over
+            one._since -= 10
+            one._late()
+            told = await to_end(reader)
+            writer.close()
+            return told
+
+    assert envelope(asyncio.run(run())) == (408, "request_timeout")
+
+
+def test_a_body_that_waits_for_us_is_not_late():
+    async def run():
+        async with edge(body=0.02) as server:
+            server.app.may_read.clear()
+            reader, writer = await server.line(POST + b"a" * 190_000)
+            await until(lambda: server.table._open)
+            one = next(iter(server.table._open))
+            await until(lambda: one.phase == "body" and one.flow.read_paused)
+            since = one._since
+            await until(lambda: one._since > since)
+            server.app.may_read.set()
+            writer.write(b"a" * 10_000)
+            told = await reader.readuntil(b"200000")
+            writer.close()
+            return told
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_rest_of_a_body_that_was_answered_before_its_end_is_not_waited_for():
+    async def run():
+        async with edge(rest=SOON, body=1_000.0) as server:
+            server.app.reads = False
+            return await server.ask(POST)
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_does_not_read_is_ended():
+    async def run():
+        async with edge(unread=SOON) as server:
+            server.app.answer, server.app.pieces = bytes(2**20), 64
+            _, writer = await server.line(GET)
+            writer.transport.pause_reading()
+            await until(lambda: server.table._open)
+            await until(lambda: not server.table._open)
+            writer.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("total", "per_address"), [(3, 100), (100, 3)])
+def test_half_open_connections_make_room_and_requests_do_not(total, per_address):
+    async def run():
+        async with edge(total, per_address) as server:
+            idle = [await server.line(b"GET / HT") for _ in range(3)]
+            assert (await server.ask(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")))[
+                -1:
+            ] == b"0"
+            assert await to_end(idle[0][0]) == b"", "the oldest made room"
+            server.app.may_read.clear()
+            busy = [await server.line(POST) for _ in range(3)]
+            await until(lambda: [one.phase for one in server.table._open] == ["body"] * 3)
+            refused = await server.ask(GET)
+            server.app.may_read.set()
+            for _, writer in idle + busy:
+                writer.close()
+            return refused
+
+    told = asyncio.run(run())
+    assert envelope(told) == (503, "too_many_connections")
+    assert b"retry-after: 5" in told
+
+
+def test_one_address_leaves_room_for_another():
+    async def run():
+        async with edge(total=100, per_address=2) as server:
+            server.app.may_read.clear()
+            busy = [await server.line(POST) for _ in range(2)]
+            await until(lambda: [one.phase for one in server.table._open] == ["body"] * 2)
+            assert envelope(await server.ask(GET)) == (503, "too_many_connections")
+            server.app.may_read.set()
+            reader, writer = await server.line(GET, source="127.0.0.2")
+            assert await reader.readuntil(b"\r\n\r\n0")
+            for _, one in [*busy, (None, writer)]:
+                one.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\nhost: a\n\n",
+        b"GET / HTTP/1.1\r\nhost: a\nx-b: c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-b: c\r\n d\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-b: c\r\n\td\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\r\n\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_envelope(before, sent):
+    async def run():
+        async with edge() as server:
+            return await server.ask(before + sent)
+
+    told = asyncio.run(run())
+    if before:
+        first, _, told = told.partition(b"\r\n\r\n0")
+        assert first.startswith(b"HTTP/1.1 200 ")
+    assert envelope(told) == (400, "invalid_http")
+
+
+def test_a_chunked_body_that_breaks_is_refused():
+    async def run():
+        async with edge() as server:
+            return await server.ask(
+                b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab\r\nZZ"
+            )
+
+    assert envelope(asyncio.run(run())) == (400, "invalid_http")
+
+
+def test_addresses_of_one_ipv6_host_are_one():
+    assert _network("2001:db8::1") == _network("2001:db8::ffff") != _network("2001:db8:0:1::1")
+    assert _network("::ffff:192.0.2.1") == _network("192.0.2.1") == "192.0.2.1"
+    assert _network("fe80::1%eth0") == _network("fe80::2")
+    assert _network("") == ""

@@ -1,0 +1,393 @@
+"""Jobs made by a pipeline: the same video as without a queue, with its pictures, from stored inputs only."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from skyloom.core.errors import RequestError
+from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.pipeline import load
+from skyloom.generate.request import Request
+from skyloom.media.read import probe
+from skyloom.media.source import open_source
+from skyloom.media.write import write_video
+from skyloom.safety.verify import check
+from skyloom.serve.api.response_models import video
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import Job, JobStore
+from skyloom.serve.queue.leases import Leases
+from skyloom.serve.settings import Settings
+from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.workers.render import PipelineRenderer, seed_of
+from skyloom.serve.workers.worker import Worker
+
+
+@pytest.fixture
+def host(tmp_path, tiny_model, monkeypatch) -> Iterator[tuple[JobStore, FolderStorage, Worker]]:
+    """A queue with a worker that has the tiny model, in the folder where workers work."""
+    settings = Settings(data=tmp_path, disk_reserve=0, heartbeat_seconds=0.05)
+    store, storage = (
+        JobStore(Database(settings.database), settings),
+        FolderStorage(tmp_path / "assets"),
+    )
+    monkeypatch.chdir(tmp_path)
+    yield store, storage, worker_of(store, storage, settings)
+    store.database.close()
+
+
+def worker_of(store: JobStore, storage: FolderStorage, settings: Settings) -> Worker:
+    """A worker with the tiny model, which this process is now."""
+    settings.runs.mkdir(parents=True)
+    os.chdir(settings.runs)
+    render = PipelineRenderer(storage, "cpu")
+    return Worker(
+        Leases(store.database, settings), storage, render, settings, name="w", device="cpu"
+    )
+
+
+def make(host, request: dict, model: Path) -> Job:
+    """A job, done."""
+    store, _, worker = host
+    job = store.submit({"prompt": "a cat", "model": str(model), **request}, owner="ada")
+    worker.run(until_empty=True)
+    return store.get(job.id)
+
+
+def test_a_job_is_the_video_that_a_pipeline_makes(host, tiny_model, tmp_path):
+    job = make(host, {}, tiny_model)
+    assert job.status == "completed", job.error
+    plain = load(str(tiny_model), device="cpu").generate(Request("a cat", seed=seed_of(job.id)))
+    assert job.result.receipt["frames"] == plain.receipt["frames"]
+    files = {
+        name: host[1].fetch(
+            Asset.parse(reference), tmp_path / f"{name}.{Asset.parse(reference).suffix}"
+        )
+        for name, reference in job.result.assets.items()
+    }
+    assert probe(files["video"]).frames == len(plain.frames)
+    assert all(check(path).credentials is not None for path in files.values())
+    with Image.open(files["thumbnail"]) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (32, 32))
+    with Image.open(files["spritesheet"]) as sheet:
+        assert sheet.format == "JPEG"
+        assert sheet.size == (5 * 32, 4 * 32)
+
+
+def test_progress_comes_from_steps_and_never_goes_back(host, tiny_model):
+    _, _, worker = host
+    job = host[0].submit({"prompt": "a cat", "model": str(tiny_model), "seed": 1}, owner="ada")
+    folder = worker.settings.runs / job.id
+    (folder / "output").mkdir(parents=True)
+    percents = [step.percent for step in worker.renderer(job, folder, output=folder / "output")]
+    assert percents == sorted(percents)
+    assert percents[0] == 1
+    assert percents[-1] == 99
+    assert len(set(percents)) > 3
+
+
+def test_a_job_that_is_stopped_and_gone_on_with_has_the_same_frames(host, tiny_model):
+    store, _, worker = host
+    request = {"seed": 5, "seconds": 3.0}
+    whole = make(host, request, tiny_model)
+    job = store.submit({"prompt": "a cat", "model": str(tiny_model), **request}, owner="ada")
+    render, stops = worker.renderer, []
+
+    def stopped_once(job, folder, *, output):
+        for step in render(job, folder, output=output):
+            if step.phase == "decode" and not stops:
+                stops.append(store.pause(job.id))
+                time.sleep(0.3)  # long enough for the pulse to hear of it
+            yield step
+
+    worker.renderer = stopped_once
+    worker.run(until_empty=True)
+    paused = store.get(job.id)
+    assert paused.status == "paused"
+    assert paused.checkpoint
+    store.resume(job.id)
+    worker.run(until_empty=True)
+    done = store.get(job.id)
+    assert done.result.receipt == whole.result.receipt
+
+
+def test_a_job_may_ask_for_retakes(host, tiny_model):
+    job = make(host, {"retakes": 1, "seconds": 1.5}, tiny_model)
+    assert job.status == "completed", job.error
+    assert "critic" in job.result.receipt["notes"]
+
+
+def test_a_picture_to_start_from_comes_from_the_storage(host, tiny_model, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    reference = host[1].put(tmp_path / "red.png", "png").reference
+    job = make(host, {"image": reference}, tiny_model)
+    assert job.status == "completed", job.error
+    assert str(tmp_path) not in str(job.result.receipt)
+
+
+@pytest.mark.parametrize("wild", ["/etc/passwd", "red.png", "asset:x", "https://example.org/a.png"])
+def test_nothing_else_is_opened(host, tiny_model, wild: str):
+    job = make(host, {"image": wild}, tiny_model)
+    assert (job.status, job.error.code) == ("failed", RequestError.code)
+
+
+def test_a_request_that_cannot_be_made_fails_with_its_sentence(host, tiny_model):
+    job = make(host, {"size": "31x31"}, tiny_model)
+    assert (job.status, job.error.code) == ("failed", "request")
+    assert "31x31" in job.error.message
+
+
+def test_an_edit_of_a_stored_video_is_a_job_like_any_other(host, tiny_model):
+    source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
+    job = make(
+        host,
+        {"seed": 4, "edit": {"verb": "extend", "videos": [source], "seconds": "0.5"}},
+        tiny_model,
+    )
+    assert job.status == "completed", job.error
+    assert job.result.receipt["frames"]["shape"][0] > 17
+
+
+def wait_for(holds, seconds: float = 120.0) -> None:
+    """Until something holds."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("wanted", ["step-", "window-", "span-001/"])
+def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
+    host, tiny_model, tmp_path, monkeypatch, wanted
+):
+    """Death within a step, without a word, once a heartbeat has stored such a state; on a machine that has nothing."""
+    monkeypatch.setenv("SKYLOOM_CACHE", "off")
+    monkeypatch.setattr("skyloom.serve.workers.render._SAVE_EVERY", 0.0)
+    calls, velocity = [], Denoiser.velocity
+    monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
+    beats, beat = [], Leases.heartbeat
+    monkeypatch.setattr(
+        Leases, "heartbeat", lambda *given, **more: (beat(*given, **more), beats.append(1))[0]
+    )
+    store, storage, worker = host
+    source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
+    edit = {"verb": "recut", "videos": [source], "start": "0.25", "stop": "0.75", "seconds": "1.5"}
+    request = {"prompt": "a dog", "model": str(tiny_model), "seed": 4, "num_steps": 2, "edit": edit}
+    calls.clear()
+    whole = make(host, request, tiny_model)
+    assert whole.status == "completed", whole.error
+    once = len(calls)
+    job = store.submit(request, owner="ada")
+    render = worker.renderer
+
+    def dying(job, folder, *, output):
+        for step in render(job, folder, output=output):
+            told = store.get(job.id).checkpoint
+            if any(wanted in name and name.endswith(".state") for name in told):
+                raise SystemExit
+            heard = len(beats) + 2  # so that this step, too, comes to be stored
+            wait_for(lambda heard=heard: len(beats) >= heard)
+            yield step
+
+    worker.renderer = dying
+    with pytest.raises(SystemExit):
+        worker.work_one()
+    worker.leases.forget("w")
+    kept = store.get(job.id).checkpoint
+    assert "span-000/asked.json" in kept
+    settings = Settings(
+        data=tmp_path / "there", database_url=worker.settings.database, disk_reserve=0
+    )
+    other, calls[:] = worker_of(store, storage, settings), []
+    other.run(until_empty=True)
+    done = store.get(job.id)
+    assert done.status == "completed", done.error
+    assert done.result.receipt["frames"] == whole.result.receipt["frames"]
+    assert len(calls) == once - stored_steps(kept, 2)
+
+
+def stored_steps(kept, steps: int) -> int:
+    """How many steps of the network a checkpoint spares."""
+    done = {}
+    for name in kept:
+        folder, _, file = name.rpartition("/")
+        if file.startswith("window-"):
+            done[folder, file[7:13]] = steps
+        elif file.startswith("step-"):
+            done.setdefault((folder, file[5:11]), int(file[16:20]))
+    return sum(done.values())
+
+
+def test_a_seed_of_a_job_is_its_own_and_stays():
+    assert seed_of("video_a") == seed_of("video_a") != seed_of("video_b")
+    assert 0 <= seed_of("video_a") < 2**31
+
+
+def test_a_job_that_the_policy_refuses_fails_with_its_rule_and_keeps_nothing(
+    host, tiny_model, classifier, caplog
+):
+    store, _, worker = host
+    classifier.allowed = 1
+    job = make(host, {"seconds": 3.0}, tiny_model)
+    assert (job.status, job.error.code, job.error.rule, job.error.target) == (
+        *("failed", "moderation_blocked"),
+        *("own", "output"),
+    )
+    assert job.error.message.startswith("Refused by the rule own, for the video at 1 s: Not here.")
+    assert (job.result, job.checkpoint, job.attempts) == (None, {}, 1)
+    assert not (worker.settings.runs / job.id).exists()
+    assert store.refusals() == {("own", "output", "moderation_blocked"): 1}
+    assert not store.referenced_assets()
+    refused = next(record for record in caplog.records if record.message == "job refused")
+    assert (refused.rule, refused.exc_info) == ("own", None)
+
+
+@pytest.mark.parametrize("field", ["input_reference", "storyboard[1].image", "video"])
+def test_what_a_job_starts_from_is_looked_at_first_and_told_by_its_field(
+    host, tiny_model, classifier, tmp_path, field
+):
+    classifier.allowed = 100
+    if field == "video":
+        source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
+        request = {"edit": {"verb": "extend", "videos": [source], "seconds": "0.5"}}
+    else:
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+        picture = host[1].put(tmp_path / "red.png", "png").reference
+        cards = [{"at": "0", "prompt": "a cat"}, {"at": "0.5", "prompt": "a dog", "image": picture}]
+        request = (
+            {"image": picture} if field == "input_reference" else {"prompt": "", "cards": cards}
+        )
+    classifier.allowed = 0
+    classifier.seen.clear()
+    job = make(host, request, tiny_model)
+    assert (job.error.code, job.error.target, len(classifier.seen)) == (
+        "moderation_blocked",
+        "input",
+        1,
+    )
+    assert f"for {field} at 0 s" in job.error.message
+
+
+def test_a_classifier_that_fails_fails_the_job_with_a_code_of_its_own(
+    host, tiny_model, classifier, monkeypatch
+):
+    monkeypatch.setattr(classifier, "classify", lambda frames: {})
+    job = make(host, {}, tiny_model)
+    assert (job.status, job.error.code, job.error.rule) == ("failed", "moderation_failed", "own")
+    assert host[0].refusals() == {("own", "output", "moderation_failed"): 1}
+
+
+def test_the_receipt_says_who_was_put_in(host, tiny_model):
+    store, _, worker = host
+    request = {"prompt": "a red cat", "model": str(tiny_model), "seed": 1}
+    job = store.submit(request, owner="ada", extra={"described": {"Mossy": "red cat"}})
+    worker.run(until_empty=True)
+    assert store.get(job.id).result.receipt["notes"]["characters"] == {"Mossy": "red cat"}
+
+
+def leaks(text: str, worker: Worker) -> list[str]:
+    """What of this machine stands in a text that clients see."""
+    words = [
+        str(worker.settings.data),
+        "inputs/",
+        "/runs",
+        "/tmp",
+        os.uname().nodename,
+        "Traceback",
+        str(Path.home()),
+    ]
+    return [word for word in words if word in text]
+
+
+@pytest.fixture
+def inputs(host, tiny_model, tmp_path) -> dict[str, str]:
+    """Stored media: a picture, a mask, a video of another size and rate, and files that are damaged."""
+    storage = host[1]
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 20, 20))
+    mask.save(tmp_path / "mask.png")
+    write_video(
+        torch.randint(0, 255, (20, 64, 64, 3), dtype=torch.uint8),
+        Fraction(10),
+        tmp_path / "other.mp4",
+    )
+    damaged = (tmp_path / "other.mp4").read_bytes()[:-300]
+    (tmp_path / "damaged.mp4").write_bytes(damaged[:200] + bytes(len(damaged) - 200))
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+    return {
+        path.stem + path.suffix: storage.put(path, path.suffix[1:]).reference
+        for path in tmp_path.glob("*.???")
+    }
+
+
+REQUESTS = {
+    "reference": lambda of: {"image": of["red.png"]},
+    "storyboard": lambda of: {
+        "prompt": "",
+        "cards": [{"at": "0", "prompt": "a"}, {"at": "0.5", "prompt": "b", "image": of["red.png"]}],
+    },
+    "edit": lambda of: {"edit": {"verb": "extend", "videos": [of["other.mp4"]], "seconds": "0.5"}},
+    "mask": lambda of: {
+        "edit": {"verb": "inpaint", "videos": [of["other.mp4"]], "mask": of["mask.png"]}
+    },
+    "stitch": lambda of: {"edit": {"verb": "stitch", "videos": [of["other.mp4"], of["other.mp4"]]}},
+    "filter": lambda of: {
+        "edit": {"verb": "upscale", "videos": [of["other.mp4"]], "size": "128x128"}
+    },
+}
+FAILING = {
+    "damaged reference": lambda of: {"image": of["damaged.png"]},
+    "damaged card": lambda of: {
+        "prompt": "",
+        "cards": [{"at": "0", "prompt": "a", "image": of["damaged.png"], "strength": 0.5}],
+    },
+    "damaged video": lambda of: {
+        "edit": {"verb": "extend", "videos": [of["damaged.mp4"]], "seconds": "0.5"}
+    },
+    "damaged mask": lambda of: {
+        "edit": {"verb": "inpaint", "videos": [of["other.mp4"]], "mask": of["damaged.png"]}
+    },
+    "missing file": lambda of: {"image": f"asset:{'0' * 64}.png"},
+    "strict edit": lambda of: {
+        "edit": {"verb": "extend", "videos": [of["other.mp4"]], "seconds": "0.5", "strict": True}
+    },
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_a_receipt_tells_no_path_of_this_machine(host, inputs, tiny_model, tmp_path, kind):
+    job = make(host, REQUESTS[kind](inputs), tiny_model)
+    assert job.status == "completed", job.error
+    asset = Asset.parse(job.result.assets["video"])
+    file = host[1].fetch(asset, tmp_path / f"made.{asset.suffix}")
+    inside, kept = json.dumps(open_source(file).receipt), json.dumps(dict(job.result.receipt))
+    events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])
+    for text in (inside, kept, events, json.dumps(video(job))):
+        assert not leaks(text, host[2])
+    assert inside == kept
+    if kind in ("edit", "mask", "stitch"):
+        field = "videos[1]" if kind == "stitch" else "video"
+        assert any(
+            notice.startswith(f"{field}: res") for notice in job.result.receipt["notes"]["notices"]
+        )
+    names = [Asset.parse(reference).sha256 for reference in inputs.values()]
+    assert any(name in json.dumps(job.result.receipt["request"]) for name in names), (
+        "which file it was stays known"
+    )
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_failed_job_tells_no_path_of_this_machine(host, inputs, tiny_model, kind):
+    job = make(host, FAILING[kind](inputs), tiny_model)
+    assert job.status in ("failed", "queued"), job
+    events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])
+    for text in (events, json.dumps(video(job))):
+        assert not leaks(text, host[2])
+        assert not any(Asset.parse(reference).sha256 in text for reference in inputs.values())
