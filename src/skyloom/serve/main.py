@@ -1,7 +1,7 @@
-"""The server process: a socket, the application on it, upkeep, and workers as children.
+"""The server process: a socket, the application, maintenance tasks, and workers as child processes.
 
-It starts in this order: database, socket, application, workers; and ends in the other. SIGTERM drains: nothing new is
-taken, answers are finished, and workers give back what they have in hand meanwhile; a second one ends all at once.
+Start: database, socket, application, workers; stop in reverse order. SIGTERM drains: no new requests, open ones are
+answered, workers return their jobs to the queue. A second signal stops everything at once.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import uvicorn
 
 from skyloom.core.errors import ConfigError
 from skyloom.safety.moderation import Verdict, check_prompt, current_policy
-from skyloom.serve.api.app import build_app, make_services
+from skyloom.serve.api.app import create_app, make_services
 from skyloom.serve.api.connections import Connection, Connections
-from skyloom.serve.api.context import Outside
+from skyloom.serve.api.dependencies import SideEffects
 from skyloom.serve.api.middleware import local_hosts
 from skyloom.serve.api.routes.batches import advance
-from skyloom.serve.queue import http_client as outbound
+from skyloom.serve.queue import http_client
 from skyloom.serve.queue.api_keys import KeyStore, check_exposure
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.library import Likeness
@@ -39,44 +39,47 @@ from skyloom.serve.storage.installation import open_installation
 from skyloom.serve.workers.processes import Supervisor
 from skyloom.serve.workers.subprocess_tasks import plan_in_child, verify_in_child, view_in_child
 
-BATCH_SECONDS, GRACE_SECONDS = 2.0, 5
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt(3)
+BATCH_SECONDS = 2.0
+GRACE_SECONDS = 5
+_ANY_ADDRESS = ("0.0.0.0", "::")
+_ARENA_MAX = -8  # parameters of mallopt(3)
+_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 256 * 1024
-_KEEP_ALIVE_SECONDS, _MAX_HEAD_BYTES = 30, 64 * 1024
+_KEEP_ALIVE_SECONDS = 30
+_MAX_HEAD_BYTES = 64 * 1024
 Announce = Callable[[str, str], None]
-"""Takes the URL and the token of a server that is ready."""
+"""Called with the URL and the token of a server that is ready."""
 
 
 def listen(
     settings: Settings, devices: Sequence[str], announce: Announce, *, adopt: bool = False
 ) -> None:
-    """Serve until a signal. No devices: no workers of its own; `adopt` makes database and storage one installation.
-    Raises ConfigError for an address that is none of ours, or that others can reach while there is no key, and for a
-    database and a storage that do not belong together."""
+    """Serve until a signal. `devices`: one worker each; `adopt`: bind database and storage to each other.
+
+    Raises ConfigError for an address that cannot be bound or is exposed without any API key, and for a database and a
+    storage of different installations.
+    """
     _share_heaps()
     database, storage = open_installation(settings, adopt=adopt)
-    with contextlib.closing(database), _bind(settings.host, settings.port) as door:
+    with contextlib.closing(database), _bind(settings.host, settings.port) as listener:
         check_exposure(settings.host, KeyStore(database))
-        host, port = door.getsockname()[:2]
-        named = f"[{host}]" if ":" in host else host
-        hosts = {*local_hosts(port), *settings.hosts} | (
-            {f"{named}:{port}"} if host not in ("0.0.0.0", "::") else set()
-        )
-        token, stopping = secrets.token_urlsafe(32), threading.Event()
+        host, port = listener.getsockname()[:2]
+        token = secrets.token_urlsafe(32)
+        stopping = threading.Event()
         supervisor = Supervisor(Leases(database, settings), settings, devices)
-        outside = _outside(settings, storage, supervisor)
-        services = make_services(settings, database, storage, outside, token, stopping)
+        effects = _side_effects(settings, storage, supervisor)
+        services = make_services(
+            settings, database, storage, effects, token=token, stopping=stopping
+        )
         upkeep = Upkeep([*usual_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))])
         collector = Upkeep(collecting(services.jobs, storage, stopping.is_set))
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
-        connections = Connections(settings.max_connections, settings.max_connections_per_address)
         server = _Server(
-            build_app(services, hosts),
-            connections,
-            lambda: announce(f"http://{shown}:{port}", token),
+            create_app(services, {*_own_hosts(host, port), *settings.hosts}),
+            Connections(settings.max_connections, settings.max_connections_per_address),
+            lambda: announce(_url(host, port), token),
         )
 
-        def leave(_number: int, _frame: FrameType | None) -> None:
+        def stop(_number: int, _frame: FrameType | None) -> None:
             if stopping.is_set():
                 server.force_exit = True
                 supervisor.kill()
@@ -84,41 +87,54 @@ def listen(
             server.should_exit = True
             supervisor.drain()
 
-        courier = Courier(database, outside.post)
+        courier = Courier(database, effects.post)
         with (
-            _signals(leave),
+            _signals(stop),
             _running(courier),
             _running(upkeep),
             _running(collector),
             _running(supervisor),
         ):
-            server.run(sockets=[door])
+            server.run(sockets=[listener])
 
 
 def find_devices() -> list[str]:
-    """The devices that get a worker each: every CUDA device that torch can use, or the CPU.
+    """Devices that get a worker each: every CUDA device of torch, else the CPU.
 
-    Torch is asked in a process of its own, and only where there is a driver.
+    Torch is imported in a child process, and only if there is a driver.
     """
     if not any(Path("/proc/driver/nvidia/gpus").glob("*")):
         return ["cpu"]
-    ask = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    told = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    return (
-        [f"cuda:{index}" for index in range(int(told))] if told.isdigit() and int(told) else ["cpu"]
-    )
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    count = int(output) if output.isdigit() else 0
+    return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+
+
+def _own_hosts(host: str, port: int) -> set[str]:
+    """Values of the Host header for the address that is bound."""
+    hosts = local_hosts(port)
+    return hosts if host in _ANY_ADDRESS else {*hosts, f"{_in_url(host)}:{port}"}
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{'127.0.0.1' if host in _ANY_ADDRESS else _in_url(host)}:{port}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _share_heaps() -> None:
-    """Two heaps for all threads: glibc would give each of forty its own, which grow for minutes under load. What is
-    large, like bodies, is mapped by itself and so given back when it is freed."""
+    """Use two heaps for all threads: glibc gives each of forty its own, which grow for minutes under load. Large
+    blocks, like bodies, are mapped by themselves and so returned when freed."""
     with contextlib.suppress(AttributeError, TypeError):  # of another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signals of its own: it says when it is ready, and is told when to end."""
+    """uvicorn without its own signal handlers; calls `ready` once it listens."""
 
     def __init__(self, app: Any, connections: Connections, ready: Callable[[], None]) -> None:
         super().__init__(
@@ -126,7 +142,7 @@ class _Server(uvicorn.Server):
                 app,
                 lifespan="off",
                 ws="none",
-                http=partial(Connection, connections),  # type: ignore[arg-type] - called with names, as a class is
+                http=partial(Connection, connections),  # type: ignore[arg-type] - called like a class
                 loop="asyncio",
                 log_config=None,
                 access_log=False,
@@ -140,19 +156,19 @@ class _Server(uvicorn.Server):
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
+        """Listen, then call `ready`."""
         await super().startup(sockets)
         self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them to `listen`, for which they go on when this has ended."""
+        """Leave the signals to `listen`, which handles them until the workers have stopped."""
         yield
 
 
 @contextlib.contextmanager
 def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM are handled so while the block runs: to its end, workers and all."""
+    """Handle SIGINT and SIGTERM while the block runs."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -164,16 +180,16 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # asyncio sets TCP_NODELAY only on sockets that say that they are TCP
-        door = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind((host, port))
+        # asyncio sets TCP_NODELAY only on sockets whose protocol is TCP
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except OSError as error:
         cause = error.strerror or "no such address"
         raise ConfigError(
             f"{host}:{port} cannot be listened to ({cause}).", hint="Use another --port."
         ) from error
-    return door
+    return listener
 
 
 @contextlib.contextmanager
@@ -185,7 +201,7 @@ def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
         service.stop()
 
 
-def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Outside:
+def _side_effects(settings: Settings, storage: Storage, supervisor: Supervisor) -> SideEffects:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:
@@ -197,13 +213,13 @@ def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Ou
             return Verdict(True), Likeness()
         return view_in_child(storage, asset, recognise=recognise)
 
-    return Outside(
+    return SideEffects(
         moderate=check_prompt,
         view=view,
         verify=verify,
         plan=plan_in_child,
-        check_url=partial(outbound.check_url, loopback=loopback),
-        post=partial(outbound.post_to, loopback=loopback),
-        fetch=outbound.fetch,
+        check_url=partial(http_client.check_url, loopback=loopback),
+        post=partial(http_client.post_to, loopback=loopback),
+        fetch=http_client.fetch,
         workers=supervisor.health,
     )

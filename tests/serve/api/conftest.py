@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from skyloom.core.errors import RequestError
 from skyloom.safety.moderation import Verdict
-from skyloom.serve.api.app import build_app, make_services
-from skyloom.serve.api.context import Outside, Services
+from skyloom.serve.api.app import create_app, make_services
+from skyloom.serve.api.dependencies import Services, SideEffects
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.job import Job
 from skyloom.serve.queue.leases import Leases
@@ -57,9 +57,22 @@ class Viewer:
         return self.verdict, self.likeness
 
 
+@dataclass(frozen=True)
+class ApiCall:
+    """An operation of the OpenAPI document; `scope` is empty for open ones."""
+
+    method: str
+    path: str
+    scope: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+
 @dataclass(eq=False)
 class Server:
-    """A server and all that tests want to see of it."""
+    """A server in this process and its replaced side effects."""
 
     services: Services
     app: Any
@@ -67,6 +80,15 @@ class Server:
     viewer: Viewer
     stopping: threading.Event
     children: list[Health]
+
+    def calls(self) -> list[ApiCall]:
+        """Every operation of the OpenAPI document."""
+        found = []
+        for path, item in self.app.openapi()["paths"].items():
+            for method, operation in item.items():
+                scopes = [scope for one in operation.get("security", []) for scope in one["key"]]
+                found.append(ApiCall(method.upper(), path, "".join(scopes)))
+        return found
 
     def http(self, key: str | None = TOKEN, **options: Any) -> TestClient:
         """A plain client; it asks as `key`'s owner."""
@@ -167,12 +189,21 @@ def make_server(data: Path, **changes: Any) -> Server:
     changes = {"lease_seconds": 2.0, "heartbeat_seconds": 0.5, "disk_reserve": 0, **changes}
     settings, posts, stopping = Settings(data=data, **changes), Posts(), threading.Event()
     viewer, children = Viewer(), [Health(wanted=1, alive=1, restarts=0)]
-    outside = Outside(moderate, viewer, verify, plan, check_url, posts, fetch, lambda: children[0])
+    effects = SideEffects(
+        moderate=moderate,
+        view=viewer,
+        verify=verify,
+        plan=plan,
+        check_url=check_url,
+        post=posts,
+        fetch=fetch,
+        workers=lambda: children[0],
+    )
     database = Database(settings.database)
     services = make_services(
-        settings, database, open_storage(settings.storage), outside, TOKEN, stopping
+        settings, database, open_storage(settings.storage), effects, TOKEN, stopping
     )
-    return Server(services, build_app(services, {HOST}), posts, viewer, stopping, children)
+    return Server(services, create_app(services, {HOST}), posts, viewer, stopping, children)
 
 
 @pytest.fixture

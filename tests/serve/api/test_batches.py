@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from skyloom.serve.api.errors import WireError
+from skyloom.serve.api.errors import ApiError
 from skyloom.serve.api.routes.batches import MAX_LINE, read_lines
 from skyloom.serve.queue.batches import MAX_LINES
 
@@ -50,5 +50,5 @@ def test_as_many_lines_as_are_allowed_are_read():
     ],
 )
 def test_what_would_be_too_much_is_refused_by_its_line(text, why):
-    with pytest.raises(WireError, match=why):
+    with pytest.raises(ApiError, match=why):
         read_lines(text)

@@ -22,8 +22,8 @@ from skyloom.serve.api.body import (
     depth_of,
     read_body,
 )
-from skyloom.serve.api.errors import WireError
-from skyloom.serve.api.request_models import CreateBody, parse
+from skyloom.serve.api.errors import ApiError
+from skyloom.serve.api.request_models import CreateBody, parse_body
 
 
 async def _stream(content: bytes):
@@ -103,7 +103,7 @@ def test_files_are_uploads_with_harmless_labels():
     ],
 )
 def test_json_that_is_no_request_is_refused(content, status):
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         read(content)
     assert caught.value.status == status
 
@@ -123,7 +123,7 @@ def test_json_that_is_no_request_is_refused(content, status):
     ],
 )
 def test_forms_without_measure_are_refused(parts):
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         read(*form(*parts))
     assert caught.value.status == 400
 
@@ -133,12 +133,12 @@ def test_forms_without_measure_are_refused(parts):
 )
 def test_json_is_utf_8_whatever_it_says(coding):
     content = '{"a": "\u00e9", "more": [' + "0," * 1_000 + "0]}"
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         read(content.encode(coding))
-    assert (caught.value.status, caught.value.wire_code) == (400, "invalid_json")
-    with pytest.raises(WireError) as caught:
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+    with pytest.raises(ApiError) as caught:
         read(content.encode(coding), f"application/json; charset={coding}")
-    assert (caught.value.status, caught.value.wire_code) == (415, "unsupported_charset")
+    assert (caught.value.status, caught.value.code) == (415, "unsupported_charset")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_json_in_utf_8_is_taken_with_a_mark_too(kind):
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=X"])
 def test_packed_bodies_are_said_to_be(kind):
-    with pytest.raises(WireError, match="not compressed") as caught:
+    with pytest.raises(ApiError, match="not compressed") as caught:
         asyncio.run(
             read_body(
                 Headers({"content-type": kind, "content-encoding": "gzip"}), _stream(b"\x1f\x8b")
@@ -163,7 +163,7 @@ def test_packed_bodies_are_said_to_be(kind):
 def test_json_without_media_is_small():
     long = b'{"a": "' + b"a" * MAX_PLAIN_JSON + b'"}'
     assert read(long)
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         read(long, media=False)
     assert caught.value.status == 413
 
@@ -171,7 +171,7 @@ def test_json_without_media_is_small():
 def test_json_of_very_many_escapes_is_not_parsed():
     few, many = (b'{"a": "' + b"\\/" * number + b'"}' for number in (MAX_ESCAPES, MAX_ESCAPES + 1))
     assert len(read(few)["a"]) == MAX_ESCAPES
-    with pytest.raises(WireError, match="escapes"):
+    with pytest.raises(ApiError, match="escapes"):
         read(many)
 
 
@@ -179,14 +179,14 @@ def test_json_of_very_many_escapes_is_not_parsed():
     "text", ["[" * 40 + "]" * 40, "[" + "0," * MAX_VALUES + "0]", '{"a": "\\u0000"}', '["\\ud800"]']
 )
 def test_json_inside_of_a_form_has_the_limits_of_json(text):
-    with pytest.raises(WireError) as caught:
-        parse(CreateBody, read(*form(("prompt", "a cat"), ("storyboard", text))))
-    assert caught.value.wire_code in ("invalid_json", "invalid_text")
+    with pytest.raises(ApiError) as caught:
+        parse_body(CreateBody, read(*form(("prompt", "a cat"), ("storyboard", text))))
+    assert caught.value.code in ("invalid_json", "invalid_text")
 
 
 def test_infinity_inside_of_a_form_is_no_json():
-    with pytest.raises(WireError):
-        parse(
+    with pytest.raises(ApiError):
+        parse_body(
             CreateBody,
             read(*form(("prompt", "a cat"), ("storyboard", '[{"at": NaN, "prompt": "a"}]'))),
         )
@@ -196,7 +196,7 @@ def test_infinity_inside_of_a_form_is_no_json():
 def test_texts_of_a_form_have_one_limit_together(media, most):
     fields = [(f"f{index}", "a" * (most // 4)) for index in range(4)]
     assert len(read(*form(*fields), media=media)) == 4
-    with pytest.raises(WireError, match="together") as caught:
+    with pytest.raises(ApiError, match="together") as caught:
         read(*form(*fields, ("more", "a")), media=media)
     assert caught.value.status == 413
 
@@ -232,7 +232,7 @@ def test_a_part_with_a_media_type_is_a_file_without_a_filename_too(kind, name):
 
 
 def test_a_file_that_looks_like_text_is_told_what_it_lacks():
-    with pytest.raises(WireError, match="filename") as caught:
+    with pytest.raises(ApiError, match="filename") as caught:
         read(*form(("video", "\0\0\0\x18ftypisom")))
     assert caught.value.param == "video"
 
@@ -243,7 +243,7 @@ def test_length_is_looked_at_before_anything_is_read():
         yield b""
 
     headers = Headers({"content-type": "application/json", "content-length": str(2**40)})
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         asyncio.run(read_body(headers, never()))
     assert caught.value.status == 413
 
@@ -252,7 +252,7 @@ def test_length_is_looked_at_before_anything_is_read():
     "body", [(b"a" * 10_000, "application/json"), form(("f", ("f", b"a" * 10_000)))]
 )
 def test_a_body_that_lies_about_its_length_is_cut_off(body):
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         read(*body, most=5_000)
     assert caught.value.status == 413
 
@@ -291,7 +291,7 @@ def test_json_of_very_many_values_is_not_parsed(item):
         b'{"a": [' + b",".join([item] * number) + b"]}" for number in (50_000, MAX_VALUES + 1)
     )
     assert len(read(few, "application/json")["a"]) == 50_000
-    with pytest.raises(WireError, match="more than 200,000 values"):
+    with pytest.raises(ApiError, match="more than 200,000 values"):
         read(many, "application/json")
 
 
@@ -312,5 +312,5 @@ def test_any_bytes_are_a_body_or_a_refusal(content):
     ):
         try:
             assert isinstance(read(content, kind), dict)
-        except WireError as error:
+        except ApiError as error:
             assert error.status in (400, 415)

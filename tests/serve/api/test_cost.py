@@ -61,7 +61,7 @@ def start(server) -> None:
     database = Database(settings.database)
     KeyStore(database).usable()
     Leases(database, settings).expire()
-    deliver_due(database, services.outside.post)
+    deliver_due(database, services.effects.post)
     sweep(database, settings)
     advance(services)
     database.close()
@@ -83,7 +83,7 @@ def busy(server) -> None:
     leases.heartbeat(lease, progress=40, phase="denoise", checkpoint={"0.bin": "asset:x"})
     leases.wanted(lease)
     leases.finish(lease, JobResult({"video": "asset:x"}, {}))
-    deliver_due(server.services.database, server.services.outside.post)
+    deliver_due(server.services.database, server.services.effects.post)
 
 
 def end(server, id: str) -> None:

@@ -8,8 +8,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from skyloom.core.errors import SkyloomError
-from skyloom.serve.api import app
-from skyloom.serve.api.limits import LIMITS
+from skyloom.serve.api.limits import LIMITS, Gates
 from skyloom.serve.api.numbers import find_number, find_whole, plain_number
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -65,7 +64,7 @@ def test_health_needs_no_thread_at_all(server, monkeypatch):
     def no_thread(*_arguments, **_options):
         raise SkyloomError("a thread was asked for")
 
-    monkeypatch.setattr(app.Gates, "__getitem__", no_thread)
+    monkeypatch.setattr(Gates, "__getitem__", no_thread)
     assert server.http(None).get("/health").status_code == 200
 
 

@@ -8,7 +8,7 @@ from openai import BadRequestError
 from skyloom.generate import edit_spec as edits
 from skyloom.generate.edit_spec import STRENGTHS
 from skyloom.serve.api.edit_fields import VERBS
-from skyloom.serve.api.request_models import EditFields, parse
+from skyloom.serve.api.request_models import EditFields, parse_body
 from skyloom.serve.workers.worker import Progress
 
 MP4 = b"\x00\x00\x00\x18ftypisom" + bytes(3_000)
@@ -137,16 +137,18 @@ def test_a_field_without_effect_is_refused(verb):
     }
     needed = {name: values.get(name, "a cat") for name in VERBS[verb].needs}
     needed |= {"region": "0,0,1,1"} if verb == "inpaint" else {}
-    check_fields(verb, parse(EditFields, needed))
+    check_fields(verb, parse_body(EditFields, needed))
     for name in values.keys() - VERBS[verb].takes:
         with pytest.raises(Exception, match="means nothing") as caught:
-            check_fields(verb, parse(EditFields, {**needed, name: values[name]}))
+            check_fields(verb, parse_body(EditFields, {**needed, name: values[name]}))
         assert caught.value.param == name
     for name in VERBS[verb].needs:
         with pytest.raises(Exception, match="Missing required") as caught:
             check_fields(
                 verb,
-                parse(EditFields, {key: value for key, value in needed.items() if key != name}),
+                parse_body(
+                    EditFields, {key: value for key, value in needed.items() if key != name}
+                ),
             )
         assert caught.value.param == name
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 import skyloom.serve
 from skyloom.core import errors
 from skyloom.core.errors import CapacityError, RequestError, SkyloomError
-from skyloom.serve.api.errors import STATUS, WireError, tell
+from skyloom.serve.api.errors import STATUS, ApiError, make_reply
 
 
 def kinds(of: type = SkyloomError) -> set[type]:
@@ -24,7 +24,7 @@ def test_the_table_is_complete():
     codes = {
         kind.code
         for kind in kinds()
-        if kind.__module__.startswith("skyloom") and kind is not WireError
+        if kind.__module__.startswith("skyloom") and kind is not ApiError
     }
     assert codes == set(STATUS)
     assert {kind.code for kind in vars(errors).values() if isinstance(kind, type)} <= codes
@@ -37,18 +37,18 @@ def test_an_error_becomes_the_envelope(code):
         for kind in kinds()
         if kind.code == code and kind.__name__ not in ("CardError", "QueueFullError")
     )
-    told = tell(kind("It went wrong in /secret."), "req_1")
-    assert told.status == STATUS[code][0]
-    assert told.body["error"].keys() == {"message", "type", "param", "code"}
-    assert ("/secret" in str(told.body)) == (told.status < 500)
+    reply = make_reply(kind("It went wrong in /secret."), "req_1")
+    assert reply.status == STATUS[code][0]
+    assert reply.body["error"].keys() == {"message", "type", "param", "code"}
+    assert ("/secret" in str(reply.body)) == (reply.status < 500)
 
 
 def test_a_database_that_is_away_is_said_so_and_no_more():
-    told = tell(
+    reply = make_reply(
         OperationalError("SELECT secret", {}, Exception("connection to /secret refused")), "req_1"
     )
-    assert (told.status, told.headers["retry-after"]) == (503, "5")
-    assert "secret" not in str(told.body)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    assert "secret" not in str(reply.body)
 
 
 def test_fields_of_a_request_are_named_as_the_wire_has_them():
@@ -58,15 +58,15 @@ def test_fields_of_a_request_are_named_as_the_wire_has_them():
         ("cards", "storyboard"),
         (None, None),
     ):
-        told = tell(RequestError("No.", field=field), "req_1")
-        assert told.body["error"]["param"] == param
+        reply = make_reply(RequestError("No.", field=field), "req_1")
+        assert reply.body["error"]["param"] == param
 
 
 def test_a_full_queue_says_how_long_to_wait():
     for seconds, header in ((3.2, "4"), (1_000, "120"), (None, "10")):
-        told = tell(CapacityError("Full.", retry_after=seconds), "req_1")
-        assert (told.status, told.headers["retry-after"]) == (429, header)
-        assert "x-ratelimit-limit-requests" not in told.headers
+        reply = make_reply(CapacityError("Full.", retry_after=seconds), "req_1")
+        assert (reply.status, reply.headers["retry-after"]) == (429, header)
+        assert "x-ratelimit-limit-requests" not in reply.headers
 
 
 @pytest.mark.parametrize(

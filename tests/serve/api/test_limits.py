@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from skyloom.core.errors import CapacityError, DiskFullError
-from skyloom.serve.api.app import CALLS
-from skyloom.serve.api.errors import WireError, tell
+from skyloom.serve.api.app import RESOURCES
+from skyloom.serve.api.errors import ApiError, make_reply
 from skyloom.serve.api.limits import LIMITS, Gate, Hold, InFlight, Limit
 from skyloom.serve.storage.disk_reserve import DiskReserve
 
@@ -26,9 +26,10 @@ def test_no_owner_may_take_all_places_of_a_kind_that_has_owners():
 
 
 def test_every_call_has_a_limit_and_only_health_runs_on_the_loop():
-    assert [call.path for call in CALLS if call.kind == "loop"] == ["/health"]
-    assert {call.kind for call in CALLS} - {"loop"} <= set(LIMITS)
-    kinds = {(call.method, call.path): call.kind for call in CALLS}
+    routes = [route for resource in RESOURCES for route in resource.router.routes]
+    assert [route.path for route in routes if route.limits[0] == "loop"] == ["/health"]
+    assert {kind for route in routes for kind in route.limits} - {"loop"} <= set(LIMITS)
+    kinds = {(min(route.methods), route.path): route.limits[0] for route in routes}
     assert kinds["POST", "/v1/videos/plan"] == "plan"
     hooks = [
         kind for (method, path), kind in kinds.items() if method == "POST" and "webhook" in path
@@ -51,8 +52,8 @@ def test_an_owner_over_the_share_is_refused_and_another_is_not():
         await until(lambda: gate.running == 2)
         with pytest.raises(CapacityError) as refused:
             await gate.run("mallory", go.wait)
-        told = tell(refused.value, "req_1")
-        assert (told.status, told.headers["retry-after"]) == (429, "5")
+        reply = make_reply(refused.value, "req_1")
+        assert (reply.status, reply.headers["retry-after"]) == (429, "5")
         assert await gate.run("alice", lambda: 7) == 7
         go.set()
         assert await asyncio.gather(*held) == [True, True]
@@ -145,14 +146,14 @@ def test_bytes_in_flight_are_counted_by_owner_and_given_back():
     with Hold("mallory", memory, bodies) as mallory, Hold("alice", memory, bodies) as alice:
         mallory.body(60)
         mallory.memory(40)
-        with pytest.raises(WireError) as refused:
+        with pytest.raises(ApiError) as refused:
             mallory.body(1)
         assert (refused.value.status, refused.value.headers["retry-after"]) == (429, "5")
         alice.body(40)
-        with pytest.raises(WireError) as refused:
+        with pytest.raises(ApiError) as refused:
             alice.body(1)
         assert (refused.value.status, refused.value.headers["retry-after"]) == (503, "5")
-        with pytest.raises(WireError):
+        with pytest.raises(ApiError):
             alice.memory(11)
         assert (bodies.held, memory.held, mallory.size) == (100, 40, 61)
     assert (bodies.held, memory.held) == (0, 0)

@@ -17,21 +17,20 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from skyloom.serve.api.app import CALLS
-from skyloom.serve.api.openapi import make_document
+from skyloom.serve.api.app import create_app
 
-CASES = max(1, int(os.environ.get("SKYLOOM_FUZZ_CASES", "300")) // len(CALLS))
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
     response_schema_conformance,
 ]
-SCHEMA = schemathesis.openapi.from_dict(make_document(CALLS))
+SCHEMA = schemathesis.openapi.from_dict(create_app().openapi())
 OPERATIONS = {
     f"{found.ok().method.upper()} {found.ok().path}": found.ok()
     for found in SCHEMA.get_all_operations()
 }
+CASES = max(1, int(os.environ.get("SKYLOOM_FUZZ_CASES", "300")) // len(OPERATIONS))
 
 
 @pytest.fixture(scope="module")

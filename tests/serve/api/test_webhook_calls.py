@@ -43,7 +43,7 @@ def endpoint(http) -> str:
 def test_an_owner_has_one_at_a_time_and_all_have_four(make_server, tmp_path, kind):
     server = make_server(tmp_path, url_references=True)
     tarpit = Tarpit(200 if kind == "test" else b"\x89PNG\r\n\x1a\n" + bytes(100))
-    object.__setattr__(server.services.outside, "post", tarpit)
+    object.__setattr__(server.services.effects, "post", tarpit)
     server.services.sources._fetch = tarpit
     clients = [server.http(server.key(f"owner{index}")) for index in range(6)]
     calls = [

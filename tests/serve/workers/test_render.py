@@ -19,7 +19,7 @@ from skyloom.media.read import probe
 from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 from skyloom.safety.verify import check
-from skyloom.serve.api.response_models import video
+from skyloom.serve.api.response_models import VideoResponse
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
@@ -369,7 +369,7 @@ def test_a_receipt_tells_no_path_of_this_machine(host, inputs, tiny_model, tmp_p
     file = host[1].fetch(asset, tmp_path / f"made.{asset.suffix}")
     inside, kept = json.dumps(open_source(file).receipt), json.dumps(dict(job.result.receipt))
     events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])
-    for text in (inside, kept, events, json.dumps(video(job))):
+    for text in (inside, kept, events, VideoResponse.from_job(job).model_dump_json()):
         assert not leaks(text, host[2])
     assert inside == kept
     if kind in ("edit", "mask", "stitch"):
@@ -388,6 +388,6 @@ def test_a_failed_job_tells_no_path_of_this_machine(host, inputs, tiny_model, ki
     job = make(host, FAILING[kind](inputs), tiny_model)
     assert job.status in ("failed", "queued"), job
     events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])
-    for text in (events, json.dumps(video(job))):
+    for text in (events, VideoResponse.from_job(job).model_dump_json()):
         assert not leaks(text, host[2])
         assert not any(Asset.parse(reference).sha256 in text for reference in inputs.values())

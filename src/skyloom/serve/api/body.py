@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from skyloom.core.errors import DiskFullError
-from skyloom.serve.api.errors import WireError, invalid
+from skyloom.serve.api.errors import ApiError, invalid
 from skyloom.serve.api.numbers import find_whole
 
 MAX_JSON, MAX_PLAIN_JSON = 32 * 2**20, 2**20  # bytes, where data URLs are expected and where not
@@ -77,12 +77,12 @@ class Intake:
 async def read_body(
     headers: Headers, stream: AsyncIterator[bytes], intake: Intake = Intake()
 ) -> dict[str, Any]:
-    """The body's fields; an empty body has none. Raises WireError (400, 413, 415)."""
+    """The body's fields; an empty body has none. Raises ApiError (400, 413, 415)."""
     kind, _, options = headers.get("content-type", "").partition(";")
     kind, coding = kind.strip().lower(), headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         message = f"Content-Encoding must be identity, got {coding[:40]!r}. Send the body as it is, not compressed."
-        raise WireError(415, message, "unsupported_content_encoding")
+        raise ApiError(415, message, "unsupported_content_encoding")
     if kind == "application/json":
         _check_charset(options)
         most = min(intake.most, MAX_JSON if intake.media else MAX_PLAIN_JSON)
@@ -105,15 +105,15 @@ async def read_body(
     raise _unsupported()
 
 
-def _unsupported() -> WireError:
-    return WireError(415, "Send application/json or multipart/form-data.", "unsupported_media_type")
+def _unsupported() -> ApiError:
+    return ApiError(415, "Send application/json or multipart/form-data.", "unsupported_media_type")
 
 
 def _check_charset(options: str) -> None:
-    """Raise WireError (415) for JSON in another charset than UTF-8."""
+    """Raise ApiError (415) for JSON in another charset than UTF-8."""
     found = re.search(r"charset\s*=\s*\"?([^\s;\"]{0,40})", options, re.IGNORECASE)
     if found is not None and found[1].lower() not in _CHARSETS:
-        raise WireError(415, f"charset must be utf-8, got {found[1]!r}.", "unsupported_charset")
+        raise ApiError(415, f"charset must be utf-8, got {found[1]!r}.", "unsupported_charset")
 
 
 def close_uploads(value: Any) -> None:
@@ -126,7 +126,7 @@ def close_uploads(value: Any) -> None:
 
 
 def check_length(headers: Headers, most: int) -> None:
-    """Raise WireError for a body that says it is too long, before any of it is read."""
+    """Raise ApiError for a body that says it is too long, before any of it is read."""
     told = headers.get("content-length")
     if told is None:
         return
@@ -156,8 +156,8 @@ async def _limited(
         yield part
 
 
-def _too_long(most: int) -> WireError:
-    return WireError(413, f"The body is longer than {most // 2**20} MiB.", "request_too_large")
+def _too_long(most: int) -> ApiError:
+    return ApiError(413, f"The body is longer than {most // 2**20} MiB.", "request_too_large")
 
 
 def _read_json(text: bytes) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _read_json(text: bytes) -> dict[str, Any]:
 
 
 def load_json(text: bytes) -> Any:
-    """The value of a JSON text from a client: the only way to read one. Raises WireError for what is over a limit, not
+    """The value of a JSON text from a client: the only way to read one. Raises ApiError for what is over a limit, not
     UTF-8, or holds text that is none; ValueError and RecursionError for what is not JSON."""
     try:
         decoded = text.decode("utf-8-sig")
@@ -194,7 +194,7 @@ def load_json(text: bytes) -> Any:
 
 
 def _check_text(value: Any) -> None:
-    """Raise WireError for NUL and for halves of characters: they are no text, and databases refuse them."""
+    """Raise ApiError for NUL and for halves of characters: they are no text, and databases refuse them."""
     if isinstance(value, str):
         if _NO_TEXT.search(value):
             raise invalid(None, "The body holds text that is not valid Unicode.", "invalid_text")
@@ -254,7 +254,7 @@ class _FormParser(MultiPartParser):
             self._text += end - start
             if self._text > self._most_text:
                 message = f"The text parts of the form are longer than {self._most_text >> 20} MiB together."
-                raise WireError(413, message, "request_too_large")
+                raise ApiError(413, message, "request_too_large")
             self._hold(end - start)
         super().on_part_data(data, start, end)
 
@@ -341,7 +341,7 @@ def _numbered(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _key_by_key(root: str, rests: Sequence[str]) -> bool:
-    """Whether all of a key come before all of the next. Raises WireError where nobody can tell whose they are."""
+    """Whether all of a key come before all of the next. Raises ApiError where nobody can tell whose they are."""
     counts = Counter(rests)
     if max(counts.values()) == 1 or len([rest for rest, _ in groupby(rests)]) > len(counts):
         return False

@@ -19,8 +19,8 @@ import h11
 from h11._receivebuffer import ReceiveBuffer  # the only place where line ends are seen
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from skyloom.serve.api.errors import WireError, tell
-from skyloom.serve.api.middleware import SAFE_HEADERS
+from skyloom.serve.api.errors import ApiError, make_reply
+from skyloom.serve.api.middleware import SECURITY_HEADERS
 
 _IPV6_HOST_BITS = 64  # a host has as many addresses as it likes in its network
 _LOOSE_LINES = re.compile(rb"(?<!\r)\n|\n[ \t]")
@@ -213,7 +213,7 @@ class Connection(H11Protocol):
         """Answer, unless an answer has begun, and close."""
         self._over = True
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            self.transport.write(_answer(WireError(status, message, code, headers=headers)))
+            self.transport.write(_answer(ApiError(status, message, code, headers=headers)))
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -257,17 +257,17 @@ def _network(address: str) -> str:
     return str(mapped or ipaddress.IPv6Network((found, _IPV6_HOST_BITS), strict=False))
 
 
-def _answer(fault: WireError) -> bytes:
+def _answer(fault: ApiError) -> bytes:
     """A whole answer, for a connection that ends with it."""
     request_id = f"req_{secrets.token_hex(16)}"
-    told = tell(fault, request_id)
+    told = make_reply(fault, request_id)
     body = json.dumps(told.body).encode()
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),
         "connection": "close",
     }
-    headers |= {"x-request-id": request_id, **SAFE_HEADERS, **told.headers}
+    headers |= {"x-request-id": request_id, **SECURITY_HEADERS, **told.headers}
     lines = [f"HTTP/1.1 {told.status} {HTTPStatus(told.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -71,7 +71,7 @@ def verb_of(body: EditFields) -> str:
 
 
 def check_fields(verb: str, body: EditFields) -> None:
-    """Raise WireError for a field that the verb cannot use, or lacks: a setting without effect is an error."""
+    """Raise ApiError for a field that the verb cannot use, or lacks: a setting without effect is an error."""
     known = VERBS[verb]
     given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "")}
     cut = verb == "stitch" and body.morph == 0
@@ -93,7 +93,7 @@ def check_fields(verb: str, body: EditFields) -> None:
 
 
 def check_source(body: EditFields, size: str, fps: float, seconds: float) -> None:
-    """Raise WireError for what a video of ours, which is known, does not allow; others are looked at by the worker."""
+    """Raise ApiError for what a video of ours, which is known, does not allow; others are looked at by the worker."""
     if body.size is not None:
         width, height = parse_size(body.size)
         wide, high = parse_size(size)

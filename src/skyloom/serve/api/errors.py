@@ -1,46 +1,65 @@
-"""What a client is told when something cannot be done: OpenAI's error object, and the HTTP status that goes with it.
+"""Errors of the API: OpenAI's error object, and the HTTP status of every error code.
 
-One table says which status every error of the house has. Nothing internal is told: an error that nobody foresaw has
-the request's id, by which the log has the rest.
+Internal details stay in the log: the answer to an unexpected error carries the request id, by which the log has the
+rest.
 """
 
+import logging
 import math
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
-from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
+from skyloom.core.errors import (
+    CapacityError,
+    RequestError,
+    SafetyError,
+    SkyloomError,
+    UncheckedError,
+)
 from skyloom.serve.queue.jobs import QueueFullError
+from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.queue.quotas import QuotaError
 from skyloom.serve.redaction import without_folders
 
-INVALID = "invalid_request_error"
-_LONGEST_WAIT = 120  # seconds; clients do not wait longer
-_AWAY_SECONDS = "5"
-AWAY = (OperationalError, InterfaceError, TimeoutError)
-"""What a database says that is away, full or too busy."""
+INVALID_REQUEST = "invalid_request_error"
+DATABASE_ERRORS = (OperationalError, InterfaceError, TimeoutError)
+"""What SQLAlchemy raises when the database is unreachable, full or too busy."""
+_MAX_RETRY_SECONDS = 120  # OpenAI's clients wait no longer
+_DATABASE_RETRY_SECONDS = "5"
+_CLIENT_CLOSED_REQUEST = 499
+_SERVER_ERROR = 500
+log = logging.getLogger(__name__)
 
-# code of the error -> status, type, code that clients see
+# code of the error -> HTTP status, type, code on the wire
 STATUS: Mapping[str, tuple[int, str, str]] = {
     "error": (500, "server_error", "server_error"),
     "config": (500, "server_error", "server_misconfigured"),
     "checkpoint": (503, "server_error", "model_unavailable"),
-    "media": (400, INVALID, "invalid_media"),
-    "request": (400, INVALID, "invalid_value"),
-    "safety": (400, INVALID, "moderation_blocked"),
+    "media": (400, INVALID_REQUEST, "invalid_media"),
+    "request": (400, INVALID_REQUEST, "invalid_value"),
+    "safety": (400, INVALID_REQUEST, "moderation_blocked"),
     "unchecked": (503, "server_error", "moderation_failed"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
     "quota": (429, "rate_limit_error", "quota_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
-    "job": (409, INVALID, "conflict"),
-    "job_missing": (404, INVALID, "not_found"),
-    "job_conflict": (409, INVALID, "conflict"),
-    "endpoint_missing": (404, INVALID, "not_found"),
-    "lost_lease": (409, INVALID, "conflict"),
+    "job": (409, INVALID_REQUEST, "conflict"),
+    "job_missing": (404, INVALID_REQUEST, "not_found"),
+    "job_conflict": (409, INVALID_REQUEST, "conflict"),
+    "endpoint_missing": (404, INVALID_REQUEST, "not_found"),
+    "lost_lease": (409, INVALID_REQUEST, "conflict"),
 }
-# what a Request calls it -> what the wire calls it
+# field of a Request -> parameter on the wire
 PARAMS: Mapping[str, str] = {
     "num_steps": "steps",
     "guidance_scale": "guidance",
@@ -49,10 +68,8 @@ PARAMS: Mapping[str, str] = {
 }
 
 
-class WireError(SkyloomError):
-    """An answer that is not what was asked for: status, type, code, and the parameter that is wrong."""
-
-    code = "fault"
+class ApiError(SkyloomError):
+    """An error answer: HTTP status, OpenAI's `type`, `code` and `param`, and further headers."""
 
     def __init__(
         self,
@@ -61,81 +78,173 @@ class WireError(SkyloomError):
         code: str,
         *,
         param: str | None = None,
-        type: str = INVALID,
+        type: str = INVALID_REQUEST,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.wire_code, self.param, self.type = status, code, param, type
+        self.status = status
+        self.code = code
+        self.param = param
+        self.type = type
         self.headers = dict(headers or {})
 
 
 @dataclass(frozen=True)
-class Told:
-    """A fault as it goes over the wire."""
+class ErrorReply:
+    """Status, JSON body and headers of an error answer."""
 
     status: int
     body: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+def missing(kind: str, id: str, param: str | None = None) -> ApiError:
+    """Error 404, the same for an id that does not exist and for one of another owner."""
+    return ApiError(404, f"There is no {kind} with the id {id!r:.100}.", "not_found", param=param)
+
+
+def invalid(param: str | None, message: str, code: str = "invalid_value") -> ApiError:
+    """Error 400 for a parameter."""
+    return ApiError(400, message, code, param=param)
+
+
 def rate_limit(limit: int, remaining: int) -> dict[str, str]:
-    """How many jobs may wait, and how many more, in OpenAI's headers."""
+    """OpenAI's headers: how many jobs may wait, and how many more."""
     return {
         "x-ratelimit-limit-requests": str(limit),
         "x-ratelimit-remaining-requests": str(remaining),
     }
 
 
-def missing(what: str, id: str, param: str | None = None) -> WireError:
-    """Not there, or somebody else's: the same answer for both."""
-    return WireError(404, f"There is no {what} with the id {id!r:.100}.", "not_found", param=param)
-
-
-def invalid(param: str | None, message: str, code: str = "invalid_value") -> WireError:
-    """A parameter that is wrong."""
-    return WireError(400, message, code, param=param)
-
-
-def tell(error: Exception, request_id: str) -> Told:
-    """What a client is told of an error."""
-    if isinstance(error, WireError):
-        return Told(
-            error.status,
-            _body(error.message, error.type, error.param, error.wire_code),
-            error.headers,
-        )
-    if isinstance(error, AWAY):
+def make_reply(error: Exception, request_id: str) -> ErrorReply:
+    """Translate any exception into OpenAI's error envelope."""
+    if isinstance(error, ApiError):
+        body = _envelope(error.message, error.type, error.param, error.code)
+        return ErrorReply(error.status, body, error.headers)
+    if isinstance(error, DATABASE_ERRORS):
         message = "The server's database does not answer, or is full. Try again."
-        return Told(
-            503, _body(message, "server_error", None, "unavailable"), {"retry-after": _AWAY_SECONDS}
-        )
+        body = _envelope(message, "server_error", None, "unavailable")
+        return ErrorReply(503, body, {"retry-after": _DATABASE_RETRY_SECONDS})
     if not isinstance(error, SkyloomError):
         message = f"The server failed. Its log has more under {request_id}."
-        return Told(500, _body(message, "server_error", None, "server_error"))
-    status, kind, code = STATUS[error.code]
-    headers: dict[str, str] = {}
-    if status >= 500:  # noqa: PLR2004 - the server's own trouble is in its log; nothing of it is told
-        return Told(
-            status, _body(f"The server cannot do that now ({request_id}).", kind, None, code)
-        )
-    if isinstance(error, QuotaError):
-        code = f"{error.quota}_{code}" if error.quota else code
-    if isinstance(error, QuotaError) and error.retry_after is None:
-        headers["x-should-retry"] = "false"  # waiting does not help
-    elif isinstance(error, CapacityError):
-        wait = headers["retry-after"] = str(min(_LONGEST_WAIT, math.ceil(error.retry_after or 10)))
-        if isinstance(error, QueueFullError) or (
-            isinstance(error, QuotaError) and error.quota == "queued_jobs"
-        ):
-            headers |= {**rate_limit(int(error.limit), 0), "x-ratelimit-reset-requests": f"{wait}s"}
-    param = error.field if isinstance(error, RequestError) else None
-    param = "prompt" if isinstance(error, SafetyError) else param
+        return ErrorReply(500, _envelope(message, "server_error", None, "server_error"))
+    status, type, code = STATUS[error.code]
+    if status >= _SERVER_ERROR:
+        message = f"The server cannot do that now ({request_id})."
+        return ErrorReply(status, _envelope(message, type, None, code))
+    if isinstance(error, QuotaError) and error.quota:
+        code = f"{error.quota}_{code}"
+    body = _envelope(str(error), type, _param(error), code)
+    return ErrorReply(status, body, _retry_headers(error, code))
+
+
+def respond(error: Exception, request_id: str, route: str) -> Response:
+    """Log a server error and answer with the envelope. `route`: method and path template."""
+    reply = make_reply(error, request_id)
+    fields = {"request_id": request_id, "call": route}
+    if isinstance(error, DATABASE_ERRORS):  # one line per request: an outage may be long
+        log.warning("the database does not answer", extra=fields)
+    elif reply.status >= _SERVER_ERROR:
+        log.error("a call failed", exc_info=error, extra=fields)
+    return JSONResponse(dict(reply.body), reply.status, dict(reply.headers))
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every foreseen exception with the envelope; RequestLogMiddleware answers the others."""
+    for kind in (SkyloomError, *DATABASE_ERRORS):
+        app.add_exception_handler(kind, _on_error)
+    app.add_exception_handler(SafetyError, _on_refusal)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+def explain_invalid(errors: list[dict[str, Any]]) -> ApiError:
+    """Turn the first of pydantic's errors into OpenAI's words, with the name of the parameter."""
+    error = errors[0]
+    param = _name_param(error["loc"])
+    reason = error["msg"].removeprefix("Value error, ").rstrip(".")
+    reason = f"{reason[:1].lower()}{reason[1:]}"
+    if error["type"] == "missing":
+        message = f"Missing required parameter: '{param}'."
+        return invalid(param, message, "missing_required_parameter")
+    if error["type"].endswith(("_type", "_parsing")) or reason.startswith(
+        "expected an object, but"
+    ):
+        return invalid(param, f"Invalid type for '{param}': {reason}.", "invalid_type")
+    return invalid(param, f"Invalid value for '{param}': {reason}.", "invalid_value")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return respond(error, request.state.request_id, getattr(request.state, "route", "other"))
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    """Count what the policy refuses, if the database answers."""
+    assert isinstance(error, SafetyError)
+    services = request.app.state.services
+    code = FAILED if isinstance(error, UncheckedError) else BLOCKED
+    count = partial(services.jobs.count_refusal, error.rule or "", error.target, code)
+    with suppress(CapacityError, *DATABASE_ERRORS):
+        await services.gates["auth"].run("", count)
+    return await _on_error(request, error)
+
+
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = [{**one, "loc": one["loc"][1:]} for one in error.errors()]  # without "query"
+    return await _on_error(request, explain_invalid(details))
+
+
+async def _on_http_exception(_request: Request, error: Exception) -> Response:
+    """Answer what Starlette's router refuses."""
+    assert isinstance(error, HTTPException)
+    code, message = {
+        404: ("not_found", "There is nothing at that path."),
+        405: ("method_not_allowed", "That path does not take this method."),
+    }.get(error.status_code, ("invalid_request", "The request is wrong."))
+    body = _envelope(message, INVALID_REQUEST, None, code)
+    return JSONResponse(body, error.status_code, dict(error.headers or {}))
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)  # for the log; the client is gone
+
+
+def _retry_headers(error: SkyloomError, code: str) -> dict[str, str]:
+    """Headers by which OpenAI's clients decide whether and when to try again."""
     if code == "conflict":
-        headers["x-should-retry"] = "false"  # the same call again would meet the same state
-    return Told(status, _body(str(error), kind, PARAMS.get(param or "", param), code), headers)
+        return {"x-should-retry": "false"}  # the state would still be the same
+    if not isinstance(error, CapacityError):
+        return {}
+    if isinstance(error, QuotaError) and error.retry_after is None:
+        return {"x-should-retry": "false"}  # waiting does not help
+    wait = str(min(_MAX_RETRY_SECONDS, math.ceil(error.retry_after or 10)))
+    headers = {"retry-after": wait}
+    queued = isinstance(error, QuotaError) and error.quota == "queued_jobs"
+    if queued or isinstance(error, QueueFullError):
+        headers.update(rate_limit(int(error.limit), 0))
+        headers["x-ratelimit-reset-requests"] = f"{wait}s"
+    return headers
 
 
-def _body(message: str, type: str, param: str | None, code: str) -> dict[str, Any]:
+def _param(error: SkyloomError) -> str | None:
+    if isinstance(error, SafetyError):
+        return "prompt"
+    name = error.field if isinstance(error, RequestError) else None
+    return PARAMS.get(name or "", name)
+
+
+def _name_param(location: tuple[str | int, ...]) -> str:
+    """A pydantic location as OpenAI writes it: `cards[0].prompt`. Names of union members are dropped."""
+    steps = [step for step in location if isinstance(step, int) or not re.search(r"\W", step)]
+    name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return re.sub(
+        r"\.(constrained|function|float|str|int|bool|list|dict)\b.*", "", name.lstrip(".")
+    )
+
+
+def _envelope(message: str, type: str, param: str | None, code: str) -> dict[str, Any]:
     return {
         "error": {"message": without_folders(message), "type": type, "param": param, "code": code}
     }

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 from starlette.responses import StreamingResponse
 
-from skyloom.serve.api.response_models import video
+from skyloom.serve.api.response_models import VideoResponse
 from skyloom.serve.queue.jobs import Event, Job, JobStore, MissingJobError
 
 LOOK_SECONDS, QUIET_SECONDS = 0.25, 15
@@ -54,7 +54,7 @@ def _lines(event: Event, job: Job) -> str:
         "type": event.type,
         "created_at": int(event.created_at),
         "data": event.data,
-        "video": video(job),
+        "video": VideoResponse.from_job(job).model_dump(),
     }
     return (
         f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from skyloom.core.errors import CapacityError
-from skyloom.serve.api.errors import WireError
+from skyloom.serve.api.errors import ApiError
 
 T = TypeVar("T")
 _Slow = Literal["plan", "webhook", "inspect", "upload", "batch", "stream"]
@@ -194,7 +194,7 @@ class InFlight:
         return self._held.total()
 
     def take(self, owner: str, count: int) -> None:
-        """Add bytes. Raises WireError: 429 over the owner's share, 503 where others have the rest."""
+        """Add bytes. Raises ApiError: 429 over the owner's share, 503 where others have the rest."""
         with self._lock:
             if self._held[owner] + count > self._per_owner:
                 raise _too_much(
@@ -230,12 +230,12 @@ class Hold:
             where.give_back(self._owner, count)
 
     def body(self, count: int) -> None:
-        """Bytes of a body were read; `size` is all of them. Raises WireError (429, 503)."""
+        """Bytes of a body were read; `size` is all of them. Raises ApiError (429, 503)."""
         self.size += count
         self._take(self._bodies, count)
 
     def memory(self, count: int) -> None:
-        """Bytes are held in memory. Raises WireError (429, 503)."""
+        """Bytes are held in memory. Raises ApiError (429, 503)."""
         self._take(self._memory, count)
 
     def _take(self, where: InFlight, count: int) -> None:
@@ -245,10 +245,10 @@ class Hold:
         self._taken.append((where, count))
 
 
-def _too_much(status: int, message: str) -> WireError:
+def _too_much(status: int, message: str) -> ApiError:
     kind = "rate_limit_error" if status == 429 else "server_error"  # noqa: PLR2004 - Too Many Requests
     code = "rate_limit_exceeded" if kind == "rate_limit_error" else "unavailable"
-    return WireError(
+    return ApiError(
         status, f"{message} Try again in a moment.", code, type=kind, headers={"retry-after": "5"}
     )
 

@@ -13,7 +13,7 @@ from io import SEEK_END, BytesIO
 from typing import BinaryIO, cast
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.api.errors import WireError, invalid, missing
+from skyloom.serve.api.errors import ApiError, invalid, missing
 from skyloom.serve.api.request_models import Reference
 from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.queue.library import Library
@@ -38,7 +38,7 @@ class Source:
 
 
 class Sources:
-    """Finds and stores what calls start from. What is somebody else's is not there (WireError, 404)."""
+    """Finds and stores what calls start from. What is somebody else's is not there (ApiError, 404)."""
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class Sources:
         self._downloads = Slots(_DOWNLOADS, _DOWNLOADS_OF_OWNER)
 
     def picture(self, owner: str, reference: Reference, param: str) -> Source:
-        """A picture. Raises WireError for what is none."""
+        """A picture. Raises ApiError for what is none."""
         return _only(
             self.find(owner, reference, param), PICTURES, param, "a PNG, JPEG or WebP picture"
         )
 
     def video(self, owner: str, reference: Reference, param: str) -> Source:
-        """A video. Raises WireError for what is none."""
+        """A video. Raises ApiError for what is none."""
         return _only(
             self.find(owner, reference, param), VIDEOS, param, "an MP4, MOV, WebM or GIF video"
         )
 
     def find(self, owner: str, reference: Reference, param: str) -> Source:
-        """The stored file that a reference means. Raises WireError for what is not there, not ready or no media."""
+        """The stored file that a reference means. Raises ApiError for what is not there, not ready or no media."""
         if reference.upload is not None:
             return Source(self.store(cast(BinaryIO, reference.upload.file), param))
         if reference.file_id is not None:
@@ -112,7 +112,7 @@ class Sources:
             return read_data_url(url, param)
         if self._fetch is None:
             message = "URLs are not fetched by this server. Send the file, a data URL or a file_id."
-            raise WireError(400, message, "url_references_off", param=param)
+            raise ApiError(400, message, "url_references_off", param=param)
         try:
             with self._downloads.hold(owner, "downloads"):
                 return self._fetch(url)
@@ -121,7 +121,7 @@ class Sources:
 
 
 def read_data_url(url: str, param: str) -> bytes:
-    """The bytes of a base64 data URL. Raises WireError."""
+    """The bytes of a base64 data URL. Raises ApiError."""
     found = _DATA.match(url)
     if found is None or not found[2].endswith(";base64"):
         raise invalid(param, "A data URL must look like data:image/png;base64,...", "invalid_url")

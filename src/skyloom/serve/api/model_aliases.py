@@ -46,7 +46,7 @@ class Named:
         return asked or (SORA_SECONDS if self.mapped else None)
 
     def check_extension(self, times: int, seconds: float) -> None:
-        """Hold extensions to Sora's limits under a mapped name. Raises WireError."""
+        """Hold extensions to Sora's limits under a mapped name. Raises ApiError."""
         if self.mapped and times > MAX_EXTENSIONS:
             raise invalid(
                 "video", f"A video can be extended {MAX_EXTENSIONS} times.", "too_many_extensions"
@@ -78,7 +78,7 @@ def list_named(settings: Settings) -> dict[str, Named]:
 
 
 def find_named(settings: Settings, name: str | None) -> Named:
-    """A model by the name that a call asks for; the first of all if it asks for none. Raises WireError."""
+    """A model by the name that a call asks for; the first of all if it asks for none. Raises ApiError."""
     names = list_named(settings)
     asked = name or next(iter(names))
     if asked not in names:

@@ -26,7 +26,7 @@ def find_number(text: str) -> float | None:
 
 
 def read_whole(param: str, text: str, least: int, most: int) -> int:
-    """A parameter that must be a whole number from `least` to `most`. Raises WireError (400)."""
+    """A parameter that must be a whole number from `least` to `most`. Raises ApiError (400)."""
     value = find_whole(text)
     if value is None or not least <= value <= most:
         shown = repr(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))

@@ -1,118 +1,113 @@
-"""The OpenAPI document, made of the same rows that requests are routed by."""
+"""The OpenAPI document: FastAPI's, with the bodies that dependencies read and the errors that every route can answer."""
 
-import re
-from collections.abc import Sequence
+import warnings
 from typing import Any
 
-from pydantic import BaseModel
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from skyloom import __version__
-from skyloom.serve.api.context import Call
-from skyloom.serve.api.response_models import ErrorAnswer
-from skyloom.serve.api.routes.videos import VARIANTS
+from skyloom.serve.api.request_models import RequestBody
+from skyloom.serve.api.response_models import ErrorResponse
 
-_REFS = "#/components/schemas/{model}"
-_FILES = {"input_reference", "video", "mask", "file"}
-_ALWAYS = {
+_REFERENCE = "#/components/schemas/{model}"
+_UPLOADS = {"input_reference", "video", "mask", "file"}
+_DESCRIPTIONS = {
     400: "The request is wrong.",
-    403: "Not from there, or not with this key.",
-    429: "Too many at once, or the queue or the disk is full.",
-    500: "The server failed.",
-    503: "Not now: it drains, or its database does not answer.",
-}
-_SAID = {
     401: "No key, or one that is not valid.",
-    404: "It is not there.",
-    409: "Its state does not allow that.",
-    410: "It has expired.",
+    403: "The Host, the Origin or the scopes of the key do not allow it.",
+    404: "There is no such resource.",
+    409: "The state of the resource does not allow it.",
+    410: "The video has expired.",
     413: "The body is too long.",
-    415: "Neither JSON nor multipart.",
-    416: "The range lies outside.",
+    415: "The body is neither JSON nor multipart.",
+    416: "The range lies outside of the file.",
+    429: "Too many requests at once, or the queue or the disk is full.",
+    500: "The server failed.",
+    503: "The server is stopping, or its database does not answer.",
 }
-_QUERY: dict[str, dict[str, Any]] = {
-    "after": {"type": "string"},
-    "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
-    "order": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
-    "variant": {"type": "string", "enum": list(VARIANTS), "default": "video"},
-    "purpose": {"type": "string"},
-}
+_EVERY_ROUTE = (400, 403, 429, 500, 503)
+_WITH_KEY = (401,)
+_WITH_BODY = (413, 415)
 
 
-def make_document(calls: Sequence[Call]) -> dict[str, Any]:
-    """The whole document."""
-    models = [call.body for call in calls if call.body] + [
-        call.answer for call in calls if _is_model(call.answer)
-    ]
-    pairs = [(model, "validation") for model in dict.fromkeys([*models, ErrorAnswer])]
-    _, schemas = models_json_schema(pairs, ref_template=_REFS)  # type: ignore[arg-type]
-    paths: dict[str, dict[str, Any]] = {}
-    for call in calls:
-        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: error statuses beside those of every route."""
     return {
-        "openapi": "3.1.0",
-        "info": {"title": "skyloom", "version": __version__, "license": {"name": "Apache-2.0"}},
-        "paths": paths,
-        "components": {
-            "schemas": schemas["$defs"],
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
+        status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]}
+        for status in statuses
     }
 
 
-def _operation(call: Call) -> dict[str, Any]:
-    name = re.sub(r"\W+", "_", f"{call.method.lower()}{call.path}").strip("_")
-    told: dict[str, Any] = {
-        "operationId": name,
-        "summary": call.summary,
-        "responses": _responses(call),
-    }
-    told["security"] = [{"key": []}] if call.scope else []
-    told["parameters"] = [
-        {"name": found, "in": "path", "required": True, "schema": {"type": "string"}}
-        for found in re.findall(r"{(\w+)}", call.path)
-    ]
-    told["parameters"] += [
-        {"name": one, "in": "query", "schema": _QUERY[one]} for one in call.query
-    ]
-    if call.body is not None:
-        told["requestBody"] = _body(call.body)
-    return told
+def content(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that answers with other types than JSON."""
+    return {200: {"content": {one: {"schema": {"type": "string"}} for one in media_types}}}
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """JSON and multipart of the same fields; in multipart a reference may be a file."""
-    name, fields = model.__name__, model.model_fields
-    required = [key for key, field in fields.items() if field.is_required()]
-    files = {key: {"type": "string", "format": "binary"} for key in fields if key in _FILES}
-    texts = {key: {"type": "string"} for key in required if key not in files}
-    form = {"type": "object", "properties": files | texts, "required": required}
-    content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
+def describe_body(model: type[RequestBody]) -> dict[str, Any]:
+    """JSON and multipart with the same fields; uploads in multipart only."""
+    fields = model.model_fields
+    required = [name for name, field in fields.items() if field.is_required()]
+    parts: dict[str, Any] = {name: {"type": "string"} for name in required}
+    parts.update(
+        {name: {"type": "string", "format": "binary"} for name in fields if name in _UPLOADS}
+    )
+    form = {"type": "object", "properties": parts, "required": required}
+    media: dict[str, Any] = {"multipart/form-data": {"schema": form}}
     if "file" not in fields:
-        content = {"application/json": {"schema": {"$ref": _REFS.format(model=name)}}, **content}
-    return {"required": bool(required), "content": content}
+        reference = {"$ref": _REFERENCE.format(model=model.__name__)}
+        media = {"application/json": {"schema": reference}, **media}
+    return {"required": bool(required), "content": media}
 
 
-def _responses(call: Call) -> dict[str, Any]:
-    envelope = {"application/json": {"schema": {"$ref": _REFS.format(model="ErrorAnswer")}}}
-    codes = {*_ALWAYS, *call.faults, *((401,) if call.scope else ())}
-    if call.method == "POST":
-        codes |= {413, 415}
-    answers: dict[str, Any] = {"200": {"description": "Done.", "content": _content(call.answer)}}
-    if call.path.endswith("/content"):
-        answers["206"] = {"description": "A part.", "content": _content(call.answer)}
-        answers["304"] = {"description": "The client has it."}
-    for code in sorted(codes):
-        content = _content(call.answer) if call.path == "/ready" and code == 503 else envelope  # noqa: PLR2004
-        answers[str(code)] = {"description": (_ALWAYS | _SAID)[code], "content": content}
-    return answers
+def build_document(app: FastAPI) -> dict[str, Any]:
+    """Build the whole document once; later calls return the same."""
+    if app.openapi_schema is None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Duplicate Operation ID")  # GET and HEAD of a route
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                license_info=app.license_info,
+                routes=app.routes,
+            )
+        for item in document["paths"].values():
+            item.pop("head", None)
+            for operation in item.values():
+                _add_errors(operation)
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):  # of FastAPI's own 422
+            schemas.pop(name, None)
+        schemas.update(_body_schemas(str(document["paths"])))
+        app.openapi_schema = document
+    return app.openapi_schema
 
 
-def _content(answer: type[BaseModel] | str) -> dict[str, Any]:
-    if isinstance(answer, str):
-        return {answer: {"schema": {"type": "string"}}}
-    return {"application/json": {"schema": {"$ref": _REFS.format(model=answer.__name__)}}}
+def _add_errors(operation: dict[str, Any]) -> None:
+    statuses = list(_EVERY_ROUTE)
+    if operation.get("security"):
+        statuses.extend(_WITH_KEY)
+    if "requestBody" in operation:
+        statuses.extend(_WITH_BODY)
+    envelope = {"application/json": {"schema": {"$ref": _REFERENCE.format(model="ErrorResponse")}}}
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's own; the routes answer 400
+    for status in statuses:
+        description = {"description": _DESCRIPTIONS[status], "content": envelope}
+        responses.setdefault(str(status), description)
 
 
-def _is_model(answer: type[BaseModel] | str) -> bool:
-    return not isinstance(answer, str)
+def _body_schemas(paths: str) -> dict[str, Any]:
+    """Schemas of the request bodies that `paths` refers to, and of what they contain."""
+    models = [
+        (model, "validation")
+        for model in _subclasses(RequestBody)
+        if f"'{_REFERENCE.format(model=model.__name__)}'" in paths
+    ]
+    _, schemas = models_json_schema(models, ref_template=_REFERENCE)  # type: ignore[arg-type]
+    return schemas["$defs"]
+
+
+def _subclasses(model: type[RequestBody]) -> list[type[RequestBody]]:
+    children = model.__subclasses__()
+    return [*children, *(found for child in children for found in _subclasses(child))]

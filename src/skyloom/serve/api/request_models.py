@@ -1,7 +1,7 @@
-"""The wire: what clients send, checked and translated. Only here and in answers.py is pydantic known.
+"""Request bodies as pydantic models.
 
-The words are OpenAI's; unknown fields are tolerated, as its clients add some with every version. Our own fields (seed,
-fps, steps, guidance, ...) are optional everywhere. Numbers may be text, since multipart has nothing else.
+Field names are OpenAI's; unknown fields are ignored, since its clients add some with every version. skyloom's own
+fields (seed, fps, steps, guidance, ...) are optional everywhere. Numbers may be text, as multipart sends them.
 """
 
 import math
@@ -22,12 +22,16 @@ from pydantic import (
 
 from skyloom.serve.api.body import Upload, load_json
 from skyloom.serve.api.character_prompts import ends_at
-from skyloom.serve.api.errors import WireError, invalid
+from skyloom.serve.api.errors import explain_invalid, invalid
 from skyloom.serve.api.numbers import find_number, plain_number
 
 MAX_URL = 20_971_520  # characters of image_url, as OpenAI has it
-MAX_CHARACTERS, MAX_VARIATIONS, MAX_SECONDS = 2, 8, 3600
-MAX_CARDS, MAX_VIDEOS, MAX_TEXT = 500, 20, 32_000
+MAX_CHARACTERS = 2
+MAX_VARIATIONS = 8
+MAX_SECONDS = 3600
+MAX_CARDS = 500
+MAX_VIDEOS = 20
+MAX_TEXT = 32_000  # characters
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _REFERENCE_KEYS = ("file_id", "image_url", "id", "video_id")
 _TYPE_NAMES = {
@@ -42,7 +46,7 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A picture or video that a call starts from: a file of the call, a stored file, a data URL, or another video."""
+    """A picture or video of a request: an uploaded file, a stored file, a URL (also data:) or a video of a job."""
 
     upload: Upload | None = None
     file_id: str | None = None
@@ -51,23 +55,23 @@ class Reference:
 
 
 def _reference(value: object) -> Reference:
-    """Every spelling of a reference. Raises WireError with OpenAI's own words for what is none."""
+    """Parse any spelling of a reference. Raises ValueError with OpenAI's wording."""
     if isinstance(value, Reference):
         return value
     if isinstance(value, Upload):
         return Reference(upload=value)
-    value = _plain(value)
+    value = _decode_json(value)
     if isinstance(value, str) and value.startswith("data:"):
         value = {"image_url": value}
     elif isinstance(value, str) and re.fullmatch(r"(video|file)[-_][\w-]{1,100}", value, re.ASCII):
         value = {"id" if value.startswith("video") else "file_id": value}
     if not isinstance(value, Mapping):
-        raise ValueError(f"expected an object, but got {_a(value)} instead")
-    return _named(cast("Mapping[str, object]", value))
+        raise ValueError(f"expected an object, but got {_type_name(value)} instead")
+    return _from_object(cast("Mapping[str, object]", value))
 
 
-def _named(table: Mapping[str, object]) -> Reference:
-    """What an object names: exactly one thing."""
+def _from_object(table: Mapping[str, object]) -> Reference:
+    """Parse an object with exactly one of the reference's keys."""
     given = [name for name in _REFERENCE_KEYS if table.get(name) not in (None, "")]
     if len(given) != 1:
         raise ValueError("expected an object with exactly one of file_id, image_url or id")
@@ -89,8 +93,8 @@ def _url(text: str) -> str:
     return text
 
 
-def _plain(value: object) -> object:
-    """What JSON text in a form field says; everything else as it is."""
+def _decode_json(value: object) -> object:
+    """Decode JSON text of a form field; return everything else unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
     try:
@@ -113,7 +117,8 @@ def _seconds(value: object) -> float:
     return number
 
 
-def _a(value: object) -> str:
+def _type_name(value: object) -> str:
+    """The JSON type of a value, with its article."""
     name = _TYPE_NAMES.get(type(value).__name__, "value")
     return f"{'an' if name[0] in 'aio' else 'a'} {name}"
 
@@ -141,21 +146,19 @@ Seconds = Annotated[
         }
     ),
 ]
-Whole = Annotated[int, BeforeValidator(plain_number)]
+WholeNumber = Annotated[int, BeforeValidator(plain_number)]
 Number = Annotated[float, BeforeValidator(plain_number)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[Whole, Field(ge=1, le=MAX_VARIATIONS)]
-Table = Annotated[dict[str, Any], BeforeValidator(_plain)]
-Tables = Annotated[list[dict[str, Any]], BeforeValidator(_plain), Field(max_length=MAX_CARDS)]
-References = Annotated[
-    list[AnyReference], BeforeValidator(_plain), Field(min_length=2, max_length=MAX_VIDEOS)
+UnitInterval = Annotated[Number, Field(ge=0, le=1)]
+VideoCount = Annotated[WholeNumber, Field(ge=1, le=MAX_VARIATIONS)]
+Cards = Annotated[list[dict[str, Any]], BeforeValidator(_decode_json), Field(max_length=MAX_CARDS)]
+VideoReferences = Annotated[
+    list[AnyReference], BeforeValidator(_decode_json), Field(min_length=2, max_length=MAX_VIDEOS)
 ]
 
 
-class Body(BaseModel):
-    """What every body has in common: unknown fields are tolerated. `takes_media`: whether pictures and videos may come
-    inside, as data URLs."""
+class RequestBody(BaseModel):
+    """Base of request bodies; ignores unknown fields. `takes_media`: data URLs are expected, and so long texts."""
 
     takes_media: ClassVar[bool] = False
 
@@ -172,39 +175,43 @@ def _expiry(text: str) -> str:
     return text
 
 
-class Consent(Body):
-    """What a client attests of the people that a picture or clip shows: who agreed, to what, until when."""
+class EmptyBody(RequestBody):
+    """No fields: POST that cancels, pauses or resumes."""
+
+
+class Consent(RequestBody):
+    """Consent of the people in a picture or clip, as the client states it: who agreed, to what, until when."""
 
     who: Annotated[str, Field(max_length=500)] | None = None
     scope: Annotated[str, Field(max_length=500)] | None = None
     expiry: Annotated[str, Field(max_length=40), AfterValidator(_expiry)] | None = None
 
-    def told(self) -> dict[str, str]:
-        """What was said, without what was not."""
+    def given_fields(self) -> dict[str, str]:
+        """The fields that the client has set."""
         return self.model_dump(exclude_none=True)
 
 
-Attested = Annotated[Consent, BeforeValidator(_plain)]
+ConsentField = Annotated[Consent, BeforeValidator(_decode_json)]
 
 
-class CharacterName(Body):
+class CharacterName(RequestBody):
     """A character by its id."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
-class Sampling(Body):
-    """Fields of our own that say how a video is made; all pass through `extra_body` of OpenAI's clients."""
+class Sampling(RequestBody):
+    """skyloom's fields about sampling; OpenAI's clients send them by `extra_body`."""
 
     takes_media = True
-    seed: Whole | None = None
+    seed: WholeNumber | None = None
     fps: Number | None = None
-    steps: Whole | None = None
+    steps: WholeNumber | None = None
     guidance: Number | None = None
     negative_prompt: Text = ""
     quality: Annotated[str, Field(max_length=40)] | None = None
     style: Annotated[str, Field(max_length=200)] | None = None
-    consent: Attested | None = None
+    consent: ConsentField | None = None
 
 
 class CreateBody(Sampling):
@@ -216,18 +223,18 @@ class CreateBody(Sampling):
     size: Annotated[str, Field(max_length=40)] | None = None
     input_reference: AnyReference | None = None
     characters: Annotated[
-        list[CharacterName], BeforeValidator(_plain), Field(max_length=MAX_CHARACTERS)
+        list[CharacterName], BeforeValidator(_decode_json), Field(max_length=MAX_CHARACTERS)
     ] = []
-    strength: Share | None = None
-    storyboard: Tables = []
-    n: Count = 1
+    strength: UnitInterval | None = None
+    storyboard: Cards = []
+    n: VideoCount = 1
     region: Annotated[str, Field(max_length=400)] | None = None
 
 
 class StoryboardBody(Sampling):
-    """POST /v1/videos/storyboard: cards at times; the prompt, if any, is said with each."""
+    """POST /v1/videos/storyboard: cards with times; `prompt` is added to each card's own."""
 
-    cards: Annotated[Tables, Field(min_length=1)]
+    cards: Annotated[Cards, Field(min_length=1)]
     prompt: Text = ""
     model: Annotated[str, Field(max_length=200)] | None = None
     seconds: Seconds | None = None
@@ -235,20 +242,20 @@ class StoryboardBody(Sampling):
 
 
 class EditFields(Sampling):
-    """What edits share; which of them a verb takes is in edits.py."""
+    """Fields of all edit verbs; edit_fields.py has which verb takes which."""
 
     prompt: Text = ""
     model: Annotated[str, Field(max_length=200)] | None = None
     video: AnyReference | None = None
-    videos: References | None = None
+    videos: VideoReferences | None = None
     mask: AnyReference | None = None
     start: Annotated[Number, Field(ge=0)] | None = None
     stop: Annotated[Number, Field(ge=0)] | None = None
     seconds: Seconds | None = None
-    strength: Share | Annotated[str, Field(max_length=20)] | None = None
+    strength: UnitInterval | Annotated[str, Field(max_length=20)] | None = None
     region: Annotated[str, Field(max_length=4_000)] | None = None
     size: Annotated[str, Field(max_length=40)] | None = None
-    feather: Annotated[Whole, Field(ge=0, le=512)] | None = None
+    feather: Annotated[WholeNumber, Field(ge=0, le=512)] | None = None
     backward: bool | None = None
     overlap: Annotated[Number, Field(ge=0)] | None = None
     bridge: Annotated[Number, Field(gt=0)] | None = None
@@ -275,23 +282,23 @@ class ExtendBody(EditFields):
     seconds: Seconds = Field(...)
 
 
-class CharacterBody(Body):
+class CharacterBody(RequestBody):
     """POST /v1/videos/characters."""
 
     takes_media = True
     name: Annotated[str, Field(min_length=1, max_length=100)]
     video: AnyReference
-    consent: Attested | None = None
+    consent: ConsentField | None = None
 
 
-class FileBody(Body):
+class FileBody(RequestBody):
     """POST /v1/files."""
 
     file: Annotated[Upload, WithJsonSchema({"type": "string", "format": "binary"})]
     purpose: Annotated[str, Field(max_length=40)] = "user_data"
 
 
-class BatchBody(Body):
+class BatchBody(RequestBody):
     """POST /v1/batches."""
 
     input_file_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
@@ -302,7 +309,7 @@ class BatchBody(Body):
     ) = None
 
 
-class EndpointBody(Body):
+class EndpointBody(RequestBody):
     """POST /v1/webhook_endpoints."""
 
     url: Annotated[str, Field(max_length=2_000)]
@@ -312,7 +319,7 @@ class EndpointBody(Body):
     name: Annotated[str, Field(max_length=200)] = ""
 
 
-class EndpointChange(Body):
+class EndpointChange(RequestBody):
     """POST /v1/webhook_endpoints/{id}."""
 
     url: Annotated[str, Field(max_length=2_000)] | None = None
@@ -323,74 +330,48 @@ class EndpointChange(Body):
     name: Annotated[str, Field(max_length=200)] | None = None
 
 
-class RotateBody(Body):
+class RotateBody(RequestBody):
     """POST /v1/webhook_endpoints/{id}/rotate_secret."""
 
     keep_old_secret_active_for_24_hours: bool = False
 
 
-class EndpointTry(Body):
+class EndpointTry(RequestBody):
     """POST /v1/webhook_endpoints/{id}/test."""
 
     event_type: Annotated[str, Field(max_length=100)] = "video.completed"
 
 
-class ModerationBody(Body):
-    """POST /v1/moderations: texts and pictures to be checked."""
+class ModerationBody(RequestBody):
+    """POST /v1/moderations: texts and pictures."""
 
     takes_media = True
     input: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[list[Any], Field(max_length=100)]
     model: Annotated[str, Field(max_length=200)] | None = None
 
 
-class ProvenanceBody(Body):
+class ProvenanceBody(RequestBody):
     """POST /v1/content_provenance_checks."""
 
     file: Annotated[Upload, WithJsonSchema({"type": "string", "format": "binary"})]
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=RequestBody)
 
 
-def parse(kind: type[B], fields: Mapping[str, Any]) -> B:
-    """A body's fields, checked. Raises WireError (400) for the first thing that is wrong, naming its parameter."""
+def parse_body(model: type[B], fields: Mapping[str, Any]) -> B:
+    """Validate the fields of a body. Raises ApiError (400) naming the first invalid parameter."""
+    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        return kind.model_validate(
-            {name: value for name, value in fields.items() if value is not None}
-        )
+        return model.model_validate(given)
     except ValidationError as error:
-        raise _fault(error) from error
+        details = error.errors(include_url=False, include_context=False)
+        raise explain_invalid([dict(one) for one in details]) from error
 
 
 def read_reference(value: object, param: str) -> Reference:
-    """A reference inside of a card. Raises WireError naming the parameter."""
+    """Parse a reference inside of a card. Raises ApiError (400)."""
     try:
         return _reference(value)
     except ValueError as error:
         raise invalid(param, f"Invalid type for '{param}': {error}.", "invalid_type") from error
-
-
-def _fault(error: ValidationError) -> WireError:
-    found = error.errors(include_url=False, include_context=False)[0]
-    place = [
-        step for step in found["loc"] if not (isinstance(step, str) and re.search(r"[^\w]", step))
-    ]
-    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(
-        "."
-    )
-    param = re.sub(r"\.(constrained|function|float|str|int|bool|list|dict)\b.*", "", param)
-    reason = found["msg"].removeprefix("Value error, ").rstrip(".")
-    if found["type"] == "missing":
-        return invalid(
-            param, f"Missing required parameter: '{param}'.", "missing_required_parameter"
-        )
-    wrong_kind = found["type"].endswith(("_type", "_parsing")) or reason.startswith(
-        "expected an object, but"
-    )
-    if wrong_kind:
-        return invalid(
-            param, f"Invalid type for '{param}': {reason[:1].lower()}{reason[1:]}.", "invalid_type"
-        )
-    return invalid(
-        param, f"Invalid value for '{param}': {reason[:1].lower()}{reason[1:]}.", "invalid_value"
-    )

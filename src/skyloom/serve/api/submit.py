@@ -16,7 +16,7 @@ from skyloom.generate.validate import MAX_PROMPT, settle
 from skyloom.safety.moderation import Verdict, current_policy
 from skyloom.serve.api.character_prompts import ends_at, notice, put_in
 from skyloom.serve.api.edit_fields import VERBS, check_fields, check_source, edit_fields
-from skyloom.serve.api.errors import WireError, invalid
+from skyloom.serve.api.errors import ApiError, invalid
 from skyloom.serve.api.media_inputs import Source, Sources
 from skyloom.serve.api.model_aliases import Named, find_named
 from skyloom.serve.api.request_models import (
@@ -262,7 +262,7 @@ class Desk:
         return done, sources
 
     def _cast(self, owner: str, ids: Sequence[str]) -> list[Character]:
-        """Characters by their ids. Raises WireError for one whose consent is over."""
+        """Characters by their ids. Raises ApiError for one whose consent is over."""
         cast = [self._library.character(id, owner) for id in ids]
         for index, one in enumerate(cast):
             self._check_end(
@@ -284,7 +284,7 @@ class Desk:
     def attested(
         self, consent: Consent | None, *, media: bool, outside: bool
     ) -> dict[str, str] | None:
-        """What is attested of the `media` that a call starts from, some of it from `outside`. Raises WireError for what
+        """What is attested of the `media` that a call starts from, some of it from `outside`. Raises ApiError for what
         is over, for what the policy wants and is not there, and for what nothing is there for."""
         if consent is None:
             if outside and current_policy().consent:
@@ -293,8 +293,8 @@ class Desk:
             return None
         if not media:
             raise invalid("consent", "consent is of a picture or a video.", "unsupported_parameter")
-        self._check_end(consent.told(), "consent.expiry", "The consent")
-        return consent.told()
+        self._check_end(consent.given_fields(), "consent.expiry", "The consent")
+        return consent.given_fields()
 
     def _check_end(self, consent: Mapping[str, str] | None, param: str, what: str) -> None:
         expiry = (consent or {}).get("expiry")
@@ -321,7 +321,7 @@ class Desk:
 
     def allow(self, *texts: str, param: str = "prompt") -> None:
         """Ask the policy of texts that are not too long to be asked of. A negative prompt is not asked: it says what is
-        not wanted. Raises WireError."""
+        not wanted. Raises ApiError."""
         for text in texts:
             if len(text) > MAX_PROMPT:
                 raise invalid(
@@ -330,7 +330,7 @@ class Desk:
             self.refuse(self._moderate(text), "prompt", param)
 
     def refuse(self, verdict: Verdict, target: str, param: str) -> None:
-        """Count and raise, as a WireError, what the policy does not allow."""
+        """Count and raise, as a ApiError, what the policy does not allow."""
         if verdict.allowed:
             return
         start, end = verdict.span or (0, 0)
@@ -341,7 +341,7 @@ class Desk:
         )
         self._jobs.count_refusal(verdict.rule or "", target, BLOCKED)
         message = f"Refused by the rule {verdict.rule}{where}: {verdict.message}"
-        raise WireError(400, message, BLOCKED, param=param)
+        raise ApiError(400, message, BLOCKED, param=param)
 
     def _check_room(self, owner: str, keys: Keys, more: int = 1, cost: float = 0.0) -> None:
         """Refuse before anything is stored; a call that may have come before is for `submit` to find first."""
@@ -414,7 +414,7 @@ def _told_of_cast(told: Told, cast: Sequence[Character], played: frozenset[str])
 
 
 def _refuse_what_has_no_effect(body: CreateBody) -> None:
-    """Raise WireError for fields that mean nothing together."""
+    """Raise ApiError for fields that mean nothing together."""
     if body.region is not None:
         raise invalid(
             "region", "region edits a video: use /v1/videos/{id}/inpaint.", "unsupported_parameter"

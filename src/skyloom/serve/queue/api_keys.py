@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import JSON, Column, Double, Row, String, Table, Text, insert, select, update
 
 from skyloom.core.errors import ConfigError, RequestError
-from skyloom.serve.api.errors import WireError
+from skyloom.serve.api.errors import ApiError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.tables import metadata
 
@@ -142,7 +142,7 @@ class KeyStore:
         )
 
     def caller(self, authorization: str | None) -> Caller:
-        """Who sent an Authorization header. Raises WireError (401) for a missing, unknown, expired or revoked key."""
+        """Who sent an Authorization header. Raises ApiError (401) for a missing, unknown, expired or revoked key."""
         scheme, _, text = (authorization or "").partition(" ")
         text = text.strip()
         if scheme.lower() != "bearer" or not text:
@@ -186,8 +186,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _unauthorized(message: str, code: str) -> WireError:
-    return WireError(
+def _unauthorized(message: str, code: str) -> ApiError:
+    return ApiError(
         401, message, code, type="authentication_error", headers={"www-authenticate": "Bearer"}
     )
 

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 
 from skyloom.core.errors import CapacityError, SkyloomError
-from skyloom.serve.api.errors import missing, tell
+from skyloom.serve.api.errors import make_reply, missing
 from skyloom.serve.queue.database import Database, read_page
 from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.queue.quotas import Quotas
@@ -143,7 +143,7 @@ class Batch:
 
 
 class BatchStore:
-    """Batches in the database. What is somebody else's is not there (WireError, 404)."""
+    """Batches in the database. What is somebody else's is not there (ApiError, 404)."""
 
     def __init__(self, database: Database, jobs: JobStore, quotas: Quotas | None = None) -> None:
         self._database, self._jobs, self._quotas = database, jobs, quotas or Quotas()
@@ -270,7 +270,7 @@ class BatchStore:
             except SkyloomError as error:
                 if isinstance(error, CapacityError) and error.retry_after is not None:
                     return
-                told = tell(error, batch.id)
+                told = make_reply(error, batch.id)
                 self._note(batch, row.line, error={"status": told.status, **told.body["error"]})
             else:
                 if not self._note(batch, row.line, job=job.id):

@@ -122,7 +122,7 @@ class Character:
 class Library:
     """Files and characters in the database, within the owners' quotas (QuotaError).
 
-    What is somebody else's is not there (WireError, 404).
+    What is somebody else's is not there (ApiError, 404).
     """
 
     def __init__(self, database: Database, quotas: Quotas | None = None) -> None:

@@ -1,48 +1,94 @@
-"""Batches over /v1/videos: a file of JSON lines in, files of answers out."""
+"""Batches of videos: a file of JSON lines in, files of answers out."""
 
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
-from skyloom.serve.api import response_models as answers
 from skyloom.serve.api.body import count_values, load_json
-from skyloom.serve.api.context import Asked, Call, Reply, Services
-from skyloom.serve.api.errors import WireError, invalid
-from skyloom.serve.api.request_models import BatchBody, Body, CreateBody, parse
+from skyloom.serve.api.dependencies import AppServices, Cursor, PageSize, Reader, Services, Writer
+from skyloom.serve.api.errors import ApiError, invalid
+from skyloom.serve.api.openapi import errors
+from skyloom.serve.api.request_models import BatchBody, CreateBody, EmptyBody, parse_body
+from skyloom.serve.api.response_models import BatchList, BatchResponse, VideoResponse
+from skyloom.serve.api.routing import limit, make_router
 from skyloom.serve.api.submit import Keys
 from skyloom.serve.queue.batches import MAX_LINES, Line
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.storage.folder import Asset
 
-MAX_LINE, MAX_FILE_VALUES = (
-    2**20,
-    400_000,
-)  # bytes of a line; a request to make a video has some twenty values
-ENDPOINT, MAX_BYTES = "/v1/videos", 64 * 2**20
+ENDPOINT = "/v1/videos"
+WINDOW = "24h"
+MAX_BYTES = 64 * 2**20
+MAX_LINE = 2**20  # bytes
+MAX_FILE_VALUES = 400_000  # JSON values; a request for a video has some twenty
+_MAX_CUSTOM_ID = 200
+router = make_router()
 
 
-def create_batch(asked: Asked) -> Reply:
-    """Take a file of lines; they become jobs as there is room."""
-    body, services = parse(BatchBody, asked.fields), asked.services
+@router.post("/v1/batches", responses=errors(404))
+@limit("batch")
+def create_batch(body: BatchBody, caller: Writer, services: AppServices) -> BatchResponse:
+    """Make many videos.
+
+    The lines of the file become jobs as the owner's queue has room.
+    """
     if body.endpoint != ENDPOINT:
         raise invalid("endpoint", f"endpoint must be {ENDPOINT}.")
-    if body.completion_window != "24h":
-        raise invalid("completion_window", "completion_window must be 24h.")
-    services.batches.check_room(asked.owner)
-    file = services.library.file(body.input_file_id, asked.owner)
+    if body.completion_window != WINDOW:
+        raise invalid("completion_window", f"completion_window must be {WINDOW}.")
+    services.batches.check_room(caller.owner)
+    file = services.library.file(body.input_file_id, caller.owner)
     if file.purpose != "batch" or file.size > MAX_BYTES:
-        raise invalid(
-            "input_file_id",
-            f"The file must have the purpose batch and {MAX_BYTES >> 20} MiB at most.",
-        )
+        size = MAX_BYTES >> 20
+        message = f"The file must have the purpose batch and {size} MiB at most."
+        raise invalid("input_file_id", message)
     services.reserve.check(file.size)
     text = b"".join(services.storage.read(Asset.parse(file.asset)))
-    made = services.batches.create(asked.owner, file.id, body.metadata or {}, read_lines(text))
-    return Reply(answers.batch(made))
+    lines = read_lines(text)
+    batch = services.batches.create(caller.owner, file.id, body.metadata or {}, lines)
+    return BatchResponse.from_batch(batch)
+
+
+@router.get("/v1/batches", responses=errors(404))
+def list_batches(
+    caller: Reader, services: AppServices, after: Cursor = None, limit: PageSize = 20
+) -> BatchList:
+    """List batches, newest first."""
+    rows, has_more = services.batches.list(caller.owner, after=after, limit=limit)
+    return BatchList.from_rows([BatchResponse.from_batch(row) for row in rows], has_more=has_more)
+
+
+@router.get("/v1/batches/{id}", responses=errors(404))
+def get_batch(id: str, caller: Reader, services: AppServices) -> BatchResponse:
+    """Get a batch."""
+    return BatchResponse.from_batch(services.batches.get(id, caller.owner))
+
+
+@router.post("/v1/batches/{id}/cancel", responses=errors(404))
+def cancel_batch(id: str, body: EmptyBody, caller: Writer, services: AppServices) -> BatchResponse:
+    """Cancel the jobs of a batch that have not ended."""
+    return BatchResponse.from_batch(services.batches.cancel(id, caller.owner))
+
+
+def advance(services: Services) -> None:
+    """Submit lines and write results of every batch, as far as possible now."""
+
+    def submit(owner: str, fields: Mapping[str, Any], key: str, deadline: float) -> Job:
+        body = parse_body(CreateBody, fields)
+        return services.desk.create(owner, body, Keys(key, deadline=deadline))
+
+    def write(owner: str, name: str, text: bytes) -> str:
+        asset = services.storage.put(BytesIO(text), "jsonl")
+        return services.library.add_file(owner, "batch_output", name, asset.reference, len(text)).id
+
+    def present(job: Job) -> dict[str, Any]:
+        return VideoResponse.from_job(job).model_dump()
+
+    services.batches.advance(submit, write, present)
 
 
 def read_lines(text: bytes) -> list[Line]:
-    """The requests of a batch's file. Raises WireError naming the first line that is none."""
+    """Parse the requests of a batch's file. Raises ApiError (400) naming the first wrong line."""
     if text.count(b"\n") > MAX_LINES:
         raise invalid("input_file_id", f"A batch has {MAX_LINES:,} lines at most.")
     if count_values(text) > MAX_FILE_VALUES:
@@ -50,117 +96,40 @@ def read_lines(text: bytes) -> list[Line]:
     found: dict[str, Line] = {}
     for number, row in enumerate(text.split(b"\n"), start=1):
         if row.strip():
-            line = _line(row, number)
+            line = _parse_line(row, number)
             if line.custom_id in found:
-                raise _wrong(number, "its custom_id was there before")
+                raise _wrong_line(number, "its custom_id was there before")
             found[line.custom_id] = line
     if not found:
         raise invalid("input_file_id", "The file has no lines.")
     return list(found.values())
 
 
-def get_batch(asked: Asked) -> Reply:
-    """How far a batch is."""
-    return Reply(answers.batch(asked.services.batches.get(asked.id, asked.owner)))
+def _parse_line(row: bytes, number: int) -> Line:
+    value = _load_line(row, number)
+    custom_id = value.get("custom_id") if isinstance(value, dict) else None
+    if not isinstance(custom_id, str) or not custom_id:
+        raise _wrong_line(number, "it needs a custom_id")
+    body = value.get("body")
+    if (value.get("method"), value.get("url")) != ("POST", ENDPOINT) or not isinstance(body, dict):
+        raise _wrong_line(number, f"it needs method POST, url {ENDPOINT} and a body")
+    return Line(custom_id[:_MAX_CUSTOM_ID], body)
 
 
-def list_batches(asked: Asked) -> Reply:
-    """The owner's batches, the newest first."""
-    page = asked.page()
-    rows, more = asked.services.batches.list(asked.owner, after=page.after, limit=page.limit)
-    return Reply(answers.page([answers.batch(row) for row in rows], more=more))
-
-
-def cancel_batch(asked: Asked) -> Reply:
-    """Stop what has not ended."""
-    return Reply(answers.batch(asked.services.batches.cancel(asked.id, asked.owner)))
-
-
-def advance(services: Services) -> None:
-    """Let every batch go on as far as it can."""
-
-    def submit(owner: str, fields: Mapping[str, Any], key: str, deadline: float) -> Job:
-        return services.desk.create(owner, parse(CreateBody, fields), Keys(key, deadline=deadline))
-
-    def write(owner: str, name: str, text: bytes) -> str:
-        asset = services.storage.put(BytesIO(text), "jsonl")
-        return services.library.add_file(owner, "batch_output", name, asset.reference, len(text)).id
-
-    services.batches.advance(submit, write, answers.video)
-
-
-def _line(row: bytes, number: int) -> Line:
+def _load_line(row: bytes, number: int) -> Any:
     if len(row) > MAX_LINE:
-        raise _wrong(number, "it is too long")
+        raise _wrong_line(number, "it is too long")
     try:
-        value = load_json(row)
-    except WireError as error:
-        plain = error.wire_code != "invalid_text"
-        why = (
-            f"it is not JSON within the limits ({error.message})"
-            if plain
-            else "it has a character that is none"
-        )
-        raise _wrong(number, why) from error
+        return load_json(row)
+    except ApiError as error:
+        reason = f"it is not JSON within the limits ({error.message})"
+        if error.code == "invalid_text":
+            reason = "it has a character that is none"
+        raise _wrong_line(number, reason) from error
     except (ValueError, RecursionError) as error:
-        raise _wrong(number, "it is not JSON") from error
-    if (
-        not isinstance(value, dict)
-        or not isinstance(value.get("custom_id"), str)
-        or not value["custom_id"]
-    ):
-        raise _wrong(number, "it needs a custom_id")
-    if (
-        value.get("method") != "POST"
-        or value.get("url") != ENDPOINT
-        or not isinstance(value.get("body"), dict)
-    ):
-        raise _wrong(number, f"it needs method POST, url {ENDPOINT} and a body")
-    return Line(value["custom_id"][:200], value["body"])
+        raise _wrong_line(number, "it is not JSON") from error
 
 
-def _wrong(number: int, why: str) -> WireError:
-    return invalid(
-        "input_file_id", f"Line {number} cannot be a request: {why}.", "invalid_batch_line"
-    )
-
-
-class _Nothing(Body):
-    """A call without a body."""
-
-
-CALLS = (
-    Call(
-        "POST",
-        "/v1/batches",
-        create_batch,
-        "Make many videos.",
-        answers.BatchAnswer,
-        "write",
-        BatchBody,
-        faults=(404,),
-        kind="batch",
-    ),
-    Call(
-        "GET",
-        "/v1/batches",
-        list_batches,
-        "List batches.",
-        answers.BatchList,
-        query=("after", "limit"),
-        faults=(404,),
-    ),
-    Call(
-        "GET", "/v1/batches/{id}", get_batch, "Look at a batch.", answers.BatchAnswer, faults=(404,)
-    ),
-    Call(
-        "POST",
-        "/v1/batches/{id}/cancel",
-        cancel_batch,
-        "Stop a batch.",
-        answers.BatchAnswer,
-        "write",
-        _Nothing,
-        faults=(404,),
-    ),
-)
+def _wrong_line(number: int, reason: str) -> ApiError:
+    message = f"Line {number} cannot be a request: {reason}."
+    return invalid("input_file_id", message, "invalid_batch_line")

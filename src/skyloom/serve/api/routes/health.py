@@ -1,52 +1,59 @@
-"""Seen from outside: whether the server lives, whether it takes jobs, and what it counts."""
+"""Health, readiness and metrics."""
 
-from starlette.responses import Response
+from fastapi import Response
 
-from skyloom.serve.api import response_models as answers
-from skyloom.serve.api.context import Asked, Call, Reply
-from skyloom.serve.api.errors import AWAY
+from skyloom.serve.api.dependencies import Admin, AppServices
+from skyloom.serve.api.errors import DATABASE_ERRORS
 from skyloom.serve.api.metrics import MEDIA_TYPE
+from skyloom.serve.api.openapi import content
+from skyloom.serve.api.response_models import HealthResponse, ReadyResponse
+from skyloom.serve.api.routing import limit, make_router
+
+_UNAVAILABLE = 503
+router = make_router()
 
 
-def health(asked: Asked) -> Reply:
-    """The process answers; degraded while a worker of its own is dead and not yet started again."""
-    workers = asked.services.outside.workers()
+@router.get("/health")
+@limit("loop")
+async def get_health(services: AppServices) -> HealthResponse:
+    """Check that the process lives; `degraded` while a worker of its own is dead."""
+    workers = services.effects.workers()
     status = "ok" if workers.alive >= workers.wanted else "degraded"
-    return Reply({"status": status, "workers": workers.alive, "restarts": workers.restarts})
+    return HealthResponse(status=status, workers=workers.alive, restarts=workers.restarts)
 
 
-def ready(asked: Asked) -> Reply:
-    """Whether jobs are taken: the database answers, the disk has room, and the server is not about to stop."""
-    if asked.services.draining():
-        return Reply({"status": "draining"}, 503)
-    if not asked.services.reserve.holds():
-        return Reply({"status": "disk_full"}, 503)
-    try:
-        counts = asked.services.jobs.counts()
-    except AWAY:
-        return Reply({"status": "no_database"}, 503)
-    told = {"workers": counts.workers, "queued": counts.by_status.get("queued", 0)}
-    return Reply({"status": "ready" if counts.workers else "no_workers", **told})
-
-
-def metrics(asked: Asked) -> Response:
-    """Numbers for Prometheus."""
-    return Response(asked.services.metrics.text(), media_type=MEDIA_TYPE)
-
-
-CALLS = (
-    Call("GET", "/health", health, "Whether the server lives.", answers.Health, None, kind="loop"),
-    Call(
-        "GET",
-        "/ready",
-        ready,
-        "Whether the server takes jobs.",
-        answers.Health,
-        None,
-        faults=(503,),
-        kind="ready",
-    ),
-    Call(
-        "GET", "/metrics", metrics, "Numbers for Prometheus.", MEDIA_TYPE, "admin", kind="metrics"
-    ),
+@router.get(
+    "/ready",
+    response_model_exclude_none=True,
+    responses={_UNAVAILABLE: {"model": ReadyResponse, "description": "Jobs are not accepted."}},
 )
+@limit("ready")
+def get_readiness(services: AppServices, response: Response) -> ReadyResponse:
+    """Check that jobs are accepted."""
+    answer = _readiness(services)
+    if answer.workers is None:
+        response.status_code = _UNAVAILABLE
+    return answer
+
+
+def _readiness(services: AppServices) -> ReadyResponse:
+    if services.draining():
+        return ReadyResponse(status="draining")
+    if not services.reserve.holds():
+        return ReadyResponse(status="disk_full")
+    try:
+        counts = services.jobs.counts()
+    except DATABASE_ERRORS:
+        return ReadyResponse(status="no_database")
+    return ReadyResponse(
+        status="ready" if counts.workers else "no_workers",
+        workers=counts.workers,
+        queued=counts.by_status.get("queued", 0),
+    )
+
+
+@router.get("/metrics", response_class=Response, responses=content(MEDIA_TYPE))
+@limit("metrics")
+def get_metrics(caller: Admin, services: AppServices) -> Response:
+    """Metrics for Prometheus."""
+    return Response(services.metrics.text(), media_type=MEDIA_TYPE)

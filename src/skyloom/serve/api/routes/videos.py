@@ -1,293 +1,206 @@
-"""Videos: make, look, list, download, delete, and hold; OpenAI's calls and those that it never had."""
+"""Videos: create, list, download, delete, and control while they run."""
 
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Literal
 
-from starlette.responses import Response, StreamingResponse
+from fastapi import Depends, Request, Response
+from fastapi.responses import StreamingResponse
 
-from skyloom.serve.api import response_models as answers
-from skyloom.serve.api.context import PAGE, POLL_AFTER_MS, Asked, Call, Reply
-from skyloom.serve.api.errors import WireError, invalid, missing, rate_limit
+from skyloom.core.errors import JobError
+from skyloom.serve.api.dependencies import (
+    AppServices,
+    Cursor,
+    Idempotency,
+    Order,
+    PageSize,
+    Reader,
+    Services,
+    Writer,
+    hold_stream_place,
+)
+from skyloom.serve.api.downloads import send_asset
+from skyloom.serve.api.errors import ApiError, missing, rate_limit
 from skyloom.serve.api.events import stream_events
 from skyloom.serve.api.numbers import find_whole
-from skyloom.serve.api.ranges import ByteRange, read_range
-from skyloom.serve.api.request_models import Body, CreateBody, StoryboardBody, parse
+from skyloom.serve.api.openapi import content, errors
+from skyloom.serve.api.request_models import CreateBody, EmptyBody
+from skyloom.serve.api.response_models import (
+    DeletedResponse,
+    PlanResponse,
+    VideoList,
+    VideoResponse,
+)
+from skyloom.serve.api.routing import limit, make_router
 from skyloom.serve.queue.jobs import Job
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage.folder import Asset
 
-VARIANTS = ("video", "thumbnail", "spritesheet")
-_SAFE = "default-src 'none'; sandbox; frame-ancestors 'none'"
-
-
-def show(job: Job) -> Reply:
-    """A job, and when to ask again."""
-    return Reply(answers.video(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
+POLL_AFTER_MS = 500
+Variant = Literal["video", "thumbnail", "spritesheet"]
+router = make_router()
 
 
-def queued(asked: Asked, job: Job) -> Reply:
-    """A job that was made by this call, and how many more the owner may have waiting."""
-    jobs, shown = asked.services.jobs, show(job)
-    most = jobs.settings.max_queued_per_owner or jobs.settings.max_queued
-    told = rate_limit(most, jobs.room(asked.owner))
-    return Reply(shown.body, headers={**shown.headers, **told})
+def show_job(job: Job, response: Response) -> VideoResponse:
+    """A job, with the header that says when to poll again."""
+    response.headers["openai-poll-after-ms"] = str(POLL_AFTER_MS)
+    return VideoResponse.from_job(job)
 
 
-def create(asked: Asked) -> Reply:
-    """A video by a prompt."""
-    return queued(
-        asked,
-        asked.services.desk.create(asked.owner, parse(CreateBody, asked.fields), asked.keys()),
+def show_new_job(services: Services, job: Job, response: Response) -> VideoResponse:
+    """A job that this request made, with headers about how many more may wait."""
+    settings = services.jobs.settings
+    most = settings.max_queued_per_owner or settings.max_queued
+    response.headers.update(rate_limit(most, services.jobs.room(job.owner)))
+    return show_job(job, response)
+
+
+@router.post("/v1/videos", responses=errors(404, 409))
+def create_video(
+    body: CreateBody, caller: Writer, services: AppServices, keys: Idempotency, response: Response
+) -> VideoResponse:
+    """Make a video."""
+    job = services.desk.create(caller.owner, body, keys)
+    return show_new_job(services, job, response)
+
+
+@router.get("/v1/videos", responses=errors(404))
+def list_videos(
+    caller: Reader,
+    services: AppServices,
+    after: Cursor = None,
+    limit: PageSize = 20,
+    order: Order = "desc",
+) -> VideoList:
+    """List videos."""
+    if after is not None:
+        _check_cursor(services, caller.owner, after)
+    rows, has_more = services.jobs.page(
+        caller.owner, kind="video", after=after, limit=limit, newest_first=order == "desc"
+    )
+    return VideoList.from_rows([VideoResponse.from_job(row) for row in rows], has_more=has_more)
+
+
+@router.post("/v1/videos/plan")
+@limit("plan")
+def plan_video(body: CreateBody, caller: Writer, services: AppServices) -> PlanResponse:
+    """Estimate what a video would take.
+
+    The workers' planner does it, in a process of its own.
+    """
+    request, details = services.desk.plan(body)
+    plan = services.effects.plan(request)
+    return PlanResponse(
+        model=details.model,
+        size=plan["size"],
+        seconds=details.seconds,
+        fps=plan["fps"],
+        steps=plan["steps"],
+        guidance=plan["guidance"],
+        estimate=plan["estimate"],
+        cards=plan.get("cards", []),
     )
 
 
-def storyboard(asked: Asked) -> Reply:
-    """A video by cards."""
-    return queued(
-        asked,
-        asked.services.desk.storyboard(
-            asked.owner, parse(StoryboardBody, asked.fields), asked.keys()
-        ),
-    )
+@router.get("/v1/videos/{id}", responses=errors(404))
+def get_video(id: str, caller: Reader, services: AppServices, response: Response) -> VideoResponse:
+    """Get a video."""
+    return show_job(services.jobs.get(id, caller.owner), response)
 
 
-def plan(asked: Asked) -> Reply:
-    """What a video would take, by the planner that workers use, in a process of its own."""
-    request, told = asked.services.desk.plan(parse(CreateBody, asked.fields))
-    made = asked.services.outside.plan(request)
-    body = {
-        "object": "video.plan",
-        "model": told.model,
-        "size": made["size"],
-        "seconds": told.seconds,
-    }
-    body |= {name: made[name] for name in ("fps", "steps", "guidance", "estimate")}
-    return Reply({**body, "cards": made.get("cards", [])})
+@router.delete("/v1/videos/{id}", responses=errors(404))
+def delete_video(id: str, caller: Writer, services: AppServices) -> DeletedResponse:
+    """Delete a video; a running one stops within a step."""
+    services.jobs.delete(id, caller.owner)
+    return DeletedResponse(id=id, object="video.deleted")
 
 
-def retrieve(asked: Asked) -> Reply:
-    """How far a video is."""
-    return show(asked.services.jobs.get(asked.id, asked.owner))
+@router.get(
+    "/v1/videos/{id}/content",
+    response_class=Response,
+    responses={
+        **content("video/mp4", "image/webp", "image/jpeg"),
+        206: {"description": "A part.", **content("video/mp4", "image/webp", "image/jpeg")[200]},
+        304: {"description": "The client has it."},
+        **errors(404, 409, 410, 416),
+    },
+)
+@limit("download")
+def get_video_content(
+    id: str,
+    request: Request,
+    caller: Reader,
+    services: AppServices,
+    variant: Variant = "video",
+) -> Response:
+    """Download a video, its thumbnail or its spritesheet."""
+    job = services.jobs.get(id, caller.owner)
+    asset = _finished_asset(services, job, variant)
+    suffix = "" if variant == "video" else f"_{variant}"
+    filename = f"{job.id}{suffix}.{asset.suffix}"
+    return send_asset(request, services, caller.owner, asset, filename)
 
 
-def list_videos(asked: Asked) -> Reply:
-    """A page of the owner's videos."""
-    page = asked.page()
-    if page.after is not None:
-        _check_cursor(asked, page.after)
-    rows, more = asked.services.jobs.page(
-        asked.owner,
-        kind="video",
-        after=page.after,
-        limit=page.limit,
-        newest_first=page.newest_first,
-    )
-    return Reply(answers.page([answers.video(row) for row in rows], more=more))
+@router.get(
+    "/v1/videos/{id}/events",
+    response_class=StreamingResponse,
+    responses={**content("text/event-stream"), **errors(404)},
+    dependencies=[Depends(hold_stream_place)],
+)
+def stream_video_events(
+    id: str, request: Request, caller: Reader, services: AppServices
+) -> Response:
+    """Stream the events of a video (server-sent events)."""
+    job = services.jobs.get(id, caller.owner)
+    after = find_whole(request.headers.get("last-event-id", "0"))
+    if after is None:
+        message = "Last-Event-ID must be a number that this stream sent."
+        raise ApiError(400, message, "invalid_header")
+    run = partial(services.gates["events"].run, caller.owner)
+    stream = stream_events(services.jobs, job, after, services.draining, run)
+    if request.method == "HEAD":
+        return Response(headers=dict(stream.headers))
+    return stream
 
 
-def delete(asked: Asked) -> Reply:
-    """Gone at once, also when it runs: the worker stops within a step."""
-    asked.services.jobs.delete(asked.id, asked.owner)
-    return Reply({"id": asked.id, "object": "video.deleted", "deleted": True})
+@router.post("/v1/videos/{id}/cancel", responses=errors(404))
+def cancel_video(
+    id: str, body: EmptyBody, caller: Writer, services: AppServices, response: Response
+) -> VideoResponse:
+    """Stop a video for good."""
+    return show_job(services.jobs.cancel(id, caller.owner), response)
 
 
-def cancel(asked: Asked) -> Reply:
-    """Stop for good."""
-    return show(asked.services.jobs.cancel(asked.id, asked.owner))
+@router.post("/v1/videos/{id}/pause", responses=errors(404, 409))
+def pause_video(
+    id: str, body: EmptyBody, caller: Writer, services: AppServices, response: Response
+) -> VideoResponse:
+    """Pause a video; no step is lost."""
+    return show_job(services.jobs.pause(id, caller.owner), response)
 
 
-def pause(asked: Asked) -> Reply:
-    """Hold, without losing a step."""
-    return show(asked.services.jobs.pause(asked.id, asked.owner))
+@router.post("/v1/videos/{id}/resume", responses=errors(404, 409))
+def resume_video(
+    id: str, body: EmptyBody, caller: Writer, services: AppServices, response: Response
+) -> VideoResponse:
+    """Resume a paused video."""
+    return show_job(services.jobs.resume(id, caller.owner), response)
 
 
-def resume(asked: Asked) -> Reply:
-    """Let a held video go on."""
-    return show(asked.services.jobs.resume(asked.id, asked.owner))
-
-
-def events(asked: Asked) -> Response:
-    """What happens to a video, as it happens."""
-    job = asked.services.jobs.get(asked.id, asked.owner)
-    look = partial(asked.services.gates["events"].run, asked.owner)
-    return stream_events(
-        asked.services.jobs, job, _last_event(asked), asked.services.draining, look
-    )
-
-
-def content(asked: Asked) -> Response:
-    """The file of a finished video, or the part of it that Range names."""
-    variant = asked.query.get("variant", "video")
-    if variant not in VARIANTS:
-        raise invalid("variant", f"variant must be {', '.join(VARIANTS)}.")
-    job = asked.services.jobs.get(asked.id, asked.owner)
-    asset = _finished(asked, job, variant)
-    return send(
-        asked, asset, f"{job.id}{'' if variant == 'video' else f'_{variant}'}.{asset.suffix}"
-    )
-
-
-def send(asked: Asked, asset: Asset, name: str) -> Response:
-    """A stored file: whole, in part, or not again when the client has it. Nothing that a browser would run."""
-    storage, etag = asked.services.storage, f'"{asset.sha256}"'
-    headers = {
-        "etag": etag,
-        "accept-ranges": "bytes",
-        "cache-control": "private, max-age=0, must-revalidate",
-    }
-    headers |= {
-        "content-disposition": f'attachment; filename="{name}"',
-        "content-security-policy": _SAFE,
-    }
-    if etag in asked.headers.get("if-none-match", "")[:1_000]:
-        return Response(status_code=304, headers=headers)
-    size = storage.size(asset)
-    wanted = asked.headers.get("range") if asked.headers.get("if-range", etag) == etag else None
-    part = read_range(wanted, size)
-    if part is None:
-        outside = {"content-range": f"bytes */{size}", "accept-ranges": "bytes"}
-        raise WireError(
-            416, f"The file has {size} bytes.", "range_not_satisfiable", headers=outside
-        )
-    headers["content-length"] = str(part.length)
-    if part.partial:
-        headers["content-range"] = part.header
-    pieces = asked.services.gates["download"].stream(asked.owner, _read(storage, asset, part))
-    return StreamingResponse(pieces, 206 if part.partial else 200, headers, asset.media_type)
-
-
-def _read(storage: Storage, asset: Asset, part: ByteRange) -> Iterator[bytes]:
-    """The bytes, from a file that is opened when the first of them is wanted: a HEAD wants none."""
-    yield from storage.read(asset, part.start, part.stop)
-
-
-def _finished(asked: Asked, job: Job, variant: str) -> Asset:
-    """The file of a job that is done and not yet too old. Raises WireError."""
-    now = asked.services.database.now()
+def _finished_asset(services: Services, job: Job, variant: Variant) -> Asset:
+    """The file of a completed job. Raises ApiError (404, 409, 410)."""
+    now = services.database.now()
     if job.status == "expired" or (job.expires_at is not None and job.expires_at <= now):
-        raise WireError(410, "The video has expired.", "video_expired")
+        raise ApiError(410, "The video has expired.", "video_expired")
     if job.status != "completed" or job.result is None:
-        again = {"x-should-retry": "false"}
-        raise WireError(
-            409,
-            f"The video is {answers.video(job)['status']}: it has no content.",
-            "not_ready",
-            headers=again,
-        )
+        status = VideoResponse.from_job(job).status
+        message = f"The video is {status}: it has no content."
+        raise ApiError(409, message, "not_ready", headers={"x-should-retry": "false"})
     if variant not in job.result.assets:
         raise missing(variant, job.id, "variant")
     return Asset.parse(job.result.assets[variant])
 
 
-def _check_cursor(asked: Asked, id: str) -> None:
+def _check_cursor(services: Services, owner: str, id: str) -> None:
     try:
-        asked.services.jobs.get(id, asked.owner)
-    except Exception as error:
+        services.jobs.get(id, owner)
+    except JobError as error:
         raise missing("video", id, "after") from error
-
-
-def _last_event(asked: Asked) -> int:
-    number = find_whole(asked.headers.get("last-event-id", "0"))
-    if number is None:
-        raise WireError(
-            400, "Last-Event-ID must be a number that this stream sent.", "invalid_header"
-        )
-    return number
-
-
-class _Nothing(Body):
-    """A call without a body."""
-
-
-_VIDEO: dict[str, Any] = {"answer": answers.VideoAnswer, "scope": "write"}
-CALLS = (
-    Call(
-        "POST", "/v1/videos", create, "Make a video.", **_VIDEO, body=CreateBody, faults=(404, 409)
-    ),
-    Call(
-        "GET",
-        "/v1/videos",
-        list_videos,
-        "List videos.",
-        answers.VideoList,
-        query=PAGE,
-        faults=(404,),
-    ),
-    Call(
-        "POST",
-        "/v1/videos/storyboard",
-        storyboard,
-        "Make a video by cards.",
-        **_VIDEO,
-        body=StoryboardBody,
-        faults=(404, 409),
-    ),
-    Call(
-        "POST",
-        "/v1/videos/plan",
-        plan,
-        "What a video would take.",
-        answers.PlanAnswer,
-        "write",
-        CreateBody,
-        kind="plan",
-    ),
-    Call(
-        "GET", "/v1/videos/{id}", retrieve, "Look at a video.", answers.VideoAnswer, faults=(404,)
-    ),
-    Call(
-        "DELETE",
-        "/v1/videos/{id}",
-        delete,
-        "Delete a video; one that runs stops.",
-        answers.Deleted,
-        "write",
-        faults=(404,),
-    ),
-    Call(
-        "GET",
-        "/v1/videos/{id}/content",
-        content,
-        "Download a video.",
-        "video/mp4",
-        query=("variant",),
-        faults=(404, 409, 410, 416),
-        kind="download",
-    ),
-    Call(
-        "GET",
-        "/v1/videos/{id}/events",
-        events,
-        "Hear what happens to a video.",
-        "text/event-stream",
-        faults=(404,),
-        kind="stream",
-    ),
-    Call(
-        "POST",
-        "/v1/videos/{id}/cancel",
-        cancel,
-        "Stop a video for good.",
-        **_VIDEO,
-        body=_Nothing,
-        faults=(404,),
-    ),
-    Call(
-        "POST",
-        "/v1/videos/{id}/pause",
-        pause,
-        "Hold a video.",
-        **_VIDEO,
-        body=_Nothing,
-        faults=(404, 409),
-    ),
-    Call(
-        "POST",
-        "/v1/videos/{id}/resume",
-        resume,
-        "Let a held video go on.",
-        **_VIDEO,
-        body=_Nothing,
-        faults=(404, 409),
-    ),
-)

@@ -1,179 +1,122 @@
-"""Webhook endpoints: where events are sent, their secrets, and a test of whether they arrive."""
+"""Webhook endpoints: addresses that events are sent to, their secrets, and test events."""
 
-from typing import Any
+from http import HTTPStatus
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.api import response_models as answers
-from skyloom.serve.api.context import Asked, Call, Reply
+from skyloom.serve.api.dependencies import AppServices, Reader, Services, Writer
 from skyloom.serve.api.errors import invalid
+from skyloom.serve.api.openapi import errors
 from skyloom.serve.api.request_models import (
-    Body,
     EndpointBody,
     EndpointChange,
     EndpointTry,
     RotateBody,
-    parse,
 )
-from skyloom.serve.queue.webhooks import EVENT_TYPES, Endpoint, make_payload, send
+from skyloom.serve.api.response_models import (
+    DeletedResponse,
+    EndpointList,
+    EndpointResponse,
+    EndpointTestResponse,
+    EventTypesResponse,
+    NewEndpointResponse,
+)
+from skyloom.serve.api.routing import limit, make_router
+from skyloom.serve.queue.webhooks import EVENT_TYPES, make_payload, send
+
+router = make_router()
 
 
-def create_endpoint(asked: Asked) -> Reply:
-    """A new endpoint; its secret is in this answer only."""
-    body = parse(EndpointBody, asked.fields)
-    _check(asked, body.url, body.event_types)
-    made = asked.services.endpoints.add(asked.owner, body.name, body.url, body.event_types)
-    return Reply({**_show(made), "signing_secret": made.secret})
+@router.post("/v1/webhook_endpoints")
+@limit("webhook")
+def create_endpoint(
+    body: EndpointBody, caller: Writer, services: AppServices
+) -> NewEndpointResponse:
+    """Add a webhook endpoint; its secret is sent only here."""
+    _check_url(services, body.url)
+    _check_types(body.event_types)
+    endpoint = services.endpoints.add(caller.owner, body.name, body.url, body.event_types)
+    return NewEndpointResponse.from_endpoint(endpoint)
 
 
-def list_endpoints(asked: Asked) -> Reply:
-    """The owner's endpoints."""
-    rows = [_show(one) for one in asked.services.endpoints.page(asked.owner)]
-    return Reply(answers.page(rows, more=False))
+@router.get("/v1/webhook_endpoints")
+def list_endpoints(caller: Reader, services: AppServices) -> EndpointList:
+    """List webhook endpoints."""
+    endpoints = services.endpoints.page(caller.owner)
+    return EndpointList.from_rows([EndpointResponse.from_endpoint(one) for one in endpoints])
 
 
-def get_endpoint(asked: Asked) -> Reply:
-    """One of them, without its secret."""
-    return Reply(_show(asked.services.endpoints.get(asked.id, asked.owner)))
+@router.get("/v1/webhook_endpoints/{id}", responses=errors(404))
+def get_endpoint(id: str, caller: Reader, services: AppServices) -> EndpointResponse:
+    """Get a webhook endpoint."""
+    return EndpointResponse.from_endpoint(services.endpoints.get(id, caller.owner))
 
 
-def change_endpoint(asked: Asked) -> Reply:
-    """Another name, URL or events."""
-    body = parse(EndpointChange, asked.fields)
-    _check(asked, body.url, body.event_types or [])
-    values = {name: value for name, value in body.model_dump().items() if value is not None}
-    return Reply(_show(asked.services.endpoints.change(asked.id, asked.owner, **values)))
+@router.post("/v1/webhook_endpoints/{id}", responses=errors(404))
+@limit("webhook")
+def change_endpoint(
+    id: str, body: EndpointChange, caller: Writer, services: AppServices
+) -> EndpointResponse:
+    """Change the name, URL or events of a webhook endpoint."""
+    if body.url is not None:
+        _check_url(services, body.url)
+    _check_types(body.event_types or [])
+    changes = body.model_dump(exclude_none=True)
+    endpoint = services.endpoints.change(id, caller.owner, **changes)
+    return EndpointResponse.from_endpoint(endpoint)
 
 
-def delete_endpoint(asked: Asked) -> Reply:
-    """Forget an endpoint and what was still to be sent there."""
-    asked.services.endpoints.delete(asked.id, asked.owner)
-    return Reply({"id": asked.id, "object": "webhook_endpoint.deleted", "deleted": True})
+@router.delete("/v1/webhook_endpoints/{id}", responses=errors(404))
+def delete_endpoint(id: str, caller: Writer, services: AppServices) -> DeletedResponse:
+    """Delete a webhook endpoint and its pending deliveries."""
+    services.endpoints.delete(id, caller.owner)
+    return DeletedResponse(id=id, object="webhook_endpoint.deleted")
 
 
-def rotate(asked: Asked) -> Reply:
-    """A new secret; the old one may sign too for a day."""
-    body = parse(RotateBody, asked.fields)
-    keep = body.keep_old_secret_active_for_24_hours
-    made = asked.services.endpoints.rotate(asked.id, asked.owner, keep_old=keep)
-    return Reply({**_show(made), "signing_secret": made.secret})
+@router.post("/v1/webhook_endpoints/{id}/rotate_secret", responses=errors(404))
+def rotate_secret(
+    id: str, body: RotateBody, caller: Writer, services: AppServices
+) -> NewEndpointResponse:
+    """Replace the secret; the old one may sign too for a day."""
+    keep_old = body.keep_old_secret_active_for_24_hours
+    endpoint = services.endpoints.rotate(id, caller.owner, keep_old=keep_old)
+    return NewEndpointResponse.from_endpoint(endpoint)
 
 
-def try_endpoint(asked: Asked) -> Reply:
-    """Send an event of no video, and say what came back."""
-    kind = parse(EndpointTry, asked.fields).event_type
-    _check_types([kind])
-    services = asked.services
-    found, now = services.endpoints.get(asked.id, asked.owner), services.database.now()
-    with services.endpoints.tests.hold(asked.owner, "webhook tests"):
-        payload = make_payload(kind, "video_test", now)
-        status = send(services.outside.post, found.url, found.signing(now), payload, now)
-    answer = {"object": "webhook_endpoint.test", "event_type": kind, "status_code": status or None}
-    return Reply({**answer, "success": 200 <= status < 300, "webhook_endpoint_id": found.id})  # noqa: PLR2004
+@router.post("/v1/webhook_endpoints/{id}/test", responses=errors(404))
+@limit("webhook")
+def send_test_event(
+    id: str, body: EndpointTry, caller: Writer, services: AppServices
+) -> EndpointTestResponse:
+    """Send a test event and return how the endpoint answered."""
+    _check_types([body.event_type])
+    endpoint = services.endpoints.get(id, caller.owner)
+    now = services.database.now()
+    with services.endpoints.tests.hold(caller.owner, "webhook tests"):
+        payload = make_payload(body.event_type, "video_test", now)
+        status = send(services.effects.post, endpoint.url, endpoint.signing(now), payload, now)
+    return EndpointTestResponse(
+        event_type=body.event_type,
+        status_code=status or None,
+        success=HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES,
+        webhook_endpoint_id=endpoint.id,
+    )
 
 
-def list_event_types(asked: Asked) -> Reply:
-    """Events that can be sent."""
-    return Reply({"object": "list", "data": list(EVENT_TYPES)})
+@router.get("/v1/webhook_event_types")
+def list_event_types(caller: Reader, services: AppServices) -> EventTypesResponse:
+    """List event types."""
+    return EventTypesResponse(data=list(EVENT_TYPES))
 
 
-def _check(asked: Asked, url: str | None, event_types: list[str]) -> None:
-    if url is not None:
-        try:
-            asked.services.outside.check_url(url)
-        except RequestError as error:
-            raise invalid("url", str(error)) from error
-    _check_types(event_types)
+def _check_url(services: Services, url: str) -> None:
+    try:
+        services.effects.check_url(url)
+    except RequestError as error:
+        raise invalid("url", str(error)) from error
 
 
 def _check_types(event_types: list[str]) -> None:
     for one in event_types:
         if one not in EVENT_TYPES:
-            raise invalid(
-                "event_types", f"There is no event {one!r:.60}. There is: {', '.join(EVENT_TYPES)}."
-            )
-
-
-def _show(one: Endpoint) -> dict[str, Any]:
-    told = {"id": one.id, "object": "webhook_endpoint", "name": one.name, "url": one.url}
-    times = {"created_at": int(one.created_at), "updated_at": int(one.updated_at)}
-    return {
-        **told,
-        **times,
-        "event_types": list(one.event_types),
-        "signing_secret_hint": f"...{one.secret[-4:]}",
-    }
-
-
-class _Nothing(Body):
-    """A call without a body."""
-
-
-CALLS = (
-    Call(
-        "POST",
-        "/v1/webhook_endpoints",
-        create_endpoint,
-        "Have events sent.",
-        answers.EndpointAnswer,
-        "write",
-        EndpointBody,
-        kind="webhook",
-    ),
-    Call(
-        "GET",
-        "/v1/webhook_endpoints",
-        list_endpoints,
-        "List webhook endpoints.",
-        answers.EndpointList,
-    ),
-    Call(
-        "GET",
-        "/v1/webhook_endpoints/{id}",
-        get_endpoint,
-        "Look at a webhook endpoint.",
-        answers.EndpointAnswer,
-        faults=(404,),
-    ),
-    Call(
-        "POST",
-        "/v1/webhook_endpoints/{id}",
-        change_endpoint,
-        "Change a webhook endpoint.",
-        answers.EndpointAnswer,
-        "write",
-        EndpointChange,
-        faults=(404,),
-        kind="webhook",
-    ),
-    Call(
-        "DELETE",
-        "/v1/webhook_endpoints/{id}",
-        delete_endpoint,
-        "Delete a webhook endpoint.",
-        answers.Deleted,
-        "write",
-        faults=(404,),
-    ),
-    Call(
-        "POST",
-        "/v1/webhook_endpoints/{id}/rotate_secret",
-        rotate,
-        "A new secret.",
-        answers.EndpointAnswer,
-        "write",
-        RotateBody,
-        faults=(404,),
-    ),
-    Call(
-        "POST",
-        "/v1/webhook_endpoints/{id}/test",
-        try_endpoint,
-        "Send a test event.",
-        answers.EndpointTest,
-        "write",
-        EndpointTry,
-        faults=(404,),
-        kind="webhook",
-    ),
-    Call("GET", "/v1/webhook_event_types", list_event_types, "List events.", answers.EventTypes),
-)
+            known = ", ".join(EVENT_TYPES)
+            raise invalid("event_types", f"There is no event {one!r:.60}. There is: {known}.")

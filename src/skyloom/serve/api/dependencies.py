@@ -1,0 +1,224 @@
+"""Dependencies of the routes: services, the authenticated caller, pagination, the idempotency key and parsed bodies."""
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, Query, Request, Security
+from fastapi.security import HTTPBearer, SecurityScopes
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from skyloom.generate.request import Request as VideoRequest
+from skyloom.safety.moderation import Verdict
+from skyloom.serve.api.body import MAX_BODY, SMALL, Intake, Upload, close_uploads, read_body
+from skyloom.serve.api.errors import ApiError, invalid, missing
+from skyloom.serve.api.limits import Gates, Hold, InFlight
+from skyloom.serve.api.media_inputs import Fetch, Sources
+from skyloom.serve.api.metrics import Metrics
+from skyloom.serve.api.numbers import find_whole, read_whole
+from skyloom.serve.api.request_models import RequestBody, parse_body
+from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
+from skyloom.serve.queue.batches import BatchStore
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.library import Library, Likeness
+from skyloom.serve.queue.webhooks import EndpointStore, Post
+from skyloom.serve.settings import Settings
+from skyloom.serve.storage.disk_reserve import DiskReserve
+from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.workers.processes import Health
+
+MAX_PAGE = 100
+_MAX_RETRY_COUNT = 9_999
+_LARGE_BODY = 64 * 1024  # bytes; larger ones count as media without a search
+_RESERVE_CHECK_BYTES = 2**20  # bytes of a form between two checks of the disk reserve
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
+_bearer = HTTPBearer(auto_error=False, scheme_name="key")
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """What reaches outside of the server's process; tests replace it.
+
+    moderate: the policy's verdict on a text
+    view: the verdict on a stored picture or video and, if the flag is set, who it shows
+    verify: provenance marks in a stored file
+    plan: the cost of a request
+    check_url: raises RequestError for a URL that must not be called
+    post, fetch: HTTP requests to public addresses
+    workers: state of the worker processes that the server has started
+    """
+
+    moderate: Callable[[str], Verdict]
+    view: Callable[[Asset, bool], tuple[Verdict, Likeness]]
+    verify: Callable[[Asset], list[dict[str, Any]]]
+    plan: Callable[[VideoRequest], dict[str, Any]]
+    check_url: Callable[[str], object]
+    post: Post
+    fetch: Fetch
+    workers: Callable[[], Health]
+
+
+@dataclass(frozen=True, eq=False)
+class Services:
+    """Stores, limits and side effects that the routes use."""
+
+    settings: Settings
+    database: Database
+    jobs: JobStore
+    library: Library
+    batches: BatchStore
+    endpoints: EndpointStore
+    storage: Storage
+    sources: Sources
+    desk: Desk
+    keys: KeyStore
+    metrics: Metrics
+    effects: SideEffects
+    reserve: DiskReserve
+    gates: Gates
+    memory: InFlight
+    bodies: InFlight
+    draining: Callable[[], bool]
+
+
+async def get_services(request: Request) -> Services:
+    """The services of the application."""
+    return request.app.state.services
+
+
+AppServices = Annotated[Services, Depends(get_services)]
+
+
+async def get_caller(
+    request: Request,
+    required: SecurityScopes,
+    services: AppServices,
+    _header: Annotated[object, Depends(_bearer)],
+) -> Caller:
+    """Authenticate the caller; check scopes and the id in the path. Raises ApiError (401, 403, 404)."""
+    authorization = request.headers.get("authorization")
+    caller = await services.gates["auth"].run("", partial(services.keys.caller, authorization))
+    for scope in required.scopes:
+        if scope not in caller.scopes:
+            message = f"This key may not do that: it lacks the scope {scope}."
+            raise ApiError(403, message, "insufficient_scope", type="permission_error")
+    id = request.path_params.get("id")
+    if id is not None and not _ID.fullmatch(id):
+        raise missing("thing", id)
+    request.state.owner = caller.owner
+    return caller
+
+
+def require_scope(scope: Scope) -> Any:
+    """Dependency: the caller, authenticated and with `scope`."""
+    return Security(get_caller, scopes=[scope])
+
+
+Reader = Annotated[Caller, require_scope("read")]
+Writer = Annotated[Caller, require_scope("write")]
+Admin = Annotated[Caller, require_scope("admin")]
+
+
+async def get_idempotency(request: Request) -> Keys:
+    """The idempotency key and the client's retry count. Raises ApiError (400)."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        message = "Idempotency-Key must be 1 to 255 printable characters."
+        raise ApiError(400, message, "invalid_header")
+    retries = find_whole(request.headers.get("x-stainless-retry-count", "0")) or 0
+    return Keys(key, min(retries, _MAX_RETRY_COUNT))
+
+
+Idempotency = Annotated[Keys, Depends(get_idempotency)]
+
+
+def _check_cursor(id: str) -> str:
+    if not _ID.fullmatch(id):
+        raise invalid("after", "after must be an id.")
+    return id
+
+
+Cursor = Annotated[Annotated[str, AfterValidator(_check_cursor)] | None, Query()]
+PageSize = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_PAGE)],
+    BeforeValidator(lambda text: read_whole("limit", text, 1, MAX_PAGE)),
+    Query(),
+]
+Order = Literal["asc", "desc"]
+
+
+async def hold_stream_place(services: AppServices, caller: Reader) -> AsyncIterator[None]:
+    """Count a stream until its response has ended. Raises CapacityError over the limit."""
+    gate = services.gates["stream"]
+    await gate.enter(caller.owner)
+    try:
+        yield
+    finally:
+        gate.leave(caller.owner)
+
+
+@dataclass(frozen=True)
+class BodyOf:
+    """Dependency: the body of a request, JSON or multipart, as a model.
+
+    Its bytes count as in flight, and its uploads stay open, until the handler has returned.
+    """
+
+    model: type[RequestBody]
+
+    async def __call__(
+        self, request: Request, services: AppServices, caller: Writer
+    ) -> AsyncIterator[RequestBody]:
+        """Read, check and parse. Raises ApiError (400, 413, 415, 429, 503), DiskFullError."""
+        owner, gates = caller.owner, services.gates
+        fields: dict[str, Any] = {}
+        with Hold(owner, services.memory, services.bodies) as hold:
+            try:
+                fields = await gates["body"].hold(owner, self._read(request, services, owner, hold))
+                large = hold.size > _LARGE_BODY
+                request.state.has_media = self.model.takes_media and (large or has_media(fields))
+                parse = partial(parse_body, self.model, fields)
+                yield parse() if hold.size <= SMALL else await gates["parse"].run(owner, parse)
+            finally:
+                close_uploads(fields)
+
+    async def _read(
+        self, request: Request, services: Services, owner: str, hold: Hold
+    ) -> dict[str, Any]:
+        """Read the fields, within the limits on bytes in flight and the disk reserve."""
+        kind = request.headers.get("content-type", "").strip().lower()
+        is_form = kind.startswith("multipart/")
+        if is_form:
+            length = find_whole(request.headers.get("content-length", "0")) or 0
+            services.reserve.check(min(length, MAX_BODY))
+
+        def take(count: int) -> None:
+            before = hold.size
+            hold.body(count)
+            if is_form and before // _RESERVE_CHECK_BYTES < hold.size // _RESERVE_CHECK_BYTES:
+                services.reserve.check()
+
+        intake = Intake(
+            media=self.model.takes_media,
+            off_loop=partial(services.gates["parse"].run, owner),
+            take=take,
+            hold=hold.memory,
+        )
+        return await read_body(request.headers, request.stream(), intake)
+
+
+def has_media(value: object) -> bool:
+    """Whether fields hold an upload, a data URL or another URL, which is stored or fetched before the answer."""
+    if isinstance(value, Upload):
+        return True
+    if isinstance(value, str):
+        nested = value.lstrip()[:1] in ("{", "[") and "image_url" in value
+        return nested or value[:6].lower().startswith(("data:", "http:", "https:"))
+    if isinstance(value, Mapping):
+        return any(map(has_media, value.values()))
+    return isinstance(value, list) and any(map(has_media, value))

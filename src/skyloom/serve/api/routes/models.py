@@ -1,0 +1,26 @@
+"""Models: the names that requests may use."""
+
+from skyloom.serve.api.dependencies import AppServices, Reader
+from skyloom.serve.api.errors import missing
+from skyloom.serve.api.model_aliases import list_named
+from skyloom.serve.api.openapi import errors
+from skyloom.serve.api.response_models import ModelList, ModelResponse
+from skyloom.serve.api.routing import make_router
+
+router = make_router()
+
+
+@router.get("/v1/models")
+def list_models(caller: Reader, services: AppServices) -> ModelList:
+    """List models."""
+    named = list_named(services.settings).values()
+    return ModelList(data=[ModelResponse.from_named(one) for one in named])
+
+
+@router.get("/v1/models/{id}", responses=errors(404))
+def get_model(id: str, caller: Reader, services: AppServices) -> ModelResponse:
+    """Get a model."""
+    named = list_named(services.settings).get(id)
+    if named is None:
+        raise missing("model", id, "model")
+    return ModelResponse.from_named(named)
