@@ -97,7 +97,7 @@ def test_every_call_of_the_server_is_documented():
     from skyloom.serve.api.app import create_app
 
     calls = [
-        (method.upper(), path, "".join(sum((one["key"] for one in call.get("security", [])), [])))
+        (method.upper(), path, "".join(call["security"][0]["key"] if "security" in call else []))
         for path, item in create_app().openapi()["paths"].items()
         for method, call in item.items()
     ]

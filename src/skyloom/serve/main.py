@@ -1,7 +1,8 @@
 """The server process: a socket, the application, maintenance tasks, and workers as child processes.
 
-Start: database, socket, application, workers; stop in reverse order. SIGTERM drains: no new requests, open ones are
-answered, workers return their jobs to the queue. A second signal stops everything at once.
+Start: database, socket, application, workers; stop in reverse order. SIGTERM drains: no new
+requests, open ones are answered, workers return their jobs to the queue. A second signal stops
+everything at once.
 """
 
 import contextlib
@@ -54,10 +55,11 @@ Announce = Callable[[str, str], None]
 def listen(
     settings: Settings, devices: Sequence[str], announce: Announce, *, adopt: bool = False
 ) -> None:
-    """Serve until a signal. `devices`: one worker each; `adopt`: bind database and storage to each other.
+    """Serve until a signal.
 
-    Raises ConfigError for an address that cannot be bound or is exposed without any API key, and for a database and a
-    storage of different installations.
+    `devices`: one worker each; `adopt`: bind database and storage to each other.
+    Raises ConfigError for an address that cannot be bound or is exposed without any API key, and
+    for a database and a storage of different installations.
     """
     _share_heaps()
     database, storage = open_installation(settings, adopt=adopt)
@@ -126,8 +128,8 @@ def _in_url(host: str) -> str:
 
 
 def _share_heaps() -> None:
-    """Use two heaps for all threads: glibc gives each of forty its own, which grow for minutes under load. Large
-    blocks, like bodies, are mapped by themselves and so returned when freed."""
+    """Use two heaps for all threads: glibc gives each of forty its own, which grow for minutes
+    under load. Large blocks, like bodies, are mapped by themselves and so returned when freed."""
     with contextlib.suppress(AttributeError, TypeError):  # of another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)

@@ -69,7 +69,11 @@ def test_health_needs_no_thread_at_all(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "body", [{"input_reference": {"image_url": DATA_URL}}, {"input_reference": "https://x/a.png"}]
+    "body",
+    [
+        {"input_reference": {"image_url": DATA_URL}},
+        {"input_reference": {"image_url": "https://x/a.png"}},
+    ],
 )
 def test_calls_that_bring_media_are_counted_as_uploads(server, body):
     server.services.gates["upload"]._running["local"] = LIMITS["upload"].total

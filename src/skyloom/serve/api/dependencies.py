@@ -1,4 +1,4 @@
-"""Dependencies of the routes: services, the authenticated caller, pagination, the idempotency key and parsed bodies."""
+"""Dependencies of the routes: services, caller, pagination, idempotency key and parsed body."""
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -100,7 +100,7 @@ async def get_caller(
     services: AppServices,
     _header: Annotated[object, Depends(_bearer)],
 ) -> Caller:
-    """Authenticate the caller; check scopes and the id in the path. Raises ApiError (401, 403, 404)."""
+    """Authenticate the caller; check scopes and id format. Raises ApiError (401, 403, 404)."""
     authorization = request.headers.get("authorization")
     caller = await services.gates["auth"].run("", partial(services.keys.caller, authorization))
     for scope in required.scopes:
@@ -213,7 +213,7 @@ class BodyOf:
 
 
 def has_media(value: object) -> bool:
-    """Whether fields hold an upload, a data URL or another URL, which is stored or fetched before the answer."""
+    """Whether fields hold an upload or a URL (also data:), which takes long to store or fetch."""
     if isinstance(value, Upload):
         return True
     if isinstance(value, str):

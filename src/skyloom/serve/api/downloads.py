@@ -1,7 +1,7 @@
-"""Stored files as responses: ETag, one byte range, and headers that keep a browser from running what it gets.
+"""Stored files as responses, with ETag, a byte range, and headers that forbid a browser to run them.
 
-Starlette's FileResponse answers wrong ranges as plain text and reads local files only; an object store needs the
-ranges too.
+Starlette's FileResponse answers wrong ranges as plain text and reads local files only; an object
+store needs the ranges too.
 """
 
 import re
@@ -53,8 +53,8 @@ def send_asset(
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """The bytes [start, stop) that a Range header names, of a file of `size` bytes.
 
-    None means the whole file: for no header, several ranges (RFC 9110 allows that) and anything malformed. Raises
-    ApiError (416) for a range outside of the file.
+    None means the whole file: for no header, several ranges (RFC 9110 allows that) and anything
+    malformed. Raises ApiError (416) for a range outside of the file.
     """
     found = _RANGE.fullmatch(header.strip()) if header and len(header) <= _MAX_RANGE else None
     if found is None or not (found[1] or found[2]):

@@ -1,7 +1,7 @@
 """Errors of the API: OpenAI's error object, and the HTTP status of every error code.
 
-Internal details stay in the log: the answer to an unexpected error carries the request id, by which the log has the
-rest.
+Internal details stay in the log: the answer to an unexpected error carries the request id, by which
+the log has the rest.
 """
 
 import logging
@@ -150,7 +150,7 @@ def respond(error: Exception, request_id: str, route: str) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every foreseen exception with the envelope; RequestLogMiddleware answers the others."""
+    """Register handlers for every expected exception; RequestLogMiddleware answers the others."""
     for kind in (SkyloomError, *DATABASE_ERRORS):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(SafetyError, _on_refusal)
@@ -236,7 +236,7 @@ def _param(error: SkyloomError) -> str | None:
 
 
 def _name_param(location: tuple[str | int, ...]) -> str:
-    """A pydantic location as OpenAI writes it: `cards[0].prompt`. Names of union members are dropped."""
+    """A pydantic location as OpenAI writes it, `cards[0].prompt`, without names of union members."""
     steps = [step for step in location if isinstance(step, int) or not re.search(r"\W", step)]
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return re.sub(

@@ -1,8 +1,9 @@
-"""ASGI middleware around the API: request ids, security headers, the access log, and checks of Host and Origin.
+"""ASGI middleware: request ids, security headers, the access log, checks of Host and Origin.
 
-A page of another site can send requests to a server on this machine, and can give the server's address a name of its
-own (DNS rebinding). So the Host header must be one of the server's, and requests that change something must come from
-the same origin. `Origin` and `Sec-Fetch-Site` are checked; the Origin `null` is refused.
+A page of another site can send requests to a server on this machine, and can give the server's
+address a name of its own (DNS rebinding). So the Host header must be one of the server's, and
+requests that change something must come from the same origin. `Origin` and `Sec-Fetch-Site` are
+checked; the Origin `null` is refused.
 """
 
 import logging
@@ -34,7 +35,10 @@ def local_hosts(port: int) -> set[str]:
 
 
 class RequestLogMiddleware:
-    """Give every request an id and security headers; count and log it; answer unexpected exceptions (500)."""
+    """Give every request an id and security headers; count and log it.
+
+    Answers unexpected exceptions (500).
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -83,7 +87,7 @@ class RequestLogMiddleware:
 
 
 class HostOriginMiddleware:
-    """Refuse requests under other names than `hosts`, from other origins, and with oversized heads."""
+    """Refuse other Host values than `hosts`, changes from other origins, and oversized heads."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
         self._app = app

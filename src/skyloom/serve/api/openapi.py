@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the bodies that dependencies read and the errors that every route can answer."""
+"""The OpenAPI document: FastAPI's, with the bodies that BodyOf reads and errors of every route."""
 
 import warnings
 from typing import Any

@@ -1,7 +1,8 @@
 """Request bodies as pydantic models.
 
-Field names are OpenAI's; unknown fields are ignored, since its clients add some with every version. skyloom's own
-fields (seed, fps, steps, guidance, ...) are optional everywhere. Numbers may be text, as multipart sends them.
+Field names are OpenAI's; unknown fields are ignored, since its clients add some with every version.
+skyloom's own fields (seed, fps, steps, guidance, ...) are optional everywhere. Numbers may be text,
+as multipart sends them.
 """
 
 import math
@@ -46,7 +47,7 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A picture or video of a request: an uploaded file, a stored file, a URL (also data:) or a video of a job."""
+    """A picture or video: an uploaded file, a stored file, a URL (also data:) or a job's video."""
 
     upload: Upload | None = None
     file_id: str | None = None
@@ -158,7 +159,7 @@ VideoReferences = Annotated[
 
 
 class RequestBody(BaseModel):
-    """Base of request bodies; ignores unknown fields. `takes_media`: data URLs are expected, and so long texts."""
+    """Base of request bodies; ignores unknown fields. `takes_media`: data URLs are allowed."""
 
     takes_media: ClassVar[bool] = False
 
@@ -180,7 +181,7 @@ class EmptyBody(RequestBody):
 
 
 class Consent(RequestBody):
-    """Consent of the people in a picture or clip, as the client states it: who agreed, to what, until when."""
+    """Consent of the people in a picture or clip: who agreed, to what, until when."""
 
     who: Annotated[str, Field(max_length=500)] | None = None
     scope: Annotated[str, Field(max_length=500)] | None = None

@@ -1,4 +1,4 @@
-"""Responses as pydantic models: OpenAI's fields, and skyloom's own, which its clients show as attributes."""
+"""Responses as pydantic models: OpenAI's fields and skyloom's own."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -61,7 +61,7 @@ class JobErrorResponse(ResponseModel):
 
 
 class VideoResponse(Resource):
-    """A video job. `size` and `seconds` are those of the made video, `requested_size` is the request's."""
+    """A video job. `size` and `seconds` are the result's, `requested_size` is the request's."""
 
     object: Literal["video"] = "video"
     model: str
@@ -148,8 +148,8 @@ class DeletedResponse(ResponseModel):
 
 
 class CharacterResponse(Resource):
-    """A character. `description` ("red cat") comes from the clip's receipt or from the probe (`source`), with scores;
-    it is None if neither is certain."""
+    """A character. `description` ("red cat") comes from the clip's receipt or from the probe
+    (`source`), with scores; it is None if neither is certain."""
 
     object: Literal["character"] = "character"
     created_at: int
@@ -429,7 +429,7 @@ def fps_of(job: Job) -> float | None:
 
 
 def seconds_of(job: Job) -> float:
-    """Length from first to last frame. An edit's is known after it is made: its source may be an upload."""
+    """Length from first to last frame in seconds; of an edit only known once it is made."""
     shape = _shape(job)
     if not shape or job.result is None or job.extra.get("verb") in (None, "storyboard"):
         return float(job.extra.get("seconds", 0))

@@ -1,4 +1,4 @@
-"""Route class of the API: blocking handlers on threads of their limits, HEAD beside GET, bodies by annotation."""
+"""Route class of the API: handlers on threads of their limits, HEAD, bodies by annotation."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -19,8 +19,8 @@ Handler = Callable[..., Any]
 def limit(kind: Kind, *, with_media: Kind | None = None) -> Callable[[Handler], Handler]:
     """Decorator: the limit under which a handler runs; `with_media`: when the body holds media.
 
-    Without it a handler has the limit "quick", and "upload" when its body holds media. "loop" is for a handler that
-    never waits: it runs on the event loop.
+    Without it a handler has the limit "quick", and "upload" when its body holds media. "loop" is
+    for a handler that never waits: it runs on the event loop.
     """
 
     def mark(handler: Handler) -> Handler:
@@ -33,8 +33,9 @@ def limit(kind: Kind, *, with_media: Kind | None = None) -> Callable[[Handler], 
 class ApiRoute(APIRoute):
     """A route with a plain function as its handler.
 
-    The handler runs on a daemon thread of its limit. A parameter whose annotation is a RequestBody gets the parsed
-    body. The summary is the first line of the docstring. A route for GET answers HEAD too.
+    The handler runs on a daemon thread of its limit. A parameter whose annotation is a RequestBody
+    gets the parsed body. The summary is the first line of the docstring. A route for GET answers
+    HEAD too.
     """
 
     def __init__(self, path: str, endpoint: Handler, **options: Any) -> None:
@@ -90,7 +91,7 @@ def _with_body(signature: inspect.Signature) -> inspect.Signature:
 def _on_thread(
     handler: Handler, signature: inspect.Signature, limits: tuple[Kind, Kind]
 ) -> Handler:
-    """A coroutine function that runs `handler` on a thread of its limit, within the owner's share."""
+    """A coroutine function that runs `handler` on a thread of its limit, in the owner's share."""
     own = signature.parameters
     takes_request = "request" in own
 
