@@ -118,5 +118,5 @@ def make_services(
 
 def _operation_id(route: APIRoute) -> str:
     """`post_v1_videos_id_remix`: method and path."""
-    words = re.sub(r"\W+", "_", f"{min(route.methods).lower()}{route.path_format}")
+    words = re.sub(r"\W+", "_", f"{min(route.methods or ['']).lower()}{route.path_format}")
     return words.strip("_")

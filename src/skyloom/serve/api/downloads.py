@@ -1,4 +1,4 @@
-"""Stored files as responses, with ETag, a byte range, and headers that forbid a browser to run them.
+"""Stored files as responses, with ETag, a byte range and headers that forbid to run them.
 
 Starlette's FileResponse answers wrong ranges as plain text and reads local files only; an object
 store needs the ranges too.

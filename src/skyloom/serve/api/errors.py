@@ -221,8 +221,8 @@ def _retry_headers(error: SkyloomError, code: str) -> dict[str, str]:
         return {"x-should-retry": "false"}  # waiting does not help
     wait = str(min(_MAX_RETRY_SECONDS, math.ceil(error.retry_after or 10)))
     headers = {"retry-after": wait}
-    queued = isinstance(error, QuotaError) and error.quota == "queued_jobs"
-    if queued or isinstance(error, QueueFullError):
+    is_queue = isinstance(error, QueueFullError)
+    if is_queue or (isinstance(error, QuotaError) and error.quota == "queued_jobs"):
         headers.update(rate_limit(int(error.limit), 0))
         headers["x-ratelimit-reset-requests"] = f"{wait}s"
     return headers
@@ -236,7 +236,7 @@ def _param(error: SkyloomError) -> str | None:
 
 
 def _name_param(location: tuple[str | int, ...]) -> str:
-    """A pydantic location as OpenAI writes it, `cards[0].prompt`, without names of union members."""
+    """A pydantic location as OpenAI writes it, `cards[0].prompt`, without union members."""
     steps = [step for step in location if isinstance(step, int) or not re.search(r"\W", step)]
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return re.sub(

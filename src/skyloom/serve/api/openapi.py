@@ -1,6 +1,7 @@
 """The OpenAPI document: FastAPI's, with the bodies that BodyOf reads and errors of every route."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,9 +27,9 @@ _DESCRIPTIONS = {
     500: "The server failed.",
     503: "The server is stopping, or its database does not answer.",
 }
-_EVERY_ROUTE = (400, 403, 429, 500, 503)
-_WITH_KEY = (401,)
-_WITH_BODY = (413, 415)
+_EVERY_ROUTE: Sequence[int] = (400, 403, 429, 500, 503)
+_WITH_KEY: Sequence[int] = (401,)
+_WITH_BODY: Sequence[int] = (413, 415)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -39,9 +40,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def content(*media_types: str) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that answers with other types than JSON."""
-    return {200: {"content": {one: {"schema": {"type": "string"}} for one in media_types}}}
+def content(*media_types: str, ranges: bool = False) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that answers with other types than JSON, or with stored files."""
+    media = {"content": {one: {"schema": {"type": "string"}} for one in media_types}}
+    if not ranges:
+        return {200: media}
+    part = {"description": "A part.", **media}
+    return {200: media, 206: part, 304: {"description": "The client has it."}, **errors(404, 416)}
 
 
 def describe_body(model: type[RequestBody]) -> dict[str, Any]:
@@ -84,11 +89,11 @@ def build_document(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_errors(operation: dict[str, Any]) -> None:
-    statuses = list(_EVERY_ROUTE)
+    statuses = [*_EVERY_ROUTE]
     if operation.get("security"):
-        statuses.extend(_WITH_KEY)
+        statuses += _WITH_KEY
     if "requestBody" in operation:
-        statuses.extend(_WITH_BODY)
+        statuses += _WITH_BODY
     envelope = {"application/json": {"schema": {"$ref": _REFERENCE.format(model="ErrorResponse")}}}
     responses = operation["responses"]
     responses.pop("422", None)  # FastAPI's own; the routes answer 400

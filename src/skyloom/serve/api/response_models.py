@@ -2,26 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, ConfigDict, Field
 
 from skyloom.serve.api.character_prompts import notice
-from skyloom.serve.api.model_aliases import Named
 from skyloom.serve.queue.batches import Batch
 from skyloom.serve.queue.job import JobFailure
 from skyloom.serve.queue.jobs import Job
-from skyloom.serve.queue.library import Character, File
+from skyloom.serve.queue.library import Character
 from skyloom.serve.queue.moderation_counters import BLOCKED
-from skyloom.serve.queue.webhooks import Endpoint
 
 MODEL_CREATED = 1758941485  # manifests have no date
 
 
 class ResponseModel(BaseModel):
-    """Base of responses. Fields with a default are always sent."""
+    """Base of responses, also made of objects with the same attributes. Defaults are always sent."""
 
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(
+        from_attributes=True,
+        validate_by_name=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 class Resource(ResponseModel):
@@ -31,6 +33,8 @@ class Resource(ResponseModel):
 
 
 T = TypeVar("T", bound=Resource)
+Timestamp = Annotated[int, BeforeValidator(lambda time: None if time is None else int(time))]
+"""Seconds since 1970."""
 
 
 class JobErrorResponse(ResponseModel):
@@ -67,9 +71,9 @@ class VideoResponse(Resource):
     model: str
     status: Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
     progress: int
-    created_at: int
-    completed_at: int | None
-    expires_at: int | None
+    created_at: Timestamp
+    completed_at: Timestamp | None
+    expires_at: Timestamp | None
     prompt: str | None
     seconds: str
     size: str
@@ -100,9 +104,9 @@ class VideoResponse(Resource):
             model=extra.get("model", "sora-2"),
             status=_status(job),
             progress=100 if job.status == "completed" else min(job.progress, 99),
-            created_at=int(job.created_at),
-            completed_at=_seconds(job.completed_at),
-            expires_at=_seconds(job.expires_at),
+            created_at=job.created_at,
+            completed_at=job.completed_at,
+            expires_at=job.expires_at,
             prompt=extra.get("prompt"),
             seconds=f"{seconds_of(job):g}",
             size=size_of(job),
@@ -152,76 +156,45 @@ class CharacterResponse(Resource):
     (`source`), with scores; it is None if neither is certain."""
 
     object: Literal["character"] = "character"
-    created_at: int
+    created_at: Timestamp
     name: str
-    description: str | None
-    source: str | None
-    scores: dict[str, float]
+    description: str | None = Field(validation_alias=AliasPath("likeness", "description"))
+    source: str | None = Field(validation_alias=AliasPath("likeness", "source"))
+    scores: dict[str, float] = Field(validation_alias=AliasPath("likeness", "scores"))
     consent: dict[str, str] | None
-    notices: list[str]
+    notices: list[str] = []
 
     @classmethod
     def from_character(cls, character: Character) -> Self:
         """Describe a stored character."""
-        likeness = character.likeness
-        return cls(
-            id=character.id,
-            created_at=int(character.created_at),
-            name=character.name,
-            description=likeness.description,
-            source=likeness.source,
-            scores=dict(likeness.scores),
-            consent=None if character.consent is None else dict(character.consent),
-            notices=[notice(character, found=likeness.noun is not None)],
-        )
+        response = cls.model_validate(character)
+        response.notices = [notice(character, found=character.likeness.noun is not None)]
+        return response
 
 
 class ModelResponse(Resource):
-    """A model name that requests may use."""
+    """A model name that requests may use; made of a Named."""
 
+    id: str = Field(validation_alias="name")
     object: Literal["model"] = "model"
     created: int = MODEL_CREATED
-    owned_by: str
-    base_model: str
-    sizes: list[str]
-    fps: int
-    licence: str
-
-    @classmethod
-    def from_named(cls, named: Named) -> Self:
-        """Describe an installed model or an alias."""
-        info = named.info
-        return cls(
-            id=named.name,
-            owned_by=info.family,
-            base_model=info.name,
-            sizes=list(info.sizes),
-            fps=info.fps,
-            licence=info.licence,
-        )
+    owned_by: str = Field(validation_alias=AliasPath("info", "family"))
+    base_model: str = Field(validation_alias=AliasPath("info", "name"))
+    sizes: list[str] = Field(validation_alias=AliasPath("info", "sizes"))
+    fps: int = Field(validation_alias=AliasPath("info", "fps"))
+    licence: str = Field(validation_alias=AliasPath("info", "licence"))
 
 
 class FileResponse(Resource):
-    """An uploaded file, or the output of a batch."""
+    """An uploaded file, or the output of a batch; made of a File."""
 
     object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
+    bytes: int = Field(validation_alias="size")
+    created_at: Timestamp
     expires_at: int | None = None
-    filename: str
+    filename: str = Field(validation_alias="name")
     purpose: str
     status: Literal["processed"] = "processed"
-
-    @classmethod
-    def from_file(cls, file: File) -> Self:
-        """Describe a stored file."""
-        return cls(
-            id=file.id,
-            bytes=file.size,
-            created_at=int(file.created_at),
-            filename=file.name,
-            purpose=file.purpose,
-        )
 
 
 class BatchCounts(ResponseModel):
@@ -237,74 +210,45 @@ class BatchResponse(Resource):
 
     object: Literal["batch"] = "batch"
     endpoint: str = "/v1/videos"
-    input_file_id: str
+    input_file_id: str = Field(validation_alias="input_file")
     completion_window: str = "24h"
     status: Literal["in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
-    output_file_id: str | None
-    error_file_id: str | None
-    created_at: int
-    in_progress_at: int | None
-    expires_at: int | None
-    completed_at: int | None
-    cancelled_at: int | None
-    request_counts: BatchCounts
+    output_file_id: str | None = Field(validation_alias="output_file")
+    error_file_id: str | None = Field(validation_alias="error_file")
+    created_at: Timestamp
+    in_progress_at: Timestamp | None = Field(validation_alias="created_at")
+    expires_at: Timestamp | None
+    completed_at: Timestamp | None
+    cancelled_at: Timestamp | None
     metadata: dict[str, str]
+    request_counts: BatchCounts = BatchCounts(total=0, completed=0, failed=0)
 
     @classmethod
     def from_batch(cls, batch: Batch) -> Self:
         """Describe a batch."""
-        counts = BatchCounts(total=batch.total, completed=batch.completed, failed=batch.failed)
-        return cls(
-            id=batch.id,
-            input_file_id=batch.input_file,
-            status=batch.status,  # type: ignore[arg-type] - validated here
-            output_file_id=batch.output_file,
-            error_file_id=batch.error_file,
-            created_at=int(batch.created_at),
-            in_progress_at=int(batch.created_at),
-            expires_at=int(batch.expires_at),
-            completed_at=_seconds(batch.completed_at),
-            cancelled_at=_seconds(batch.cancelled_at),
-            request_counts=counts,
-            metadata=dict(batch.metadata),
-        )
+        response = cls.model_validate(batch)
+        response.request_counts = BatchCounts.model_validate(batch)
+        return response
 
 
 class EndpointResponse(Resource):
-    """A webhook endpoint."""
+    """A webhook endpoint, without its secret; made of an Endpoint."""
 
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
     name: str
     url: str
-    created_at: int
-    updated_at: int
+    created_at: Timestamp
+    updated_at: Timestamp
     event_types: list[str]
-    signing_secret_hint: str
-
-    @classmethod
-    def from_endpoint(cls, endpoint: Endpoint) -> Self:
-        """Describe an endpoint without its secret."""
-        return cls(
-            id=endpoint.id,
-            name=endpoint.name,
-            url=endpoint.url,
-            created_at=int(endpoint.created_at),
-            updated_at=int(endpoint.updated_at),
-            event_types=list(endpoint.event_types),
-            signing_secret_hint=f"...{endpoint.secret[-4:]}",
-        )
+    signing_secret_hint: Annotated[str, AfterValidator(lambda secret: f"...{secret[-4:]}")] = Field(
+        validation_alias="secret"
+    )
 
 
 class NewEndpointResponse(EndpointResponse):
     """A webhook endpoint with a new secret, which is sent only here."""
 
-    signing_secret: str
-
-    @classmethod
-    def from_endpoint(cls, endpoint: Endpoint) -> Self:
-        """Describe an endpoint with its secret."""
-        fields = EndpointResponse.from_endpoint(endpoint).model_dump()
-        return cls(**fields, signing_secret=endpoint.secret)
+    signing_secret: str = Field(validation_alias="secret")
 
 
 class EndpointTestResponse(ResponseModel):
@@ -383,30 +327,22 @@ class ListResponse(ResponseModel, Generic[T]):
     has_more: bool
 
     @classmethod
+    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+        """`VideoList` of `VideoResponse`, in the OpenAPI document."""
+        return f"{params[0].__name__.removesuffix('Response')}List"
+
+    @classmethod
     def from_rows(cls, rows: Sequence[T], *, has_more: bool = False) -> Self:
         """A page with the ids of its ends."""
-        return cls(
-            data=list(rows),
-            first_id=rows[0].id if rows else None,
-            last_id=rows[-1].id if rows else None,
-            has_more=has_more,
-        )
+        first_id = rows[0].id if rows else None
+        last_id = rows[-1].id if rows else None
+        return cls(data=list(rows), first_id=first_id, last_id=last_id, has_more=has_more)
 
 
-class VideoList(ListResponse[VideoResponse]):
-    """A page of videos."""
-
-
-class FileList(ListResponse[FileResponse]):
-    """A page of files."""
-
-
-class BatchList(ListResponse[BatchResponse]):
-    """A page of batches."""
-
-
-class EndpointList(ListResponse[EndpointResponse]):
-    """All webhook endpoints."""
+VideoList = ListResponse[VideoResponse]
+FileList = ListResponse[FileResponse]
+BatchList = ListResponse[BatchResponse]
+EndpointList = ListResponse[EndpointResponse]
 
 
 class ModelList(ResponseModel):
@@ -441,10 +377,6 @@ def _status(job: Job) -> Any:
     if job.status == "paused":
         return "queued" if job.started_at is None else "in_progress"
     return job.status
-
-
-def _seconds(time: float | None) -> int | None:
-    return None if time is None else int(time)
 
 
 def _shape(job: Job) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class ApiRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
         """FastAPI's handler, which also notes the route's name for the log and the metrics."""
         handle = super().get_route_handler()
-        name = f"{min(self.methods)} {self.path}"
+        name = f"{min(self.methods or [''])} {self.path}"
 
         async def handle_named(request: Request) -> Response:
             request.state.route = name

@@ -2,80 +2,48 @@
 
 from collections.abc import Callable
 
-from fastapi import Response
-
-from skyloom.serve.api.dependencies import AppServices, Idempotency, Writer
 from skyloom.serve.api.edit_fields import VERBS, verb_of
 from skyloom.serve.api.openapi import errors
 from skyloom.serve.api.request_models import EditBody, EditFields, ExtendBody, RemixBody
 from skyloom.serve.api.response_models import VideoResponse
-from skyloom.serve.api.routes.videos import show_new_job
+from skyloom.serve.api.routes.videos import NewJob
 from skyloom.serve.api.routing import make_router
 
 _ONE_VIDEO = ("retake", "inpaint", "recut", "loop", "restyle", "upscale", "interpolate")
 _MANY_VIDEOS = ("blend", "stitch")
+_ERRORS = errors(404, 409)
 router = make_router()
 
 
-@router.post("/v1/videos/edits", responses=errors(404, 409))
-def edit_video(
-    body: EditBody, caller: Writer, services: AppServices, keys: Idempotency, response: Response
-) -> VideoResponse:
+@router.post("/v1/videos/edits", responses=_ERRORS)
+def edit_video(body: EditBody, new: NewJob) -> VideoResponse:
     """Change one thing of a video."""
-    job = services.desk.edit(caller.owner, verb_of(body), body, keys)
-    return show_new_job(services, job, response)
+    return new.show(new.desk.edit(new.owner, verb_of(body), body, new.keys))
 
 
-@router.post("/v1/videos/{id}/edits", responses=errors(404, 409))
-def edit_video_by_id(
-    id: str,
-    body: EditBody,
-    caller: Writer,
-    services: AppServices,
-    keys: Idempotency,
-    response: Response,
-) -> VideoResponse:
+@router.post("/v1/videos/{id}/edits", responses=_ERRORS)
+def edit_video_by_id(id: str, body: EditBody, new: NewJob) -> VideoResponse:
     """Change one thing of this video."""
-    job = services.desk.edit(caller.owner, verb_of(body), body, keys, id)
-    return show_new_job(services, job, response)
+    return new.show(new.desk.edit(new.owner, verb_of(body), body, new.keys, id))
 
 
-@router.post("/v1/videos/extensions", responses=errors(404, 409))
-def extend_video(
-    body: ExtendBody, caller: Writer, services: AppServices, keys: Idempotency, response: Response
-) -> VideoResponse:
+@router.post("/v1/videos/extensions", responses=_ERRORS)
+def extend_video(body: ExtendBody, new: NewJob) -> VideoResponse:
     """Make a video longer; the result is the whole."""
-    job = services.desk.edit(caller.owner, "extend", body, keys)
-    return show_new_job(services, job, response)
+    return new.show(new.desk.edit(new.owner, "extend", body, new.keys))
 
 
-@router.post("/v1/videos/{id}/remix", responses=errors(404, 409))
-def remix_video(
-    id: str,
-    body: RemixBody,
-    caller: Writer,
-    services: AppServices,
-    keys: Idempotency,
-    response: Response,
-) -> VideoResponse:
+@router.post("/v1/videos/{id}/remix", responses=_ERRORS)
+def remix_video(id: str, body: RemixBody, new: NewJob) -> VideoResponse:
     """Make a video again by another prompt."""
-    job = services.desk.edit(caller.owner, "remix", body, keys, id)
-    return show_new_job(services, job, response)
+    return new.show(new.desk.edit(new.owner, "remix", body, new.keys, id))
 
 
 def _edit_one(verb: str) -> Callable[..., VideoResponse]:
     """The handler of a verb for the video in the path."""
 
-    def edit(
-        id: str,
-        body: EditFields,
-        caller: Writer,
-        services: AppServices,
-        keys: Idempotency,
-        response: Response,
-    ) -> VideoResponse:
-        job = services.desk.edit(caller.owner, verb, body, keys, id)
-        return show_new_job(services, job, response)
+    def edit(id: str, body: EditFields, new: NewJob) -> VideoResponse:
+        return new.show(new.desk.edit(new.owner, verb, body, new.keys, id))
 
     return edit
 
@@ -83,15 +51,8 @@ def _edit_one(verb: str) -> Callable[..., VideoResponse]:
 def _edit_many(verb: str) -> Callable[..., VideoResponse]:
     """The handler of a verb for the videos in the body."""
 
-    def edit(
-        body: EditFields,
-        caller: Writer,
-        services: AppServices,
-        keys: Idempotency,
-        response: Response,
-    ) -> VideoResponse:
-        job = services.desk.edit(caller.owner, verb, body, keys)
-        return show_new_job(services, job, response)
+    def edit(body: EditFields, new: NewJob) -> VideoResponse:
+        return new.show(new.desk.edit(new.owner, verb, body, new.keys))
 
     return edit
 
@@ -103,5 +64,5 @@ for _verb in (*_MANY_VIDEOS, *_ONE_VIDEO):
         _edit_one(_verb) if _is_one else _edit_many(_verb),
         methods=["POST"],
         summary=f"{_verb.title()}: {VERBS[_verb].summary}.",
-        responses=errors(404, 409),
+        responses=_ERRORS,
     )

@@ -44,7 +44,7 @@ def create_file(body: FileBody, caller: Writer, services: AppServices) -> FileRe
     stored = services.library.add_file(
         caller.owner, body.purpose, body.file.name, asset.reference, size
     )
-    return FileResponse.from_file(stored)
+    return FileResponse.model_validate(stored)
 
 
 @router.get("/v1/files", responses=errors(404))
@@ -66,24 +66,19 @@ def list_files(
         limit=limit,
         newest_first=order == "desc",
     )
-    return FileList.from_rows([FileResponse.from_file(row) for row in rows], has_more=has_more)
+    return FileList.from_rows([FileResponse.model_validate(row) for row in rows], has_more=has_more)
 
 
 @router.get("/v1/files/{id}", responses=errors(404))
 def get_file(id: str, caller: Reader, services: AppServices) -> FileResponse:
     """Get a file's description."""
-    return FileResponse.from_file(services.library.file(id, caller.owner))
+    return FileResponse.model_validate(services.library.file(id, caller.owner))
 
 
 @router.get(
     "/v1/files/{id}/content",
     response_class=Response,
-    responses={
-        **content("*/*"),
-        206: {"description": "A part.", **content("*/*")[200]},
-        304: {"description": "The client has it."},
-        **errors(404, 416),
-    },
+    responses=content("*/*", ranges=True),
 )
 @limit("download")
 def get_file_content(id: str, request: Request, caller: Reader, services: AppServices) -> Response:

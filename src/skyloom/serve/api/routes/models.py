@@ -14,7 +14,7 @@ router = make_router()
 def list_models(caller: Reader, services: AppServices) -> ModelList:
     """List models."""
     named = list_named(services.settings).values()
-    return ModelList(data=[ModelResponse.from_named(one) for one in named])
+    return ModelList(data=[ModelResponse.model_validate(one) for one in named])
 
 
 @router.get("/v1/models/{id}", responses=errors(404))
@@ -23,4 +23,4 @@ def get_model(id: str, caller: Reader, services: AppServices) -> ModelResponse:
     named = list_named(services.settings).get(id)
     if named is None:
         raise missing("model", id, "model")
-    return ModelResponse.from_named(named)
+    return ModelResponse.model_validate(named)

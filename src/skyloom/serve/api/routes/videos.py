@@ -1,7 +1,8 @@
 """Videos: create, list, download, delete, and control while they run."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
@@ -31,7 +32,8 @@ from skyloom.serve.api.response_models import (
     VideoResponse,
 )
 from skyloom.serve.api.routing import limit, make_router
-from skyloom.serve.queue.jobs import Job
+from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.storage.folder import Asset
 
 POLL_AFTER_MS = 500
@@ -45,21 +47,38 @@ def show_job(job: Job, response: Response) -> VideoResponse:
     return VideoResponse.from_job(job)
 
 
-def show_new_job(services: Services, job: Job, response: Response) -> VideoResponse:
-    """A job that this request made, with headers about how many more may wait."""
-    settings = services.jobs.settings
-    most = settings.max_queued_per_owner or settings.max_queued
-    response.headers.update(rate_limit(most, services.jobs.room(job.owner)))
-    return show_job(job, response)
+@dataclass(frozen=True)
+class Submission:
+    """What a route needs that makes a job."""
+
+    owner: str
+    desk: Desk
+    jobs: JobStore
+    keys: Keys
+    response: Response
+
+    def show(self, job: Job) -> VideoResponse:
+        """The new job, with headers about how many more may wait."""
+        settings = self.jobs.settings
+        most = settings.max_queued_per_owner or settings.max_queued
+        self.response.headers.update(rate_limit(most, self.jobs.room(self.owner)))
+        return show_job(job, self.response)
+
+
+async def get_submission(
+    caller: Writer, services: AppServices, keys: Idempotency, response: Response
+) -> Submission:
+    """Dependency of the routes that make a job."""
+    return Submission(caller.owner, services.desk, services.jobs, keys, response)
+
+
+NewJob = Annotated[Submission, Depends(get_submission)]
 
 
 @router.post("/v1/videos", responses=errors(404, 409))
-def create_video(
-    body: CreateBody, caller: Writer, services: AppServices, keys: Idempotency, response: Response
-) -> VideoResponse:
+def create_video(body: CreateBody, new: NewJob) -> VideoResponse:
     """Make a video."""
-    job = services.desk.create(caller.owner, body, keys)
-    return show_new_job(services, job, response)
+    return new.show(new.desk.create(new.owner, body, new.keys))
 
 
 @router.get("/v1/videos", responses=errors(404))
@@ -117,10 +136,8 @@ def delete_video(id: str, caller: Writer, services: AppServices) -> DeletedRespo
     "/v1/videos/{id}/content",
     response_class=Response,
     responses={
-        **content("video/mp4", "image/webp", "image/jpeg"),
-        206: {"description": "A part.", **content("video/mp4", "image/webp", "image/jpeg")[200]},
-        304: {"description": "The client has it."},
-        **errors(404, 409, 410, 416),
+        **content("video/mp4", "image/webp", "image/jpeg", ranges=True),
+        **errors(409, 410),
     },
 )
 @limit("download")

@@ -35,20 +35,20 @@ def create_endpoint(
     _check_url(services, body.url)
     _check_types(body.event_types)
     endpoint = services.endpoints.add(caller.owner, body.name, body.url, body.event_types)
-    return NewEndpointResponse.from_endpoint(endpoint)
+    return NewEndpointResponse.model_validate(endpoint)
 
 
 @router.get("/v1/webhook_endpoints")
 def list_endpoints(caller: Reader, services: AppServices) -> EndpointList:
     """List webhook endpoints."""
     endpoints = services.endpoints.page(caller.owner)
-    return EndpointList.from_rows([EndpointResponse.from_endpoint(one) for one in endpoints])
+    return EndpointList.from_rows([EndpointResponse.model_validate(one) for one in endpoints])
 
 
 @router.get("/v1/webhook_endpoints/{id}", responses=errors(404))
 def get_endpoint(id: str, caller: Reader, services: AppServices) -> EndpointResponse:
     """Get a webhook endpoint."""
-    return EndpointResponse.from_endpoint(services.endpoints.get(id, caller.owner))
+    return EndpointResponse.model_validate(services.endpoints.get(id, caller.owner))
 
 
 @router.post("/v1/webhook_endpoints/{id}", responses=errors(404))
@@ -62,7 +62,7 @@ def change_endpoint(
     _check_types(body.event_types or [])
     changes = body.model_dump(exclude_none=True)
     endpoint = services.endpoints.change(id, caller.owner, **changes)
-    return EndpointResponse.from_endpoint(endpoint)
+    return EndpointResponse.model_validate(endpoint)
 
 
 @router.delete("/v1/webhook_endpoints/{id}", responses=errors(404))
@@ -79,7 +79,7 @@ def rotate_secret(
     """Replace the secret; the old one may sign too for a day."""
     keep_old = body.keep_old_secret_active_for_24_hours
     endpoint = services.endpoints.rotate(id, caller.owner, keep_old=keep_old)
-    return NewEndpointResponse.from_endpoint(endpoint)
+    return NewEndpointResponse.model_validate(endpoint)
 
 
 @router.post("/v1/webhook_endpoints/{id}/test", responses=errors(404))
