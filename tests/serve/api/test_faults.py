@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 import skyloom.serve
 from skyloom.core import errors
 from skyloom.core.errors import CapacityError, RequestError, SkyloomError
-from skyloom.serve.api.errors import STATUS, ApiError, make_reply
+from skyloom.serve.api.errors import STATUS, ApiError, to_api_error
 
 
 def kinds(of: type = SkyloomError) -> set[type]:
@@ -37,14 +37,14 @@ def test_an_error_becomes_the_envelope(code):
         for kind in kinds()
         if kind.code == code and kind.__name__ not in ("ApiError", "CardError", "QueueFullError")
     )
-    reply = make_reply(kind("It went wrong in /secret."), "req_1")
+    reply = to_api_error(kind("It went wrong in /secret."), "req_1")
     assert reply.status == STATUS[code][0]
     assert reply.body["error"].keys() == {"message", "type", "param", "code"}
     assert ("/secret" in str(reply.body)) == (reply.status < 500)
 
 
 def test_a_database_that_is_away_is_said_so_and_no_more():
-    reply = make_reply(
+    reply = to_api_error(
         OperationalError("SELECT secret", {}, Exception("connection to /secret refused")), "req_1"
     )
     assert (reply.status, reply.headers["retry-after"]) == (503, "5")
@@ -58,13 +58,13 @@ def test_fields_of_a_request_are_named_as_the_wire_has_them():
         ("cards", "storyboard"),
         (None, None),
     ):
-        reply = make_reply(RequestError("No.", field=field), "req_1")
+        reply = to_api_error(RequestError("No.", field=field), "req_1")
         assert reply.body["error"]["param"] == param
 
 
 def test_a_full_queue_says_how_long_to_wait():
     for seconds, header in ((3.2, "4"), (1_000, "120"), (None, "10")):
-        reply = make_reply(CapacityError("Full.", retry_after=seconds), "req_1")
+        reply = to_api_error(CapacityError("Full.", retry_after=seconds), "req_1")
         assert (reply.status, reply.headers["retry-after"]) == (429, header)
         assert "x-ratelimit-limit-requests" not in reply.headers
 

@@ -7,7 +7,7 @@ import pytest
 
 from skyloom.core.errors import CapacityError, DiskFullError
 from skyloom.serve.api.app import RESOURCES
-from skyloom.serve.api.errors import ApiError, make_reply
+from skyloom.serve.api.errors import ApiError, to_api_error
 from skyloom.serve.api.limits import LIMITS, Gate, Hold, InFlight, Limit
 from skyloom.serve.storage.disk_reserve import DiskReserve
 
@@ -52,7 +52,7 @@ def test_an_owner_over_the_share_is_refused_and_another_is_not():
         await until(lambda: gate.running == 2)
         with pytest.raises(CapacityError) as refused:
             await gate.run("mallory", go.wait)
-        reply = make_reply(refused.value, "req_1")
+        reply = to_api_error(refused.value, "req_1")
         assert (reply.status, reply.headers["retry-after"]) == (429, "5")
         assert await gate.run("alice", lambda: 7) == 7
         go.set()

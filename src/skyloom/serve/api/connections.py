@@ -19,7 +19,7 @@ import h11
 from h11._receivebuffer import ReceiveBuffer  # the only place where line ends are seen
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from skyloom.serve.api.errors import ApiError, make_reply
+from skyloom.serve.api.errors import ApiError
 from skyloom.serve.api.middleware import SECURITY_HEADERS
 
 _IPV6_HOST_BITS = 64  # a host has as many addresses as it likes in its network
@@ -260,14 +260,13 @@ def _network(address: str) -> str:
 def _answer(fault: ApiError) -> bytes:
     """A whole answer, for a connection that ends with it."""
     request_id = f"req_{secrets.token_hex(16)}"
-    told = make_reply(fault, request_id)
-    body = json.dumps(told.body).encode()
+    body = json.dumps(fault.body).encode()
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),
         "connection": "close",
     }
-    headers |= {"x-request-id": request_id, **SECURITY_HEADERS, **told.headers}
-    lines = [f"HTTP/1.1 {told.status} {HTTPStatus(told.status).phrase}"]
+    headers |= {"x-request-id": request_id, **SECURITY_HEADERS, **fault.headers}
+    lines = [f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body

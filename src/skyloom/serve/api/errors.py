@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -88,14 +87,11 @@ class ApiError(SkyloomError):
         self.type = type
         self.headers = dict(headers or {})
 
-
-@dataclass(frozen=True)
-class ErrorReply:
-    """Status, JSON body and headers of an error answer."""
-
-    status: int
-    body: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error envelope."""
+        details = {"type": self.type, "param": self.param, "code": self.code}
+        return {"error": {"message": without_folders(self.message), **details}}
 
 
 def missing(kind: str, id: str, param: str | None = None) -> ApiError:
@@ -116,37 +112,36 @@ def rate_limit(limit: int, remaining: int) -> dict[str, str]:
     }
 
 
-def make_reply(error: Exception, request_id: str) -> ErrorReply:
-    """Translate any exception into OpenAI's error envelope."""
+def to_api_error(error: Exception, request_id: str) -> ApiError:
+    """Translate any exception; what is the server's own trouble stays in its log."""
     if isinstance(error, ApiError):
-        body = _envelope(error.message, error.type, error.param, error.code)
-        return ErrorReply(error.status, body, error.headers)
+        return error
     if isinstance(error, DATABASE_ERRORS):
         message = "The server's database does not answer, or is full. Try again."
-        body = _envelope(message, "server_error", None, "unavailable")
-        return ErrorReply(503, body, {"retry-after": _DATABASE_RETRY_SECONDS})
+        headers = {"retry-after": _DATABASE_RETRY_SECONDS}
+        return ApiError(503, message, "unavailable", type="server_error", headers=headers)
     if not isinstance(error, SkyloomError):
         message = f"The server failed. Its log has more under {request_id}."
-        return ErrorReply(500, _envelope(message, "server_error", None, "server_error"))
+        return ApiError(500, message, "server_error", type="server_error")
     status, type, code = STATUS[error.code]
     if status >= _SERVER_ERROR:
         message = f"The server cannot do that now ({request_id})."
-        return ErrorReply(status, _envelope(message, type, None, code))
+        return ApiError(status, message, code, type=type)
     if isinstance(error, QuotaError) and error.quota:
         code = f"{error.quota}_{code}"
-    body = _envelope(str(error), type, _param(error), code)
-    return ErrorReply(status, body, _retry_headers(error, code))
+    headers = _retry_headers(error, code)
+    return ApiError(status, str(error), code, param=_param(error), type=type, headers=headers)
 
 
 def respond(error: Exception, request_id: str, route: str) -> Response:
     """Log a server error and answer with the envelope. `route`: method and path template."""
-    reply = make_reply(error, request_id)
+    answer = to_api_error(error, request_id)
     fields = {"request_id": request_id, "call": route}
     if isinstance(error, DATABASE_ERRORS):  # one line per request: an outage may be long
         log.warning("the database does not answer", extra=fields)
-    elif reply.status >= _SERVER_ERROR:
+    elif answer.status >= _SERVER_ERROR:
         log.error("a call failed", exc_info=error, extra=fields)
-    return JSONResponse(dict(reply.body), reply.status, dict(reply.headers))
+    return JSONResponse(answer.body, answer.status, answer.headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -196,15 +191,15 @@ async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
     return await _on_error(request, explain_invalid(details))
 
 
-async def _on_http_exception(_request: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette's router refuses."""
     assert isinstance(error, HTTPException)
     code, message = {
         404: ("not_found", "There is nothing at that path."),
         405: ("method_not_allowed", "That path does not take this method."),
     }.get(error.status_code, ("invalid_request", "The request is wrong."))
-    body = _envelope(message, INVALID_REQUEST, None, code)
-    return JSONResponse(body, error.status_code, dict(error.headers or {}))
+    headers = error.headers
+    return await _on_error(request, ApiError(error.status_code, message, code, headers=headers))
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
@@ -242,9 +237,3 @@ def _name_param(location: tuple[str | int, ...]) -> str:
     return re.sub(
         r"\.(constrained|function|float|str|int|bool|list|dict)\b.*", "", name.lstrip(".")
     )
-
-
-def _envelope(message: str, type: str, param: str | None, code: str) -> dict[str, Any]:
-    return {
-        "error": {"message": without_folders(message), "type": type, "param": param, "code": code}
-    }

@@ -17,11 +17,11 @@ MODEL_CREATED = 1758941485  # manifests have no date
 
 
 class ResponseModel(BaseModel):
-    """Base of responses, also made of objects with the same attributes. Defaults are always sent."""
+    """Base of responses; also made of objects with the same attributes. Defaults are sent too."""
 
     model_config = ConfigDict(
         from_attributes=True,
-        validate_by_name=True,
+        populate_by_name=True,
         json_schema_serialization_defaults_required=True,
     )
 
@@ -33,7 +33,13 @@ class Resource(ResponseModel):
 
 
 T = TypeVar("T", bound=Resource)
-Timestamp = Annotated[int, BeforeValidator(lambda time: None if time is None else int(time))]
+
+
+def _whole_seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)
+
+
+Timestamp = Annotated[int, BeforeValidator(_whole_seconds)]
 """Seconds since 1970."""
 
 
@@ -104,9 +110,9 @@ class VideoResponse(Resource):
             model=extra.get("model", "sora-2"),
             status=_status(job),
             progress=100 if job.status == "completed" else min(job.progress, 99),
-            created_at=job.created_at,
-            completed_at=job.completed_at,
-            expires_at=job.expires_at,
+            created_at=int(job.created_at),
+            completed_at=_whole_seconds(job.completed_at),
+            expires_at=_whole_seconds(job.expires_at),
             prompt=extra.get("prompt"),
             seconds=f"{seconds_of(job):g}",
             size=size_of(job),

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 
 from skyloom.core.errors import CapacityError, SkyloomError
-from skyloom.serve.api.errors import make_reply, missing
+from skyloom.serve.api.errors import missing, to_api_error
 from skyloom.serve.queue.database import Database, read_page
 from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.queue.quotas import Quotas
@@ -270,7 +270,7 @@ class BatchStore:
             except SkyloomError as error:
                 if isinstance(error, CapacityError) and error.retry_after is not None:
                     return
-                told = make_reply(error, batch.id)
+                told = to_api_error(error, batch.id)
                 self._note(batch, row.line, error={"status": told.status, **told.body["error"]})
             else:
                 if not self._note(batch, row.line, job=job.id):
