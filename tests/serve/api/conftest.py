@@ -1,5 +1,4 @@
-"""A server in this process, asked through OpenAI's own client without a socket, and workers with a painter that is
-told what to do."""
+"""A server in this process for OpenAI's client, without a socket, and workers with a fake renderer."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +33,7 @@ JPG, WEBP = b"\xff\xd8\xff" + bytes(100), b"RIFF\x00\x00\x00\x00WEBP" + bytes(10
 
 @dataclass
 class Posts:
-    """Webhooks that were sent: url, headers, body; answered with `status`."""
+    """Records webhooks (url, headers, body) and answers them with `status`."""
 
     status: int = 200
     sent: list[tuple[str, Mapping[str, str], bytes]] = field(default_factory=list)
@@ -46,7 +45,7 @@ class Posts:
 
 @dataclass
 class Viewer:
-    """What is seen in stored pictures and videos."""
+    """Fake inspection of pictures and videos."""
 
     verdict: Verdict = Verdict(True)
     likeness: Likeness = Likeness()
@@ -91,7 +90,7 @@ class Server:
         return found
 
     def http(self, key: str | None = TOKEN, **options: Any) -> TestClient:
-        """A plain client; it asks as `key`'s owner."""
+        """A plain HTTP client with the key."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         base = f"http://{HOST}"
         return TestClient(
@@ -109,7 +108,7 @@ class Server:
         return self.services.keys.create(owner, scopes=scopes or ("read", "write"))[1]
 
     def work(self, paint: Callable[[Job, Path], Iterator[Progress]] | None = None) -> None:
-        """Do all jobs that wait."""
+        """Run all queued jobs."""
         settings = self.services.settings
         leases = Leases(self.services.database, settings)
 
@@ -122,14 +121,14 @@ class Server:
         worker.run(until_empty=True)
 
     def deliver(self) -> None:
-        """Send the webhooks that are due."""
+        """Send all due webhooks."""
         courier = Courier(self.services.database, self.posts)
         while courier.start_due():
             assert courier.settle(60)
 
 
 def painted(job: Job, output: Path) -> Iterator[Progress]:
-    """A video that is none, with everything that goes with it."""
+    """A fake video with thumbnail, spritesheet and receipt."""
     for percent in (10, 40, 80):
         yield Progress(percent, "denoise")
     files = {
@@ -165,7 +164,7 @@ def check_url(url: str) -> None:
 
 
 def fetch(url: str) -> bytes:
-    """A picture from outside, or a refusal as outbound.py has it."""
+    """A picture, or the error of http_client.fetch."""
     if url != "https://example.org/a.png":
         raise RequestError(
             "The URL leads to an address that is not public.", hint="Use a public host."
@@ -174,7 +173,7 @@ def fetch(url: str) -> bytes:
 
 
 def plan(request: object) -> dict[str, Any]:
-    """A plan as the planner's child writes it."""
+    """A plan as the planning subprocess returns it."""
     return {
         "size": "128x128",
         "fps": 16.0,

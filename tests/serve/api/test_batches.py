@@ -20,7 +20,7 @@ def line(number: int, body: object = None) -> bytes:
     return json.dumps(asked).encode()
 
 
-def test_as_many_lines_as_are_allowed_are_read():
+def test_batch_files_are_read_up_to_the_limit():
     rows = read_lines(b"\r\n".join(map(line, range(MAX_LINES))) + b"\n")
     assert (len(rows), rows[-1].custom_id) == (MAX_LINES, f"l{MAX_LINES - 1}")
     board = [{"at": at, "prompt": "a cat", "cut": True} for at in range(500)]
@@ -49,6 +49,6 @@ def test_as_many_lines_as_are_allowed_are_read():
         (b"\n \n", "no lines"),
     ],
 )
-def test_what_would_be_too_much_is_refused_by_its_line(text, why):
+def test_oversized_or_wrong_lines_are_refused_by_number(text, why):
     with pytest.raises(ApiError, match=why):
         read_lines(text)

@@ -159,7 +159,7 @@ def look(server, name: str):
     return seen
 
 
-def test_calls_scan_nothing_and_read_no_more_of_a_long_history(filled):
+def test_cost_of_routes_is_independent_of_history(filled):
     server, fill = filled
     fill(FEW)
     few = {name: look(server, name) for name in CALLS}
@@ -172,7 +172,7 @@ def test_calls_scan_nothing_and_read_no_more_of_a_long_history(filled):
         assert seen.work <= MORE * few[name].work + 20, (name, few[name].work, seen.work)
 
 
-def test_a_scan_would_be_seen(filled):
+def test_watcher_detects_scans(filled):
     server, fill = filled
     counting = select(func.count()).select_from(
         jobs
@@ -189,7 +189,7 @@ def test_a_scan_would_be_seen(filled):
     assert work[1] > 5 * work[0]
 
 
-def test_what_the_storage_is_asked_to_keep_is_never_in_memory_as_a_whole(filled):
+def test_references_are_read_in_pages(filled):
     server, fill = filled
     store: JobStore = server.services.jobs
     peaks = []

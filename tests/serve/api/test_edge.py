@@ -1,4 +1,4 @@
-"""Limits at the edge, asked over the wire: threads, bodies, disk, numbers."""
+"""Limits over HTTP: threads, bodies, disk, numbers."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ def asking(call, count):
         yield from pool.map(lambda _: call(), range(count))
 
 
-def test_a_webhook_test_that_hangs_takes_one_thread_and_nothing_else(server, monkeypatch):
+def test_hanging_webhook_test_blocks_no_other_route(server, monkeypatch):
     hook = {"url": "https://example.org/", "event_types": ["video.failed"]}
     id = server.http().post("/v1/webhook_endpoints", json=hook).json()["id"]
     go, begun = threading.Event(), threading.Semaphore(0)
@@ -53,14 +53,14 @@ def test_a_webhook_test_that_hangs_takes_one_thread_and_nothing_else(server, mon
 @pytest.mark.parametrize(
     "kind", [kind for kind, limit in LIMITS.items() if kind not in ("auth", "metrics")]
 )
-def test_a_kind_that_is_full_stops_neither_health_nor_metrics(server, kind):
+def test_health_and_metrics_answer_while_a_limit_is_full(server, kind):
     gate = server.services.gates[kind]
     gate._running["mallory"] = LIMITS[kind].total
     assert server.http(None).get("/health").status_code == 200
     assert server.http().get("/metrics").status_code == 200
 
 
-def test_health_needs_no_thread_at_all(server, monkeypatch):
+def test_health_needs_no_thread(server, monkeypatch):
     def no_thread(*_arguments, **_options):
         raise SkyloomError("a thread was asked for")
 
@@ -75,7 +75,7 @@ def test_health_needs_no_thread_at_all(server, monkeypatch):
         {"input_reference": {"image_url": "https://x/a.png"}},
     ],
 )
-def test_calls_that_bring_media_are_counted_as_uploads(server, body):
+def test_requests_with_media_have_the_limit_of_uploads(server, body):
     server.services.gates["upload"]._running["local"] = LIMITS["upload"].total
     asked = {"prompt": "a cat", **body}
     gate = server.services.gates["upload"]
@@ -86,7 +86,7 @@ def test_calls_that_bring_media_are_counted_as_uploads(server, body):
     assert server.http().post("/v1/videos", files=form).status_code == 429
 
 
-def test_pictures_to_be_moderated_are_counted_with_what_is_inspected(server):
+def test_moderated_pictures_have_the_limit_of_inspections(server):
     gate = server.services.gates["inspect"]
     gate._running["alice"] = LIMITS["inspect"].total
     pictures = [{"type": "image_url", "image_url": {"url": DATA_URL}}]
@@ -94,7 +94,7 @@ def test_pictures_to_be_moderated_are_counted_with_what_is_inspected(server):
     assert server.http().post("/v1/moderations", json={"input": "a cat"}).status_code == 200
 
 
-def test_a_stream_gives_its_place_back(server):
+def test_stream_releases_its_place(server):
     http, gate = server.http(), server.services.gates["stream"]
     id = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
     server.work()
@@ -127,14 +127,14 @@ LIMIT_TRICKS += ["", "1e1", "9" * 5_000, "5\x00"]
 
 @pytest.mark.parametrize("text", LIMIT_TRICKS)
 @pytest.mark.parametrize("path", ["/v1/videos", "/v1/files", "/v1/batches"])
-def test_a_limit_is_read_once_by_everybody(server, path, text):
+def test_limit_parameter_has_one_grammar(server, path, text):
     answer = server.http().get(path, params={"limit": text})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
     assert "must be a whole number from 1 to 100, got" in answer.json()["error"]["message"]
     assert len(answer.json()["error"]["message"]) < 200
 
 
-def test_limits_that_are_numbers_are_taken(server):
+def test_limit_parameter_takes_1_to_100(server):
     for text in ("1", "20", "100"):
         assert (
             server.http().get("/v1/videos", params=QueryParams({"limit": text})).status_code == 200
@@ -160,13 +160,13 @@ NUMBER_TRICKS = [
 
 @pytest.mark.parametrize("text", NUMBER_TRICKS)
 @pytest.mark.parametrize("name", ["seconds", "seed", "fps", "steps", "guidance", "n", "strength"])
-def test_numbers_of_bodies_are_read_in_one_way(server, name, text):
+def test_numbers_in_bodies_have_one_grammar(server, name, text):
     answer = server.http().post("/v1/videos", files={"prompt": (None, "a cat"), name: (None, text)})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
 @pytest.mark.parametrize("text", ["00", "1_0", "\u0665", "+1", "1" * 19])
-def test_the_last_event_is_a_plain_number(server, text):
+def test_last_event_id_has_the_grammar_of_numbers(server, text):
     http = server.http()
     id = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
     server.stopping.set()
@@ -190,7 +190,7 @@ def test_numbers():
     assert isinstance(plain_number("8"), int)
 
 
-def test_uploads_stop_at_the_disk_reserve_and_readiness_says_so(make_server, tmp_path):
+def test_uploads_stop_at_the_disk_reserve(make_server, tmp_path):
     server = make_server(tmp_path, disk_reserve=2**60)
     http = server.http()
     assert (http.get("/ready").status_code, http.get("/ready").json()["status"]) == (
@@ -213,7 +213,7 @@ def test_uploads_stop_at_the_disk_reserve_and_readiness_says_so(make_server, tmp
     assert not [path for path in (tmp_path / "assets").rglob("*") if path.is_file()]
 
 
-def test_an_upload_below_the_reserve_is_not_read(make_server, tmp_path):
+def test_uploads_below_the_disk_reserve_are_not_read(make_server, tmp_path):
     server, read = make_server(tmp_path, disk_reserve=2**60), []
 
     def body():
@@ -226,7 +226,7 @@ def test_an_upload_below_the_reserve_is_not_read(make_server, tmp_path):
     assert not read
 
 
-def test_what_may_be_in_flight_is_a_setting_and_given_back(make_server, tmp_path):
+def test_bytes_in_flight_are_limited_and_released(make_server, tmp_path):
     server = make_server(tmp_path, max_body_bytes=4_000, max_body_bytes_per_owner=2_000)
     http = server.http()
     long = json.dumps({"prompt": "a" * 3_000})
@@ -241,7 +241,7 @@ def test_what_may_be_in_flight_is_a_setting_and_given_back(make_server, tmp_path
     assert (server.services.bodies.held, server.services.memory.held) == (0, 0)
 
 
-def test_a_length_and_a_coding_are_one_too_many(server):
+def test_content_length_with_transfer_encoding_is_refused(server):
     headers = {
         "transfer-encoding": "chunked",
         "content-length": "2",

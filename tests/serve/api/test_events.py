@@ -15,7 +15,7 @@ def told(text: str) -> list[tuple[int, str, dict]]:
     return [(int(number), kind, json.loads(data)) for number, kind, data in found]
 
 
-def test_events_tell_a_videos_whole_life_and_go_on_after_the_last_that_was_seen(server):
+def test_events_cover_a_videos_life_and_resume_after_last_event_id(server):
     http = server.http()
     id = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
     server.work()
@@ -88,7 +88,7 @@ def test_prompts_are_logged_where_the_settings_say_so(tmp_path, make_server, cap
     assert any(getattr(record, "prompt", None) == "a canary" for record in caplog.records)
 
 
-def test_what_nobody_foresaw_is_told_by_its_id_only(server, monkeypatch):
+def test_unexpected_errors_show_only_the_request_id(server, monkeypatch):
     def break_down(*_):
         raise RuntimeError("/root/secret")
 
@@ -99,7 +99,7 @@ def test_what_nobody_foresaw_is_told_by_its_id_only(server, monkeypatch):
     assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
 
 
-def test_the_document_has_every_route_and_every_schema_that_it_names(server):
+def test_openapi_document_has_every_route_and_schema(server):
     document = server.http(None).get("/openapi.json").json()
     listed = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     routes = [route for resource in RESOURCES for route in resource.router.routes]

@@ -1,4 +1,4 @@
-"""Every error of the house has an answer, and no answer tells what is inside."""
+"""Every error code has an HTTP status, and no response shows internal details."""
 
 import importlib
 import pkgutil
@@ -17,7 +17,7 @@ def kinds(of: type = SkyloomError) -> set[type]:
     return {of, *(found for child in of.__subclasses__() for found in kinds(child))}
 
 
-def test_the_table_is_complete():
+def test_status_table_covers_every_error_code():
     for module in pkgutil.walk_packages(skyloom.serve.__path__, "skyloom.serve."):
         if not module.name.endswith(("_task", ".render")):  # which load the networks
             importlib.import_module(module.name)
@@ -31,7 +31,7 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.parametrize("code", sorted(STATUS))
-def test_an_error_becomes_the_envelope(code):
+def test_errors_become_the_envelope(code):
     kind = next(
         kind
         for kind in kinds()
@@ -43,7 +43,7 @@ def test_an_error_becomes_the_envelope(code):
     assert ("/secret" in str(reply.body)) == (reply.status < 500)
 
 
-def test_a_database_that_is_away_is_said_so_and_no_more():
+def test_database_errors_are_503_without_details():
     reply = to_api_error(
         OperationalError("SELECT secret", {}, Exception("connection to /secret refused")), "req_1"
     )
@@ -51,7 +51,7 @@ def test_a_database_that_is_away_is_said_so_and_no_more():
     assert "secret" not in str(reply.body)
 
 
-def test_fields_of_a_request_are_named_as_the_wire_has_them():
+def test_request_fields_have_their_wire_names():
     for field, param in (
         ("num_steps", "steps"),
         ("size", "size"),
@@ -62,7 +62,7 @@ def test_fields_of_a_request_are_named_as_the_wire_has_them():
         assert reply.body["error"]["param"] == param
 
 
-def test_a_full_queue_says_how_long_to_wait():
+def test_capacity_errors_have_retry_after():
     for seconds, header in ((3.2, "4"), (1_000, "120"), (None, "10")):
         reply = to_api_error(CapacityError("Full.", retry_after=seconds), "req_1")
         assert (reply.status, reply.headers["retry-after"]) == (429, header)
@@ -72,7 +72,7 @@ def test_a_full_queue_says_how_long_to_wait():
 @pytest.mark.parametrize(
     ("changes", "limit"), [({"max_queued_per_owner": 3}, 3), ({"max_queued": 2}, 2)]
 )
-def test_calls_that_make_jobs_say_how_many_more_may_wait(make_server, tmp_path, changes, limit):
+def test_new_jobs_have_rate_limit_headers(make_server, tmp_path, changes, limit):
     client = make_server(tmp_path, **changes).http()
     for remaining in range(limit - 1, -1, -1):
         made = client.post("/v1/videos", json={"prompt": f"cat {remaining}"})

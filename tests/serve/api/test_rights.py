@@ -1,4 +1,4 @@
-"""Keys, scopes, and two tenants who see nothing of each other, over every call that there is."""
+"""Keys, scopes and isolation of owners, over every route."""
 
 import re
 
@@ -13,7 +13,7 @@ OPEN = {"/health", "/ready"}
 
 
 def things_of(server, key: str) -> dict[str, str]:
-    """One of everything that an owner can have, by the part of the path that names it."""
+    """One resource of each kind, by its path."""
     http = server.http(key)
     video = http.post("/v1/videos", json={"prompt": "a secret cat"}).json()["id"]
     server.work()
@@ -56,8 +56,8 @@ BODIES = {
 }
 
 
-def test_no_call_shows_one_tenants_things_to_another(server):
-    """Every call that names a thing answers a stranger as if it were not there, and changes nothing of it."""
+def test_resources_of_another_owner_are_404(server):
+    """Every route with an id is 404 for another owner and changes nothing."""
     mine, theirs = server.key("alice"), server.key("bob")
     things = things_of(server, mine)
     tried = 0
@@ -100,7 +100,7 @@ def test_no_call_shows_one_tenants_things_to_another(server):
         ),
     ],
 )
-def test_no_body_names_anothers_things(server, path, body):
+def test_references_to_another_owners_resources_are_404(server, path, body):
     things = things_of(server, server.key("alice"))
 
     def fill(value):
@@ -114,20 +114,20 @@ def test_no_body_names_anothers_things(server, path, body):
     assert answer.status_code == 404, answer.text
 
 
-def test_anothers_cursor_is_no_cursor(server):
+def test_cursors_of_another_owner_are_404(server):
     things = things_of(server, server.key("alice"))
     http = server.http(server.key("bob"))
     for path in ("/v1/videos", "/v1/files", "/v1/batches"):
         assert http.get(path, params={"after": things[f"{path}/{{id}}"]}).status_code == 404
 
 
-def test_every_call_but_two_wants_a_key(server):
+def test_every_route_but_health_and_ready_needs_a_key(server):
     for call in server.calls():
         status = server.http(None).request(call.method, call.path.replace("{id}", "x")).status_code
         assert status == (200 if call.path in OPEN else 401), call.name
 
 
-def test_a_key_does_only_what_its_scopes_say(server):
+def test_keys_are_limited_to_their_scopes(server):
     reader, writer = server.key("alice", "read"), server.key("alice", "write")
     for call in server.calls():
         for key, scope in ((reader, "read"), (writer, "write")):
@@ -137,7 +137,7 @@ def test_a_key_does_only_what_its_scopes_say(server):
     assert server.http(server.key("root", "admin")).get("/metrics").status_code == 200
 
 
-def test_keys_are_kept_as_hashes_and_end(tmp_path):
+def test_keys_are_stored_as_hashes_and_expire(tmp_path):
     now = [1_000.0]
     database = Database(f"sqlite:///{tmp_path / 'keys.db'}", clock=lambda: now[0])
     keys = KeyStore(database)
@@ -167,7 +167,7 @@ def test_keys_are_kept_as_hashes_and_end(tmp_path):
     database.close()
 
 
-def test_other_machines_are_listened_to_with_keys_only(tmp_path):
+def test_listening_beyond_loopback_needs_a_key(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'keys.db'}")
     keys = KeyStore(database, "token")
     check_exposure("127.0.0.1", keys)

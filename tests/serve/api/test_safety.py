@@ -1,4 +1,4 @@
-"""What the policy refuses on the wire: prompts, pictures, characters, and jobs that failed for it."""
+"""Refusals of the policy: prompts, pictures, characters and failed jobs."""
 
 import base64
 
@@ -30,7 +30,7 @@ def failed(server, error):
 
 
 @pytest.mark.parametrize(("target", "steer"), [("output", "Ask for"), ("input", "Start from")])
-def test_a_refused_job_is_an_answer_with_its_rule_and_misalignment(server, target, steer):
+def test_blocked_job_is_200_with_misalignment(server, target, steer):
     video = failed(
         server,
         SafetyError("Refused by the rule logo, for it at 3 s.", rule="logo", at=3, target=target),
@@ -45,14 +45,14 @@ def test_a_refused_job_is_an_answer_with_its_rule_and_misalignment(server, targe
     assert server.openai().videos.list().data[0].error.misalignment is not None
 
 
-def test_what_could_not_be_checked_has_a_code_of_its_own_and_is_not_blamed_on_the_client(server):
+def test_unchecked_job_fails_with_moderation_failed(server):
     video = failed(
         server, UncheckedError("The classifier own failed.", rule="own", target="output")
     )
     assert (video.error.code, video.error.misalignment) == ("moderation_failed", None)
 
 
-def test_refusals_are_counted_by_rule_and_nothing_of_them_is_told(server):
+def test_refusals_are_counted_by_rule_without_their_text(server):
     for _ in range(2):
         with pytest.raises(BadRequestError):
             server.openai().videos.create(prompt="a forbidden wombat")
@@ -67,7 +67,7 @@ def test_refusals_are_counted_by_rule_and_nothing_of_them_is_told(server):
     assert "wombat" not in numbers
 
 
-def test_pictures_are_moderated_by_openais_parts_together(server):
+def test_parts_of_a_moderation_have_one_result(server):
     client = server.openai()
     parts = [{"type": "text", "text": "a cat"}, {"type": "image_url", "image_url": {"url": DATA}}]
     (clean,) = client.moderations.create(input=parts).results
@@ -97,13 +97,13 @@ def test_pictures_are_moderated_by_openais_parts_together(server):
         7,
     ],
 )
-def test_what_is_no_text_and_no_picture_is_named(server, part):
+def test_unsupported_moderation_part_is_named(server, part):
     with pytest.raises(BadRequestError) as caught:
         server.openai().moderations.create(input=[part])
     assert caught.value.param == "input[0]"
 
 
-def test_a_character_is_refused_by_its_clip_or_its_name(server):
+def test_characters_are_moderated_by_name_and_clip(server):
     client = server.openai()
     with pytest.raises(BadRequestError) as caught:
         client.videos.create_character(name="forbidden", video=MP4)
@@ -115,7 +115,7 @@ def test_a_character_is_refused_by_its_clip_or_its_name(server):
     assert server.services.jobs.refusals()["logo", "input", "moderation_blocked"] == 1
 
 
-def test_a_classifier_that_fails_is_no_pass(server, monkeypatch):
+def test_failing_classifier_refuses(server, monkeypatch):
     def fail(asset, recognise):
         raise UncheckedError("The classifier own failed.", rule="own")
 
@@ -127,7 +127,7 @@ def test_a_classifier_that_fails_is_no_pass(server, monkeypatch):
     assert (caught.value.status_code, caught.value.code) == (503, "moderation_failed")
 
 
-def test_a_consent_goes_with_media_and_an_operator_can_want_one(server, policy):
+def test_consent_belongs_to_media_and_can_be_required(server, policy):
     client, consent = server.openai(), {"who": "Ada", "scope": "this film", "expiry": "2999-12-31"}
     picture = ("a.png", PNG, "image/png")
     video = client.videos.create(

@@ -1,4 +1,4 @@
-"""Test events and downloads hold a request's thread while the other side thinks: few at once, for each owner one."""
+"""Limits on test events and downloads, which hold a thread while the other side answers."""
 
 import base64
 import threading
@@ -13,7 +13,7 @@ PICTURE = {"prompt": "a cat", "input_reference": {"image_url": "https://example.
 
 
 class Tarpit:
-    """Does not answer before it is let go."""
+    """A server that answers only after `open` is set."""
 
     def __init__(self, answer) -> None:
         self.answer, self.asked, self.open = answer, [], threading.Event()
@@ -40,7 +40,7 @@ def endpoint(http) -> str:
 
 
 @pytest.mark.parametrize("kind", ["test", "download"])
-def test_an_owner_has_one_at_a_time_and_all_have_four(make_server, tmp_path, kind):
+def test_outgoing_requests_are_limited_per_owner_and_in_all(make_server, tmp_path, kind):
     server = make_server(tmp_path, url_references=True)
     tarpit = Tarpit(200 if kind == "test" else b"\x89PNG\r\n\x1a\n" + bytes(100))
     object.__setattr__(server.services.effects, "post", tarpit)
@@ -74,7 +74,7 @@ def test_an_owner_has_one_at_a_time_and_all_have_four(make_server, tmp_path, kin
     assert client.post(path, json=body).status_code == 200
 
 
-def test_a_download_that_fails_costs_no_slot(make_server, tmp_path):
+def test_failed_download_releases_its_slot(make_server, tmp_path):
     server = make_server(tmp_path, url_references=True)
 
     def refuse(url):
@@ -85,7 +85,7 @@ def test_a_download_that_fails_costs_no_slot(make_server, tmp_path):
         assert server.http().post("/v1/videos", json=PICTURE).status_code == 400
 
 
-def test_a_test_after_a_rotation_is_signed_by_both_secrets(server):
+def test_webhook_tests_are_signed_by_both_secrets_after_rotation(server):
     client = server.openai()
     made = client.webhooks.create(
         event_types=["video.completed"], name="mine", url="https://example.org/hook"

@@ -42,8 +42,8 @@ class ApiRoute(APIRoute):
         self.limits: tuple[Kind, Kind] = getattr(endpoint, "limits", ("quick", "upload"))
         summary = inspect.cleandoc(endpoint.__doc__ or "").partition("\n")[0]
         options["summary"] = options.get("summary") or summary
-        signature = _with_body(inspect.signature(endpoint))
-        for body in _bodies(signature):
+        signature, body = _with_body(inspect.signature(endpoint))
+        if body is not None:
             options["openapi_extra"] = {"requestBody": describe_body(body)}
         if options.get("methods") == ["GET"]:
             options["methods"] = ["GET", "HEAD"]
@@ -68,24 +68,19 @@ def make_router() -> APIRouter:
     return APIRouter(route_class=ApiRoute)
 
 
-def _bodies(signature: inspect.Signature) -> list[type[RequestBody]]:
-    found = []
-    for one in signature.parameters.values():
-        for note in getattr(one.annotation, "__metadata__", ()):
-            if isinstance(getattr(note, "dependency", None), BodyOf):
-                found.append(note.dependency.model)
-    return found
-
-
-def _with_body(signature: inspect.Signature) -> inspect.Signature:
-    """The signature with a dependency for each parameter that is a RequestBody."""
+def _with_body(
+    signature: inspect.Signature,
+) -> tuple[inspect.Signature, type[RequestBody] | None]:
+    """The signature with a dependency in place of its RequestBody, and that body."""
     parameters = []
+    body = None
     for one in signature.parameters.values():
         kind = one.annotation
         if isinstance(kind, type) and issubclass(kind, RequestBody):
-            kind = Annotated[kind, Depends(BodyOf(kind), scope="function")]
+            body = kind
+            kind = Annotated[body, Depends(BodyOf(body), scope="function")]
         parameters.append(one.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-    return signature.replace(parameters=parameters)
+    return signature.replace(parameters=parameters), body
 
 
 def _on_thread(
