@@ -32,7 +32,7 @@ from skyloom.serve.queue.jobs import (
     JobFailure,
     JobResult,
     JobStore,
-    MissingJobError,
+    NotFoundError,
 )
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.queue.tables import metadata
@@ -218,7 +218,7 @@ def ask(world: World) -> None:
     owner = world.dice.choice(OWNERS)
     try:
         got = getattr(world.store, verb)(id, owner)
-    except MissingJobError:
+    except NotFoundError:
         assert owner != known.owner or known.deleted, "an owner finds her job"
         return
     except (JobConflictError, CapacityError):
@@ -263,7 +263,7 @@ def act(world: World, hand: Hand) -> None:
 def crash(world: World, hand: Hand) -> None:
     """A worker is gone, and sometimes somebody notices; another comes in its place."""
     if world.dice.random() < 0.5:
-        world.leases.forget(hand.name)
+        world.leases.requeue_worker_jobs(hand.name)
     fresh = Hand(f"{hand.name}'", hand.skew)
     world.hands[world.hands.index(hand)] = fresh
 

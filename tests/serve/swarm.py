@@ -29,7 +29,7 @@ from skyloom.core.errors import CapacityError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.tables import events, keys, results
+from skyloom.serve.queue.tables import events, idempotency_keys, results
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, FolderStorage
 from skyloom.serve.workers.worker import STATE, Progress, Worker
@@ -202,9 +202,9 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
         doubled += connection.execute(
             select(func.count()).select_from(results)
         ).scalar_one() != len(found)
-        doubled += connection.execute(select(func.count()).select_from(keys)).scalar_one() != len(
-            found
-        )
+        doubled += connection.execute(
+            select(func.count()).select_from(idempotency_keys)
+        ).scalar_one() != len(found)
         kept = store.referenced_assets()
     wrong = 0
     for job in found.values():

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import func, select
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.queue.batches import LINES_PER_TICK, BatchStore, Line, batch_jobs
-from skyloom.serve.queue.job import leave
+from skyloom.serve.queue.batches import LINES_PER_TICK, BatchActions, BatchStore, Line
+from skyloom.serve.queue.job import end_attempt
 from skyloom.serve.queue.jobs import JobFailure, JobResult
 from skyloom.serve.queue.quotas import Quotas
+from skyloom.serve.queue.tables import batch_jobs
 from skyloom.serve.settings import Settings
 
 from .conftest import load_beside
@@ -31,10 +32,19 @@ class Desk:
             raise RequestError("This line is wrong.")
         return self.store.submit(body, owner=owner, key=key, fingerprint="f", deadline=deadline)
 
-    def write(self, _owner, name, text):
+    def write_file(self, _owner, name, content):
         """Keep an output file under its name."""
-        self.files[name] = text
+        self.files[name] = content
         return name[:60]
+
+    def actions(self, submit=None) -> BatchActions:
+        """The callbacks of `advance`."""
+        return BatchActions(
+            submit or self.submit,
+            self.write_file,
+            lambda job: {"id": job.id, "status": job.status},
+            lambda error, _id: {"status": 400, "code": "invalid_value", "message": str(error)},
+        )
 
     def told(self, batch, name):
         """The lines of an output file."""
@@ -42,7 +52,7 @@ class Desk:
 
     def tick(self, batches) -> None:
         """One beat of upkeep."""
-        batches.advance(self.submit, self.write, lambda job: {"id": job.id, "status": job.status})
+        batches.advance(self.actions())
 
 
 @pytest.fixture
@@ -178,7 +188,7 @@ def test_a_job_that_was_submitted_while_its_batch_was_cancelled_is_cancelled_too
         batches.cancel(batch.id, "ada")
         return job
 
-    batches.advance(submit, desk.write, lambda job: {"id": job.id})
+    batches.advance(desk.actions(submit))
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.status, seen.completed, seen.failed) == ("cancelled", 0, 2)
@@ -207,7 +217,7 @@ def test_two_servers_submit_no_line_twice(database, leases, store, batches, desk
         desk.tick(other)  # the other one does it all meanwhile
         return job
 
-    batches.advance(slow, desk.write, lambda job: {"id": job.id})
+    batches.advance(desk.actions(slow))
     assert store.counts().by_status == {"queued": 3}
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
@@ -221,7 +231,7 @@ def test_owners_have_their_ticks_side_by_side(leases, store, batches, desk):
     desk.tick(batches)
     assert batches.get(mine.id, "bob").next_line == 1
     with store.database.write() as write:
-        leave(write, store.get(next(store.walk("bob")).id), "completed")
+        end_attempt(write, store.get(next(store.walk("bob")).id), "completed")
     desk.tick(batches)
     assert batches.get(mine.id, "bob").status == "completed"
 

@@ -26,7 +26,7 @@ from skyloom.serve.queue.jobs import (
     JobFailure,
     JobResult,
     JobStore,
-    MissingJobError,
+    NotFoundError,
 )
 from skyloom.serve.queue.leases import Leases, LostLeaseError
 from skyloom.serve.settings import Settings
@@ -134,7 +134,7 @@ class Queue(RuleBasedStateMachine):
         """A client wants something."""
         try:
             got = getattr(self.store, verb)(id, "ada")
-        except MissingJobError:
+        except NotFoundError:
             assert self.state[id] == "deleted"
         except CapacityError:
             assert verb == "retry"

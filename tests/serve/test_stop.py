@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from skyloom.serve.queue.database import Database
-from skyloom.serve.queue.job import announce
 from skyloom.serve.queue.tables import deliveries
-from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore
+from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, enqueue_deliveries
 from skyloom.serve.settings import Settings
 
 # The socket layer hangs for ever, as if no time-out held; the file says that it was asked.
@@ -51,7 +50,7 @@ def test_sigterm_ends_a_server_whatever_hangs(
         for owner in ("local", "bob", "cy"):
             store.add(owner, "b", "https://example.org/", EVENT_TYPES)
             with database.write() as write:
-                announce(write, owner, "video.completed", "video_1")
+                enqueue_deliveries(write, owner, "video.completed", "video_1")
         command = [sys.executable, "-c", SERVER, str(asked), hanging]
         command += ["serve", "--port", "0", "--data", str(settings.data), "--json", "--no-worker"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -1,4 +1,4 @@
-"""The server process: a socket, the application on it, upkeep, and workers as children.
+"""The server process: a socket, the application on it, maintenance, and workers as children.
 
 It starts in this order: database, socket, application, workers; and ends in the other. SIGTERM drains: nothing new is
 taken, answers are finished, and workers give back what they have in hand meanwhile; a second one ends all at once.
@@ -30,9 +30,13 @@ from skyloom.serve.api.routes.batches import advance
 from skyloom.serve.queue import http_client as outbound
 from skyloom.serve.queue.api_keys import KeyStore, check_exposure
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.library import Likeness
-from skyloom.serve.queue.maintenance import Upkeep, collecting, usual_tasks
-from skyloom.serve.queue.webhook_delivery import Courier
+from skyloom.serve.queue.library import CharacterLikeness
+from skyloom.serve.queue.maintenance import (
+    MaintenanceThreads,
+    garbage_collection_task,
+    queue_tasks,
+)
+from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, Storage
 from skyloom.serve.storage.installation import open_installation
@@ -66,8 +70,12 @@ def listen(
         supervisor = Supervisor(Leases(database, settings), settings, devices)
         outside = _outside(settings, storage, supervisor)
         services = make_services(settings, database, storage, outside, token, stopping)
-        upkeep = Upkeep([*usual_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))])
-        collector = Upkeep(collecting(services.jobs, storage, stopping.is_set))
+        maintenance = MaintenanceThreads(
+            [*queue_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))]
+        )
+        collector = MaintenanceThreads(
+            [garbage_collection_task(services.jobs, storage, stopping.is_set)]
+        )
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else named
         connections = Connections(settings.max_connections, settings.max_connections_per_address)
         server = _Server(
@@ -84,11 +92,11 @@ def listen(
             server.should_exit = True
             supervisor.drain()
 
-        courier = Courier(database, outside.post)
+        sender = WebhookSender(database, outside.post)
         with (
             _signals(leave),
-            _running(courier),
-            _running(upkeep),
+            _running(sender),
+            _running(maintenance),
             _running(collector),
             _running(supervisor),
         ):
@@ -177,7 +185,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
+def _running(service: WebhookSender | MaintenanceThreads | Supervisor) -> Iterator[None]:
     service.start()
     try:
         yield
@@ -191,10 +199,10 @@ def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Ou
     def verify(asset: Asset) -> list[dict[str, Any]]:
         return verify_in_child(storage, asset, settings.data)["results"]
 
-    def view(asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
+    def view(asset: Asset, recognise: bool) -> tuple[Verdict, CharacterLikeness]:
         policy = current_policy()
         if not (recognise or policy.pictures or policy.classifiers):
-            return Verdict(True), Likeness()
+            return Verdict(True), CharacterLikeness()
         return view_in_child(storage, asset, recognise=recognise)
 
     return Outside(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from skyloom.core.errors import RequestError
 from skyloom.serve.queue import http_client as outbound
 from skyloom.serve.queue.http_client import (
+    CheckedUrl,
     Deadline,
-    Target,
     TooLongError,
     check_url,
     get,
@@ -217,7 +217,7 @@ class Dripping:
         """Nothing is open."""
 
 
-TARGET = Target("http", "name.invalid", 80, "/", ("127.0.0.1",))
+TARGET = CheckedUrl("http", "name.invalid", 80, "/", ("127.0.0.1",))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,9 @@ class Peer:
     def __init__(self, serve) -> None:
         self.door = socket.create_server(("127.0.0.1", 0))
         self.over = threading.Event()
-        self.target = Target("http", "localhost", self.door.getsockname()[1], "/", ("127.0.0.1",))
+        self.target = CheckedUrl(
+            "http", "localhost", self.door.getsockname()[1], "/", ("127.0.0.1",)
+        )
         threading.Thread(target=self._run, args=(serve,), daemon=True).start()
 
     def _run(self, serve) -> None:
@@ -270,7 +272,7 @@ def peer(monkeypatch):
     monkeypatch.undo()  # loopback is meant here
     made = []
 
-    def make(serve) -> Target:
+    def make(serve) -> CheckedUrl:
         made.append(Peer(serve))
         return made[-1].target
 
@@ -319,7 +321,7 @@ def in_a_thread(call):
 )
 def test_a_peer_that_drips_is_left_at_the_deadline(peer, scheme, start):
     target = peer(dripping(start))
-    target = Target(scheme, target.host, target.port, target.path, target.addresses)
+    target = CheckedUrl(scheme, target.host, target.port, target.path, target.addresses)
     assert isinstance(in_a_thread(lambda: get(target, 2**20, Deadline(0.3))), TimeoutError)
 
 
@@ -421,7 +423,7 @@ def test_addresses_that_do_not_answer_share_the_time(monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", silent)
-    target = Target("http", "x", 80, "/", ("192.0.2.1", "192.0.2.2"))
+    target = CheckedUrl("http", "x", 80, "/", ("192.0.2.1", "192.0.2.2"))
     with pytest.raises(TimeoutError):
         post(target, {}, b"", Deadline(10.0, clock=lambda: now[0]))
     assert tried == [("192.0.2.1", 5.0), ("192.0.2.2", 5.0)]

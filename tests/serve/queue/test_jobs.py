@@ -6,7 +6,7 @@ import pytest
 
 from skyloom.core.errors import CapacityError
 from skyloom.serve.queue.database import Database
-from skyloom.serve.queue.jobs import JobConflictError, JobResult, JobStore, MissingJobError
+from skyloom.serve.queue.jobs import JobConflictError, JobResult, JobStore, NotFoundError
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
 
@@ -35,7 +35,7 @@ def test_a_job_is_there_for_whoever_opens_the_database_next(store, settings, dat
 def test_owners_see_only_their_own(store):
     job = submit(store)
     for call in (store.get, store.cancel, store.pause, store.resume, store.retry, store.delete):
-        with pytest.raises(MissingJobError):
+        with pytest.raises(NotFoundError):
             call(job.id, "eve")
     assert store.page("eve") == ([], False)
     assert store.events("eve") == []
@@ -51,7 +51,7 @@ def test_pages_go_through_all_jobs_once(store):
         after = seen[-1]
     assert seen == made
     assert [job.id for job in store.page("ada")[0]] == made[::-1]
-    with pytest.raises(MissingJobError):
+    with pytest.raises(NotFoundError):
         store.page("ada", after="video_none")
 
 
@@ -120,10 +120,10 @@ def test_what_runs_is_told(store, leases: Leases):
     job = submit(store)
     lease = leases.lease("w")
     assert leases.heartbeat(lease) is None
-    assert store.pause(job.id).wanted == "pause"
-    assert leases.wanted(lease) == leases.heartbeat(lease) == "pause"
-    assert store.resume(job.id).wanted is None
-    assert store.cancel(job.id).wanted == "cancel"
+    assert store.pause(job.id).requested_action == "pause"
+    assert leases.requested_action(lease) == leases.heartbeat(lease) == "pause"
+    assert store.resume(job.id).requested_action is None
+    assert store.cancel(job.id).requested_action == "cancel"
     with pytest.raises(JobConflictError):
         store.resume(job.id)
     assert leases.heartbeat(lease) == "cancel"
@@ -137,7 +137,7 @@ def test_a_deleted_job_is_gone_at_once_also_while_it_runs(store, leases, databas
     lease = leases.lease("w")
     store.delete(runs.id)
     for job in (waits, runs):
-        with pytest.raises(MissingJobError):
+        with pytest.raises(NotFoundError):
             store.get(job.id)
     assert leases.heartbeat(lease) == "cancel"
     assert leases.finish(lease, JobResult({"video": "asset:x"}, {})) is None
@@ -204,7 +204,7 @@ def test_assets_that_requests_and_checkpoints_name_are_referenced(store, leases)
 def test_counts_tell_of_the_queue(store, leases, clock):
     submit(store)
     submit(store)
-    leases.greet("w", "cpu")
+    leases.register_worker("w", "cpu")
     leases.lease("w")
     clock.turn(30)
     counts = store.counts()

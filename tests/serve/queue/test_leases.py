@@ -6,7 +6,7 @@ import pytest
 
 from skyloom.serve.queue.jobs import JobFailure, JobResult
 from skyloom.serve.queue.leases import LostLeaseError
-from skyloom.serve.queue.retention import sweep
+from skyloom.serve.queue.retention import delete_old_rows
 from skyloom.serve.settings import Settings
 
 DONE = JobResult({"video": "asset:v"}, {"seed": 1})
@@ -34,7 +34,7 @@ def test_a_stale_worker_can_change_nothing(store, leases, clock):
     before = store.get(job.id)
     for write in (
         lambda: leases.heartbeat(stale, progress=90),
-        lambda: leases.wanted(stale),
+        lambda: leases.requested_action(stale),
         lambda: leases.finish(stale, DONE),
         lambda: leases.fail(stale, JobFailure("x", "x")),
         lambda: leases.release(stale),
@@ -106,8 +106,8 @@ def test_a_job_that_gets_on_is_not_given_up(store, leases, clock):
 def test_a_dead_workers_jobs_go_back_at_once(store, leases):
     job = submit(store)
     leases.lease("a")
-    assert leases.forget("b") == 0
-    assert leases.forget("a") == 1
+    assert leases.requeue_worker_jobs("b") == 0
+    assert leases.requeue_worker_jobs("a") == 1
     assert leases.lease("b").job.id == job.id
 
 
@@ -195,7 +195,7 @@ def test_old_events_and_keys_are_forgotten(store, leases, clock):
     job = submit(store, key="k", fingerprint="f")
     leases.finish(leases.lease("a"), DONE)
     clock.turn(8 * 86_400)
-    sweep(store.database, store.settings)
+    delete_old_rows(store.database, store.settings)
     assert store.events() == []
     assert store.get(job.id).status == "completed"
     assert leases.unfinished([job.id]) == set()

@@ -13,8 +13,8 @@ from skyloom.serve.queue.batches import BatchStore, Line
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.library import Library, Likeness
-from skyloom.serve.queue.quotas import LEAST_COST, QUOTAS, QuotaError, Quotas, cost_of
+from skyloom.serve.queue.library import CharacterLikeness, Library
+from skyloom.serve.queue.quotas import MIN_COST, QUOTAS, QuotaError, Quotas, job_cost
 from skyloom.serve.queue.webhooks import EndpointStore
 from skyloom.serve.settings import UNLIMITED_BY_ZERO, Settings
 
@@ -39,7 +39,7 @@ def maker(database: Database, settings: Settings, name: str):
         "files": lambda owner: library.add_file(owner, "vision", "a.png", "asset:a.png", 10),
         "file_bytes": lambda owner: library.add_file(owner, "vision", "a.png", "asset:a.png", 10),
         "characters": lambda owner: library.add_character(
-            owner, "Mossy", "asset:a.mp4", Likeness()
+            owner, "Mossy", "asset:a.mp4", CharacterLikeness()
         ),
         "batches": lambda owner: batches.create(owner, "file-1", {}, [Line("a", {"prompt": "x"})]),
         "webhooks": lambda owner: endpoints.add(
@@ -65,7 +65,7 @@ def test_nobody_has_more_than_the_limit_however_many_ask_at_once(database, tmp_p
         refusals = [error for error in clients.map(ask, range(THREADS)) if error is not None]
     assert len(refusals) == THREADS - 3
     assert {error.quota for error in refusals} == {name}
-    assert f"{LIMITS[name]} of {LIMITS[name]} {QUOTAS[name].what}" in refusals[0].message
+    assert f"{LIMITS[name]} of {LIMITS[name]} {QUOTAS[name].unit}" in refusals[0].message
     assert QUOTAS[name].setting in refusals[0].message
     assert (refusals[0].retry_after is not None) == name.startswith("queued")
     make("bob")  # an owner's own
@@ -132,10 +132,10 @@ def test_a_job_that_never_fits_is_not_to_be_tried_again(database, tmp_path):
 
 
 def test_a_seconds_cost_is_one_for_the_bundled_models_usual_video():
-    assert cost_of(1, 128, 128, 4) == 1
-    assert cost_of(3_600, 128, 128, 50) == 45_000
-    assert cost_of(4, 1280, 720, 20) == 1_125
-    assert cost_of(0, 128, 128, 4) == LEAST_COST
+    assert job_cost(1, 128, 128, 4) == 1
+    assert job_cost(3_600, 128, 128, 50) == 45_000
+    assert job_cost(4, 1280, 720, 20) == 1_125
+    assert job_cost(0, 128, 128, 4) == MIN_COST
 
 
 # By the wire

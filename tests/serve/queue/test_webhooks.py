@@ -9,7 +9,7 @@ import pytest
 
 from skyloom.serve.queue.jobs import JobFailure, JobResult
 from skyloom.serve.queue.webhook_delivery import BACKOFF
-from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, MissingEndpointError, sign
+from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, NotFoundError, sign
 
 from ..conftest import load_beside
 
@@ -144,7 +144,7 @@ def test_endpoints_are_their_owners(endpoints):
         lambda: endpoints.rotate(mine.id, "eve", keep_old=True),
         lambda: endpoints.delete(mine.id, "eve"),
     ):
-        with pytest.raises(MissingEndpointError):
+        with pytest.raises(NotFoundError):
             call()
     assert endpoints.change(mine.id, "ada", name="x", event_types=["video.failed"]).event_types == (
         "video.failed",

@@ -46,9 +46,9 @@ from skyloom.serve.api.submit import Desk
 from skyloom.serve.queue.api_keys import Caller, KeyStore
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.job import BLOCKED, FAILED
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
-from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.queue.webhooks import EndpointStore
 from skyloom.serve.settings import Settings
@@ -242,7 +242,7 @@ async def _caller(services: Services, call: Call, request: HttpRequest) -> Calle
     """Who asks. Raises WireError for one who may not, or for an id that can be nobody's."""
     caller = NOBODY
     if call.scope is not None:
-        look = partial(services.keys.caller, request.headers.get("authorization"))
+        look = partial(services.keys.authenticate, request.headers.get("authorization"))
         caller = await services.gates["auth"].run("", look)
         if call.scope not in caller.scopes:
             message = f"This key may not do that: it lacks the scope {call.scope}."

@@ -23,7 +23,7 @@ from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
-from skyloom.serve.queue.library import Library, Likeness
+from skyloom.serve.queue.library import CharacterLikeness, Library
 from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.disk_reserve import DiskReserve
@@ -71,7 +71,7 @@ class Outside:
     """
 
     moderate: Callable[[str], Verdict]
-    view: Callable[[Asset, bool], tuple[Verdict, Likeness]]
+    view: Callable[[Asset, bool], tuple[Verdict, CharacterLikeness]]
     verify: Callable[[Asset], list[dict[str, Any]]]
     plan: Callable[[Request], dict[str, Any]]
     check_url: Callable[[str], object]

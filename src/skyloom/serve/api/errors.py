@@ -12,8 +12,7 @@ from typing import Any
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 
 from skyloom.core.errors import CapacityError, RequestError, SafetyError, SkyloomError
-from skyloom.serve.queue.jobs import QueueFullError
-from skyloom.serve.queue.quotas import QuotaError
+from skyloom.serve.queue.errors import AuthenticationError, QueueFullError, QuotaError
 from skyloom.serve.redaction import without_folders
 
 INVALID = "invalid_request_error"
@@ -35,9 +34,8 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "quota": (429, "rate_limit_error", "quota_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID, "conflict"),
-    "job_missing": (404, INVALID, "not_found"),
+    "not_found": (404, INVALID, "not_found"),
     "job_conflict": (409, INVALID, "conflict"),
-    "endpoint_missing": (404, INVALID, "not_found"),
     "lost_lease": (409, INVALID, "conflict"),
 }
 # what a Request calls it -> what the wire calls it
@@ -104,6 +102,9 @@ def tell(error: Exception, request_id: str) -> Told:
             _body(error.message, error.type, error.param, error.wire_code),
             error.headers,
         )
+    if isinstance(error, AuthenticationError):
+        body = _body(error.message, "authentication_error", None, error.code)
+        return Told(401, body, {"www-authenticate": "Bearer"})
     if isinstance(error, AWAY):
         message = "The server's database does not answer, or is full. Try again."
         return Told(

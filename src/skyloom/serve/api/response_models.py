@@ -8,10 +8,9 @@ from pydantic import BaseModel
 
 from skyloom.serve.api.character_prompts import notice
 from skyloom.serve.queue.batches import Batch
-from skyloom.serve.queue.job import JobFailure
+from skyloom.serve.queue.job import BLOCKED, JobFailure
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.queue.library import Character, File
-from skyloom.serve.queue.moderation_counters import BLOCKED
 
 JOB_ERROR: Mapping[str, Any] = {"param": None, "type": None, "headers": None, "misalignment": None}
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
+from skyloom.core.errors import SkyloomError
 from skyloom.serve.api import response_models as answers
 from skyloom.serve.api.body import count_values, load_json
 from skyloom.serve.api.context import Asked, Call, Reply, Services
-from skyloom.serve.api.errors import WireError, invalid
+from skyloom.serve.api.errors import WireError, invalid, tell
 from skyloom.serve.api.request_models import BatchBody, Body, CreateBody, parse
 from skyloom.serve.api.submit import Keys
-from skyloom.serve.queue.batches import MAX_LINES, Line
+from skyloom.serve.queue.batches import MAX_LINES, BatchActions, Line
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.storage.folder import Asset
 
@@ -86,7 +87,11 @@ def advance(services: Services) -> None:
         asset = services.storage.put(BytesIO(text), "jsonl")
         return services.library.add_file(owner, "batch_output", name, asset.reference, len(text)).id
 
-    services.batches.advance(submit, write, answers.video)
+    def describe_error(error: SkyloomError, id: str) -> Mapping[str, Any]:
+        response = tell(error, id)
+        return {"status": response.status, **response.body["error"]}
+
+    services.batches.advance(BatchActions(submit, write, answers.video, describe_error))
 
 
 def _line(row: bytes, number: int) -> Line:

@@ -66,7 +66,7 @@ def try_endpoint(asked: Asked) -> Reply:
     found, now = services.endpoints.get(asked.id, asked.owner), services.database.now()
     with services.endpoints.tests.hold(asked.owner, "webhook tests"):
         payload = make_payload(kind, "video_test", now)
-        status = send(services.outside.post, found.url, found.signing(now), payload, now)
+        status = send(services.outside.post, found.url, found.signing_secrets(now), payload, now)
     answer = {"object": "webhook_endpoint.test", "event_type": kind, "status_code": status or None}
     return Reply({**answer, "success": 200 <= status < 300, "webhook_endpoint_id": found.id})  # noqa: PLR2004
 
