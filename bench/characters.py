@@ -26,7 +26,7 @@ from skyloom.media.frames import cover
 from skyloom.media.read import read_image
 from skyloom.media.write import write_video
 from skyloom.serve.api.character_prompts import put_in
-from skyloom.serve.queue.library import Likeness
+from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.world.assets import Atlas, load_atlas
 from skyloom.world.make import Clip, make_clip
 from skyloom.world.places import PLACES
@@ -163,11 +163,11 @@ def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
             coloured += facts.colour is not None
             asked = f"{NAME} {PLACES[facts.place].phrases[0]}"
             known = {
-                "read": Likeness(found.noun, found.colour),
-                "truly": Likeness(facts.noun, facts.colour),
+                "read": CharacterLikeness(found.noun, found.colour),
+                "truly": CharacterLikeness(facts.noun, facts.colour),
             }
             for way in ways:
-                prompt = put_in(asked, {NAME: known.get(way, Likeness())})[0]
+                prompt = put_in(asked, {NAME: known.get(way, CharacterLikeness())})[0]
                 seen = read(probe, pipeline.generate(prompt, seed=number).frames)
                 nouns[way] += seen.noun == facts.noun
                 colours[way] += facts.colour is not None and seen.colour == facts.colour

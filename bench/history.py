@@ -32,8 +32,15 @@ from sqlalchemy.engine import make_url
 
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.library import files
-from skyloom.serve.queue.tables import deliveries, endpoints, events, jobs, keys, results
+from skyloom.serve.queue.tables import (
+    deliveries,
+    endpoints,
+    events,
+    files,
+    idempotency_keys,
+    jobs,
+    results,
+)
 from skyloom.serve.settings import Settings
 
 _PROGRAM = "from skyloom.cli.app import main; main()"
@@ -81,7 +88,9 @@ def seed(database: Database, count: int, owner: str = "local") -> None:
                 for kind in (*_KINDS, row["status"])
             ]
             write.connection.execute(insert(events), told)
-            write.connection.execute(insert(keys), [_key(number, row) for number, row in numbered])
+            write.connection.execute(
+                insert(idempotency_keys), [_key(number, row) for number, row in numbered]
+            )
             write.connection.execute(
                 insert(deliveries), [_delivery(row, owner) for _, row in numbered]
             )

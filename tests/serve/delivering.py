@@ -1,12 +1,13 @@
-"""Deliver webhooks in a test, one after another."""
+"""Send webhooks in a test, one after another."""
 
-from skyloom.serve.queue.webhook_delivery import Courier
+from skyloom.serve.queue.webhook_delivery import WebhookSender
 
 
 def deliver_due(database, post) -> int:
-    """Send all deliveries that are due; return how many."""
-    courier, sent = Courier(database, post, total=1), 0
-    while courier.start_due():
+    """Send all due deliveries; return their number."""
+    sender = WebhookSender(database, post, total=1)
+    sent = 0
+    while sender.send_due():
         sent += 1
-        assert courier.settle(60)
+        assert sender.wait_until_idle(60)
     return sent

@@ -1,8 +1,10 @@
-"""Real processes on a real queue, killed at random with SIGKILL; then nothing may be lost, doubled or wrong.
+"""Real processes on a real queue, killed at random with SIGKILL; then nothing may be lost, doubled
+or wrong.
 
-Submitters put jobs in and write down each id once they have it; workers render with a fake renderer whose frames are a
-chain of hashes that is resumed from files; a killer kills either and starts another. The processes are forks of one
-that has imported everything and opened nothing. Prints one line of JSON; exits with 1 when a promise is broken.
+Submitters put jobs in and write down each id once they have it; workers render with a fake renderer
+whose frames are a chain of hashes that is resumed from files; a killer kills either and starts
+another. The processes are forks of one that has imported everything and opened nothing. Prints one
+line of JSON; exits with 1 when a promise is broken.
 
     python tests/serve/swarm.py --kills 1000 [--database URL] [--workers 4]
 """
@@ -29,7 +31,7 @@ from skyloom.core.errors import CapacityError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.tables import events, keys, results
+from skyloom.serve.queue.tables import events, idempotency_keys, results
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, FolderStorage
 from skyloom.serve.workers.worker import STATE, Progress, Worker
@@ -68,7 +70,8 @@ def fake_render(
     steps: int = STEPS,
     pause: Callable[[], float] = lambda: uniform(0.0, 0.01),
 ) -> Iterator[Progress]:
-    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a step takes.
+    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a
+    step takes.
 
     The prompt HANGS never gets to a second step.
     """
@@ -91,7 +94,8 @@ def fake_render(
 
 
 def submitter(settings: Settings, owner: str, written: Path) -> None:
-    """Submit for ever, and write down the id of each job once it is sure. A key is used until its job is."""
+    """Submit for ever, and write down the id of each job once it is sure. A key is used until its
+    job is."""
     store = JobStore(Database(settings.database), settings)
     number = len(written.read_bytes().splitlines())
     file = os.open(written, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -138,7 +142,8 @@ def spawn(call: Callable[..., None], *arguments: object) -> int:
 def kill_under_load(
     settings: Settings, kills: int, workers: int, seed: int
 ) -> tuple[dict[str, Path], int]:
-    """Kill `kills` processes at random; returns where each owner's ids are written, and how many were workers."""
+    """Kill `kills` processes at random; returns where each owner's ids are written, and how many
+    were workers."""
     dice = random.Random(seed)
     lists = {owner: settings.data / f"{owner}.ids" for owner in ("ada", "bob")}
     makers: dict[int, tuple[Callable[..., None], tuple[object, ...]]] = {}
@@ -171,7 +176,8 @@ def kill_under_load(
 
 
 def _wait_for_rest(settings: Settings, workers: list[int], most_seconds: float = 180.0) -> None:
-    """Until nothing waits and nothing runs. A look is a fork too, so that this process opens no database."""
+    """Until nothing waits and nothing runs. A look is a fork too, so that this process opens no
+    database."""
     until = time.monotonic() + most_seconds
     while time.monotonic() < until:
         look = os.fork()
@@ -202,9 +208,9 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
         doubled += connection.execute(
             select(func.count()).select_from(results)
         ).scalar_one() != len(found)
-        doubled += connection.execute(select(func.count()).select_from(keys)).scalar_one() != len(
-            found
-        )
+        doubled += connection.execute(
+            select(func.count()).select_from(idempotency_keys)
+        ).scalar_one() != len(found)
         kept = store.referenced_assets()
     wrong = 0
     for job in found.values():
@@ -245,26 +251,28 @@ def own_postgres() -> AbstractContextManager[str]:
 
 def main() -> None:
     """Kill, wait, judge; one line of JSON."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--kills", type=int, default=1_000)
-    options.add_argument("--workers", type=int, default=4)
-    options.add_argument("--database", default=None)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--postgres", action="store_true", help="start one for this run")
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=1_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--database", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--postgres", action="store_true", help="start one for this run")
+    options = parser.parse_args()
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skyloom-swarm-")))
         with suppress(ImportError):
             importlib.import_module("psycopg")  # once for all forks
-        url = asked.database or (stack.enter_context(own_postgres()) if asked.postgres else None)
+        url = options.database or (
+            stack.enter_context(own_postgres()) if options.postgres else None
+        )
         settings = settings_of(data, url or f"sqlite:///{data / 'jobs.db'}")
         begun = time.monotonic()
-        lists, killed = kill_under_load(settings, asked.kills, asked.workers, asked.seed)
-        told = judge(settings, lists)
-    broken = sum(told[name] for name in ("lost", "doubled", "wrong", "orphans", "damage"))
+        lists, killed = kill_under_load(settings, options.kills, options.workers, options.seed)
+        summary = judge(settings, lists)
+    broken = sum(summary[name] for name in ("lost", "doubled", "wrong", "orphans", "damage"))
     kind = settings.database.split(":", maxsplit=1)[0]
-    told = {"database": kind, "kills": asked.kills, "workers_killed": killed, **told}
-    sys.stdout.write(json.dumps({**told, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+    summary = {"database": kind, "kills": options.kills, "workers_killed": killed, **summary}
+    sys.stdout.write(json.dumps({**summary, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
     sys.exit(1 if broken else 0)
 
 

@@ -1,4 +1,5 @@
-"""Batches in the database: a tick and a look cost the same however long a batch is, and every line is counted once."""
+"""Batches in the database: a tick and a look cost the same however long a batch is, and every line
+is counted once."""
 
 import json
 
@@ -6,10 +7,11 @@ import pytest
 from sqlalchemy import func, select
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.queue.batches import LINES_PER_TICK, BatchStore, Line, batch_jobs
-from skyloom.serve.queue.job import leave
+from skyloom.serve.queue.batches import LINES_PER_TICK, BatchActions, BatchStore, Line
+from skyloom.serve.queue.job import end_attempt
 from skyloom.serve.queue.jobs import JobFailure, JobResult
 from skyloom.serve.queue.quotas import Quotas
+from skyloom.serve.queue.tables import batch_jobs
 from skyloom.serve.settings import Settings
 
 from .conftest import load_beside
@@ -19,7 +21,7 @@ DONE = JobResult({"video": "asset:x"}, {})
 
 
 class Desk:
-    """What the server does for a batch: jobs from lines, and files from answers."""
+    """Stands in for the API: submits jobs and keeps output files."""
 
     def __init__(self, store) -> None:
         self.store = store
@@ -31,18 +33,27 @@ class Desk:
             raise RequestError("This line is wrong.")
         return self.store.submit(body, owner=owner, key=key, fingerprint="f", deadline=deadline)
 
-    def write(self, _owner, name, text):
+    def write_file(self, _owner, name, content):
         """Keep an output file under its name."""
-        self.files[name] = text
+        self.files[name] = content
         return name[:60]
 
-    def told(self, batch, name):
+    def actions(self, submit=None) -> BatchActions:
+        """The callbacks of `advance`."""
+        return BatchActions(
+            submit or self.submit,
+            self.write_file,
+            lambda job: {"id": job.id, "status": job.status},
+            lambda error, _id: {"status": 400, "code": "invalid_value", "message": str(error)},
+        )
+
+    def lines(self, batch, name):
         """The lines of an output file."""
         return [json.loads(line) for line in self.files[f"{batch.id}_{name}.jsonl"].splitlines()]
 
     def tick(self, batches) -> None:
-        """One beat of upkeep."""
-        batches.advance(self.submit, self.write, lambda job: {"id": job.id, "status": job.status})
+        """Run one maintenance tick."""
+        batches.advance(self.actions())
 
 
 @pytest.fixture
@@ -131,7 +142,7 @@ def test_lines_are_submitted_in_order_as_there_is_room_and_counted_once(
         "completed",
         0,
     )
-    assert [row["custom_id"] for row in desk.told(batch, "output")] == [
+    assert [row["custom_id"] for row in desk.lines(batch, "output")] == [
         f"l{index}" for index in range(11)
     ]
 
@@ -146,23 +157,23 @@ def test_wrong_and_deleted_lines_fail_alone(leases, store, batches, desk):
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.total, seen.completed, seen.failed, seen.status) == (4, 2, 2, "completed")
-    told = {row["custom_id"]: row["response"] for row in desk.told(batch, "error")}
-    assert {id: one["status_code"] for id, one in told.items()} == {"2": 400, "3": 404}
+    responses = {row["custom_id"]: row["response"] for row in desk.lines(batch, "error")}
+    assert {id: one["status_code"] for id, one in responses.items()} == {"2": 400, "3": 404}
 
 
 def test_a_cancel_stops_what_runs_and_what_has_not_begun(leases, store, batches, desk):
     batch = batches.create("ada", "file-1", {}, wishes(10))
     desk.tick(batches)
     lease = leases.lease("w")
-    told = batches.cancel(batch.id, "ada")
-    assert (told.status, told.failed, told.next_line) == ("cancelling", 6, 10)
+    seen = batches.cancel(batch.id, "ada")
+    assert (seen.status, seen.failed, seen.next_line) == ("cancelling", 6, 10)
     desk.tick(batches)
     assert batches.get(batch.id, "ada").status == "cancelling"  # one still runs
     assert leases.release(lease).status == "cancelled"
     desk.tick(batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.status, seen.completed, seen.failed) == ("cancelled", 0, 10)
-    codes = [row["response"]["body"]["error"]["code"] for row in desk.told(batch, "error")]
+    codes = [row["response"]["body"]["error"]["code"] for row in desk.lines(batch, "error")]
     assert codes == ["batch_cancelled"] * 6
     assert store.counts().by_status == {"cancelled": 4}
     assert batches.cancel(batch.id, "ada") == seen
@@ -178,7 +189,7 @@ def test_a_job_that_was_submitted_while_its_batch_was_cancelled_is_cancelled_too
         batches.cancel(batch.id, "ada")
         return job
 
-    batches.advance(submit, desk.write, lambda job: {"id": job.id})
+    batches.advance(desk.actions(submit))
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.status, seen.completed, seen.failed) == ("cancelled", 0, 2)
@@ -194,7 +205,7 @@ def test_an_expired_batch_ends(leases, batches, desk, clock):
         desk.tick(batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.status, seen.completed, seen.failed) == ("completed", 0, 6)
-    codes = [row["response"]["body"]["error"]["code"] for row in desk.told(batch, "error")]
+    codes = [row["response"]["body"]["error"]["code"] for row in desk.lines(batch, "error")]
     assert codes == ["batch_expired"] * 2
 
 
@@ -207,7 +218,7 @@ def test_two_servers_submit_no_line_twice(database, leases, store, batches, desk
         desk.tick(other)  # the other one does it all meanwhile
         return job
 
-    batches.advance(slow, desk.write, lambda job: {"id": job.id})
+    batches.advance(desk.actions(slow))
     assert store.counts().by_status == {"queued": 3}
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
@@ -221,7 +232,7 @@ def test_owners_have_their_ticks_side_by_side(leases, store, batches, desk):
     desk.tick(batches)
     assert batches.get(mine.id, "bob").next_line == 1
     with store.database.write() as write:
-        leave(write, store.get(next(store.walk("bob")).id), "completed")
+        end_attempt(write, store.get(next(store.walk("bob")).id), "completed")
     desk.tick(batches)
     assert batches.get(mine.id, "bob").status == "completed"
 

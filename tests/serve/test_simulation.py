@@ -1,4 +1,4 @@
-"""The queue in a world where everything goes wrong: many seeded runs, and a machine that hypothesis drives."""
+"""The queue under faults: many seeded simulations, killed processes, and a hypothesis machine."""
 
 import json
 import subprocess
@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     multiple,
     rule,
 )
+from sqlalchemy import select
 
 from skyloom.core.errors import CapacityError
 from skyloom.serve.queue.database import Database
@@ -26,9 +27,10 @@ from skyloom.serve.queue.jobs import (
     JobFailure,
     JobResult,
     JobStore,
-    MissingJobError,
+    NotFoundError,
 )
 from skyloom.serve.queue.leases import Leases, LostLeaseError
+from skyloom.serve.queue.tables import jobs
 from skyloom.serve.settings import Settings
 
 from .conftest import Clock, load_beside
@@ -37,17 +39,17 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))
-def test_promises_hold_in_every_order_of_events(first: int):
+def test_guarantees_hold_in_every_order_of_events(first: int):
     simulate = load_beside("simulate")
     clock = simulate.SkewedClock()
     database = simulate.open_small("sqlite://", clock)
     worlds = [simulate.run(seed, database, clock, events=40) for seed in range(first, first + 50)]
-    assert sum(len(world.known) for world in worlds) > 150
-    assert any(known.finished for world in worlds for known in world.known.values())
+    assert sum(len(world.model) for world in worlds) > 150
+    assert any(job.finished for world in worlds for job in world.model.values())
     database.close()
 
 
-def test_promises_hold_on_postgres(postgres_url: str):
+def test_guarantees_hold_on_postgres(postgres_url: str):
     simulate = load_beside("simulate")
     clock = simulate.SkewedClock()
     database = Database(postgres_url, clock)
@@ -59,16 +61,16 @@ def test_promises_hold_on_postgres(postgres_url: str):
 def test_the_same_seed_is_the_same_run():
     simulate = load_beside("simulate")
 
-    def told() -> list[tuple[str, int]]:
+    def run() -> list[tuple[str, int]]:
         clock = simulate.SkewedClock()
         world = simulate.run(7, simulate.open_small("sqlite://", clock), clock)
         return [(event.type, event.number) for event in world.store.events(limit=1_000)]
 
-    assert told() == told()
+    assert run() == run()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-def test_killed_processes_lose_and_double_nothing(kind: str):
+def test_killed_processes_lose_and_duplicate_no_job(kind: str):
     if kind == "postgres" and (reason := load_beside("postgres").why_not()):
         pytest.skip(reason)
     command = [sys.executable, str(HERE / "swarm.py"), "--kills", "30", "--workers", "3"]
@@ -79,90 +81,109 @@ def test_killed_processes_lose_and_double_nothing(kind: str):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2_000:] + done.stdout
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["jobs"] > 0
-    assert told["kills"] == 30
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["jobs"] > 0
+    assert summary["kills"] == 30
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs ptrace")
-def test_a_create_that_is_killed_between_any_two_system_calls_is_there_or_not():
+def test_a_submit_killed_between_two_system_calls_is_atomic():
     command = [sys.executable, str(HERE / "torn.py"), "--every", "7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2_000:] + done.stdout
     assert json.loads(done.stdout)["kills"] > 10
 
 
-class Queue(RuleBasedStateMachine):
-    """Any calls in any order; the model is one line a job: its state, and the token that may write."""
+MAX_QUEUED = 6
 
-    made = Bundle("made")
-    held = Bundle("held")
+
+class Queue(RuleBasedStateMachine):
+    """Any calls in any order. The model holds each job's status and the token that may write.
+
+    "deleting" is a job that was deleted while it runs: hidden, and active until it is released.
+    """
+
+    jobs = Bundle("jobs")
+    leased = Bundle("leased")
 
     @initialize()
     def begin(self) -> None:
-        """An empty queue."""
+        """Open an empty queue."""
         self.clock = Clock()
         self.database = Database("sqlite://", self.clock)
-        bounds = Settings(data=HERE, max_queued=6, max_queued_per_owner=6, max_attempts=3)
-        self.store, self.leases = JobStore(self.database, bounds), Leases(self.database, bounds)
-        self.state: dict[str, str] = {}
+        settings = Settings(
+            data=HERE, max_queued=MAX_QUEUED, max_queued_per_owner=MAX_QUEUED, max_attempts=3
+        )
+        self.store = JobStore(self.database, settings)
+        self.leases = Leases(self.database, settings)
+        self.status: dict[str, str] = {}
         self.token: dict[str, int] = {}
 
     def teardown(self) -> None:
-        """No damage."""
+        """Check the database for damage."""
         if hasattr(self, "database"):
             assert self.database.check() == []
             self.database.close()
 
-    @rule(target=made, priority=st.integers(-2, 2))
-    def submit(self, priority: int):
-        """A job comes, or the queue is full."""
-        full = (
-            sum(state in ("queued", "in_progress", "paused") for state in self.state.values()) >= 6
-        )
+    def is_full(self) -> bool:
+        """Whether the queue holds its maximum of active jobs."""
+        active = (*ACTIVE, "deleting")
+        return sum(status in active for status in self.status.values()) >= MAX_QUEUED
+
+    @rule(target=jobs, priority=st.integers(-2, 2))
+    def submit(self, priority: int = 0):
+        """Submit a job; rejected when the queue is full, and only then."""
+        full = self.is_full()
         try:
             job = self.store.submit({"prompt": "x"}, owner="ada", priority=priority)
         except CapacityError:
             assert full
             return multiple()
         assert not full
-        self.state[job.id], self.token[job.id] = "queued", 0
+        self.status[job.id] = "queued"
+        self.token[job.id] = 0
         return job.id
 
-    @rule(id=made, verb=st.sampled_from(["cancel", "pause", "resume", "retry", "delete"]))
-    def ask(self, id: str, verb: str) -> None:
-        """A client wants something."""
+    @rule(id=jobs, verb=st.sampled_from(["cancel", "pause", "resume", "retry", "delete"]))
+    def change(self, id: str, verb: str) -> None:
+        """Let the owner change a job."""
+        before = self.status[id]
         try:
-            got = getattr(self.store, verb)(id, "ada")
-        except MissingJobError:
-            assert self.state[id] == "deleted"
+            job = getattr(self.store, verb)(id, "ada")
+        except NotFoundError:
+            assert before in ("deleting", "deleted")
         except CapacityError:
             assert verb == "retry"
+            assert self.is_full()
         except JobConflictError:
-            done = ("completed", "failed", "cancelled")
+            ended = ("completed", "failed", "cancelled")
             refused = {
-                "pause": done,
-                "resume": (*done, "in_progress"),
+                "pause": ended,
+                "resume": (*ended, "in_progress"),
                 "retry": (*ACTIVE, "completed"),
             }
-            assert self.state[id] in refused[verb]
+            assert before in refused[verb]
         else:
-            self.state[id] = "deleted" if got is None else got.status
+            if job is not None:
+                self.status[id] = job.status
+            else:
+                self.status[id] = "deleting" if before == "in_progress" else "deleted"
 
-    @rule(target=held)
+    @rule(target=leased)
     def lease(self):
-        """A worker takes the next job: one that waited, and with a newer token than any before."""
+        """Lease the next job: one that was queued, with a newer token than any before."""
         lease = self.leases.lease("w")
         if lease is None:
             return multiple()
-        assert self.state[lease.job.id] == "queued"
+        assert self.status[lease.job.id] == "queued"
         assert lease.token == self.token[lease.job.id] + 1
-        self.state[lease.job.id], self.token[lease.job.id] = "in_progress", lease.token
+        self.status[lease.job.id] = "in_progress"
+        self.token[lease.job.id] = lease.token
         return lease
 
-    @rule(lease=consumes(held), end=st.sampled_from(["finish", "fail", "retry", "release"]))
-    def end(self, lease, end: str) -> None:
-        """A worker lets go; if the lease is not the newest, or the job is elsewhere, nobody listens."""
+    @rule(lease=consumes(leased), verb=st.sampled_from(["finish", "fail", "retry", "release"]))
+    def end(self, lease, verb: str) -> None:
+        """Let a worker end its lease; rejected unless it is the newest and the job runs."""
         id = lease.job.id
         calls = {
             "finish": lambda: self.leases.finish(lease, JobResult({"video": "asset:v"}, {})),
@@ -170,36 +191,45 @@ class Queue(RuleBasedStateMachine):
             "retry": lambda: self.leases.fail(lease, JobFailure("x", "x"), retry_in=1.0),
             "release": lambda: self.leases.release(lease),
         }
+        runs = self.status[id] in ("in_progress", "deleting") and self.token[id] == lease.token
         try:
-            got = calls[end]()
+            job = calls[verb]()
         except LostLeaseError:
-            assert self.state[id] != "in_progress" or self.token[id] != lease.token
+            assert not runs
             return
-        assert self.token[id] == lease.token
-        if self.state[id] != "deleted":
-            assert got is not None
-            assert self.state[id] == "in_progress"
-            self.state[id] = got.status
+        assert runs
+        assert (job is None) == (self.status[id] == "deleting")
+        self.status[id] = "deleted" if job is None else job.status
 
     @rule(seconds=st.sampled_from([1.0, 29.0, 31.0]))
     def wait(self, seconds: float) -> None:
-        """Time passes, and leases with it."""
+        """Let time pass, and leases with it."""
         self.clock.turn(seconds)
-        self.leases.expire()
-        for job in list(self.store.walk()):
-            if self.state[job.id] == "in_progress":
-                self.state[job.id] = job.status
+        expired = self.leases.expire()
+        rows = {job.id: job for job in self.store.walk()}
+        for id, status in self.status.items():
+            if status == "in_progress":
+                self.status[id] = rows[id].status
+            elif status == "deleting" and expired:
+                self.status[id] = "deleting" if self.exists(id) else "deleted"
+
+    def exists(self, id: str) -> bool:
+        """Whether the database has a row of a job, hidden or not."""
+        with self.database.read() as connection:
+            return connection.execute(select(jobs.c.id).where(jobs.c.id == id)).first() is not None
 
     @invariant()
-    def the_model_is_right(self) -> None:
-        """Every job that was not deleted is there, in the state that the model has."""
+    def model_agrees(self) -> None:
+        """The store shows every job that is not deleted, in the model's status."""
         if hasattr(self, "store"):
-            there = {job.id: job for job in list(self.store.walk())}
-            assert {id: job.status for id, job in there.items()} == {
-                id: state for id, state in self.state.items() if state != "deleted"
+            rows = {job.id: job for job in self.store.walk()}
+            assert {id: job.status for id, job in rows.items()} == {
+                id: status
+                for id, status in self.status.items()
+                if status not in ("deleting", "deleted")
             }
             assert all(
-                (job.result is not None) == (job.status == "completed") for job in there.values()
+                (job.result is not None) == (job.status == "completed") for job in rows.values()
             )
 
 
@@ -207,3 +237,28 @@ TestQueue = Queue.TestCase
 TestQueue.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.parametrize("end", ["finish", "fail", "retry", "release", "expire"])
+def test_a_deleted_job_is_active_until_its_worker_releases_it(end: str):
+    """The sequence that hypothesis found, and then every way of releasing the job."""
+    queue = Queue()
+    queue.begin()
+    for priority in (0, 0, 1):
+        queue.submit(priority)
+    lease = queue.lease()
+    queue.change(lease.job.id, "delete")
+    for _ in range(3):
+        queue.submit()
+    queue.model_agrees()
+    assert queue.is_full()
+    with pytest.raises(CapacityError):
+        queue.store.submit({"prompt": "x"}, owner="ada")
+    if end == "expire":
+        queue.wait(31.0)
+    else:
+        queue.end(lease, end)
+    queue.submit()
+    queue.model_agrees()
+    assert queue.store.counts().by_status == {"queued": MAX_QUEUED}
+    queue.teardown()

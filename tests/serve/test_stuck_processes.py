@@ -1,4 +1,5 @@
-"""Real processes that hang in C: they end, whoever supervises them starts another, and the job goes on or fails."""
+"""Real processes that hang in C: they end, whoever supervises them starts another, and the job goes
+on or fails."""
 
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_a_worker_on_its_own_ends_with_a_status_that_its_process_manager_sees(tm
     assert done.returncode == EXIT_STUCK, done.stderr
     job = store.get(id)
     assert (job.status, job.attempts) == ("queued", 1)
-    assert [attempt.error["code"] for attempt in store.attempts(job)] == ["stalled"]
+    assert [attempt.error.code for attempt in store.attempts(job)] == ["stalled"]
     assert "in hang" in done.stderr  # the log says where
     store.database.close()
 

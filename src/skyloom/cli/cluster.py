@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from skyloom.serve.queue.leases import Hand, Leases
+    from skyloom.serve.queue.leases import Leases, WorkerInfo
     from skyloom.serve.settings import Settings
     from skyloom.serve.workers.cluster import Plane, Wish
     from skyloom.serve.workers.local_ray import Head
@@ -74,8 +74,8 @@ def up(
     settings, wish = _settings(data, database, storage), _wish(workers, cpus, gpus)
     head = Head(settings.data)
     with _leases(settings) as leases, connected(head, address, start=True) as (plane, where):
-        bring_up(plane, settings, wish, leases.hands, data=data is not None, wait=wait)
-        _print(plane, leases.hands(), where, head, as_json=as_json)
+        bring_up(plane, settings, wish, leases.list_workers, data=data is not None, wait=wait)
+        _print(plane, leases.list_workers(), where, head, as_json=as_json)
 
 
 @app.command()
@@ -92,7 +92,7 @@ def status(
     settings = _settings(data, database, None)
     head = Head(settings.data)
     with _leases(settings) as leases, connected(head, address, start=False) as (plane, where):
-        _print(plane, leases.hands(), where, head, as_json=as_json)
+        _print(plane, leases.list_workers(), where, head, as_json=as_json)
 
 
 @app.command()
@@ -146,7 +146,7 @@ def _leases(settings: "Settings") -> "Iterator[Leases]":
 
 
 def _print(
-    plane: "Plane", hands: "Mapping[str, Hand]", where: str, head: "Head", *, as_json: bool
+    plane: "Plane", hands: "Mapping[str, WorkerInfo]", where: str, head: "Head", *, as_json: bool
 ) -> None:
     from skyloom.serve.workers.cluster import report
 

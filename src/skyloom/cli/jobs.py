@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +69,7 @@ def show(id: _Id, data: _Data = None, database: _Database = None) -> None:
     """Everything about a job, as JSON."""
     store = _store(data, database)
     job = store.get(id)
-    told = {**_told(job), "tried": [vars(attempt) for attempt in store.attempts(job)]}
+    told = {**_told(job), "tried": [asdict(attempt) for attempt in store.attempts(job)]}
     typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
 
 

@@ -31,9 +31,13 @@ from skyloom.serve.api.routes.batches import advance
 from skyloom.serve.queue import http_client
 from skyloom.serve.queue.api_keys import KeyStore, check_exposure
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.library import Likeness
-from skyloom.serve.queue.maintenance import Upkeep, collecting, usual_tasks
-from skyloom.serve.queue.webhook_delivery import Courier
+from skyloom.serve.queue.library import CharacterLikeness
+from skyloom.serve.queue.maintenance import (
+    MaintenanceThreads,
+    garbage_collection_task,
+    queue_tasks,
+)
+from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, Storage
 from skyloom.serve.storage.installation import open_installation
@@ -73,8 +77,12 @@ def listen(
         services = make_services(
             settings, database, storage, effects, token=token, stopping=stopping
         )
-        upkeep = Upkeep([*usual_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))])
-        collector = Upkeep(collecting(services.jobs, storage, stopping.is_set))
+        maintenance = MaintenanceThreads(
+            [*queue_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))]
+        )
+        collector = MaintenanceThreads(
+            [garbage_collection_task(services.jobs, storage, stopping.is_set)]
+        )
         server = _Server(
             create_app(services, {*_own_hosts(host, port), *settings.hosts}),
             Connections(settings.max_connections, settings.max_connections_per_address),
@@ -89,11 +97,11 @@ def listen(
             server.should_exit = True
             supervisor.drain()
 
-        courier = Courier(database, effects.post)
+        sender = WebhookSender(database, effects.post)
         with (
             _signals(stop),
-            _running(courier),
-            _running(upkeep),
+            _running(sender),
+            _running(maintenance),
             _running(collector),
             _running(supervisor),
         ):
@@ -195,7 +203,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
+def _running(service: WebhookSender | MaintenanceThreads | Supervisor) -> Iterator[None]:
     service.start()
     try:
         yield
@@ -209,10 +217,10 @@ def _side_effects(settings: Settings, storage: Storage, supervisor: Supervisor) 
     def verify(asset: Asset) -> list[dict[str, Any]]:
         return verify_in_child(storage, asset, settings.data)["results"]
 
-    def view(asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
+    def view(asset: Asset, recognise: bool) -> tuple[Verdict, CharacterLikeness]:
         policy = current_policy()
         if not (recognise or policy.pictures or policy.classifiers):
-            return Verdict(True), Likeness()
+            return Verdict(True), CharacterLikeness()
         return view_in_child(storage, asset, recognise=recognise)
 
     return SideEffects(

@@ -17,8 +17,8 @@ from skyloom.serve.api.dependencies import Services, SideEffects
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.job import Job
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.library import Likeness
-from skyloom.serve.queue.webhook_delivery import Courier
+from skyloom.serve.queue.library import CharacterLikeness
+from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, open_storage
 from skyloom.serve.workers.processes import Health
@@ -48,10 +48,10 @@ class Viewer:
     """Fake inspection of pictures and videos."""
 
     verdict: Verdict = Verdict(True)
-    likeness: Likeness = Likeness()
+    likeness: CharacterLikeness = CharacterLikeness()
     asked: list[bool] = field(default_factory=list[bool])
 
-    def __call__(self, asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
+    def __call__(self, asset: Asset, recognise: bool) -> tuple[Verdict, CharacterLikeness]:
         self.asked.append(recognise)
         return self.verdict, self.likeness
 
@@ -122,9 +122,9 @@ class Server:
 
     def deliver(self) -> None:
         """Send all due webhooks."""
-        courier = Courier(self.services.database, self.posts)
-        while courier.start_due():
-            assert courier.settle(60)
+        sender = WebhookSender(self.services.database, self.posts)
+        while sender.send_due():
+            assert sender.wait_until_idle(60)
 
 
 def painted(job: Job, output: Path) -> Iterator[Progress]:

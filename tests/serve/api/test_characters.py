@@ -5,16 +5,16 @@ from openai import BadRequestError, omit
 from openai.types import Video
 
 from skyloom.serve.api.character_prompts import ends_at, put_in
-from skyloom.serve.queue.library import Likeness
+from skyloom.serve.queue.library import CharacterLikeness
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 MP4 = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40
-MOSSY = Likeness("cat", "red", "probe", {"noun cat": 0.99})
+MOSSY = CharacterLikeness("cat", "red", "probe", {"noun cat": 0.99})
 CAST = {
     "Mossy": MOSSY,
-    "Ross": Likeness("owl"),
-    "Zed": Likeness("scissors", "blue"),
-    "Nobody": Likeness(),
+    "Ross": CharacterLikeness("owl"),
+    "Zed": CharacterLikeness("scissors", "blue"),
+    "Nobody": CharacterLikeness(),
 }
 
 
@@ -40,7 +40,11 @@ def test_a_name_becomes_who_it_is_and_grammar_stays(text, put):
 
 
 def test_the_longest_name_is_meant_and_other_scripts_need_no_spaces():
-    cast = {"Mo": Likeness("dog"), "Mo Mo": Likeness("owl"), "\u5c0f\u660e": Likeness("cat")}
+    cast = {
+        "Mo": CharacterLikeness("dog"),
+        "Mo Mo": CharacterLikeness("owl"),
+        "\u5c0f\u660e": CharacterLikeness("cat"),
+    }
     assert put_in("Mo Mo meets Mo", cast) == ("an owl meets a dog", {"Mo Mo", "Mo"})
     assert put_in("\u8fd9\u662f\u5c0f\u660e", cast)[0].endswith("a cat")
 
@@ -100,7 +104,7 @@ def test_edits_of_its_videos_know_it_too(server):
 
 
 def test_who_nobody_is_sure_of_is_known_by_name_only_and_told_so(server):
-    made = character(server, likeness=Likeness(scores={"noun cat": 0.4}))
+    made = character(server, likeness=CharacterLikeness(scores={"noun cat": 0.4}))
     assert (made.description, made.source) == (None, None)
     assert made.notices == ["The model does not know who Mossy is: only the name is in the prompt."]
     video = server.openai().videos.create(

@@ -13,7 +13,7 @@ from skyloom.serve.queue.api_keys import KeyStore
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import REFERENCE_ROWS, JobResult, JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.retention import sweep
+from skyloom.serve.queue.retention import delete_old_rows
 from skyloom.serve.queue.tables import jobs
 from skyloom.serve.workers.worker import Worker
 
@@ -62,7 +62,7 @@ def start(server) -> None:
     KeyStore(database).usable()
     Leases(database, settings).expire()
     deliver_due(database, services.effects.post)
-    sweep(database, settings)
+    delete_old_rows(database, settings)
     advance(services)
     database.close()
 
@@ -81,7 +81,7 @@ def busy(server) -> None:
     leases = Leases(server.services.database, server.services.settings)
     lease = leases.lease("w")
     leases.heartbeat(lease, progress=40, phase="denoise", checkpoint={"0.bin": "asset:x"})
-    leases.wanted(lease)
+    leases.requested_action(lease)
     leases.finish(lease, JobResult({"video": "asset:x"}, {}))
     deliver_due(server.services.database, server.services.effects.post)
 
@@ -131,7 +131,7 @@ CALLS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
     "start": (nothing, lambda server, _: start(server)),
     "hands": (
         nothing,
-        lambda server, _: Leases(server.services.database, server.services.settings).hands(),
+        lambda server, _: Leases(server.services.database, server.services.settings).list_workers(),
     ),
 }
 

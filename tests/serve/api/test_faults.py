@@ -10,6 +10,7 @@ import skyloom.serve
 from skyloom.core import errors
 from skyloom.core.errors import CapacityError, RequestError, SkyloomError
 from skyloom.serve.api.errors import STATUS, ApiError, to_api_error
+from skyloom.serve.queue.errors import NotFoundError
 
 
 def kinds(of: type = SkyloomError) -> set[type]:
@@ -35,9 +36,11 @@ def test_errors_become_the_envelope(code):
     kind = next(
         kind
         for kind in kinds()
-        if kind.code == code and kind.__name__ not in ("ApiError", "CardError", "QueueFullError")
+        if kind.code == code
+        and kind.__name__ not in ("ApiError", "CardError", "QueueFullError", "AuthenticationError")
     )
-    reply = to_api_error(kind("It went wrong in /secret."), "req_1")
+    arguments = ("file", "/secret") if kind is NotFoundError else ("It went wrong in /secret.",)
+    reply = to_api_error(kind(*arguments), "req_1")
     assert reply.status == STATUS[code][0]
     assert reply.body["error"].keys() == {"message", "type", "param", "code"}
     assert ("/secret" in str(reply.body)) == (reply.status < 500)

@@ -143,7 +143,7 @@ def test_keys_are_stored_as_hashes_and_expire(tmp_path):
     keys = KeyStore(database)
     _, text = keys.create("alice", name="laptop", seconds=60)
     assert re.fullmatch(r"sk-sky-[0-9a-f]{12}-[\w-]{43}", text)
-    assert keys.caller(f"Bearer {text}").owner == "alice"
+    assert keys.authenticate(f"Bearer {text}").owner == "alice"
     assert keys.list()[0].last_used_at == 1_000.0
     database.close()
     raw = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -151,11 +151,11 @@ def test_keys_are_stored_as_hashes_and_expire(tmp_path):
     assert text.split("-", 3)[-1].encode() not in raw
     now[0] += 61
     with pytest.raises(Exception, match="expired"):
-        keys.caller(f"Bearer {text}")
+        keys.authenticate(f"Bearer {text}")
     fresh, secret = keys.create("alice")
     keys.revoke(fresh.id)
     with pytest.raises(Exception, match="not valid"):
-        keys.caller(f"Bearer {secret}")
+        keys.authenticate(f"Bearer {secret}")
     assert not keys.usable()
     for owner in ("", "a b", "../x", "x" * 101):
         with pytest.raises(RequestError):

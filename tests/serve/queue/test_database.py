@@ -1,35 +1,35 @@
-"""The ground of the queue: durable settings, one writer, migrations that survive a crash, backup and check."""
+"""The ground of the queue: durable settings, one writer, migrations that survive a crash, backup
+and check."""
 
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import event, func, insert, inspect, select, text, update
+from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from skyloom.core.errors import CapacityError, ConfigError, JobError
+from skyloom.core.errors import CapacityError, ConfigError
 from skyloom.serve.queue.database import VERSION, Database, migrate
 from skyloom.serve.queue.tables import owners, schema
 
 from ..conftest import load_beside
 
 
-def test_sqlite_is_safe_and_waits_for_the_disk(tmp_path):
+def test_sqlite_pragmas_and_version(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
     with database.read() as connection:
-        told = {
+        pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "mmap_size")
         }
         version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
-    assert told == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "mmap_size": 0}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "mmap_size": 0}
     assert tuple(map(int, version.split("."))) >= (3, 51, 3)
 
 
-def test_what_raises_is_undone(database):
+def test_an_exception_rolls_back(database):
     with pytest.raises(KeyError), database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=1.0))
         raise KeyError
@@ -37,7 +37,7 @@ def test_what_raises_is_undone(database):
         assert connection.execute(select(owners)).all() == []
 
 
-def test_writes_are_one_after_another(database):
+def test_writes_are_serialized(database):
     with database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=0.0))
 
@@ -52,74 +52,11 @@ def test_writes_are_one_after_another(database):
         assert connection.execute(select(owners.c.served)).scalar_one() == 80
 
 
-def test_writes_that_wait_together_are_one_commit_and_fail_alone(database):
-    commits = []
-    event.listen(database.engine, "commit", commits.append)
-
-    def add(number: int) -> int:
-        def call(write) -> int:
-            write.connection.execute(insert(owners).values(owner=f"owner {number}", served=0.0))
-            if number % 7 == 0:
-                raise JobError(f"{number}")
-            if number % 11 == 0:
-                raise KeyError(number)
-            return number
-
-        try:
-            return database.write_together(call)
-        except (JobError, KeyError):
-            return -1
-
-    with ThreadPoolExecutor(60) as threads:
-        with database.write():  # until all wait
-            wishes = [threads.submit(add, number) for number in range(60)]
-            while database.waiting < 60:
-                time.sleep(0.001)
-        got = [wish.result() for wish in wishes]
-    right = [number for number in range(60) if number % 7 and number % 11]
-    assert [number for number in got if number >= 0] == right
-    with database.read() as connection:
-        assert connection.execute(select(func.count()).select_from(owners)).scalar_one() == len(
-            right
-        )
-    assert len(commits) < 30
-
-
-def test_a_full_disk_in_a_shared_commit_takes_nothing_from_those_who_were_told_yes():
-    """SQLite undoes a whole transaction when a row finds no room, not only the row: nobody may be told otherwise."""
-    refused = 0
-    for room in range(12):
-        database = Database("sqlite://")
-
-        def add(number: int, database: Database = database) -> str | None:
-            name = f"{number}" * 300
-            row = insert(owners).values(owner=name, served=0.0)
-            try:
-                database.write_together(lambda write: write.connection.execute(row))
-            except OperationalError:
-                return None
-            return name
-
-        with database.engine.connect() as connection:
-            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-            connection.exec_driver_sql(f"PRAGMA max_page_count={pages + room}")
-        with ThreadPoolExecutor(40) as threads:
-            with database.write():
-                wishes = [threads.submit(add, number) for number in range(10, 50)]
-                while database.waiting < 40:
-                    time.sleep(0.001)
-            told = {name for wish in wishes if (name := wish.result()) is not None}
-        refused += 40 - len(told)
-        with database.read() as connection:
-            assert set(connection.execute(select(owners.c.owner)).scalars()) == told
-        database.close()
-    assert refused > 0
-
-
-def test_processes_write_one_after_another(tmp_path):
+def test_writes_of_processes_are_serialized(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
     program = (
-        "import sys; from sqlalchemy import update; from skyloom.serve.queue.database import Database\n"
+        "import sys\nfrom sqlalchemy import update\n"
+        "from skyloom.serve.queue.database import Database\n"
         "from skyloom.serve.queue.tables import owners\n"
         "database = Database(sys.argv[1])\n"
         "for _ in range(40):\n"
@@ -213,7 +150,7 @@ def test_a_newer_database_is_left_alone(database_url):
         Database(database_url)
 
 
-def test_a_backup_taken_in_use_is_whole(tmp_path):
+def test_a_backup_during_use_is_complete(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
     with database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=1.0))
@@ -224,7 +161,7 @@ def test_a_backup_taken_in_use_is_whole(tmp_path):
     with copy.read() as connection:
         assert connection.execute(select(owners.c.owner)).scalars().all() == ["ada"]
     assert copy.check() == []
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         database.backup(tmp_path / "copy.db")
 
 
@@ -245,33 +182,32 @@ def test_damage_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["", "jobs.db", "mysql://host/name", "://"])
-def test_wrong_urls_are_refused(url: str):
+def test_invalid_urls_are_rejected(url: str):
     with pytest.raises(ConfigError):
         Database(url)
 
 
-def test_an_absent_database_is_a_sentence(tmp_path):
+def test_an_unreachable_database_is_an_error(tmp_path):
     with pytest.raises(CapacityError, match="cannot be opened"):
         Database(f"postgresql://nobody@/none?host={tmp_path}")
 
 
-def test_a_postgres_that_was_killed_is_found_again():
+def test_connections_recover_after_postgres_was_killed():
     postgres = load_beside("postgres")
     if reason := postgres.why_not():
         pytest.skip(reason)
-    row = insert(owners).values(owner="ada", served=1.0)
     with postgres.cluster(durable=True) as cluster:
         database = Database(cluster.url)
-        database.write_together(lambda write: write.connection.execute(row))
+        with database.write() as write:
+            write.connection.execute(insert(owners).values(owner="ada", served=1.0))
         cluster.kill()
         with pytest.raises(OperationalError):
             database.now()
         cluster.start()
         with database.read() as connection:
             assert connection.execute(select(owners.c.owner)).scalars().all() == ["ada"]
-        database.write_together(
-            lambda write: write.connection.execute(update(owners).values(served=2.0))
-        )
+        with database.write() as write:
+            write.connection.execute(update(owners).values(served=2.0))
         database.close()
 
 

@@ -1,4 +1,5 @@
-"""Where requests of ours may go: public addresses over https, and nowhere else, whatever the URL looks like."""
+"""Where requests of ours may go: public addresses over https, and nowhere else, whatever the URL
+looks like."""
 
 import http.server
 import ipaddress
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from skyloom.core.errors import RequestError
 from skyloom.serve.queue import http_client as outbound
 from skyloom.serve.queue.http_client import (
+    CheckedUrl,
     Deadline,
-    Target,
     TooLongError,
     check_url,
     get,
@@ -24,45 +25,13 @@ from skyloom.serve.queue.http_client import (
 
 PUBLIC = "93.184.216.34"
 INSIDE = [
-    *(
-        "127.0.0.1",
-        "127.8.8.8",
-        "10.0.0.1",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-    ),
-    *(
-        "255.255.255.255",
-        "224.0.0.1",
-        "192.0.2.1",
-        "198.18.0.1",
-        "240.0.0.1",
-        "::1",
-        "::",
-        "fe80::1",
-        "fc00::1",
-    ),
-    *(
-        "fd00:ec2::254",
-        "ff02::1",
-        "::ffff:127.0.0.1",
-        "::ffff:10.0.0.1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::a00:1",
-    ),
-    *(
-        "2002:7f00:1::",
-        "2002:a00:1::",
-        "2001:0:0:0:0:0:80ff:fffe",
-        "fec0::1",
-        "2001:db8::1",
-        "::127.0.0.1",
-    ),
-    *("fe80::1%eth0", "not an address"),
-]
+    "127.0.0.1", "127.8.8.8", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254",
+    "100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "192.0.2.1", "198.18.0.1",
+    "240.0.0.1", "::1", "::", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "2002:a00:1::",
+    "2001:0:0:0:0:0:80ff:fffe", "fec0::1", "2001:db8::1", "::127.0.0.1", "fe80::1%eth0",
+    "not an address",
+]  # fmt: skip
 
 
 def leads_to(*addresses: str):
@@ -71,7 +40,7 @@ def leads_to(*addresses: str):
 
 
 @pytest.mark.parametrize("address", INSIDE)
-def test_no_address_inside_is_public(address: str):
+def test_private_addresses_are_not_public(address: str):
     assert not is_public(address)
     with pytest.raises(RequestError):
         check_url("https://example.org/", resolve=leads_to(address))
@@ -82,7 +51,7 @@ def test_no_address_inside_is_public(address: str):
 @pytest.mark.parametrize(
     "address", [PUBLIC, "8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "2002:808:808::"]
 )
-def test_open_addresses_are_public(address: str):
+def test_public_addresses_are_public(address: str):
     assert is_public(address)
     target = check_url("https://example.org:8443/a/b?c=d", resolve=leads_to(address))
     assert (target.host, target.port, target.path, target.addresses) == (
@@ -96,15 +65,17 @@ def test_open_addresses_are_public(address: str):
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://example.org/", "ftp://example.org/", "file:///etc/passwd", "gopher://example.org/", "//example.org/"),
-        *("https:///path", "https://", "example.org", "", "https://user@example.org/", "https://a:b@example.org/"),
-        *("https://example.org\\@127.0.0.1/", "https://example.org\t/"),
-        *("https://example.org/\r\nHost: x", "https://ex ample/"),
-        *("https://example.org:0/", "https://example.org:99999/", "https://example.org:x/", "https://[::1/", "https://ex\u00e4mple/"),
-        *("https://example\u3002org/", "https://\u2460\u2461/", "javascript:alert(1)", "data:text/plain,x", "https://{a}/"),
+        "http://example.org/", "ftp://example.org/", "file:///etc/passwd", "gopher://example.org/",
+        "//example.org/", "https:///path", "https://", "example.org", "",
+        "https://user@example.org/", "https://a:b@example.org/",
+        "https://example.org\\@127.0.0.1/", "https://example.org\t/",
+        "https://example.org/\r\nHost: x", "https://ex ample/", "https://example.org:0/",
+        "https://example.org:99999/", "https://example.org:x/", "https://[::1/",
+        "https://ex\u00e4mple/", "https://example\u3002org/", "https://\u2460\u2461/",
+        "javascript:alert(1)", "data:text/plain,x", "https://{a}/",
     ],
 )  # fmt: skip
-def test_urls_that_parsers_read_differently_are_refused(url: str):
+def test_urls_that_parsers_read_differently_are_rejected(url: str):
     with pytest.raises(RequestError):
         check_url(url, resolve=leads_to(PUBLIC))
 
@@ -112,32 +83,17 @@ def test_urls_that_parsers_read_differently_are_refused(url: str):
 @pytest.mark.parametrize(
     "host",
     [
-        *(
-            "127.1",
-            "2130706433",
-            "0x7f000001",
-            "0177.0.0.1",
-            "0x7f.1",
-            "127.0.0.1.",
-            "localhost",
-            "0",
-            "[::1]",
-        ),
-        *(
-            "[::ffff:127.0.0.1]",
-            "[::]",
-            "127.000.000.001",
-            "017700000001",
-            "[0:0:0:0:0:ffff:7f00:1]",
-        ),
+        "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "127.0.0.1.", "localhost",
+        "0", "[::1]", "[::ffff:127.0.0.1]", "[::]", "127.000.000.001", "017700000001",
+        "[0:0:0:0:0:ffff:7f00:1]",
     ],
-)
-def test_other_spellings_of_this_machine_lead_nowhere(host: str):
+)  # fmt: skip
+def test_other_spellings_of_loopback_are_rejected(host: str):
     with pytest.raises(RequestError):
         check_url(f"https://{host}/")
 
 
-def test_this_machine_is_reached_only_when_that_is_allowed():
+def test_loopback_is_allowed_only_with_the_option():
     with pytest.raises(RequestError):
         check_url("http://localhost:1/", resolve=leads_to("127.0.0.1"))
     assert (
@@ -156,13 +112,13 @@ def test_public_is_never_more_than_global(address: ipaddress.IPv4Address | ipadd
         assert not address.is_multicast
 
 
-def test_it_connects_to_the_address_that_was_checked_and_follows_nothing(monkeypatch):
+def test_it_connects_to_the_checked_address_and_follows_no_redirect(monkeypatch):
     monkeypatch.undo()  # loopback is meant here
-    asked = []
+    requests = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(
+            requests.append(
                 (
                     self.path,
                     self.headers["host"],
@@ -183,10 +139,10 @@ def test_it_connects_to_the_address_that_was_checked_and_follows_nothing(monkeyp
         target = check_url(url, loopback=True, resolve=leads_to("127.0.0.1"))
         assert post(target, {"x": "y"}, b"body") == 302
         server.shutdown()
-    assert asked == [("/hook?a=b", f"name.invalid:{target.port}", b"body")]
+    assert requests == [("/hook?a=b", f"name.invalid:{target.port}", b"body")]
 
 
-def test_nobody_there_is_an_os_error(monkeypatch):
+def test_a_refused_connection_is_an_os_error(monkeypatch):
     monkeypatch.undo()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -217,7 +173,7 @@ class Dripping:
         """Nothing is open."""
 
 
-TARGET = Target("http", "name.invalid", 80, "/", ("127.0.0.1",))
+TARGET = CheckedUrl("http", "name.invalid", 80, "/", ("127.0.0.1",))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +203,9 @@ class Peer:
     def __init__(self, serve) -> None:
         self.door = socket.create_server(("127.0.0.1", 0))
         self.over = threading.Event()
-        self.target = Target("http", "localhost", self.door.getsockname()[1], "/", ("127.0.0.1",))
+        self.target = CheckedUrl(
+            "http", "localhost", self.door.getsockname()[1], "/", ("127.0.0.1",)
+        )
         threading.Thread(target=self._run, args=(serve,), daemon=True).start()
 
     def _run(self, serve) -> None:
@@ -270,7 +228,7 @@ def peer(monkeypatch):
     monkeypatch.undo()  # loopback is meant here
     made = []
 
-    def make(serve) -> Target:
+    def make(serve) -> CheckedUrl:
         made.append(Peer(serve))
         return made[-1].target
 
@@ -317,13 +275,13 @@ def in_a_thread(call):
     ],
     ids=["headers", "body", "chunk", "handshake"],
 )
-def test_a_peer_that_drips_is_left_at_the_deadline(peer, scheme, start):
+def test_a_slow_response_ends_at_the_deadline(peer, scheme, start):
     target = peer(dripping(start))
-    target = Target(scheme, target.host, target.port, target.path, target.addresses)
+    target = CheckedUrl(scheme, target.host, target.port, target.path, target.addresses)
     assert isinstance(in_a_thread(lambda: get(target, 2**20, Deadline(0.3))), TimeoutError)
 
 
-def test_a_peer_that_does_not_read_is_left_at_the_deadline(peer):
+def test_a_peer_that_does_not_read_ends_at_the_deadline(peer):
     target = peer(lambda opened, over: over.wait(60))
     assert isinstance(
         in_a_thread(lambda: post(target, {}, bytes(64 * 2**20), Deadline(0.3))), TimeoutError
@@ -353,12 +311,12 @@ def flooding(start: bytes, piece: bytes):
     ],
     ids=["continue", "length", "body", "trailers", "chunks"],
 )
-def test_an_answer_has_a_largest_size(peer, start, piece):
+def test_a_response_has_a_maximum_size(peer, start, piece):
     target = peer(flooding(start, piece))
     assert isinstance(in_a_thread(lambda: get(target, 10_000, Deadline(50))), TooLongError)
 
 
-def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
+def test_only_the_head_of_a_post_response_is_read(peer):
     assert (
         in_a_thread(
             lambda: post(peer(flooding(b"HTTP/1.1 204 X\r\n\r\n", b"x")), {}, b"", Deadline(50))
@@ -371,11 +329,11 @@ def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
     assert isinstance(long, TooLongError)
 
 
-def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
-    found, asked, begun = threading.Event(), [], threading.Semaphore(0)
+def test_a_slow_lookup_is_rejected(monkeypatch):
+    found, lookups, begun = threading.Event(), [], threading.Semaphore(0)
 
     def hangs(host, port, **_):
-        asked.append(host)
+        lookups.append(host)
         begun.release()
         found.wait(60)
         return []
@@ -387,11 +345,11 @@ def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
             resolve("tar.example.org", 443, Deadline(0.05))
     assert begun.acquire(timeout=60)
     assert begun.acquire(timeout=60)
-    assert len(asked) == 2, "look-ups that hang are no more than two"
+    assert len(lookups) == 2, "look-ups that hang are no more than two"
     found.set()
 
 
-def test_a_call_has_one_deadline_for_look_up_and_answer(monkeypatch):
+def test_a_call_has_one_deadline_for_lookup_and_response(monkeypatch):
     peer = Dripping(b"HTTP/1.1 200 OK\r\n")
 
     def slow(host, port, **_):
@@ -412,7 +370,7 @@ def test_a_call_has_one_deadline_for_look_up_and_answer(monkeypatch):
     assert peer.now == 13.0, "one byte was read"
 
 
-def test_addresses_that_do_not_answer_share_the_time(monkeypatch):
+def test_addresses_that_do_not_respond_share_the_time(monkeypatch):
     now, tried = [0.0], []
 
     def silent(address, timeout):
@@ -421,7 +379,7 @@ def test_addresses_that_do_not_answer_share_the_time(monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", silent)
-    target = Target("http", "x", 80, "/", ("192.0.2.1", "192.0.2.2"))
+    target = CheckedUrl("http", "x", 80, "/", ("192.0.2.1", "192.0.2.2"))
     with pytest.raises(TimeoutError):
         post(target, {}, b"", Deadline(10.0, clock=lambda: now[0]))
     assert tried == [("192.0.2.1", 5.0), ("192.0.2.2", 5.0)]

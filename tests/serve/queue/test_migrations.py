@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import inspect, select, text
 
-from skyloom.serve.queue.batches import BatchStore, batch_jobs, lines
+from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import VERSION, Database
 from skyloom.serve.queue.jobs import JobStore
-from skyloom.serve.queue.tables import metadata, schema
+from skyloom.serve.queue.tables import batch_jobs, batch_lines, metadata, schema
 from skyloom.serve.settings import Settings
 
 HERE = Path(__file__).parent
@@ -155,7 +155,7 @@ def test_what_an_old_database_held_is_counted(database_url, tmp_path):
     with database.read() as connection:
         outstanding = connection.execute(select(batch_jobs.c.job, batch_jobs.c.line)).all()
         assert sorted(map(tuple, outstanding)) == [("video_3", 1), ("video_4", 2), ("video_5", 3)]
-        assert len(connection.execute(select(lines)).all()) == 12
+        assert len(connection.execute(select(batch_lines)).all()) == 12
     database.close()
 
 

@@ -1,16 +1,23 @@
-"""What is over goes after its retention, a bounded number at a time; what is not, stays."""
+"""Retention: which rows are deleted, when, and how many per transaction."""
 
 import pytest
 from sqlalchemy import event, func, insert, select, update
 
 from skyloom.core.errors import ConfigError
 from skyloom.serve.queue import retention
-from skyloom.serve.queue.batches import BatchStore, Line, batches, lines
-from skyloom.serve.queue.job import tell
+from skyloom.serve.queue.batches import BatchStore, Line
+from skyloom.serve.queue.job import record_event
 from skyloom.serve.queue.jobs import JobFailure, JobResult
 from skyloom.serve.queue.library import Library
-from skyloom.serve.queue.retention import sweep
-from skyloom.serve.queue.tables import deliveries, events, jobs, keys
+from skyloom.serve.queue.retention import delete_old_rows
+from skyloom.serve.queue.tables import (
+    batch_lines,
+    batches,
+    deliveries,
+    events,
+    idempotency_keys,
+    jobs,
+)
 from skyloom.serve.queue.webhooks import EndpointStore
 from skyloom.serve.settings import Settings
 
@@ -28,12 +35,12 @@ def count(database, table) -> int:
 
 
 def failed(store, leases):
-    """A job that went wrong."""
+    """Submit a job and fail it."""
     store.submit({}, owner="ada")
     return leases.fail(leases.lease("w"), JobFailure("internal", "wrong"))
 
 
-def test_each_kind_goes_after_its_own_time(database, store, leases, settings, clock):
+def test_each_kind_of_row_has_its_own_retention(database, store, leases, settings, clock):
     EndpointStore(database).add(
         "ada", "a", "https://example.org", ["video.completed", "video.failed"]
     )
@@ -43,34 +50,34 @@ def test_each_kind_goes_after_its_own_time(database, store, leases, settings, cl
     made = leases.finish(leases.lease("w"), JobResult({"video": "asset:x"}, {}))
     deliver_due(database, lambda *_: 200)
     waits = store.submit({}, owner="ada")
-    assert sweep(database, settings) == {}
+    assert delete_old_rows(database, settings) == {}
     clock.turn(DAY + 1)
-    assert sweep(database, settings) == {"keys": 1}
+    assert delete_old_rows(database, settings) == {"keys": 1}
     clock.turn(6 * DAY)
-    assert sweep(database, settings) == {"events": 9, "deliveries": 2}
+    assert delete_old_rows(database, settings) == {"events": 9, "deliveries": 2}
     assert {job.id for job in store.walk()} == {wrong.id, cancelled.id, made.id, waits.id}
     clock.turn(23 * DAY)
-    assert sweep(database, settings) == {"jobs": 2}
+    assert delete_old_rows(database, settings) == {"jobs": 2}
     assert {job.id for job in store.walk()} == {made.id, waits.id}
     assert store.get(made.id).result == made.result
     assert store.counts().by_status == {"completed": 1, "queued": 1}
     assert database.check() == []
 
 
-def test_a_job_that_was_tried_again_stays(database, store, leases, settings, clock):
+def test_a_retried_job_stays(database, store, leases, settings, clock):
     wrong = failed(store, leases)
     clock.turn(31 * DAY)
     store.retry(wrong.id)
-    sweep(database, settings)
+    delete_old_rows(database, settings)
     assert store.get(wrong.id).status == "queued"
 
 
-def test_what_is_still_to_be_sent_stays(database, store, leases, settings, clock):
+def test_pending_deliveries_stay(database, store, leases, settings, clock):
     EndpointStore(database).add("ada", "a", "https://example.org", ["video.failed"])
     failed(store, leases)
     deliver_due(database, lambda *_: 500)
     clock.turn(8 * DAY)
-    sweep(database, settings)
+    delete_old_rows(database, settings)
     assert count(database, deliveries) == 1
 
 
@@ -79,8 +86,10 @@ def test_files_stay_unless_a_retention_is_set(database, settings, clock):
     old = library.add_file("ada", "vision", "a.png", "asset:a", 1)
     clock.turn(1_000 * DAY)
     new = library.add_file("ada", "vision", "a.png", "asset:a", 1)
-    assert sweep(database, settings) == {}
-    assert sweep(database, Settings(data=settings.data, keep_file_seconds=DAY)) == {"files": 1}
+    assert delete_old_rows(database, settings) == {}
+    assert delete_old_rows(database, Settings(data=settings.data, keep_file_seconds=DAY)) == {
+        "files": 1
+    }
     assert library.files("ada", purpose=None, after=None, limit=9, newest_first=True) == (
         [new],
         False,
@@ -88,16 +97,16 @@ def test_files_stay_unless_a_retention_is_set(database, settings, clock):
     assert old != new
 
 
-def test_nothing_goes_where_the_retention_is_0(database, store, leases, settings, clock):
+def test_a_retention_of_0_deletes_nothing(database, store, leases, settings, clock):
     failed(store, leases)
     clock.turn(1_000 * DAY)
     names = ("ended", "event", "delivery", "batch", "file")
     kept = Settings(data=settings.data, **{f"keep_{name}_seconds": 0 for name in names})
-    assert sweep(database, kept) == {}
+    assert delete_old_rows(database, kept) == {}
     assert count(database, events) == 3
 
 
-def test_a_batch_goes_with_its_lines_and_its_files(database, store, settings, clock, monkeypatch):
+def test_a_batch_is_deleted_with_its_lines_and_files(database, store, settings, clock, monkeypatch):
     monkeypatch.setattr(retention, "ROWS", 3)
     library, all_batches = Library(database), BatchStore(database, store)
     wanted = [Line(f"l{index}", {}) for index in range(7)]
@@ -109,7 +118,7 @@ def test_a_batch_goes_with_its_lines_and_its_files(database, store, settings, cl
         write.connection.execute(done)
     waits = all_batches.create("ada", "file-1", {}, wanted)
     clock.turn(31 * DAY)
-    assert sweep(database, settings) == {"batches": 9}
+    assert delete_old_rows(database, settings) == {"batches": 9}
     assert all_batches.list("ada", after=None, limit=9) == (
         [all_batches.get(waits.id, "ada")],
         False,
@@ -118,18 +127,18 @@ def test_a_batch_goes_with_its_lines_and_its_files(database, store, settings, cl
         [other],
         False,
     )
-    assert count(database, lines) == 7
+    assert count(database, batch_lines) == 7
     assert old.id != waits.id
 
 
-def test_no_transaction_removes_more_than_a_bounded_number(
+def test_no_transaction_deletes_more_than_a_bounded_number(
     database, store, leases, settings, clock, monkeypatch
 ):
     monkeypatch.setattr(retention, "ROWS", 20)
     wrong = failed(store, leases)
     with database.write() as write:
         for _ in range(90):
-            tell(write, wrong, "progress")
+            record_event(write, wrong, "progress")
     kept = Settings(data=settings.data, keep_event_seconds=0)
     clock.turn(31 * DAY)
     commits, largest = [], [0]
@@ -137,14 +146,16 @@ def test_no_transaction_removes_more_than_a_bounded_number(
     event.listen(
         database.engine,
         "after_cursor_execute",
-        lambda *told: largest.append(max(0, told[1].rowcount)),
+        lambda *arguments: largest.append(max(0, arguments[1].rowcount)),
     )
-    assert sweep(database, kept) == {"jobs": 94}
+    assert delete_old_rows(database, kept) == {"jobs": 94}
     assert max(largest) <= 20
     assert count(database, events) == count(database, jobs) == 0
 
 
-def test_a_sweep_ends_also_when_much_is_due(database, store, settings, clock, monkeypatch):
+def test_one_call_runs_a_bounded_number_of_transactions(
+    database, store, settings, clock, monkeypatch
+):
     monkeypatch.setattr(retention, "ROWS", 10)
     monkeypatch.setattr(retention, "ROUNDS", 2)
     job = store.submit({}, owner="ada")
@@ -153,19 +164,21 @@ def test_a_sweep_ends_also_when_much_is_due(database, store, settings, clock, mo
             {"owner": "ada", "key": str(index), "fingerprint": "", "job": job.number}
             for index in range(50)
         ]
-        write.connection.execute(insert(keys), [{**row, "created_at": write.now} for row in rows])
+        write.connection.execute(
+            insert(idempotency_keys), [{**row, "created_at": write.now} for row in rows]
+        )
     clock.turn(2 * DAY)
-    assert [sweep(database, settings).get("keys", 0) for _ in range(4)] == [20, 20, 10, 0]
+    assert [delete_old_rows(database, settings).get("keys", 0) for _ in range(4)] == [20, 20, 10, 0]
 
 
 @pytest.mark.parametrize("name", ["ended", "event", "delivery", "batch", "file"])
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
-def test_a_retention_that_is_none_is_refused(name, seconds, tmp_path):
+def test_an_invalid_retention_is_rejected(name, seconds, tmp_path):
     with pytest.raises(ConfigError, match=f"keep_{name}_seconds must be 0 or more"):
         Settings(data=tmp_path, **{f"keep_{name}_seconds": seconds})
 
 
 @pytest.mark.parametrize("seconds", [-1, 0, float("nan"), float("inf")])
-def test_results_cannot_be_kept_for_no_time(seconds, tmp_path):
+def test_keep_seconds_must_be_positive(seconds, tmp_path):
     with pytest.raises(ConfigError, match="keep_seconds must be more than 0"):
         Settings(data=tmp_path, keep_seconds=seconds)

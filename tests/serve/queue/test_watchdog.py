@@ -1,4 +1,5 @@
-"""Renders that hang, in whatever way: the job is given back with the cause, and the process that renders ends."""
+"""Renders that hang, in whatever way: the job is given back with the cause, and the process that
+renders ends."""
 
 import threading
 import time
@@ -25,7 +26,8 @@ LONG = 60.0  # seconds; only a broken watchdog waits for so long
 
 
 class Bench:
-    """A queue and a worker in this process; one clock for the database and the watchdog, `ended` are exit statuses."""
+    """A queue and a worker in this process; one clock for the database and the watchdog, `ended`
+    are exit statuses."""
 
     def __init__(self, folder: Path, **settings) -> None:
         self.settings = Settings(
@@ -36,7 +38,7 @@ class Bench:
         self.leases = Leases(self.store.database, self.settings)
         self.storage = FolderStorage(Path(self.settings.storage))
         self.looks = 0
-        self.leases.wanted = self._counted(self.leases.wanted)
+        self.leases.requested_action = self._counted(self.leases.requested_action)
         self.leases.heartbeat = self._counted(self.leases.heartbeat)
         self.id = self.store.submit({"prompt": "a cat"}, owner="ada").id
 
@@ -87,9 +89,7 @@ class Bench:
     @property
     def causes(self) -> list[str | None]:
         """Why each attempt ended."""
-        return [
-            attempt.error and attempt.error["code"] for attempt in self.store.attempts(self.job)
-        ]
+        return [attempt.error and attempt.error.code for attempt in self.store.attempts(self.job)]
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_device_that_stops_in_the_middle_costs_an_attempt_and_no_step(bench, s
     assert (bench.job.status, bench.causes) == ("queued", ["stalled"])
     assert (
         "no progress for 300 s in the phase denoise"
-        in bench.store.attempts(bench.job)[0].error["message"]
+        in bench.store.attempts(bench.job)[0].error.message
     )
     bench.work(swarm.fake_render)
     assert bench.job.status == "completed"
@@ -151,7 +151,7 @@ def test_loading_has_a_longer_limit_of_its_own(bench):
 
     bench.work(hanging_after(bench, 0, stop))
     assert bench.ended == [EXIT_STUCK]
-    assert "1800 s while it was loaded" in bench.store.attempts(bench.job)[0].error["message"]
+    assert "1800 s while it was loaded" in bench.store.attempts(bench.job)[0].error.message
 
 
 def test_storing_has_the_longer_limit_too(bench, monkeypatch):
@@ -248,7 +248,7 @@ def test_without_limits_nothing_is_ended(tmp_path):
 
 def test_a_stuck_render_whose_lease_is_lost_ends_and_touches_nothing(bench):
     def stop() -> None:
-        bench.leases.forget("w0")
+        bench.leases.requeue_worker_jobs("w0")
         bench.clock.turn(59)
         threading.Thread(target=turn_on, daemon=True).start()
 
@@ -271,7 +271,7 @@ def test_a_database_that_is_away_keeps_no_stuck_process_alive(bench, monkeypatch
     monkeypatch.setattr(bench.leases, "fail", away)
     bench.work(hanging_after(bench, 1, lambda: bench.clock.turn(301)))
     assert (bench.ended, bench.job.status) == ([EXIT_STUCK], "in_progress")
-    bench.leases.forget("w0")
+    bench.leases.requeue_worker_jobs("w0")
     assert (bench.job.status, bench.causes) == ("queued", ["worker_lost"])
 
 
@@ -340,7 +340,7 @@ def test_workers_that_die_again_and_again_use_up_the_jobs_time_too(database, tmp
     for number in range(1, 5):
         lease = leases.lease("w")
         assert lease is not None
-        assert lease.used == (number - 1) * 31
+        assert lease.seconds_used == (number - 1) * 31
         clock.turn(31)
         leases.expire()
     assert (store.get(id).status, store.get(id).error.code) == ("failed", "time_limit")
@@ -357,7 +357,7 @@ def test_a_job_that_an_older_version_had_in_hand_goes_on(bench):
     again = Database(bench.settings.database, bench.clock)
     bench.store, bench.leases = JobStore(again, bench.settings), Leases(again, bench.settings)
     bench.leases.heartbeat(lease, progress=5)
-    bench.leases.forget("old")
+    bench.leases.requeue_worker_jobs("old")
     assert (bench.job.status, bench.job.attempts, bench.causes) == ("queued", 1, [])
     bench.work(swarm.fake_render)
     assert bench.job.status == "completed"

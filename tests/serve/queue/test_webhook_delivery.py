@@ -1,4 +1,4 @@
-"""Deliveries in turns: one owner's tarpit holds up nobody else, a stop waits for nobody, nothing is lost."""
+"""Webhook delivery: fairness between owners, stopping, pauses and claims."""
 
 import json
 import threading
@@ -7,17 +7,22 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from skyloom.serve.queue.database import Database
-from skyloom.serve.queue.job import announce
 from skyloom.serve.queue.slots import Slots
 from skyloom.serve.queue.tables import deliveries
-from skyloom.serve.queue.webhook_delivery import GIVE_UP_SECONDS, PAUSE_AFTER, PER_OWNER, Courier
-from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore
+from skyloom.serve.queue.webhook_delivery import (
+    GIVE_UP_SECONDS,
+    MAX_PER_OWNER,
+    PAUSE_AFTER,
+    WebhookSender,
+)
+from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, enqueue_deliveries
 
 PATIENCE = 60  # seconds; only a test that fails takes them
 
 
 class Outside:
-    """Endpoints by URL: a "tarpit" does not answer before it is let go, a "dead" one not before all are alive."""
+    """Endpoints by URL: a "tarpit" does not answer before it is let go, a "dead" one not before all
+    are alive."""
 
     def __init__(self) -> None:
         self.sent, self.ids, self.open = [], [], threading.Event()
@@ -46,20 +51,20 @@ def outside():
 
 
 @pytest.fixture
-def courier_to(database, outside):
-    """Makes couriers; in the end all is let go of, so that none uses a database that is closed."""
+def make_sender(database, outside):
+    """Makes senders; in the end all is let go of, so that none uses a database that is closed."""
     made = []
 
-    def make(post=outside, **limits) -> Courier:
-        made.append(Courier(database, post, **limits))
+    def make(post=outside, **limits) -> WebhookSender:
+        made.append(WebhookSender(database, post, **limits))
         return made[-1]
 
     yield make
     outside.open.set()
-    for courier in made:
-        if courier._thread.ident is not None:
-            courier.stop()
-        assert courier.settle(PATIENCE)
+    for sender in made:
+        if sender._thread.ident is not None:
+            sender.stop()
+        assert sender.wait_until_idle(PATIENCE)
 
 
 def endpoint(database: Database, owner: str, name: str) -> str:
@@ -71,11 +76,11 @@ def endpoint(database: Database, owner: str, name: str) -> str:
     )
 
 
-def tell(database: Database, owner: str, events: int = 1) -> None:
-    """Something for all endpoints of an owner."""
+def add_deliveries(database: Database, owner: str, events: int = 1) -> None:
+    """Add deliveries for all endpoints of an owner."""
     for index in range(events):
         with database.write() as write:
-            announce(write, owner, "video.completed", f"video_{owner}_{index}")
+            enqueue_deliveries(write, owner, "video.completed", f"video_{owner}_{index}")
 
 
 def rows(database: Database) -> list:
@@ -84,143 +89,139 @@ def rows(database: Database) -> list:
         return connection.execute(deliveries.select().order_by(deliveries.c.number)).all()
 
 
-def test_a_tarpit_holds_up_nobody_else(database, outside, courier_to):
+def test_a_slow_endpoint_does_not_delay_other_owners(database, outside, make_sender):
     for name in ("tarpit1", "tarpit2", "tarpit3"):
         endpoint(database, "eve", name)
     endpoint(database, "ada", "good")
-    tell(database, "eve", 20)
-    tell(database, "ada", 5)
-    courier = courier_to(total=4)
-    courier.start()
+    add_deliveries(database, "eve", 20)
+    add_deliveries(database, "ada", 5)
+    sender = make_sender(total=4)
+    sender.start()
     outside.wait_for(lambda: outside.sent.count("https://ada.example.org/good") == 5)
-    assert sum("eve" in url for url in outside.sent) == PER_OWNER
-    courier.stop()
+    assert sum("eve" in url for url in outside.sent) == MAX_PER_OWNER
+    sender.stop()
 
 
-def test_her_own_good_endpoint_is_not_held_up_by_one_tarpit(database, outside, courier_to):
+def test_a_slow_endpoint_does_not_delay_the_owners_other_endpoint(database, outside, make_sender):
     endpoint(database, "ada", "tarpit")
     endpoint(database, "ada", "good")
-    tell(database, "ada", 5)
-    courier = courier_to()
-    courier.start()
+    add_deliveries(database, "ada", 5)
+    sender = make_sender()
+    sender.start()
     outside.wait_for(lambda: outside.sent.count("https://ada.example.org/good") == 5)
     assert outside.sent.count("https://ada.example.org/tarpit") == 1
-    courier.stop()
+    sender.stop()
 
 
-def test_owners_take_turns_however_much_waits_and_however_old_it_is(
-    database, outside, courier_to, clock
-):
+def test_owners_take_turns(database, outside, make_sender, clock):
     for owner, events in (("ada", 6), ("bob", 2), ("cy", 1)):
         endpoint(database, owner, "good")
-        tell(database, owner, events)
+        add_deliveries(database, owner, events)
         clock.turn(1)
-    courier = courier_to(total=1)
-    while courier.start_due():
-        assert courier.settle(PATIENCE)
+    sender = make_sender(total=1)
+    while sender.send_due():
+        assert sender.wait_until_idle(PATIENCE)
     order = "".join(url.removeprefix("https://")[0] for url in outside.sent)
     assert order == "abcabaaaa"
 
 
-def test_many_owners_with_tarpits_do_not_keep_the_slots(database, outside, courier_to, clock):
+def test_slow_endpoints_of_many_owners_do_not_keep_all_slots(database, outside, make_sender, clock):
     """With all slots full of tarpits, the one that comes free is for who has nothing in hand."""
     for index in range(4):
         for name in ("tarpit1", "tarpit2"):
             endpoint(database, f"eve{index}", name)
-        tell(database, f"eve{index}", 10)
+        add_deliveries(database, f"eve{index}", 10)
     clock.turn(1)
     endpoint(database, "ada", "good")
-    tell(database, "ada")
-    courier = courier_to(total=4)
-    courier.start_due()
+    add_deliveries(database, "ada")
+    sender = make_sender(total=4)
+    sender.send_due()
     assert sorted(url.split(".")[0] for url in outside.sent[:4]) == [
         f"https://eve{index}" for index in range(4)
     ]
     outside.open.set()
-    assert courier.settle(PATIENCE)
-    courier.start_due()
-    assert courier.settle(PATIENCE)
+    assert sender.wait_until_idle(PATIENCE)
+    sender.send_due()
+    assert sender.wait_until_idle(PATIENCE)
     assert "https://ada.example.org/good" in outside.sent[:8]
 
 
-def test_a_stop_waits_for_no_delivery_and_it_is_sent_again_under_its_id(
-    database, outside, courier_to, clock
+def test_a_stop_does_not_wait_and_the_delivery_is_resent_under_its_id(
+    database, outside, make_sender, clock
 ):
     endpoint(database, "ada", "tarpit")
-    tell(database, "ada")
-    courier = courier_to()
-    courier.start()
+    add_deliveries(database, "ada")
+    sender = make_sender()
+    sender.start()
     outside.wait_for(lambda: outside.sent)
-    stopped = threading.Thread(target=courier.stop, daemon=True)
+    stopped = threading.Thread(target=sender.stop, daemon=True)
     stopped.start()
     stopped.join(PATIENCE)
     assert not stopped.is_alive()
-    assert not courier.settle(0), "it still hangs"
+    assert not sender.wait_until_idle(0), "it still hangs"
     assert rows(database)[0].next_at is not None
     again = Outside()
     again.open.set()
-    other = courier_to(again)
-    assert other.start_due() == 0, "another process may still be at it"
+    other = make_sender(again)
+    assert other.send_due() == 0, "another process may still be at it"
     clock.turn(61)
-    assert other.start_due() == 1
-    assert other.settle(PATIENCE)
+    assert other.send_due() == 1
+    assert other.wait_until_idle(PATIENCE)
     assert again.ids == outside.ids
     assert rows(database)[0].next_at is None
 
 
-def test_two_processes_send_each_once(database, outside, courier_to):
+def test_two_processes_send_each_once(database, outside, make_sender):
     endpoint(database, "ada", "good")
     endpoint(database, "bob", "good")
-    tell(database, "ada", 10)
-    tell(database, "bob", 10)
-    couriers = [courier_to() for _ in range(2)]
-    for courier in couriers:
-        courier.start()
+    add_deliveries(database, "ada", 10)
+    add_deliveries(database, "bob", 10)
+    senders = [make_sender() for _ in range(2)]
+    for sender in senders:
+        sender.start()
     outside.wait_for(lambda: len(outside.sent) == 20)
-    for courier in couriers:
-        courier.stop()
-        assert courier.settle(PATIENCE)
+    for sender in senders:
+        sender.stop()
+        assert sender.wait_until_idle(PATIENCE)
     assert len(set(outside.ids)) == len(outside.ids) == 20
 
 
-def test_what_waits_for_an_endpoint_that_fails_is_put_off(database, outside, courier_to, clock):
+def test_deliveries_to_a_failing_endpoint_are_postponed(database, outside, make_sender, clock):
     endpoint(database, "ada", "dead")
-    tell(database, "ada", PAUSE_AFTER + 20)
-    courier = courier_to()
-    while courier.start_due():
-        assert courier.settle(PATIENCE)
+    add_deliveries(database, "ada", PAUSE_AFTER + 20)
+    sender = make_sender()
+    while sender.send_due():
+        assert sender.wait_until_idle(PATIENCE)
     assert len(outside.sent) == PAUSE_AFTER
     clock.turn(61)
-    while courier.start_due():
-        assert courier.settle(PATIENCE)
+    while sender.send_due():
+        assert sender.wait_until_idle(PATIENCE)
     assert len(outside.sent) == PAUSE_AFTER + 1, "one call a pause"
     clock.turn(61)
-    assert courier.start_due() == 0, "the pauses grow"
+    assert sender.send_due() == 0, "the pauses grow"
     clock.turn(60)
     outside.alive = True
     count = 0
-    while courier.start_due():
-        assert courier.settle(PATIENCE)
+    while sender.send_due():
+        assert sender.wait_until_idle(PATIENCE)
         count += 1
     assert count >= 20, "one that is heard ends the pause"
 
 
-def test_after_three_days_nothing_is_tried_again_however_rarely_it_was(
-    database, outside, courier_to, clock
-):
+def test_nothing_is_retried_after_three_days(database, outside, make_sender, clock):
     endpoint(database, "ada", "dead")
-    tell(database, "ada")
+    add_deliveries(database, "ada")
     clock.turn(GIVE_UP_SECONDS)
-    courier = courier_to()
-    assert courier.start_due() == 1
-    assert courier.settle(PATIENCE)
+    sender = make_sender()
+    assert sender.send_due() == 1
+    assert sender.wait_until_idle(PATIENCE)
     assert [(row.attempts, row.next_at) for row in rows(database)] == [(1, None)]
 
 
-def test_a_database_that_is_away_costs_no_slot(database, outside, courier_to, monkeypatch):
+def test_an_unreachable_database_leaks_no_slot(database, outside, make_sender, monkeypatch):
     endpoint(database, "ada", "good")
-    tell(database, "ada")
-    courier = courier_to(total=1)
+    add_deliveries(database, "ada")
+    sender = make_sender(total=1)
 
     def away(*_):
         raise OperationalError("BEGIN", {}, Exception("gone"))
@@ -229,18 +230,18 @@ def test_a_database_that_is_away_costs_no_slot(database, outside, courier_to, mo
         patch.setattr(database, "write", away)
         for _ in range(3):
             with pytest.raises(OperationalError):
-                courier.start_due()
-    assert courier.start_due() == 1
-    assert courier.settle(PATIENCE)
+                sender.send_due()
+    assert sender.send_due() == 1
+    assert sender.wait_until_idle(PATIENCE)
     assert json.loads(json.dumps(rows(database)[0].payload))["type"] == "video.completed"
 
 
-def test_a_thread_that_cannot_begin_costs_no_slot(
-    database, outside, courier_to, monkeypatch, clock
+def test_a_thread_that_cannot_start_leaks_no_slot(
+    database, outside, make_sender, monkeypatch, clock
 ):
     endpoint(database, "ada", "good")
-    tell(database, "ada")
-    courier = courier_to(total=1)
+    add_deliveries(database, "ada")
+    sender = make_sender(total=1)
 
     def none_left(self):
         raise RuntimeError("can't start new thread")
@@ -248,26 +249,26 @@ def test_a_thread_that_cannot_begin_costs_no_slot(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", none_left)
         with pytest.raises(RuntimeError):
-            courier.start_due()
+            sender.send_due()
     clock.turn(61)
-    assert courier.start_due() == 1
-    assert courier.settle(PATIENCE)
+    assert sender.send_due() == 1
+    assert sender.wait_until_idle(PATIENCE)
 
 
-def test_slots_keep_no_row_for_who_has_nothing_in_hand():
+def test_slots_keep_no_entry_for_an_idle_owner():
     slots = Slots(2, 1)
-    assert slots.take("ada", "x")
-    assert not slots.take("ada", "y")
-    assert not slots.take("bob", "x")
-    assert slots.take("bob", "y")
-    assert not slots.take("cy", "z")
-    assert (slots.free, slots.things, slots.of_owner("ada"), slots.of_owner("cy")) == (
+    assert slots.acquire("ada", "x")
+    assert not slots.acquire("ada", "y")
+    assert not slots.acquire("bob", "x")
+    assert slots.acquire("bob", "y")
+    assert not slots.acquire("cy", "z")
+    assert (slots.free, slots.resources, slots.count("ada"), slots.count("cy")) == (
         0,
         ["x", "y"],
         1,
         0,
     )
-    slots.give_back("ada", "x")
-    slots.give_back("bob", "y")
-    assert slots.settle(0)
+    slots.release("ada", "x")
+    slots.release("bob", "y")
+    assert slots.wait_until_idle(0)
     assert not slots._owners

@@ -10,7 +10,7 @@ import pytest
 from skyloom.core.errors import CapacityError, ConfigError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
-from skyloom.serve.queue.maintenance import collecting
+from skyloom.serve.queue.maintenance import garbage_collection_task
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import FolderStorage, ObjectStorage, find_references
 from skyloom.serve.storage.garbage import DAY, SLACK_SECONDS, collect, preview, trash_key
@@ -171,8 +171,8 @@ def test_a_restored_older_database_deletes_no_newer_video(tmp_path, settings, cl
         for _ in range(4):
             with pytest.raises(ConfigError, match="another copy"):
                 place.sweep(8)
-        for _, task in collecting(place.jobs, storage, lambda: False):
-            task()
+        _, task = garbage_collection_task(place.jobs, storage, lambda: False)
+        task()
         assert "nothing is collected" in caplog.text
         adopt_storage(place.inventory, storage, settings)
         for _ in range(4):
@@ -358,7 +358,7 @@ def test_a_database_that_is_away_keeps_nobody_from_storing(
     def fail(*_):
         raise OperationalError("", None, Exception())
 
-    monkeypatch.setattr(database, "write_together", fail)
+    monkeypatch.setattr(database, "write", fail)
     asset = place.storage.put(b"made while it was away", "mp4")
     monkeypatch.undo()
     assert "not recorded" in caplog.text

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from skyloom.core.errors import CapacityError, ConfigError
-from skyloom.serve.queue.leases import Hand
+from skyloom.serve.queue.leases import WorkerInfo
 from skyloom.serve.settings import Settings
 from skyloom.serve.workers.cluster import (
     Keeper,
@@ -57,7 +57,9 @@ class Board:
     def hands(self):
         """What the database says of workers."""
         return (
-            {} if self.dead else {f"w-{name}": Hand("cpu", 5.0, None, None) for name in self.rows}
+            {}
+            if self.dead
+            else {f"w-{name}": WorkerInfo("cpu", 5.0, None, None) for name in self.rows}
         )
 
     def up(self, wish: Wish, settings: Settings = FAR, **more) -> list[tuple[str, object]]:
@@ -208,8 +210,8 @@ def test_a_report_joins_the_plane_with_the_database():
     board.up(Wish(4, gpus=0.0))
     board.rows["skyloom-worker-3"] = None
     hands = {
-        "w-skyloom-worker-0": Hand("cuda:0", 5.0, "video_1", 6.0),
-        "w-skyloom-worker-1": Hand("cuda:0", 5.0, None, None),
+        "w-skyloom-worker-0": WorkerInfo("cuda:0", 5.0, "video_1", 6.0),
+        "w-skyloom-worker-1": WorkerInfo("cuda:0", 5.0, None, None),
     }
     told = report(board, hands)
     assert [node["host"] for node in told["nodes"]] == ["alpha"]
@@ -219,13 +221,13 @@ def test_a_report_joins_the_plane_with_the_database():
 
 
 def test_hands_are_what_the_database_says(leases, store, clock):
-    assert leases.hands() == {}
-    leases.greet("w1", "cpu")
+    assert leases.list_workers() == {}
+    leases.register_worker("w1", "cpu")
     job = store.submit({"prompt": "x"}, owner="ada")
-    assert leases.hands() == {"w1": Hand("cpu", clock.now, None, None)}
+    assert leases.list_workers() == {"w1": WorkerInfo("cpu", clock.now, None, None)}
     clock.turn(3)
     leases.lease("w1")
-    assert leases.hands() == {"w1": Hand("cpu", clock.now - 3, job.id, clock.now)}
+    assert leases.list_workers() == {"w1": WorkerInfo("cpu", clock.now - 3, job.id, clock.now)}
 
 
 @pytest.mark.parametrize("verb", ["up", "status", "down"])

@@ -13,7 +13,7 @@ from skyloom.core.errors import CapacityError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.maintenance import Upkeep
+from skyloom.serve.queue.maintenance import MaintenanceThreads
 from skyloom.serve.settings import Settings
 from skyloom.serve.workers.processes import Supervisor, worker_command, worker_environment
 
@@ -106,7 +106,7 @@ def test_upkeep_does_each_task_in_its_time_whatever_goes_wrong():
         if name == "bad":
             raise CapacityError("The disk is full.")
 
-    upkeep = Upkeep(
+    upkeep = MaintenanceThreads(
         [(0.01, lambda: count("quick")), (60, lambda: count("once")), (0.01, lambda: count("bad"))]
     )
     upkeep.start()
@@ -120,7 +120,7 @@ def test_upkeep_does_each_task_in_its_time_whatever_goes_wrong():
 
 def test_a_task_that_hangs_holds_up_no_other_and_no_stop():
     over, done = threading.Event(), []
-    upkeep = Upkeep([(0.01, lambda: over.wait(60)), (0.01, lambda: done.append(1))])
+    upkeep = MaintenanceThreads([(0.01, lambda: over.wait(60)), (0.01, lambda: done.append(1))])
     upkeep.start()
     wait_for(lambda: len(done) > 3)
     stopping = threading.Thread(target=upkeep.stop, daemon=True)

@@ -198,7 +198,7 @@ def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
     worker.renderer = dying
     with pytest.raises(SystemExit):
         worker.work_one()
-    worker.leases.forget("w")
+    worker.leases.requeue_worker_jobs("w")
     kept = store.get(job.id).checkpoint
     assert "span-000/asked.json" in kept
     settings = Settings(

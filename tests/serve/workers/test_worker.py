@@ -133,7 +133,7 @@ def test_a_job_deleted_while_it_runs_leaves_nothing(host):
 
 def test_a_worker_that_lost_its_lease_stops_and_touches_nothing(host):
     id = submit(host)
-    render = stopping_at(2, lambda: host.leases.forget("w"))
+    render = stopping_at(2, lambda: host.leases.requeue_worker_jobs("w"))
     first = host.worker(render)
     assert first.work_one()
     assert len(render.steps) == 2
@@ -257,7 +257,7 @@ def test_what_a_lost_lease_leaves_behind_goes_once_another_has_made_it(tmp_path)
     id = submit(here)
 
     def taken_over() -> None:
-        here.leases.forget("w")
+        here.leases.requeue_worker_jobs("w")
         there.worker().run(until_empty=True)
 
     first = here.worker(stopping_at(3, taken_over))
@@ -329,7 +329,7 @@ def test_a_process_told_to_go_gives_its_job_back_and_a_killed_one_loses_it(tmp_p
         assert job.checkpoint
     else:
         assert (process.returncode, job.status) == (-signal.SIGKILL, "in_progress")
-        host.leases.forget(job.worker)
+        host.leases.requeue_worker_jobs(job.worker)
     host.worker().run(until_empty=True)
     assert content(host, id) == swarm.frames_of("a cat")
     host.store.database.close()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 
-from skyloom.serve.queue.library import Character, Likeness
+from skyloom.serve.queue.library import Character, CharacterLikeness
 from skyloom.world.nouns import article
 
 _BEFORE = re.compile(
@@ -22,7 +22,7 @@ _NO_ADJECTIVE = frozenset(
 _GENITIVE = re.compile(r"['\u2019](?!s\b)")
 
 
-def put_in(text: str, cast: Mapping[str, Likeness]) -> tuple[str, frozenset[str]]:
+def put_in(text: str, cast: Mapping[str, CharacterLikeness]) -> tuple[str, frozenset[str]]:
     """A prompt with what is known of characters where their names stand, and the names that it has found."""
     known = {name: likeness for name, likeness in cast.items() if likeness.noun is not None}
     if not known:
@@ -65,7 +65,7 @@ def ends_at(expiry: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _say(before: str, known: Likeness, *, again: bool) -> str:
+def _say(before: str, known: CharacterLikeness, *, again: bool) -> str:
     """A text that goes on with a likeness, and with the article that it needs."""
     assert known.noun is not None
     whole = article(known.noun, known.colour)

@@ -24,7 +24,7 @@ from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
-from skyloom.serve.queue.library import Library, Likeness
+from skyloom.serve.queue.library import CharacterLikeness, Library
 from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.disk_reserve import DiskReserve
@@ -54,7 +54,7 @@ class SideEffects:
     """
 
     moderate: Callable[[str], Verdict]
-    view: Callable[[Asset, bool], tuple[Verdict, Likeness]]
+    view: Callable[[Asset, bool], tuple[Verdict, CharacterLikeness]]
     verify: Callable[[Asset], list[dict[str, Any]]]
     plan: Callable[[VideoRequest], dict[str, Any]]
     check_url: Callable[[str], object]
@@ -102,7 +102,9 @@ async def get_caller(
 ) -> Caller:
     """Authenticate the caller; check scopes and id format. Raises ApiError (401, 403, 404)."""
     authorization = request.headers.get("authorization")
-    caller = await services.gates["auth"].run("", partial(services.keys.caller, authorization))
+    caller = await services.gates["auth"].run(
+        "", partial(services.keys.authenticate, authorization)
+    )
     for scope in required.scopes:
         if scope not in caller.scopes:
             message = f"This key may not do that: it lacks the scope {scope}."

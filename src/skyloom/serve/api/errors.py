@@ -26,9 +26,8 @@ from skyloom.core.errors import (
     SkyloomError,
     UncheckedError,
 )
-from skyloom.serve.queue.jobs import QueueFullError
-from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
-from skyloom.serve.queue.quotas import QuotaError
+from skyloom.serve.queue.errors import AuthenticationError, QueueFullError, QuotaError
+from skyloom.serve.queue.job import BLOCKED, FAILED
 from skyloom.serve.redaction import without_folders
 
 INVALID_REQUEST = "invalid_request_error"
@@ -53,9 +52,8 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "quota": (429, "rate_limit_error", "quota_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID_REQUEST, "conflict"),
-    "job_missing": (404, INVALID_REQUEST, "not_found"),
+    "not_found": (404, INVALID_REQUEST, "not_found"),
     "job_conflict": (409, INVALID_REQUEST, "conflict"),
-    "endpoint_missing": (404, INVALID_REQUEST, "not_found"),
     "lost_lease": (409, INVALID_REQUEST, "conflict"),
 }
 # field of a Request -> parameter on the wire
@@ -123,6 +121,11 @@ def to_api_error(error: Exception, request_id: str) -> ApiError:
     if not isinstance(error, SkyloomError):
         message = f"The server failed. Its log has more under {request_id}."
         return ApiError(500, message, "server_error", type="server_error")
+    if isinstance(error, AuthenticationError):
+        headers = {"www-authenticate": "Bearer"}
+        return ApiError(
+            401, error.message, error.code, type="authentication_error", headers=headers
+        )
     status, type, code = STATUS[error.code]
     if status >= _SERVER_ERROR:
         message = f"The server cannot do that now ({request_id})."

@@ -9,7 +9,7 @@ import anyio
 from starlette.responses import StreamingResponse
 
 from skyloom.serve.api.response_models import VideoResponse
-from skyloom.serve.queue.jobs import Event, Job, JobStore, MissingJobError
+from skyloom.serve.queue.jobs import Event, Job, JobStore, NotFoundError
 
 LOOK_SECONDS, QUIET_SECONDS = 0.25, 15
 Look = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -44,7 +44,7 @@ async def _follow(
         quiet += LOOK_SECONDS
         try:
             job = await look(partial(jobs.get, job.id, job.owner))
-        except MissingJobError:
+        except NotFoundError:
             return
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from skyloom.core.errors import RequestError
 from skyloom.serve.api.errors import ApiError, invalid, missing
 from skyloom.serve.api.request_models import Reference
-from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
+from skyloom.serve.queue.jobs import Job, JobStore, NotFoundError
 from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.slots import Slots
 from skyloom.serve.storage.disk_reserve import DiskReserve
@@ -78,7 +78,7 @@ class Sources:
         """A finished video of the owner's."""
         try:
             job = self._jobs.get(id, owner)
-        except MissingJobError as error:
+        except NotFoundError as error:
             raise missing("video", id, param) from error
         if job.status != "completed" or job.result is None or "video" not in job.result.assets:
             raise invalid(

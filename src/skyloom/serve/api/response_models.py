@@ -8,10 +8,9 @@ from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, Conf
 
 from skyloom.serve.api.character_prompts import notice
 from skyloom.serve.queue.batches import Batch
-from skyloom.serve.queue.job import JobFailure
+from skyloom.serve.queue.job import BLOCKED, JobFailure
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.queue.library import Character
-from skyloom.serve.queue.moderation_counters import BLOCKED
 
 MODEL_CREATED = 1758941485  # manifests have no date
 

@@ -29,10 +29,10 @@ from skyloom.serve.api.request_models import (
     read_reference,
 )
 from skyloom.serve.api.response_models import fps_of, seconds_of, size_of
+from skyloom.serve.queue.job import BLOCKED
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.library import Character, Library
-from skyloom.serve.queue.moderation_counters import BLOCKED
-from skyloom.serve.queue.quotas import cost_of
+from skyloom.serve.queue.quotas import job_cost
 from skyloom.serve.settings import Settings
 
 OUTSIDE_SECONDS = 60.0
@@ -75,7 +75,7 @@ class Told:
     @property
     def cost(self) -> float:
         """What the job counts for; a video from outside is taken to last a minute, since nobody has opened it yet."""
-        return cost_of(float(self.seconds) or OUTSIDE_SECONDS, *parse_size(self.size), self.steps)
+        return job_cost(float(self.seconds) or OUTSIDE_SECONDS, *parse_size(self.size), self.steps)
 
 
 class Desk:

@@ -1,9 +1,10 @@
-"""Batches: many videos by one file of JSON lines, one line a job.
+"""Batches: many videos from one file of JSON lines, one job per line.
 
-A batch's lines become jobs as the owner's queue has room, in order: `next_line` is the first that was not submitted. A
-line has its own idempotency key, so a server that dies between two of its writes makes no video twice. Jobs that have
-not been counted yet stand in batch_jobs, which holds no more rows than jobs may wait. When all lines are counted, the
-answers are written to a file. So a look at a batch reads one row, and a tick costs the same however long a batch is.
+Lines become jobs in order, as the owner's queue has room; `next_line` is the first that was not
+submitted. Each line has its own idempotency key, so a server that dies between two writes submits
+no line twice. batch_jobs holds the jobs whose end is not counted yet, at most as many as may be
+queued. When all lines are counted, the responses are written to files. Reading a batch reads one
+row, and the cost of a tick does not depend on the length of a batch.
 """
 
 import json
@@ -14,96 +15,39 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    Row,
-    String,
-    Table,
-    Text,
-    delete,
-    insert,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Row, delete, insert, or_, select, update
 
 from skyloom.core.errors import CapacityError, SkyloomError
-from skyloom.serve.api.errors import missing, to_api_error
 from skyloom.serve.queue.database import Database, read_page
-from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
+from skyloom.serve.queue.errors import NotFoundError
+from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.quotas import Quotas
-from skyloom.serve.queue.tables import IS_ACTIVE, metadata
-from skyloom.serve.queue.tables import jobs as job_table
+from skyloom.serve.queue.tables import IS_ACTIVE, batch_jobs, batch_lines, batches, jobs
 
-WINDOW_SECONDS = 24 * 3600
+WINDOW_SECONDS = 24 * 3600  # until a batch expires
 MAX_LINES = 10_000
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")
-Submit = Callable[[str, Mapping[str, Any], str, float], Job]
-Write = Callable[[str, str, bytes], str]
+LINES_PER_TICK = 100  # submitted per owner
+_FINISH_LINES = 500  # responses written at a time
+_ENDED_ROWS = 1_000  # ended jobs counted in one tick
 
-_COUNTERS = ("total", "next_line", "completed", "failed")
-LINES_PER_TICK = 100  # of an owner
-_FINISH_LINES = 500  # answers written at a time
-
-batches = Table(
-    "batches",
-    metadata,
-    Column("number", _NUMBER, primary_key=True, autoincrement=True),
-    Column("id", String(64), nullable=False, unique=True),
-    Column("owner", String(128), nullable=False),
-    Column("input_file", String(64), nullable=False),
-    Column("metadata", JSON, nullable=False),
-    Column("output_file", String(64)),
-    Column("error_file", String(64)),
-    Column("created_at", Double, nullable=False),
-    Column("expires_at", Double, nullable=False),
-    Column("completed_at", Double, index=True),
-    Column("cancelled_at", Double),
-    *(Column(name, Integer, nullable=False, server_default=text("0")) for name in _COUNTERS),
-    Index("batches_of_owner", "owner", "number"),
-    sqlite_autoincrement=True,
-)
-
-lines = Table(
-    "batch_lines",
-    metadata,
-    Column("batch", _NUMBER, ForeignKey("batches.number", ondelete="CASCADE"), primary_key=True),
-    Column("line", Integer, primary_key=True),
-    Column("custom_id", Text, nullable=False),
-    Column("body", JSON, nullable=False),
-    Column("job", String(64)),
-    Column("error", JSON(none_as_null=True)),
-)
-
-batch_jobs = Table(  # jobs of lines, until their end is counted
-    "batch_jobs",
-    metadata,
-    Column("job", String(64), primary_key=True),
-    Column(
-        "batch",
-        _NUMBER,
-        ForeignKey("batches.number", ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
-    Column("line", Integer, nullable=False),
-)
-
-# Jobs of batches that have ended or were deleted since the last tick, and who may submit.
+# Jobs of batches that have ended or were deleted since the last tick.
 _ENDED = (
-    select(batch_jobs.c.job, batch_jobs.c.batch, job_table.c.status)
-    .outerjoin(job_table, job_table.c.id == batch_jobs.c.job)
-    .where(or_(job_table.c.status.is_(None), ~IS_ACTIVE))
-    .limit(1_000)
+    select(batch_jobs.c.job, batch_jobs.c.batch, jobs.c.status)
+    .outerjoin(jobs, jobs.c.id == batch_jobs.c.job)
+    .where(or_(jobs.c.status.is_(None), ~IS_ACTIVE))
+    .limit(_ENDED_ROWS)
 )
 _OPEN = select(batches).where(batches.c.completed_at.is_(None)).order_by(batches.c.number)
+
+
+@dataclass(frozen=True)
+class BatchActions:
+    """What `BatchStore.advance` needs from the API."""
+
+    submit: Callable[[str, Mapping[str, Any], str, float], Job]  # owner, body, key, deadline
+    write_file: Callable[[str, str, bytes], str]  # owner, name, content; returns the file's id
+    describe_job: Callable[[Job], Mapping[str, Any]]  # body of a response
+    describe_error: Callable[[SkyloomError, str], Mapping[str, Any]]  # with its HTTP `status`
 
 
 @dataclass(frozen=True)
@@ -116,7 +60,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch and how far it is."""
+    """A batch and its progress. Times are seconds since 1970."""
 
     number: int
     id: str
@@ -136,120 +80,122 @@ class Batch:
 
     @property
     def status(self) -> str:
-        """The word that clients know for it."""
+        """Status in the words of OpenAI's API."""
         if self.completed_at is not None:
             return "cancelled" if self.cancelled_at is not None else "completed"
         return "cancelling" if self.cancelled_at is not None else "in_progress"
 
 
 class BatchStore:
-    """Batches in the database. What is somebody else's is not there (ApiError, 404)."""
+    """Batches in the database. Methods raise NotFoundError for batches of another owner."""
 
     def __init__(self, database: Database, jobs: JobStore, quotas: Quotas | None = None) -> None:
-        self._database, self._jobs, self._quotas = database, jobs, quotas or Quotas()
+        self._database = database
+        self._jobs = jobs
+        self._quotas = quotas or Quotas()
 
     def check_room(self, owner: str) -> None:
-        """Refuse what `create` would, before the file is read. Raises QuotaError."""
+        """Check the owner's quota before the input file is read. Raises QuotaError."""
         now = self._database.now()
         with self._database.read() as connection:
-            self._quotas.take(connection, owner, now, batches=1)
+            self._quotas.check(connection, owner, now, batches=1)
 
     def create(
-        self, owner: str, input_file: str, metadata: Mapping[str, str], asked: Sequence[Line]
+        self, owner: str, input_file: str, metadata: Mapping[str, str], lines: Sequence[Line]
     ) -> Batch:
-        """A new batch of at least one line. Raises QuotaError."""
-        id = f"batch_{secrets.token_hex(16)}"
+        """Add a batch of at least one line. Raises QuotaError."""
         with self._database.write() as write:
-            self._quotas.take(write.connection, owner, write.now, batches=1)
-            row = {"id": id, "owner": owner, "input_file": input_file, "metadata": dict(metadata)}
-            times = {"created_at": write.now, "expires_at": write.now + WINDOW_SECONDS}
-            write.connection.execute(insert(batches).values(**row, **times, total=len(asked)))
-            number = write.connection.execute(
-                select(batches.c.number).where(batches.c.id == id)
-            ).scalar_one()
+            self._quotas.check(write.connection, owner, write.now, batches=1)
+            values = {
+                "id": f"batch_{secrets.token_hex(16)}",
+                "owner": owner,
+                "input_file": input_file,
+                "metadata": dict(metadata),
+                "created_at": write.now,
+                "expires_at": write.now + WINDOW_SECONDS,
+                "total": len(lines),
+            }
+            row = write.connection.execute(
+                insert(batches).values(**values).returning(batches)
+            ).one()
             rows = [
-                {"batch": number, "line": index, **vars(line)} for index, line in enumerate(asked)
+                {"batch": row.number, "line": index, **vars(line)}
+                for index, line in enumerate(lines)
             ]
-            write.connection.execute(insert(lines), rows)
-        return self.get(id, owner)
+            write.connection.execute(insert(batch_lines), rows)
+            return Batch(**row._mapping)
 
     def get(self, id: str, owner: str) -> Batch:
-        """A batch of the owner's."""
+        """Read a batch."""
+        query = select(batches).where(batches.c.id == id, batches.c.owner == owner)
         with self._database.read() as connection:
-            row = connection.execute(
-                select(batches).where(batches.c.id == id, batches.c.owner == owner)
-            ).one_or_none()
+            row = connection.execute(query).one_or_none()
         if row is None:
-            raise missing("batch", id)
+            raise NotFoundError("batch", id)
         return Batch(**row._mapping)
 
     def list(self, owner: str, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
-        """A page of batches, the newest first, and whether there are more."""
-        wanted = [batches.c.owner == owner]
+        """Read a page of batches, the newest first, and whether there are more."""
+        query = select(batches).where(batches.c.owner == owner)
         if after is not None:
-            wanted.append(batches.c.number < self.get(after, owner).number)
+            query = query.where(batches.c.number < self.get(after, owner).number)
         with self._database.read() as connection:
-            look = select(batches).where(*wanted).order_by(batches.c.number.desc())
-            rows, more = read_page(connection, look, limit)
+            rows, more = read_page(connection, query.order_by(batches.c.number.desc()), limit)
         return [Batch(**row._mapping) for row in rows], more
 
     def cancel(self, id: str, owner: str) -> Batch:
-        """Stop what has not ended yet."""
-        found = self.get(id, owner)
-        if found.completed_at is None and found.cancelled_at is None:
+        """Cancel the jobs that have not ended and the lines that were not submitted."""
+        batch = self.get(id, owner)
+        if batch.completed_at is None and batch.cancelled_at is None:
             with self._database.write() as write:
-                change = update(batches).where(batches.c.number == found.number)
+                change = update(batches).where(batches.c.number == batch.number)
                 write.connection.execute(change.values(cancelled_at=write.now))
             self._stop(self.get(id, owner))
         return self.get(id, owner)
 
-    def advance(
-        self, submit: Submit, write_file: Write, show: Callable[[Job], Mapping[str, Any]]
-    ) -> None:
-        """Count what has ended, turn lines into jobs as far as there is room, and end the batches that are through.
+    def advance(self, actions: BatchActions) -> None:
+        """Count ended jobs, submit lines for which there is room, and finish complete batches.
 
-        At most LINES_PER_TICK lines of each owner are submitted, of her oldest batch that has some left.
+        Submits at most LINES_PER_TICK lines per owner, of her oldest batch that has lines left.
         """
         self._count_ended()
-        served: set[str] = set()
-        for batch in self._open():
+        submitting: set[str] = set()
+        for batch in self._open_batches():
             if batch.cancelled_at is not None or batch.expires_at <= self._database.now():
                 self._stop(batch)
-            elif batch.next_line < batch.total and batch.owner not in served:
-                served.add(batch.owner)
-                self._submit(batch, submit)
-        for batch in self._open():
+            elif batch.next_line < batch.total and batch.owner not in submitting:
+                submitting.add(batch.owner)
+                self._submit_lines(batch, actions)
+        for batch in self._open_batches():
             if batch.completed + batch.failed >= batch.total:
-                self._finish(batch, write_file, show)
+                self._finish(batch, actions)
 
-    def _open(self) -> Sequence[Batch]:
+    def _open_batches(self) -> Sequence[Batch]:
         with self._database.read() as connection:
             return [Batch(**row._mapping) for row in connection.execute(_OPEN)]
 
     def _count_ended(self) -> None:
-        """Add the jobs that have ended since the last tick to their batches' counters."""
+        """Add the jobs that have ended since the last tick to the counters of their batches."""
         with self._database.read() as connection:
             rows = connection.execute(_ENDED).all()
         if not rows:
             return
         with self._database.write() as write:
             for row in rows:
-                mine = delete(batch_jobs).where(batch_jobs.c.job == row.job)
-                if write.connection.execute(mine).rowcount:  # another server may have been faster
+                uncounted = delete(batch_jobs).where(batch_jobs.c.job == row.job)
+                if write.connection.execute(uncounted).rowcount:  # 0 if another server counted it
                     counter = batches.c.completed if row.status == "completed" else batches.c.failed
-                    add = update(batches).where(batches.c.number == row.batch)
-                    write.connection.execute(add.values({counter: counter + 1}))
+                    change = update(batches).where(batches.c.number == row.batch)
+                    write.connection.execute(change.values({counter: counter + 1}))
 
     def _stop(self, batch: Batch) -> None:
-        """Cancel the jobs of a batch that was cancelled, and count the lines that will never be submitted as failed."""
+        """Cancel the jobs of a cancelled batch, and count the lines not submitted as failed."""
         if batch.cancelled_at is not None:
+            query = select(batch_jobs.c.job).where(batch_jobs.c.batch == batch.number)
             with self._database.read() as connection:
-                mine = connection.execute(
-                    select(batch_jobs.c.job).where(batch_jobs.c.batch == batch.number)
-                )
-                ids = mine.scalars().all()
+                ids = connection.execute(query).scalars().all()
             for id in ids:
-                with suppress(MissingJobError):
+                with suppress(NotFoundError):
                     self._jobs.cancel(id, batch.owner)
         if batch.next_line < batch.total:
             left = batches.c.total - batches.c.next_line
@@ -258,106 +204,103 @@ class BatchStore:
             with self._database.write() as write:
                 write.connection.execute(change)
 
-    def _submit(self, batch: Batch, submit: Submit) -> None:
-        """Submit the next lines. Where waiting helps, as for a full queue, they go on waiting; any other error is the
-        line's own."""
+    def _submit_lines(self, batch: Batch, actions: BatchActions) -> None:
+        """Submit the next lines.
+
+        An error that passes by waiting, such as a full queue, ends the tick; any other is recorded
+        as the line's error.
+        """
         room = min(self._jobs.room(batch.owner), LINES_PER_TICK)
         if not room:
             return
-        for row in self._lines(batch.number, batch.next_line, room):
+        for row in self._read_lines(batch.number, batch.next_line, room):
+            key = f"{batch.id}:{row.line}"
             try:
-                job = submit(batch.owner, row.body, f"{batch.id}:{row.line}", batch.expires_at)
+                job = actions.submit(batch.owner, row.body, key, batch.expires_at)
             except SkyloomError as error:
                 if isinstance(error, CapacityError) and error.retry_after is not None:
                     return
-                told = to_api_error(error, batch.id)
-                self._note(batch, row.line, error={"status": told.status, **told.body["error"]})
+                details = dict(actions.describe_error(error, batch.id))
+                self._record_line(batch, row.line, error=details)
             else:
-                if not self._note(batch, row.line, job=job.id):
-                    self._drop_unless_noted(batch, row.line, job)
+                if not self._record_line(batch, row.line, job=job.id):
+                    self._cancel_unrecorded(batch, row.line, job)
 
-    def _note(self, batch: Batch, line: int, **values: Any) -> bool:
-        """What became of the next line. False where it is not the next any more."""
-        next_one = (batches.c.number == batch.number, batches.c.next_line == line)
+    def _record_line(self, batch: Batch, line: int, **values: Any) -> bool:
+        """Record the `job` or `error` of the next line; False if the line is not the next."""
+        is_next = (batches.c.number == batch.number, batches.c.next_line == line)
         with self._database.write() as write:
-            change = update(batches).where(*next_one).values(next_line=line + 1)
+            change = update(batches).where(*is_next).values(next_line=line + 1)
             if "error" in values:
                 change = change.values(failed=batches.c.failed + 1)
             if not write.connection.execute(change).rowcount:
                 return False
-            mine = (lines.c.batch == batch.number, lines.c.line == line)
-            write.connection.execute(update(lines).where(*mine).values(**values))
+            is_line = (batch_lines.c.batch == batch.number, batch_lines.c.line == line)
+            write.connection.execute(update(batch_lines).where(*is_line).values(**values))
             if "job" in values:
                 row = {"job": values["job"], "batch": batch.number, "line": line}
                 write.connection.execute(insert(batch_jobs).values(**row))
         return True
 
-    def _drop_unless_noted(self, batch: Batch, line: int, job: Job) -> None:
-        """Cancel the job of a line that was given up meanwhile; one that another server has noted is the same job."""
-        if all(row.job != job.id for row in self._lines(batch.number, line, 1)):
-            with suppress(MissingJobError):
+    def _cancel_unrecorded(self, batch: Batch, line: int, job: Job) -> None:
+        """Cancel the job of a line stopped meanwhile, unless another server recorded it."""
+        if all(row.job != job.id for row in self._read_lines(batch.number, line, 1)):
+            with suppress(NotFoundError):
                 self._jobs.cancel(job.id, batch.owner)
 
-    def _finish(
-        self, batch: Batch, write_file: Write, show: Callable[[Job], Mapping[str, Any]]
-    ) -> None:
-        """Write the answers of all lines to files, _FINISH_LINES at a time."""
-        outputs, errors = BytesIO(), BytesIO()
+    def _finish(self, batch: Batch, actions: BatchActions) -> None:
+        """Write the responses of all lines to an output and an error file."""
+        outputs = BytesIO()
+        errors = BytesIO()
         for first in range(0, batch.total, _FINISH_LINES):
-            rows = self._lines(batch.number, first, _FINISH_LINES)
-            made = self._jobs.find([row.job for row in rows if row.job is not None], batch.owner)
+            rows = self._read_lines(batch.number, first, _FINISH_LINES)
+            found = self._jobs.find([row.job for row in rows if row.job is not None], batch.owner)
             for row in rows:
-                job = made.get(row.job)
+                job = found.get(row.job)
                 if job is not None and row.error is None:
-                    outputs.write(_answer(row, batch, 200, dict(show(job))))
+                    body = dict(actions.describe_job(job))
+                    outputs.write(_response_line(row, batch, 200, body))
                 else:
-                    error = row.error or _never_made(row, batch)
-                    errors.write(
-                        _answer(row, batch, int(error.get("status", 400)), {"error": error})
-                    )
-        files = {
-            name: write_file(batch.owner, f"{batch.id}_{name}.jsonl", text.getvalue())
-            if text.tell()
-            else None
-            for name, text in (("output", outputs), ("error", errors))
-        }
+                    error = row.error or _missing_job_error(row, batch)
+                    status = int(error.get("status", 400))
+                    errors.write(_response_line(row, batch, status, {"error": error}))
+        values: dict[str, Any] = {}
+        for name, content in (("output", outputs.getvalue()), ("error", errors.getvalue())):
+            if content:
+                file = actions.write_file(batch.owner, f"{batch.id}_{name}.jsonl", content)
+                values[f"{name}_file"] = file
         with self._database.write() as write:
-            change = update(batches).where(
-                batches.c.number == batch.number, batches.c.completed_at.is_(None)
-            )
-            values = {
-                "output_file": files["output"],
-                "error_file": files["error"],
-                "completed_at": write.now,
-            }
-            write.connection.execute(change.values(**values))
+            is_open = (batches.c.number == batch.number, batches.c.completed_at.is_(None))
+            change = update(batches).where(*is_open)
+            write.connection.execute(change.values(**values, completed_at=write.now))
 
-    def _lines(self, number: int, first: int, count: int) -> Sequence[Row[Any]]:
-        """Some lines in order, from the one with a number."""
-        look = (
-            select(lines)
-            .where(lines.c.batch == number, lines.c.line >= first)
-            .order_by(lines.c.line)
-            .limit(count)
+    def _read_lines(self, number: int, first: int, count: int) -> Sequence[Row[Any]]:
+        """Read lines of a batch in order, from line `first`."""
+        query = select(batch_lines).where(
+            batch_lines.c.batch == number, batch_lines.c.line >= first
         )
         with self._database.read() as connection:
-            return connection.execute(look).all()
+            return connection.execute(query.order_by(batch_lines.c.line).limit(count)).all()
 
 
-def _never_made(row: Row[Any], batch: Batch) -> dict[str, Any]:
-    """Why a line without an error has no job: it was deleted, or the batch ended before the line was submitted."""
+def _missing_job_error(row: Row[Any], batch: Batch) -> dict[str, Any]:
+    """Build the error of a line whose job was deleted or never submitted."""
     if row.job is not None:
         return {"status": 404, "code": "not_found", "message": "It was deleted."}
     code = "batch_cancelled" if batch.cancelled_at is not None else "batch_expired"
     return {"code": code, "message": "The batch ended before this line."}
 
 
-def _answer(row: Row[Any], batch: Batch, status: int, body: Mapping[str, Any]) -> bytes:
-    """One line of an output file."""
-    response = {"status_code": status, "request_id": f"{batch.id}_{row.line}", "body": body}
-    told = {
+def _response_line(row: Row[Any], batch: Batch, status: int, body: Mapping[str, Any]) -> bytes:
+    """Encode one line of an output or error file."""
+    line = {
         "id": f"batch_req_{batch.number}_{row.line}",
         "custom_id": row.custom_id,
-        "response": response,
+        "response": {
+            "status_code": status,
+            "request_id": f"{batch.id}_{row.line}",
+            "body": body,
+        },
+        "error": None,
     }
-    return json.dumps({**told, "error": None}, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

@@ -1,20 +1,20 @@
-"""The database: SQLite in a file or Postgres by URL, one write at a time, migrations, backup and check.
+"""The database: SQLite by file or Postgres by URL; one write at a time, backup and check.
 
-SQLite is the build that pysqlite3 brings (>= 3.51.3: older ones can corrupt a WAL that two processes write), in WAL
-mode, with every commit on disk before it returns (synchronous=FULL) and no mmap. On Postgres every write holds one
-advisory lock, so that the rules of the queue are the same on both: what a write reads, nobody changes meanwhile.
+SQLite is the build of pysqlite3 (>= 3.51.3: older versions can corrupt a WAL written by two
+processes), in WAL mode, with every commit on disk before it returns (synchronous=FULL) and without
+mmap. On Postgres every write holds one advisory lock, so the queue's rules are the same on both:
+what a write transaction reads does not change until it commits.
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     Connection,
@@ -36,18 +36,14 @@ from skyloom.core.errors import CapacityError, ConfigError
 from skyloom.serve.queue.migrations import MIGRATIONS, Migration
 from skyloom.serve.queue.tables import metadata, schema
 
-T = TypeVar("T")
-VERSION = max(MIGRATIONS)  # where a new database starts
-_TABLE_MODULES = ("api_keys", "batches", "library", "moderation_counters")  # beside tables.py
-MAX_PAGE = 100  # rows of a list, whatever is asked for
+VERSION = max(MIGRATIONS)  # of a new database
+MAX_PAGE = 100  # rows in a page of a list
 _SAFE_SQLITE = (3, 51, 3)
 _BUSY_SECONDS = 30
 _POOL = {"pool_size": 4, "max_overflow": 60, "pool_timeout": 60}
-_QUIET = {
-    "hide_parameters": True
-}  # what is written, secrets among it, is in no message of an error
-_MOST_TOGETHER = 64
-_LOCK = 0x534B594C  # any number, the same for every skyloom
+# No error message may show parameters: they include secrets.
+_QUIET = {"hide_parameters": True}
+_LOCK = 0x534B594C  # id of the advisory lock, the same in every version
 _POSTGRES_LIMITS = (
     "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=20s"
 )
@@ -57,40 +53,29 @@ _POSTGRES = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,  # milliseconds; or a cable that is cut is noticed after a quarter of an hour
+    "tcp_user_timeout": 20_000,  # ms; without it a cut connection is noticed after 15 minutes
 }
 
 
 @dataclass(frozen=True)
 class Write:
-    """A transaction that nobody else writes beside, and the time at which it began (seconds since 1970)."""
+    """A write transaction, exclusive in the whole database, and its start in seconds since 1970."""
 
     connection: Connection
     now: float
 
 
-class _Call(Generic[T]):
-    """What a thread wants to write, and what came of it."""
-
-    def __init__(self, call: Callable[[Write], T]) -> None:
-        self.call = call
-        self.value: list[T] = []
-        self.error: Exception | None = None
-        self.done = False
-
-
 class Database:
-    """A database that is ready to use. `clock` replaces the database's own clock.
+    """An open, migrated database. `clock` replaces the clock of the database.
 
-    On Postgres the time is the server's, so that hosts whose clocks differ agree on leases. Raises ConfigError for a
-    URL that is none, a driver that is missing or a file written by a newer skyloom; CapacityError when it cannot be
-    reached.
+    On Postgres the time is the server's, so hosts with different clocks agree on leases. Raises
+    ConfigError for an invalid URL, a missing driver or a file of a newer skyloom, and
+    CapacityError when the database cannot be reached.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock
-        self._turn = threading.RLock()
-        self._waiting: deque[_Call[Any]] = deque()
+        self._write_lock = threading.RLock()
         parsed = _parse(url)
         self.postgres = parsed.get_backend_name() == "postgresql"
         self._in_memory = not self.postgres and parsed.database in (None, "", ":memory:")
@@ -107,67 +92,38 @@ class Database:
         except OperationalError as error:
             self.close()
             cause = str(error.orig).splitlines()[0]
-            hint = (
-                "Check that it runs."
-                if self.postgres
-                else "Check its folder, and the file by `skyloom doctor --check-db`."
-            )
+            hint = "Check its folder, and the file by `skyloom doctor --check-db`."
+            if self.postgres:
+                hint = "Check that it runs."
             raise CapacityError(f"The database cannot be opened ({cause}).", hint=hint) from error
 
     @contextmanager
     def write(self) -> Iterator[Write]:
-        """One write transaction: on disk when the block has ended well, undone when it raises."""
-        with self._turn, self.engine.connect() as connection, connection.begin():
+        """Open a write transaction: committed to disk after the block, rolled back if it raises."""
+        with self._write_lock, self.engine.connect() as connection, connection.begin():
             if not self.postgres:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield Write(connection, self._locked_now(connection))
 
-    def write_together(self, call: Callable[[Write], T]) -> T:
-        """Do one call in a write transaction, and whatever other threads want to write by then in the same one.
-
-        Each is undone alone if it raises; all are on disk when they return. So many clients cost one wait for the disk.
-        """
-        mine: _Call[T] = _Call(call)
-        self._waiting.append(mine)
-        with self._turn:
-            while not mine.done:
-                batch = [
-                    self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))
-                ]
-                _do_all(self, batch)
-        if mine.error is not None:
-            raise mine.error
-        return mine.value[0]
-
-    @property
-    def waiting(self) -> int:
-        """How many calls wait to be written together."""
-        return len(self._waiting)
-
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent look that waits for nobody."""
-        turn = (
-            self._turn if self._in_memory else nullcontext()
-        )  # a database in memory has one connection
-        with turn, self.engine.connect() as connection, connection.begin():
+        """Open a read transaction: one consistent snapshot, without waiting for writers."""
+        # a database in memory has one connection
+        lock = self._write_lock if self._in_memory else nullcontext()
+        with lock, self.engine.connect() as connection, connection.begin():
             if not self.postgres:
                 connection.exec_driver_sql("BEGIN")
             yield connection
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that leases go by."""
+        """Return the time by which leases expire, in seconds since 1970."""
         if self._clock or not self.postgres:
             return (self._clock or time.time)()
         with self.read() as connection:
-            return float(
-                connection.execute(
-                    select(func.extract("epoch", func.clock_timestamp()))
-                ).scalar_one()
-            )
+            return _server_time(connection)
 
     def check(self) -> list[str]:
-        """What is wrong with an SQLite file, or that Postgres cannot read a table; empty when all is well."""
+        """List damage of an SQLite file; on Postgres, read every table. Empty if there is none."""
         with self.read() as connection:
             if self.postgres:
                 for table in metadata.sorted_tables:
@@ -175,81 +131,45 @@ class Database:
                 return []
             found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-        return [line for line in found if line != "ok"] + [
-            f"a row of {row[0]} points nowhere" for row in broken
-        ]
+        dangling = [f"a row of {row[0]} references a missing row" for row in broken]
+        return [line for line in found if line != "ok"] + dangling
 
     def backup(self, target: Path) -> None:
-        """A whole copy of an SQLite database while it is in use. Raises ConfigError where that is not the way."""
+        """Copy an SQLite database while it is in use. Raises ConfigError for Postgres."""
         if self.postgres:
             raise ConfigError("A Postgres database is backed up by Postgres.", hint="Use pg_dump.")
         if target.exists():
-            raise ConfigError(f"{target} is there already.", hint="Name a new file.")
+            raise ConfigError(f"{target} exists already.", hint="Name a new file.")
         if not target.absolute().parent.is_dir():
-            raise ConfigError(
-                f"The folder {target.parent} does not exist.", hint="Make it, or name another."
-            )
+            raise ConfigError(f"The folder {target.parent} does not exist.", hint="Create it.")
         with self.engine.connect() as connection:
             connection.exec_driver_sql("VACUUM INTO ?", (str(target),))
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         self.engine.dispose()
 
     def _locked_now(self, connection: Connection) -> float:
-        """The time, once nobody else writes."""
+        """Take Postgres's write lock, then return the time."""
         if not self.postgres:
             return (self._clock or time.time)()
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-        told = connection.execute(
-            select(func.extract("epoch", func.clock_timestamp()))
-        ).scalar_one()
-        return self._clock() if self._clock else float(told)
+        return self._clock() if self._clock else _server_time(connection)
+
+
+def _server_time(connection: Connection) -> float:
+    """Return the Postgres server's clock in seconds since 1970."""
+    epoch = func.extract("epoch", func.clock_timestamp())
+    return float(connection.execute(select(epoch)).scalar_one())
 
 
 def read_page(
-    connection: Connection, look: Select[Any], limit: int
+    connection: Connection, query: Select[Any], limit: int
 ) -> tuple[Sequence[Row[Any]], bool]:
-    """The first `limit` rows of a query, MAX_PAGE at most, and whether there are more."""
+    """Return the first `limit` rows, MAX_PAGE at most, and whether there are more."""
     limit = min(max(limit, 0), MAX_PAGE)
-    rows = connection.execute(look.limit(limit + 1)).all()
+    rows = connection.execute(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
-
-
-class _TornError(Exception):
-    """The database refused one of several calls."""
-
-
-def _do_all(database: Database, batch: Sequence[_Call[Any]]) -> None:
-    """Do calls in one transaction, each of them whole or not at all.
-
-    When the database itself refuses a call, what the others wrote may be gone as well (SQLite undoes the whole
-    transaction when its disk is full): then everything is undone, and each is done alone.
-    """
-    try:
-        with database.write() as write:
-            for one in batch:
-                try:
-                    with write.connection.begin_nested() if len(batch) > 1 else nullcontext():
-                        one.value = [one.call(write)]
-                except DBAPIError as error:
-                    if len(batch) == 1 or error.connection_invalidated:
-                        raise
-                    raise _TornError from error
-                except Exception as error:
-                    one.error = error
-                    if len(batch) == 1:
-                        raise
-    except _TornError:
-        for one in batch:
-            one.error = None
-            _do_all(database, [one])
-    except Exception as error:  # the database said no: nothing was written, for nobody
-        for one in batch:
-            one.error = one.error or error
-    finally:
-        for one in batch:
-            one.done = True
 
 
 def is_new(url: str) -> bool:
@@ -271,9 +191,9 @@ def is_new(url: str) -> bool:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database, behind symbolic links; None for Postgres and for one in memory.
+    """Return the resolved file of an SQLite database; None for Postgres and `:memory:`.
 
-    Raises ConfigError for a URL that is none.
+    Raises ConfigError for an invalid URL.
     """
     parsed = _parse(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
@@ -281,8 +201,8 @@ def sqlite_file(url: str) -> Path | None:
     return Path(str(parsed.database)).resolve()
 
 
-def name_of(url: str) -> str:
-    """A database's URL as people may see it: without its password. Raises ConfigError for a URL that is none."""
+def redacted_url(url: str) -> str:
+    """Return the URL without its password. Raises ConfigError for an invalid URL."""
     return _parse(url).render_as_string(hide_password=True)
 
 
@@ -291,8 +211,6 @@ def migrate(database: Database, version: int, migrations: Mapping[int, Migration
 
     Raises ConfigError when the database is newer.
     """
-    for name in _TABLE_MODULES:  # each registers its tables; without them a step would miss some
-        import_module(f"skyloom.serve.queue.{name}")
     with database.write() as write:
         found = _version(write.connection)
         if found is not None and found > version:
@@ -319,18 +237,17 @@ def _version(connection: Connection) -> int | None:
 
 
 def _parse(url: str) -> URL:
+    hint = "Write sqlite:////folder/file.db or postgresql://user@host/name."
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise ConfigError(
-            f"{url.split('://', maxsplit=1)[0]!r:.40} is no database URL.", hint=_URLS
-        ) from error
+        scheme = url.split("://", maxsplit=1)[0]
+        message = f"database_url must be a database URL, got {scheme!r:.40}."
+        raise ConfigError(message, hint=hint) from error
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(f"{parsed.get_backend_name()!r} is no database of skyloom's.", hint=_URLS)
+        message = f"database_url must be of sqlite or postgresql, got {parsed.get_backend_name()}."
+        raise ConfigError(message, hint=hint)
     return parsed
-
-
-_URLS = "Write sqlite:////a/file.db or postgresql://user@host/name."
 
 
 def _postgres_engine(url: URL) -> Engine:
@@ -343,9 +260,8 @@ def _postgres_engine(url: URL) -> Engine:
             **_POOL,
         )
     except ImportError as error:
-        raise ConfigError(
-            "Postgres needs its driver.", hint="Run pip install 'skyloom[postgres]'."
-        ) from error
+        hint = "Run pip install 'skyloom[postgres]'."
+        raise ConfigError("The Postgres driver is not installed.", hint=hint) from error
 
 
 def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
@@ -363,7 +279,7 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions begin where we say so
+        connection.isolation_level = None  # no implicit transactions
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}").close()
 
@@ -371,9 +287,9 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
 
 
 def choose_sqlite() -> ModuleType:
-    """The first SQLite that is safe to write from two processes: pysqlite3's, or Python's own where it is new.
+    """Return an SQLite module that two processes may write with: pysqlite3's, else Python's own.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError when both are too old.
     """
     for name in ("pysqlite3", "sqlite3"):
         try:
@@ -382,6 +298,5 @@ def choose_sqlite() -> ModuleType:
             continue
         if module.sqlite_version_info >= _SAFE_SQLITE:
             return module
-    raise ConfigError(
-        "This Python's SQLite can corrupt a database (before 3.51.3).", hint="pip install pysqlite3"
-    )
+    message = "SQLite must be 3.51.3 or newer: older versions can corrupt a database."
+    raise ConfigError(message, hint="pip install pysqlite3")

@@ -1,10 +1,7 @@
-"""Jobs: what clients do with them. A job is a row; it survives everything that the database survives.
+"""JobStore: the clients' side of the queue.
 
-    queued -> in_progress -> completed | failed        queued, in_progress <-> paused
-       all that are not done -> cancelled              completed -> expired (its result is dropped)
-
-A job runs at least once and has one result at most: workers hold a lease, and every write of theirs carries its token
-(leases.py). `JobStore` is every client's side: submit, look, cancel, pause, resume, retry, delete.
+A job runs at least once and has at most one result: workers hold a lease, and each of their writes
+carries its token (leases.py). job.py documents the row and its transitions.
 """
 
 import secrets
@@ -13,39 +10,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select
 
-from skyloom.core.errors import CapacityError
-from skyloom.serve.queue.attempts import Attempt, forget_attempts, list_attempts
 from skyloom.serve.queue.database import MAX_PAGE, Database, Write, read_page
+from skyloom.serve.queue.errors import JobConflictError, NotFoundError, QueueFullError
 from skyloom.serve.queue.job import (
     COLUMNS,
     WHOLE_JOBS,
+    Attempt,
     Job,
-    JobConflictError,
     JobFailure,
     JobResult,
-    MissingJobError,
+    RequestedAction,
     Status,
-    Wanted,
+    apply_requested_action,
     as_job,
-    change,
-    level_up,
-    one_job,
+    count_refusal,
+    delete_attempts,
+    list_attempts,
+    mean_job_seconds,
     read_job,
-    settle,
-    tell,
-    usual_seconds,
+    read_refusals,
+    record_event,
+    reset_virtual_time,
+    select_job,
+    update_job,
 )
-from skyloom.serve.queue.moderation_counters import count_refusal, read_refusals
 from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.queue.tables import (
     IS_ACTIVE,
     events,
     has_status,
+    idempotency_keys,
     job_counts,
     jobs,
-    keys,
     results,
     workers,
 )
@@ -60,33 +58,42 @@ __all__ = [
     "JobFailure",
     "JobResult",
     "JobStore",
-    "MissingJobError",
+    "NotFoundError",
+    "QueueFullError",
+    "Status",
 ]
 
-KEY_SECONDS, RETRY_SECONDS = 24 * 3600, 60
+KEY_SECONDS = 24 * 3600  # an idempotency key is kept for so long
+RETRY_SECONDS = 60  # a client's retry without a key finds a job no older than this
 MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
-ALIVE_SECONDS = 60  # a worker that was not seen for longer is not counted
-REFERENCE_ROWS = 200  # jobs read at a time where all of them are looked through
+ALIVE_SECONDS = 60  # a worker not seen for longer is not counted
+REFERENCE_ROWS = 200  # jobs read at a time by JobStore.references
 
-_ADD = insert(jobs).returning(*COLUMNS)
-_ADD_KEY = insert(keys)
-_BY_KEY = select(keys).where(keys.c.owner == bindparam("who"), keys.c.key == bindparam("which"))
-_WAITING = (
+_INSERT_JOB = insert(jobs).returning(*COLUMNS)
+_INSERT_KEY = insert(idempotency_keys)
+_IS_KEY = (
+    idempotency_keys.c.owner == bindparam("where_owner"),
+    idempotency_keys.c.key == bindparam("where_key"),
+)
+_BY_KEY = select(idempotency_keys).where(*_IS_KEY)
+_DELETE_KEY = delete(idempotency_keys).where(*_IS_KEY)
+_ACTIVE_BY_OWNER = (
     select(jobs.c.owner, func.count(), func.sum(jobs.c.cost))
     .where(IS_ACTIVE)
     .group_by(jobs.c.owner)
 )
-_BY_ID_OF_OWNER = WHOLE_JOBS.where(
-    jobs.c.id == bindparam("id"), jobs.c.owner == bindparam("who"), ~jobs.c.deleted
-)
-_BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("id"), ~jobs.c.deleted)
+_BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("where_id"), ~jobs.c.deleted)
+_BY_ID_OF_OWNER = _BY_ID.where(jobs.c.owner == bindparam("where_owner"))
 _NEWEST_OF_FINGERPRINT = (
     select(jobs.c.number, jobs.c.created_at)
-    .where(jobs.c.owner == bindparam("who"), jobs.c.fingerprint == bindparam("what"))
+    .where(
+        jobs.c.owner == bindparam("where_owner"),
+        jobs.c.fingerprint == bindparam("where_fingerprint"),
+    )
     .order_by(jobs.c.number.desc())
     .limit(1)
 )
-_NAMING = (
+_REFERENCES = (
     select(jobs.c.number, results.c.assets, jobs.c.checkpoint, jobs.c.request, jobs.c.extra)
     .outerjoin(results, results.c.job == jobs.c.number)
     .where(jobs.c.number > bindparam("after"))
@@ -95,17 +102,9 @@ _NAMING = (
 )
 
 
-class QueueFullError(CapacityError):
-    """No more jobs may wait than `limit`."""
-
-    def __init__(self, message: str, *, hint: str, retry_after: float, limit: int) -> None:
-        super().__init__(message, hint=hint, retry_after=retry_after)
-        self.limit = limit
-
-
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job; numbers grow, so a reader can go on after the last one that it saw."""
+    """An event of a job. Numbers grow, so a reader resumes after the last one it has seen."""
 
     number: int
     job: str
@@ -116,7 +115,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Counts:
-    """The queue at a glance: jobs by status, seconds that the oldest has waited, workers seen within a minute."""
+    """Jobs by status, age of the oldest queued job in seconds, workers seen in the last minute."""
 
     by_status: Mapping[str, int]
     oldest_seconds: float
@@ -124,9 +123,10 @@ class Counts:
 
 
 class JobStore:
-    """The clients' side of the queue. Every method is one transaction: what it returned is on disk.
+    """The clients' side of the queue. Every method is one transaction; its effect is on disk.
 
-    With an `owner` a method sees that owner's jobs only, and raises MissingJobError for all others; None sees all.
+    With an `owner`, a method sees that owner's jobs only and raises NotFoundError for others;
+    None sees all.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -148,52 +148,57 @@ class JobStore:
         deadline: float | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Put a job in the queue, or give back the one that this call has made already.
+        """Queue a job, or return the one that the same call has queued before.
 
-        `fingerprint` is a hash of what was asked. An idempotency `key` is kept for 24 hours: with the same
-        fingerprint it gives the same job, with another it raises JobConflictError. Without a key, a client's retry
-        (`retry_count` > 0) within a minute gives the newest job of its fingerprint. A higher `priority` goes first
-        among the owner's own jobs; `cost` is what it counts for in the owner's fair share; a job that has not begun
-        at `deadline` expires. Raises QueueFullError or QuotaError when the queue, or the owner's part of it,
-        is full.
+        `fingerprint` is a hash of the request. An idempotency `key` is kept for 24 hours: with the
+        same fingerprint it returns the same job, with another it raises JobConflictError. Without
+        a key, a client's retry (`retry_count` > 0) within a minute returns the newest job of its
+        fingerprint. `priority` orders the owner's own jobs, higher first; `cost` is what the job
+        counts for in the owner's fair share; a job not started at `deadline` expires. Raises
+        QueueFullError or QuotaError when the queue, or the owner's part of it, is full.
         """
-        row = {"owner": owner, "kind": kind, "request": dict(request), "extra": dict(extra or {})}
-        row |= {
+        values = {
             "id": f"{kind}_{secrets.token_hex(16)}",
+            "owner": owner,
+            "kind": kind,
             "status": "queued",
+            "request": dict(request),
+            "extra": dict(extra or {}),
             "fingerprint": fingerprint,
+            "priority": priority,
+            "cost": cost,
+            "deadline": deadline,
+            "checkpoint": {},
         }
-        row |= {"priority": priority, "cost": cost, "deadline": deadline, "checkpoint": {}}
-
-        def add(write: Write) -> Job:
-            number = self._made_already(write, owner, key, fingerprint, retry_count)
+        with self.database.write() as write:
+            number = _find_duplicate(write, owner, key, fingerprint, retry_count)
             if number is not None:
                 return read_job(write.connection, number)
-            self._make_room(write, owner, cost)
-            job = as_job(write.connection.execute(_ADD, {**row, "created_at": write.now}).one())
+            self._reserve_room(write, owner, cost)
+            values["created_at"] = write.now
+            job = as_job(write.connection.execute(_INSERT_JOB, values).one())
             if key is not None:
                 link = {
                     "owner": owner,
                     "key": key,
                     "fingerprint": fingerprint or "",
                     "job": job.number,
+                    "created_at": write.now,
                 }
-                write.connection.execute(_ADD_KEY, {**link, "created_at": write.now})
-            tell(write, job, "queued")
+                write.connection.execute(_INSERT_KEY, link)
+            record_event(write, job, "queued")
             return job
 
-        return self.database.write_together(add)
-
     def get(self, id: str, owner: str | None = None) -> Job:
-        """A job. Raises MissingJobError."""
+        """Read a job. Raises NotFoundError."""
         with self.database.read() as connection:
             return _find(connection, id, owner)
 
     def find(self, ids: Sequence[str], owner: str) -> dict[str, Job]:
-        """The owner's jobs of these ids, by id; those that are not there are left out."""
-        look = WHOLE_JOBS.where(jobs.c.id.in_(ids), jobs.c.owner == owner, ~jobs.c.deleted)
+        """Read the owner's jobs of these ids, by id; ids without a job are left out."""
+        query = WHOLE_JOBS.where(jobs.c.id.in_(ids), *_conditions(owner))
         with self.database.read() as connection:
-            return {row.id: as_job(row) for row in connection.execute(look)}
+            return {row.id: as_job(row) for row in connection.execute(query)}
 
     def page(
         self,
@@ -205,157 +210,177 @@ class JobStore:
         limit: int = 20,
         newest_first: bool = True,
     ) -> tuple[list[Job], bool]:
-        """A page of at most MAX_PAGE jobs in the order of their making, after the one with an id; and whether there are
-        more. Raises MissingJobError when there is no job `after`."""
+        """Read a page of at most MAX_PAGE jobs after the one with id `after`.
+
+        Returns the jobs in order of submission, and whether there are more. Raises NotFoundError
+        when there is no job `after`.
+        """
+        query = WHOLE_JOBS.where(*_conditions(owner, kind, status))
+        number = jobs.c.number
         with self.database.read() as connection:
-            wanted = [~jobs.c.deleted]
-            wanted += [jobs.c.owner == owner] if owner is not None else []
-            wanted += [jobs.c.kind == kind] if kind is not None else []
-            wanted += [has_status(status)] if status is not None else []
             if after is not None:
                 last = _find(connection, after, owner).number
-                wanted.append(jobs.c.number < last if newest_first else jobs.c.number > last)
-            order = jobs.c.number.desc() if newest_first else jobs.c.number
-            rows, more = read_page(
-                connection, WHOLE_JOBS.where(and_(*wanted)).order_by(order), limit
-            )
+                query = query.where(number < last if newest_first else number > last)
+            order = number.desc() if newest_first else number
+            rows, more = read_page(connection, query.order_by(order), limit)
         return [as_job(row) for row in rows], more
 
     def walk(self, owner: str | None = None, *, status: Status | None = None) -> Iterator[Job]:
-        """Every job, the newest first, read MAX_PAGE at a time; those that come or go meanwhile may be left out."""
-        wanted = [~jobs.c.deleted]
-        wanted += [jobs.c.owner == owner] if owner is not None else []
-        wanted += [has_status(status)] if status is not None else []
-        look = WHOLE_JOBS.where(*wanted).order_by(jobs.c.number.desc())
-        last, more = None, True
+        """Iterate over all jobs, the newest first, reading MAX_PAGE at a time.
+
+        Jobs that are added or deleted meanwhile may be missed.
+        """
+        query = WHOLE_JOBS.where(*_conditions(owner, status=status))
+        query = query.order_by(jobs.c.number.desc())
+        following = query
+        more = True
         while more:
             with self.database.read() as connection:
-                rows, more = read_page(
-                    connection, look if last is None else look.where(jobs.c.number < last), MAX_PAGE
-                )
+                rows, more = read_page(connection, following, MAX_PAGE)
             yield from map(as_job, rows)
-            last = rows[-1].number if rows else None
+            if more:
+                following = query.where(jobs.c.number < rows[-1].number)
 
     def cancel(self, id: str, owner: str | None = None) -> Job:
-        """Stop a job for good: at once if it waits, within a step if it runs. Done jobs stay as they are."""
-        return self._ask(id, owner, "cancel")
+        """Cancel a job: at once if it waits, after the current step if it runs.
+
+        A job that has ended stays as it is.
+        """
+        return self._request_transition(id, owner, "cancel")
 
     def pause(self, id: str, owner: str | None = None) -> Job:
-        """Hold a job: at once if it waits, within a step if it runs. Raises JobConflictError for one that is done."""
-        return self._ask(id, owner, "pause")
+        """Pause a job: at once if it waits, after the current step if it runs.
+
+        Raises JobConflictError for a job that has ended.
+        """
+        return self._request_transition(id, owner, "pause")
 
     def resume(self, id: str, owner: str | None = None) -> Job:
-        """Let a paused job go on where it was. Raises JobConflictError for one that is done."""
+        """Queue a paused job again, from its checkpoint.
+
+        Raises JobConflictError for a job that has ended or is being cancelled.
+        """
         with self.database.write() as write:
             job = _find(write.connection, id, owner)
-            if job.done or job.wanted == "cancel":
-                raise JobConflictError(
-                    f"{id} is {job.status}: it cannot go on.", hint="Retry it, or ask again."
-                )
+            if job.done or job.requested_action == "cancel":
+                status = job.status if job.done else "being cancelled"
+                message = f"{id} is {status} and cannot be resumed."
+                raise JobConflictError(message, hint="Retry it, or submit it again.")
             if job.status == "paused":
-                return change(write, job, status="queued", event="queued")
-            return change(write, job, wanted=None)
+                return update_job(write, job, status="queued", event="queued")
+            return update_job(write, job, requested_action=None)
 
     def retry(self, id: str, owner: str | None = None) -> Job:
-        """Put a job that failed, was cancelled or has expired back in the queue. Raises JobConflictError for others,
-        CapacityError when the queue is full."""
+        """Queue a failed, cancelled or expired job again, with no attempts counted.
+
+        Raises JobConflictError for other jobs, CapacityError when the queue is full.
+        """
         with self.database.write() as write:
             job = _find(write.connection, id, owner)
             if job.status not in ("failed", "cancelled", "expired"):
-                raise JobConflictError(f"{id} is {job.status}: there is nothing to retry.")
-            cost = write.connection.execute(
-                select(jobs.c.cost).where(jobs.c.number == job.number)
-            ).scalar_one()
-            self._make_room(write, job.owner, cost)
-            forget_attempts(write, job.number)
-            fresh = {
-                "attempts": 0,
-                "error": None,
-                "progress": 0,
-                "run_after": 0.0,
-                "deadline": None,
-            }
-            fresh |= {"completed_at": None, "expires_at": None}
-            return change(write, job, status="queued", event="queued", **fresh)
+                raise JobConflictError(
+                    f"status must be failed, cancelled or expired to retry {id}, got {job.status}."
+                )
+            cost = select(jobs.c.cost).where(jobs.c.number == job.number)
+            self._reserve_room(write, job.owner, write.connection.execute(cost).scalar_one())
+            delete_attempts(write, job.number)
+            return update_job(
+                write,
+                job,
+                event="queued",
+                status="queued",
+                attempts=0,
+                error=None,
+                progress=0,
+                run_after=0.0,
+                deadline=None,
+                completed_at=None,
+                expires_at=None,
+            )
 
     def delete(self, id: str, owner: str | None = None) -> None:
-        """Forget a job and its result; one that runs is cancelled first and is gone for its owner at once."""
+        """Delete a job and its result.
+
+        A running job is hidden at once and counts as active until its worker has released it.
+        """
         with self.database.write() as write:
             job = _find(write.connection, id, owner)
             if job.status == "in_progress":
-                change(write, job, wanted="cancel", deleted=True)
+                update_job(write, job, requested_action="cancel", deleted=True)
             else:
                 write.connection.execute(delete(jobs).where(jobs.c.number == job.number))
 
     def attempts(self, job: Job) -> list[Attempt]:
-        """Each time that a worker had a job in its hands since it was last retried, the oldest first."""
+        """List the attempts since the last retry by the owner, each with its error."""
         with self.database.read() as connection:
             return list_attempts(connection, job.number)
 
     def events(
         self, owner: str | None = None, *, job: str | None = None, after: int = 0, limit: int = 100
     ) -> list[Event]:
-        """What happened after an event's number, in order: of one job, of an owner, or of all; at most MAX_PAGE."""
-        wanted: list[ColumnElement[bool]] = [events.c.number > after, ~jobs.c.deleted]
-        wanted += [events.c.owner == owner] if owner is not None else []
-        wanted += [jobs.c.id == job] if job is not None else []
-        look = select(events, jobs.c.id).join(jobs).where(and_(*wanted)).order_by(events.c.number)
+        """List events after a number, in order: of a job, of an owner, or all; at most MAX_PAGE."""
+        query = select(events, jobs.c.id).join(jobs)
+        query = query.where(events.c.number > after, ~jobs.c.deleted)
+        if owner is not None:
+            query = query.where(events.c.owner == owner)
+        if job is not None:
+            query = query.where(jobs.c.id == job)
         with self.database.read() as connection:
-            rows, _ = read_page(connection, look, limit)
+            rows, _ = read_page(connection, query.order_by(events.c.number), limit)
         return [Event(row.number, row.id, row.type, row.data, row.created_at) for row in rows]
 
     def counts(self) -> Counts:
-        """The queue at a glance, for metrics and health."""
+        """Count jobs and workers, for metrics and health."""
         now = self.database.now()
+        oldest = select(func.min(jobs.c.created_at)).where(has_status("queued"))
         with self.database.read() as connection:
             rows = connection.execute(select(job_counts).where(job_counts.c.count > 0)).all()
-            oldest = select(func.min(jobs.c.created_at)).where(has_status("queued"))
             since = connection.execute(oldest).scalar_one()
-            seen = (
-                select(func.count())
-                .select_from(workers)
-                .where(workers.c.seen_at > now - ALIVE_SECONDS)
-            )
-            alive = connection.execute(seen).scalar_one()
-        return Counts(
-            {row[0]: row[1] for row in rows}, 0.0 if since is None else max(0.0, now - since), alive
-        )
+            alive = _count_workers(connection, now)
+        waited = 0.0 if since is None else max(0.0, now - since)
+        return Counts({row.status: row[1] for row in rows}, waited, alive)
 
     def count_refusal(self, rule: str, target: str, code: str) -> None:
-        """Count that a rule of the policy has refused something before it became a job."""
-        self.database.write_together(lambda write: count_refusal(write, rule, target, code))
+        """Count a request that a rule of the policy has rejected before it became a job."""
+        with self.database.write() as write:
+            count_refusal(write, rule, target, code)
 
     def refusals(self) -> Mapping[tuple[str, str, str], int]:
-        """How often each rule has refused, by rule, target and code."""
+        """Return how often each rule has rejected something, by rule, target and code."""
         with self.database.read() as connection:
             return read_refusals(connection)
 
     def room(self, owner: str) -> int:
-        """How many jobs more an owner may have waiting now."""
+        """Return how many more jobs an owner may submit now."""
         with self.database.read() as connection:
-            active = _active(connection)
-        whole = self.settings.max_queued - sum(count for count, _ in active.values())
-        own, most = active.get(owner, (0, 0.0))[0], self.settings.max_queued_per_owner
-        return max(0, min(most - own, whole) if most else whole)
+            active = _active_by_owner(connection)
+        total = self.settings.max_queued - sum(count for count, _ in active.values())
+        limit = self.settings.max_queued_per_owner
+        if limit:
+            total = min(total, limit - active.get(owner, (0, 0.0))[0])
+        return max(0, total)
 
     def check_room(self, owner: str, more: int = 1, cost: float = 0.0) -> None:
-        """Refuse what `submit` would, before work is done for so many jobs `more`, of that `cost` together. Raises
-        QueueFullError, QuotaError."""
+        """Check that `more` jobs of `cost` in total may be submitted.
+
+        Raises QueueFullError or QuotaError as `submit` would.
+        """
         now = self.database.now()
         with self.database.read() as connection:
-            self._refuse(connection, now, owner, _active(connection), more, cost)
+            active = _active_by_owner(connection)
+            self._check_limits(connection, now, owner, active=active, more=more, cost=cost)
 
     def references(self, pause: float = 0.0) -> Iterator[str]:
-        """References of everything stored that a job needs: results, checkpoints, and what requests start from.
+        """Iterate over the asset references in results, checkpoints, requests and metadata.
 
-        REFERENCE_ROWS jobs are read at a time, the oldest first, each time in a look of its own, with `pause` seconds
-        between two, so that a long history does not keep a server busy. A reference may come more than once. One that a
-        job names which was made meanwhile comes too.
+        Reads REFERENCE_ROWS jobs per transaction, the oldest first, and sleeps `pause` seconds
+        after each, so a long history does not keep the server busy. References may repeat;
+        those of jobs that are submitted meanwhile are included.
         """
         after = 0
         while True:
             with self.database.read() as connection:
-                rows = connection.execute(_NAMING, {"after": after}).all()
+                rows = connection.execute(_REFERENCES, {"after": after}).all()
             if not rows:
                 return
             after = rows[-1].number
@@ -363,92 +388,112 @@ class JobStore:
             time.sleep(pause)
 
     def referenced_assets(self) -> set[str]:
-        """All of `references` at once; its size grows with the history."""
+        """Return all `references` as a set, which grows with the history."""
         return set(self.references())
 
-    def _ask(self, id: str, owner: str | None, wanted: Wanted) -> Job:
+    def _request_transition(self, id: str, owner: str | None, action: RequestedAction) -> Job:
+        """Cancel or pause a waiting job now; ask the worker of a running one to do so."""
         with self.database.write() as write:
             job = _find(write.connection, id, owner)
-            if job.done and wanted == "pause":
-                raise JobConflictError(f"{id} is {job.status}: it cannot be paused.")
-            if job.status == "in_progress" and job.wanted != "cancel":
-                return change(write, job, wanted=wanted)
-            if job.status in ("queued", "paused") and (job.status, wanted) != ("paused", "pause"):
-                return settle(write, job, wanted) or job
+            if job.done and action == "pause":
+                raise JobConflictError(f"{id} is {job.status} and cannot be paused.")
+            if job.status == "in_progress" and job.requested_action != "cancel":
+                return update_job(write, job, requested_action=action)
+            if job.status == "queued" or (job.status == "paused" and action == "cancel"):
+                return apply_requested_action(write, job, action) or job
             return job
 
-    def _made_already(
-        self, write: Write, owner: str, key: str | None, fingerprint: str | None, retry_count: int
-    ) -> int | None:
-        """The number of the job that this very call has made before."""
-        if key is not None:
-            found = write.connection.execute(_BY_KEY, {"who": owner, "which": key}).one_or_none()
-            if found is not None and found.created_at > write.now - KEY_SECONDS:
-                if found.fingerprint != (fingerprint or ""):
-                    raise JobConflictError(
-                        "This idempotency key was used for another request.",
-                        hint="Use a new key for a new request.",
-                    )
-                return found.job
-            if found is not None:
-                write.connection.execute(
-                    delete(keys).where(keys.c.owner == owner, keys.c.key == key)
-                )
-        elif fingerprint is not None and retry_count > 0:
-            newest = write.connection.execute(
-                _NEWEST_OF_FINGERPRINT, {"who": owner, "what": fingerprint}
-            ).one_or_none()
-            if newest is not None and newest.created_at > write.now - RETRY_SECONDS:
-                return newest.number
-        return None
-
-    def _make_room(self, write: Write, owner: str, cost: float) -> None:
-        """Raise CapacityError when no more may wait; let an owner who comes back start level with the others."""
-        active = _active(write.connection)
-        self._refuse(write.connection, write.now, owner, active, 1, cost)
+    def _reserve_room(self, write: Write, owner: str, cost: float) -> None:
+        """Raise CapacityError when the queue is full; else prepare an owner's return to it."""
+        active = _active_by_owner(write.connection)
+        self._check_limits(write.connection, write.now, owner, active=active, more=1, cost=cost)
         if owner not in active:
-            level_up(write, owner, list(active))
+            reset_virtual_time(write, owner, list(active))
 
-    def _refuse(
+    def _check_limits(
         self,
         connection: Connection,
         now: float,
         owner: str,
+        *,
         active: "_Active",
         more: int,
         cost: float,
     ) -> None:
-        """Raise QuotaError or QueueFullError unless so many jobs `more`, of that cost, may wait beside the active."""
+        """Raise QuotaError or QueueFullError unless `more` jobs of `cost` fit beside the active."""
 
-        def wait() -> float:
-            return self._usual_wait(connection, now)
+        def retry_after() -> float:
+            """Estimate the seconds until a job ends, from 1 to MAX_RETRY_AFTER."""
+            workers = max(1, _count_workers(connection, now))
+            return min(max((mean_job_seconds(connection) or 10.0) / workers, 1.0), MAX_RETRY_AFTER)
 
         count, work = active.get(owner, (0, 0.0))
-        self._quotas.refuse("queued_jobs", count, more, wait)
-        if sum(jobs for jobs, _ in active.values()) + more > self.settings.max_queued:
-            seconds, limit = wait(), self.settings.max_queued
+        self._quotas.check_usage("queued_jobs", count, more, retry_after)
+        limit = self.settings.max_queued
+        if sum(jobs for jobs, _ in active.values()) + more > limit:
+            seconds = retry_after()
             hint = f"Try again in {seconds:.0f} s."
             raise QueueFullError("The queue is full.", hint=hint, retry_after=seconds, limit=limit)
-        self._quotas.refuse("queued_cost", work, cost, wait)
+        self._quotas.check_usage("queued_cost", work, cost, retry_after)
 
-    def _usual_wait(self, connection: Connection, now: float) -> float:
-        """Seconds until a job has probably ended, from 1 to MAX_RETRY_AFTER."""
-        seen = (
-            select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
-        )
-        hands = max(1, connection.execute(seen).scalar_one())
-        return min(max((usual_seconds(connection) or 10.0) / hands, 1.0), MAX_RETRY_AFTER)
+
+def _find_duplicate(
+    write: Write, owner: str, key: str | None, fingerprint: str | None, retry_count: int
+) -> int | None:
+    """Return the number of the job that the same call has submitted before, if any."""
+    if key is not None:
+        values = {"where_owner": owner, "where_key": key}
+        found = write.connection.execute(_BY_KEY, values).one_or_none()
+        if found is None:
+            return None
+        if found.created_at <= write.now - KEY_SECONDS:
+            write.connection.execute(_DELETE_KEY, values)
+            return None
+        if found.fingerprint != (fingerprint or ""):
+            message = "This idempotency key was used for another request."
+            raise JobConflictError(message, hint="Use a new key for a new request.")
+        return found.job
+    if fingerprint is not None and retry_count > 0:
+        values = {"where_owner": owner, "where_fingerprint": fingerprint}
+        newest = write.connection.execute(_NEWEST_OF_FINGERPRINT, values).one_or_none()
+        if newest is not None and newest.created_at > write.now - RETRY_SECONDS:
+            return newest.number
+    return None
 
 
 _Active = dict[str, tuple[int, float]]
 
 
-def _active(connection: Connection) -> _Active:
-    """How many jobs of each owner wait or run, and their cost together."""
-    return {owner: (count, work) for owner, count, work in connection.execute(_WAITING)}
+def _active_by_owner(connection: Connection) -> _Active:
+    """Return the number and total cost of active jobs by owner.
+
+    Includes deleted jobs that a worker still renders: they take its time until it releases them.
+    """
+    return {owner: (count, work) for owner, count, work in connection.execute(_ACTIVE_BY_OWNER)}
+
+
+def _count_workers(connection: Connection, now: float) -> int:
+    """Count the workers seen in the last ALIVE_SECONDS."""
+    alive = select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
+    return connection.execute(alive).scalar_one()
+
+
+def _conditions(
+    owner: str | None, kind: str | None = None, status: Status | None = None
+) -> list[ColumnElement[bool]]:
+    """Build the conditions of a query for visible jobs."""
+    conditions: list[ColumnElement[bool]] = [~jobs.c.deleted]
+    if owner is not None:
+        conditions.append(jobs.c.owner == owner)
+    if kind is not None:
+        conditions.append(jobs.c.kind == kind)
+    if status is not None:
+        conditions.append(has_status(status))
+    return conditions
 
 
 def _find(connection: Connection, id: str, owner: str | None) -> Job:
-    """The job of that id, if its owner may still see it. Raises MissingJobError."""
-    look = _BY_ID if owner is None else _BY_ID_OF_OWNER
-    return one_job(connection, look, id=id, who=owner)
+    """Read a job that its owner may see. Raises NotFoundError."""
+    if owner is None:
+        return select_job(connection, _BY_ID, id, where_id=id)
+    return select_job(connection, _BY_ID_OF_OWNER, id, where_id=id, where_owner=owner)

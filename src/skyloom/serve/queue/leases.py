@@ -1,9 +1,9 @@
-"""Leases: the workers' side of the queue. Who holds a job, for how long, and what becomes of it.
+"""Leases: the workers' side of the queue.
 
-A lease lasts for `lease_seconds` from its last heartbeat and carries a token, one more than the lease before. A write
-with an older token, or of a job that was taken back, raises LostLeaseError and changes nothing. What workers lose goes
-back to the queue until it was lost `max_attempts` times without a new checkpoint, or was worked on for
-`max_job_seconds` in all.
+A lease lasts `lease_seconds` from its last heartbeat and has a token, one more than the job's last
+lease. A write with an older token, or for a job that has left the worker, raises LostLeaseError and
+changes nothing. A job whose lease runs out is queued again, until it was lost `max_attempts` times
+without a new checkpoint or was worked on for `max_job_seconds`. job.py has the transitions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,58 +11,59 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, select, update
 
-from skyloom.serve.queue.attempts import begin_attempt, seconds_used
 from skyloom.serve.queue.database import Database, Write
+from skyloom.serve.queue.errors import LostLeaseError
 from skyloom.serve.queue.job import (
     WHOLE_JOBS,
     Job,
     JobFailure,
     JobResult,
-    LostLeaseError,
-    Wanted,
+    RequestedAction,
+    add_usage,
+    apply_requested_action,
     as_job,
-    change,
-    charge,
-    leave,
+    begin_attempt,
+    count_refusal,
+    end_attempt,
     read_job,
-    settle,
+    seconds_used,
+    update_job,
 )
-from skyloom.serve.queue.moderation_counters import count_refusal
 from skyloom.serve.queue.tables import IS_ACTIVE, has_status, jobs, owners, results, workers
 from skyloom.serve.queue.watchdog import over_time
 from skyloom.serve.settings import Settings
 
-__all__ = ["Lease", "Leases", "LostLeaseError"]
+__all__ = ["Lease", "Leases", "LostLeaseError", "WorkerInfo"]
 
-KEEP_WORKERS = 3_600  # seconds
+KEEP_WORKERS = 3_600  # seconds until a worker that was not seen is deleted
 EXPIRE_ROWS = 500  # jobs that expire in one transaction
-_ALMOST = 99  # the progress of a job that is not finished
+_MAX_RUNNING_PROGRESS = 99  # percent; 100 means completed
 
 _READY = and_(has_status("queued"), jobs.c.run_after <= bindparam("now"))
-_ANY_WAITS = select(jobs.c.number).where(has_status("queued")).limit(1)
-_LEAST_SERVED = (
+_ANY_QUEUED = select(jobs.c.number).where(has_status("queued")).limit(1)
+_NEXT_OWNER = (
     select(jobs.c.owner)
     .outerjoin(owners, owners.c.owner == jobs.c.owner)
     .where(_READY)
     .order_by(owners.c.served, jobs.c.number)
     .limit(1)
 )
-_FIRST_OF = (
+_NEXT_JOB = (
     select(jobs.c.number, jobs.c.token, jobs.c.started_at, jobs.c.cost)
-    .where(_READY, jobs.c.owner == bindparam("who"))
+    .where(_READY, jobs.c.owner == bindparam("where_owner"))
     .order_by(jobs.c.priority.desc(), jobs.c.number)
     .limit(1)
 )
-_HELD = WHOLE_JOBS.where(
+_LEASED = WHOLE_JOBS.where(
     jobs.c.number == bindparam("number"),
     jobs.c.token == bindparam("token"),
     jobs.c.status == "in_progress",
 )
-_SEEN = update(workers).where(workers.c.name == bindparam("who")).values(seen_at=bindparam("now"))
-_LOST = WHOLE_JOBS.where(has_status("in_progress"))
-_OUTLIVED = [
-    WHOLE_JOBS.where(outlived).limit(EXPIRE_ROWS)
-    for outlived in (
+_SEEN = update(workers).where(workers.c.name == bindparam("where_name"))
+_RUNNING = WHOLE_JOBS.where(has_status("in_progress"))
+_EXPIRED = [
+    WHOLE_JOBS.where(condition).limit(EXPIRE_ROWS)
+    for condition in (
         and_(has_status("queued"), jobs.c.started_at.is_(None), jobs.c.deadline < bindparam("now")),
         and_(has_status("completed"), jobs.c.expires_at < bindparam("now")),
     )
@@ -71,23 +72,22 @@ _OUTLIVED = [
 
 @dataclass(frozen=True)
 class Lease:
-    """A job in a worker's hands; `token` is larger than any that the job had before, `used` is how many seconds earlier
-    attempts took."""
+    """A worker's exclusive right to a job, with a fencing token larger than all earlier ones."""
 
     job: Job
     token: int
     worker: str
-    used: float = 0.0
+    seconds_used: float = 0.0  # by earlier attempts
 
 
 @dataclass(frozen=True)
-class Hand:
-    """A worker that was seen: its device, since when it works, the job that it holds and when that was first begun."""
+class WorkerInfo:
+    """A registered worker and the job it renders, if any. Times are seconds since 1970."""
 
     device: str
     started_at: float
     job: str | None
-    job_begun_at: float | None
+    job_started_at: float | None
 
 
 class Leases:
@@ -97,57 +97,56 @@ class Leases:
         self.database = database
         self.settings = settings
 
-    def greet(self, worker: str, device: str) -> None:
-        """Be seen."""
+    def register_worker(self, worker: str, device: str) -> None:
+        """Register a worker or update its last-seen time."""
         with self.database.write() as write:
-            seen = (
-                update(workers)
-                .where(workers.c.name == worker)
-                .values(seen_at=write.now, device=device)
-            )
-            if not write.connection.execute(seen).rowcount:
-                row = {
-                    "name": worker,
-                    "device": device,
-                    "started_at": write.now,
-                    "seen_at": write.now,
-                }
-                write.connection.execute(insert(workers).values(**row))
+            seen = {"where_name": worker, "seen_at": write.now, "device": device}
+            if not write.connection.execute(_SEEN, seen).rowcount:
+                row = {"name": worker, "device": device, "started_at": write.now}
+                write.connection.execute(insert(workers).values(**row, seen_at=write.now))
 
-    def hands(self) -> dict[str, Hand]:
-        """Every worker that said hello and was not forgotten, by its name."""
-        held = and_(jobs.c.worker == workers.c.name, has_status("in_progress"))
-        look = select(workers, jobs.c.id, jobs.c.started_at.label("begun")).select_from(workers)
-        look = look.outerjoin(jobs, held)
+    def list_workers(self) -> dict[str, WorkerInfo]:
+        """Return the registered workers by name."""
+        leased = and_(jobs.c.worker == workers.c.name, has_status("in_progress"))
+        query = select(workers, jobs.c.id, jobs.c.started_at.label("job_started_at"))
+        query = query.select_from(workers).outerjoin(jobs, leased)
         with self.database.read() as connection:
-            rows = connection.execute(look).all()
-        return {row.name: Hand(row.device, row.started_at, row.id, row.begun) for row in rows}
+            rows = connection.execute(query).all()
+        return {
+            row.name: WorkerInfo(row.device, row.started_at, row.id, row.job_started_at)
+            for row in rows
+        }
 
     def lease(self, worker: str) -> Lease | None:
-        """The next job, if one waits: of the owner who was served least, the one of highest priority, then the oldest.
+        """Lease the next job, if there is one.
 
-        A look that writes nothing comes first, so that idle workers disturb nobody.
+        The owner with the least usage is next; among her jobs the highest priority, then the
+        oldest. A read comes first, so that idle workers take no write lock.
         """
         with self.database.read() as connection:
-            if connection.execute(_ANY_WAITS).first() is None:
+            if connection.execute(_ANY_QUEUED).first() is None:
                 return None
         with self.database.write() as write:
-            owner = write.connection.execute(_LEAST_SERVED, {"now": write.now}).scalar()
+            owner = write.connection.execute(_NEXT_OWNER, {"now": write.now}).scalar()
             if owner is None:
                 return None
-            row = write.connection.execute(_FIRST_OF, {"now": write.now, "who": owner}).one()
+            ready = {"now": write.now, "where_owner": owner}
+            row = write.connection.execute(_NEXT_JOB, ready).one()
             if row.started_at is None:
-                charge(write, owner, row.cost)
-            values = {"status": "in_progress", "worker": worker, "token": row.token + 1}
-            values |= {
-                "lease_until": write.now + self.settings.lease_seconds,
-                "started_at": row.started_at or write.now,
-            }
-            used = begin_attempt(write, row.number, row.token + 1, worker)
-            job = read_job(write.connection, row.number)
-            return Lease(
-                change(write, job, event="in_progress", **values), row.token + 1, worker, used
+                add_usage(write, owner, row.cost)
+            token = row.token + 1
+            used = begin_attempt(write, row.number, token, worker)
+            job = update_job(
+                write,
+                read_job(write.connection, row.number),
+                event="in_progress",
+                status="in_progress",
+                worker=worker,
+                token=token,
+                lease_until=write.now + self.settings.lease_seconds,
+                started_at=row.started_at or write.now,
             )
+            return Lease(job, token, worker, used)
 
     def heartbeat(
         self,
@@ -156,52 +155,59 @@ class Leases:
         progress: int = 0,
         phase: str | None = None,
         checkpoint: Mapping[str, str] | None = None,
-    ) -> Wanted | None:
-        """Keep the lease, say how far it is (percent), and hear what is wanted. Raises LostLeaseError.
+    ) -> RequestedAction | None:
+        """Renew the lease, report progress (percent) and return what the client requested.
 
-        `checkpoint` names the stored assets from which another worker could go on.
+        `checkpoint` names the assets from which another worker can resume. Raises LostLeaseError.
         """
         with self.database.write() as write:
-            job = _held(write.connection, lease)
-            write.connection.execute(_SEEN, {"who": lease.worker, "now": write.now})
-            values: dict[str, object] = {"lease_until": write.now + self.settings.lease_seconds}
-            values |= {
-                "progress": max(job.progress, min(progress, _ALMOST)),
+            job = _leased_job(write.connection, lease)
+            seen = {"where_name": lease.worker, "seen_at": write.now}
+            write.connection.execute(_SEEN, seen)
+            data = {
+                "progress": max(job.progress, min(progress, _MAX_RUNNING_PROGRESS)),
                 "phase": phase or job.phase,
             }
+            changed = data != {"progress": job.progress, "phase": job.phase}
+            values = {**data, "lease_until": write.now + self.settings.lease_seconds}
             if checkpoint is not None and checkpoint != job.checkpoint:
-                values |= {"checkpoint": dict(checkpoint), "attempts": 0}
-            moved = values["progress"] != job.progress or values["phase"] != job.phase
-            data = {"progress": values["progress"], "phase": values["phase"]}
-            change(write, job, event="progress" if moved else None, data=data, **values)
-            return "cancel" if job.deleted else job.wanted
+                values.update(checkpoint=dict(checkpoint), attempts=0)
+            update_job(write, job, event="progress" if changed else None, data=data, **values)
+            return _requested_action(job)
 
-    def wanted(self, lease: Lease) -> Wanted | None:
-        """What is wanted, without a write; the lease is no longer for it. Raises LostLeaseError."""
+    def requested_action(self, lease: Lease) -> RequestedAction | None:
+        """Read what the client requested, without renewing the lease. Raises LostLeaseError."""
         with self.database.read() as connection:
-            job = _held(connection, lease)
-            return "cancel" if job.deleted else job.wanted
+            return _requested_action(_leased_job(connection, lease))
 
     def finish(self, lease: Lease, result: JobResult) -> Job | None:
-        """Hand in what was made: once for each job, whoever made it. Raises LostLeaseError.
+        """Complete the job with its result. Raises LostLeaseError.
 
-        A job that was to be cancelled is cancelled, one that was deleted is None. The same call twice is one call.
+        A job being cancelled becomes cancelled; a deleted one is removed (None). Repeating the
+        call with the same lease changes nothing.
         """
         with self.database.write() as write:
-            made = select(results.c.job).where(
+            stored = select(results.c.job).where(
                 results.c.job == lease.job.number, results.c.token == lease.token
             )
-            if write.connection.execute(made).first() is not None:
+            if write.connection.execute(stored).first() is not None:
                 return read_job(write.connection, lease.job.number)
-            job = _held(write.connection, lease)
-            if job.deleted or job.wanted == "cancel":
-                return settle(write, job, "cancel")
-            row = {"job": job.number, "token": lease.token, "assets": dict(result.assets)}
-            row |= {"receipt": dict(result.receipt), "created_at": write.now}
+            job = _leased_job(write.connection, lease)
+            if _requested_action(job) == "cancel":
+                return apply_requested_action(write, job, "cancel")
+            row = {
+                "job": job.number,
+                "token": lease.token,
+                "assets": dict(result.assets),
+                "receipt": dict(result.receipt),
+                "created_at": write.now,
+            }
             write.connection.execute(insert(results).values(**row))
             keep = self.settings.keep_seconds
-            expires = None if keep is None else write.now + keep
-            return leave(write, job, "completed", progress=100, checkpoint={}, expires_at=expires)
+            expires_at = None if keep is None else write.now + keep
+            return end_attempt(
+                write, job, "completed", progress=100, checkpoint={}, expires_at=expires_at
+            )
 
     def fail(
         self,
@@ -211,102 +217,114 @@ class Leases:
         retry_in: float | None = None,
         checkpoint: Mapping[str, str] | None = None,
     ) -> Job | None:
-        """Say that it went wrong. With `retry_in` (seconds) it is tried again, from a last `checkpoint` if there is
-        one, so long as attempts and time are left. Raises LostLeaseError.
+        """Report that the attempt failed. Raises LostLeaseError.
+
+        With `retry_in` (seconds) the job is queued again, from `checkpoint` if given, while
+        attempts and time are left; without it the job fails.
         """
         with self.database.write() as write:
-            job = _held(write.connection, lease)
+            job = _leased_job(write.connection, lease)
             if checkpoint is not None and checkpoint != job.checkpoint:
-                job = change(write, job, checkpoint=dict(checkpoint), attempts=0)
+                job = update_job(write, job, checkpoint=dict(checkpoint), attempts=0)
             if failure.rule is not None:
                 count_refusal(write, failure.rule, failure.target or "", failure.code)
-            return self._gone_wrong(write, job, failure, retry_in)
+            return self._fail_attempt(write, job, failure, retry_in)
 
     def release(self, lease: Lease, checkpoint: Mapping[str, str] | None = None) -> Job | None:
-        """Let a job go, which is no failed attempt: cancelled or paused where that was wanted, else to be gone on with,
-        from a last `checkpoint` if there is one. Raises LostLeaseError.
+        """Return the job without a failed attempt. Raises LostLeaseError.
+
+        It is cancelled or paused if that was requested, else queued to resume from `checkpoint`.
         """
         with self.database.write() as write:
-            job = _held(write.connection, lease)
-            wanted = "cancel" if job.deleted else job.wanted
+            job = _leased_job(write.connection, lease)
+            action = _requested_action(job)
             if checkpoint is not None:
-                job = change(write, job, checkpoint=dict(checkpoint))
-            return leave(write, job, "queued") if wanted is None else settle(write, job, wanted)
+                job = update_job(write, job, checkpoint=dict(checkpoint))
+            if action is None:
+                return end_attempt(write, job, "queued")
+            return apply_requested_action(write, job, action)
 
     def unfinished(self, ids: Sequence[str]) -> set[str]:
-        """Which of these jobs may still be worked on."""
-        look = select(jobs.c.id).where(jobs.c.id.in_(ids), IS_ACTIVE)
+        """Return those ids whose jobs are active."""
+        query = select(jobs.c.id).where(jobs.c.id.in_(ids), IS_ACTIVE)
         with self.database.read() as connection:
-            return set(connection.execute(look).scalars())
+            return set(connection.execute(query).scalars())
 
-    def forget(self, worker: str) -> int:
-        """A worker is known to be dead: what it held is lost now. Returns how many jobs that were."""
+    def requeue_worker_jobs(self, worker: str) -> int:
+        """Remove a dead worker and end its leases at once; return the number of its jobs."""
         with self.database.write() as write:
             write.connection.execute(delete(workers).where(workers.c.name == worker))
-            return self._take_back(write, jobs.c.worker == worker)
+            return self._end_leases(write, jobs.c.worker == worker)
 
     def expire(self) -> int:
-        """Take back leases that ran out, drop results and deadlines that are over (EXPIRE_ROWS of each at most), forget
-        workers. Returns how many leases were taken back. Any worker or server may call it at any time."""
+        """End leases that ran out, and expire jobs and results; return the number of leases.
+
+        Expires EXPIRE_ROWS of each at most, and deletes workers not seen for KEEP_WORKERS. Any
+        worker or server may call it at any time.
+        """
         with self.database.write() as write:
-            lost = self._take_back(write, jobs.c.lease_until < write.now)
-            outlived = [
-                row
-                for look in _OUTLIVED
-                for row in write.connection.execute(look, {"now": write.now})
-            ]
-            for job in map(as_job, outlived):
-                write.connection.execute(delete(results).where(results.c.job == job.number))
-                change(
-                    write,
-                    job,
-                    event="expired",
-                    status="expired",
-                    completed_at=job.completed_at or write.now,
-                )
-            write.connection.execute(
-                delete(workers).where(workers.c.seen_at < write.now - KEEP_WORKERS)
-            )
+            lost = self._end_leases(write, jobs.c.lease_until < write.now)
+            for query in _EXPIRED:
+                for row in write.connection.execute(query, {"now": write.now}).all():
+                    _expire_job(write, as_job(row))
+            unseen = workers.c.seen_at < write.now - KEEP_WORKERS
+            write.connection.execute(delete(workers).where(unseen))
             return lost
 
-    def _take_back(self, write: Write, which: ColumnElement[bool]) -> int:
-        """Jobs whose workers are lost, as each deserves."""
-        rows = write.connection.execute(_LOST.where(which)).all()
+    def _end_leases(self, write: Write, condition: ColumnElement[bool]) -> int:
+        """End the attempts of running jobs whose workers are lost; return their number."""
+        rows = write.connection.execute(_RUNNING.where(condition)).all()
         for row in rows:
             job = as_job(row)
-            if job.deleted or job.wanted is not None:
-                settle(write, job, "cancel" if job.deleted else job.wanted or "cancel")
+            count = job.attempts + 1
+            lost = JobFailure("worker_lost", f"The worker was lost; failed attempts: {count}.")
+            action = _requested_action(job)
+            if action is None:
+                self._fail_attempt(write, job, lost, retry_in=0.0)
             else:
-                lost = JobFailure(
-                    "worker_lost",
-                    f"The worker was lost {job.attempts + 1} times while it made this.",
-                )
-                self._gone_wrong(write, job, lost, retry_in=0.0)
+                apply_requested_action(write, job, action, attempt_error=lost)
         return len(rows)
 
-    def _gone_wrong(
+    def _fail_attempt(
         self, write: Write, job: Job, failure: JobFailure, retry_in: float | None
     ) -> Job | None:
-        if job.deleted or job.wanted == "cancel":
-            return settle(write, job, "cancel")
+        """End an attempt by a failure: queue or pause the job to retry it, or fail it."""
+        if _requested_action(job) == "cancel":
+            return apply_requested_action(write, job, "cancel", attempt_error=failure)
         attempts = job.attempts + 1
         used = seconds_used(write.connection, job.number, write.now)
-        if retry_in is not None and (late := over_time(self.settings, used)) is not None:
-            failure, retry_in = late, None
+        if retry_in is not None and (limit := over_time(self.settings, used)) is not None:
+            failure = limit
+            retry_in = None
         if retry_in is None or attempts >= self.settings.max_attempts:
-            kept = {} if failure.rule is not None else job.checkpoint  # nothing of what was refused
-            return leave(write, job, "failed", error=failure, attempts=attempts, checkpoint=kept)
-        status = "queued" if job.wanted is None else "paused"
-        return leave(
-            write, job, status, cause=failure, attempts=attempts, run_after=write.now + retry_in
+            # a rejected job keeps none of the frames that it made
+            kept = {} if failure.rule is not None else job.checkpoint
+            return end_attempt(
+                write, job, "failed", error=failure, attempts=attempts, checkpoint=kept
+            )
+        status = "queued" if job.requested_action is None else "paused"
+        run_after = write.now + retry_in
+        return end_attempt(
+            write, job, status, attempt_error=failure, attempts=attempts, run_after=run_after
         )
 
 
-def _held(connection: Connection, lease: Lease) -> Job:
-    """The job, if it is still this lease's. Raises LostLeaseError."""
-    row = connection.execute(
-        _HELD, {"number": lease.job.number, "token": lease.token}
-    ).one_or_none()
+def _expire_job(write: Write, job: Job) -> None:
+    """Expire a job that missed its deadline, or whose result has expired."""
+    write.connection.execute(delete(results).where(results.c.job == job.number))
+    ended = job.completed_at or write.now
+    update_job(write, job, event="expired", status="expired", completed_at=ended)
+
+
+def _requested_action(job: Job) -> RequestedAction | None:
+    """Return what the worker of a job must do with it; a deleted job is cancelled."""
+    return "cancel" if job.deleted else job.requested_action
+
+
+def _leased_job(connection: Connection, lease: Lease) -> Job:
+    """Read the job of a valid lease. Raises LostLeaseError."""
+    values = {"number": lease.job.number, "token": lease.token}
+    row = connection.execute(_LEASED, values).one_or_none()
     if row is None:
-        raise LostLeaseError(f"{lease.job.id} is no longer in the hands of {lease.worker}.")
+        raise LostLeaseError(f"The lease of {lease.worker} on {lease.job.id} has ended.")
     return as_job(row)

@@ -1,83 +1,24 @@
-"""What clients bring: files to start from, and characters. Every look is an owner's own."""
+"""Library: uploaded files and characters. Every query is scoped to one owner."""
 
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    Row,
-    String,
-    Table,
-    Text,
-    delete,
-    insert,
-    select,
-)
+from sqlalchemy import Column, delete, insert, select
 
-from skyloom.serve.api.errors import missing
 from skyloom.serve.queue.database import Database, read_page
+from skyloom.serve.queue.errors import NotFoundError
 from skyloom.serve.queue.quotas import Quotas
-from skyloom.serve.queue.tables import metadata
+from skyloom.serve.queue.tables import characters, files, likenesses
 
-_REFERENCE_ROWS = 1_000  # read at a time
+_REFERENCE_ROWS = 1_000  # rows read at a time by Library.references
 PURPOSES = ("vision", "user_data", "batch", "batch_output")
-
-files = Table(
-    "files",
-    metadata,
-    Column(
-        "number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("id", String(64), nullable=False, unique=True),
-    Column("owner", String(128), nullable=False),
-    Column("purpose", String(32), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("asset", Text, nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("created_at", Double, nullable=False, index=True),
-    Index("files_of_owner", "owner", "number"),
-    Index("files_of_purpose", "owner", "purpose", "number"),
-    sqlite_autoincrement=True,
-)
-
-characters = Table(
-    "characters",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("owner", String(128), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("asset", Text, nullable=False),
-    Column("created_at", Double, nullable=False),
-)
-
-
-likenesses = (
-    Table(  # what is known of a character; those that were made before it was asked have none
-        "likenesses",
-        metadata,
-        Column(
-            "character",
-            String(64),
-            ForeignKey("characters.id", ondelete="CASCADE"),
-            primary_key=True,
-        ),
-        Column("likeness", JSON, nullable=False),
-        Column("consent", JSON(none_as_null=True)),
-    )
-)
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a client's: `name` is a label, `asset` the reference of its content."""
+    """An uploaded file: `name` is a label, `asset` the reference of its content."""
 
     number: int
     id: str
@@ -85,14 +26,17 @@ class File:
     purpose: str
     name: str
     asset: str
-    size: int
-    created_at: float
+    size: int  # bytes
+    created_at: float  # seconds since 1970
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Who a clip shows, as evaluate/subject_recognition.py finds it: a noun and a colour, None where nobody is sure; whether the
-    receipt or the probe says so; and the probe's scores."""
+class CharacterLikeness:
+    """What evaluate/subject_recognition.py recognises in a character's clip.
+
+    `noun` and `colour` are None where the recognition is below its thresholds; `source` is
+    "receipt" or "probe"; `scores` are the probe's.
+    """
 
     noun: str | None = None
     colour: str | None = None
@@ -101,130 +45,125 @@ class Likeness:
 
     @property
     def description(self) -> str | None:
-        """Like "red cat"."""
+        """Words for a prompt, such as "red cat"."""
         return f"{self.colour} {self.noun}" if self.colour and self.noun else self.noun
 
 
 @dataclass(frozen=True)
 class Character:
-    """Somebody or something that prompts may name, and the clip that shows it. `consent` is what its owner attests of
-    who is shown: `who` agreed, to what `scope`, until what `expiry`."""
+    """A name that prompts may use, and the clip that shows it.
+
+    `consent` is the owner's statement: `who` agreed, to what `scope`, until which `expiry`.
+    """
 
     id: str
     owner: str
     name: str
     asset: str
     created_at: float
-    likeness: Likeness = Likeness()
+    likeness: CharacterLikeness = CharacterLikeness()
     consent: Mapping[str, str] | None = None
 
 
 class Library:
-    """Files and characters in the database, within the owners' quotas (QuotaError).
+    """Files and characters in the database, within the owners' quotas.
 
-    What is somebody else's is not there (ApiError, 404).
+    Methods raise QuotaError, and NotFoundError for rows of another owner.
     """
 
     def __init__(self, database: Database, quotas: Quotas | None = None) -> None:
-        self._database, self._quotas = database, quotas or Quotas()
+        self._database = database
+        self._quotas = quotas or Quotas()
 
     def check_room(self, owner: str, **more: float) -> None:
-        """Refuse what `add_file` (files, file_bytes) or `add_character` (characters) would. Raises QuotaError."""
+        """Check the quotas `files`, `file_bytes` or `characters` before an upload is read."""
         with self._database.read() as connection:
-            self._quotas.take(connection, owner, 0.0, **more)
+            self._quotas.check(connection, owner, 0.0, **more)
 
     def add_file(self, owner: str, purpose: str, name: str, asset: str, size: int) -> File:
-        """Remember a stored file. What a batch brings is kept even over quota, or the batch would never end."""
-        row = {
-            "id": f"file-{secrets.token_hex(12)}",
-            "owner": owner,
-            "purpose": purpose,
-            "name": name,
-        }
+        """Add a stored file. The output of a batch is kept even over quota, so it can end."""
+        values = {"owner": owner, "purpose": purpose, "name": name, "asset": asset, "size": size}
         with self._database.write() as write:
             if purpose != "batch_output":
-                self._quotas.take(write.connection, owner, write.now, files=1, file_bytes=size)
-            values = {**row, "asset": asset, "size": size, "created_at": write.now}
-            write.connection.execute(insert(files).values(**values))
-            return _file(
-                write.connection.execute(select(files).where(files.c.id == row["id"])).one()
-            )
+                self._quotas.check(write.connection, owner, write.now, files=1, file_bytes=size)
+            values.update(id=f"file-{secrets.token_hex(12)}", created_at=write.now)
+            row = write.connection.execute(insert(files).values(**values).returning(files)).one()
+            return File(**row._mapping)
 
     def file(self, id: str, owner: str) -> File:
-        """A file of the owner's."""
+        """Read a file."""
+        query = select(files).where(files.c.id == id, files.c.owner == owner)
         with self._database.read() as connection:
-            row = connection.execute(
-                select(files).where(files.c.id == id, files.c.owner == owner)
-            ).one_or_none()
+            row = connection.execute(query).one_or_none()
         if row is None:
-            raise missing("file", id)
-        return _file(row)
+            raise NotFoundError("file", id)
+        return File(**row._mapping)
 
     def files(
         self, owner: str, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
     ) -> tuple[list[File], bool]:
-        """A page of files, and whether there are more."""
-        wanted = [files.c.owner == owner] + ([files.c.purpose == purpose] if purpose else [])
+        """Read a page of files, and whether there are more."""
+        number = files.c.number
+        query = select(files).where(files.c.owner == owner)
+        if purpose:
+            query = query.where(files.c.purpose == purpose)
         if after is not None:
             last = self.file(after, owner).number
-            wanted.append(files.c.number < last if newest_first else files.c.number > last)
-        order = files.c.number.desc() if newest_first else files.c.number
+            query = query.where(number < last if newest_first else number > last)
+        query = query.order_by(number.desc() if newest_first else number)
         with self._database.read() as connection:
-            rows, more = read_page(connection, select(files).where(*wanted).order_by(order), limit)
-        return [_file(row) for row in rows], more
+            rows, more = read_page(connection, query, limit)
+        return [File(**row._mapping) for row in rows], more
 
     def delete_file(self, id: str, owner: str) -> None:
-        """Forget a file; its content goes when nothing else names it."""
+        """Delete a file; garbage collection removes its content once nothing references it."""
         with self._database.write() as write:
-            mine = delete(files).where(files.c.id == id, files.c.owner == owner)
-            if not write.connection.execute(mine).rowcount:
-                raise missing("file", id)
+            own = delete(files).where(files.c.id == id, files.c.owner == owner)
+            if not write.connection.execute(own).rowcount:
+                raise NotFoundError("file", id)
 
     def add_character(
         self,
         owner: str,
         name: str,
         asset: str,
-        likeness: Likeness,
+        likeness: CharacterLikeness,
         consent: Mapping[str, str] | None = None,
     ) -> Character:
-        """Remember a character."""
+        """Add a character."""
         id = f"char_{secrets.token_hex(12)}"
         with self._database.write() as write:
-            self._quotas.take(write.connection, owner, write.now, characters=1)
+            self._quotas.check(write.connection, owner, write.now, characters=1)
             row = {"id": id, "owner": owner, "name": name, "asset": asset, "created_at": write.now}
             write.connection.execute(insert(characters).values(**row))
-            known = {"character": id, "likeness": asdict(likeness), "consent": consent}
-            write.connection.execute(insert(likenesses).values(**known))
+            details = {"character": id, "likeness": asdict(likeness), "consent": consent}
+            write.connection.execute(insert(likenesses).values(**details))
         return Character(**row, likeness=likeness, consent=consent)
 
     def character(self, id: str, owner: str) -> Character:
-        """A character of the owner's."""
-        both = select(characters, likenesses.c.likeness, likenesses.c.consent).outerjoin(likenesses)
-        mine = both.where(characters.c.id == id, characters.c.owner == owner)
+        """Read a character."""
+        query = select(characters, likenesses.c.likeness, likenesses.c.consent)
+        query = query.outerjoin(likenesses)
         with self._database.read() as connection:
-            row = connection.execute(mine).one_or_none()
+            own = query.where(characters.c.id == id, characters.c.owner == owner)
+            row = connection.execute(own).one_or_none()
         if row is None:
-            raise missing("character", id)
-        values = dict(row._mapping)
-        return Character(**{**values, "likeness": Likeness(**values["likeness"] or {})})
+            raise NotFoundError("character", id)
+        likeness = CharacterLikeness(**(row.likeness or {}))
+        return Character(**{**row._mapping, "likeness": likeness})
 
     def references(self) -> Iterator[str]:
-        """Every asset that a file or a character names: what a clean-up must keep. Read in pages of _REFERENCE_ROWS."""
+        """Iterate over the assets of files and characters, which garbage collection must keep."""
         yield from self._assets(files.c.number, files.c.asset, 0)
         yield from self._assets(characters.c.id, characters.c.asset, "")
 
     def _assets(self, key: "Column[Any]", asset: "Column[str]", after: int | str) -> Iterator[str]:
-        """The assets of a table's rows in the order of its key, from the first one above `after`."""
+        """Iterate over a table's assets in the order of its key, from the first above `after`."""
         while True:
+            query = select(key, asset).where(key > after).order_by(key).limit(_REFERENCE_ROWS)
             with self._database.read() as connection:
-                look = select(key, asset).where(key > after).order_by(key).limit(_REFERENCE_ROWS)
-                rows = connection.execute(look).all()
+                rows = connection.execute(query).all()
             if not rows:
                 return
             after = rows[-1][0]
             yield from (row[1] for row in rows)
-
-
-def _file(row: Row[Any]) -> File:
-    return File(**row._mapping)

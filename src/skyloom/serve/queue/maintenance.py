@@ -1,7 +1,7 @@
-"""What has to happen from time to time beside the requests: leases that ran out, old deliveries, old files.
+"""Periodic maintenance: expire leases, delete old rows, collect unreferenced files.
 
-Each task has a thread of its own, so that none waits for another. Nothing breaks when two servers do a task at once, or
-when none does for a while.
+Each task has its own thread, so that none delays another. Several servers may run the same task at
+once, and a task may be missed for a while.
 """
 
 import logging
@@ -15,64 +15,67 @@ from sqlalchemy.exc import SQLAlchemyError
 from skyloom.core.errors import ConfigError, SkyloomError
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.retention import sweep
+from skyloom.serve.queue.retention import delete_old_rows
 from skyloom.serve.storage.folder import Storage
 from skyloom.serve.storage.garbage import collect
 
-EXPIRE_SECONDS, SWEEP_SECONDS, COLLECT_SECONDS = 5.0, 5.0, 3_600.0
-_JOIN_SECONDS = (
-    1.0  # a stop waits so long for a task that runs; its thread does not keep the process alive
-)
-Task = tuple[float, Callable[[], object]]
+EXPIRE_SECONDS = 5.0
+RETENTION_SECONDS = 5.0
+COLLECT_SECONDS = 3_600.0
+_JOIN_SECONDS = 1.0  # `stop` waits so long; the daemon threads do not keep the process alive
+MaintenanceTask = tuple[float, Callable[[], object]]
+"""The interval in seconds, and the function to call."""
 
 log = logging.getLogger(__name__)
 
 
-class Upkeep:
-    """Threads that do a task each, every so many seconds, until they are stopped."""
+class MaintenanceThreads:
+    """One thread per task, which calls it at its interval until stopped."""
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
-        self._over = threading.Event()
+    def __init__(self, tasks: Iterable[MaintenanceTask]) -> None:
+        self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=task, name="upkeep", daemon=True)  # one a task
+            threading.Thread(target=self._run, args=task, name="maintenance", daemon=True)
             for task in tasks
         ]
 
-    def start(self) -> "Upkeep":
-        """Begin; the tasks are done a first time at once."""
+    def start(self) -> "MaintenanceThreads":
+        """Start the threads; each calls its task at once."""
         for thread in self._threads:
             thread.start()
         return self
 
     def stop(self) -> None:
-        """End after the tasks that run; one that takes longer than a second is left behind."""
-        self._over.set()
+        """Stop after the running calls; wait a second for them at most."""
+        self._stopping.set()
         until = time.monotonic() + _JOIN_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self, every: float, task: Callable[[], object]) -> None:
-        while not self._over.is_set():
-            due = time.monotonic() + every
+    def _run(self, interval: float, task: Callable[[], object]) -> None:
+        while not self._stopping.is_set():
+            due = time.monotonic() + interval
             try:
                 task()
             except (SkyloomError, SQLAlchemyError, OSError) as error:
-                log.warning("upkeep went wrong", extra={"cause": type(error).__name__})
-            self._over.wait(max(0.0, due - time.monotonic()))
+                log.warning("maintenance failed", extra={"cause": type(error).__name__})
+            self._stopping.wait(max(0.0, due - time.monotonic()))
 
 
-def usual_tasks(store: JobStore) -> list[Task]:
-    """Expire leases, and remove rows whose retention is over."""
+def queue_tasks(store: JobStore) -> list[MaintenanceTask]:
+    """Return the tasks that expire leases and delete old rows."""
     return [
         (EXPIRE_SECONDS, Leases(store.database, store.settings).expire),
-        (SWEEP_SECONDS, partial(sweep, store.database, store.settings)),
+        (RETENTION_SECONDS, partial(delete_old_rows, store.database, store.settings)),
     ]
 
 
-def collecting(store: JobStore, storage: Storage, stopping: Callable[[], bool]) -> list[Task]:
-    """Collect what nothing names any more. A sweep can take minutes, so a thread of its own does it."""
+def garbage_collection_task(
+    store: JobStore, storage: Storage, stopping: Callable[[], bool]
+) -> MaintenanceTask:
+    """Return the task that collects unreferenced files, which can take minutes."""
 
-    def once() -> None:
+    def run() -> None:
         try:
             collect(
                 store.database,
@@ -84,4 +87,4 @@ def collecting(store: JobStore, storage: Storage, stopping: Callable[[], bool]) 
         except ConfigError as error:
             log.error("nothing is collected: %s", error)
 
-    return [(COLLECT_SECONDS, once)]
+    return (COLLECT_SECONDS, run)

@@ -1,4 +1,4 @@
-"""How much of one kind of work may be in hand at once: in all, of one owner, and on one thing."""
+"""Slots: limits on the work that runs at once, in total, per owner and per resource."""
 
 import threading
 from collections import Counter
@@ -11,71 +11,65 @@ RETRY_SECONDS = 10.0
 
 
 class Slots:
-    """Counts work in hand, for any number of threads. At most `total`, at most `per_owner` of one owner, and one piece
-    of work on each thing that has a name."""
+    """A thread-safe count of running work: at most `total`, `per_owner`, and one per resource."""
 
     def __init__(self, total: int, per_owner: int) -> None:
-        self._total, self._per_owner = total, per_owner
+        self._total = total
+        self._per_owner = per_owner
         self._owners: Counter[str] = Counter()
-        self._things: set[str] = set()
+        self._resources: set[str] = set()
         self._lock = threading.Condition()
 
-    def take(self, owner: str, thing: str | None = None) -> bool:
-        """Begin work, if there is room: give it back when the work ends."""
+    def acquire(self, owner: str, resource: str | None = None) -> bool:
+        """Take a slot if there is one; `release` it when the work ends."""
         with self._lock:
-            full = self._owners.total() >= self._total or self._owners[owner] >= self._per_owner
-            if full or thing in self._things:
-                self._forget(owner)
+            full = self._owners.total() >= self._total
+            if full or self._owners.get(owner, 0) >= self._per_owner or resource in self._resources:
                 return False
             self._owners[owner] += 1
-            if thing is not None:
-                self._things.add(thing)
+            if resource is not None:
+                self._resources.add(resource)
             return True
 
-    def give_back(self, owner: str, thing: str | None = None) -> None:
-        """The work has ended, well or not."""
+    def release(self, owner: str, resource: str | None = None) -> None:
+        """Return a slot."""
         with self._lock:
             self._owners[owner] -= 1
-            self._forget(owner)
-            if thing is not None:
-                self._things.discard(thing)
+            if not self._owners[owner]:
+                del self._owners[owner]  # or the counter grows with the number of owners
+            if resource is not None:
+                self._resources.discard(resource)
             self._lock.notify_all()
 
-    def settle(self, seconds: float) -> bool:
-        """Wait until nothing is in hand; whether that came about in time."""
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until no slot is taken, at most `seconds`; return whether that happened."""
         with self._lock:
             return self._lock.wait_for(lambda: not self._owners.total(), seconds)
 
     @contextmanager
-    def hold(self, owner: str, what: str) -> Iterator[None]:
-        """A slot while the block runs. Raises CapacityError that names `what` when there is no room."""
-        if not self.take(owner):
-            raise CapacityError(
-                f"Too many {what} run at once.", hint="Try again.", retry_after=RETRY_SECONDS
-            )
+    def hold(self, owner: str, kind: str) -> Iterator[None]:
+        """Hold a slot for the block. Raises CapacityError naming the `kind` of work."""
+        if not self.acquire(owner):
+            message = f"Too many {kind} run at once."
+            raise CapacityError(message, hint="Try again.", retry_after=RETRY_SECONDS)
         try:
             yield
         finally:
-            self.give_back(owner)
+            self.release(owner)
 
-    def of_owner(self, owner: str) -> int:
-        """How much of an owner's work is in hand."""
+    def count(self, owner: str) -> int:
+        """Return the number of an owner's slots in use."""
         with self._lock:
             return self._owners.get(owner, 0)
 
     @property
     def free(self) -> int:
-        """How much more may begin, for all owners together."""
+        """Number of free slots, for all owners together."""
         with self._lock:
             return self._total - self._owners.total()
 
     @property
-    def things(self) -> list[str]:
-        """What is worked on."""
+    def resources(self) -> list[str]:
+        """Resources in use, sorted."""
         with self._lock:
-            return sorted(self._things)
-
-    def _forget(self, owner: str) -> None:
-        """Keep no row for an owner who has nothing in hand."""
-        if not self._owners[owner]:
-            del self._owners[owner]
+            return sorted(self._resources)

@@ -1,10 +1,9 @@
-"""The tables of the server: jobs and what they made, events, webhooks, owners and workers.
+"""Tables of the server: jobs, files, characters, batches, API keys, webhooks, workers, assets.
 
-Times are seconds since 1970 by the database's clock. What changes the shape of a table that exists takes a numbered
-step in database.py; a new table only has to stand here.
+Times are seconds since 1970 by the database's clock.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     JSON,
@@ -24,29 +23,43 @@ from sqlalchemy import (
     event,
     literal_column,
     or_,
+    text,
 )
 
 from skyloom.serve.queue.migrations import create_job_counters
 
+Status = Literal[
+    "queued",  # waits for a worker, until `run_after` at the earliest
+    "in_progress",  # leased by a worker until `lease_until`
+    "paused",  # held by its owner; keeps its checkpoint
+    "completed",  # has a result
+    "failed",  # ended by an error, which `error` holds
+    "cancelled",  # ended by its owner
+    "expired",  # not started before `deadline`, or its result was deleted at `expires_at`
+]
+"""Status of a job. job.py has the transitions."""
+
 metadata = MetaData()
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
+MAX_RULE = 200  # characters of a moderation rule's name
 
 
 def _number() -> "Column[int]":
+    """A primary key that grows and is never reused."""
     return Column("number", _NUMBER, primary_key=True, autoincrement=True)
 
 
-def _owned_job(*, index: bool = False) -> "Column[int]":
-    return Column(
-        "job", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False, index=index
-    )
+def _reference(name: str, target: str, **options: Any) -> "Column[int]":
+    """A number of another table's row; deleted with that row."""
+    return Column(name, _NUMBER, ForeignKey(target, ondelete="CASCADE"), **options)
 
 
 schema = Table(
     "schema_version", metadata, Column("version", Integer, primary_key=True), Column("at", Double)
 )
 
-installation = Table(  # one row: the identity that the storage must have too, and the token of its last sweep and the one before
+# One row: the id that database and storage share, and the tokens of the last two garbage sweeps.
+installation = Table(
     "installation",
     metadata,
     Column("id", String(64), primary_key=True),
@@ -56,7 +69,8 @@ installation = Table(  # one row: the identity that the storage must have too, a
     Column("created_at", Double, nullable=False),
 )
 
-assets = Table(  # the inventory: what this installation has stored. Nothing else is ever collected
+# Files in the storage that this installation wrote; garbage collection touches no others.
+assets = Table(
     "assets",
     metadata,
     Column("name", String(96), primary_key=True),
@@ -78,7 +92,7 @@ jobs = Table(
     Column("request", JSON, nullable=False),
     Column("extra", JSON, nullable=False),
     Column("fingerprint", String(128)),
-    Column("wanted", String(8)),
+    Column("wanted", String(8), key="requested_action"),
     Column("deleted", Boolean, nullable=False, default=False),
     Column("progress", Integer, nullable=False, default=0),
     Column("phase", String(32)),
@@ -99,42 +113,40 @@ jobs = Table(
     sqlite_autoincrement=True,
 )
 
-
-_STATUSES = ("queued", "in_progress", "paused", "completed", "failed", "cancelled", "expired")
-_HAS_STATUS = {name: jobs.c.status == literal_column(f"'{name}'") for name in _STATUSES}
+_HAS_STATUS = {name: jobs.c.status == literal_column(f"'{name}'") for name in get_args(Status)}
 
 
 def has_status(*names: str) -> ColumnElement[bool]:
-    """The condition that a job has one of these statuses, for queries and for the conditions of partial indexes.
+    """Build the condition that a job has one of these statuses. Raises KeyError for another name.
 
-    The statuses are literals joined by OR: SQLite uses a partial index only if it can prove its condition from the
-    query's text, which it cannot for a bound parameter or an IN list. Raises KeyError for another name.
+    The statuses are literals joined by OR: SQLite uses a partial index only if it can prove the
+    index's condition from the query's text, which excludes bound parameters and IN lists.
     """
     return or_(*(_HAS_STATUS[name] for name in names))
 
 
 IS_ACTIVE = has_status("queued", "in_progress", "paused")
 HAS_ENDED_WITHOUT_RESULT = has_status("failed", "cancelled", "expired")
+_HAS_ENDED = has_status("completed", "failed", "cancelled", "expired")
 _RESULT_MAY_EXPIRE = has_status("completed") & jobs.c.expires_at.is_not(None)
 
+# The status comes first in each index, or SQLite prefers jobs_over to the others.
+for _name, _condition, _column in (
+    ("jobs_active", IS_ACTIVE, jobs.c.owner),
+    ("jobs_over", _HAS_ENDED, jobs.c.number),
+    ("jobs_ended", HAS_ENDED_WITHOUT_RESULT, jobs.c.completed_at),
+    ("jobs_expiry", _RESULT_MAY_EXPIRE, jobs.c.expires_at),
+):
+    Index(
+        _name,
+        jobs.c.status,
+        _column,
+        sqlite_where=_condition,
+        postgresql_where=_condition,
+    )
 
-def _index_where(name: str, condition: ColumnElement[bool], *columns: "Column[Any]") -> None:
-    """A partial index of jobs on both databases."""
-    Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
-
-
-_index_where("jobs_active", IS_ACTIVE, jobs.c.status, jobs.c.owner)
-_index_where(
-    "jobs_over",
-    has_status("completed", "failed", "cancelled", "expired"),
-    jobs.c.status,
-    jobs.c.number,
-)
-# with the status first, or SQLite prefers jobs_over
-_index_where("jobs_ended", HAS_ENDED_WITHOUT_RESULT, jobs.c.status, jobs.c.completed_at)
-_index_where("jobs_expiry", _RESULT_MAY_EXPIRE, jobs.c.status, jobs.c.expires_at)
-
-job_counts = Table(  # kept by triggers on jobs, so that no reader has to count rows
+# Number of jobs by status, kept by triggers on jobs so that no reader counts rows.
+job_counts = Table(
     "job_counts",
     metadata,
     Column("status", String(16), primary_key=True),
@@ -145,13 +157,7 @@ event.listen(jobs, "after_create", lambda _table, connection, **_: create_job_co
 results = Table(
     "results",
     metadata,
-    Column(
-        "job",
-        _NUMBER,
-        ForeignKey("jobs.number", ondelete="CASCADE"),
-        primary_key=True,
-        autoincrement=False,
-    ),
+    _reference("job", "jobs.number", primary_key=True, autoincrement=False),
     Column("token", Integer, nullable=False),
     Column("assets", JSON, nullable=False),
     Column("receipt", JSON, nullable=False),
@@ -161,13 +167,7 @@ results = Table(
 attempts = Table(
     "job_attempts",
     metadata,
-    Column(
-        "job",
-        _NUMBER,
-        ForeignKey("jobs.number", ondelete="CASCADE"),
-        primary_key=True,
-        autoincrement=False,
-    ),
+    _reference("job", "jobs.number", primary_key=True, autoincrement=False),
     Column("token", Integer, primary_key=True, autoincrement=False),
     Column("worker", String(128), nullable=False),
     Column("began_at", Double, nullable=False),
@@ -176,13 +176,14 @@ attempts = Table(
     Column("error", JSON(none_as_null=True)),
 )
 
-keys = Table(
+idempotency_keys = Table(
     "idempotency_keys",
     metadata,
     Column("owner", String(128), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("fingerprint", String(128), nullable=False),
-    _owned_job(index=True),  # or every job that is deleted scans this table for its keys
+    # the index keeps the deletion of a job from scanning this table
+    _reference("job", "jobs.number", nullable=False, index=True),
     Column("created_at", Double, nullable=False, index=True),
 )
 
@@ -206,13 +207,116 @@ events = Table(
     "events",
     metadata,
     _number(),
-    _owned_job(),
+    _reference("job", "jobs.number", nullable=False),
     Column("owner", String(128), nullable=False),
     Column("type", String(64), nullable=False),
     Column("data", JSON, nullable=False),
     Column("created_at", Double, nullable=False, index=True),
     Index("events_of_job", "job", "number"),
     sqlite_autoincrement=True,
+)
+
+# Rejections by the moderation policy; counted here because workers on other hosts reject too.
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("rule", String(MAX_RULE), primary_key=True),
+    Column("target", String(16), primary_key=True),
+    Column("code", String(32), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("last_used_at", Double),
+    Column("revoked_at", Double),
+)
+
+files = Table(
+    "files",
+    metadata,
+    _number(),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", String(128), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("asset", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False, index=True),
+    Index("files_of_owner", "owner", "number"),
+    Index("files_of_purpose", "owner", "purpose", "number"),
+    sqlite_autoincrement=True,
+)
+
+characters = Table(
+    "characters",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("asset", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# What is recognised in a character's clip; characters of older versions have no row.
+likenesses = Table(
+    "likenesses",
+    metadata,
+    Column(
+        "character", String(64), ForeignKey("characters.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("likeness", JSON, nullable=False),
+    Column("consent", JSON(none_as_null=True)),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    _number(),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", String(128), nullable=False),
+    Column("input_file", String(64), nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("output_file", String(64)),
+    Column("error_file", String(64)),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("completed_at", Double, index=True),
+    Column("cancelled_at", Double),
+    *(
+        Column(name, Integer, nullable=False, server_default=text("0"))
+        for name in ("total", "next_line", "completed", "failed")
+    ),
+    Index("batches_of_owner", "owner", "number"),
+    sqlite_autoincrement=True,
+)
+
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    _reference("batch", "batches.number", primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("custom_id", Text, nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("job", String(64)),
+    Column("error", JSON(none_as_null=True)),
+)
+
+# Jobs of batch lines whose end is not yet counted in `batches`.
+batch_jobs = Table(
+    "batch_jobs",
+    metadata,
+    Column("job", String(64), primary_key=True),
+    _reference("batch", "batches.number", nullable=False, index=True),
+    Column("line", Integer, nullable=False),
 )
 
 endpoints = Table(

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from skyloom.core.errors import ConfigError, MediaError, RequestError
-from skyloom.serve.queue.database import Database, is_new, name_of, sqlite_file
+from skyloom.serve.queue.database import Database, is_new, redacted_url, sqlite_file
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
 from skyloom.serve.settings import Settings
@@ -73,7 +73,7 @@ def open_database(settings: Settings, *, create: bool = True) -> Database:
     protect(settings)
     if not exists(settings) and not create:
         hint = "Name its folder with --data, or its URL with --database."
-        raise ConfigError(f"There is no database at {name_of(settings.database)}.", hint=hint)
+        raise ConfigError(f"There is no database at {redacted_url(settings.database)}.", hint=hint)
     return Database(settings.database)
 
 
@@ -241,7 +241,7 @@ def _refuse_new(settings: Settings, storage: Storage, note: Note | None) -> None
         return
     raise ConfigError(
         f"The storage {place_of(settings)} {'holds files' if note is None else f'belongs to installation {note.id}'},"
-        f" and the database {name_of(settings.database)} is missing or empty.",
+        f" and the database {redacted_url(settings.database)} is missing or empty.",
         hint="Give the right database URL, restore a backup (skyloom restore), or name a new storage folder. "
         + _ADOPT,
     )
@@ -249,7 +249,7 @@ def _refuse_new(settings: Settings, storage: Storage, note: Note | None) -> None
 
 def _mismatch(settings: Settings, mine: str, other: str) -> ConfigError:
     return ConfigError(
-        f"The database {name_of(settings.database)} belongs to installation {mine}, and the storage"
+        f"The database {redacted_url(settings.database)} belongs to installation {mine}, and the storage"
         f" {place_of(settings)} to {other}.",
         hint=f"Is the database's URL wrong, or does a second installation use this bucket or folder? {_ADOPT}",
     )
@@ -257,7 +257,7 @@ def _mismatch(settings: Settings, mine: str, other: str) -> ConfigError:
 
 def _not_there(settings: Settings, mine: str) -> ConfigError:
     return ConfigError(
-        f"The database {name_of(settings.database)} (installation {mine}) names files, and the storage"
+        f"The database {redacted_url(settings.database)} (installation {mine}) names files, and the storage"
         f" {place_of(settings)} has no installation id.",
         hint=f"Is it mounted, and its path or URL right? {_ADOPT}",
     )

@@ -14,8 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import RequestError
 from skyloom.serve.queue.database import Database, Write
-from skyloom.serve.queue.library import characters, files
-from skyloom.serve.queue.tables import assets, installation, jobs, results
+from skyloom.serve.queue.tables import (
+    assets,
+    characters,
+    files,
+    installation,
+    jobs,
+    results,
+)
 from skyloom.serve.storage.assets import SCHEME, Asset
 
 _ROWS = 500  # of one statement
@@ -94,15 +100,12 @@ class Inventory:
         While the database is away the asset is stored all the same, and is never collected.
         """
 
-        def add(write: Write) -> None:
-            again = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
-            if not write.connection.execute(
-                update(assets).where(_is(asset)).values(**again)
-            ).rowcount:
-                write.connection.execute(insert(assets).values(name=name_of(asset), **again))
-
         try:
-            self.database.write_together(add)
+            with self.database.write() as write:
+                again = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
+                change = update(assets).where(_is(asset)).values(**again)
+                if not write.connection.execute(change).rowcount:
+                    write.connection.execute(insert(assets).values(name=name_of(asset), **again))
         except SQLAlchemyError as error:
             log.warning(
                 "an asset is stored but not recorded", extra={"cause": type(error).__name__}

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from skyloom import __version__
 from skyloom.core.errors import CapacityError, ConfigError
-from skyloom.serve.queue.leases import Hand
+from skyloom.serve.queue.leases import WorkerInfo
 from skyloom.serve.settings import Settings
 from skyloom.serve.workers.processes import settings_environment
 
@@ -156,7 +156,7 @@ def bring_up(
     plane: Plane,
     settings: Settings,
     wish: Wish,
-    hands: Callable[[], Mapping[str, Hand]],
+    hands: Callable[[], Mapping[str, WorkerInfo]],
     *,
     data: bool = False,
     wait: float = WAIT_SECONDS,
@@ -203,7 +203,7 @@ def take_down(plane: Plane) -> int:
     return len(names)
 
 
-def report(plane: Plane, hands: Mapping[str, Hand]) -> dict[str, list[dict[str, Any]]]:
+def report(plane: Plane, hands: Mapping[str, WorkerInfo]) -> dict[str, list[dict[str, Any]]]:
     """Nodes and workers as plain values; device, job and times are the database's. Times are seconds since 1970."""
     workers: list[dict[str, Any]] = []
     for name, told in sorted(plane.keepers().items(), key=lambda item: (len(item[0]), item[0])):
@@ -223,7 +223,7 @@ def report(plane: Plane, hands: Mapping[str, Hand]) -> dict[str, list[dict[str, 
             "since": hand and hand.started_at,
             "job": hand and hand.job,
         }
-        row |= {"job_begun": hand and hand.job_begun_at, "restarts": told and told.restarts}
+        row |= {"job_begun": hand and hand.job_started_at, "restarts": told and told.restarts}
         workers.append(row)
     return {"nodes": [asdict(node) for node in plane.nodes()], "workers": workers}
 
@@ -255,7 +255,7 @@ def _check_room(
 
 
 def _wait_for(
-    plane: Plane, names: Sequence[str], hands: Callable[[], Mapping[str, Hand]], wait: float
+    plane: Plane, names: Sequence[str], hands: Callable[[], Mapping[str, WorkerInfo]], wait: float
 ) -> None:
     """Until each keeper's worker has said hello in the database."""
     until = time.monotonic() + wait

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from skyloom.serve.queue.job import JobFailure, Wanted
+from skyloom.serve.queue.job import JobFailure, RequestedAction
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.queue.watchdog import EXIT_STUCK, Watchdog, arm, disarm, retry_of, stack_of
 
@@ -47,7 +47,7 @@ class Pulse:
             None,
         )
         self._written, self._due = self._said, time.monotonic() + every
-        self._wanted: Wanted | None = None
+        self._wanted: RequestedAction | None = None
         self._lost: LostLeaseError | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -105,7 +105,7 @@ class Pulse:
                 )
                 self._written, self._due = said, now + self._every
             else:
-                self._wanted = self._leases.wanted(self._lease)
+                self._wanted = self._leases.requested_action(self._lease)
         except LostLeaseError as error:
             self._lost = error
         except SQLAlchemyError as error:

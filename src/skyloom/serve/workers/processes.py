@@ -46,7 +46,8 @@ class Supervisor:
     def __init__(self, leases: Leases, settings: Settings, devices: Sequence[str]) -> None:
         environment = worker_environment(settings)
         self._children = [
-            Child(worker_command(device), environment, leases.forget) for device in devices
+            Child(worker_command(device), environment, leases.requeue_worker_jobs)
+            for device in devices
         ]
 
     def start(self) -> "Supervisor":

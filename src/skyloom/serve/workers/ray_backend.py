@@ -69,7 +69,7 @@ class KeptWorker:
 
         settings = load_settings(environment=self._environment)
         with contextlib.closing(Database(settings.database)) as database:
-            Leases(database, settings).forget(name)
+            Leases(database, settings).requeue_worker_jobs(name)
 
 
 class RayPlane:

@@ -23,7 +23,7 @@ from skyloom.core.errors import (
 from skyloom.core.log import describe_output
 from skyloom.generate.request import Request
 from skyloom.safety.moderation import Verdict
-from skyloom.serve.queue.library import Likeness
+from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.serve.storage.folder import Asset, Storage
 
 SECONDS = 60
@@ -47,7 +47,9 @@ def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any
         )
 
 
-def view_in_child(storage: Storage, asset: Asset, *, recognise: bool) -> tuple[Verdict, Likeness]:
+def view_in_child(
+    storage: Storage, asset: Asset, *, recognise: bool
+) -> tuple[Verdict, CharacterLikeness]:
     """What the policy says of a stored picture or video and, if asked and allowed, who it shows. Raises MediaError for
     what cannot be read, UncheckedError where a classifier fails, CapacityError when it takes too long."""
     with TemporaryDirectory(prefix="skyloom-view-") as folder:
@@ -57,7 +59,7 @@ def view_in_child(storage: Storage, asset: Asset, *, recognise: bool) -> tuple[V
             json.dumps({"path": str(path), "recognise": recognise}),
             hide=str(path),
         )
-    return Verdict(**told["verdict"]), Likeness(**told["likeness"] or {})
+    return Verdict(**told["verdict"]), CharacterLikeness(**told["likeness"] or {})
 
 
 def _ask(module: str, question: str, *, hide: str = "", **environment: str) -> dict[str, Any]:

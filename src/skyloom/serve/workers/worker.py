@@ -29,9 +29,8 @@ from skyloom.core.errors import (
     SkyloomError,
     UncheckedError,
 )
-from skyloom.serve.queue.job import Job, JobFailure, JobResult
+from skyloom.serve.queue.job import BLOCKED, FAILED, Job, JobFailure, JobResult
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
-from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.queue.watchdog import Clock, Watchdog, retry_of
 from skyloom.serve.redaction import clean_receipt, without_paths
 from skyloom.serve.settings import Settings
@@ -115,7 +114,7 @@ class Worker:
         while not self._leaving.is_set():
             try:
                 if time.monotonic() >= due:
-                    self.leases.greet(self.name, self.device)
+                    self.leases.register_worker(self.name, self.device)
                     self.leases.expire()
                     self.tidy()  # of jobs that others have ended, after their leases were lost here
                     due = time.monotonic() + self.settings.heartbeat_seconds
@@ -136,7 +135,7 @@ class Worker:
             return False
         log.info("job begun", extra={"job": lease.job.id, "worker": self.name})
         folder = self.settings.runs / lease.job.id
-        watch = Watchdog(self.settings, lease.used, self._clock)
+        watch = Watchdog(self.settings, lease.seconds_used, self._clock)
         try:
             with Pulse(
                 self.leases, lease, self.settings.heartbeat_seconds, self._leaving, watch, self._end

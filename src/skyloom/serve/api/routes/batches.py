@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
+from skyloom.core.errors import SkyloomError
 from skyloom.serve.api.body import count_values, load_json
 from skyloom.serve.api.dependencies import AppServices, Cursor, PageSize, Reader, Services, Writer
-from skyloom.serve.api.errors import ApiError, invalid
+from skyloom.serve.api.errors import ApiError, invalid, to_api_error
 from skyloom.serve.api.openapi import errors
 from skyloom.serve.api.request_models import BatchBody, CreateBody, EmptyBody, parse_body
 from skyloom.serve.api.response_models import BatchList, BatchResponse, VideoResponse
 from skyloom.serve.api.routing import limit, make_router
 from skyloom.serve.api.submit import Keys
-from skyloom.serve.queue.batches import MAX_LINES, Line
+from skyloom.serve.queue.batches import MAX_LINES, BatchActions, Line
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.storage.folder import Asset
 
@@ -84,7 +85,11 @@ def advance(services: Services) -> None:
     def present(job: Job) -> dict[str, Any]:
         return VideoResponse.from_job(job).model_dump()
 
-    services.batches.advance(submit, write, present)
+    def describe_error(error: SkyloomError, id: str) -> dict[str, Any]:
+        answer = to_api_error(error, id)
+        return {"status": answer.status, **answer.body["error"]}
+
+    services.batches.advance(BatchActions(submit, write, present, describe_error))
 
 
 def read_lines(text: bytes) -> list[Line]:

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
-from skyloom.core.errors import JobError
 from skyloom.serve.api.dependencies import (
     AppServices,
     Cursor,
@@ -33,6 +32,7 @@ from skyloom.serve.api.response_models import (
 )
 from skyloom.serve.api.routing import limit, make_router
 from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.queue.errors import NotFoundError
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.storage.folder import Asset
 
@@ -219,5 +219,5 @@ def _finished_asset(services: Services, job: Job, variant: Variant) -> Asset:
 def _check_cursor(services: Services, owner: str, id: str) -> None:
     try:
         services.jobs.get(id, owner)
-    except JobError as error:
+    except NotFoundError as error:
         raise missing("video", id, "after") from error

@@ -93,7 +93,9 @@ def send_test_event(
     now = services.database.now()
     with services.endpoints.tests.hold(caller.owner, "webhook tests"):
         payload = make_payload(body.event_type, "video_test", now)
-        status = send(services.effects.post, endpoint.url, endpoint.signing(now), payload, now)
+        status = send(
+            services.effects.post, endpoint.url, endpoint.signing_secrets(now), payload, now
+        )
     return EndpointTestResponse(
         event_type=body.event_type,
         status_code=status or None,

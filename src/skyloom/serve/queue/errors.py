@@ -1,0 +1,72 @@
+"""Errors of the queue. serve/api/errors.py maps every `code` to an HTTP status.
+
+NotFoundError         no such row, or it belongs to another owner
+JobConflictError      the job's status does not allow the verb, or the idempotency key is taken
+LostLeaseError        the worker's lease is no longer valid
+QueueFullError        the queue holds its maximum number of jobs
+QuotaError            the owner has reached a quota
+AuthenticationError   the Authorization header has no valid API key
+"""
+
+from skyloom.core.errors import CapacityError, JobError, SkyloomError
+
+
+class NotFoundError(SkyloomError):
+    """There is no row with this id, or it belongs to another owner."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, id: str, *, hint: str | None = None) -> None:
+        super().__init__(f"There is no {kind} with the id {id!r:.100}.", hint=hint)
+        self.kind = kind
+        self.id = id
+
+
+class JobConflictError(JobError):
+    """The job's status does not allow this, or an idempotency key belongs to another request."""
+
+    code = "job_conflict"
+
+
+class LostLeaseError(JobError):
+    """The worker's lease has ended: another token is valid, or the job has left the worker."""
+
+    code = "lost_lease"
+
+
+class QueueFullError(CapacityError):
+    """The queue holds `limit` jobs, which is its maximum."""
+
+    def __init__(self, message: str, *, hint: str, retry_after: float, limit: int) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.limit = limit
+
+
+class QuotaError(CapacityError):
+    """An owner has reached a quota. `quota` is its name in QUOTAS, `limit` its value.
+
+    `retry_after` is None where waiting does not help.
+    """
+
+    code = "quota"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        quota: str = "",
+        limit: float = 0,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.quota = quota
+        self.limit = limit
+
+
+class AuthenticationError(SkyloomError):
+    """The API key is missing, invalid or expired; `code` says which."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
