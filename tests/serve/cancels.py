@@ -56,10 +56,10 @@ def cancel_some(store: JobStore, tally: Tally, number: int, longest: float) -> N
                 time.sleep(LOOK)
         time.sleep(dice.uniform(0.0, longest))
         ran = store.get(job.id).status == "in_progress"
-        told, begun = store.cancel(job.id), time.monotonic()
+        answer, begun = store.cancel(job.id), time.monotonic()
         while not (now := store.get(job.id)).done:
             time.sleep(LOOK)
-        note(tally, now, ran or told.status == "in_progress", time.monotonic() - begun)
+        note(tally, now, ran or answer.status == "in_progress", time.monotonic() - begun)
 
 
 def note(tally: Tally, job: Job, ran: bool, seconds: float) -> None:
@@ -91,25 +91,28 @@ def left_behind(data: Path, store: JobStore) -> dict[str, int]:
 
 def main() -> None:
     """Cancel, and look what is left."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--cancels", type=int, default=500)
-    options.add_argument(
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cancels", type=int, default=500)
+    parser.add_argument(
         "--model", action="store_true", help="the bundled model instead of the fake renderer"
     )
-    asked = options.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="skyloom-cancels-") as name:
         data = Path(name)
-        settings, threads = Settings(data=data), 2 if asked.model else 6
-        with live.serving(data, None if asked.model else FAKE) as server:
+        settings, threads = Settings(data=data), 2 if options.model else 6
+        with live.serving(data, None if options.model else FAKE) as server:
             store = JobStore(Database(settings.database), settings)
             step = (
-                0.0 if asked.model else FAKE.seconds
+                0.0 if options.model else FAKE.seconds
             )  # a step of the model is as long as the machine likes
             live.wait_for(
-                "workers", lambda: store.counts().workers >= (1 if asked.model else FAKE.workers)
+                "workers", lambda: store.counts().workers >= (1 if options.model else FAKE.workers)
             )
             family = live.children(server.process.pid)
-            tally, longest = Tally(asked.cancels), 3.0 if asked.model else FAKE.steps * FAKE.seconds
+            tally, longest = (
+                Tally(options.cancels),
+                3.0 if options.model else FAKE.steps * FAKE.seconds,
+            )
             with (
                 live.Watch([server.process.pid, *family]) as watch,
                 ThreadPoolExecutor(threads) as clients,
@@ -121,27 +124,29 @@ def main() -> None:
                     one.result()
             same = live.children(server.process.pid) == family
             left = left_behind(data, store)
-            memory = {f"worker_{index}": watch.told(one) for index, one in enumerate(family)}
-            memory["server"] = watch.told(server.process.pid)
-    told = {
+            memory = {f"worker_{index}": watch.summary(one) for index, one in enumerate(family)}
+            memory["server"] = watch.summary(server.process.pid)
+    summary = {
         "cancels": len(tally.ran) + len(tally.waited),
         "running": len(tally.ran),
         "too_late": tally.too_late,
     }
-    told |= {
+    summary |= {
         "step": round(step, 3),
         "p50": live.percentile(tally.ran, 0.5),
         "p95": live.percentile(tally.ran, 0.95),
     }
-    told |= {
+    summary |= {
         "slowest": round(max(tally.ran), 3),
         "p95_waiting": live.percentile(tally.waited, 0.95),
     }
     sys.stdout.write(
-        json.dumps({**told, "left": left, "children_same": same, "memory": memory}) + "\n"
+        json.dumps({**summary, "left": left, "children_same": same, "memory": memory}) + "\n"
     )
     flat = all(one["grew_percent"] <= live.GROWTH for one in memory.values())
-    sys.exit(0 if told["p95"] <= step + SLACK and not any(left.values()) and same and flat else 1)
+    sys.exit(
+        0 if summary["p95"] <= step + SLACK and not any(left.values()) and same and flat else 1
+    )
 
 
 if __name__ == "__main__":

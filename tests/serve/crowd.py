@@ -134,9 +134,9 @@ async def look_at_queue(store: JobStore, tally: Tally, until: float) -> None:
         await asyncio.sleep(0.5)
 
 
-async def crowd(url: str, keys: list[str], store: JobStore, asked: argparse.Namespace) -> Tally:
+async def crowd(url: str, keys: list[str], store: JobStore, options: argparse.Namespace) -> Tally:
     """All clients at once, each with a connection of its own."""
-    tally, until, pace = Tally(), time.monotonic() + asked.seconds, asked.clients / asked.rate
+    tally, until, pace = Tally(), time.monotonic() + options.seconds, options.clients / options.rate
     https = [
         httpx2.AsyncClient(
             base_url=url,
@@ -144,7 +144,7 @@ async def crowd(url: str, keys: list[str], store: JobStore, asked: argparse.Name
             verify=False,
             timeout=30,
         )
-        for number in range(asked.clients)
+        for number in range(options.clients)
     ]
     lives = [Client(number, http, tally).live(until, pace) for number, http in enumerate(https)]
     await asyncio.gather(*lives, look_at_queue(store, tally, until))
@@ -155,11 +155,11 @@ async def crowd(url: str, keys: list[str], store: JobStore, asked: argparse.Name
 
 def main() -> None:
     """A minute of it."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--clients", type=int, default=200)
-    options.add_argument("--seconds", type=float, default=60.0)
-    options.add_argument("--rate", type=float, default=60.0, help="calls a second by all of them")
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=60.0, help="calls a second by all of them")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="skyloom-crowd-") as name:
         settings = Settings(data=Path(name), max_queued=MOST, max_queued_per_owner=MOST_OF_OWNER)
         database = Database(settings.database)
@@ -170,8 +170,8 @@ def main() -> None:
             live.wait_for("workers", lambda: store.counts().workers == FAKE.workers)
             before = live.read_process(process)
             with live.Watch([process]) as watch:
-                tally = asyncio.run(crowd(server.url, keys, store, asked))
-            memory = watch.told(process)
+                tally = asyncio.run(crowd(server.url, keys, store, options))
+            memory = watch.summary(process)
             live.wait_for(
                 "connections to close",
                 lambda: live.read_process(process)["fds"] <= before["fds"] + POOLED,
@@ -183,23 +183,25 @@ def main() -> None:
         call: {"calls": len(some), "p50_ms": _ms(some, 0.5), "p99_ms": _ms(some, 0.99)}
         for call, some in sorted(tally.seconds.items())
     }
-    told = {
-        "clients": asked.clients,
-        "seconds": asked.seconds,
+    summary = {
+        "clients": options.clients,
+        "seconds": options.seconds,
         "calls": sum(tally.statuses.values()),
     }
-    told |= {
+    summary |= {
         "statuses": dict(sorted(tally.statuses.items())),
         "wrong": Counter(tally.wrong),
         "refused": tally.refused,
     }
-    told |= {
+    summary |= {
         "deepest_queue": tally.deepest,
         "server": memory,
         "fds_idle": [before["fds"], after["fds"]],
         "exit": code,
     }
-    sys.stdout.write(json.dumps({**told, "exit_seconds": round(exit_seconds, 1), **calls}) + "\n")
+    sys.stdout.write(
+        json.dumps({**summary, "exit_seconds": round(exit_seconds, 1), **calls}) + "\n"
+    )
     flat = memory["grew_percent"] <= live.GROWTH
     sys.exit(0 if not tally.wrong and tally.deepest <= MOST and flat and code == 0 else 1)
 

@@ -1,6 +1,6 @@
 """A real server told to end, again and again, while its workers have jobs in hand; and each time started again.
 
-It must end within ten seconds, keep every job and lose no step of it; asked a second time it must end at once. Clients
+It must end within ten seconds, keep every job and lose no step of it; told twice it must end at once. Clients
 go on submitting meanwhile, with keys, and come again when nobody answers. The worker renders with the fake renderer, or
 with the bundled model. Prints one line of JSON; exits with 1 when a promise is broken.
 
@@ -33,14 +33,14 @@ BOUNDS = {"max_queued": 40, "max_queued_per_owner": 40, "disk_reserve": 0}
 
 @dataclass
 class Client:
-    """One who submits for ever to whatever server there is; what she was told, by key."""
+    """One who submits for ever to whatever server there is; the ids that it answered, by key."""
 
     store: JobStore
     pause: float
     server: live.Server | None = None
     allowed: tuple[int, ...] = (429, 503)
     refused: list[int] = field(default_factory=list)
-    told: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -58,7 +58,7 @@ class Client:
             except httpx2.HTTPError:
                 continue
             if answer.status_code == httpx2.codes.OK:
-                self.told[key] = answer.json()["id"]
+                self.ids[key] = answer.json()["id"]
                 number += 1
                 continue
             self.refused.append(answer.status_code)
@@ -89,24 +89,24 @@ def one_drain(
 
 def main() -> None:
     """Drain, start, drain; then let all be made, and judge."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--drains", type=int, default=100)
-    options.add_argument(
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--drains", type=int, default=100)
+    parser.add_argument(
         "--model", action="store_true", help="the bundled model instead of the fake renderer"
     )
-    asked, dice = options.parse_args(), random.Random(0)
-    fake = None if asked.model else FAKE
+    options, dice = parser.parse_args(), random.Random(0)
+    fake = None if options.model else FAKE
     with tempfile.TemporaryDirectory(prefix="skyloom-drains-") as name:
         data = Path(name)
         settings = Settings(data=data)
         store = JobStore(Database(settings.database), settings)
-        client = Client(store, 2.0 if asked.model else 0.3)
+        client = Client(store, 2.0 if options.model else 0.3)
         thread = threading.Thread(target=client.run, daemon=True)
         thread.start()
-        once = [one_drain(data, client, fake, dice, twice=False) for _ in range(asked.drains)]
+        once = [one_drain(data, client, fake, dice, twice=False) for _ in range(options.drains)]
         twice = [
             one_drain(data, client, fake, dice, twice=True)
-            for _ in range(max(1, asked.drains // 10))
+            for _ in range(max(1, options.drains // 10))
         ]
         client.over.set()
         thread.join()
@@ -118,21 +118,25 @@ def main() -> None:
                 0.5,
             )
         jobs = {job.id: job for job in list(store.walk())}
-    lost = [id for id in client.told.values() if id not in jobs or jobs[id].status != "completed"]
-    told = {"drains": len(once), "p50": live.percentile(once, 0.5), "slowest": round(max(once), 2)}
-    told |= {
+    lost = [id for id in client.ids.values() if id not in jobs or jobs[id].status != "completed"]
+    summary = {
+        "drains": len(once),
+        "p50": live.percentile(once, 0.5),
+        "slowest": round(max(once), 2),
+    }
+    summary |= {
         "told_twice": len(twice),
         "slowest_at_once": round(max(twice), 2),
         "jobs": len(jobs),
         "lost": len(lost),
     }
-    told |= {
-        "doubled": len(jobs) - len(client.told),
+    summary |= {
+        "doubled": len(jobs) - len(client.ids),
         "attempts": sum(job.attempts for job in jobs.values()),
     }
-    sys.stdout.write(json.dumps({**told, "wrong": client.wrong[:10]}) + "\n")
-    good = told["slowest"] <= MOST_SECONDS and told["slowest_at_once"] <= AT_ONCE_SECONDS
-    good = good and not lost and not client.wrong and told["doubled"] in (0, 1)
+    sys.stdout.write(json.dumps({**summary, "wrong": client.wrong[:10]}) + "\n")
+    good = summary["slowest"] <= MOST_SECONDS and summary["slowest_at_once"] <= AT_ONCE_SECONDS
+    good = good and not lost and not client.wrong and summary["doubled"] in (0, 1)
     sys.exit(0 if good else 1)
 
 

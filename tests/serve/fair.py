@@ -52,10 +52,10 @@ def most_ahead(ends: list[Job]) -> int:
 
 def main() -> None:
     """Wish, wait, and look at the order."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--videos", type=int, default=5, help="of each client")
-    options.add_argument("--seconds", default="2", help="of each video")
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--videos", type=int, default=5, help="of each client")
+    parser.add_argument("--seconds", default="2", help="of each video")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="skyloom-fair-") as name:
         settings = Settings(data=Path(name))
         database = Database(settings.database)
@@ -63,25 +63,25 @@ def main() -> None:
         for client in CLIENTS:
             keys[client] = KeyStore(database).create(client)[1]
         with live.serving(Path(name)) as server:
-            make_all(server.url, keys, asked.videos, asked.seconds)
+            make_all(server.url, keys, options.videos, options.seconds)
             live.wait_for("all videos", lambda: all(job.done for job in store.walk()), 1_800.0, 1.0)
         ends = sorted(store.walk(), key=lambda job: job.completed_at or 0.0)
     waits = {
         client: [(job.started_at or 0.0) - job.created_at for job in ends if job.owner == client]
         for client in CLIENTS
     }
-    told = {
+    summary = {
         "videos": len(ends),
         "completed": sum(job.status == "completed" for job in ends),
         "most_ahead": most_ahead(ends),
     }
-    told |= {"order": "".join(job.owner[0] for job in ends)}
-    told |= {
+    summary |= {"order": "".join(job.owner[0] for job in ends)}
+    summary |= {
         "wait_seconds": {client: round(sum(some) / len(some), 1) for client, some in waits.items()}
     }
-    told |= {"longest_wait": {client: round(max(some), 1) for client, some in waits.items()}}
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.exit(0 if told["most_ahead"] <= 1 and told["completed"] == len(ends) else 1)
+    summary |= {"longest_wait": {client: round(max(some), 1) for client, some in waits.items()}}
+    sys.stdout.write(json.dumps(summary) + "\n")
+    sys.exit(0 if summary["most_ahead"] <= 1 and summary["completed"] == len(ends) else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A disk that is full at 200 places of a job's life: its database, its storage and its state lie on a small tmpfs.
 
 For each place another amount of room is left. A client submits, a worker renders with the fake renderer, and after a
-moment the room comes back. Whoever was told an id gets her video, or is told `disk_full`; no file is there in part, no
+moment the room comes back. A client that received an id gets its video, or the error `disk_full`; no file is there in part, no
 job is lost, and the queue goes on by itself. Prints one line of JSON; exits with 1 when that is not so.
 
     python tests/serve/full.py --places 200       # needs the right to mount (root)
@@ -74,9 +74,9 @@ def small_disk() -> Iterator[Path]:
 
 def fill(disk: Path, room: int) -> Path:
     """Take all of the disk but so many bytes."""
-    stuff, told = disk / "stuff", os.statvfs(disk)
+    stuff, space = disk / "stuff", os.statvfs(disk)
     with stuff.open("wb") as file:
-        for _ in range(max(0, told.f_bavail * told.f_frsize - room) // PAGE):
+        for _ in range(max(0, space.f_bavail * space.f_frsize - room) // PAGE):
             file.write(b"x" * PAGE)
     return stuff
 
@@ -96,22 +96,24 @@ def one_place(disk: Path, database: Database, clock: Clock, number: int, room: i
     prompt, stuff = f"place {number}", fill(disk, room)
     back = threading.Timer(LONG_SECONDS if number % 10 == 0 else FULL_SECONDS, stuff.unlink)
     back.start()
-    told, met = None, set[str]()
-    while told is None:  # as a client does: again with the same key
+    submitted, met = None, set[str]()
+    while submitted is None:  # as a client does: again with the same key
         try:
-            told = store.submit({"prompt": prompt}, owner="ada", key=prompt, fingerprint=prompt)
+            submitted = store.submit(
+                {"prompt": prompt}, owner="ada", key=prompt, fingerprint=prompt
+            )
         except (SQLAlchemyError, SkyloomError) as error:
             met.add(type(error).__name__)
             time.sleep(0.05)
     for _ in range(20):
         hand.run(until_empty=True)
         whole(disk)
-        if store.get(told.id).done:
+        if store.get(submitted.id).done:
             break
         clock.added += 61.0  # until the next try
     back.join()
-    job = store.get(told.id)
-    attempts = [event.type for event in store.events(job=told.id)].count("video.queued") - 1
+    job = store.get(submitted.id)
+    attempts = [event.type for event in store.events(job=submitted.id)].count("video.queued") - 1
     assert job.done, f"{job.status} for ever"
     if job.status == "completed":
         assert job.result is not None
@@ -120,9 +122,9 @@ def one_place(disk: Path, database: Database, clock: Clock, number: int, room: i
     else:
         assert job.error is not None
         assert job.error.code == "disk_full", job.error
-        store.retry(told.id)
+        store.retry(submitted.id)
         hand.run(until_empty=True)
-        assert store.get(told.id).status == "completed", "no retry"
+        assert store.get(submitted.id).status == "completed", "no retry"
     return (
         "submitted again"
         if met
@@ -140,17 +142,17 @@ def whole(disk: Path) -> None:
 
 def main() -> None:
     """All places, from no room at all to enough."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--places", type=int, default=200)
-    asked, begun, ends, clock = options.parse_args(), time.monotonic(), Counter[str](), Clock()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--places", type=int, default=200)
+    options, begun, ends, clock = parser.parse_args(), time.monotonic(), Counter[str](), Clock()
     worker.RETRY_SECONDS, ear = 0.05, Ear()
     worker.log.addHandler(ear)
     worker.log.propagate = False
     with small_disk() as disk:
         (disk / "assets").mkdir()
         database = Database(f"sqlite:///{disk / 'jobs.db'}", clock)
-        for number in range(asked.places):
-            ends[one_place(disk, database, clock, number, NEED * number // asked.places)] += 1
+        for number in range(options.places):
+            ends[one_place(disk, database, clock, number, NEED * number // options.places)] += 1
             store = JobStore(database, Settings(data=disk))
             for job in store.page(limit=10)[0]:
                 store.delete(job.id)
@@ -163,14 +165,14 @@ def main() -> None:
             assert not left, left
         damage = len(database.check())
         database.close()
-    told = {
-        "places": asked.places,
+    summary = {
+        "places": options.places,
         **ends,
         "complaints": ear.heard,
         "damage": damage,
         "seconds": round(time.monotonic() - begun, 1),
     }
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(summary) + "\n")
     sys.exit(1 if damage else 0)
 
 

@@ -88,8 +88,8 @@ def start(data: Path, fake: Fake | None = None, **settings: object) -> Server:
     ]
     if fake is not None:
         command = [sys.executable, ME, "serve", str(data), *_words(fake)]
-    told = {f"SKYLOOM_{name.upper()}": str(value) for name, value in settings.items()}
-    environment = {**os.environ, **told, "TMPDIR": str(data / "tmp")}
+    variables = {f"SKYLOOM_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = {**os.environ, **variables, "TMPDIR": str(data / "tmp")}
     with (data / "log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -151,7 +151,7 @@ def read_process(process: int) -> dict[str, int]:
 
 
 class Watch:
-    """Reads processes every half second while the block runs; `told` is what they were like after the warm-up."""
+    """Reads processes every half second while the block runs; `summary` compares the end with the state after the warm-up."""
 
     def __init__(self, processes: Sequence[int]) -> None:
         self._read: dict[int, list[dict[str, int]]] = {process: [] for process in processes}
@@ -172,7 +172,7 @@ class Watch:
                 with suppress(FileNotFoundError):
                     rows.append(read_process(process))
 
-    def told(self, process: int) -> dict[str, Any]:
+    def summary(self, process: int) -> dict[str, Any]:
         """After the warm-up, in the first and the last fifth: memory, and by how much it grew; files, threads, and the
         most of them."""
         rows = self._read[process]
@@ -257,19 +257,19 @@ def work(settings: Settings, fake: Fake, name: str) -> None:
 
 def main() -> None:
     """Be a server, or a worker."""
-    options = argparse.ArgumentParser()
-    options.add_argument("what", choices=("serve", "work"))
-    options.add_argument("data", type=Path)
-    options.add_argument("--name", default=f"fake-{os.getpid()}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("serve", "work"))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--name", default=f"fake-{os.getpid()}")
     for one, value in vars(Fake()).items():
-        options.add_argument(f"--{one}", type=type(value), default=value)
-    asked = options.parse_args()
-    fake = Fake(asked.workers, asked.steps, asked.seconds)
+        parser.add_argument(f"--{one}", type=type(value), default=value)
+    options = parser.parse_args()
+    fake = Fake(options.workers, options.steps, options.seconds)
     set_up_logging(style="human")
-    if asked.what == "serve":
-        serve(asked.data, fake)
+    if options.what == "serve":
+        serve(options.data, fake)
     else:
-        work(load_settings(data=asked.data), fake, asked.name)
+        work(load_settings(data=options.data), fake, options.name)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ LEASE = {"lease_seconds": 6.0, "heartbeat_seconds": 2.0}
 HERE, THERE, NOBODY = "10.213.7.1", "10.213.7.2", "02:00:00:00:00:99"
 
 
-def judge(store: JobStore, storage: Path, steps: int, told: dict[str, str]) -> dict[str, int]:
+def judge(store: JobStore, storage: Path, steps: int, ids: dict[str, str]) -> dict[str, int]:
     """What was lost, ended twice, or has other frames than it must have."""
     jobs = {job.id: job for job in store.walk()}
     ends = Counter[str]()
@@ -47,9 +47,9 @@ def judge(store: JobStore, storage: Path, steps: int, told: dict[str, str]) -> d
     while page := store.events(after=after, limit=1_000):
         ends.update(event.job for event in page if event.type == "video.completed")
         after = page[-1].number
-    lost = sum(id not in jobs or jobs[id].status != "completed" for id in told.values())
+    lost = sum(id not in jobs or jobs[id].status != "completed" for id in ids.values())
     wrong = sum(not right(job, FolderStorage(storage), steps) for job in jobs.values())
-    again = len(jobs) - len(told)  # one may have been made that nobody was told of, at the very end
+    again = len(jobs) - len(ids)  # one may have been made that no answer named, at the very end
     return {
         "jobs": len(jobs),
         "lost": lost,
@@ -94,23 +94,23 @@ def kill_postgres(kills: int) -> dict[str, object]:
             live.wait_for("workers", lambda: client.store.counts().workers == FAKE.workers)
             thread = threading.Thread(target=client.run, daemon=True)
             thread.start()
-            live.wait_for("load", lambda: len(client.told) > 3)
+            live.wait_for("load", lambda: len(client.ids) > 3)
             family = live.children(server.process.pid)
             for _ in range(kills):
                 time.sleep(dice.uniform(0.3, 2.0))
                 base.kill()
                 time.sleep(dice.uniform(0.0, 1.0))
                 base.start()
-            made = len(client.told)
-            live.wait_for("a job after the last start", lambda: len(client.told) > made, 60.0)
+            made = len(client.ids)
+            live.wait_for("a job after the last start", lambda: len(client.ids) > made, 60.0)
             client.over.set()
             thread.join()
             live.wait_for("rest", lambda: at_rest(client.store), 300.0)
             same = live.children(server.process.pid) == family
-            told = judge(client.store, data / "assets", FAKE.steps, client.told)
+            summary = judge(client.store, data / "assets", FAKE.steps, client.ids)
     return {
         "postgres_killed": kills,
-        **told,
+        **summary,
         "answers": Counter(client.refused),
         "wrong_answers": client.wrong[:5],
         "children_same": same,
@@ -176,14 +176,14 @@ def worker(
     """A worker with the slow fake renderer and a folder of its own, as a program of another host."""
     data.mkdir()
     words = ["--steps", str(SLOW.steps), "--seconds", repr(SLOW.seconds), "--name", data.name]
-    told = {
+    variables = {
         "DATABASE_URL": url,
         "STORAGE_URL": str(storage),
         "DISK_RESERVE": "0",
         "MAX_ATTEMPTS": "1000",
     }
-    told |= {name.upper(): str(value) for name, value in LEASE.items()}
-    environment = {**os.environ, **{f"SKYLOOM_{name}": value for name, value in told.items()}}
+    variables |= {name.upper(): str(value) for name, value in LEASE.items()}
+    environment = {**os.environ, **{f"SKYLOOM_{name}": value for name, value in variables.items()}}
     with (data / "log").open("w") as log:
         command = [*where, sys.executable, live.ME, "work", str(data), *words]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, env=environment)
@@ -205,7 +205,7 @@ def part(seconds: float) -> dict[str, object]:
         settings = Settings(data=data, database_url=base.url)
         store = JobStore(Database(base.url), settings)
         (data / "assets").mkdir()
-        told = {f"{n}": store.submit({"prompt": f"ball {n}"}, owner="ada").id for n in range(4)}
+        ids = {f"{n}": store.submit({"prompt": f"ball {n}"}, owner="ada").id for n in range(4)}
         inside = ("ip", "netns", "exec", cable.name)
         with (
             worker(data / "far", far, data / "assets", inside) as lonely,
@@ -226,7 +226,7 @@ def part(seconds: float) -> dict[str, object]:
             begun = time.monotonic()
             live.wait_for(
                 "the far worker to come back",
-                lambda: wish(store, told) and held(store, "far"),
+                lambda: wish(store, ids) and held(store, "far"),
                 240.0,
                 0.5,
             )
@@ -234,7 +234,7 @@ def part(seconds: float) -> dict[str, object]:
             live.wait_for("rest", lambda: at_rest(store), 240.0)
             alive = lonely.poll() is None
         log = (data / "far/log").read_text()
-        judged = judge(store, data / "assets", SLOW.steps, told)
+        judged = judge(store, data / "assets", SLOW.steps, ids)
     told_by_far = {
         "unheard_heartbeats": log.count("a heartbeat was not heard"),
         "leases_lost": log.count("lease lost"),
@@ -260,25 +260,25 @@ def ended(store: JobStore) -> list[str]:
     return [job.id for job in store.walk(status="completed")]
 
 
-def wish(store: JobStore, told: dict[str, str]) -> bool:
+def wish(store: JobStore, ids: dict[str, str]) -> bool:
     """See that a job waits."""
     if "queued" not in store.counts().by_status:
-        key = f"{len(told)}"
-        told[key] = store.submit({"prompt": f"ball {key}"}, owner="ada").id
+        key = f"{len(ids)}"
+        ids[key] = store.submit({"prompt": f"ball {key}"}, owner="ada").id
     return True
 
 
 def main() -> None:
-    """What is asked for."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--kills", type=int, default=0)
-    options.add_argument("--parted", type=float, default=0.0, help="seconds")
-    asked, begun = options.parse_args(), time.monotonic()
-    told: dict[str, object] = kill_postgres(asked.kills) if asked.kills else {}
-    told |= part(asked.parted) if asked.parted else {}
-    sys.stdout.write(json.dumps({**told, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
-    broken = any(told[name] for name in ("lost", "doubled", "wrong"))
-    sys.exit(1 if broken or told.get("wrong_answers") or told.get("leases_lost") == 0 else 0)
+    """Run one of the two trials; print one line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--parted", type=float, default=0.0, help="seconds")
+    options, begun = parser.parse_args(), time.monotonic()
+    summary: dict[str, object] = kill_postgres(options.kills) if options.kills else {}
+    summary |= part(options.parted) if options.parted else {}
+    sys.stdout.write(json.dumps({**summary, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+    broken = any(summary[name] for name in ("lost", "doubled", "wrong"))
+    sys.exit(1 if broken or summary.get("wrong_answers") or summary.get("leases_lost") == 0 else 0)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def client(url: str, key: str, until: float, wrong: list[str]) -> None:
 
 def main() -> None:
     """So many minutes of it."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--minutes", type=float, default=10.0)
-    asked, wrong = options.parse_args(), list[str]()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=10.0)
+    options, wrong = parser.parse_args(), list[str]()
     with tempfile.TemporaryDirectory(prefix="skyloom-soak-") as name:
         data = Path(name)
         settings = Settings(data=data)
@@ -68,7 +68,10 @@ def main() -> None:
         )
         with live.serving(data) as server:
             live.wait_for("a worker", lambda: store.counts().workers, 120.0)
-            family, until = live.children(server.process.pid), time.monotonic() + 60 * asked.minutes
+            family, until = (
+                live.children(server.process.pid),
+                time.monotonic() + 60 * options.minutes,
+            )
             threads = [
                 threading.Thread(target=client, args=(server.url, key, until, wrong))
                 for key in keys
@@ -79,7 +82,10 @@ def main() -> None:
                 for thread in threads:
                     thread.join()
             same = live.children(server.process.pid) == family
-            told = {"server": watch.told(server.process.pid), "worker": watch.told(family[0])}
+            memory = {
+                "server": watch.summary(server.process.pid),
+                "worker": watch.summary(family[0]),
+            }
             left = {
                 folder: len(list(data.glob(f"{folder}/*")))
                 for folder in ("runs/*", "assets/.parts")
@@ -91,18 +97,18 @@ def main() -> None:
         stored = len(list((data / "assets").glob("??/*")))
         made = max((job.number for job in rows), default=0)
     answer = {
-        "minutes": asked.minutes,
+        "minutes": options.minutes,
         "videos": made,
         "wrong": wrong[:5],
         "children_same": same,
-        **told,
+        **memory,
     }
     sys.stdout.write(
         json.dumps({**answer, "left": left, "rows": len(rows), "stored": stored}) + "\n"
     )
     flat = all(
         one["grew_percent"] <= live.GROWTH and one[name][1] <= one[name][0] + MORE_FILES
-        for one in told.values()
+        for one in memory.values()
         for name in ("fds", "threads")
     )
     sys.exit(0 if not wrong and same and flat and not any(left.values()) else 1)

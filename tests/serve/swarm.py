@@ -245,26 +245,28 @@ def own_postgres() -> AbstractContextManager[str]:
 
 def main() -> None:
     """Kill, wait, judge; one line of JSON."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--kills", type=int, default=1_000)
-    options.add_argument("--workers", type=int, default=4)
-    options.add_argument("--database", default=None)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--postgres", action="store_true", help="start one for this run")
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=1_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--database", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--postgres", action="store_true", help="start one for this run")
+    options = parser.parse_args()
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skyloom-swarm-")))
         with suppress(ImportError):
             importlib.import_module("psycopg")  # once for all forks
-        url = asked.database or (stack.enter_context(own_postgres()) if asked.postgres else None)
+        url = options.database or (
+            stack.enter_context(own_postgres()) if options.postgres else None
+        )
         settings = settings_of(data, url or f"sqlite:///{data / 'jobs.db'}")
         begun = time.monotonic()
-        lists, killed = kill_under_load(settings, asked.kills, asked.workers, asked.seed)
-        told = judge(settings, lists)
-    broken = sum(told[name] for name in ("lost", "doubled", "wrong", "orphans", "damage"))
+        lists, killed = kill_under_load(settings, options.kills, options.workers, options.seed)
+        summary = judge(settings, lists)
+    broken = sum(summary[name] for name in ("lost", "doubled", "wrong", "orphans", "damage"))
     kind = settings.database.split(":", maxsplit=1)[0]
-    told = {"database": kind, "kills": asked.kills, "workers_killed": killed, **told}
-    sys.stdout.write(json.dumps({**told, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+    summary = {"database": kind, "kills": options.kills, "workers_killed": killed, **summary}
+    sys.stdout.write(json.dumps({**summary, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
     sys.exit(1 if broken else 0)
 
 

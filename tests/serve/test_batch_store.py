@@ -46,7 +46,7 @@ class Desk:
             lambda error, _id: {"status": 400, "code": "invalid_value", "message": str(error)},
         )
 
-    def told(self, batch, name):
+    def lines(self, batch, name):
         """The lines of an output file."""
         return [json.loads(line) for line in self.files[f"{batch.id}_{name}.jsonl"].splitlines()]
 
@@ -141,7 +141,7 @@ def test_lines_are_submitted_in_order_as_there_is_room_and_counted_once(
         "completed",
         0,
     )
-    assert [row["custom_id"] for row in desk.told(batch, "output")] == [
+    assert [row["custom_id"] for row in desk.lines(batch, "output")] == [
         f"l{index}" for index in range(11)
     ]
 
@@ -156,23 +156,23 @@ def test_wrong_and_deleted_lines_fail_alone(leases, store, batches, desk):
     make_all(leases, desk, batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.total, seen.completed, seen.failed, seen.status) == (4, 2, 2, "completed")
-    told = {row["custom_id"]: row["response"] for row in desk.told(batch, "error")}
-    assert {id: one["status_code"] for id, one in told.items()} == {"2": 400, "3": 404}
+    responses = {row["custom_id"]: row["response"] for row in desk.lines(batch, "error")}
+    assert {id: one["status_code"] for id, one in responses.items()} == {"2": 400, "3": 404}
 
 
 def test_a_cancel_stops_what_runs_and_what_has_not_begun(leases, store, batches, desk):
     batch = batches.create("ada", "file-1", {}, wishes(10))
     desk.tick(batches)
     lease = leases.lease("w")
-    told = batches.cancel(batch.id, "ada")
-    assert (told.status, told.failed, told.next_line) == ("cancelling", 6, 10)
+    seen = batches.cancel(batch.id, "ada")
+    assert (seen.status, seen.failed, seen.next_line) == ("cancelling", 6, 10)
     desk.tick(batches)
     assert batches.get(batch.id, "ada").status == "cancelling"  # one still runs
     assert leases.release(lease).status == "cancelled"
     desk.tick(batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.status, seen.completed, seen.failed) == ("cancelled", 0, 10)
-    codes = [row["response"]["body"]["error"]["code"] for row in desk.told(batch, "error")]
+    codes = [row["response"]["body"]["error"]["code"] for row in desk.lines(batch, "error")]
     assert codes == ["batch_cancelled"] * 6
     assert store.counts().by_status == {"cancelled": 4}
     assert batches.cancel(batch.id, "ada") == seen
@@ -204,7 +204,7 @@ def test_an_expired_batch_ends(leases, batches, desk, clock):
         desk.tick(batches)
     seen = batches.get(batch.id, "ada")
     assert (seen.status, seen.completed, seen.failed) == ("completed", 0, 6)
-    codes = [row["response"]["body"]["error"]["code"] for row in desk.told(batch, "error")]
+    codes = [row["response"]["body"]["error"]["code"] for row in desk.lines(batch, "error")]
     assert codes == ["batch_expired"] * 2
 
 

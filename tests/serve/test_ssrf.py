@@ -111,16 +111,16 @@ REDIRECTS = list(
 
 
 class Internet:
-    """Who is asked for an address, and who is called."""
+    """Records the hosts that are resolved and the addresses that are called."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.resolved: list[str] = []
         self.called: list[str] = []
         self.answer = b""
 
     def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
         """Numbers as inet_aton reads them, IPv6, and names."""
-        self.asked.append(host)
+        self.resolved.append(host)
         known = host.lower().rstrip(".")
         return [
             (0, 0, 0, "", (address, port)) for address in NAMES.get(known) or [self.number(known)]

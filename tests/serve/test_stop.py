@@ -1,4 +1,4 @@
-"""A real server whose other side never answers ends when it is told to, and what it did not deliver is due again."""
+"""A real server whose other side never answers ends when it is signalled, and what it did not deliver is due again."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ from skyloom.serve.queue.tables import deliveries
 from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, enqueue_deliveries
 from skyloom.serve.settings import Settings
 
-# The socket layer hangs for ever, as if no time-out held; the file says that it was asked.
+# The socket layer hangs for ever, as if no time-out held; the file says each call that hangs.
 SERVER = """
 import sys, threading
 from skyloom.serve.queue import http_client as outbound
 from skyloom.serve.queue import maintenance as upkeep
-asked = open(sys.argv.pop(1), "w")
+calls = open(sys.argv.pop(1), "w")
 
 def hang(*_, **__):
-    print("asked", file=asked, flush=True)
+    print("calls", file=calls, flush=True)
     threading.Event().wait()
 
 outbound.post_to = outbound.fetch = hang
@@ -42,8 +42,8 @@ def test_sigterm_ends_a_server_whatever_hangs(
 ):
     monkeypatch.undo()  # loopback is meant here
     settings = Settings(data=tmp_path / "data")
-    asked = tmp_path / "asked"
-    asked.touch()
+    calls = tmp_path / "calls"
+    calls.touch()
     with contextlib.closing(Database(settings.database)) as database:
         store = EndpointStore(database)
         local = store.add("local", "a", "https://example.org/", EVENT_TYPES)
@@ -51,7 +51,7 @@ def test_sigterm_ends_a_server_whatever_hangs(
             store.add(owner, "b", "https://example.org/", EVENT_TYPES)
             with database.write() as write:
                 enqueue_deliveries(write, owner, "video.completed", "video_1")
-        command = [sys.executable, "-c", SERVER, str(asked), hanging]
+        command = [sys.executable, "-c", SERVER, str(calls), hanging]
         command += ["serve", "--port", "0", "--data", str(settings.data), "--json", "--no-worker"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with subprocess.Popen(
@@ -61,7 +61,7 @@ def test_sigterm_ends_a_server_whatever_hangs(
             ready = json.loads(server.stdout.readline())
             threading.Thread(target=ask_for_a_test, args=(ready, local.id), daemon=True).start()
             expected = 4 + 1 + (hanging == "storage")  # deliveries, the test, collecting
-            wait_for_lines(asked, expected)
+            wait_for_lines(calls, expected)
             server.send_signal(signal.SIGTERM)
             try:
                 code = server.wait(timeout=60)

@@ -1,7 +1,7 @@
 """`kill -9` at every system call of making a job: before each and after each, one process for every place.
 
-The process is traced (ptrace); it submits one job with a key and then says that it was told its id. After each kill the
-same call is made again by another process, as a client would. Nothing that was told may be lost, and no call may make
+The process is traced (ptrace); it submits one job with a key and then writes the id that it received. After each kill the
+same call is made again by another process, as a client would. No received id may be lost, and no call may make
 two jobs. Prints one line of JSON; exits with 1 when that is not so. Linux only.
 
     python tests/serve/torn.py [--every 1] [--database URL]
@@ -43,24 +43,24 @@ def create(settings: Settings, number: int) -> str:
     ).id
 
 
-def traced(settings: Settings, number: int, told: int) -> None:
+def traced(settings: Settings, number: int, output: int) -> None:
     """Open the database, wait to be traced, make a job, and tell of it."""
     store = JobStore(Database(settings.database), settings)
     store.counts()
     trace(TRACE_ME, 0)
     os.kill(os.getpid(), signal.SIGSTOP)
     job = store.submit({"prompt": "x" * 200}, owner="ada", key=f"{number}", fingerprint=f"{number}")
-    os.write(told, job.id.encode())
+    os.write(output, job.id.encode())
 
 
-def in_fork(call: Callable[[], object], told: int | None = None) -> int:
-    """A child that does the call; with `told` it writes there what came of it."""
+def in_fork(call: Callable[[], object], output: int | None = None) -> int:
+    """A child that does the call; with `output` it writes there what came of it."""
     child = os.fork()
     if child == 0:
         try:
             value = call()
-            if told is not None:
-                os.write(told, json.dumps(value).encode())
+            if output is not None:
+                os.write(output, json.dumps(value).encode())
             os._exit(0)
         finally:
             os._exit(1)
@@ -69,9 +69,9 @@ def in_fork(call: Callable[[], object], told: int | None = None) -> int:
 
 def ask_fork(call: Callable[[], object]) -> object:
     """What a call comes to, in a process of its own: this one opens no database, so that its forks may."""
-    end, told = os.pipe()
-    child = in_fork(call, told)
-    os.close(told)
+    end, output = os.pipe()
+    child = in_fork(call, output)
+    os.close(output)
     with os.fdopen(end, "rb") as answer:
         text = answer.read()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -79,10 +79,10 @@ def ask_fork(call: Callable[[], object]) -> object:
 
 
 def kill_at(settings: Settings, stop: int) -> tuple[str, bool]:
-    """Kill a create at its stop of a number; the id that it told, and whether it came to that stop at all."""
-    end, told = os.pipe()
-    child = in_fork(lambda: traced(settings, stop, told))
-    os.close(told)
+    """Kill a create at its stop of a number; the id that it wrote, and whether it came to that stop at all."""
+    end, output = os.pipe()
+    child = in_fork(lambda: traced(settings, stop, output))
+    os.close(output)
     _, status = os.waitpid(child, 0)
     came = 0
     while os.WIFSTOPPED(status):
@@ -105,33 +105,38 @@ def judge(settings: Settings) -> dict[str, object]:
 
 def main() -> None:
     """Every stop of a create, then the judgement."""
-    options = argparse.ArgumentParser()
-    options.add_argument(
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
         "--every", type=int, default=1, help="a kill at every so many stops (default: at each)"
     )
-    options.add_argument(
+    parser.add_argument(
         "--database", default=None, help="an empty Postgres (default: SQLite in a temporary folder)"
     )
-    asked, begun = options.parse_args(), time.monotonic()
+    options, begun = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="skyloom-torn-") as name:
         data, bound = Path(name), 10**6
         settings = Settings(
-            data=data, database_url=asked.database, max_queued=bound, max_queued_per_owner=bound
+            data=data, database_url=options.database, max_queued=bound, max_queued_per_owner=bound
         )
         ask_fork(lambda: create(settings, 10**9) and None)
-        kills = lost = told_before = 0
-        for stop in itertools.count(0, asked.every):
-            told, killed = kill_at(settings, stop)
+        kills = lost = received_before = 0
+        for stop in itertools.count(0, options.every):
+            id, killed = kill_at(settings, stop)
             again = ask_fork(lambda number=stop: create(settings, number))
-            told_before += bool(told) and killed
-            lost += bool(told) and told != again
+            received_before += bool(id) and killed
+            lost += bool(id) and id != again
             if not killed:
                 break
             kills += 1
         found = ask_fork(lambda: judge(settings))
     assert isinstance(found, dict)
     doubled = len(found["ids"]) - (kills + 2)  # one came before, and one was not killed
-    answer = {"kills": kills, "told_before_the_kill": told_before, "lost": lost, "doubled": doubled}
+    answer = {
+        "kills": kills,
+        "received_before_the_kill": received_before,
+        "lost": lost,
+        "doubled": doubled,
+    }
     answer |= {"damage": found["damage"], "seconds": round(time.monotonic() - begun, 1)}
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.exit(1 if lost or doubled or found["damage"] or not kills else 0)

@@ -19,12 +19,12 @@ from ..conftest import load_beside
 def test_sqlite_is_safe_and_waits_for_the_disk(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
     with database.read() as connection:
-        told = {
+        pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "mmap_size")
         }
         version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
-    assert told == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "mmap_size": 0}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "mmap_size": 0}
     assert tuple(map(int, version.split("."))) >= (3, 51, 3)
 
 

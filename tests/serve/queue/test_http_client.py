@@ -158,11 +158,11 @@ def test_public_is_never_more_than_global(address: ipaddress.IPv4Address | ipadd
 
 def test_it_connects_to_the_address_that_was_checked_and_follows_nothing(monkeypatch):
     monkeypatch.undo()  # loopback is meant here
-    asked = []
+    requests = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(
+            requests.append(
                 (
                     self.path,
                     self.headers["host"],
@@ -183,7 +183,7 @@ def test_it_connects_to_the_address_that_was_checked_and_follows_nothing(monkeyp
         target = check_url(url, loopback=True, resolve=leads_to("127.0.0.1"))
         assert post(target, {"x": "y"}, b"body") == 302
         server.shutdown()
-    assert asked == [("/hook?a=b", f"name.invalid:{target.port}", b"body")]
+    assert requests == [("/hook?a=b", f"name.invalid:{target.port}", b"body")]
 
 
 def test_nobody_there_is_an_os_error(monkeypatch):
@@ -374,10 +374,10 @@ def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
 
 
 def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
-    found, asked, begun = threading.Event(), [], threading.Semaphore(0)
+    found, lookups, begun = threading.Event(), [], threading.Semaphore(0)
 
     def hangs(host, port, **_):
-        asked.append(host)
+        lookups.append(host)
         begun.release()
         found.wait(60)
         return []
@@ -389,7 +389,7 @@ def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
             resolve("tar.example.org", 443, Deadline(0.05))
     assert begun.acquire(timeout=60)
     assert begun.acquire(timeout=60)
-    assert len(asked) == 2, "look-ups that hang are no more than two"
+    assert len(lookups) == 2, "look-ups that hang are no more than two"
     found.set()
 
 

@@ -160,12 +160,12 @@ def test_events_tell_what_happened_in_order(store, leases):
     leases.heartbeat(lease, progress=40, phase="denoise")
     leases.heartbeat(lease, progress=40, phase="denoise")
     leases.finish(lease, JobResult({}, {}))
-    told = store.events("ada", job=job.id)
-    assert [event.type for event in told] == [
+    events = store.events("ada", job=job.id)
+    assert [event.type for event in events] == [
         *("video.queued", "video.in_progress", "video.progress", "video.completed")
     ]
-    assert told[2].data == {"progress": 40, "phase": "denoise"}
-    assert store.events("ada", after=told[1].number) == told[2:]
+    assert events[2].data == {"progress": 40, "phase": "denoise"}
+    assert store.events("ada", after=events[1].number) == events[2:]
 
 
 def test_results_expire(store, leases, settings, database, clock):

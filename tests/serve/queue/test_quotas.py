@@ -171,8 +171,8 @@ def stored(server) -> int:
 
 def test_a_hundred_hours_are_not_queued_by_default(serve):
     client = serve().http()
-    asked = {"prompt": "a cat", "model": "diorama", "seconds": "3600", "steps": 50}
-    answers = [client.post("/v1/videos", json={**asked, "seed": seed}) for seed in range(100)]
+    body = {"prompt": "a cat", "model": "diorama", "seconds": "3600", "steps": 50}
+    answers = [client.post("/v1/videos", json={**body, "seed": seed}) for seed in range(100)]
     assert [answer.status_code for answer in answers[:3]] == [200, 200, 429]
     assert {code_of(answer) for answer in answers[2:]} == {"queued_cost_quota_exceeded"}
     assert answers[2].headers["retry-after"]
@@ -194,8 +194,8 @@ def test_variations_are_all_made_or_none(serve):
 def test_a_steps_storyboard_counts_like_a_video(serve):
     client = serve(max_queued_cost_per_owner=100).http()
     cards = [{"at": 0, "prompt": "a cat"}]
-    asked = {"cards": cards, "model": "diorama", "seconds": "60", "steps": 50}
-    assert code_of(client.post("/v1/videos/storyboard", json=asked)) == "queued_cost_quota_exceeded"
+    body = {"cards": cards, "model": "diorama", "seconds": "60", "steps": 50}
+    assert code_of(client.post("/v1/videos/storyboard", json=body)) == "queued_cost_quota_exceeded"
 
 
 def test_edits_of_outside_videos_count_as_a_minute(serve):
@@ -261,8 +261,8 @@ def test_bytes_of_files_are_bounded(serve):
 
 def test_webhooks_are_bounded(serve):
     client = serve(max_webhooks_per_owner=2).http()
-    asked = {"name": "a", "url": "https://example.org", "event_types": ["video.completed"]}
-    answers = [client.post("/v1/webhook_endpoints", json=asked) for _ in range(3)]
+    body = {"name": "a", "url": "https://example.org", "event_types": ["video.completed"]}
+    answers = [client.post("/v1/webhook_endpoints", json=body) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert code_of(answers[2]) == "webhooks_quota_exceeded"
     assert "2 of 2 webhook endpoints" in answers[2].json()["error"]["message"]
@@ -285,16 +285,16 @@ def test_batches_are_bounded_and_their_output_is_kept_over_quota(serve):
 
     server = serve(max_batches_per_owner=1, max_files_per_owner=1)
     client = server.http()
-    asked = {"input_file_id": upload_lines(client, [{"prompt": "a cat"}]), "endpoint": "/v1/videos"}
-    asked["completion_window"] = "24h"
-    batch = client.post("/v1/batches", json=asked).json()
-    assert code_of(client.post("/v1/batches", json=asked)) == "batches_quota_exceeded"
+    body = {"input_file_id": upload_lines(client, [{"prompt": "a cat"}]), "endpoint": "/v1/videos"}
+    body["completion_window"] = "24h"
+    batch = client.post("/v1/batches", json=body).json()
+    assert code_of(client.post("/v1/batches", json=body)) == "batches_quota_exceeded"
     advance(server.services)
     server.work()
     advance(server.services)
     assert client.get(f"/v1/batches/{batch['id']}").json()["output_file_id"]
     assert (
-        code_of(client.post("/v1/batches", json=asked)) == "batches_quota_exceeded"
+        code_of(client.post("/v1/batches", json=body)) == "batches_quota_exceeded"
     )  # it is not a day old
 
 
@@ -308,19 +308,19 @@ def test_lines_of_a_batch_wait_for_room_but_not_for_what_never_fits(serve):
         {"prompt": "a", "seconds": "60"},
     )
     file = upload_lines(client, [long, short, short])
-    asked = {"input_file_id": file, "endpoint": "/v1/videos", "completion_window": "24h"}
-    batch = client.post("/v1/batches", json=asked).json()
+    body = {"input_file_id": file, "endpoint": "/v1/videos", "completion_window": "24h"}
+    batch = client.post("/v1/batches", json=body).json()
     advance(server.services)
     assert server.services.jobs.counts().by_status == {"queued": 1}
     for _ in range(2):
         server.work()
         advance(server.services)
-    told = client.get(f"/v1/batches/{batch['id']}").json()
-    assert (told["status"], told["request_counts"]) == (
+    batch = client.get(f"/v1/batches/{batch['id']}").json()
+    assert (batch["status"], batch["request_counts"]) == (
         "completed",
         {"total": 3, "completed": 2, "failed": 1},
     )
-    errors = client.get(f"/v1/files/{told['error_file_id']}/content").text
+    errors = client.get(f"/v1/files/{batch['error_file_id']}/content").text
     assert "queued_cost_quota_exceeded" in errors
 
 

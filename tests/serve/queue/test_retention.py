@@ -146,7 +146,7 @@ def test_no_transaction_removes_more_than_a_bounded_number(
     event.listen(
         database.engine,
         "after_cursor_execute",
-        lambda *told: largest.append(max(0, told[1].rowcount)),
+        lambda *arguments: largest.append(max(0, arguments[1].rowcount)),
     )
     assert delete_old_rows(database, kept) == {"jobs": 94}
     assert max(largest) <= 20

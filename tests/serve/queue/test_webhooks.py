@@ -1,4 +1,4 @@
-"""Webhooks: every end of a job is told, signed so that the official client believes it, until it is heard."""
+"""Webhooks: signatures that the official client accepts, secrets, retries and endpoints."""
 
 import base64
 import json
@@ -33,7 +33,7 @@ class Post:
 
 @pytest.fixture
 def endpoints(database) -> EndpointStore:
-    """Where owners want to be told."""
+    """The endpoints of all owners."""
     return EndpointStore(database)
 
 
@@ -56,11 +56,11 @@ def test_the_ends_of_jobs_are_told_to_their_owner_once(store, leases, endpoints,
     post = Post()
     assert deliver_due(database, post) == 3
     assert deliver_due(database, post) == 0
-    told = [
+    sent = [
         (url, json.loads(body)["type"], json.loads(body)["data"]["id"])
         for url, _, body in post.sent
     ]
-    assert sorted(told) == sorted(
+    assert sorted(sent) == sorted(
         [
             (URL, "video.completed", good),
             (URL, "video.failed", bad),

@@ -16,7 +16,7 @@ from sqlalchemy import Row, insert, select, update
 
 from skyloom.core.errors import ConfigError, RequestError
 from skyloom.serve.queue.database import Database
-from skyloom.serve.queue.errors import AuthenticationError, NotFoundError
+from skyloom.serve.queue.errors import AuthenticationError
 from skyloom.serve.queue.tables import api_keys
 
 Scope = Literal["read", "write", "admin"]
@@ -103,14 +103,15 @@ class KeyStore:
             return [_as_key_info(row) for row in connection.execute(query)]
 
     def revoke(self, id: str) -> KeyInfo:
-        """Revoke a key at once. Raises NotFoundError."""
+        """Revoke a key at once. Raises RequestError for an unknown id."""
         with self._database.write() as write:
             change = update(api_keys).where(api_keys.c.id == id, api_keys.c.revoked_at.is_(None))
             write.connection.execute(change.values(revoked_at=write.now))
             query = select(*_COLUMNS).where(api_keys.c.id == id)
             row = write.connection.execute(query).one_or_none()
         if row is None:
-            raise NotFoundError("API key", id, hint="`skyloom keys list` shows the ids.")
+            message = f"id must be the id of an API key, got {id!r:.40}."
+            raise RequestError(message, hint="`skyloom keys list` shows the ids.")
         return _as_key_info(row)
 
     def usable(self) -> bool:
