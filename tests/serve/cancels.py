@@ -1,10 +1,11 @@
 """Videos cancelled at random times, waiting or being made, at a real server with real workers.
 
-Measured is the time from the answer to a cancel until the job is let go, which is when its worker has stopped; and
-what is left behind: files, children, memory. A cancel may take 2 s and one step of the fake renderer, and 2 s with the
-model. Prints one line of JSON; exits with 1 when a promise is broken.
+Measured is the time from the answer to a cancel until the job is let go, which is when its worker
+has stopped; and what is left behind: files, children, memory. A cancel may take 2 s and one step of
+the fake renderer, and 2 s with the model. Prints one line of JSON; exits with 1 when a promise is
+broken.
 
-    python tests/serve/cancels.py --cancels 500            # fake renders with steps of known length
+python tests/serve/cancels.py --cancels 500            # fake renders with steps of known length
     python tests/serve/cancels.py --cancels 40 --model     # the bundled model
 """
 
@@ -33,7 +34,8 @@ REQUEST = {"prompt": "a red ball rolling on the beach", "seconds": 20.0, "qualit
 
 @dataclass
 class Tally:
-    """What came of the cancels: seconds of those that ran and of those that waited, and steps of jobs that went on."""
+    """What came of the cancels: seconds of those that ran and of those that waited, and steps of
+    jobs that went on."""
 
     most: int
     ran: list[float] = field(default_factory=list)

@@ -1,4 +1,5 @@
-"""Queues on both databases, a clock that tests turn, and the programs beside these tests as modules."""
+"""Queues on both databases, a clock that tests turn, and the programs beside these tests as
+modules."""
 
 import importlib.util
 import sys

@@ -1,8 +1,10 @@
-"""Two hundred clients at one real server for a minute: they make, poll, list, download in part, delete and listen.
+"""Two hundred clients at one real server for a minute: they make, poll, list, download in part,
+delete and listen.
 
-The clients are in this process, the server and its workers (with the fake renderer) in others; all of it stays on
-this machine. No answer may be a server error, the queue stays within its bound, every 429 says when to come again, and
-the server's memory, files and threads stay as they are. Prints one line of JSON; exits with 1 when that is not so.
+The clients are in this process, the server and its workers (with the fake renderer) in others; all
+of it stays on this machine. No answer may be a server error, the queue stays within its bound,
+every 429 says when to come again, and the server's memory, files and threads stay as they are.
+Prints one line of JSON; exits with 1 when that is not so.
 
     python tests/serve/crowd.py --clients 200 --seconds 60 [--rate 60]
 """
@@ -110,7 +112,7 @@ class Client:
         self.tally.note("delete", await self.http.delete(f"/v1/videos/{gone}"), begun)
 
     async def events(self, begun: float) -> None:
-        """Listen until the video is done, or for some seconds; timed is the way to the first line."""
+        """Listen until the video is done, or some seconds; the time is until the first line."""
         async with self.http.stream("GET", f"/v1/videos/{self._any()}/events") as answer:
             first = True
             async for _ in answer.aiter_lines():

@@ -1,8 +1,10 @@
-"""A real server told to end, again and again, while its workers have jobs in hand; and each time started again.
+"""A real server told to end, again and again, while its workers have jobs in hand; and each time
+started again.
 
-It must end within ten seconds, keep every job and lose no step of it; told twice it must end at once. Clients
-go on submitting meanwhile, with keys, and come again when nobody answers. The worker renders with the fake renderer, or
-with the bundled model. Prints one line of JSON; exits with 1 when a promise is broken.
+It must end within ten seconds, keep every job and lose no step of it; told twice it must end at
+once. Clients go on submitting meanwhile, with keys, and come again when nobody answers. The worker
+renders with the fake renderer, or with the bundled model. Prints one line of JSON; exits with 1
+when a promise is broken.
 
     python tests/serve/drains.py --drains 100
     python tests/serve/drains.py --drains 10 --model

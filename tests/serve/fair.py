@@ -1,8 +1,9 @@
-"""Four clients with four keys wait for one worker with the bundled model: whose videos are made when.
+"""Four clients with four keys wait for one worker with the bundled model: whose videos are made
+when.
 
-The first puts all hers in before the others come. Told are the order of the ends, how long each waited on average, and
-how far apart the clients ever were in finished videos while all of them still waited. Prints one line of JSON; exits
-with 1 when somebody was ahead by more than one.
+The first puts all hers in before the others come. Told are the order of the ends, how long each
+waited on average, and how far apart the clients ever were in finished videos while all of them
+still waited. Prints one line of JSON; exits with 1 when somebody was ahead by more than one.
 
     python tests/serve/fair.py --videos 5 [--seconds 2]
 """

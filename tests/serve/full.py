@@ -1,8 +1,10 @@
-"""A disk that is full at 200 places of a job's life: its database, its storage and its state lie on a small tmpfs.
+"""A disk that is full at 200 places of a job's life: its database, its storage and its state lie on
+a small tmpfs.
 
-For each place another amount of room is left. A client submits, a worker renders with the fake renderer, and after a
-moment the room comes back. A client that received an id gets its video, or the error `disk_full`; no file is there in part, no
-job is lost, and the queue goes on by itself. Prints one line of JSON; exits with 1 when that is not so.
+For each place another amount of room is left. A client submits, a worker renders with the fake
+renderer, and after a moment the room comes back. A client that received an id gets its video, or
+the error `disk_full`; no file is there in part, no job is lost, and the queue goes on by itself.
+Prints one line of JSON; exits with 1 when that is not so.
 
     python tests/serve/full.py --places 200       # needs the right to mount (root)
 """
@@ -82,7 +84,8 @@ def fill(disk: Path, room: int) -> Path:
 
 
 def one_place(disk: Path, database: Database, clock: Clock, number: int, room: int) -> str:
-    """A job whose disk is full for a moment; what came of it. Raises AssertionError for a broken promise."""
+    """A job whose disk is full for a moment; what came of it. Raises AssertionError for a broken
+    promise."""
     settings = Settings(
         data=disk, heartbeat_seconds=0.05, lease_seconds=5.0, disk_reserve=0, max_attempts=5
     )

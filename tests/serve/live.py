@@ -1,7 +1,8 @@
 """Real processes for the long tests, and what the kernel says of them.
 
-`serving` starts a real server, with its supervisor and its workers as children. Those render with the model, or with
-the fake renderer of swarm.py, whose steps have a known length; then this file is the program of both:
+`serving` starts a real server, with its supervisor and its workers as children. Those render with
+the model, or with the fake renderer of swarm.py, whose steps have a known length; then this file is
+the program of both:
 
     python tests/serve/live.py serve DATA --steps 20 --seconds 0.05 [--workers 2]
     python tests/serve/live.py work ...            # what that server starts
@@ -71,7 +72,8 @@ class Server:
 
 
 def start(data: Path, fake: Fake | None = None, **settings: object) -> Server:
-    """A server with workers beside it, once it is ready; its temporary files lie in `data`/tmp, its log in `data`."""
+    """A server with workers beside it, once it is ready; its temporary files lie in `data`/tmp, its
+    log in `data`."""
     (data / "tmp").mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
@@ -151,7 +153,8 @@ def read_process(process: int) -> dict[str, int]:
 
 
 class Watch:
-    """Reads processes every half second while the block runs; `summary` compares the end with the state after the warm-up."""
+    """Reads processes every half second while the block runs; `summary` compares the end with the
+    state after the warm-up."""
 
     def __init__(self, processes: Sequence[int]) -> None:
         self._read: dict[int, list[dict[str, int]]] = {process: [] for process in processes}
@@ -173,8 +176,8 @@ class Watch:
                     rows.append(read_process(process))
 
     def summary(self, process: int) -> dict[str, Any]:
-        """After the warm-up, in the first and the last fifth: memory, and by how much it grew; files, threads, and the
-        most of them."""
+        """After the warm-up, in the first and the last fifth: memory, and by how much it grew;
+        files, threads, and the most of them."""
         rows = self._read[process]
         rows = rows[int(len(rows) * WARM) :]
         part = max(1, len(rows) // 5)

@@ -1,9 +1,10 @@
 """A Postgres that is killed under load, and a network that parts a worker from it.
 
-`--kills N`: the first process of Postgres gets SIGKILL and is started again, N times, under a real server with two
-workers and clients who come again with their keys. `--parted SECONDS`: a worker in a network of its own (a namespace;
-needs root) holds a job when its packets stop to arrive anywhere; another goes on with it. Nothing may be lost, made
-twice or be of other frames, and everybody recovers alone. Prints one line of JSON; exits with 1 when that is not so.
+`--kills N`: the first process of Postgres gets SIGKILL and is started again, N times, under a real
+server with two workers and clients who come again with their keys. `--parted SECONDS`: a worker in
+a network of its own (a namespace; needs root) holds a job when its packets stop to arrive anywhere;
+another goes on with it. Nothing may be lost, made twice or be of other frames, and everybody
+recovers alone. Prints one line of JSON; exits with 1 when that is not so.
 
     python tests/serve/parted.py --kills 20
     python tests/serve/parted.py --parted 60
@@ -137,7 +138,8 @@ class Network:
             _ip(*where, "link", "set", end, "up")
 
     def cut(self) -> None:
-        """From now on what is sent arrives nowhere, and nobody says so: each end sends to a machine that is none."""
+        """From now on what is sent arrives nowhere, and nobody says so: each end sends to a machine
+        that is none."""
         self._neighbours("replace", "lladdr", NOBODY)
 
     def mend(self) -> None:
@@ -173,7 +175,7 @@ def network() -> Iterator[Network]:
 def worker(
     data: Path, url: str, storage: Path, where: tuple[str, ...] = ()
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker with the slow fake renderer and a folder of its own, as a program of another host."""
+    """A worker with the slow fake renderer and its own folder, as on another host."""
     data.mkdir()
     words = ["--steps", str(SLOW.steps), "--seconds", repr(SLOW.seconds), "--name", data.name]
     variables = {

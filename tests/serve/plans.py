@@ -1,7 +1,8 @@
 """Every statement of a block, with how the database would run it and how much it read.
 
-On SQLite work is counted in instructions of its virtual machine: they grow with the rows that are looked at and do not
-depend on the machine. On Postgres it is counted in rows that the scans of a SELECT looked at.
+On SQLite work is counted in instructions of its virtual machine: they grow with the rows that are
+looked at and do not depend on the machine. On Postgres it is counted in rows that the scans of a
+SELECT looked at.
 """
 
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def _scans(line: str) -> bool:
 
 
 def _explain_postgres(raw: Any, statement: str, parameters: Any, seen: Seen) -> None:
-    """Look at the plan among those that need no sequential scan; run SELECTs to count their rows."""
+    """Explain the plan without sequential scans; run SELECTs to count their rows."""
     reads = statement.lstrip().startswith("SELECT") and "pg_" not in statement
     how = "ANALYZE, FORMAT JSON" if reads else "FORMAT JSON"
     with raw.cursor() as cursor:

@@ -1,4 +1,5 @@
-"""A Postgres of the tests' own: the distribution's programs, a folder in /tmp, a Unix socket and no port.
+"""A Postgres of the tests' own: the distribution's programs, a folder in /tmp, a Unix socket and no
+port.
 
 Postgres refuses to run as root; then it runs as the user `postgres` or `nobody`.
 """
@@ -42,7 +43,8 @@ def why_not() -> str | None:
 class Cluster:
     """A Postgres in a folder: started, killed with SIGKILL, and started again.
 
-    `durable` waits for the disk at every commit; with an `address` it also listens there, to that address's network.
+    `durable` waits for the disk at every commit; with an `address` it also listens there, to that
+    address's network.
     """
 
     def __init__(self, folder: Path, *, durable: bool, address: str | None = None) -> None:
@@ -79,7 +81,8 @@ class Cluster:
         self._server = self.start()
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Start, and wait until it answers. After a SIGKILL that takes until the last of its processes has noticed."""
+        """Start, and wait until it answers. After a SIGKILL that takes until the last of its
+        processes has noticed."""
         command = [
             *self._prefix,
             str(self._programs / "postgres"),

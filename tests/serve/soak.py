@@ -1,7 +1,9 @@
-"""A real server with its worker and the bundled model, for as long as is wanted: small videos without an end.
+"""A real server with its worker and the bundled model, for as long as is wanted: small videos
+without an end.
 
-Four clients with four keys make, look at, download and delete. Read are memory, open files, threads, temporary files
-and what is stored; none may grow. Prints one line of JSON; exits with 1 when something does.
+Four clients with four keys make, look at, download and delete. Read are memory, open files,
+threads, temporary files and what is stored; none may grow. Prints one line of JSON; exits with 1
+when something does.
 
     python tests/serve/soak.py --minutes 10
 """

@@ -1,8 +1,10 @@
-"""Real processes on a real queue, killed at random with SIGKILL; then nothing may be lost, doubled or wrong.
+"""Real processes on a real queue, killed at random with SIGKILL; then nothing may be lost, doubled
+or wrong.
 
-Submitters put jobs in and write down each id once they have it; workers render with a fake renderer whose frames are a
-chain of hashes that is resumed from files; a killer kills either and starts another. The processes are forks of one
-that has imported everything and opened nothing. Prints one line of JSON; exits with 1 when a promise is broken.
+Submitters put jobs in and write down each id once they have it; workers render with a fake renderer
+whose frames are a chain of hashes that is resumed from files; a killer kills either and starts
+another. The processes are forks of one that has imported everything and opened nothing. Prints one
+line of JSON; exits with 1 when a promise is broken.
 
     python tests/serve/swarm.py --kills 1000 [--database URL] [--workers 4]
 """
@@ -68,7 +70,8 @@ def fake_render(
     steps: int = STEPS,
     pause: Callable[[], float] = lambda: uniform(0.0, 0.01),
 ) -> Iterator[Progress]:
-    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a step takes.
+    """A renderer that keeps its state after each step and goes on from it; `pause` is how long a
+    step takes.
 
     The prompt HANGS never gets to a second step.
     """
@@ -91,7 +94,8 @@ def fake_render(
 
 
 def submitter(settings: Settings, owner: str, written: Path) -> None:
-    """Submit for ever, and write down the id of each job once it is sure. A key is used until its job is."""
+    """Submit for ever, and write down the id of each job once it is sure. A key is used until its
+    job is."""
     store = JobStore(Database(settings.database), settings)
     number = len(written.read_bytes().splitlines())
     file = os.open(written, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -138,7 +142,8 @@ def spawn(call: Callable[..., None], *arguments: object) -> int:
 def kill_under_load(
     settings: Settings, kills: int, workers: int, seed: int
 ) -> tuple[dict[str, Path], int]:
-    """Kill `kills` processes at random; returns where each owner's ids are written, and how many were workers."""
+    """Kill `kills` processes at random; returns where each owner's ids are written, and how many
+    were workers."""
     dice = random.Random(seed)
     lists = {owner: settings.data / f"{owner}.ids" for owner in ("ada", "bob")}
     makers: dict[int, tuple[Callable[..., None], tuple[object, ...]]] = {}
@@ -171,7 +176,8 @@ def kill_under_load(
 
 
 def _wait_for_rest(settings: Settings, workers: list[int], most_seconds: float = 180.0) -> None:
-    """Until nothing waits and nothing runs. A look is a fork too, so that this process opens no database."""
+    """Until nothing waits and nothing runs. A look is a fork too, so that this process opens no
+    database."""
     until = time.monotonic() + most_seconds
     while time.monotonic() < until:
         look = os.fork()

@@ -1,4 +1,5 @@
-"""Batches in the database: a tick and a look cost the same however long a batch is, and every line is counted once."""
+"""Batches in the database: a tick and a look cost the same however long a batch is, and every line
+is counted once."""
 
 import json
 

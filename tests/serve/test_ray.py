@@ -1,4 +1,5 @@
-"""A real Ray on this machine and a real Postgres: workers are killed, and no job is lost or made twice.
+"""A real Ray on this machine and a real Postgres: workers are killed, and no job is lost or made
+twice.
 
 Slow, and skipped where Ray is not installed (pip install 'skyloom[ray]') or cannot start.
 """

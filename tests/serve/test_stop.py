@@ -1,4 +1,5 @@
-"""A real server whose other side never answers ends when it is signalled, and what it did not deliver is due again."""
+"""A real server whose other side never answers ends when it is signalled, and what it did not
+deliver is due again."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""Real processes that hang in C: they end, whoever supervises them starts another, and the job goes on or fails."""
+"""Real processes that hang in C: they end, whoever supervises them starts another, and the job goes
+on or fails."""
 
 import subprocess
 import sys

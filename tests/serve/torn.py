@@ -1,8 +1,10 @@
-"""`kill -9` at every system call of making a job: before each and after each, one process for every place.
+"""`kill -9` at every system call of making a job: before each and after each, one process for every
+place.
 
-The process is traced (ptrace); it submits one job with a key and then writes the id that it received. After each kill the
-same call is made again by another process, as a client would. No received id may be lost, and no call may make
-two jobs. Prints one line of JSON; exits with 1 when that is not so. Linux only.
+The process is traced (ptrace); it submits one job with a key and then writes the id that it
+received. After each kill the same call is made again by another process, as a client would. No
+received id may be lost, and no call may make two jobs. Prints one line of JSON; exits with 1 when
+that is not so. Linux only.
 
     python tests/serve/torn.py [--every 1] [--database URL]
 """
@@ -68,7 +70,8 @@ def in_fork(call: Callable[[], object], output: int | None = None) -> int:
 
 
 def ask_fork(call: Callable[[], object]) -> object:
-    """What a call comes to, in a process of its own: this one opens no database, so that its forks may."""
+    """What a call comes to, in a process of its own: this one opens no database, so that its forks
+    may."""
     end, output = os.pipe()
     child = in_fork(call, output)
     os.close(output)
@@ -79,7 +82,8 @@ def ask_fork(call: Callable[[], object]) -> object:
 
 
 def kill_at(settings: Settings, stop: int) -> tuple[str, bool]:
-    """Kill a create at its stop of a number; the id that it wrote, and whether it came to that stop at all."""
+    """Kill a create at its stop of a number; the id that it wrote, and whether it came to that stop
+    at all."""
     end, output = os.pipe()
     child = in_fork(lambda: traced(settings, stop, output))
     os.close(output)

@@ -1,4 +1,5 @@
-"""The ground of the queue: durable settings, one writer, migrations that survive a crash, backup and check."""
+"""The ground of the queue: durable settings, one writer, migrations that survive a crash, backup
+and check."""
 
 import signal
 import subprocess
@@ -54,7 +55,8 @@ def test_writes_are_one_after_another(database):
 def test_processes_write_one_after_another(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
     program = (
-        "import sys; from sqlalchemy import update; from skyloom.serve.queue.database import Database\n"
+        "import sys\nfrom sqlalchemy import update\n"
+        "from skyloom.serve.queue.database import Database\n"
         "from skyloom.serve.queue.tables import owners\n"
         "database = Database(sys.argv[1])\n"
         "for _ in range(40):\n"

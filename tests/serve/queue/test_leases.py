@@ -1,4 +1,4 @@
-"""What workers may count on, and what they may not do: fencing, lost leases, attempts, fair shares."""
+"""Leases: fencing, lost leases, attempts and fair shares."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""Quotas: nobody has more than the settings allow, however many ask at once; refusals say which quota and how much."""
+"""Quotas: nobody has more than the settings allow, however many ask at once; refusals say which
+quota and how much."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

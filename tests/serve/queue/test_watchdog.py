@@ -1,4 +1,5 @@
-"""Renders that hang, in whatever way: the job is given back with the cause, and the process that renders ends."""
+"""Renders that hang, in whatever way: the job is given back with the cause, and the process that
+renders ends."""
 
 import threading
 import time
@@ -25,7 +26,8 @@ LONG = 60.0  # seconds; only a broken watchdog waits for so long
 
 
 class Bench:
-    """A queue and a worker in this process; one clock for the database and the watchdog, `ended` are exit statuses."""
+    """A queue and a worker in this process; one clock for the database and the watchdog, `ended`
+    are exit statuses."""
 
     def __init__(self, folder: Path, **settings) -> None:
         self.settings = Settings(

@@ -1,4 +1,5 @@
-"""Deliveries in turns: one owner's tarpit holds up nobody else, a stop waits for nobody, nothing is lost."""
+"""Deliveries in turns: one owner's tarpit holds up nobody else, a stop waits for nobody, nothing is
+lost."""
 
 import json
 import threading
@@ -21,7 +22,8 @@ PATIENCE = 60  # seconds; only a test that fails takes them
 
 
 class Outside:
-    """Endpoints by URL: a "tarpit" does not answer before it is let go, a "dead" one not before all are alive."""
+    """Endpoints by URL: a "tarpit" does not answer before it is let go, a "dead" one not before all
+    are alive."""
 
     def __init__(self) -> None:
         self.sent, self.ids, self.open = [], [], threading.Event()

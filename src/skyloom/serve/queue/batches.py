@@ -243,7 +243,7 @@ class BatchStore:
         return True
 
     def _cancel_unrecorded(self, batch: Batch, line: int, job: Job) -> None:
-        """Cancel the job of a line that was stopped meanwhile, unless another server recorded it."""
+        """Cancel the job of a line stopped meanwhile, unless another server recorded it."""
         if all(row.job != job.id for row in self._read_lines(batch.number, line, 1)):
             with suppress(NotFoundError):
                 self._jobs.cancel(job.id, batch.owner)

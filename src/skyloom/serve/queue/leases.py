@@ -3,7 +3,7 @@
 A lease lasts `lease_seconds` from its last heartbeat and has a token, one more than the job's last
 lease. A write with an older token, or for a job that has left the worker, raises LostLeaseError and
 changes nothing. A job whose lease runs out is queued again, until it was lost `max_attempts` times
-without a new checkpoint or was worked on for `max_job_seconds` in total. job.py has the transitions.
+without a new checkpoint or was worked on for `max_job_seconds`. job.py has the transitions.
 """
 
 from collections.abc import Mapping, Sequence
