@@ -60,7 +60,9 @@ def test_what_would_be_collected_is_told(skyloom, queue, tmp_path):
 def test_an_unknown_job_or_status_is_an_error(skyloom, queue, tmp_path):
     gone = skyloom("jobs", "show", "video_none", "--data", tmp_path)
     assert (gone.code, gone.out) == (1, "")
-    assert gone.err == "skyloom: There is no job with the id 'video_none'. It may have been deleted.\n"
+    assert (
+        gone.err == "skyloom: There is no job with the id 'video_none'. It may have been deleted.\n"
+    )
     wrong = skyloom("jobs", "list", "--status", "done", "--data", tmp_path)
     assert wrong.code == 2
     assert "queued" in wrong.err

@@ -21,7 +21,7 @@ DONE = JobResult({"video": "asset:x"}, {})
 
 
 class Desk:
-    """What the server does for a batch: jobs from lines, and files from answers."""
+    """Stands in for the API: submits jobs and keeps output files."""
 
     def __init__(self, store) -> None:
         self.store = store
@@ -52,7 +52,7 @@ class Desk:
         return [json.loads(line) for line in self.files[f"{batch.id}_{name}.jsonl"].splitlines()]
 
     def tick(self, batches) -> None:
-        """One beat of upkeep."""
+        """Run one maintenance tick."""
         batches.advance(self.actions())
 
 

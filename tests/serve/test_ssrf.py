@@ -191,12 +191,12 @@ def internet(monkeypatch) -> Internet:
     return fake
 
 
-def test_there_are_as_many_as_promised():
+def test_the_corpus_has_200_urls():
     assert len(set(CORPUS)) >= 200
 
 
 @pytest.mark.parametrize("url", dict.fromkeys(CORPUS))
-def test_nothing_inside_is_called(internet, url: str):
+def test_no_private_address_is_called(internet, url: str):
     with pytest.raises(RequestError):
         outbound.fetch(url)
     assert internet.called == []
@@ -217,7 +217,7 @@ def test_a_redirect_is_not_followed(internet, status: int, location: str):
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "10.0.0.7", "169.254.169.254", "::1", "fd00::1"])
-def test_a_name_that_changes_its_mind_is_asked_once(internet, monkeypatch, inside: str):
+def test_a_name_is_resolved_once_per_call(internet, monkeypatch, inside: str):
     answers = iter([[PUBLIC], [inside], [inside]])
     monkeypatch.setattr(
         socket,
@@ -241,7 +241,7 @@ def test_a_name_that_changes_its_mind_is_asked_once(internet, monkeypatch, insid
         "https://[2606:4700:4700::1111]/",
     ],
 )
-def test_what_is_public_is_called(internet, url: str):
+def test_public_urls_are_called(internet, url: str):
     internet.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
     assert outbound.fetch(url) == b"body"
     assert len(internet.called) == 1

@@ -17,7 +17,7 @@ from skyloom.serve.queue.tables import owners, schema
 from ..conftest import load_beside
 
 
-def test_sqlite_is_safe_and_waits_for_the_disk(tmp_path):
+def test_sqlite_pragmas_and_version(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
     with database.read() as connection:
         pragmas = {
@@ -29,7 +29,7 @@ def test_sqlite_is_safe_and_waits_for_the_disk(tmp_path):
     assert tuple(map(int, version.split("."))) >= (3, 51, 3)
 
 
-def test_what_raises_is_undone(database):
+def test_an_exception_rolls_back(database):
     with pytest.raises(KeyError), database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=1.0))
         raise KeyError
@@ -37,7 +37,7 @@ def test_what_raises_is_undone(database):
         assert connection.execute(select(owners)).all() == []
 
 
-def test_writes_are_one_after_another(database):
+def test_writes_are_serialized(database):
     with database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=0.0))
 
@@ -52,7 +52,7 @@ def test_writes_are_one_after_another(database):
         assert connection.execute(select(owners.c.served)).scalar_one() == 80
 
 
-def test_processes_write_one_after_another(tmp_path):
+def test_writes_of_processes_are_serialized(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
     program = (
         "import sys\nfrom sqlalchemy import update\n"
@@ -150,7 +150,7 @@ def test_a_newer_database_is_left_alone(database_url):
         Database(database_url)
 
 
-def test_a_backup_taken_in_use_is_whole(tmp_path):
+def test_a_backup_during_use_is_complete(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
     with database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=1.0))
@@ -182,17 +182,17 @@ def test_damage_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["", "jobs.db", "mysql://host/name", "://"])
-def test_wrong_urls_are_refused(url: str):
+def test_invalid_urls_are_rejected(url: str):
     with pytest.raises(ConfigError):
         Database(url)
 
 
-def test_an_absent_database_is_a_sentence(tmp_path):
+def test_an_unreachable_database_is_an_error(tmp_path):
     with pytest.raises(CapacityError, match="cannot be opened"):
         Database(f"postgresql://nobody@/none?host={tmp_path}")
 
 
-def test_a_postgres_that_was_killed_is_found_again():
+def test_connections_recover_after_postgres_was_killed():
     postgres = load_beside("postgres")
     if reason := postgres.why_not():
         pytest.skip(reason)

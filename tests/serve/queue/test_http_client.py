@@ -40,7 +40,7 @@ def leads_to(*addresses: str):
 
 
 @pytest.mark.parametrize("address", INSIDE)
-def test_no_address_inside_is_public(address: str):
+def test_private_addresses_are_not_public(address: str):
     assert not is_public(address)
     with pytest.raises(RequestError):
         check_url("https://example.org/", resolve=leads_to(address))
@@ -51,7 +51,7 @@ def test_no_address_inside_is_public(address: str):
 @pytest.mark.parametrize(
     "address", [PUBLIC, "8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "2002:808:808::"]
 )
-def test_open_addresses_are_public(address: str):
+def test_public_addresses_are_public(address: str):
     assert is_public(address)
     target = check_url("https://example.org:8443/a/b?c=d", resolve=leads_to(address))
     assert (target.host, target.port, target.path, target.addresses) == (
@@ -75,7 +75,7 @@ def test_open_addresses_are_public(address: str):
         "javascript:alert(1)", "data:text/plain,x", "https://{a}/",
     ],
 )  # fmt: skip
-def test_urls_that_parsers_read_differently_are_refused(url: str):
+def test_urls_that_parsers_read_differently_are_rejected(url: str):
     with pytest.raises(RequestError):
         check_url(url, resolve=leads_to(PUBLIC))
 
@@ -88,12 +88,12 @@ def test_urls_that_parsers_read_differently_are_refused(url: str):
         "[0:0:0:0:0:ffff:7f00:1]",
     ],
 )  # fmt: skip
-def test_other_spellings_of_this_machine_lead_nowhere(host: str):
+def test_other_spellings_of_loopback_are_rejected(host: str):
     with pytest.raises(RequestError):
         check_url(f"https://{host}/")
 
 
-def test_this_machine_is_reached_only_when_that_is_allowed():
+def test_loopback_is_allowed_only_with_the_option():
     with pytest.raises(RequestError):
         check_url("http://localhost:1/", resolve=leads_to("127.0.0.1"))
     assert (
@@ -112,7 +112,7 @@ def test_public_is_never_more_than_global(address: ipaddress.IPv4Address | ipadd
         assert not address.is_multicast
 
 
-def test_it_connects_to_the_address_that_was_checked_and_follows_nothing(monkeypatch):
+def test_it_connects_to_the_checked_address_and_follows_no_redirect(monkeypatch):
     monkeypatch.undo()  # loopback is meant here
     requests = []
 
@@ -142,7 +142,7 @@ def test_it_connects_to_the_address_that_was_checked_and_follows_nothing(monkeyp
     assert requests == [("/hook?a=b", f"name.invalid:{target.port}", b"body")]
 
 
-def test_nobody_there_is_an_os_error(monkeypatch):
+def test_a_refused_connection_is_an_os_error(monkeypatch):
     monkeypatch.undo()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -275,13 +275,13 @@ def in_a_thread(call):
     ],
     ids=["headers", "body", "chunk", "handshake"],
 )
-def test_a_peer_that_drips_is_left_at_the_deadline(peer, scheme, start):
+def test_a_slow_response_ends_at_the_deadline(peer, scheme, start):
     target = peer(dripping(start))
     target = CheckedUrl(scheme, target.host, target.port, target.path, target.addresses)
     assert isinstance(in_a_thread(lambda: get(target, 2**20, Deadline(0.3))), TimeoutError)
 
 
-def test_a_peer_that_does_not_read_is_left_at_the_deadline(peer):
+def test_a_peer_that_does_not_read_ends_at_the_deadline(peer):
     target = peer(lambda opened, over: over.wait(60))
     assert isinstance(
         in_a_thread(lambda: post(target, {}, bytes(64 * 2**20), Deadline(0.3))), TimeoutError
@@ -311,12 +311,12 @@ def flooding(start: bytes, piece: bytes):
     ],
     ids=["continue", "length", "body", "trailers", "chunks"],
 )
-def test_an_answer_has_a_largest_size(peer, start, piece):
+def test_a_response_has_a_maximum_size(peer, start, piece):
     target = peer(flooding(start, piece))
     assert isinstance(in_a_thread(lambda: get(target, 10_000, Deadline(50))), TooLongError)
 
 
-def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
+def test_only_the_head_of_a_post_response_is_read(peer):
     assert (
         in_a_thread(
             lambda: post(peer(flooding(b"HTTP/1.1 204 X\r\n\r\n", b"x")), {}, b"", Deadline(50))
@@ -329,7 +329,7 @@ def test_of_an_answer_to_a_post_only_the_head_is_read(peer):
     assert isinstance(long, TooLongError)
 
 
-def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
+def test_a_slow_lookup_is_rejected(monkeypatch):
     found, lookups, begun = threading.Event(), [], threading.Semaphore(0)
 
     def hangs(host, port, **_):
@@ -349,7 +349,7 @@ def test_a_name_that_is_not_found_in_time_is_refused(monkeypatch):
     found.set()
 
 
-def test_a_call_has_one_deadline_for_look_up_and_answer(monkeypatch):
+def test_a_call_has_one_deadline_for_lookup_and_response(monkeypatch):
     peer = Dripping(b"HTTP/1.1 200 OK\r\n")
 
     def slow(host, port, **_):
@@ -370,7 +370,7 @@ def test_a_call_has_one_deadline_for_look_up_and_answer(monkeypatch):
     assert peer.now == 13.0, "one byte was read"
 
 
-def test_addresses_that_do_not_answer_share_the_time(monkeypatch):
+def test_addresses_that_do_not_respond_share_the_time(monkeypatch):
     now, tried = [0.0], []
 
     def silent(address, timeout):

@@ -1,4 +1,4 @@
-"""What clients may count on: durable, no doubles, bounded, fair, theirs alone."""
+"""JobStore: durability, idempotency, limits, client verbs and owners."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,11 +14,11 @@ CAT = {"prompt": "a cat"}
 
 
 def submit(store: JobStore, owner: str = "ada", **more):
-    """A job, whatever it is."""
+    """Submit a job."""
     return store.submit(CAT, owner=owner, **more)
 
 
-def test_a_job_is_there_for_whoever_opens_the_database_next(store, settings, database_url):
+def test_a_submitted_job_is_on_disk(store, settings, database_url):
     job = submit(store, extra={"model": "sora-2"}, priority=2)
     again = Database(database_url)
     assert JobStore(again, settings).get(job.id) == job
@@ -32,7 +32,7 @@ def test_a_job_is_there_for_whoever_opens_the_database_next(store, settings, dat
     assert job.id.startswith("video_")
 
 
-def test_owners_see_only_their_own(store):
+def test_owners_see_only_their_own_jobs(store):
     job = submit(store)
     for call in (store.get, store.cancel, store.pause, store.resume, store.retry, store.delete):
         with pytest.raises(NotFoundError):
@@ -42,7 +42,7 @@ def test_owners_see_only_their_own(store):
     assert store.get(job.id, "ada").status == "queued"
 
 
-def test_pages_go_through_all_jobs_once(store):
+def test_pages_list_every_job_once(store):
     made = [submit(store).id for _ in range(4)]
     seen, after, more = [], None, True
     while more:
@@ -55,7 +55,7 @@ def test_pages_go_through_all_jobs_once(store):
         store.page("ada", after="video_none")
 
 
-def test_a_key_gives_one_job_for_a_day(store, clock):
+def test_an_idempotency_key_returns_one_job_for_a_day(store, clock):
     job = submit(store, key="k", fingerprint="f")
     assert submit(store, key="k", fingerprint="f").id == job.id
     with pytest.raises(JobConflictError):
@@ -65,7 +65,7 @@ def test_a_key_gives_one_job_for_a_day(store, clock):
     assert submit(store, key="k", fingerprint="f").id != job.id
 
 
-def test_a_clients_retry_gives_its_job_and_a_second_wish_another(store, clock):
+def test_a_client_retry_returns_the_newest_job_of_its_fingerprint(store, clock):
     first = submit(store, fingerprint="f")
     second = submit(store, fingerprint="f")
     assert first.id != second.id
@@ -75,7 +75,7 @@ def test_a_clients_retry_gives_its_job_and_a_second_wish_another(store, clock):
     assert submit(store, fingerprint="f", retry_count=2).id not in (first.id, second.id)
 
 
-def test_a_thousand_posts_of_one_wish_are_one_job(database_url, tmp_path):
+def test_concurrent_submits_with_one_key_are_one_job(database_url, tmp_path):
     store = JobStore(Database(database_url), Settings(data=tmp_path))
     with ThreadPoolExecutor(50) as threads:
         ids = set(threads.map(lambda _: submit(store, key="k", fingerprint="f").id, range(1_000)))
@@ -84,7 +84,7 @@ def test_a_thousand_posts_of_one_wish_are_one_job(database_url, tmp_path):
     store.database.close()
 
 
-def test_the_queue_is_bounded_for_one_and_for_all(store, leases):
+def test_the_queue_is_bounded_per_owner_and_in_total(store, leases):
     for _ in range(4):
         submit(store)
     with pytest.raises(CapacityError) as full:
@@ -99,7 +99,7 @@ def test_the_queue_is_bounded_for_one_and_for_all(store, leases):
     assert submit(store, owner="cleo").status == "queued"
 
 
-def test_what_waits_is_cancelled_paused_and_resumed_at_once(store):
+def test_queued_jobs_are_cancelled_paused_and_resumed_at_once(store):
     job = submit(store)
     assert store.pause(job.id).status == "paused"
     assert store.pause(job.id).status == "paused"
@@ -116,7 +116,7 @@ def test_what_waits_is_cancelled_paused_and_resumed_at_once(store):
         store.retry(job.id)
 
 
-def test_what_runs_is_told(store, leases: Leases):
+def test_a_running_job_gets_a_requested_action(store, leases: Leases):
     job = submit(store)
     lease = leases.lease("w")
     assert leases.heartbeat(lease) is None
@@ -130,7 +130,7 @@ def test_what_runs_is_told(store, leases: Leases):
     assert leases.release(lease).status == "cancelled"
 
 
-def test_a_deleted_job_is_gone_at_once_also_while_it_runs(store, leases, database):
+def test_a_deleted_job_is_hidden_at_once_even_while_it_runs(store, leases, database):
     waits, runs = submit(store), None
     store.delete(waits.id)
     runs = submit(store)
@@ -146,7 +146,7 @@ def test_a_deleted_job_is_gone_at_once_also_while_it_runs(store, leases, databas
     assert database.check() == []
 
 
-def test_a_cancel_that_was_accepted_is_final(store, leases):
+def test_an_accepted_cancel_is_final(store, leases):
     job = submit(store)
     lease = leases.lease("w")
     store.cancel(job.id)
@@ -154,7 +154,7 @@ def test_a_cancel_that_was_accepted_is_final(store, leases):
     assert store.get(job.id).result is None
 
 
-def test_events_tell_what_happened_in_order(store, leases):
+def test_events_are_listed_in_order(store, leases):
     job = submit(store)
     lease = leases.lease("w")
     leases.heartbeat(lease, progress=40, phase="denoise")
@@ -181,7 +181,7 @@ def test_results_expire(store, leases, settings, database, clock):
     assert store.referenced_assets() == set()
 
 
-def test_what_has_not_begun_at_its_deadline_expires(store, leases, clock):
+def test_a_job_not_started_at_its_deadline_expires(store, leases, clock):
     late, begun = (submit(store, owner=owner, deadline=clock.now + 10) for owner in ("ada", "bob"))
     lease = leases.lease("w")
     assert lease.job.id == late.id
@@ -191,7 +191,7 @@ def test_what_has_not_begun_at_its_deadline_expires(store, leases, clock):
     assert store.get(late.id).status == "in_progress"
 
 
-def test_assets_that_requests_and_checkpoints_name_are_referenced(store, leases):
+def test_assets_in_requests_and_checkpoints_are_referenced(store, leases):
     store.submit(
         {"prompt": "", "cards": [{"at": "0", "image": "asset:card"}]},
         owner="ada",
@@ -201,7 +201,7 @@ def test_assets_that_requests_and_checkpoints_name_are_referenced(store, leases)
     assert store.referenced_assets() == {"asset:card", "asset:e", "asset:step"}
 
 
-def test_counts_tell_of_the_queue(store, leases, clock):
+def test_counts(store, leases, clock):
     submit(store)
     submit(store)
     leases.register_worker("w", "cpu")
@@ -214,7 +214,7 @@ def test_counts_tell_of_the_queue(store, leases, clock):
     assert store.counts().workers == 0
 
 
-def test_no_page_is_larger_than_the_largest_whatever_is_asked(database, tmp_path):
+def test_no_page_has_more_than_100_rows(database, tmp_path):
     store = JobStore(database, Settings(data=tmp_path, max_queued_per_owner=1_000))
     ids = [submit(store).id for _ in range(103)]
     for limit in (101, 1_999_999):

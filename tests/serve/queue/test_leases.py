@@ -13,11 +13,11 @@ DONE = JobResult({"video": "asset:v"}, {"seed": 1})
 
 
 def submit(store, owner="ada", **more):
-    """A job, whatever it is."""
+    """Submit a job."""
     return store.submit({"prompt": "a cat"}, owner=owner, **more)
 
 
-def test_a_job_is_in_one_pair_of_hands(store, leases):
+def test_a_job_has_one_lease_at_a_time(store, leases):
     job = submit(store)
     lease = leases.lease("a")
     assert (lease.job.id, lease.job.status, lease.job.worker) == (job.id, "in_progress", "a")
@@ -65,7 +65,7 @@ def test_heartbeats_keep_a_lease_and_progress_never_goes_back(store, leases, clo
     assert leases.finish(lease, DONE).progress == 100
 
 
-def test_a_late_heartbeat_that_nobody_noticed_still_counts(store, leases, clock):
+def test_a_late_heartbeat_before_expiry_renews_the_lease(store, leases, clock):
     submit(store)
     lease = leases.lease("a")
     clock.turn(300)
@@ -80,7 +80,7 @@ def test_the_same_result_twice_is_one_result(store, leases):
     assert [event.type for event in store.events(job=job.id)].count("video.completed") == 1
 
 
-def test_a_job_that_kills_its_workers_ends_as_failed(store, leases, clock):
+def test_a_job_fails_after_max_attempts(store, leases, clock):
     job = submit(store)
     for _ in range(3):
         leases.lease("a")
@@ -92,7 +92,7 @@ def test_a_job_that_kills_its_workers_ends_as_failed(store, leases, clock):
     assert store.retry(job.id).attempts == 0
 
 
-def test_a_job_that_gets_on_is_not_given_up(store, leases, clock):
+def test_a_new_checkpoint_resets_the_attempts(store, leases, clock):
     job = submit(store)
     for index in range(6):
         lease = leases.lease("a")
@@ -103,7 +103,7 @@ def test_a_job_that_gets_on_is_not_given_up(store, leases, clock):
     assert store.get(job.id).status == "queued"
 
 
-def test_a_dead_workers_jobs_go_back_at_once(store, leases):
+def test_a_dead_workers_jobs_are_requeued_at_once(store, leases):
     job = submit(store)
     leases.lease("a")
     assert leases.requeue_worker_jobs("b") == 0
@@ -111,7 +111,7 @@ def test_a_dead_workers_jobs_go_back_at_once(store, leases):
     assert leases.lease("b").job.id == job.id
 
 
-def test_what_was_wanted_is_done_when_the_worker_dies(store, leases, clock):
+def test_requested_actions_are_applied_when_the_worker_dies(store, leases, clock):
     cancelled, paused, deleted = (submit(store) for _ in range(3))
     for _ in range(3):
         leases.lease("a")
@@ -125,7 +125,7 @@ def test_what_was_wanted_is_done_when_the_worker_dies(store, leases, clock):
     assert store.counts().by_status == {"cancelled": 1, "paused": 1}
 
 
-def test_going_away_costs_no_attempt_and_keeps_the_checkpoint(store, leases):
+def test_release_counts_no_attempt_and_keeps_the_checkpoint(store, leases):
     job = submit(store)
     for _ in range(5):
         lease = leases.lease("a")
@@ -133,7 +133,7 @@ def test_going_away_costs_no_attempt_and_keeps_the_checkpoint(store, leases):
     assert (store.get(job.id).attempts, store.get(job.id).checkpoint) == (0, {"state": "asset:s"})
 
 
-def test_failures_are_final_or_tried_again_later(store, leases, clock):
+def test_failures_are_final_or_retried_later(store, leases, clock):
     job = submit(store)
     full = JobFailure("disk_full", "The disk is full.")
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_failures_are_final_or_tried_again_later(store, leases, clock):
     assert job.id != other.id
 
 
-def test_an_owners_urgent_jobs_go_first_and_the_rest_in_order(store, leases):
+def test_priority_then_age_orders_an_owners_jobs(store, leases):
     ids = [submit(store, priority=priority).id for priority in (0, 0, 5, 0)]
     order = [leases.lease("a").job.id for _ in range(4)]
     assert order == [ids[2], ids[0], ids[1], ids[3]]
@@ -160,7 +160,7 @@ def test_owners_take_turns_however_many_jobs_they_have(store, leases):
     assert [leases.lease("a").job.owner for _ in range(5)] == ["ada", "bob", "cleo", "ada", "ada"]
 
 
-def test_an_owner_who_comes_back_has_no_credit(store, leases):
+def test_a_returning_owner_has_no_credit(store, leases):
     for _ in range(3):
         submit(store, "ada")
         leases.finish(leases.lease("a"), DONE)
@@ -169,7 +169,7 @@ def test_an_owner_who_comes_back_has_no_credit(store, leases):
     assert sorted(leases.lease("a").job.owner for _ in range(2)) == ["ada", "bob"]
 
 
-def test_long_jobs_count_for_more(store, leases):
+def test_usage_is_weighted_by_cost(store, leases):
     submit(store, "ada", cost=3.0)
     submit(store, "ada")
     for _ in range(3):
@@ -177,7 +177,7 @@ def test_long_jobs_count_for_more(store, leases):
     assert [leases.lease("a").job.owner for _ in range(5)] == ["ada", "bob", "bob", "bob", "ada"]
 
 
-def test_four_clients_of_one_worker_get_on_alike(store, leases, database, tmp_path):
+def test_four_owners_get_equal_shares_of_one_worker(store, leases, database, tmp_path):
     roomy = type(store)(database, Settings(data=tmp_path))
     for owner, count in (("ada", 40), ("bob", 20), ("cleo", 20), ("dan", 10)):
         for _ in range(count):
@@ -191,7 +191,7 @@ def test_four_clients_of_one_worker_get_on_alike(store, leases, database, tmp_pa
         assert max(counts) - min(counts) <= 1
 
 
-def test_old_events_and_keys_are_forgotten(store, leases, clock):
+def test_old_events_and_keys_are_deleted(store, leases, clock):
     job = submit(store, key="k", fingerprint="f")
     leases.finish(leases.lease("a"), DONE)
     clock.turn(8 * 86_400)

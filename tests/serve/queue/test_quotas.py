@@ -1,5 +1,4 @@
-"""Quotas: nobody has more than the settings allow, however many ask at once; refusals say which
-quota and how much."""
+"""Quotas: limits hold under concurrency; errors name the quota, its usage and its limit."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ def limited(folder: Path, **limits: int) -> Settings:
 
 
 def maker(database: Database, settings: Settings, name: str):
-    """A call that takes one of a thing for an owner, or ten units of it."""
+    """Return a call that uses one unit (or ten) of a quota for an owner."""
     quotas, jobs = Quotas(settings), JobStore(database, settings)
     library, batches = Library(database, quotas), BatchStore(database, jobs, quotas)
     endpoints = EndpointStore(database, quotas)
@@ -50,7 +49,7 @@ def maker(database: Database, settings: Settings, name: str):
 
 
 @pytest.mark.parametrize("name", QUOTAS)
-def test_nobody_has_more_than_the_limit_however_many_ask_at_once(database, tmp_path, name: str):
+def test_concurrent_calls_do_not_exceed_a_quota(database, tmp_path, name: str):
     settings = limited(tmp_path, **{name: LIMITS[name]})
     make, gate = maker(database, settings, name), Barrier(THREADS)
 
@@ -73,17 +72,17 @@ def test_nobody_has_more_than_the_limit_however_many_ask_at_once(database, tmp_p
 
 
 @pytest.mark.parametrize("name", QUOTAS)
-def test_no_limit_is_no_limit(database, tmp_path, name: str):
+def test_a_limit_of_0_is_unlimited(database, tmp_path, name: str):
     make = maker(database, limited(tmp_path), name)
     for _ in range(12):
         make("ada")
 
 
-def test_every_quota_may_be_switched_off():
+def test_every_quota_can_be_unlimited():
     assert {quota.setting for quota in QUOTAS.values()} <= set(UNLIMITED_BY_ZERO)
 
 
-def test_what_is_gone_makes_room_again(database, tmp_path, clock):
+def test_deleted_and_ended_things_free_their_quota(database, tmp_path, clock):
     settings = limited(tmp_path, **LIMITS)
     jobs, library = JobStore(database, settings), Library(database, Quotas(settings))
     made = [jobs.submit({"prompt": "x"}, owner="ada", cost=10.0).id for _ in range(3)]
@@ -108,7 +107,7 @@ def test_what_is_gone_makes_room_again(database, tmp_path, clock):
         make("ada")
 
 
-def test_jobs_in_a_workers_hands_count(database, tmp_path):
+def test_running_jobs_count(database, tmp_path):
     settings = limited(tmp_path, queued_cost=30)
     jobs, leases = JobStore(database, settings), Leases(database, settings)
     jobs.submit({"prompt": "x"}, owner="ada", cost=25.0)
@@ -118,13 +117,13 @@ def test_jobs_in_a_workers_hands_count(database, tmp_path):
     jobs.submit({"prompt": "x"}, owner="ada", cost=5.0)
 
 
-def test_the_same_call_again_is_no_more(database, tmp_path):
+def test_a_repeated_call_does_not_count_twice(database, tmp_path):
     jobs = JobStore(database, limited(tmp_path, queued_jobs=1))
     first = jobs.submit({"prompt": "x"}, owner="ada", key="k", fingerprint="f")
     assert jobs.submit({"prompt": "x"}, owner="ada", key="k", fingerprint="f").id == first.id
 
 
-def test_a_job_that_never_fits_is_not_to_be_tried_again(database, tmp_path):
+def test_a_job_over_the_whole_quota_has_no_retry_after(database, tmp_path):
     jobs = JobStore(database, limited(tmp_path, queued_cost=30))
     with pytest.raises(QuotaError) as refusal:
         jobs.submit({"prompt": "x"}, owner="ada", cost=31.0)
@@ -132,7 +131,7 @@ def test_a_job_that_never_fits_is_not_to_be_tried_again(database, tmp_path):
     assert "ask for 31 more" in refusal.value.message
 
 
-def test_a_seconds_cost_is_one_for_the_bundled_models_usual_video():
+def test_job_cost():
     assert job_cost(1, 128, 128, 4) == 1
     assert job_cost(3_600, 128, 128, 50) == 45_000
     assert job_cost(4, 1280, 720, 20) == 1_125
@@ -183,7 +182,7 @@ def test_a_hundred_hours_are_not_queued_by_default(serve):
     )  # small ones still fit
 
 
-def test_variations_are_all_made_or_none(serve):
+def test_variations_are_all_submitted_or_none(serve):
     server = serve(max_queued_per_owner=3)
     assert (
         code_of(server.http().post("/v1/videos", json={"prompt": "a cat", "n": 4}))
@@ -192,14 +191,14 @@ def test_variations_are_all_made_or_none(serve):
     assert server.services.jobs.counts().by_status == {}
 
 
-def test_a_steps_storyboard_counts_like_a_video(serve):
+def test_a_storyboard_costs_as_much_as_a_video(serve):
     client = serve(max_queued_cost_per_owner=100).http()
     cards = [{"at": 0, "prompt": "a cat"}]
     body = {"cards": cards, "model": "diorama", "seconds": "60", "steps": 50}
     assert code_of(client.post("/v1/videos/storyboard", json=body)) == "queued_cost_quota_exceeded"
 
 
-def test_edits_of_outside_videos_count_as_a_minute(serve):
+def test_edits_of_uploaded_videos_count_as_a_minute(serve):
     from ..api.conftest import MP4
 
     client = serve(max_queued_cost_per_owner=100).http()
@@ -208,7 +207,7 @@ def test_edits_of_outside_videos_count_as_a_minute(serve):
     assert code_of(refused) == "queued_cost_quota_exceeded"
 
 
-def test_uploads_over_quota_are_refused_before_they_are_stored(serve):
+def test_uploads_over_quota_are_rejected_before_they_are_stored(serve):
     from ..api.conftest import MP4, PNG
 
     server = serve(max_files_per_owner=1, max_characters_per_owner=1, max_queued_per_owner=1)
@@ -299,7 +298,7 @@ def test_batches_are_bounded_and_their_output_is_kept_over_quota(serve):
     )  # it is not a day old
 
 
-def test_lines_of_a_batch_wait_for_room_but_not_for_what_never_fits(serve):
+def test_batch_lines_wait_for_room_and_fail_if_they_never_fit(serve):
     from skyloom.serve.api.routes.batches import advance
 
     server = serve(max_queued_cost_per_owner=100)
@@ -325,7 +324,7 @@ def test_lines_of_a_batch_wait_for_room_but_not_for_what_never_fits(serve):
     assert "queued_cost_quota_exceeded" in errors
 
 
-def test_quotas_are_the_owners_own_and_apply_to_everybody(serve):
+def test_quotas_apply_to_each_owner_separately(serve):
     server = serve(max_queued_per_owner=1)
     for key in (server.key("ada"), server.key("bob"), server.key("root", "admin", "read", "write")):
         client = server.http(key)
@@ -333,7 +332,7 @@ def test_quotas_are_the_owners_own_and_apply_to_everybody(serve):
         assert client.post("/v1/videos", json={"prompt": "a dog"}).status_code == 429
 
 
-def test_an_owner_without_a_limit_is_held_by_the_whole_queue(serve):
+def test_an_unlimited_owner_is_limited_by_the_queue(serve):
     client = serve(max_queued_per_owner=0, max_queued=2).http()
     answers = [client.post("/v1/videos", json={"prompt": f"a cat {index}"}) for index in range(3)]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == [
@@ -344,7 +343,7 @@ def test_an_owner_without_a_limit_is_held_by_the_whole_queue(serve):
     assert code_of(answers[2]) == "rate_limit_exceeded"
 
 
-def test_defaults_are_generous_and_refusals_are_capacity_errors():
+def test_defaults_and_error_class():
     settings = replace(Settings(), data=Path("/nowhere"))
     assert all(getattr(settings, quota.setting) >= 50 for quota in QUOTAS.values())
     assert issubclass(QuotaError, CapacityError)

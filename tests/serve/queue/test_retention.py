@@ -1,4 +1,4 @@
-"""What is over goes after its retention, a bounded number at a time; what is not, stays."""
+"""Retention: which rows are deleted, when, and how many per transaction."""
 
 import pytest
 from sqlalchemy import event, func, insert, select, update
@@ -35,12 +35,12 @@ def count(database, table) -> int:
 
 
 def failed(store, leases):
-    """A job that went wrong."""
+    """Submit a job and fail it."""
     store.submit({}, owner="ada")
     return leases.fail(leases.lease("w"), JobFailure("internal", "wrong"))
 
 
-def test_each_kind_goes_after_its_own_time(database, store, leases, settings, clock):
+def test_each_kind_of_row_has_its_own_retention(database, store, leases, settings, clock):
     EndpointStore(database).add(
         "ada", "a", "https://example.org", ["video.completed", "video.failed"]
     )
@@ -64,7 +64,7 @@ def test_each_kind_goes_after_its_own_time(database, store, leases, settings, cl
     assert database.check() == []
 
 
-def test_a_job_that_was_tried_again_stays(database, store, leases, settings, clock):
+def test_a_retried_job_stays(database, store, leases, settings, clock):
     wrong = failed(store, leases)
     clock.turn(31 * DAY)
     store.retry(wrong.id)
@@ -72,7 +72,7 @@ def test_a_job_that_was_tried_again_stays(database, store, leases, settings, clo
     assert store.get(wrong.id).status == "queued"
 
 
-def test_what_is_still_to_be_sent_stays(database, store, leases, settings, clock):
+def test_pending_deliveries_stay(database, store, leases, settings, clock):
     EndpointStore(database).add("ada", "a", "https://example.org", ["video.failed"])
     failed(store, leases)
     deliver_due(database, lambda *_: 500)
@@ -97,7 +97,7 @@ def test_files_stay_unless_a_retention_is_set(database, settings, clock):
     assert old != new
 
 
-def test_nothing_goes_where_the_retention_is_0(database, store, leases, settings, clock):
+def test_a_retention_of_0_deletes_nothing(database, store, leases, settings, clock):
     failed(store, leases)
     clock.turn(1_000 * DAY)
     names = ("ended", "event", "delivery", "batch", "file")
@@ -106,7 +106,7 @@ def test_nothing_goes_where_the_retention_is_0(database, store, leases, settings
     assert count(database, events) == 3
 
 
-def test_a_batch_goes_with_its_lines_and_its_files(database, store, settings, clock, monkeypatch):
+def test_a_batch_is_deleted_with_its_lines_and_files(database, store, settings, clock, monkeypatch):
     monkeypatch.setattr(retention, "ROWS", 3)
     library, all_batches = Library(database), BatchStore(database, store)
     wanted = [Line(f"l{index}", {}) for index in range(7)]
@@ -131,7 +131,7 @@ def test_a_batch_goes_with_its_lines_and_its_files(database, store, settings, cl
     assert old.id != waits.id
 
 
-def test_no_transaction_removes_more_than_a_bounded_number(
+def test_no_transaction_deletes_more_than_a_bounded_number(
     database, store, leases, settings, clock, monkeypatch
 ):
     monkeypatch.setattr(retention, "ROWS", 20)
@@ -153,7 +153,9 @@ def test_no_transaction_removes_more_than_a_bounded_number(
     assert count(database, events) == count(database, jobs) == 0
 
 
-def test_a_sweep_ends_also_when_much_is_due(database, store, settings, clock, monkeypatch):
+def test_one_call_runs_a_bounded_number_of_transactions(
+    database, store, settings, clock, monkeypatch
+):
     monkeypatch.setattr(retention, "ROWS", 10)
     monkeypatch.setattr(retention, "ROUNDS", 2)
     job = store.submit({}, owner="ada")
@@ -171,12 +173,12 @@ def test_a_sweep_ends_also_when_much_is_due(database, store, settings, clock, mo
 
 @pytest.mark.parametrize("name", ["ended", "event", "delivery", "batch", "file"])
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
-def test_a_retention_that_is_none_is_refused(name, seconds, tmp_path):
+def test_an_invalid_retention_is_rejected(name, seconds, tmp_path):
     with pytest.raises(ConfigError, match=f"keep_{name}_seconds must be 0 or more"):
         Settings(data=tmp_path, **{f"keep_{name}_seconds": seconds})
 
 
 @pytest.mark.parametrize("seconds", [-1, 0, float("nan"), float("inf")])
-def test_results_cannot_be_kept_for_no_time(seconds, tmp_path):
+def test_keep_seconds_must_be_positive(seconds, tmp_path):
     with pytest.raises(ConfigError, match="keep_seconds must be more than 0"):
         Settings(data=tmp_path, keep_seconds=seconds)

@@ -1,5 +1,4 @@
-"""Deliveries in turns: one owner's tarpit holds up nobody else, a stop waits for nobody, nothing is
-lost."""
+"""Webhook delivery: fairness between owners, stopping, pauses and claims."""
 
 import json
 import threading
@@ -77,8 +76,8 @@ def endpoint(database: Database, owner: str, name: str) -> str:
     )
 
 
-def tell(database: Database, owner: str, events: int = 1) -> None:
-    """Something for all endpoints of an owner."""
+def add_deliveries(database: Database, owner: str, events: int = 1) -> None:
+    """Add deliveries for all endpoints of an owner."""
     for index in range(events):
         with database.write() as write:
             enqueue_deliveries(write, owner, "video.completed", f"video_{owner}_{index}")
@@ -90,12 +89,12 @@ def rows(database: Database) -> list:
         return connection.execute(deliveries.select().order_by(deliveries.c.number)).all()
 
 
-def test_a_tarpit_holds_up_nobody_else(database, outside, make_sender):
+def test_a_slow_endpoint_does_not_delay_other_owners(database, outside, make_sender):
     for name in ("tarpit1", "tarpit2", "tarpit3"):
         endpoint(database, "eve", name)
     endpoint(database, "ada", "good")
-    tell(database, "eve", 20)
-    tell(database, "ada", 5)
+    add_deliveries(database, "eve", 20)
+    add_deliveries(database, "ada", 5)
     sender = make_sender(total=4)
     sender.start()
     outside.wait_for(lambda: outside.sent.count("https://ada.example.org/good") == 5)
@@ -103,10 +102,10 @@ def test_a_tarpit_holds_up_nobody_else(database, outside, make_sender):
     sender.stop()
 
 
-def test_her_own_good_endpoint_is_not_held_up_by_one_tarpit(database, outside, make_sender):
+def test_a_slow_endpoint_does_not_delay_the_owners_other_endpoint(database, outside, make_sender):
     endpoint(database, "ada", "tarpit")
     endpoint(database, "ada", "good")
-    tell(database, "ada", 5)
+    add_deliveries(database, "ada", 5)
     sender = make_sender()
     sender.start()
     outside.wait_for(lambda: outside.sent.count("https://ada.example.org/good") == 5)
@@ -114,12 +113,10 @@ def test_her_own_good_endpoint_is_not_held_up_by_one_tarpit(database, outside, m
     sender.stop()
 
 
-def test_owners_take_turns_however_much_waits_and_however_old_it_is(
-    database, outside, make_sender, clock
-):
+def test_owners_take_turns(database, outside, make_sender, clock):
     for owner, events in (("ada", 6), ("bob", 2), ("cy", 1)):
         endpoint(database, owner, "good")
-        tell(database, owner, events)
+        add_deliveries(database, owner, events)
         clock.turn(1)
     sender = make_sender(total=1)
     while sender.send_due():
@@ -128,15 +125,15 @@ def test_owners_take_turns_however_much_waits_and_however_old_it_is(
     assert order == "abcabaaaa"
 
 
-def test_many_owners_with_tarpits_do_not_keep_the_slots(database, outside, make_sender, clock):
+def test_slow_endpoints_of_many_owners_do_not_keep_all_slots(database, outside, make_sender, clock):
     """With all slots full of tarpits, the one that comes free is for who has nothing in hand."""
     for index in range(4):
         for name in ("tarpit1", "tarpit2"):
             endpoint(database, f"eve{index}", name)
-        tell(database, f"eve{index}", 10)
+        add_deliveries(database, f"eve{index}", 10)
     clock.turn(1)
     endpoint(database, "ada", "good")
-    tell(database, "ada")
+    add_deliveries(database, "ada")
     sender = make_sender(total=4)
     sender.send_due()
     assert sorted(url.split(".")[0] for url in outside.sent[:4]) == [
@@ -149,11 +146,11 @@ def test_many_owners_with_tarpits_do_not_keep_the_slots(database, outside, make_
     assert "https://ada.example.org/good" in outside.sent[:8]
 
 
-def test_a_stop_waits_for_no_delivery_and_it_is_sent_again_under_its_id(
+def test_a_stop_does_not_wait_and_the_delivery_is_resent_under_its_id(
     database, outside, make_sender, clock
 ):
     endpoint(database, "ada", "tarpit")
-    tell(database, "ada")
+    add_deliveries(database, "ada")
     sender = make_sender()
     sender.start()
     outside.wait_for(lambda: outside.sent)
@@ -177,8 +174,8 @@ def test_a_stop_waits_for_no_delivery_and_it_is_sent_again_under_its_id(
 def test_two_processes_send_each_once(database, outside, make_sender):
     endpoint(database, "ada", "good")
     endpoint(database, "bob", "good")
-    tell(database, "ada", 10)
-    tell(database, "bob", 10)
+    add_deliveries(database, "ada", 10)
+    add_deliveries(database, "bob", 10)
     senders = [make_sender() for _ in range(2)]
     for sender in senders:
         sender.start()
@@ -189,9 +186,9 @@ def test_two_processes_send_each_once(database, outside, make_sender):
     assert len(set(outside.ids)) == len(outside.ids) == 20
 
 
-def test_what_waits_for_an_endpoint_that_fails_is_put_off(database, outside, make_sender, clock):
+def test_deliveries_to_a_failing_endpoint_are_postponed(database, outside, make_sender, clock):
     endpoint(database, "ada", "dead")
-    tell(database, "ada", PAUSE_AFTER + 20)
+    add_deliveries(database, "ada", PAUSE_AFTER + 20)
     sender = make_sender()
     while sender.send_due():
         assert sender.wait_until_idle(PATIENCE)
@@ -211,11 +208,9 @@ def test_what_waits_for_an_endpoint_that_fails_is_put_off(database, outside, mak
     assert count >= 20, "one that is heard ends the pause"
 
 
-def test_after_three_days_nothing_is_tried_again_however_rarely_it_was(
-    database, outside, make_sender, clock
-):
+def test_nothing_is_retried_after_three_days(database, outside, make_sender, clock):
     endpoint(database, "ada", "dead")
-    tell(database, "ada")
+    add_deliveries(database, "ada")
     clock.turn(GIVE_UP_SECONDS)
     sender = make_sender()
     assert sender.send_due() == 1
@@ -223,9 +218,9 @@ def test_after_three_days_nothing_is_tried_again_however_rarely_it_was(
     assert [(row.attempts, row.next_at) for row in rows(database)] == [(1, None)]
 
 
-def test_a_database_that_is_away_costs_no_slot(database, outside, make_sender, monkeypatch):
+def test_an_unreachable_database_leaks_no_slot(database, outside, make_sender, monkeypatch):
     endpoint(database, "ada", "good")
-    tell(database, "ada")
+    add_deliveries(database, "ada")
     sender = make_sender(total=1)
 
     def away(*_):
@@ -241,11 +236,11 @@ def test_a_database_that_is_away_costs_no_slot(database, outside, make_sender, m
     assert json.loads(json.dumps(rows(database)[0].payload))["type"] == "video.completed"
 
 
-def test_a_thread_that_cannot_begin_costs_no_slot(
+def test_a_thread_that_cannot_start_leaks_no_slot(
     database, outside, make_sender, monkeypatch, clock
 ):
     endpoint(database, "ada", "good")
-    tell(database, "ada")
+    add_deliveries(database, "ada")
     sender = make_sender(total=1)
 
     def none_left(self):
@@ -260,7 +255,7 @@ def test_a_thread_that_cannot_begin_costs_no_slot(
     assert sender.wait_until_idle(PATIENCE)
 
 
-def test_slots_keep_no_row_for_who_has_nothing_in_hand():
+def test_slots_keep_no_entry_for_an_idle_owner():
     slots = Slots(2, 1)
     assert slots.acquire("ada", "x")
     assert not slots.acquire("ada", "y")

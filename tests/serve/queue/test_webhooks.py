@@ -18,7 +18,7 @@ URL = "https://example.org/hook"
 
 
 class Post:
-    """What would have been sent, and the answers."""
+    """Records requests and returns prepared status codes."""
 
     def __init__(self, *answers: int) -> None:
         self.answers, self.sent = list(answers), []
@@ -48,7 +48,7 @@ def end_a_job(store, leases, owner="ada", *, well=True) -> str:
     return id
 
 
-def test_the_ends_of_jobs_are_told_to_their_owner_once(store, leases, endpoints, database):
+def test_ended_jobs_are_delivered_once_to_their_owner(store, leases, endpoints, database):
     endpoint = endpoints.add("ada", "mine", URL, EVENT_TYPES)
     endpoints.add("bob", "his", URL, EVENT_TYPES)
     endpoints.add("ada", "failures", "https://example.org/bad", ["video.failed"])
@@ -70,7 +70,7 @@ def test_the_ends_of_jobs_are_told_to_their_owner_once(store, leases, endpoints,
     assert endpoint.secret.startswith("whsec_")
 
 
-def test_the_official_client_believes_it(store, leases, endpoints, database, clock):
+def test_the_official_client_accepts_the_signature(store, leases, endpoints, database, clock):
     clock.now = time.time()
     endpoint = endpoints.add("ada", "mine", URL, EVENT_TYPES)
     id = end_a_job(store, leases)
@@ -102,7 +102,7 @@ def test_after_a_rotation_both_secrets_sign_for_a_day(store, leases, endpoints, 
     assert endpoints.rotate(old.id, "ada", keep_old=False).secret != new.secret
 
 
-def test_what_fails_is_tried_again_later_and_later_for_three_days(
+def test_failed_deliveries_are_retried_with_backoff_for_three_days(
     store, leases, endpoints, database, clock
 ):
     endpoints.add("ada", "mine", URL, EVENT_TYPES)
@@ -121,7 +121,7 @@ def test_what_fails_is_tried_again_later_and_later_for_three_days(
     assert len({headers["webhook-id"] for _, headers, _ in post.sent}) == 1
 
 
-def test_a_delivery_that_is_heard_at_last_is_over(store, leases, endpoints, database, clock):
+def test_a_delivery_ends_when_it_succeeds(store, leases, endpoints, database, clock):
     endpoints.add("ada", "mine", URL, EVENT_TYPES)
     end_a_job(store, leases)
     post = Post(503, 204)
@@ -134,7 +134,7 @@ def test_a_delivery_that_is_heard_at_last_is_over(store, leases, endpoints, data
     assert len(post.sent) == 2
 
 
-def test_endpoints_are_their_owners(endpoints):
+def test_endpoints_of_other_owners_are_hidden(endpoints):
     mine = endpoints.add("ada", "mine", URL, EVENT_TYPES)
     assert endpoints.get(mine.id, "ada") == mine
     assert endpoints.page("eve") == []
@@ -153,7 +153,7 @@ def test_endpoints_are_their_owners(endpoints):
     assert endpoints.page("ada") == []
 
 
-def test_signatures_take_both_kinds_of_secret():
+def test_signatures_accept_both_kinds_of_secret():
     raw = base64.b64encode(b"key").decode()
     assert sign(f"whsec_{raw}", "evt", 1, b"x") == sign("key", "evt", 1, b"x")
     assert sign("whsec_not base64!", "evt", 1, b"x").startswith("v1,")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.serve.queue.database import Database, Write
@@ -30,9 +30,10 @@ _POLL_SECONDS = 2.0
 _CLAIM_SECONDS = 60.0  # longer than a request may take
 _JOIN_SECONDS = 1.0
 _MAX_REMEMBERED = 10_000  # owners, and endpoints
-_DELIVERY = [
+_CLAIMED = [
     *(deliveries.c[name] for name in ("number", "endpoint", "event", "payload", "attempts")),
     deliveries.c.created_at.label("written_at"),
+    endpoints,
 ]
 
 log = logging.getLogger(__name__)
@@ -134,11 +135,11 @@ class WebhookSender:
         in_progress = self._slots.count(row.owner) + row.rank
         return (in_progress, self._last_sent.get(row.owner, 0.0), row.next_at)
 
-    def _claim(self, numbers: Sequence[int]) -> Sequence[Row[Any]]:
+    def _claim(self, numbers: Sequence[int]) -> Sequence[Any]:
         """Claim those deliveries that are still due; return them with their endpoints."""
         if not numbers:
             return []
-        query: Select[Any] = select(*_DELIVERY, endpoints).join(endpoints)
+        query = select(*_CLAIMED).join(endpoints)
         with self._database.write() as write:
             due = (deliveries.c.number.in_(numbers), _is_due(write.now))
             rows = write.connection.execute(query.where(*due)).all()
