@@ -37,7 +37,8 @@ def test_an_error_becomes_the_envelope(code):
         for kind in kinds()
         if kind.code == code and kind.__name__ not in ("CardError", "QueueFullError")
     )
-    told = tell(kind("It went wrong in /secret."), "req_1")
+    arguments = ("job", "/secret") if code == "not_found" else ("It went wrong in /secret.",)
+    told = tell(kind(*arguments), "req_1")
     assert told.status == STATUS[code][0]
     assert told.body["error"].keys() == {"message", "type", "param", "code"}
     assert ("/secret" in str(told.body)) == (told.status < 500)

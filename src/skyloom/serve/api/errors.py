@@ -34,6 +34,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "quota": (429, "rate_limit_error", "quota_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
     "job": (409, INVALID, "conflict"),
+    "invalid_api_key": (401, "authentication_error", "invalid_api_key"),
     "not_found": (404, INVALID, "not_found"),
     "job_conflict": (409, INVALID, "conflict"),
     "lost_lease": (409, INVALID, "conflict"),
