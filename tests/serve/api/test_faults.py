@@ -36,8 +36,7 @@ def test_errors_become_the_envelope(code):
     kind = next(
         kind
         for kind in kinds()
-        if kind.code == code
-        and kind.__name__ not in ("ApiError", "CardError", "QueueFullError", "AuthenticationError")
+        if kind.code == code and kind.__name__ not in ("ApiError", "CardError", "QueueFullError")
     )
     arguments = ("file", "/secret") if kind is NotFoundError else ("It went wrong in /secret.",)
     reply = to_api_error(kind(*arguments), "req_1")

@@ -54,6 +54,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "job": (409, INVALID_REQUEST, "conflict"),
     "not_found": (404, INVALID_REQUEST, "not_found"),
     "job_conflict": (409, INVALID_REQUEST, "conflict"),
+    "invalid_api_key": (401, "authentication_error", "invalid_api_key"),
     "lost_lease": (409, INVALID_REQUEST, "conflict"),
 }
 # field of a Request -> parameter on the wire

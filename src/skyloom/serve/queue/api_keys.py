@@ -138,7 +138,7 @@ class KeyStore:
                 return Caller(LOCAL_OWNER, SCOPES)
             if found := _KEY.fullmatch(key):
                 return self._find_owner(found[1], digest)
-        raise AuthenticationError("The API key is not valid.", "invalid_api_key")
+        raise AuthenticationError("The API key is not valid.")
 
     def _find_owner(self, id: str, digest: str) -> Caller:
         """Return the owner of a valid key; update the key's time of last use."""
@@ -147,7 +147,7 @@ class KeyStore:
             row = connection.execute(select(api_keys).where(this_key)).one_or_none()
         now = self._database.now()
         if row is None or not hmac.compare_digest(row.digest, digest) or row.revoked_at is not None:
-            raise AuthenticationError("The API key is not valid.", "invalid_api_key")
+            raise AuthenticationError("The API key is not valid.")
         if row.expires_at is not None and row.expires_at <= now:
             raise AuthenticationError("The API key has expired.", "expired_api_key")
         if row.last_used_at is None or now - row.last_used_at > _LAST_USED_SECONDS:

@@ -65,8 +65,13 @@ class QuotaError(CapacityError):
 
 
 class AuthenticationError(SkyloomError):
-    """The API key is missing, invalid or expired; `code` says which."""
+    """The API key is missing, invalid or expired.
 
-    def __init__(self, message: str, code: str) -> None:
+    `code` is missing_api_key, invalid_api_key or expired_api_key.
+    """
+
+    code = "invalid_api_key"
+
+    def __init__(self, message: str, code: str = code) -> None:
         super().__init__(message)
         self.code = code
