@@ -17,18 +17,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skyloom.core.errors import CapacityError, SafetyError, UncheckedError
-from skyloom.serve.api.body import MAX_BODY, Intake, Upload, close_uploads, read_body
+from skyloom.serve.api.body import MAX_BODY, BodyOptions, Upload, close_uploads, read_body
 from skyloom.serve.api.context import Asked, Call, Outside, Reply, Services
 from skyloom.serve.api.errors import AWAY, WireError, missing, tell
+from skyloom.serve.api.events import EventBroadcaster
 from skyloom.serve.api.limits import (
     MEMORY_BYTES,
     MEMORY_BYTES_PER_OWNER,
-    Gates,
-    Hold,
-    InFlight,
+    BodyReservation,
+    ByteBudget,
+    ConcurrencyLimiters,
     Kind,
 )
-from skyloom.serve.api.media_inputs import Sources
+from skyloom.serve.api.media_inputs import MediaResolver
 from skyloom.serve.api.metrics import Metrics
 from skyloom.serve.api.middleware import Guard
 from skyloom.serve.api.numbers import find_whole
@@ -42,10 +43,11 @@ from skyloom.serve.api.routes import (
     videos,
     webhooks,
 )
-from skyloom.serve.api.submit import Desk
+from skyloom.serve.api.submit import JobSubmitter
 from skyloom.serve.queue.api_keys import Caller, KeyStore
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.event_feed import EventFeed
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
@@ -87,7 +89,7 @@ def make_services(
     quotas = Quotas(settings)
     jobs, library = JobStore(database, settings), Library(database, quotas)
     reserve = DiskReserve(settings.data, settings.disk_reserve)
-    sources = Sources(
+    sources = MediaResolver(
         jobs, library, storage, reserve, outside.fetch if settings.url_references else None
     )
     return Services(
@@ -99,14 +101,15 @@ def make_services(
         endpoints=EndpointStore(database, quotas),
         storage=storage,
         sources=sources,
-        desk=Desk(settings, jobs, library, sources, outside.moderate),
+        desk=JobSubmitter(settings, jobs, library, sources, outside.moderate),
         keys=KeyStore(database, token),
         metrics=Metrics(jobs.counts, jobs.refusals, outside.workers),
         outside=outside,
         reserve=reserve,
-        gates=Gates(),
-        memory=InFlight(MEMORY_BYTES, MEMORY_BYTES_PER_OWNER),
-        bodies=InFlight(settings.max_body_bytes, settings.max_body_bytes_per_owner),
+        gates=ConcurrencyLimiters(),
+        memory=ByteBudget(MEMORY_BYTES, MEMORY_BYTES_PER_OWNER),
+        bodies=ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_owner),
+        events=EventBroadcaster(EventFeed(database), stopping.is_set),
         draining=stopping.is_set,
     )
 
@@ -135,10 +138,10 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
         try:
             caller = await _caller(services, call, request)
             state["owner"] = caller.owner
-            with Hold(caller.owner, services.memory, services.bodies) as hold:
+            with BodyReservation(caller.owner, services.memory, services.bodies) as hold:
                 try:
                     if call.body is not None:
-                        fields = await services.gates["body"].hold(
+                        fields = await services.gates["body"].run_coroutine(
                             caller.owner, _read(services, call, caller.owner, request, hold)
                         )
                     query, headers = request.query_params, request.headers
@@ -163,7 +166,7 @@ def _endpoint(services: Services, call: Call) -> Callable[[HttpRequest], Awaitab
 
 
 async def _read(
-    services: Services, call: Call, owner: str, request: HttpRequest, hold: Hold
+    services: Services, call: Call, owner: str, request: HttpRequest, hold: BodyReservation
 ) -> dict[str, Any]:
     """The body, within what may be in flight and what the disk has room for. Raises WireError, DiskFullError."""
     form = request.headers.get("content-type", "").strip().lower().startswith("multipart/")
@@ -173,7 +176,7 @@ async def _read(
 
     def take(count: int) -> None:
         before = hold.size
-        hold.body(count)
+        hold.add_body(count)
         if form and before // _LOOK_BYTES < hold.size // _LOOK_BYTES:
             services.reserve.check()
 
@@ -182,7 +185,7 @@ async def _read(
     return await read_body(
         request.headers,
         request.stream(),
-        Intake(media=media, off_loop=parse, take=take, hold=hold.memory),
+        BodyOptions(media=media, off_loop=parse, on_read=take, on_buffer=hold.add_memory),
     )
 
 
@@ -200,8 +203,8 @@ async def _handle(asked: Asked, call: Call, kind: Kind) -> Reply | Response:
         return work()
     if kind != "stream":
         return await gates[kind].run(owner, work)
-    await gates["stream"].enter(owner)
-    leave = partial(gates["stream"].leave, owner)
+    await gates["stream"].acquire(owner)
+    leave = partial(gates["stream"].release, owner)
     try:
         reply = await gates["quick"].run(owner, work)
     except BaseException:

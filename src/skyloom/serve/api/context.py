@@ -13,12 +13,13 @@ from starlette.responses import Response
 from skyloom.generate.request import Request
 from skyloom.safety.moderation import Verdict
 from skyloom.serve.api.errors import WireError, invalid
-from skyloom.serve.api.limits import Gates, InFlight, Kind
-from skyloom.serve.api.media_inputs import Fetch, Sources
+from skyloom.serve.api.events import EventBroadcaster
+from skyloom.serve.api.limits import ByteBudget, ConcurrencyLimiters, Kind
+from skyloom.serve.api.media_inputs import Fetch, MediaResolver
 from skyloom.serve.api.metrics import Metrics
 from skyloom.serve.api.numbers import find_whole, read_whole
 from skyloom.serve.api.request_models import Body
-from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.api.submit import JobSubmitter, SubmitOptions
 from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
@@ -48,15 +49,16 @@ class Services:
     batches: BatchStore
     endpoints: EndpointStore
     storage: Storage
-    sources: Sources
-    desk: Desk
+    sources: MediaResolver
+    desk: JobSubmitter
     keys: KeyStore
     metrics: Metrics
     outside: "Outside"
     reserve: DiskReserve
-    gates: Gates
-    memory: InFlight
-    bodies: InFlight
+    gates: ConcurrencyLimiters
+    memory: ByteBudget
+    bodies: ByteBudget
+    events: EventBroadcaster
     draining: Callable[[], bool]
 
 
@@ -101,7 +103,7 @@ class Asked:
         """The id in the path."""
         return self.path["id"]
 
-    def keys(self) -> Keys:
+    def keys(self) -> SubmitOptions:
         """By what this call is known when it comes again. Raises WireError for a key that is none."""
         key = self.headers.get("idempotency-key")
         if key is not None and not _KEY.fullmatch(key):
@@ -109,7 +111,7 @@ class Asked:
                 400, "Idempotency-Key must be 1 to 255 printable characters.", "invalid_header"
             )
         told = self.headers.get("x-stainless-retry-count", "0")
-        return Keys(key, min(find_whole(told) or 0, _MOST_RETRIES))
+        return SubmitOptions(key, min(find_whole(told) or 0, _MOST_RETRIES))
 
     def page(self) -> "Page":
         """What page of a list is asked for. Raises WireError."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from skyloom.serve.api.character_prompts import notice
 from skyloom.serve.queue.batches import Batch
 from skyloom.serve.queue.job import JobFailure
+from skyloom.serve.queue.job_metadata import JobMetadata
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.queue.library import Character, File
 from skyloom.serve.queue.moderation_counters import BLOCKED
@@ -270,57 +271,59 @@ class ErrorAnswer(BaseModel):
 
 def video(job: Job) -> dict[str, Any]:
     """A job as a Video."""
-    told, request = job.extra, job.request
+    metadata = JobMetadata.from_row(job.extra)
+    request = job.request
     return {
         "id": job.id,
         "object": "video",
-        "model": told.get("model", "sora-2"),
+        "model": metadata.model,
         "status": _status(job),
         "progress": 100 if job.status == "completed" else min(job.progress, 99),
         "created_at": int(job.created_at),
         "completed_at": _whole(job.completed_at),
         "expires_at": _whole(job.expires_at),
-        "prompt": told.get("prompt"),
+        "prompt": metadata.prompt,
         "seconds": f"{seconds_of(job):g}",
         "size": size_of(job),
-        "remixed_from_video_id": told.get("remixed_from"),
+        "remixed_from_video_id": metadata.remixed_from,
         "error": None if job.error is None else _error(job.error),
         "base_model": str(request.get("model", "")).rpartition("/")[
             2
         ],  # of a folder the name, no path of this machine
-        "requested_size": str(told.get("requested_size", told.get("size", ""))),
+        "requested_size": metadata.requested_size or metadata.size,
         "seed": request.get("seed"),
         "fps": fps_of(job),
-        "has_audio": bool(told.get("has_audio", False)),
+        "has_audio": False,
         "phase": job.phase,
         "paused": job.status == "paused",
         "attempts": job.attempts,
-        "verb": told.get("verb"),
-        "parents": list(told.get("parents", [])),
-        "characters": [{"id": id} for id in told.get("characters", [])],
-        "consent": told.get("consent"),
-        "notices": list(told.get("notices", [])),
-        "variations": list(told.get("variations", [])),
+        "verb": metadata.verb,
+        "parents": metadata.parents,
+        "characters": [{"id": id} for id in metadata.characters],
+        "consent": metadata.consent,
+        "notices": metadata.notices,
+        "variations": metadata.variations,
     }
 
 
 def size_of(job: Job) -> str:
     """Width x height: of what was made, or what is to be."""
     shape = _shape(job)
-    return f"{shape[2]}x{shape[1]}" if shape else str(job.extra.get("size", ""))
+    return f"{shape[2]}x{shape[1]}" if shape else JobMetadata.from_row(job.extra).size
 
 
 def fps_of(job: Job) -> float | None:
     """Frames a second: of what was made, or of what is to be."""
     made = job.result.receipt.get("frames", {}).get("fps") if job.result else None
-    return job.extra.get("fps") if made is None else float(Fraction(made))
+    return JobMetadata.from_row(job.extra).fps if made is None else float(Fraction(made))
 
 
 def seconds_of(job: Job) -> float:
     """From the first frame to the last. An edit's length is known when it is made: its video may be from outside."""
-    shape, verb = _shape(job), job.extra.get("verb")
-    if not shape or verb in (None, "storyboard"):
-        return float(job.extra.get("seconds", 0))
+    shape = _shape(job)
+    metadata = JobMetadata.from_row(job.extra)
+    if not shape or metadata.verb in (None, "storyboard"):
+        return metadata.duration
     return (shape[0] - 1) / float(
         Fraction(job.result.receipt["frames"].get("fps", 1)) if job.result else 1
     )

@@ -9,7 +9,7 @@ from skyloom.serve.api.body import count_values, load_json
 from skyloom.serve.api.context import Asked, Call, Reply, Services
 from skyloom.serve.api.errors import WireError, invalid
 from skyloom.serve.api.request_models import BatchBody, Body, CreateBody, parse
-from skyloom.serve.api.submit import Keys
+from skyloom.serve.api.submit import SubmitOptions
 from skyloom.serve.queue.batches import MAX_LINES, Line
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.storage.folder import Asset
@@ -80,7 +80,9 @@ def advance(services: Services) -> None:
     """Let every batch go on as far as it can."""
 
     def submit(owner: str, fields: Mapping[str, Any], key: str, deadline: float) -> Job:
-        return services.desk.create(owner, parse(CreateBody, fields), Keys(key, deadline=deadline))
+        return services.desk.create_video(
+            owner, parse(CreateBody, fields), SubmitOptions(key, deadline=deadline)
+        )
 
     def write(owner: str, name: str, text: bytes) -> str:
         asset = services.storage.put(BytesIO(text), "jsonl")

@@ -17,7 +17,7 @@ def remix(asked: Asked) -> Reply:
     """The whole again by another prompt."""
     body = parse(RemixBody, asked.fields)
     return queued(
-        asked, asked.services.desk.edit(asked.owner, "remix", body, asked.keys(), asked.id)
+        asked, asked.services.desk.create_edit(asked.owner, "remix", body, asked.keys(), asked.id)
     )
 
 
@@ -26,7 +26,7 @@ def edit(asked: Asked) -> Reply:
     body = parse(EditBody, asked.fields)
     return queued(
         asked,
-        asked.services.desk.edit(
+        asked.services.desk.create_edit(
             asked.owner, verb_of(body), body, asked.keys(), asked.path.get("id")
         ),
     )
@@ -35,14 +35,17 @@ def edit(asked: Asked) -> Reply:
 def extend(asked: Asked) -> Reply:
     """Longer, at either end; the answer is the whole."""
     body = parse(ExtendBody, asked.fields)
-    return queued(asked, asked.services.desk.edit(asked.owner, "extend", body, asked.keys()))
+    return queued(asked, asked.services.desk.create_edit(asked.owner, "extend", body, asked.keys()))
 
 
 def edit_by(verb: str, asked: Asked) -> Reply:
     """Any verb of ours."""
     body = parse(EditFields, asked.fields)
     return queued(
-        asked, asked.services.desk.edit(asked.owner, verb, body, asked.keys(), asked.path.get("id"))
+        asked,
+        asked.services.desk.create_edit(
+            asked.owner, verb, body, asked.keys(), asked.path.get("id")
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from skyloom.serve.api import response_models as answers
 from skyloom.serve.api.context import PAGE, Asked, Call, Reply
 from skyloom.serve.api.errors import invalid, missing
 from skyloom.serve.api.media_inputs import sniff
-from skyloom.serve.api.model_aliases import Named, list_named
+from skyloom.serve.api.model_aliases import ModelAlias, list_model_aliases
 from skyloom.serve.api.request_models import CharacterBody, FileBody, parse
 from skyloom.serve.api.routes.videos import send
 from skyloom.serve.queue.library import PURPOSES
@@ -22,12 +22,14 @@ _HEAD = 64
 def create_character(asked: Asked) -> Reply:
     """Keep a clip under a name, once the policy has seen both and the clip was looked at, in a process of its own."""
     body, services = parse(CharacterBody, asked.fields), asked.services
-    services.desk.allow(body.name, param="name")
+    services.desk.moderate(body.name, param="name")
     services.library.check_room(asked.owner, characters=1)
     source = services.sources.video(asked.owner, body.video, "video")
-    consent = services.desk.attested(body.consent, media=True, outside=source.job is None)
+    consent = services.desk.check_consent(
+        body.consent, has_media=True, is_uploaded=source.job is None
+    )
     verdict, likeness = services.outside.view(source.asset, True)
-    services.desk.refuse(verdict, "input", "video")
+    services.desk.reject_blocked(verdict, "input", "video")
     kept = services.library.add_character(
         asked.owner, body.name, source.asset.reference, likeness, consent
     )
@@ -44,14 +46,16 @@ def list_models(asked: Asked) -> Reply:
     return Reply(
         {
             "object": "list",
-            "data": [_model(named) for named in list_named(asked.services.settings).values()],
+            "data": [
+                _model(named) for named in list_model_aliases(asked.services.settings).values()
+            ],
         }
     )
 
 
 def get_model(asked: Asked) -> Reply:
     """One of them."""
-    names = list_named(asked.services.settings)
+    names = list_model_aliases(asked.services.settings)
     if asked.id not in names:
         raise missing("model", asked.id, "model")
     return Reply(_model(names[asked.id]))
@@ -71,7 +75,7 @@ def create_file(asked: Asked) -> Reply:
     size = file.seek(0, io.SEEK_END)
     asked.services.library.check_room(asked.owner, files=1, file_bytes=size)
     file.seek(0)
-    asset = asked.services.sources.keep(file, suffix)
+    asset = asked.services.sources.store_as(file, suffix)
     kept = asked.services.library.add_file(
         asked.owner, body.purpose, body.file.name, asset.reference, size
     )
@@ -111,7 +115,7 @@ def delete_file(asked: Asked) -> Reply:
     return Reply({"id": asked.id, "object": "file", "deleted": True})
 
 
-def _model(named: Named) -> dict[str, object]:
+def _model(named: ModelAlias) -> dict[str, object]:
     info = named.info
     told = {"id": named.name, "object": "model", "created": MODEL_DATE, "owned_by": info.family}
     return {

@@ -37,7 +37,9 @@ def create(asked: Asked) -> Reply:
     """A video by a prompt."""
     return queued(
         asked,
-        asked.services.desk.create(asked.owner, parse(CreateBody, asked.fields), asked.keys()),
+        asked.services.desk.create_video(
+            asked.owner, parse(CreateBody, asked.fields), asked.keys()
+        ),
     )
 
 
@@ -45,7 +47,7 @@ def storyboard(asked: Asked) -> Reply:
     """A video by cards."""
     return queued(
         asked,
-        asked.services.desk.storyboard(
+        asked.services.desk.create_storyboard(
             asked.owner, parse(StoryboardBody, asked.fields), asked.keys()
         ),
     )
@@ -110,9 +112,7 @@ def events(asked: Asked) -> Response:
     """What happens to a video, as it happens."""
     job = asked.services.jobs.get(asked.id, asked.owner)
     look = partial(asked.services.gates["events"].run, asked.owner)
-    return stream_events(
-        asked.services.jobs, job, _last_event(asked), asked.services.draining, look
-    )
+    return stream_events(asked.services.events, job, _last_event(asked), look)
 
 
 def content(asked: Asked) -> Response:
