@@ -65,7 +65,7 @@ def test_health_needs_no_thread_at_all(server, monkeypatch):
     def no_thread(*_arguments, **_options):
         raise SkyloomError("a thread was asked for")
 
-    monkeypatch.setattr(app.Gates, "__getitem__", no_thread)
+    monkeypatch.setattr(app.ConcurrencyLimiters, "__getitem__", no_thread)
     assert server.http(None).get("/health").status_code == 200
 
 
@@ -235,7 +235,7 @@ def test_what_may_be_in_flight_is_a_setting_and_given_back(make_server, tmp_path
     )
     for _ in range(5):
         assert http.post("/v1/videos", json={"prompt": "a" * 1_000}).status_code == 200
-    assert (server.services.bodies.held, server.services.memory.held) == (0, 0)
+    assert (server.services.bodies.reserved, server.services.memory.reserved) == (0, 0)
 
 
 def test_a_length_and_a_coding_are_one_too_many(server):
