@@ -227,7 +227,8 @@ def test_large_texts_are_parsed_off_the_event_loop():
 @pytest.mark.parametrize("kind", ["image/png", "video/mp4", "application/octet-stream"])
 @pytest.mark.parametrize("name", ["", "; filename*=utf-8''a.png"])
 def test_a_part_with_a_media_type_needs_no_filename(kind, name):
-    head = f'--X\r\nContent-Disposition: form-data; name="video"{name}\r\nContent-Type: {kind}\r\n\r\n'.encode()
+    disposition = f'Content-Disposition: form-data; name="video"{name}'
+    head = f"--X\r\n{disposition}\r\nContent-Type: {kind}\r\n\r\n".encode()
     fields = read(head + b"\x89PNG\0\r\n--X--\r\n", "multipart/form-data; boundary=X")
     assert isinstance(fields["video"], Upload)
     close_uploads(fields)

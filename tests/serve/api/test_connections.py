@@ -33,7 +33,10 @@ def no_network(monkeypatch):
 
 @dataclass
 class App:
-    """ASGI application: reads a body once `may_read` is set, responds with its length or `answer`."""
+    """ASGI application that reads a body once `may_read` is set.
+
+    It responds with the length of the body, or with `answer`.
+    """
 
     may_read: asyncio.Event = field(default_factory=asyncio.Event)
     reads: bool = True

@@ -1,4 +1,4 @@
-"""Edit verbs: paths, accepted fields, limits of source videos; storyboards, plans, pause and resume."""
+"""Edit verbs: paths, fields, limits of source videos; storyboards, plans, pause and resume."""
 
 import json
 

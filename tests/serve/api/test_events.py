@@ -216,7 +216,7 @@ def test_a_viewer_that_comes_during_a_poll_misses_nothing(server, stand):
         viewers = [asyncio.create_task(view(first, []))]
 
         def late(after, ids):
-            """Subscribe a viewer, let it read its history, then write the event that this poll reads."""
+            """Subscribe a viewer that reads its history; then write the event of this poll."""
             feed.poll = poll
             viewers.append(asyncio.run_coroutine_threadsafe(spawn(), loop).result())
             asyncio.run_coroutine_threadsafe(until(lambda: len(types) == 1), loop).result()

@@ -1,4 +1,4 @@
-"""Order and cost of the checks before a job is queued: fields, one call of the policy, quotas, media."""
+"""Checks before a job is queued: fields, one call of the policy, then quotas, then media."""
 
 import base64
 
@@ -106,10 +106,7 @@ def test_no_media_is_stored_or_fetched_over_a_quota(make_server, tmp_path):
     remote = {"image_url": "https://example.org/a.png"}
     rejected = [
         http.post("/v1/videos", json={"prompt": "a cat", "input_reference": DATA_URL}),
-        http.post(
-            "/v1/videos",
-            json={"prompt": "a cat", "input_reference": remote},
-        ),
+        http.post("/v1/videos", json={"prompt": "a cat", "input_reference": remote}),
         http.post("/v1/videos/storyboard", json={"cards": [card]}),
     ]
     assert {answer.json()["error"]["code"] for answer in rejected} == {"queued_jobs_quota_exceeded"}
