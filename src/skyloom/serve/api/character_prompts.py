@@ -5,10 +5,12 @@ red cat". An article before the name is replaced, and a possessive stays a posse
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
+from skyloom.serve.api.errors import invalid
 from skyloom.serve.queue.library import Character, Likeness
 from skyloom.world.nouns import article
 
@@ -47,6 +49,27 @@ def substitute_characters(
             result += "'s"
             position = possessive.end()
     return result + text[position:], frozenset(replaced)
+
+
+def describe_characters(text: str, characters: Sequence[Character]) -> tuple[str, frozenset[str]]:
+    """Replace character names by descriptions. Returns the text and the names replaced."""
+    return substitute_characters(text, {one.name: one.likeness for one in characters})
+
+
+def describe_in_card(card: Mapping[str, Any], characters: Sequence[Character]) -> dict[str, Any]:
+    """Replace character names in a card; a prompt of another type is rejected later."""
+    prompt = card.get("prompt")
+    if not isinstance(prompt, str):
+        return dict(card)
+    return {**card, "prompt": describe_characters(prompt, characters)[0]}
+
+
+def check_characters_named(characters: Sequence[Character], prompt: str) -> None:
+    """Raise WireError for a character that the prompt does not name."""
+    for index, character in enumerate(characters):
+        if character.name not in prompt:
+            message = f"The prompt must name the character {character.name!r:.100}."
+            raise invalid(f"characters[{index}]", message, "character_not_named")
 
 
 def notice(character: Character, *, found: bool) -> str:

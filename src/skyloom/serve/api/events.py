@@ -117,7 +117,7 @@ class EventBroadcaster:
                         if event.number > after:
                             after = event.number
                             yield event, update.job
-                    if update.job.done:
+                    if job.done or update.job.done:
                         return
                 item = await viewer.get()
         except MissingJobError:  # deleted
@@ -132,9 +132,8 @@ class EventBroadcaster:
                 if self._running:
                     self._add(viewer)
                     return
-            cursor = (
-                self._feed.newest()
-            )  # before the viewer reads its history, so nothing is missed
+            # read before the viewer reads its history, so that no event is between the two
+            cursor = self._feed.newest()
             reader = threading.Thread(
                 target=self._run, args=(cursor,), name="event-broadcaster", daemon=True
             )
@@ -166,7 +165,7 @@ class EventBroadcaster:
                 self._distribute(updates, viewers)
         except Exception as error:  # clients reconnect, and see the error if it lasts
             name = type(error).__name__
-            log.warning("event streams end: the database failed", extra={"error": name})
+            log.warning("event streams closed: the database failed", extra={"error": name})
         self._close_all()
 
     def _current_viewers(self) -> Collection[_Viewer]:

@@ -9,13 +9,14 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import SEEK_END, BytesIO
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from skyloom.core.errors import RequestError
+from skyloom.generate.request import Request
 from skyloom.serve.api.errors import WireError, invalid, missing
 from skyloom.serve.api.request_models import Reference
 from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
@@ -189,6 +190,14 @@ class MediaResolver:
         return self._pending(BytesIO(content), param, kind).store()
 
 
+def store_media(request: Request, media: Sequence[MediaInput]) -> Request:
+    """Store the media of a request and replace placeholders by the asset references."""
+    references = {one.reference: one.store().reference for one in media}
+    if all(placeholder == reference for placeholder, reference in references.items()):
+        return request
+    return Request.from_dict(_replace_strings(request.to_dict(), references))
+
+
 def read_data_url(url: str, param: str) -> bytes:
     """Decode a base64 data URL. Raises WireError."""
     found = _DATA_URL.match(url)
@@ -225,3 +234,14 @@ def _sniff_file(file: BinaryIO, param: str) -> str:
 def _check_kind(suffix: str, param: str, kind: MediaKind) -> None:
     if suffix not in kind.suffixes:
         raise invalid(param, f"'{param}' must be {kind.description}.", "invalid_media")
+
+
+def _replace_strings(value: Any, replacements: Mapping[str, str]) -> Any:
+    """Replace whole strings in nested plain values."""
+    if isinstance(value, str):
+        return replacements.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: _replace_strings(item, replacements) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_strings(item, replacements) for item in value]
+    return value

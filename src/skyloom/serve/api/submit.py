@@ -15,10 +15,16 @@ from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import MAX_PROMPT, settle
 from skyloom.safety.moderation import Verdict, current_policy
-from skyloom.serve.api.character_prompts import notice, parse_expiry, substitute_characters
+from skyloom.serve.api.character_prompts import (
+    check_characters_named,
+    describe_characters,
+    describe_in_card,
+    notice,
+    parse_expiry,
+)
 from skyloom.serve.api.edit_fields import VERBS, check_fields, check_source, edit_fields
 from skyloom.serve.api.errors import WireError, invalid
-from skyloom.serve.api.media_inputs import PICTURE, VIDEO, MediaInput, MediaResolver
+from skyloom.serve.api.media_inputs import PICTURE, VIDEO, MediaInput, MediaResolver, store_media
 from skyloom.serve.api.model_aliases import ModelAlias, find_model_alias
 from skyloom.serve.api.request_models import (
     Consent,
@@ -78,9 +84,9 @@ class JobSubmitter:
         _check_combinations(body)
         alias = find_model_alias(self._settings, body.model)
         characters = self._find_characters(owner, [character.id for character in body.characters])
-        _check_characters_named(characters, body.prompt)
-        prompt, replaced = _describe_characters(body.prompt, characters)
-        storyboard = [_with_descriptions(card, characters) for card in body.storyboard]
+        check_characters_named(characters, body.prompt)
+        prompt, replaced = describe_characters(body.prompt, characters)
+        storyboard = [describe_in_card(card, characters) for card in body.storyboard]
         cards, media = self._prepare_cards(owner, storyboard)
         values = {
             **_sampling_values(body),
@@ -98,7 +104,7 @@ class JobSubmitter:
         metadata = metadata.replace(prompt=body.prompt, consent=consent)
         metadata = _with_characters(metadata, characters, replaced)
         self._check_quota(owner, options, metadata, count=body.n)
-        request = _store_media(request, media)
+        request = store_media(request, media)
         variations = [
             self._submit(owner, request, metadata, options, body=body, index=index).id
             for index in range(1, body.n)
@@ -122,7 +128,7 @@ class JobSubmitter:
             consent=self._check_media_consent(owner, body.consent, media),
         )
         self._check_quota(owner, options, metadata)
-        request = _store_media(request, media)
+        request = store_media(request, media)
         return self._submit(owner, request, metadata, options, body=body)
 
     def create_edit(
@@ -143,21 +149,13 @@ class JobSubmitter:
         if source is not None:
             fps = fps_of(source) or float(alias.info.fps)
             check_source(body, size_of(source), fps, seconds_of(source))
-        mask = None if body.mask is None else self._media.prepare(owner, body.mask, "mask")
         prompt = body.prompt or source_metadata.prompt or ""
         characters = self._find_characters(owner, _characters_shown(media))
-        described_prompt, replaced = _describe_characters(prompt, characters)
+        described_prompt, replaced = describe_characters(prompt, characters)
+        mask = None if body.mask is None else self._media.prepare(owner, body.mask, "mask")
         videos = [video.reference for video in media]
         edit = edit_fields(verb, body, videos, None if mask is None else mask.reference)
-        request = _build_request(
-            {
-                **_sampling_values(body),
-                "fps": None,
-                "prompt": described_prompt,
-                "model": alias.info.name,
-                "edit": edit,
-            }
-        )
+        request = _edit_request(body, described_prompt, alias, edit)
         self.moderate(prompt, request.prompt, str(edit.get("style", "")))
         resolved = settle(request, alias.info, moderate=False)
         metadata = self._edit_metadata(alias, verb, body, media).replace(
@@ -167,7 +165,7 @@ class JobSubmitter:
         )
         metadata = _with_characters(metadata, characters, replaced)
         self._check_quota(owner, options, metadata)
-        request = _store_media(request, media if mask is None else [*media, mask])
+        request = store_media(request, media if mask is None else [*media, mask])
         return self._submit(owner, request, metadata, options, body=body)
 
     def plan(self, body: CreateBody) -> tuple[Request, JobMetadata]:
@@ -438,30 +436,19 @@ def _fingerprint(values: Mapping[str, Any], metadata: JobMetadata) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def _edit_request(
+    body: EditFields, prompt: str, alias: ModelAlias, edit: Mapping[str, Any]
+) -> Request:
+    """Build the Request of an edit; `fps` is a field of the edit, not of the Request."""
+    values = {**_sampling_values(body), "fps": None}
+    return _build_request({**values, "prompt": prompt, "model": alias.info.name, "edit": edit})
+
+
 def _build_request(values: Mapping[str, Any]) -> Request:
     """Build a Request; a missing seed is drawn now, so that a resumed run makes the same video."""
     return Request.from_dict(
         {key: value for key, value in values.items() if value is not None}
     ).with_seed()
-
-
-def _store_media(request: Request, media: Sequence[MediaInput]) -> Request:
-    """Store the media of a request and replace placeholders by the asset references."""
-    references = {one.reference: one.store().reference for one in media}
-    if all(placeholder == reference for placeholder, reference in references.items()):
-        return request
-    return Request.from_dict(_replace_strings(request.to_dict(), references))
-
-
-def _replace_strings(value: Any, replacements: Mapping[str, str]) -> Any:
-    """Replace whole strings in nested plain values."""
-    if isinstance(value, str):
-        return replacements.get(value, value)
-    if isinstance(value, Mapping):
-        return {key: _replace_strings(item, replacements) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_strings(item, replacements) for item in value]
-    return value
 
 
 def _span_in_text(span: tuple[int, int], texts: Sequence[str]) -> tuple[int, int]:
@@ -473,27 +460,6 @@ def _span_in_text(span: tuple[int, int], texts: Sequence[str]) -> tuple[int, int
         start -= len(text) + 1
         end -= len(text) + 1
     return span
-
-
-def _describe_characters(text: str, characters: Sequence[Character]) -> tuple[str, frozenset[str]]:
-    """Replace character names by descriptions. Returns the text and the names replaced."""
-    return substitute_characters(text, {one.name: one.likeness for one in characters})
-
-
-def _with_descriptions(card: Mapping[str, Any], characters: Sequence[Character]) -> dict[str, Any]:
-    """Replace character names in a card; a prompt of another type is rejected later."""
-    prompt = card.get("prompt")
-    if not isinstance(prompt, str):
-        return dict(card)
-    return {**card, "prompt": _describe_characters(prompt, characters)[0]}
-
-
-def _check_characters_named(characters: Sequence[Character], prompt: str) -> None:
-    """Raise WireError for a character that the prompt does not name."""
-    for index, character in enumerate(characters):
-        if character.name not in prompt:
-            message = f"The prompt must name the character {character.name!r:.100}."
-            raise invalid(f"characters[{index}]", message, "character_not_named")
 
 
 def _characters_shown(media: Sequence[MediaInput]) -> list[str]:
