@@ -25,7 +25,7 @@ from skyloom.evaluate.subject_recognition import read_likeness, recognise
 from skyloom.media.frames import cover
 from skyloom.media.read import read_image
 from skyloom.media.write import write_video
-from skyloom.serve.api.character_prompts import put_in
+from skyloom.serve.api.character_prompts import substitute_characters
 from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.world.assets import Atlas, load_atlas
 from skyloom.world.make import Clip, make_clip
@@ -167,7 +167,7 @@ def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
                 "truly": CharacterLikeness(facts.noun, facts.colour),
             }
             for way in ways:
-                prompt = put_in(asked, {NAME: known.get(way, CharacterLikeness())})[0]
+                prompt = substitute_characters(asked, {NAME: known.get(way, CharacterLikeness())})[0]
                 seen = read(probe, pipeline.generate(prompt, seed=number).frames)
                 nouns[way] += seen.noun == facts.noun
                 colours[way] += facts.colour is not None and seen.colour == facts.colour

@@ -23,14 +23,14 @@ from swarm import HANGS  # noqa: E402
 
 from skyloom.core.log import set_up_logging  # noqa: E402
 from skyloom.serve import main as listen  # noqa: E402
-from skyloom.serve.api.connections import Connections, Times  # noqa: E402
+from skyloom.serve.api.connections import Connections, ConnectionTimeouts  # noqa: E402
 from skyloom.serve.queue.api_keys import KeyStore  # noqa: E402
 from skyloom.serve.queue.database import Database  # noqa: E402
 from skyloom.serve.settings import Settings  # noqa: E402
 
 __all__ = ["HANGS", "HELD", "make_key", "start", "wait_for"]
 HELD = "held"
-SOON = Times(head=2.0, body=3.0, rest=2.0, unread=60.0)
+SOON = ConnectionTimeouts(head=2.0, body=3.0, rest=2.0, unread=60.0)
 PLAN = {"size": "128x128", "fps": 16.0, "steps": 4, "guidance": 1.0, "estimate": {"seconds": 3.0}}
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     set_up_logging(style="human")
     if asked.held:
         listen.plan_in_child = partial(plan_when_let_go, asked.data / HELD)
-        listen.Connections = partial(Connections, times=SOON)
+        listen.Connections = partial(Connections, timeouts=SOON)
     live.serve(asked.data, live.Fake(seconds=0.01))
 
 

@@ -1,4 +1,4 @@
-"""Bodies: names with brackets, caps before parsing, and text that is none."""
+"""Request bodies: names with brackets, limits, invalid text."""
 
 import asyncio
 
@@ -15,11 +15,10 @@ from skyloom.serve.api.body import (
     MAX_PLAIN_JSON,
     MAX_VALUES,
     SMALL,
-    Intake,
+    BodyOptions,
     Upload,
     close_uploads,
     count_values,
-    depth_of,
     read_body,
 )
 from skyloom.serve.api.errors import ApiError
@@ -32,14 +31,14 @@ async def _stream(content: bytes):
 
 
 def read(content: bytes, kind: str = "application/json", **options):
-    """The fields of a body."""
+    """Parse a body."""
     return asyncio.run(
-        read_body(Headers({"content-type": kind}), _stream(content), Intake(**options))
+        read_body(Headers({"content-type": kind}), _stream(content), BodyOptions(**options))
     )
 
 
 def form(*parts: tuple[str, str | tuple[str, bytes]]) -> tuple[bytes, str]:
-    """A multipart body and its type."""
+    """Build a multipart body; returns it and its content type."""
     rows = []
     for name, value in parts:
         file = "" if isinstance(value, str) else f'; filename="{value[0]}"'
@@ -79,7 +78,7 @@ def test_names_with_brackets_are_nested(parts, expected):
     assert read(*form(*parts)) == expected
 
 
-def test_files_are_uploads_with_harmless_labels():
+def test_file_names_are_sanitised():
     fields = read(*form(("video", ("../../etc/pass\u202ewd", b"data"))))
     upload = fields["video"]
     assert isinstance(upload, Upload)
@@ -102,7 +101,7 @@ def test_files_are_uploads_with_harmless_labels():
         (b"[" * 100_000, 400),
     ],
 )
-def test_json_that_is_no_request_is_refused(content, status):
+def test_invalid_json_is_rejected(content, status):
     with pytest.raises(ApiError) as caught:
         read(content)
     assert caught.value.status == status
@@ -122,7 +121,7 @@ def test_json_that_is_no_request_is_refused(content, status):
         [(f"f{index}", ("f", b"1")) for index in range(50)],
     ],
 )
-def test_forms_without_measure_are_refused(parts):
+def test_malformed_and_excessive_forms_are_rejected(parts):
     with pytest.raises(ApiError) as caught:
         read(*form(*parts))
     assert caught.value.status == 400
@@ -131,7 +130,7 @@ def test_forms_without_measure_are_refused(parts):
 @pytest.mark.parametrize(
     "coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "latin-1"]
 )
-def test_json_is_utf_8_whatever_it_says(coding):
+def test_json_must_be_utf_8(coding):
     content = '{"a": "\u00e9", "more": [' + "0," * 1_000 + "0]}"
     with pytest.raises(ApiError) as caught:
         read(content.encode(coding))
@@ -145,12 +144,12 @@ def test_json_is_utf_8_whatever_it_says(coding):
     "kind",
     ["application/json", "application/json; charset=utf-8", 'application/json;charset="UTF-8"'],
 )
-def test_json_in_utf_8_is_taken_with_a_mark_too(kind):
+def test_json_in_utf_8_may_have_a_byte_order_mark(kind):
     assert read('\ufeff{"a": "\u00e9"}'.encode(), kind) == {"a": "\u00e9"}
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=X"])
-def test_packed_bodies_are_said_to_be(kind):
+def test_compressed_bodies_are_rejected(kind):
     with pytest.raises(ApiError, match="not compressed") as caught:
         asyncio.run(
             read_body(
@@ -160,7 +159,7 @@ def test_packed_bodies_are_said_to_be(kind):
     assert caught.value.status == 415
 
 
-def test_json_without_media_is_small():
+def test_json_without_media_has_a_lower_limit():
     long = b'{"a": "' + b"a" * MAX_PLAIN_JSON + b'"}'
     assert read(long)
     with pytest.raises(ApiError) as caught:
@@ -168,7 +167,7 @@ def test_json_without_media_is_small():
     assert caught.value.status == 413
 
 
-def test_json_of_very_many_escapes_is_not_parsed():
+def test_json_with_too_many_escapes_is_not_parsed():
     few, many = (b'{"a": "' + b"\\/" * number + b'"}' for number in (MAX_ESCAPES, MAX_ESCAPES + 1))
     assert len(read(few)["a"]) == MAX_ESCAPES
     with pytest.raises(ApiError, match="escapes"):
@@ -178,13 +177,13 @@ def test_json_of_very_many_escapes_is_not_parsed():
 @pytest.mark.parametrize(
     "text", ["[" * 40 + "]" * 40, "[" + "0," * MAX_VALUES + "0]", '{"a": "\\u0000"}', '["\\ud800"]']
 )
-def test_json_inside_of_a_form_has_the_limits_of_json(text):
+def test_json_in_a_form_field_has_the_limits_of_json(text):
     with pytest.raises(ApiError) as caught:
         parse_body(CreateBody, read(*form(("prompt", "a cat"), ("storyboard", text))))
     assert caught.value.code in ("invalid_json", "invalid_text")
 
 
-def test_infinity_inside_of_a_form_is_no_json():
+def test_nan_in_a_form_field_is_rejected():
     with pytest.raises(ApiError):
         parse_body(
             CreateBody,
@@ -192,23 +191,26 @@ def test_infinity_inside_of_a_form_is_no_json():
         )
 
 
-@pytest.mark.parametrize(("media", "most"), [(False, MAX_PLAIN_FORM_TEXT), (True, MAX_FORM_TEXT)])
-def test_texts_of_a_form_have_one_limit_together(media, most):
-    fields = [(f"f{index}", "a" * (most // 4)) for index in range(4)]
+@pytest.mark.parametrize(
+    ("media", "max_bytes"), [(False, MAX_PLAIN_FORM_TEXT), (True, MAX_FORM_TEXT)]
+)
+def test_text_parts_of_a_form_share_one_limit(media, max_bytes):
+    fields = [(f"f{index}", "a" * (max_bytes // 4)) for index in range(4)]
     assert len(read(*form(*fields), media=media)) == 4
     with pytest.raises(ApiError, match="together") as caught:
         read(*form(*fields, ("more", "a")), media=media)
     assert caught.value.status == 413
 
 
-def test_what_is_read_and_what_is_held_in_memory_are_told():
-    taken, held = [], []
+def test_read_and_buffered_bytes_are_reported():
+    read_bytes = []
+    buffered = []
     content, kind = form(("a", "b" * 500), ("file", ("f", b"c" * 5_000)))
-    close_uploads(read(content, kind, take=taken.append, hold=held.append))
-    assert (sum(taken), sum(held)) == (len(content), 500)
+    close_uploads(read(content, kind, on_read=read_bytes.append, on_buffer=buffered.append))
+    assert (sum(read_bytes), sum(buffered)) == (len(content), 500)
 
 
-def test_what_is_long_is_parsed_off_the_loop():
+def test_large_texts_are_parsed_off_the_event_loop():
     parsed = []
 
     async def off_loop(work):
@@ -224,20 +226,21 @@ def test_what_is_long_is_parsed_off_the_loop():
 
 @pytest.mark.parametrize("kind", ["image/png", "video/mp4", "application/octet-stream"])
 @pytest.mark.parametrize("name", ["", "; filename*=utf-8''a.png"])
-def test_a_part_with_a_media_type_is_a_file_without_a_filename_too(kind, name):
-    head = f'--X\r\nContent-Disposition: form-data; name="video"{name}\r\nContent-Type: {kind}\r\n\r\n'.encode()
+def test_a_part_with_a_media_type_needs_no_filename(kind, name):
+    disposition = f'Content-Disposition: form-data; name="video"{name}'
+    head = f"--X\r\n{disposition}\r\nContent-Type: {kind}\r\n\r\n".encode()
     fields = read(head + b"\x89PNG\0\r\n--X--\r\n", "multipart/form-data; boundary=X")
     assert isinstance(fields["video"], Upload)
     close_uploads(fields)
 
 
-def test_a_file_that_looks_like_text_is_told_what_it_lacks():
+def test_a_file_without_filename_and_media_type_is_rejected():
     with pytest.raises(ApiError, match="filename") as caught:
         read(*form(("video", "\0\0\0\x18ftypisom")))
     assert caught.value.param == "video"
 
 
-def test_length_is_looked_at_before_anything_is_read():
+def test_content_length_is_checked_before_the_body_is_read():
     async def never():
         raise AssertionError("the body was read")
         yield b""
@@ -251,21 +254,19 @@ def test_length_is_looked_at_before_anything_is_read():
 @pytest.mark.parametrize(
     "body", [(b"a" * 10_000, "application/json"), form(("f", ("f", b"a" * 10_000)))]
 )
-def test_a_body_that_lies_about_its_length_is_cut_off(body):
+def test_a_body_longer_than_the_limit_is_rejected(body):
     with pytest.raises(ApiError) as caught:
-        read(*body, most=5_000)
+        read(*body, max_bytes=5_000)
     assert caught.value.status == 413
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=20))
-def test_depth_is_the_depth_of_the_json(value):
-    import json
-
-    def depth(part) -> int:
-        return 1 + max(map(depth, part), default=0) if isinstance(part, list) else 0
-
-    assert depth_of(json.dumps(value).encode()) == min(depth(value), MAX_DEPTH + 1)
+def test_nesting_is_limited():
+    deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b'"[[["' + b"]" * (MAX_DEPTH - 1) + b"}"
+    assert read(deepest)
+    deeper = b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
+    for text in (deeper, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"[" * 100_000):
+        with pytest.raises(ApiError, match="nested at most 32 deep"):
+            read(text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -275,35 +276,36 @@ def test_depth_is_the_depth_of_the_json(value):
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     )
 )
-def test_values_are_never_counted_too_low(value):
+def test_the_count_of_values_is_an_upper_bound(value):
     import json
 
     def count(part) -> int:
         inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
         return 1 + sum(map(count, inner))
 
-    assert count(value) <= count_values(json.dumps(value).encode()) <= 2 * count(value)
+    assert count(value) <= count_values(json.dumps(value).encode())
 
 
 @pytest.mark.parametrize("item", [b"[]", b'"a"', b"0"])
-def test_json_of_very_many_values_is_not_parsed(item):
+def test_json_with_too_many_values_is_not_parsed(item):
     few, many = (
         b'{"a": [' + b",".join([item] * number) + b"]}" for number in (50_000, MAX_VALUES + 1)
     )
     assert len(read(few, "application/json")["a"]) == 50_000
-    with pytest.raises(ApiError, match="more than 200,000 values"):
+    with pytest.raises(ApiError, match="at most 200,000 values"):
         read(many, "application/json")
 
 
-def test_depth_takes_no_longer_than_the_text_is_long():
-    """Quadratic time would be days: the limit of a test's time is the assertion."""
-    assert depth_of(b'"' + b'\\"' * 2_000_000) == 0
-    assert depth_of(b'{"' * 1_000_000) <= MAX_DEPTH + 1
+@pytest.mark.parametrize("number", [b"9" * 5_000, b"-" + b"9" * 30_000])
+def test_numbers_of_many_digits_are_rejected(number):
+    with pytest.raises(ApiError) as caught:
+        read(b'{"a": ' + number + b"}")
+    assert caught.value.code == "invalid_json"
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
-def test_any_bytes_are_a_body_or_a_refusal(content):
+def test_any_bytes_are_parsed_or_rejected(content):
     for kind in (
         "application/json",
         "multipart/form-data; boundary=X",

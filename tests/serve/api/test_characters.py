@@ -1,10 +1,10 @@
-"""Characters: who a clip shows goes into the prompt in the place of the name, as far as anybody is sure of it."""
+"""Characters: recognised descriptions replace their names in prompts; consent is enforced."""
 
 import pytest
 from openai import BadRequestError, omit
 from openai.types import Video
 
-from skyloom.serve.api.character_prompts import ends_at, put_in
+from skyloom.serve.api.character_prompts import parse_expiry, substitute_characters
 from skyloom.serve.queue.library import CharacterLikeness
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -19,7 +19,7 @@ CAST = {
 
 
 @pytest.mark.parametrize(
-    ("text", "put"),
+    ("text", "expected"),
     [
         ("Mossy walks on the beach", "a red cat walks on the beach"),
         ("Mossy walks, then Mossy sleeps", "a red cat walks, then the red cat sleeps"),
@@ -35,27 +35,27 @@ CAST = {
         ("", ""),
     ],
 )
-def test_a_name_becomes_who_it_is_and_grammar_stays(text, put):
-    assert put_in(text, CAST)[0] == put
+def test_names_are_replaced_with_correct_grammar(text, expected):
+    assert substitute_characters(text, CAST)[0] == expected
 
 
-def test_the_longest_name_is_meant_and_other_scripts_need_no_spaces():
+def test_the_longest_name_wins_and_other_scripts_need_no_spaces():
     cast = {
         "Mo": CharacterLikeness("dog"),
         "Mo Mo": CharacterLikeness("owl"),
         "\u5c0f\u660e": CharacterLikeness("cat"),
     }
-    assert put_in("Mo Mo meets Mo", cast) == ("an owl meets a dog", {"Mo Mo", "Mo"})
-    assert put_in("\u8fd9\u662f\u5c0f\u660e", cast)[0].endswith("a cat")
+    assert substitute_characters("Mo Mo meets Mo", cast) == ("an owl meets a dog", {"Mo Mo", "Mo"})
+    assert substitute_characters("\u8fd9\u662f\u5c0f\u660e", cast)[0].endswith("a cat")
 
 
 def character(server, name="Mossy", likeness=MOSSY, **extra):
-    """A character whose clip shows somebody."""
+    """Create a character whose clip is recognised as `likeness`."""
     server.viewer.likeness = likeness
     return server.openai().videos.create_character(name=name, video=MP4, extra_body=extra or None)
 
 
-def test_a_character_is_what_its_clip_shows(server):
+def test_a_character_has_the_description_of_its_clip(server):
     made = character(server)
     again = server.openai().videos.get_character(made.id)
     assert made.model_dump() == again.model_dump()
@@ -68,7 +68,7 @@ def test_a_character_is_what_its_clip_shows(server):
     assert server.viewer.asked == [True]
 
 
-def test_the_model_is_told_who_it_is_and_the_client_keeps_its_words(server):
+def test_the_model_gets_the_description_and_the_response_the_prompt_of_the_client(server):
     ids = [{"id": character(server).id}]
     video = server.openai().videos.create(
         prompt="Mossy walks on the beach", extra_body={"characters": ids, "style": "at night"}
@@ -87,7 +87,7 @@ def test_the_model_is_told_who_it_is_and_the_client_keeps_its_words(server):
     assert [card["prompt"] for card in shown] == ["a red cat runs", "a red cat's ball"]
 
 
-def test_edits_of_its_videos_know_it_too(server):
+def test_edits_replace_the_characters_of_their_source(server):
     client = server.openai()
     video = client.videos.create(
         prompt="Mossy walks", extra_body={"characters": [{"id": character(server).id}]}
@@ -103,7 +103,7 @@ def test_edits_of_its_videos_know_it_too(server):
     assert not any("Mossy" in notice for notice in longer.notices)
 
 
-def test_who_nobody_is_sure_of_is_known_by_name_only_and_told_so(server):
+def test_an_unrecognised_character_keeps_its_name_and_gives_a_notice(server):
     made = character(server, likeness=CharacterLikeness(scores={"noun cat": 0.4}))
     assert (made.description, made.source) == (None, None)
     assert made.notices == ["The model does not know who Mossy is: only the name is in the prompt."]
@@ -114,14 +114,14 @@ def test_who_nobody_is_sure_of_is_known_by_name_only_and_told_so(server):
     assert made.notices[0] in video.notices
 
 
-def test_the_words_of_the_client_are_moderated_too(server):
+def test_the_prompt_of_the_client_is_moderated_too(server):
     ids = [{"id": character(server).id}]
     with pytest.raises(BadRequestError) as caught:
         server.openai().videos.create(prompt="Mossy is forbidden", extra_body={"characters": ids})
     assert caught.value.code == "moderation_blocked"
 
 
-def test_a_consent_is_kept_shown_and_ends(server):
+def test_consent_is_stored_returned_and_expires(server):
     consent = {"who": "Ada", "scope": "birthday films", "expiry": "2999-12-31"}
     made = character(server, consent=consent)
     assert made.consent == consent
@@ -133,9 +133,7 @@ def test_a_consent_is_kept_shown_and_ends(server):
     with pytest.raises(BadRequestError, match="ended with 2020-01-31") as caught:
         character(server, name="Pip", consent={"expiry": "2020-01-31"})
     assert (caught.value.code, caught.value.param) == ("consent_expired", "consent.expiry")
-    with (
-        server.services.database.write() as write
-    ):  # it was good when the video was made, and is over now
+    with server.services.database.write() as write:  # valid when the video was made, expired now
         write.connection.exec_driver_sql(
             """UPDATE likenesses SET consent = '{"expiry": "2020-01-31"}'"""
         )
@@ -149,22 +147,22 @@ def test_a_consent_is_kept_shown_and_ends(server):
 
 
 @pytest.mark.parametrize("expiry", ["soon", "2027-02-30", "2027-1-31", "", "x" * 50])
-def test_an_expiry_is_a_date_or_a_time(server, expiry):
+def test_an_expiry_must_be_a_date_or_a_time(server, expiry):
     with pytest.raises(BadRequestError) as caught:
         character(server, consent={"expiry": expiry})
     assert caught.value.param == "consent.expiry"
 
 
-def test_a_date_lasts_until_its_end_in_utc():
+def test_a_date_expires_at_its_end_in_utc():
     assert (
-        ends_at("1970-01-01")
-        == ends_at("1970-01-02T00:00:00")
-        == ends_at("1970-01-02T01:00:00+01:00")
+        parse_expiry("1970-01-01")
+        == parse_expiry("1970-01-02T00:00:00")
+        == parse_expiry("1970-01-02T01:00:00+01:00")
         == 86_400
     )
 
 
-def test_a_character_from_before_is_known_by_name_only(server):
+def test_a_character_of_a_former_version_has_no_description(server):
     made = character(server)
     with server.services.database.write() as write:
         write.connection.exec_driver_sql("DELETE FROM likenesses")

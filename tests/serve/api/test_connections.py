@@ -1,4 +1,4 @@
-"""Connections against a real socket: who has to wait, who makes room, and what is no HTTP."""
+"""Connections on a real socket: limits, timeouts and invalid HTTP."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from skyloom.serve.api.connections import Connection, Connections, Times, _network
+from skyloom.serve.api.connections import Connection, Connections, ConnectionTimeouts, _network
 from skyloom.serve.main import _bind
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -33,7 +33,10 @@ def no_network(monkeypatch):
 
 @dataclass
 class App:
-    """Reads a body when it may, and answers with its length, or with `answer`."""
+    """ASGI application that reads a body once `may_read` is set.
+
+    It responds with the length of the body, or with `answer`.
+    """
 
     may_read: asyncio.Event = field(default_factory=asyncio.Event)
     reads: bool = True
@@ -66,14 +69,14 @@ class App:
 
 @dataclass
 class Edge:
-    """A server whose protocol is tested."""
+    """A running server with the protocol under test."""
 
     app: App
     table: Connections
     port: int
 
-    async def line(self, content: bytes = b"", source: str = "127.0.0.1"):
-        """A connection that has sent something."""
+    async def open(self, content: bytes = b"", source: str = "127.0.0.1"):
+        """Open a connection and send `content`."""
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.port, local_addr=(source, 0)
         )
@@ -81,46 +84,46 @@ class Edge:
         await writer.drain()
         return reader, writer
 
-    async def ask(self, content: bytes) -> bytes:
-        """All that comes back until the server ends the connection."""
-        reader, writer = await self.line(content)
-        told = await to_end(reader)
+    async def send(self, content: bytes) -> bytes:
+        """Send `content` and return what is received until the server closes the connection."""
+        reader, writer = await self.open(content)
+        received = await to_end(reader)
         writer.close()
-        return told
+        return received
 
 
 async def to_end(reader: asyncio.StreamReader) -> bytes:
-    """All that comes until the connection ends in any way."""
-    told = b""
+    """Return what is received until the connection ends."""
+    received = b""
     with contextlib.suppress(ConnectionError):
         while piece := await reader.read(65_536):
-            told += piece
-    return told
+            received += piece
+    return received
 
 
 async def until(holds) -> None:
-    """Let others run until something holds."""
+    """Wait until a condition holds."""
     while not holds():
         await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager
 async def edge(total: int = 100, per_address: int = 100, **times: float) -> AsyncIterator[Edge]:
-    """A server of one protocol; its application may read at once unless it is told otherwise."""
-    app, table = App(), Connections(total, per_address, Times(**times))
+    """Run a server; its application may read bodies at once."""
+    app, table = App(), Connections(total, per_address, ConnectionTimeouts(**times))
     app.may_read.set()
     config = uvicorn.Config(
         app, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=65_536
     )
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
-    door = _bind("127.0.0.1", 0)
+    listener = _bind("127.0.0.1", 0)
     server = await loop.create_server(
         lambda: Connection(table, config=config, server_state=state, app_state={}, _loop=loop),
-        sock=door,
+        sock=listener,
     )
     try:
-        yield Edge(app, table, door.getsockname()[1])
+        yield Edge(app, table, listener.getsockname()[1])
     finally:
         server.close()
         for one in list(table._open):
@@ -128,9 +131,9 @@ async def edge(total: int = 100, per_address: int = 100, **times: float) -> Asyn
         await until(lambda: not len(table) and not state.tasks)
 
 
-def envelope(told: bytes) -> tuple[int, str]:
-    """Status and code of a refusal, which is in the usual envelope."""
-    head, _, body = told.partition(b"\r\n\r\n")
+def error_of(response: bytes) -> tuple[int, str]:
+    """Return status and code of an error response, and check its headers."""
+    head, _, body = response.partition(b"\r\n\r\n")
     assert b"application/json" in head
     assert b"x-request-id: req_" in head
     assert b"connection: close" in head.lower()
@@ -140,7 +143,7 @@ def envelope(told: bytes) -> tuple[int, str]:
 def test_accepted_connections_send_at_once():
     async def run():
         async with edge() as server:
-            _, writer = await server.line()
+            _, writer = await server.open()
             await until(lambda: len(server.table) == 1)
             accepted = next(iter(server.table._open)).transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -150,30 +153,30 @@ def test_accepted_connections_send_at_once():
 
 
 @pytest.mark.parametrize("sent", [b"GET /heal", b"GET / HTTP/1.1\r\nhost: a\r\nx-a: "])
-def test_half_a_head_is_ended_with_a_word(sent):
+def test_an_incomplete_head_times_out_with_408(sent):
     async def run():
         async with edge(head=SOON) as server:
-            return await server.ask(sent)
+            return await server.send(sent)
 
-    assert envelope(asyncio.run(run())) == (408, "request_timeout")
+    assert error_of(asyncio.run(run())) == (408, "request_timeout")
 
 
-def test_silence_is_ended_without_a_word():
+def test_a_silent_connection_is_closed_without_response():
     async def run():
         async with edge(head=SOON) as server:
-            return await server.ask(b"")
+            return await server.send(b"")
 
     assert asyncio.run(run()) == b""
 
 
 @pytest.mark.parametrize("before", [b"", GET])
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nx-a: ", POST])
-def test_bytes_that_drip_are_ended_also_after_a_good_request(before, start):
-    """However often they come: the drip goes on until the server ends it."""
+def test_slow_heads_and_bodies_time_out_also_after_a_good_request(before, start):
+    """Bytes keep coming until the server closes the connection."""
 
     async def run():
         async with edge(head=SOON, body=SOON) as server:
-            reader, writer = await server.line(before)
+            reader, writer = await server.open(before)
             if before:
                 await reader.readuntil(b"\r\n\r\n0")
             writer.write(start)
@@ -186,36 +189,36 @@ def test_bytes_that_drip_are_ended_also_after_a_good_request(before, start):
             writer.close()
             return end.result()
 
-    assert envelope(asyncio.run(run())) == (408, "request_timeout")
+    assert error_of(asyncio.run(run())) == (408, "request_timeout")
 
 
-def test_a_body_that_comes_fast_enough_has_more_time():
-    """Of 50 s, and a second more for each 1,000 bytes of 100,000."""
+def test_a_body_earns_time_by_its_bytes():
+    """Timeout of 50 s, plus one second for each 1,000 of 100,000 bytes."""
 
     async def run():
         async with edge(body=50.0, body_rate=1_000.0) as server:
-            reader, writer = await server.line(POST)
+            reader, writer = await server.open(POST)
             await until(lambda: [one.phase for one in server.table._open] == ["body"])
             writer.write(b"a" * 100_000)
             one = next(iter(server.table._open))
             await until(lambda: one._received == 100_000)
             one._since -= 145
-            one._late()
-            assert not one._over
+            one._expire()
+            assert not one._closed
             one._since -= 10
-            one._late()
-            told = await to_end(reader)
+            one._expire()
+            received = await to_end(reader)
             writer.close()
-            return told
+            return received
 
-    assert envelope(asyncio.run(run())) == (408, "request_timeout")
+    assert error_of(asyncio.run(run())) == (408, "request_timeout")
 
 
-def test_a_body_that_waits_for_us_is_not_late():
+def test_a_body_that_the_application_does_not_read_does_not_time_out():
     async def run():
         async with edge(body=0.02) as server:
             server.app.may_read.clear()
-            reader, writer = await server.line(POST + b"a" * 190_000)
+            reader, writer = await server.open(POST + b"a" * 190_000)
             await until(lambda: server.table._open)
             one = next(iter(server.table._open))
             await until(lambda: one.phase == "body" and one.flow.read_paused)
@@ -223,27 +226,27 @@ def test_a_body_that_waits_for_us_is_not_late():
             await until(lambda: one._since > since)
             server.app.may_read.set()
             writer.write(b"a" * 10_000)
-            told = await reader.readuntil(b"200000")
+            received = await reader.readuntil(b"200000")
             writer.close()
-            return told
+            return received
 
     assert asyncio.run(run()).startswith(b"HTTP/1.1 200 ")
 
 
-def test_the_rest_of_a_body_that_was_answered_before_its_end_is_not_waited_for():
+def test_the_rest_of_an_answered_body_times_out():
     async def run():
         async with edge(rest=SOON, body=1_000.0) as server:
             server.app.reads = False
-            return await server.ask(POST)
+            return await server.send(POST)
 
     assert asyncio.run(run()).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_client_that_does_not_read_is_ended():
+def test_a_client_that_does_not_read_is_disconnected():
     async def run():
         async with edge(unread=SOON) as server:
             server.app.answer, server.app.pieces = bytes(2**20), 64
-            _, writer = await server.line(GET)
+            _, writer = await server.open(GET)
             writer.transport.pause_reading()
             await until(lambda: server.table._open)
             await until(lambda: not server.table._open)
@@ -253,37 +256,37 @@ def test_a_client_that_does_not_read_is_ended():
 
 
 @pytest.mark.parametrize(("total", "per_address"), [(3, 100), (100, 3)])
-def test_half_open_connections_make_room_and_requests_do_not(total, per_address):
+def test_idle_connections_are_closed_for_new_ones_and_requests_are_not(total, per_address):
     async def run():
         async with edge(total, per_address) as server:
-            idle = [await server.line(b"GET / HT") for _ in range(3)]
-            assert (await server.ask(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")))[
+            idle = [await server.open(b"GET / HT") for _ in range(3)]
+            assert (await server.send(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")))[
                 -1:
             ] == b"0"
-            assert await to_end(idle[0][0]) == b"", "the oldest made room"
+            assert await to_end(idle[0][0]) == b"", "the oldest is closed"
             server.app.may_read.clear()
-            busy = [await server.line(POST) for _ in range(3)]
+            busy = [await server.open(POST) for _ in range(3)]
             await until(lambda: [one.phase for one in server.table._open] == ["body"] * 3)
-            refused = await server.ask(GET)
+            refused = await server.send(GET)
             server.app.may_read.set()
             for _, writer in idle + busy:
                 writer.close()
             return refused
 
-    told = asyncio.run(run())
-    assert envelope(told) == (503, "too_many_connections")
-    assert b"retry-after: 5" in told
+    response = asyncio.run(run())
+    assert error_of(response) == (503, "too_many_connections")
+    assert b"retry-after: 5" in response
 
 
 def test_one_address_leaves_room_for_another():
     async def run():
         async with edge(total=100, per_address=2) as server:
             server.app.may_read.clear()
-            busy = [await server.line(POST) for _ in range(2)]
+            busy = [await server.open(POST) for _ in range(2)]
             await until(lambda: [one.phase for one in server.table._open] == ["body"] * 2)
-            assert envelope(await server.ask(GET)) == (503, "too_many_connections")
+            assert error_of(await server.send(GET)) == (503, "too_many_connections")
             server.app.may_read.set()
-            reader, writer = await server.line(GET, source="127.0.0.2")
+            reader, writer = await server.open(GET, source="127.0.0.2")
             assert await reader.readuntil(b"\r\n\r\n0")
             for _, one in [*busy, (None, writer)]:
                 one.close()
@@ -304,29 +307,29 @@ def test_one_address_leaves_room_for_another():
         b"\r\n\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_refused_in_the_envelope(before, sent):
+def test_invalid_http_is_answered_with_400(before, sent):
     async def run():
         async with edge() as server:
-            return await server.ask(before + sent)
+            return await server.send(before + sent)
 
-    told = asyncio.run(run())
+    response = asyncio.run(run())
     if before:
-        first, _, told = told.partition(b"\r\n\r\n0")
+        first, _, response = response.partition(b"\r\n\r\n0")
         assert first.startswith(b"HTTP/1.1 200 ")
-    assert envelope(told) == (400, "invalid_http")
+    assert error_of(response) == (400, "invalid_http")
 
 
-def test_a_chunked_body_that_breaks_is_refused():
+def test_an_invalid_chunked_body_is_answered_with_400():
     async def run():
         async with edge() as server:
-            return await server.ask(
+            return await server.send(
                 b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab\r\nZZ"
             )
 
-    assert envelope(asyncio.run(run())) == (400, "invalid_http")
+    assert error_of(asyncio.run(run())) == (400, "invalid_http")
 
 
-def test_addresses_of_one_ipv6_host_are_one():
+def test_addresses_of_one_ipv6_network_count_as_one():
     assert _network("2001:db8::1") == _network("2001:db8::ffff") != _network("2001:db8:0:1::1")
     assert _network("::ffff:192.0.2.1") == _network("192.0.2.1") == "192.0.2.1"
     assert _network("fe80::1%eth0") == _network("fe80::2")

@@ -8,7 +8,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from skyloom.core.errors import SkyloomError
-from skyloom.serve.api.limits import LIMITS, Gates
+from skyloom.serve.api.limits import LIMITS, ConcurrencyLimiters
 from skyloom.serve.api.numbers import find_number, find_whole, plain_number
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -64,7 +64,7 @@ def test_health_needs_no_thread(server, monkeypatch):
     def no_thread(*_arguments, **_options):
         raise SkyloomError("a thread was asked for")
 
-    monkeypatch.setattr(Gates, "__getitem__", no_thread)
+    monkeypatch.setattr(ConcurrencyLimiters, "__getitem__", no_thread)
     assert server.http(None).get("/health").status_code == 200
 
 
@@ -238,7 +238,7 @@ def test_bytes_in_flight_are_limited_and_released(make_server, tmp_path):
     )
     for _ in range(5):
         assert http.post("/v1/videos", json={"prompt": "a" * 1_000}).status_code == 200
-    assert (server.services.bodies.held, server.services.memory.held) == (0, 0)
+    assert (server.services.bodies.reserved, server.services.memory.reserved) == (0, 0)
 
 
 def test_content_length_with_transfer_encoding_is_refused(server):

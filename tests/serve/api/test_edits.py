@@ -1,4 +1,4 @@
-"""Verbs: each on its own path, with the fields it takes and no others."""
+"""Edit verbs: paths, fields, limits of source videos; storyboards, plans, pause and resume."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_videos_are_joined_by_their_own_paths(server, video):
     assert http.post("/v1/videos/stitch", json=three).status_code == 200
 
 
-def test_an_edit_is_the_verb_that_its_fields_name(server, video):
+def test_the_fields_of_an_edit_select_its_verb(server, video):
     http = server.http()
     for body, verb in (
         ({}, "remix"),
@@ -81,14 +81,14 @@ SAMPLED = {"seed": 3, "steps": 4, "guidance": 2, "quality": "best", "negative_pr
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(server, video, name):
+def test_sampling_fields_are_rejected_where_nothing_is_sampled(server, video, name):
     http, two = server.http(), {"videos": [{"id": video}, {"id": video}]}
-    asked = (
+    calls = (
         (f"/v1/videos/{video}/upscale", {"size": "256x256"}),
         (f"/v1/videos/{video}/interpolate", {"fps": 32}),
         ("/v1/videos/stitch", {**two, "morph": 0}),
     )
-    for path, body in asked:
+    for path, body in calls:
         answer = http.post(path, json={**body, name: SAMPLED[name]})
         error = answer.json()["error"]
         assert (answer.status_code, error["param"], error["code"]) == (
@@ -105,15 +105,15 @@ def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(server, video,
     )
 
 
-def test_the_wire_has_every_verb_with_the_fields_it_takes():
-    assert {verb: set(known.takes) for verb, known in VERBS.items()} == {
+def test_the_api_has_every_verb_with_its_fields():
+    assert {verb: set(known.accepted) for verb, known in VERBS.items()} == {
         verb: set(fields) for verb, fields in edits.VERBS.items()
     }
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_a_field_without_effect_is_refused(verb):
-    """For every verb, every field that some other verb takes."""
+def test_a_field_without_effect_is_rejected(verb):
+    """For every verb, every field that some other verb accepts."""
     from skyloom.serve.api.edit_fields import check_fields
 
     values = {
@@ -135,14 +135,14 @@ def test_a_field_without_effect_is_refused(verb):
         "curve": "x",
         "mask": {"file_id": "file-1"},
     }
-    needed = {name: values.get(name, "a cat") for name in VERBS[verb].needs}
+    needed = {name: values.get(name, "a cat") for name in VERBS[verb].required}
     needed |= {"region": "0,0,1,1"} if verb == "inpaint" else {}
     check_fields(verb, parse_body(EditFields, needed))
-    for name in values.keys() - VERBS[verb].takes:
-        with pytest.raises(Exception, match="means nothing") as caught:
+    for name in values.keys() - VERBS[verb].accepted:
+        with pytest.raises(Exception, match="has no effect on") as caught:
             check_fields(verb, parse_body(EditFields, {**needed, name: values[name]}))
         assert caught.value.param == name
-    for name in VERBS[verb].needs:
+    for name in VERBS[verb].required:
         with pytest.raises(Exception, match="Missing required") as caught:
             check_fields(
                 verb,
@@ -153,7 +153,7 @@ def test_a_field_without_effect_is_refused(verb):
         assert caught.value.param == name
 
 
-def test_only_finished_videos_are_edited(server, video):
+def test_only_completed_videos_can_be_edited(server, video):
     http = server.http()
     waiting = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
     answer = http.post(f"/v1/videos/{waiting}/remix", json={"prompt": "x"})
@@ -169,11 +169,11 @@ def test_only_finished_videos_are_edited(server, video):
     )
 
 
-def test_an_edit_of_an_outside_video_is_as_long_as_what_was_made(server):
-    """What is added is known when it is asked, the whole when it is made."""
+def test_an_edit_of_an_uploaded_video_has_the_length_of_its_result(server):
+    """Before it is made, only the added length is known."""
     form = {"prompt": (None, "on"), "seconds": (None, "2"), "video": ("v.mp4", MP4)}
-    asked = server.http().post("/v1/videos/extensions", files=form).json()
-    assert asked["seconds"] == "2"
+    created = server.http().post("/v1/videos/extensions", files=form).json()
+    assert created["seconds"] == "2"
 
     def paint(job, output):
         (output / "video.mp4").write_bytes(MP4)
@@ -181,13 +181,13 @@ def test_an_edit_of_an_outside_video_is_as_long_as_what_was_made(server):
         yield Progress(99, "decode", {"video": output / "video.mp4"}, receipt)
 
     server.work(paint)
-    made = server.http().get(f"/v1/videos/{asked['id']}").json()
+    made = server.http().get(f"/v1/videos/{created['id']}").json()
     assert (made["seconds"], made["size"]) == ("10", "96x64")
-    longer = {"prompt": "on", "seconds": "4", "video": {"id": asked["id"]}}
+    longer = {"prompt": "on", "seconds": "4", "video": {"id": created["id"]}}
     assert server.http().post("/v1/videos/extensions", json=longer).json()["seconds"] == "14"
 
 
-def test_a_storyboard_is_a_call_and_a_field(server):
+def test_a_storyboard_has_its_own_path_and_is_a_field(server):
     http = server.http()
     cards = [{"at": 0, "prompt": "a cat"}, {"at": 2, "prompt": "a dog", "cut": True}]
     by_path = http.post(
@@ -210,15 +210,15 @@ def test_a_storyboard_is_a_call_and_a_field(server):
     assert server.services.jobs.get(pinned["id"]).request["cards"][0]["image"].startswith("asset:")
 
 
-def test_a_storyboard_comes_whole_through_the_unchanged_client(server):
+def test_the_openai_client_sends_whole_storyboards(server):
     cards = [{"at": 0, "prompt": "a cat"}, {"at": 2, "prompt": "a dog"}]
     uneven = [cards[0], {**cards[1], "cut": True}]
     client = server.openai(max_retries=0)
     made = client.videos.create(prompt="at night", seconds="4", extra_body={"storyboard": cards})
-    told = client.videos.create(
+    as_json = client.videos.create(
         prompt="at night", seconds="4", extra_body={"storyboard": json.dumps(uneven)}
     )
-    first, second = (server.services.jobs.get(one.id).request["cards"] for one in (made, told))
+    first, second = (server.services.jobs.get(one.id).request["cards"] for one in (made, as_json))
     assert (
         [card["prompt"] for card in first]
         == [card["prompt"] for card in second]
@@ -230,7 +230,7 @@ def test_a_storyboard_comes_whole_through_the_unchanged_client(server):
     assert caught.value.param == "storyboard"
 
 
-def test_jobs_are_held_and_let_go(server):
+def test_jobs_are_paused_and_resumed(server):
     http = server.http()
     id = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
     held = http.post(f"/v1/videos/{id}/pause").json()
@@ -245,7 +245,7 @@ def test_jobs_are_held_and_let_go(server):
     assert server.openai().videos.poll(other).status == "cancelled"
 
 
-def test_a_plan_makes_nothing(server):
+def test_a_plan_submits_no_job(server):
     answer = server.http().post("/v1/videos/plan", json={"prompt": "a cat", "seconds": "60"}).json()
     assert (answer["object"], answer["seconds"]) == ("video.plan", "60")
     assert server.services.jobs.page() == ([], False)
@@ -261,16 +261,16 @@ def test_a_plan_makes_nothing(server):
         ("recut", {"start": 98, "stop": 99, "seconds": 5}, "start"),
     ],
 )
-def test_what_a_known_video_does_not_allow_is_refused_at_once(server, video, verb, body, param):
+def test_fields_are_checked_against_the_source_video(server, video, verb, body, param):
     answer = server.http().post(f"/v1/videos/{video}/{verb}", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_a_storyboard_shows_no_character_whose_consent_is_over(server, monkeypatch):
+def test_a_storyboard_with_a_character_of_expired_consent_is_rejected(server, monkeypatch):
     http = server.http()
     clip = {"video": ("c.mp4", MP4)}
-    told = {"name": "Mossy", "consent": json.dumps({"who": "ada", "expiry": "2030-01-01"})}
-    character = http.post("/v1/videos/characters", data=told, files=clip).json()["id"]
+    fields = {"name": "Mossy", "consent": json.dumps({"who": "ada", "expiry": "2030-01-01"})}
+    character = http.post("/v1/videos/characters", data=fields, files=clip).json()["id"]
     shown = http.post(
         "/v1/videos", json={"prompt": "Mossy", "characters": [{"id": character}]}
     ).json()["id"]
@@ -282,8 +282,8 @@ def test_a_storyboard_shows_no_character_whose_consent_is_over(server, monkeypat
     assert (late.status_code, late.json()["error"]["code"]) == (400, "consent_expired")
 
 
-def test_the_rate_of_a_finished_video_is_the_one_it_was_made_at(server):
-    """That of an uploaded source is not known before."""
+def test_the_fps_of_a_completed_video_is_that_of_its_receipt(server):
+    """The frame rate of an uploaded source is unknown before."""
 
     def slow(job, output):
         path = output / "video.mp4"

@@ -1,4 +1,4 @@
-"""Keys, scopes and isolation of owners, over every route."""
+"""SubmitOptions, scopes and isolation of owners, over every route."""
 
 import re
 

@@ -11,8 +11,14 @@ from fastapi.routing import APIRoute
 from skyloom import __version__
 from skyloom.serve.api.dependencies import Services, SideEffects
 from skyloom.serve.api.errors import add_error_handlers
-from skyloom.serve.api.limits import MEMORY_BYTES, MEMORY_BYTES_PER_OWNER, Gates, InFlight
-from skyloom.serve.api.media_inputs import Sources
+from skyloom.serve.api.events import EventBroadcaster
+from skyloom.serve.api.limits import (
+    MEMORY_BYTES,
+    MEMORY_BYTES_PER_OWNER,
+    ByteBudget,
+    ConcurrencyLimiters,
+)
+from skyloom.serve.api.media_inputs import MediaResolver
 from skyloom.serve.api.metrics import Metrics
 from skyloom.serve.api.middleware import HostOriginMiddleware, RequestLogMiddleware
 from skyloom.serve.api.openapi import build_document
@@ -29,10 +35,11 @@ from skyloom.serve.api.routes import (
     videos,
     webhooks,
 )
-from skyloom.serve.api.submit import Desk
+from skyloom.serve.api.submit import JobSubmitter
 from skyloom.serve.queue.api_keys import KeyStore
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.event_feed import EventFeed
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.quotas import Quotas
@@ -94,7 +101,7 @@ def make_services(
     library = Library(database, quotas)
     reserve = DiskReserve(settings.data, settings.disk_reserve)
     fetch = effects.fetch if settings.url_references else None
-    sources = Sources(jobs, library, storage, reserve, fetch)
+    sources = MediaResolver(jobs, library, storage, reserve, fetch)
     return Services(
         settings=settings,
         database=database,
@@ -104,14 +111,15 @@ def make_services(
         endpoints=EndpointStore(database, quotas),
         storage=storage,
         sources=sources,
-        desk=Desk(settings, jobs, library, sources, effects.moderate),
+        desk=JobSubmitter(settings, jobs, library, sources, effects.moderate),
         keys=KeyStore(database, token),
         metrics=Metrics(jobs.counts, jobs.refusals, effects.workers),
         effects=effects,
         reserve=reserve,
-        gates=Gates(),
-        memory=InFlight(MEMORY_BYTES, MEMORY_BYTES_PER_OWNER),
-        bodies=InFlight(settings.max_body_bytes, settings.max_body_bytes_per_owner),
+        gates=ConcurrencyLimiters(),
+        memory=ByteBudget(MEMORY_BYTES, MEMORY_BYTES_PER_OWNER),
+        bodies=ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_owner),
+        events=EventBroadcaster(EventFeed(database), stopping.is_set),
         draining=stopping.is_set,
     )
 

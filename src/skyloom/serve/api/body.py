@@ -1,8 +1,9 @@
-"""Bodies, read within limits: JSON, or multipart with bracketed names, into the same nested plain values.
+"""Parse request bodies within limits: JSON, or multipart forms whose names have brackets.
 
-Everything is capped before it is parsed: bytes, text in all, depth, counts of values, fields and files, and bytes of
-all bodies in flight. What takes long is parsed off the event loop. Files go to a temporary file beyond a megabyte.
-Names of clients' files are labels and never become paths.
+Both become the same nested plain values. Limits are checked before parsing: bytes, bytes of text,
+number of values, fields and files, and bytes of all bodies in flight. Large texts are parsed off
+the event loop. Files above 1 MiB are spooled to disk. File names sent by clients are labels and are
+never used as paths.
 """
 
 import errno
@@ -23,30 +24,32 @@ from skyloom.core.errors import DiskFullError
 from skyloom.serve.api.errors import ApiError, invalid
 from skyloom.serve.api.numbers import find_whole
 
-MAX_JSON, MAX_PLAIN_JSON = 32 * 2**20, 2**20  # bytes, where data URLs are expected and where not
+MAX_JSON = 32 * 2**20  # bytes, where data URLs are accepted
+MAX_PLAIN_JSON = 2**20  # bytes, where they are not
 MAX_BODY = 512 * 2**20
 MAX_DEPTH = 32
-MAX_VALUES = 200_000  # of a JSON text: an empty list of two bytes takes sixty of memory
-MAX_ESCAPES = 1_000_000  # of a JSON text; some clients write the slashes of base64 as escapes
-MAX_FIELDS, MAX_FILES, MAX_NAME = 200, 8, 200
-MAX_FORM_TEXT, MAX_PLAIN_FORM_TEXT = (
-    24 * 2**20,
-    2**20,
-)  # bytes of all text parts, with data URLs and without
-MAX_ITEMS = 1_000  # of a list that is written as name[0], name[1], ...
-SMALL = 16 * 1024  # bytes of text that are parsed on the event loop
-_STRING = re.compile(
-    rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL
-)  # never goes back, so it takes no longer than the text is long
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_STEP = re.compile(r"\[([^\[\]]*)\]")
+MAX_VALUES = 200_000  # of a JSON text; "[]" has two bytes and takes sixty bytes of memory
+MAX_ESCAPES = 1_000_000  # of a JSON text; some clients escape the slashes of base64
+MAX_FIELDS = 200
+MAX_FILES = 8
+MAX_NAME = 200
+MAX_FORM_TEXT = 24 * 2**20  # bytes of all text parts, where data URLs are accepted
+MAX_PLAIN_FORM_TEXT = 2**20  # bytes of all text parts, where they are not
+MAX_ITEMS = 1_000  # of a list written as name[0], name[1], ...
+SMALL = 16 * 1024  # bytes of text parsed on the event loop
+_MAX_LENGTH_DIGITS = 15  # of Content-Length
+_INVALID_TEXT = re.compile("[\0\ud800-\udfff]")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 _CHARSETS = ("", "utf-8", "utf8", "us-ascii", "ascii")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """A file that a client sent. `name` is a label; `type` is what the client says it is."""
+    """An uploaded file.
+
+    `name` and `type` (media type) are claims of the client; `size` is in bytes.
+    """
 
     name: str
     type: str
@@ -54,70 +57,77 @@ class Upload:
     file: SpooledTemporaryFile[bytes]
 
 
-async def _at_once(work: Callable[[], Any]) -> Any:
+async def _run_inline(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def _take_nothing(_count: int) -> None:
+def _ignore(_count: int) -> None:
     pass
 
 
 @dataclass(frozen=True)
-class Intake:
-    """How a body is taken: `most` bytes; `media` says whether data URLs are expected, and so long texts; `off_loop`
-    runs what takes long; `take` and `hold` are told of bytes that were read, and that are held in memory."""
+class BodyOptions:
+    """Limits and hooks of `read_body`.
 
-    most: int = MAX_BODY
+    `media` raises the limits on text, for data URLs. `off_loop` runs the parsing of large texts.
+    `on_read` is called with the number of bytes read, `on_buffer` with the number of bytes buffered
+    in memory; both may raise ApiError.
+    """
+
+    max_bytes: int = MAX_BODY
     media: bool = True
-    off_loop: Callable[[Callable[[], Any]], Awaitable[Any]] = _at_once
-    take: Callable[[int], None] = _take_nothing
-    hold: Callable[[int], None] = _take_nothing
+    off_loop: Callable[[Callable[[], Any]], Awaitable[Any]] = _run_inline
+    on_read: Callable[[int], None] = _ignore
+    on_buffer: Callable[[int], None] = _ignore
 
 
 async def read_body(
-    headers: Headers, stream: AsyncIterator[bytes], intake: Intake = Intake()
+    headers: Headers, stream: AsyncIterator[bytes], options: BodyOptions = BodyOptions()
 ) -> dict[str, Any]:
-    """The body's fields; an empty body has none. Raises ApiError (400, 413, 415)."""
-    kind, _, options = headers.get("content-type", "").partition(";")
-    kind, coding = kind.strip().lower(), headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("", "identity"):
-        message = f"Content-Encoding must be identity, got {coding[:40]!r}. Send the body as it is, not compressed."
-        raise ApiError(415, message, "unsupported_content_encoding")
-    if kind == "application/json":
-        _check_charset(options)
-        most = min(intake.most, MAX_JSON if intake.media else MAX_PLAIN_JSON)
-        check_length(headers, most)
-        text = await _collect(_limited(stream, most, intake.take), intake.hold)
-        return (
-            _read_json(text)
-            if len(text) <= SMALL
-            else await intake.off_loop(lambda: _read_json(text))
-        )
-    if kind == "multipart/form-data":
-        check_length(headers, intake.most)
-        return await _read_form(headers, _limited(stream, intake.most, intake.take), intake)
-    check_length(headers, intake.most)
-    async for part in stream:
-        if part:
-            raise _unsupported()
-    if kind in ("", "application/x-www-form-urlencoded"):
+    """Parse a body into its fields; an empty body gives {}. Raises ApiError (400, 413, 415)."""
+    media_type, _, parameters = headers.get("content-type", "").partition(";")
+    media_type = media_type.strip().lower()
+    _check_encoding(headers)
+    if media_type == "application/json":
+        _check_charset(parameters)
+        return await _read_json_body(headers, stream, options)
+    check_length(headers, options.max_bytes)
+    if media_type == "multipart/form-data":
+        limited = _limit(stream, options.max_bytes, options.on_read)
+        return await _read_form(headers, limited, options)
+    async for chunk in stream:
+        if chunk:
+            raise _unsupported_type()
+    if media_type in ("", "application/x-www-form-urlencoded"):
         return {}
-    raise _unsupported()
+    raise _unsupported_type()
 
 
-def _unsupported() -> ApiError:
-    return ApiError(415, "Send application/json or multipart/form-data.", "unsupported_media_type")
+def _check_encoding(headers: Headers) -> None:
+    """Raise ApiError (415) for a compressed body."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        message = (
+            f"Content-Encoding must be identity, got {encoding[:40]!r}."
+            " Send the body as it is, not compressed."
+        )
+        raise ApiError(415, message, "unsupported_content_encoding")
 
 
-def _check_charset(options: str) -> None:
-    """Raise ApiError (415) for JSON in another charset than UTF-8."""
-    found = re.search(r"charset\s*=\s*\"?([^\s;\"]{0,40})", options, re.IGNORECASE)
+def _check_charset(parameters: str) -> None:
+    """Raise ApiError (415) unless the charset of a JSON body is UTF-8."""
+    found = re.search(r"charset\s*=\s*\"?([^\s;\"]{0,40})", parameters, re.IGNORECASE)
     if found is not None and found[1].lower() not in _CHARSETS:
         raise ApiError(415, f"charset must be utf-8, got {found[1]!r}.", "unsupported_charset")
 
 
+def _unsupported_type() -> ApiError:
+    message = "Content-Type must be application/json or multipart/form-data."
+    return ApiError(415, message, "unsupported_media_type")
+
+
 def close_uploads(value: Any) -> None:
-    """Let go of the temporary files of a body, however deep."""
+    """Close the temporary files of all uploads in nested fields."""
     if isinstance(value, Upload):
         value.file.close()
     elif isinstance(value, dict | list):
@@ -125,39 +135,51 @@ def close_uploads(value: Any) -> None:
             close_uploads(item)
 
 
-def check_length(headers: Headers, most: int) -> None:
-    """Raise ApiError for a body that says it is too long, before any of it is read."""
-    told = headers.get("content-length")
-    if told is None:
+def check_length(headers: Headers, max_bytes: int) -> None:
+    """Check Content-Length before the body is read. Raises ApiError (400, 413)."""
+    length = headers.get("content-length")
+    if length is None:
         return
-    if not (told.isascii() and told.isdigit()):
-        raise invalid(None, "Content-Length is no number.", "invalid_header")
-    if len(told) > 15 or int(told) > most:  # noqa: PLR2004 - a petabyte
-        raise _too_long(most)
+    if not (length.isascii() and length.isdigit()):
+        raise invalid(None, "Content-Length must be a number.", "invalid_header")
+    if len(length) > _MAX_LENGTH_DIGITS or int(length) > max_bytes:
+        raise _too_long(max_bytes)
 
 
-async def _collect(stream: AsyncIterator[bytes], hold: Callable[[int], None]) -> bytes:
+async def _collect(stream: AsyncIterator[bytes], on_buffer: Callable[[int], None]) -> bytes:
     text = bytearray()
-    async for part in stream:
-        hold(len(part))
-        text += part
+    async for chunk in stream:
+        on_buffer(len(chunk))
+        text += chunk
     return bytes(text)
 
 
-async def _limited(
-    stream: AsyncIterator[bytes], most: int, take: Callable[[int], None]
+async def _limit(
+    stream: AsyncIterator[bytes], max_bytes: int, on_read: Callable[[int], None]
 ) -> AsyncIterator[bytes]:
     size = 0
-    async for part in stream:
-        size += len(part)
-        if size > most:
-            raise _too_long(most)
-        take(len(part))
-        yield part
+    async for chunk in stream:
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_long(max_bytes)
+        on_read(len(chunk))
+        yield chunk
 
 
-def _too_long(most: int) -> ApiError:
-    return ApiError(413, f"The body is longer than {most // 2**20} MiB.", "request_too_large")
+def _too_long(max_bytes: int) -> ApiError:
+    message = f"The body must be at most {max_bytes // 2**20} MiB."
+    return ApiError(413, message, "request_too_large")
+
+
+async def _read_json_body(
+    headers: Headers, stream: AsyncIterator[bytes], options: BodyOptions
+) -> dict[str, Any]:
+    max_bytes = min(options.max_bytes, MAX_JSON if options.media else MAX_PLAIN_JSON)
+    check_length(headers, max_bytes)
+    text = await _collect(_limit(stream, max_bytes, options.on_read), options.on_buffer)
+    if len(text) <= SMALL:
+        return _read_json(text)
+    return await options.off_loop(lambda: _read_json(text))
 
 
 def _read_json(text: bytes) -> dict[str, Any]:
@@ -165,7 +187,7 @@ def _read_json(text: bytes) -> dict[str, Any]:
         return {}
     try:
         value = load_json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise invalid(None, "The body is not valid JSON.", "invalid_json") from error
     if not isinstance(value, dict):
         raise invalid(None, "The body must be a JSON object.", "invalid_json")
@@ -173,31 +195,55 @@ def _read_json(text: bytes) -> dict[str, Any]:
 
 
 def load_json(text: bytes) -> Any:
-    """The value of a JSON text from a client: the only way to read one. Raises ApiError for what is over a limit, not
-    UTF-8, or holds text that is none; ValueError and RecursionError for what is not JSON."""
+    """Parse untrusted JSON within limits; every JSON text of a client goes through this function.
+
+    Raises ApiError for text over a limit, not UTF-8 or with invalid characters, and ValueError for
+    invalid JSON.
+    """
     try:
         decoded = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise invalid(None, "The JSON must be UTF-8.", "invalid_json") from error
+        raise invalid(None, "JSON must be UTF-8.", "invalid_json") from error
     if "\0" in decoded[:4]:
-        raise invalid(None, "The JSON must be UTF-8, got UTF-16 or UTF-32.", "invalid_json")
+        raise invalid(None, "JSON must be UTF-8, got UTF-16 or UTF-32.", "invalid_json")
     if text.count(b"\\") > MAX_ESCAPES:
-        raise invalid(None, f"The JSON has more than {MAX_ESCAPES:,} escapes.", "invalid_json")
+        raise invalid(None, f"JSON must have at most {MAX_ESCAPES:,} escapes.", "invalid_json")
     if count_values(text) > MAX_VALUES:
-        raise invalid(None, f"The JSON has more than {MAX_VALUES:,} values.", "invalid_json")
-    if depth_of(text) > MAX_DEPTH:
-        raise invalid(None, f"The JSON is nested more than {MAX_DEPTH} deep.", "invalid_json")
-    value = json.loads(decoded, parse_constant=_refuse_constant)
-    if b"\\u" in text:  # the only way to write what no text may hold
+        raise invalid(None, f"JSON must have at most {MAX_VALUES:,} values.", "invalid_json")
+    try:
+        value = json.loads(decoded, parse_constant=_reject_constant)
+        _check_depth(value)
+    except RecursionError as error:
+        message = f"JSON must be nested at most {MAX_DEPTH} deep."
+        raise invalid(None, message, "invalid_json") from error
+    if b"\\u" in text:  # UTF-8 itself cannot encode surrogates, escapes can
         _check_text(value)
     return value
 
 
+def count_values(text: bytes) -> int:
+    """Return an upper bound on the number of values in a JSON text, without parsing it.
+
+    Every list item, and every pair of an object, follows a comma or an opening bracket. Signs
+    inside strings are counted too.
+    """
+    return 1 + sum(text.count(sign) for sign in (b",", b"[", b"{"))
+
+
+def _check_depth(value: Any, depth: int = 1) -> None:
+    """Raise RecursionError for lists and objects nested more than MAX_DEPTH deep."""
+    if isinstance(value, dict | list):
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, depth + 1)
+
+
 def _check_text(value: Any) -> None:
-    """Raise ApiError for NUL and for halves of characters: they are no text, and databases refuse them."""
+    """Raise ApiError for NUL and unpaired surrogates, which databases reject."""
     if isinstance(value, str):
-        if _NO_TEXT.search(value):
-            raise invalid(None, "The body holds text that is not valid Unicode.", "invalid_text")
+        if _INVALID_TEXT.search(value):
+            raise invalid(None, "The body has text that is not valid Unicode.", "invalid_text")
     elif isinstance(value, dict):
         _check_text([*value, *value.values()])
     elif isinstance(value, list):
@@ -205,203 +251,189 @@ def _check_text(value: Any) -> None:
             _check_text(item)
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(name)  # NaN and Infinity are no JSON
-
-
-def count_values(text: bytes) -> int:
-    """How many values a JSON text holds, at most. Texts of very many strings are not looked into further."""
-    strings = text.count(b'"') // 2
-    if strings > 2 * MAX_VALUES:
-        return strings
-    outside = _STRING.sub(b"", text)
-    return 1 + sum(outside.count(sign) for sign in (b",", b"[", b"{"))
-
-
-def depth_of(text: bytes) -> int:
-    """How deep brackets nest outside of strings; an upper bound for what is no JSON."""
-    depth = deepest = 0
-    for sign in re.findall(rb"[\[{\]}]", _STRING.sub(b"", text)):
-        depth += 1 if sign in b"[{" else -1
-        deepest = max(deepest, depth)
-        if deepest > MAX_DEPTH:
-            break
-    return deepest
+def _reject_constant(name: str) -> float:
+    raise ValueError(name)  # json.loads accepts NaN and Infinity, JSON does not
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's parser, with a cap on all text parts together. A part with a media type is a file, also where it has
-    no file name."""
+    """Starlette's parser with a limit on the bytes of all text parts together.
 
-    def __init__(self, headers: Headers, stream: AsyncIterator[bytes], intake: Intake) -> None:
-        self._most_text, self._text = MAX_FORM_TEXT if intake.media else MAX_PLAIN_FORM_TEXT, 0
-        self._hold = intake.hold
+    A part with the media type of a file is a file even without a file name.
+    """
+
+    def __init__(
+        self, headers: Headers, stream: AsyncIterator[bytes], options: BodyOptions
+    ) -> None:
+        self._max_text = MAX_FORM_TEXT if options.media else MAX_PLAIN_FORM_TEXT
+        self._on_buffer = options.on_buffer
+        self.text_size = 0
         super().__init__(
             headers,
-            stream,  # type: ignore[arg-type] - an iterator is all it uses
+            stream,  # type: ignore[arg-type] - declared as an async generator, used as an iterator
             max_files=MAX_FILES,
             max_fields=MAX_FIELDS,
-            max_part_size=self._most_text,
+            max_part_size=self._max_text,
         )
-
-    @property
-    def text(self) -> int:
-        """Bytes of all text parts."""
-        return self._text
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._current_part.file is None:
-            self._text += end - start
-            if self._text > self._most_text:
-                message = f"The text parts of the form are longer than {self._most_text >> 20} MiB together."
+            self.text_size += end - start
+            if self.text_size > self._max_text:
+                limit = f"{self._max_text >> 20} MiB together"
+                message = f"The text parts of the form must be at most {limit}."
                 raise ApiError(413, message, "request_too_large")
-            self._hold(end - start)
+            self._on_buffer(end - start)
         super().on_part_data(data, start, end)
 
     def on_headers_finished(self) -> None:
         part = self._current_part
-        kind = (
-            dict(part.item_headers)
-            .get(b"content-type", b"text/plain")
-            .partition(b";")[0]
-            .strip()
-            .lower()
-        )
-        _, options = parse_options_header(part.content_disposition)
-        if b"filename" not in options and kind.startswith(
-            (b"image/", b"video/", b"application/octet-stream")
-        ):
+        content_type = dict(part.item_headers).get(b"content-type", b"text/plain")
+        media_type = content_type.partition(b";")[0].strip().lower()
+        _, parameters = parse_options_header(part.content_disposition)
+        is_file = media_type.startswith((b"image/", b"video/", b"application/octet-stream"))
+        if b"filename" not in parameters and is_file:
             part.content_disposition = (part.content_disposition or b"") + b'; filename="upload"'
         super().on_headers_finished()
 
 
 async def _read_form(
-    headers: Headers, stream: AsyncIterator[bytes], intake: Intake
+    headers: Headers, stream: AsyncIterator[bytes], options: BodyOptions
 ) -> dict[str, Any]:
-    parser = _FormParser(headers, stream, intake)
+    parser = _FormParser(headers, stream, options)
     try:
         form = await parser.parse()
     except (MultiPartException, UnicodeError, ValueError) as error:
         raise invalid(None, "The multipart body cannot be read.", "invalid_multipart") from error
     except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFullError(
-                "There is no room for the files of the form.", hint="Free some space."
-            ) from error
+        if error.errno in _DISK_FULL:
+            message = "The disk has no room for the files of the form."
+            raise DiskFullError(message, hint="Free some space.") from error
         raise
     try:
         items = form.multi_items()
-        return _nest(items) if parser.text <= SMALL else await intake.off_loop(lambda: _nest(items))
+        if parser.text_size <= SMALL:
+            return _nest(items)
+        return await options.off_loop(lambda: _nest(items))
     except BaseException:
         await form.close()
         raise
 
 
 def _nest(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of a form where their names say."""
+    """Convert form fields with bracketed names into nested values."""
     fields: dict[str, Any] = {}
-    for name, value in _numbered(items):
+    for name, value in _number_objects(items):
         _check_text([name])
-        if isinstance(value, str) and _NO_TEXT.search(value):
-            message = f"The field {name!r:.60} must be text. A file needs a filename in its Content-Disposition."
-            raise invalid(name.partition("[")[0], message, "invalid_text")
-        _place(fields, name, _upload(value) if isinstance(value, UploadFile) else value)
-    return {name: _dense(value) for name, value in fields.items()}
+        if isinstance(value, str) and _INVALID_TEXT.search(value):
+            message = f"The field {name!r:.60} must be text."
+            hint = "A file needs a filename in its Content-Disposition."
+            raise invalid(name.partition("[")[0], f"{message} {hint}", "invalid_text")
+        _assign(fields, name, _to_upload(value) if isinstance(value, UploadFile) else value)
+    return {name: _to_lists(value) for name, value in fields.items()}
 
 
-def _upload(file: UploadFile) -> Upload:
-    label = re.sub(
-        r"[^\w.\- ]",
-        "_",
-        (file.filename or "upload").replace("\\", "/").rsplit("/", maxsplit=1)[-1],
-    )
-    kind = (file.content_type or "").partition(";")[0].strip().lower()
-    return Upload(label[:100] or "upload", kind, file.size or 0, file.file)  # type: ignore[arg-type]
+def _to_upload(file: UploadFile) -> Upload:
+    name = (file.filename or "upload").replace("\\", "/").rsplit("/", maxsplit=1)[-1]
+    label = re.sub(r"[^\w.\- ]", "_", name)[:100] or "upload"
+    media_type = (file.content_type or "").partition(";")[0].strip().lower()
+    return Upload(label, media_type, file.size or 0, file.file)  # type: ignore[arg-type]
 
 
-def _numbered(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The same fields; where a client of OpenAI sends a list of objects key by key (`a[][b]` twice, `a[][c]` twice),
-    each name has its object's number."""
-    lists: dict[str, list[str]] = {}
+def _number_objects(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Number the objects of lists that are sent key by key.
+
+    OpenAI's clients send a list of objects as `a[][b]` twice, then `a[][c]` twice; here each name
+    gets the index of its object: `a[0][b]`, `a[1][b]`, `a[0][c]`, `a[1][c]`.
+    """
+    keys_by_list: dict[str, list[str]] = {}
     for name, _ in items:
-        root, empty, rest = name.partition("[]")
-        if empty and rest and "[]" not in rest:
-            lists.setdefault(root, []).append(rest)
-    by_key = {root: rests for root, rests in lists.items() if _key_by_key(root, rests)}
-    seen: Counter[str] = Counter()
-    told: list[tuple[str, Any]] = []
+        root, brackets, key = name.partition("[]")
+        if brackets and key and "[]" not in key:
+            keys_by_list.setdefault(root, []).append(key)
+    grouped = {root: keys for root, keys in keys_by_list.items() if _is_key_by_key(root, keys)}
+    counts: Counter[str] = Counter()
+    numbered: list[tuple[str, Any]] = []
     for name, value in items:
-        root, empty, rest = name.partition("[]")
-        if empty and rest in by_key.get(root, ()):
-            told.append((f"{root}[{seen[name]}]{rest}", value))
-            seen[name] += 1
+        root, brackets, key = name.partition("[]")
+        if brackets and key in grouped.get(root, ()):
+            numbered.append((f"{root}[{counts[name]}]{key}", value))
+            counts[name] += 1
         else:
-            told.append((name, value))
-    return told
+            numbered.append((name, value))
+    return numbered
 
 
-def _key_by_key(root: str, rests: Sequence[str]) -> bool:
-    """Whether all of a key come before all of the next. Raises ApiError where nobody can tell whose they are."""
-    counts = Counter(rests)
-    if max(counts.values()) == 1 or len([rest for rest, _ in groupby(rests)]) > len(counts):
+def _is_key_by_key(root: str, keys: Sequence[str]) -> bool:
+    """Return whether all values of one key precede those of the next.
+
+    Raises ApiError if the objects have different keys: then a value cannot be assigned to its
+    object.
+    """
+    counts = Counter(keys)
+    if max(counts.values()) == 1 or len([key for key, _ in groupby(keys)]) > len(counts):
         return False
     if len(set(counts.values())) > 1:
-        message = f"The objects of '{root}' have different fields, which a form cannot tell apart: send them as JSON."
+        message = f"The objects of '{root}' must have the same fields in a form: send them as JSON."
         raise invalid(root, message, "invalid_multipart")
     return True
 
 
-def _place(fields: dict[str, Any], name: str, value: object) -> None:
-    """Put a value where its name says: `a`, `a[b]`, `a[]`, `a[][b]`, `a[0][b]`."""
-    root, steps = name.partition("[")[0], _STEP.findall(name)
-    rest = name[len(root) :]
-    if (
-        not root
-        or len(name) > MAX_NAME
-        or len(steps) > MAX_DEPTH
-        or "".join(f"[{step}]" for step in steps) != rest
-    ):
-        raise invalid(None, f"The field name {name!r:.60} cannot be read.", "invalid_multipart")
-    place: dict[Any, Any] = fields  # lists are tables until they are done
-    path: list[str] = [root, *steps]
-    for step, following in zip(path, [*path[1:], None], strict=True):
-        key = _key(place, step, following, last=following is None)
-        if following is None:
-            place[key] = value
+def _assign(fields: dict[str, Any], name: str, value: object) -> None:
+    """Set a value at the path that a name describes: `a`, `a[b]`, `a[]`, `a[][b]`, `a[0][b]`.
+
+    Lists are dicts with integer keys until `_to_lists` converts them.
+    """
+    path = _parse_name(name)
+    container: dict[Any, Any] = fields
+    for step, next_step in zip(path, [*path[1:], None], strict=True):
+        key = _key(container, step, next_step)
+        if next_step is None:
+            container[key] = value
             return
-        inner = place.setdefault(key, {})
+        inner = container.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise invalid(
-                root, f"The field {root!r:.60} is given in two ways.", "invalid_multipart"
-            )
-        place = inner
+            message = f"The field {path[0]!r:.60} must be a value or an object, got both."
+            raise invalid(path[0], message, "invalid_multipart")
+        container = inner
 
 
-def _key(place: Mapping[Any, Any], step: str, following: str | None, *, last: bool) -> str | int:
-    """A list's next index for `[]`: a new item unless the newest still lacks what comes."""
+def _parse_name(name: str) -> list[str]:
+    """Split `a[b][c]` into its steps. Raises ApiError for a malformed, long or deep name."""
+    root = name.partition("[")[0]
+    steps = _BRACKETED.findall(name)
+    well_formed = root + "".join(f"[{step}]" for step in steps) == name
+    if not root or not well_formed or len(name) > MAX_NAME or len(steps) > MAX_DEPTH:
+        message = f"The field name {name!r:.60} cannot be parsed."
+        raise invalid(None, message, "invalid_multipart")
+    return [root, *steps]
+
+
+def _key(container: Mapping[Any, Any], step: str, next_step: str | None) -> str | int:
+    """Return the key of a step in its container.
+
+    `[]` is the index of a new item, or of the newest item while that lacks the key `next_step`.
+    """
     index = find_whole(step)
     if index is not None and index < MAX_ITEMS:
         return index
     if step:
         return step
-    newest = max((key for key in place if isinstance(key, int)), default=-1)
-    if (
-        not last
-        and newest >= 0
-        and isinstance(place[newest], dict)
-        and following not in place[newest]
-    ):
-        return newest
+    newest = max((key for key in container if isinstance(key, int)), default=-1)
+    if next_step is not None and newest >= 0:
+        item = container[newest]
+        if isinstance(item, dict) and next_step not in item:
+            return newest
     if newest + 1 >= MAX_ITEMS:
-        raise invalid(None, f"A list has more than {MAX_ITEMS} items.", "invalid_multipart")
+        message = f"A list must have at most {MAX_ITEMS} items."
+        raise invalid(None, message, "invalid_multipart")
     return newest + 1
 
 
-def _dense(value: Any) -> Any:
-    """Tables with whole numbers for keys become lists, in their order."""
+def _to_lists(value: Any) -> Any:
+    """Convert dicts whose keys are all integers into lists, in the order of the keys."""
     if not isinstance(value, dict):
         return value
-    inner = {key: _dense(item) for key, item in value.items()}
+    inner = {key: _to_lists(item) for key, item in value.items()}
     if inner and all(isinstance(key, int) for key in inner):
         return [inner[key] for key in sorted(inner)]
     return {str(key): item for key, item in inner.items()}

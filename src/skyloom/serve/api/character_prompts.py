@@ -1,87 +1,122 @@
-"""Characters in prompts: who a clip shows is said in the place of the name, since a model knows no names.
+"""Replace character names in prompts with descriptions, because a model does not know the names.
 
-"Mossy walks on the beach" becomes "a red cat walks on the beach"; later it is "the red cat". An article before the name
-gives way, and a possessive stays one.
+"Mossy walks on the beach" becomes "a red cat walks on the beach"; the second mention becomes "the
+red cat". An article before the name is replaced, and a possessive stays a possessive.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
+from skyloom.serve.api.errors import invalid
 from skyloom.serve.queue.library import Character, CharacterLikeness
 from skyloom.world.nouns import article
 
-_BEFORE = re.compile(
+_DETERMINER = re.compile(
     r"(?<!\w)(a|an|the|my|your|his|her|its|our|their)(\s+)([\w-]+\s+)?$", re.IGNORECASE
 )
-_LOOK_BACK = 100  # characters in which an article and an adjective stand
-_NO_ADJECTIVE = frozenset(
+_LOOKBEHIND = 100  # characters before a name that are searched for a determiner and an adjective
+_NOT_ADJECTIVES = frozenset(
     {"and", "or", "but", "with", "of", "in", "on", "at", "by", "to", "for", "from", "is", "was"}
 )
-_GENITIVE = re.compile(r"['\u2019](?!s\b)")
+_POSSESSIVE = re.compile(r"['\u2019](?!s\b)")
 
 
-def put_in(text: str, cast: Mapping[str, CharacterLikeness]) -> tuple[str, frozenset[str]]:
-    """A prompt with what is known of characters where their names stand, and the names that it has found."""
-    known = {name: likeness for name, likeness in cast.items() if likeness.noun is not None}
-    if not known:
+def substitute_characters(
+    text: str, characters: Mapping[str, CharacterLikeness]
+) -> tuple[str, frozenset[str]]:
+    """Replace the names of described characters in a prompt.
+
+    Returns the text and the names replaced.
+    """
+    described = {name: known for name, known in characters.items() if known.noun is not None}
+    if not described:
         return text, frozenset()
-    names = re.compile("|".join(_whole(name) for name in sorted(known, key=len, reverse=True)))
-    told, at, seen = "", 0, set[str]()
-    for found in names.finditer(text):
+    longest_first = sorted(described, key=len, reverse=True)
+    pattern = re.compile("|".join(_name_pattern(name) for name in longest_first))
+    result = ""
+    position = 0
+    replaced: set[str] = set()
+    for found in pattern.finditer(text):
         name = found.group()
-        told += text[at : found.start()]
-        told = _say(told, known[name], again=name in seen)
-        seen.add(name)
-        at = found.end()
-        if name.endswith("s") and (mark := _GENITIVE.match(text, at)):
-            told, at = f"{told}'s", mark.end()
-    return told + text[at:], frozenset(seen)
+        result += text[position : found.start()]
+        result = _append_description(result, described[name], again=name in replaced)
+        replaced.add(name)
+        position = found.end()
+        if name.endswith("s") and (possessive := _POSSESSIVE.match(text, position)):
+            result += "'s"
+            position = possessive.end()
+    return result + text[position:], frozenset(replaced)
+
+
+def describe_characters(text: str, characters: Sequence[Character]) -> tuple[str, frozenset[str]]:
+    """Replace character names by descriptions. Returns the text and the names replaced."""
+    return substitute_characters(text, {one.name: one.likeness for one in characters})
+
+
+def describe_in_card(card: Mapping[str, Any], characters: Sequence[Character]) -> dict[str, Any]:
+    """Replace character names in a card; a prompt of another type is rejected later."""
+    prompt = card.get("prompt")
+    if not isinstance(prompt, str):
+        return dict(card)
+    return {**card, "prompt": describe_characters(prompt, characters)[0]}
+
+
+def check_characters_named(characters: Sequence[Character], prompt: str) -> None:
+    """Raise ApiError for a character that the prompt does not name."""
+    for index, character in enumerate(characters):
+        if character.name not in prompt:
+            message = f"The prompt must name the character {character.name!r:.100}."
+            raise invalid(f"characters[{index}]", message, "character_not_named")
 
 
 def notice(character: Character, *, found: bool) -> str:
-    """What a client is told of a character in a prompt."""
-    known = character.likeness
+    """Return the notice for a client: the description used for a character, or that there is none.
+
+    `found`: whether the name was replaced.
+    """
     if not found:
         return f"The model does not know who {character.name} is: only the name is in the prompt."
-    source = (
-        "the receipt of its clip"
-        if known.source == "receipt"
-        else "what the probe reads in its clip"
-    )
+    known = character.likeness
+    from_receipt = known.source == "receipt"
+    source = "the receipt of its clip" if from_receipt else "what the probe reads in its clip"
     return f'{character.name} is put in as "{known.description}", by {source}.'
 
 
-def ends_at(expiry: str) -> float:
-    """When a consent ends, in seconds since 1970: a date's last moment (UTC), or a time. Raises ValueError."""
+def parse_expiry(expiry: str) -> float:
+    """Return when a consent ends, in seconds since 1970. Raises ValueError.
+
+    A date ends at its last moment in UTC; a time without a zone is UTC.
+    """
     with suppress(ValueError):
         day = date.fromisoformat(expiry)
-        return (
-            datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-            + timedelta(days=1).total_seconds()
-        )
+        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return midnight.timestamp() + timedelta(days=1).total_seconds()
     moment = datetime.fromisoformat(expiry)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _say(before: str, known: CharacterLikeness, *, again: bool) -> str:
-    """A text that goes on with a likeness, and with the article that it needs."""
+def _append_description(text: str, known: CharacterLikeness, *, again: bool) -> str:
+    """Append a description with the article that the text before it needs."""
     assert known.noun is not None
-    whole = article(known.noun, known.colour)
-    bare = re.sub(r"^an? ", "", whole)
-    found = _BEFORE.search(before, max(0, len(before) - _LOOK_BACK))
-    if found is None or (found[3] and found[3].strip().lower() in _NO_ADJECTIVE):
-        return before + (f"the {bare}" if again else whole)
+    phrase = article(known.noun, known.colour)
+    bare = re.sub(r"^an? ", "", phrase)
+    found = _DETERMINER.search(text, max(0, len(text) - _LOOKBEHIND))
+    if found is None or (found[3] and found[3].strip().lower() in _NOT_ADJECTIVES):
+        return text + (f"the {bare}" if again else phrase)
     if found[3] or found[1].lower() not in ("a", "an"):
-        return before + bare
-    return before[: found.start()] + (
-        whole[0].upper() + whole[1:] if found[1][0].isupper() else whole
-    )
+        return text + bare
+    capital = found[1][0].isupper()
+    return text[: found.start()] + (phrase[0].upper() + phrase[1:] if capital else phrase)
 
 
-def _whole(name: str) -> str:
-    """A name as a word of its own, where letters are ASCII's: other scripts may write it without spaces."""
+def _name_pattern(name: str) -> str:
+    """Return a pattern for a name as a whole word; only ASCII edges need a word boundary.
+
+    Other scripts may write a name without spaces around it.
+    """
     begin, end = (
         r"\b" if edge.isascii() and (edge.isalnum() or edge == "_") else ""
         for edge in (name[0], name[-1])

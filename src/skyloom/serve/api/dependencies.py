@@ -12,14 +12,15 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from skyloom.generate.request import Request as VideoRequest
 from skyloom.safety.moderation import Verdict
-from skyloom.serve.api.body import MAX_BODY, SMALL, Intake, Upload, close_uploads, read_body
+from skyloom.serve.api.body import MAX_BODY, SMALL, BodyOptions, Upload, close_uploads, read_body
 from skyloom.serve.api.errors import ApiError, invalid, missing
-from skyloom.serve.api.limits import Gates, Hold, InFlight
-from skyloom.serve.api.media_inputs import Fetch, Sources
+from skyloom.serve.api.events import EventBroadcaster
+from skyloom.serve.api.limits import BodyReservation, ByteBudget, ConcurrencyLimiters
+from skyloom.serve.api.media_inputs import Fetch, MediaResolver
 from skyloom.serve.api.metrics import Metrics
 from skyloom.serve.api.numbers import find_whole, read_whole
 from skyloom.serve.api.request_models import RequestBody, parse_body
-from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.api.submit import JobSubmitter, SubmitOptions
 from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
@@ -74,15 +75,16 @@ class Services:
     batches: BatchStore
     endpoints: EndpointStore
     storage: Storage
-    sources: Sources
-    desk: Desk
+    sources: MediaResolver
+    desk: JobSubmitter
     keys: KeyStore
     metrics: Metrics
     effects: SideEffects
     reserve: DiskReserve
-    gates: Gates
-    memory: InFlight
-    bodies: InFlight
+    gates: ConcurrencyLimiters
+    memory: ByteBudget
+    bodies: ByteBudget
+    events: EventBroadcaster
     draining: Callable[[], bool]
 
 
@@ -126,17 +128,17 @@ Writer = Annotated[Caller, require_scope("write")]
 Admin = Annotated[Caller, require_scope("admin")]
 
 
-async def get_idempotency(request: Request) -> Keys:
+async def get_idempotency(request: Request) -> SubmitOptions:
     """The idempotency key and the client's retry count. Raises ApiError (400)."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         message = "Idempotency-Key must be 1 to 255 printable characters."
         raise ApiError(400, message, "invalid_header")
     retries = find_whole(request.headers.get("x-stainless-retry-count", "0")) or 0
-    return Keys(key, min(retries, _MAX_RETRY_COUNT))
+    return SubmitOptions(key, min(retries, _MAX_RETRY_COUNT))
 
 
-Idempotency = Annotated[Keys, Depends(get_idempotency)]
+Idempotency = Annotated[SubmitOptions, Depends(get_idempotency)]
 
 
 def _check_cursor(id: str) -> str:
@@ -157,11 +159,11 @@ Order = Literal["asc", "desc"]
 async def hold_stream_place(services: AppServices, caller: Reader) -> AsyncIterator[None]:
     """Count a stream until its response has ended. Raises CapacityError over the limit."""
     gate = services.gates["stream"]
-    await gate.enter(caller.owner)
+    await gate.acquire(caller.owner)
     try:
         yield
     finally:
-        gate.leave(caller.owner)
+        gate.release(caller.owner)
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,11 @@ class BodyOf:
         """Read, check and parse. Raises ApiError (400, 413, 415, 429, 503), DiskFullError."""
         owner, gates = caller.owner, services.gates
         fields: dict[str, Any] = {}
-        with Hold(owner, services.memory, services.bodies) as hold:
+        with BodyReservation(owner, services.memory, services.bodies) as hold:
             try:
-                fields = await gates["body"].hold(owner, self._read(request, services, owner, hold))
+                fields = await gates["body"].run_coroutine(
+                    owner, self._read(request, services, owner, hold)
+                )
                 large = hold.size > _LARGE_BODY
                 request.state.has_media = self.model.takes_media and (large or has_media(fields))
                 parse = partial(parse_body, self.model, fields)
@@ -190,7 +194,7 @@ class BodyOf:
                 close_uploads(fields)
 
     async def _read(
-        self, request: Request, services: Services, owner: str, hold: Hold
+        self, request: Request, services: Services, owner: str, hold: BodyReservation
     ) -> dict[str, Any]:
         """Read the fields, within the limits on bytes in flight and the disk reserve."""
         kind = request.headers.get("content-type", "").strip().lower()
@@ -201,15 +205,15 @@ class BodyOf:
 
         def take(count: int) -> None:
             before = hold.size
-            hold.body(count)
+            hold.add_body(count)
             if is_form and before // _RESERVE_CHECK_BYTES < hold.size // _RESERVE_CHECK_BYTES:
                 services.reserve.check()
 
-        intake = Intake(
+        intake = BodyOptions(
             media=self.model.takes_media,
             off_loop=partial(services.gates["parse"].run, owner),
-            take=take,
-            hold=hold.memory,
+            on_read=take,
+            on_buffer=hold.add_memory,
         )
         return await read_body(request.headers, request.stream(), intake)
 

@@ -1,7 +1,8 @@
-"""Limits on what happens at once: calls by kind and owner, and bytes of request bodies.
+"""Limits on concurrent calls (by kind and owner) and on bytes of request bodies in flight.
 
-Every kind of call has threads of its own and a share of them per owner, so no owner takes all threads, and slow kinds
-take none from quick ones. Threads are daemons: a call that hangs never keeps the process from ending.
+Every kind of call has its own threads and a maximum per owner, so that neither one owner nor a slow
+kind of call can use up all threads. The threads are daemons: a call that hangs does not keep the
+process from exiting.
 """
 
 import asyncio
@@ -19,131 +20,145 @@ T = TypeVar("T")
 _Slow = Literal["plan", "webhook", "inspect", "upload", "batch", "stream"]
 _Inner = Literal["auth", "body", "parse", "events", "download"]
 Kind = Literal["loop", "quick", "ready", "metrics"] | _Slow | _Inner
-"""What a call is limited with. "loop" runs on the event loop and must not wait for anything."""
-MEMORY_BYTES, MEMORY_BYTES_PER_OWNER = 128 * 2**20, 64 * 2**20  # of bodies that are held in memory
+"""Name of a concurrency limit. Calls of kind "loop" run on the event loop and must not block."""
+MEMORY_BYTES = 128 * 2**20  # of request bodies held in memory
+MEMORY_BYTES_PER_OWNER = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Limit:
-    """How many calls run at once, in all and per owner, and how many more of an owner wait for their turn; what is
-    more is refused with 429. `retry_after` in seconds."""
+class ConcurrencyLimit:
+    """Maximum number of concurrent calls, in total and per owner.
+
+    Up to `max_waiting` further calls of an owner wait for a free place; calls beyond that are
+    rejected with status 429 and the header Retry-After: `retry_after` (seconds).
+    """
 
     total: int
     per_owner: int
-    waiting: int = 0
+    max_waiting: int = 0
     retry_after: float = 1.0
 
 
-_ALL = 1_000_000  # an answer that has begun is not broken off
+_UNLIMITED = 1_000_000  # a response that has started is never rejected halfway
 
-LIMITS: Mapping[Kind, Limit] = {
-    "quick": Limit(24, 12, waiting=200),
-    "auth": Limit(8, 8, waiting=400),  # the owner is not known yet
-    "body": Limit(200, 100),  # being read: a slow one holds a connection
-    "parse": Limit(2, 1, waiting=50),
-    "ready": Limit(2, 2, waiting=100),
-    "metrics": Limit(1, 1, waiting=20),
-    "events": Limit(6, 3, waiting=_ALL),
-    "download": Limit(16, 8, waiting=_ALL),
-    "plan": Limit(4, 2, retry_after=5.0),
-    "webhook": Limit(8, 2, retry_after=5.0),
-    "inspect": Limit(4, 2, retry_after=5.0),
-    "batch": Limit(2, 1, waiting=2, retry_after=5.0),  # each holds its file's lines in memory
-    "upload": Limit(16, 4, waiting=4, retry_after=5.0),
-    "stream": Limit(200, 50, retry_after=10.0),
+LIMITS: Mapping[Kind, ConcurrencyLimit] = {
+    "quick": ConcurrencyLimit(24, 12, max_waiting=200),
+    "auth": ConcurrencyLimit(8, 8, max_waiting=400),  # runs before the owner is known
+    "body": ConcurrencyLimit(200, 100),  # while a body is read, its connection is in use
+    "parse": ConcurrencyLimit(2, 1, max_waiting=50),
+    "ready": ConcurrencyLimit(2, 2, max_waiting=100),
+    "metrics": ConcurrencyLimit(1, 1, max_waiting=20),
+    "events": ConcurrencyLimit(6, 3, max_waiting=_UNLIMITED),
+    "download": ConcurrencyLimit(16, 8, max_waiting=_UNLIMITED),
+    "plan": ConcurrencyLimit(4, 2, retry_after=5.0),
+    "webhook": ConcurrencyLimit(8, 2, retry_after=5.0),
+    "inspect": ConcurrencyLimit(4, 2, retry_after=5.0),
+    "batch": ConcurrencyLimit(2, 1, max_waiting=2, retry_after=5.0),  # holds a file in memory
+    "upload": ConcurrencyLimit(16, 4, max_waiting=4, retry_after=5.0),
+    "stream": ConcurrencyLimit(200, 50, retry_after=10.0),
 }
 
 
 @dataclass(frozen=True, eq=False)
-class _Ticket:
-    """A call that waits for its turn."""
+class _Waiter:
+    """A call that waits for a free place; `admitted` is resolved when it has one."""
 
     owner: str
     loop: asyncio.AbstractEventLoop
-    turn: "asyncio.Future[None]"
+    admitted: "asyncio.Future[None]"
 
 
-class Gate:
-    """A limit at work. May be used from any thread and any event loop."""
+class ConcurrencyLimiter:
+    """Enforces one ConcurrencyLimit. Safe to use from any thread and any event loop."""
 
-    def __init__(self, name: str, limit: Limit) -> None:
-        self._name, self._limit = name, limit
+    def __init__(self, name: str, limit: ConcurrencyLimit) -> None:
+        self._name = name
+        self._limit = limit
         self._lock = threading.Lock()
         self._running: Counter[str] = Counter()
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[_Waiter] = deque()
 
     @property
     def running(self) -> int:
-        """How many calls run."""
+        """Number of running calls."""
         return self._running.total()
 
     async def run(self, owner: str, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, on a daemon thread. Raises CapacityError over the limit."""
-        await self.enter(owner)
+        """Run `work` on a daemon thread and return its result.
+
+        Raises CapacityError over the limit.
+        """
+        await self.acquire(owner)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         try:
             threading.Thread(
                 target=self._work, args=(owner, work, loop, done), name=self._name, daemon=True
             ).start()
-        except RuntimeError as error:  # the system has no thread left
-            self.leave(owner)
-            raise self._busy() from error
+        except RuntimeError as error:  # the operating system refuses a new thread
+            self.release(owner)
+            raise self._over_limit() from error
         return await done
 
-    async def stream(self, owner: str, pieces: Iterator[T]) -> AsyncIterator[T]:
-        """The items of an iterator, each made by `run`."""
-        while (piece := await self.run(owner, lambda: next(pieces, None))) is not None:
-            yield piece
+    async def stream(self, owner: str, items: Iterator[T]) -> AsyncIterator[T]:
+        """Iterate over `items`, producing each item by `run`."""
+        while (item := await self.run(owner, lambda: next(items, None))) is not None:
+            yield item
 
-    async def hold(self, owner: str, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` comes to on the event loop, with a place for as long. Raises CapacityError over the limit."""
+    async def run_coroutine(self, owner: str, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` on the event loop while occupying a place.
+
+        Raises CapacityError over the limit.
+        """
         try:
-            await self.enter(owner)
+            await self.acquire(owner)
         except BaseException:
             work.close()
             raise
         try:
             return await work
         finally:
-            self.leave(owner)
+            self.release(owner)
 
-    async def enter(self, owner: str) -> None:
-        """Take a place, at once or when there is one; `leave` must follow. Raises CapacityError over the limit."""
+    async def acquire(self, owner: str) -> None:
+        """Occupy a place, waiting for one if necessary; pair with `release`.
+
+        Raises CapacityError over the limit.
+        """
         loop = asyncio.get_running_loop()
         with self._lock:
             if self._has_room(owner):
                 self._running[owner] += 1
                 return
-            if sum(ticket.owner == owner for ticket in self._queue) >= self._limit.waiting:
-                raise self._busy()
-            ticket = _Ticket(owner, loop, loop.create_future())
-            self._queue.append(ticket)
+            if sum(waiter.owner == owner for waiter in self._queue) >= self._limit.max_waiting:
+                raise self._over_limit()
+            waiter = _Waiter(owner, loop, loop.create_future())
+            self._queue.append(waiter)
         try:
-            await ticket.turn
+            await waiter.admitted
         except asyncio.CancelledError:
             with self._lock:
-                waits = ticket in self._queue
-                if waits:
-                    self._queue.remove(ticket)
-            if not waits:  # its turn came in the same moment
-                self.leave(owner)
+                still_waiting = waiter in self._queue
+                if still_waiting:
+                    self._queue.remove(waiter)
+            if not still_waiting:  # cancelled after a place was assigned
+                self.release(owner)
             raise
 
-    def leave(self, owner: str) -> None:
-        """Give a place back, to the first who waits and may have it."""
+    def release(self, owner: str) -> None:
+        """Free a place and assign it to the first waiting call whose owner is below the limit."""
         with self._lock:
             self._running[owner] -= 1
-            self._running += Counter()  # drops owners with nothing
-            chosen = next((ticket for ticket in self._queue if self._has_room(ticket.owner)), None)
-            if chosen is None:
+            self._running += Counter()  # removes owners with a count of 0
+            admitted = next((one for one in self._queue if self._has_room(one.owner)), None)
+            if admitted is None:
                 return
-            self._queue.remove(chosen)
-            self._running[chosen.owner] += 1
+            self._queue.remove(admitted)
+            self._running[admitted.owner] += 1
         try:
-            chosen.loop.call_soon_threadsafe(_settle, chosen.turn, None, None)
-        except RuntimeError:  # its loop has ended
-            self.leave(chosen.owner)
+            admitted.loop.call_soon_threadsafe(_resolve, admitted.admitted, None, None)
+        except RuntimeError:  # its event loop is closed
+            self.release(admitted.owner)
 
     def _has_room(self, owner: str) -> bool:
         return self.running < self._limit.total and self._running[owner] < self._limit.per_owner
@@ -160,101 +175,112 @@ class Gate:
             value = work()
         except BaseException as caught:  # raised again where the call is awaited
             error = caught
-        self.leave(owner)
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits
-            loop.call_soon_threadsafe(_settle, done, value, error)
+        self.release(owner)
+        with suppress(RuntimeError):  # the event loop is closed
+            loop.call_soon_threadsafe(_resolve, done, value, error)
 
-    def _busy(self) -> CapacityError:
+    def _over_limit(self) -> CapacityError:
         limit = self._limit
-        message = f"Too many {self._name} calls at once: {limit.per_owner} per owner and {limit.total} in all may run."
+        message = (
+            f"Concurrent {self._name} calls must be <= {limit.per_owner} per owner"
+            f" and <= {limit.total} in total."
+        )
         return CapacityError(message, hint="Try again in a moment.", retry_after=limit.retry_after)
 
 
-class Gates:
-    """A gate for every kind."""
+class ConcurrencyLimiters:
+    """The limiter of every kind of call."""
 
-    def __init__(self, limits: Mapping[Kind, Limit] = LIMITS) -> None:
-        self._gates: dict[Kind, Gate] = {kind: Gate(kind, limit) for kind, limit in limits.items()}
+    def __init__(self, limits: Mapping[Kind, ConcurrencyLimit] = LIMITS) -> None:
+        self._limiters: dict[Kind, ConcurrencyLimiter] = {
+            kind: ConcurrencyLimiter(kind, limit) for kind, limit in limits.items()
+        }
 
-    def __getitem__(self, kind: Kind) -> Gate:
-        return self._gates[kind]
+    def __getitem__(self, kind: Kind) -> ConcurrencyLimiter:
+        return self._limiters[kind]
 
 
-class InFlight:
-    """Bytes of bodies that are being read or used: `total` in the process, and `per_owner`."""
+class ByteBudget:
+    """Thread-safe counter of reserved bytes, limited to `total` and to `per_owner`."""
 
     def __init__(self, total: int, per_owner: int) -> None:
-        self._total, self._per_owner = total, per_owner
+        self._total = total
+        self._per_owner = per_owner
         self._lock = threading.Lock()
-        self._held: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
 
     @property
-    def held(self) -> int:
-        """Bytes in flight."""
-        return self._held.total()
+    def reserved(self) -> int:
+        """Bytes reserved by all owners."""
+        return self._reserved.total()
 
-    def take(self, owner: str, count: int) -> None:
-        """Add bytes. Raises ApiError: 429 over the owner's share, 503 where others have the rest."""
+    def reserve(self, owner: str, count: int) -> None:
+        """Reserve bytes. Raises ApiError: 429 over the owner's limit, 503 over the total."""
         with self._lock:
-            if self._held[owner] + count > self._per_owner:
-                raise _too_much(
-                    429,
-                    f"Your requests in flight are larger than {self._per_owner >> 20} MiB together.",
-                )
-            if self.held + count > self._total:
-                raise _too_much(
-                    503, f"All requests in flight are larger than {self._total >> 20} MiB together."
-                )
-            self._held[owner] += count
+            if self._reserved[owner] + count > self._per_owner:
+                limit = f"{self._per_owner >> 20} MiB per owner"
+                raise _over_budget(429, f"Request bodies in flight must be <= {limit} together.")
+            if self.reserved + count > self._total:
+                limit = f"{self._total >> 20} MiB in total"
+                raise _over_budget(503, f"Request bodies in flight must be <= {limit}.")
+            self._reserved[owner] += count
 
-    def give_back(self, owner: str, count: int) -> None:
-        """Remove bytes."""
+    def release(self, owner: str, count: int) -> None:
+        """Release reserved bytes."""
         with self._lock:
-            self._held[owner] -= count
-            self._held += Counter()
+            self._reserved[owner] -= count
+            self._reserved += Counter()  # removes owners with a count of 0
 
 
-class Hold:
-    """What one request has in flight, in memory and in all; given back at the end of the block."""
+class BodyReservation:
+    """Bytes reserved for the body of one request; a context manager that releases them at its end.
 
-    def __init__(self, owner: str, memory: InFlight, bodies: InFlight) -> None:
-        self._owner, self._memory, self._bodies = owner, memory, bodies
-        self._taken: list[tuple[InFlight, int]] = []
+    `memory` limits what is held in memory, `bodies` everything that is read, files on disk
+    included.
+    """
+
+    def __init__(self, owner: str, memory: ByteBudget, bodies: ByteBudget) -> None:
+        self._owner = owner
+        self._memory = memory
+        self._bodies = bodies
+        self._reserved: Counter[ByteBudget] = Counter()
         self.size = 0
 
-    def __enter__(self) -> "Hold":
+    def __enter__(self) -> "BodyReservation":
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for where, count in self._taken:
-            where.give_back(self._owner, count)
+        for budget, count in self._reserved.items():
+            budget.release(self._owner, count)
 
-    def body(self, count: int) -> None:
-        """Bytes of a body were read; `size` is all of them. Raises ApiError (429, 503)."""
+    def add_body(self, count: int) -> None:
+        """Reserve bytes read from the connection; `size` is their sum.
+
+        Raises ApiError (429, 503).
+        """
         self.size += count
-        self._take(self._bodies, count)
+        self._reserve(self._bodies, count)
 
-    def memory(self, count: int) -> None:
-        """Bytes are held in memory. Raises ApiError (429, 503)."""
-        self._take(self._memory, count)
+    def add_memory(self, count: int) -> None:
+        """Reserve bytes held in memory. Raises ApiError (429, 503)."""
+        self._reserve(self._memory, count)
 
-    def _take(self, where: InFlight, count: int) -> None:
-        where.take(self._owner, count)
-        if self._taken and self._taken[-1][0] is where:
-            count += self._taken.pop()[1]
-        self._taken.append((where, count))
+    def _reserve(self, budget: ByteBudget, count: int) -> None:
+        budget.reserve(self._owner, count)
+        self._reserved[budget] += count
 
 
-def _too_much(status: int, message: str) -> ApiError:
-    kind = "rate_limit_error" if status == 429 else "server_error"  # noqa: PLR2004 - Too Many Requests
-    code = "rate_limit_exceeded" if kind == "rate_limit_error" else "unavailable"
-    return ApiError(
-        status, f"{message} Try again in a moment.", code, type=kind, headers={"retry-after": "5"}
-    )
+def _over_budget(status: Literal[429, 503], message: str) -> ApiError:
+    message = f"{message} Try again in a moment."
+    headers = {"retry-after": "5"}
+    if status == 503:  # noqa: PLR2004 - Service Unavailable
+        return ApiError(status, message, "unavailable", type="server_error", headers=headers)
+    code = "rate_limit_exceeded"
+    return ApiError(status, message, code, type="rate_limit_error", headers=headers)
 
 
-def _settle(future: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
-    if future.done():  # whoever waited is gone
+def _resolve(future: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
+    if future.done():  # the caller was cancelled
         return
     if error is None:
         future.set_result(value)

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: answers by call and status, how long they took, and the queue at a glance."""
+"""Prometheus metrics: responses by call and status, latency, queue length, refusals and workers."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,12 +12,15 @@ from skyloom.serve.workers.processes import Health
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Refusals = Mapping[tuple[str, str, str], int]
-"""How often each rule has refused, by rule, target and code."""
-_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10)
+"""Number of refusals by (rule, target, code)."""
+_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10)  # seconds
 
 
 class Metrics:
-    """What is counted. No label holds anything that a client wrote; rules are named by the operator."""
+    """Registry of the server's metrics.
+
+    Labels hold no client text; rule names come from the operator's policy.
+    """
 
     def __init__(
         self,
@@ -26,33 +29,33 @@ class Metrics:
         workers: Callable[[], Health],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._answers = Counter(
+        self._responses = Counter(
             "skyloom_answers_total",
-            "Answers by call and status.",
+            "Responses by call and status.",
             ("call", "status"),
             registry=self._registry,
         )
         self._seconds = Histogram(
             "skyloom_answer_seconds",
-            "Time to an answer.",
+            "Seconds from request to response.",
             ("call",),
-            buckets=_SECONDS,
+            buckets=_BUCKETS,
             registry=self._registry,
         )
-        self._registry.register(_Queue(counts, refusals, workers))
+        self._registry.register(_QueueCollector(counts, refusals, workers))
 
     def count(self, call: str, status: int, seconds: float) -> None:
-        """Count an answer."""
-        self._answers.labels(call, str(status)).inc()
+        """Count a response."""
+        self._responses.labels(call, str(status)).inc()
         self._seconds.labels(call).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Render all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
-class _Queue(Collector):
-    """The queue, what was refused, and the server's own workers, looked at when somebody asks."""
+class _QueueCollector(Collector):
+    """Queue, refusals and worker processes, read at every scrape."""
 
     def __init__(
         self,
@@ -60,7 +63,9 @@ class _Queue(Collector):
         refusals: Callable[[], Refusals],
         workers: Callable[[], Health],
     ) -> None:
-        self._counts, self._refusals, self._workers = counts, refusals, workers
+        self._counts = counts
+        self._refusals = refusals
+        self._workers = workers
 
     def collect(self) -> Iterator[Metric]:
         counts = self._counts()
@@ -69,19 +74,21 @@ class _Queue(Collector):
             jobs.add_metric([status], count)
         yield jobs
         yield GaugeMetricFamily(
-            "skyloom_oldest_job_seconds", "How long the oldest job waits.", counts.oldest_seconds
+            "skyloom_oldest_job_seconds", "Age of the oldest queued job.", counts.oldest_seconds
         )
-        yield GaugeMetricFamily("skyloom_workers", "Workers seen within a minute.", counts.workers)
-        restarts = self._workers().restarts
         yield GaugeMetricFamily(
-            "skyloom_worker_restarts", "Times that a worker of its own died.", restarts
+            "skyloom_workers", "Workers seen in the last minute.", counts.workers
         )
-        labels = ("rule", "target", "code")
+        yield GaugeMetricFamily(
+            "skyloom_worker_restarts",
+            "Restarts of the server's own worker processes.",
+            self._workers().restarts,
+        )
         refused = CounterMetricFamily(
-            "skyloom_refusals", "What the policy has refused, by rule.", labels=labels
+            "skyloom_refusals", "Refusals by policy rule.", labels=("rule", "target", "code")
         )
-        for told, count in self._refusals().items():
-            refused.add_metric(told, count)
+        for labels, count in self._refusals().items():
+            refused.add_metric(labels, count)
         yield refused
 
     def describe(self) -> list[Metric]:

@@ -1,7 +1,8 @@
-"""The names that clients ask for, and what a size and a length mean under them.
+"""Model names of the API, and the sizes and lengths that they imply.
 
-Clients of Sora ask for sora-2 at 720x1280 and cannot ask for less. Under such a mapped name the size becomes the
-nearest that the model makes, and the answer says so; under a model's own name nothing is bent.
+Clients of Sora request sora-2 at 720x1280 and cannot request a smaller size. An alias of the
+settings therefore maps a size to the nearest one that its model supports, and the response has a
+notice. Installed names map nothing.
 """
 
 from dataclasses import dataclass
@@ -12,28 +13,34 @@ from skyloom.models.registry import ModelInfo, find_model, list_models
 from skyloom.serve.api.errors import invalid
 from skyloom.serve.settings import Settings
 
-SORA_SIZE, SORA_SECONDS = "720x1280", 4.0
-MAX_EXTENSIONS, MAX_TOTAL_SECONDS = 6, 120
+SORA_SIZE = "720x1280"
+SORA_SECONDS = 4.0
+MAX_EXTENSIONS = 6
+MAX_TOTAL_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Named:
-    """A model under the name that it was asked by; `mapped` if that is a name of the settings."""
+class ModelAlias:
+    """A model under one of its names; `mapped` for a name of the settings, as sora-2."""
 
     name: str
     info: ModelInfo
     mapped: bool
     sizes: Literal["nearest", "strict"] = "nearest"
 
-    def asked_size(self, size: str | None) -> str:
-        """What a call asks for, if it says nothing too."""
+    def requested_size(self, size: str | None) -> str:
+        """Return the size of a request, or the default of this name."""
         return size or (SORA_SIZE if self.mapped else self.info.sizes[0])
 
-    def made_size(self, asked: str) -> str:
-        """The size to make: under a mapped name the one nearest in shape, then in pixels. Raises RequestError."""
-        width, height = parse_size(asked)
+    def output_size(self, requested: str) -> str:
+        """Return the size to generate.
+
+        For a mapped name it is the supported size nearest in aspect ratio, then in pixels. Raises
+        RequestError for a malformed size.
+        """
+        width, height = parse_size(requested)
         if not self.mapped or self.sizes == "strict" or min(width, height) < 1:
-            return asked
+            return requested
 
         def distance(size: str) -> tuple[float, int]:
             wide, high = parse_size(size)
@@ -41,50 +48,46 @@ class Named:
 
         return min(self.info.sizes, key=distance)
 
-    def seconds(self, asked: float | None) -> float | None:
-        """The length to make; None is the model's own."""
-        return asked or (SORA_SECONDS if self.mapped else None)
+    def output_seconds(self, requested: float | None) -> float | None:
+        """Return the length to generate; None is the model's default."""
+        return requested or (SORA_SECONDS if self.mapped else None)
 
-    def check_extension(self, times: int, seconds: float) -> None:
-        """Hold extensions to Sora's limits under a mapped name. Raises ApiError."""
-        if self.mapped and times > MAX_EXTENSIONS:
-            raise invalid(
-                "video", f"A video can be extended {MAX_EXTENSIONS} times.", "too_many_extensions"
-            )
+    def check_extension(self, extensions: int, seconds: float) -> None:
+        """Enforce Sora's limits on extended videos for a mapped name. Raises ApiError.
+
+        `extensions` and `seconds` are the totals after the extension.
+        """
+        if self.mapped and extensions > MAX_EXTENSIONS:
+            message = f"A video can be extended at most {MAX_EXTENSIONS} times."
+            raise invalid("video", message, "too_many_extensions")
         if self.mapped and seconds > MAX_TOTAL_SECONDS:
-            message = (
-                f"It would last {seconds:g} s; extended videos last {MAX_TOTAL_SECONDS} s at most."
-            )
+            limit = f"<= {MAX_TOTAL_SECONDS} seconds in total"
+            message = f"An extended video must be {limit}, got {seconds:g}."
             raise invalid("seconds", message, "too_long")
 
 
-def list_named(settings: Settings) -> dict[str, Named]:
-    """Every name that can be asked for: the mapped ones first, then the installed ones."""
+def list_model_aliases(settings: Settings) -> dict[str, ModelAlias]:
+    """Return all available names: first those of the settings, then the installed models."""
     installed = {model.name: model for model in list_models()}
-    named = {
-        name: Named(
+    mapped = {
+        name: ModelAlias(
             name, installed.get(base) or find_model(base), mapped=True, sizes=settings.sora_sizes
         )
         for name, base in settings.models.items()
     }
-    return {
-        **named,
-        **{
-            name: Named(name, info, mapped=False)
-            for name, info in installed.items()
-            if name not in named
-        },
+    own_names = {
+        name: ModelAlias(name, info, mapped=False)
+        for name, info in installed.items()
+        if name not in mapped
     }
+    return {**mapped, **own_names}
 
 
-def find_named(settings: Settings, name: str | None) -> Named:
-    """A model by the name that a call asks for; the first of all if it asks for none. Raises ApiError."""
-    names = list_named(settings)
-    asked = name or next(iter(names))
-    if asked not in names:
-        raise invalid(
-            "model",
-            f"There is no model {asked!r:.100}. There is: {', '.join(names)}.",
-            "model_not_found",
-        )
-    return names[asked]
+def find_model_alias(settings: Settings, name: str | None) -> ModelAlias:
+    """Look up a model by name; None is the first of `list_model_aliases`. Raises ApiError."""
+    aliases = list_model_aliases(settings)
+    name = name or next(iter(aliases))
+    if name not in aliases:
+        message = f"model must be one of {', '.join(aliases)}, got {name!r:.100}."
+        raise invalid("model", message, "model_not_found")
+    return aliases[name]

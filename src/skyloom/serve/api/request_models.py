@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from skyloom.serve.api.body import Upload, load_json
-from skyloom.serve.api.character_prompts import ends_at
+from skyloom.serve.api.character_prompts import parse_expiry
 from skyloom.serve.api.errors import explain_invalid, invalid
 from skyloom.serve.api.numbers import find_number, plain_number
 
@@ -168,7 +168,7 @@ class RequestBody(BaseModel):
 
 def _expiry(text: str) -> str:
     try:
-        ends_at(text)
+        parse_expiry(text)
     except (ValueError, OverflowError) as error:
         raise ValueError(
             "expected a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z"

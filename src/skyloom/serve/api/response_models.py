@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, Conf
 from skyloom.serve.api.character_prompts import notice
 from skyloom.serve.queue.batches import Batch
 from skyloom.serve.queue.job import BLOCKED, JobFailure
+from skyloom.serve.queue.job_metadata import JobMetadata
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.queue.library import Character
 
@@ -102,35 +103,35 @@ class VideoResponse(Resource):
     @classmethod
     def from_job(cls, job: Job) -> Self:
         """Describe a job."""
-        extra = job.extra
+        metadata = JobMetadata.from_row(job.extra)
         base_model = str(job.request.get("model", "")).rpartition("/")[2]  # a folder's name only
         return cls(
             id=job.id,
-            model=extra.get("model", "sora-2"),
+            model=metadata.model,
             status=_status(job),
             progress=100 if job.status == "completed" else min(job.progress, 99),
             created_at=int(job.created_at),
             completed_at=_whole_seconds(job.completed_at),
             expires_at=_whole_seconds(job.expires_at),
-            prompt=extra.get("prompt"),
+            prompt=metadata.prompt,
             seconds=f"{seconds_of(job):g}",
             size=size_of(job),
-            remixed_from_video_id=extra.get("remixed_from"),
+            remixed_from_video_id=metadata.remixed_from,
             error=None if job.error is None else JobErrorResponse.from_failure(job.error),
             base_model=base_model,
-            requested_size=str(extra.get("requested_size", extra.get("size", ""))),
+            requested_size=metadata.requested_size or metadata.size,
             seed=job.request.get("seed"),
             fps=fps_of(job),
-            has_audio=bool(extra.get("has_audio", False)),
+            has_audio=False,
             phase=job.phase,
             paused=job.status == "paused",
             attempts=job.attempts,
-            verb=extra.get("verb"),
-            parents=list(extra.get("parents", [])),
-            characters=[{"id": id} for id in extra.get("characters", [])],
-            consent=extra.get("consent"),
-            notices=list(extra.get("notices", [])),
-            variations=list(extra.get("variations", [])),
+            verb=metadata.verb,
+            parents=metadata.parents,
+            characters=[{"id": id} for id in metadata.characters],
+            consent=metadata.consent,
+            notices=metadata.notices,
+            variations=metadata.variations,
         )
 
 
@@ -178,7 +179,7 @@ class CharacterResponse(Resource):
 
 
 class ModelResponse(Resource):
-    """A model name that requests may use; made of a Named."""
+    """A model name that requests may use; made of a ModelAlias."""
 
     id: str = Field(validation_alias="name")
     object: Literal["model"] = "model"
@@ -360,20 +361,21 @@ class ModelList(ResponseModel):
 def size_of(job: Job) -> str:
     """Width x height in pixels: of the made video, or of the request before it is made."""
     shape = _shape(job)
-    return f"{shape[2]}x{shape[1]}" if shape else str(job.extra.get("size", ""))
+    return f"{shape[2]}x{shape[1]}" if shape else JobMetadata.from_row(job.extra).size
 
 
 def fps_of(job: Job) -> float | None:
     """Frames per second: of the made video, or of the request before it is made."""
     made = job.result.receipt.get("frames", {}).get("fps") if job.result else None
-    return job.extra.get("fps") if made is None else float(Fraction(made))
+    return JobMetadata.from_row(job.extra).fps if made is None else float(Fraction(made))
 
 
 def seconds_of(job: Job) -> float:
     """Length from first to last frame in seconds; of an edit only known once it is made."""
     shape = _shape(job)
-    if not shape or job.result is None or job.extra.get("verb") in (None, "storyboard"):
-        return float(job.extra.get("seconds", 0))
+    metadata = JobMetadata.from_row(job.extra)
+    if not shape or job.result is None or metadata.verb in (None, "storyboard"):
+        return metadata.duration
     return (shape[0] - 1) / float(Fraction(job.result.receipt["frames"].get("fps", 1)))
 
 

@@ -1,24 +1,31 @@
-"""The desk: it turns what a client asks into a job, or refuses before anything is made.
+"""Turn API requests into jobs: validate fields, moderate texts, check quotas, store media, enqueue.
 
-What needs no model is checked here, by the rules of generate/validate.py; the rest is checked by the worker.
+Everything that the model's manifest can decide is validated here, by the rules of
+generate/validate.py; the worker validates the rest when it opens the media.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import MAX_PROMPT, settle
 from skyloom.safety.moderation import Verdict, current_policy
-from skyloom.serve.api.character_prompts import ends_at, notice, put_in
+from skyloom.serve.api.character_prompts import (
+    check_characters_named,
+    describe_characters,
+    describe_in_card,
+    notice,
+    parse_expiry,
+)
 from skyloom.serve.api.edit_fields import VERBS, check_fields, check_source, edit_fields
 from skyloom.serve.api.errors import ApiError, invalid
-from skyloom.serve.api.media_inputs import Source, Sources
-from skyloom.serve.api.model_aliases import Named, find_named
+from skyloom.serve.api.media_inputs import PICTURE, VIDEO, MediaInput, MediaResolver, store_media
+from skyloom.serve.api.model_aliases import ModelAlias, find_model_alias
 from skyloom.serve.api.request_models import (
     Consent,
     CreateBody,
@@ -30,425 +37,493 @@ from skyloom.serve.api.request_models import (
 )
 from skyloom.serve.api.response_models import fps_of, seconds_of, size_of
 from skyloom.serve.queue.job import BLOCKED
+from skyloom.serve.queue.job_metadata import JobMetadata
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.library import Character, Library
 from skyloom.serve.queue.quotas import job_cost
 from skyloom.serve.settings import Settings
 
-OUTSIDE_SECONDS = 60.0
+UNKNOWN_SECONDS = 60.0  # assumed length of an uploaded video, which nobody has opened yet
 
 log = logging.getLogger(__name__)
 Moderate = Callable[[str], Verdict]
-"""What the policy says of a text."""
+"""Checks a text against the policy."""
 
 
 @dataclass(frozen=True)
-class Keys:
-    """By what a call is known when it comes again, and when it is too late to begin."""
+class SubmitOptions:
+    """Idempotency key, retry count of the client, and start deadline (seconds since 1970)."""
 
-    idempotency: str | None = None
+    idempotency_key: str | None = None
     retry_count: int = 0
     deadline: float | None = None
 
 
-@dataclass(frozen=True)
-class Told:
-    """What the wire remembers of a job besides its request, for the answers that show it."""
-
-    model: str
-    prompt: str
-    seconds: str
-    size: str
-    requested_size: str
-    fps: float
-    verb: str | None = None
-    remixed_from: str | None = None
-    parents: list[str] = field(default_factory=list[str])
-    characters: list[str] = field(default_factory=list[str])
-    described: dict[str, str] = field(default_factory=dict[str, str])
-    consent: dict[str, str] | None = None
-    notices: list[str] = field(default_factory=list[str])
-    variations: list[str] = field(default_factory=list[str])
-    extensions: int = 0
-    steps: int = 1
-
-    @property
-    def cost(self) -> float:
-        """What the job counts for; a video from outside is taken to last a minute, since nobody has opened it yet."""
-        return job_cost(float(self.seconds) or OUTSIDE_SECONDS, *parse_size(self.size), self.steps)
-
-
-class Desk:
-    """Where calls become jobs."""
+class JobSubmitter:
+    """Validates API requests and puts them into the queue as jobs."""
 
     def __init__(
         self,
         settings: Settings,
         jobs: JobStore,
         library: Library,
-        sources: Sources,
+        media: MediaResolver,
         moderate: Moderate,
     ) -> None:
-        self._settings, self._jobs, self._library, self._sources = settings, jobs, library, sources
-        self._moderate = moderate
+        self._settings = settings
+        self._jobs = jobs
+        self._library = library
+        self._media = media
+        self._check_policy = moderate
 
-    def create(self, owner: str, body: CreateBody, keys: Keys) -> Job:
-        """A video by a prompt, or `n` of them; the first is the answer and names the others."""
-        _refuse_what_has_no_effect(body)
-        self._check_room(owner, keys, body.n)
-        named = find_named(self._settings, body.model)
-        self.allow(body.prompt)
-        cast = self._cast(owner, [one.id for one in body.characters])
-        for index, one in enumerate(cast):
-            if one.name not in body.prompt:
-                message = f"The prompt must name the character {one.name!r:.100}."
-                raise invalid(f"characters[{index}]", message, "character_not_named")
-        prompt, played = play(body.prompt, cast)
-        cards, sources = self._cards(owner, [_played(card, cast) for card in body.storyboard])
-        values = {**_sampling(body), "prompt": _styled(prompt, body.style), "cards": cards}
+    def create_video(self, owner: str, body: CreateBody, options: SubmitOptions) -> Job:
+        """Submit `n` jobs from a prompt.
+
+        Returns the first, whose metadata lists the ids of the others.
+        """
+        _check_combinations(body)
+        alias = find_model_alias(self._settings, body.model)
+        characters = self._find_characters(owner, [character.id for character in body.characters])
+        check_characters_named(characters, body.prompt)
+        prompt, replaced = describe_characters(body.prompt, characters)
+        storyboard = [describe_in_card(card, characters) for card in body.storyboard]
+        cards, media = self._prepare_cards(owner, storyboard)
+        values = {
+            **_sampling_values(body),
+            "prompt": _with_style(prompt, body.style),
+            "cards": cards,
+        }
         if body.input_reference is not None:
-            sources.append(self._sources.picture(owner, body.input_reference, "input_reference"))
-            values |= _first_picture(values["prompt"], sources[0].asset.reference, body.strength)
-        request, told = self._settle(named, values, body.seconds, body.size)
-        consent = self._consent(owner, body.consent, sources)
-        told = _told_of_cast(replace(told, prompt=body.prompt, consent=consent), cast, played)
-        drawn = body.seed is None
-        self._check_room(owner, keys, body.n, told.cost * body.n)
-        others = [
-            self._submit(owner, request, told, keys, drawn=drawn, index=i).id
-            for i in range(1, body.n)
-        ]
-        return self._submit(owner, request, replace(told, variations=others), keys, drawn=drawn)
-
-    def storyboard(self, owner: str, body: StoryboardBody, keys: Keys) -> Job:
-        """A video by cards; the prompt is said with each."""
-        self._check_room(owner, keys)
-        values = _sampling(body) | {"prompt": _styled(body.prompt, body.style)}
-        values["cards"], sources = self._cards(owner, body.cards)
-        request, told = self._settle(
-            find_named(self._settings, body.model), values, body.seconds, body.size
+            picture = self._media.prepare(owner, body.input_reference, "input_reference", PICTURE)
+            media.append(picture)
+            values.update(_first_frame(values["prompt"], picture.reference, body.strength))
+        request, metadata = self._resolve(
+            alias, values, seconds=body.seconds, size=body.size, client_prompt=body.prompt
         )
-        consent = self._consent(owner, body.consent, sources)
-        shown = body.prompt or request.cards[0].prompt
-        told = replace(told, prompt=shown, verb="storyboard", consent=consent)
-        return self._submit(owner, request, told, keys, drawn=body.seed is None)
+        consent = self._check_media_consent(owner, body.consent, media)
+        metadata = metadata.replace(prompt=body.prompt, consent=consent)
+        metadata = _with_characters(metadata, characters, replaced)
+        self._check_quota(owner, options, metadata, count=body.n)
+        request = store_media(request, media)
+        variations = [
+            self._submit(owner, request, metadata, options, body=body, index=index).id
+            for index in range(1, body.n)
+        ]
+        metadata = metadata.replace(variations=variations)
+        return self._submit(owner, request, metadata, options, body=body)
 
-    def plan(self, body: CreateBody) -> tuple[Request, Told]:
-        """The request that a body means, without the media that it starts from: to be planned, not made."""
-        media = ("image", "video", "strength")
+    def create_storyboard(self, owner: str, body: StoryboardBody, options: SubmitOptions) -> Job:
+        """Submit a job from timed cards; `prompt` is appended to the prompt of every card."""
+        alias = find_model_alias(self._settings, body.model)
+        cards, media = self._prepare_cards(owner, body.cards)
+        values = {
+            **_sampling_values(body),
+            "prompt": _with_style(body.prompt, body.style),
+            "cards": cards,
+        }
+        request, metadata = self._resolve(alias, values, seconds=body.seconds, size=body.size)
+        metadata = metadata.replace(
+            prompt=body.prompt or request.cards[0].prompt,
+            verb="storyboard",
+            consent=self._check_media_consent(owner, body.consent, media),
+        )
+        self._check_quota(owner, options, metadata)
+        request = store_media(request, media)
+        return self._submit(owner, request, metadata, options, body=body)
+
+    def create_edit(
+        self,
+        owner: str,
+        verb: str,
+        body: EditFields,
+        options: SubmitOptions,
+        video_id: str | None = None,
+    ) -> Job:
+        """Submit a job that edits the videos of the body, or the video `video_id` of the path."""
+        check_fields(verb, body)
+        media = self._prepare_videos(owner, verb, body, video_id)
+        source = media[0].job
+        source_metadata = JobMetadata() if source is None else JobMetadata.from_row(source.extra)
+        source_model = None if source is None else source_metadata.model
+        alias = find_model_alias(self._settings, body.model or source_model)
+        if source is not None:
+            fps = fps_of(source) or float(alias.info.fps)
+            check_source(body, size_of(source), fps, seconds_of(source))
+        prompt = body.prompt or source_metadata.prompt or ""
+        characters = self._find_characters(owner, _characters_shown(media))
+        described_prompt, replaced = describe_characters(prompt, characters)
+        mask = None if body.mask is None else self._media.prepare(owner, body.mask, "mask")
+        videos = [video.reference for video in media]
+        edit = edit_fields(verb, body, videos, None if mask is None else mask.reference)
+        request = _edit_request(body, described_prompt, alias, edit)
+        self.moderate(prompt, request.prompt, str(edit.get("style", "")))
+        resolved = settle(request, alias.info, moderate=False)
+        metadata = self._edit_metadata(alias, verb, body, media).replace(
+            prompt=prompt,
+            consent=self._check_media_consent(owner, body.consent, media),
+            steps=resolved.num_steps if request.samples else 1,
+        )
+        metadata = _with_characters(metadata, characters, replaced)
+        self._check_quota(owner, options, metadata)
+        request = store_media(request, media if mask is None else [*media, mask])
+        return self._submit(owner, request, metadata, options, body=body)
+
+    def plan(self, body: CreateBody) -> tuple[Request, JobMetadata]:
+        """Return the request and metadata of a body without its media, to be planned only."""
+        media_fields = ("image", "video", "strength")
         cards = [
-            {key: value for key, value in card.items() if key not in media}
+            {key: value for key, value in card.items() if key not in media_fields}
             for card in body.storyboard
         ]
-        values = {**_sampling(body), "prompt": _styled(body.prompt, body.style), "cards": cards}
-        return self._settle(find_named(self._settings, body.model), values, body.seconds, body.size)
-
-    def edit(
-        self, owner: str, verb: str, body: EditFields, keys: Keys, video_id: str | None = None
-    ) -> Job:
-        """A job that edits videos: those of the body, or the one in the path."""
-        check_fields(verb, body)
-        self._check_room(owner, keys)
-        sources = self._videos(owner, verb, body, video_id)
-        first = sources[0].job
-        if first is not None:
-            check_source(
-                body, size_of(first), fps_of(first) or float(first.extra["fps"]), seconds_of(first)
-            )
-        named = find_named(
-            self._settings, body.model or (str(first.extra["model"]) if first else None)
-        )
-        mask = (
-            None
-            if body.mask is None
-            else self._sources.find(owner, body.mask, "mask").asset.reference
-        )
-        prompt = body.prompt or (str(first.extra.get("prompt", "")) if first else "")
-        edit = edit_fields(verb, body, [source.asset.reference for source in sources], mask)
-        self.allow(prompt, str(edit.get("style", "")))
-        cast = self._cast(owner, _shown_in(sources))
-        said, played = play(prompt, cast)
         values = {
-            **_sampling(body),
-            "fps": None,
-            "prompt": said,
-            "model": named.info.name,
-            "edit": edit,
+            **_sampling_values(body),
+            "prompt": _with_style(body.prompt, body.style),
+            "cards": cards,
         }
-        request = self._request(values)
-        settled = settle(request, named.info)
-        consent = self._consent(owner, body.consent, sources)
-        told = replace(
-            self._told_of_edit(named, verb, body, sources), prompt=prompt, consent=consent
-        )
-        told = replace(told, steps=settled.num_steps if request.samples else 1)
-        told = _told_of_cast(told, cast, played)
-        return self._submit(owner, request, told, keys, drawn=body.seed is None)
+        alias = find_model_alias(self._settings, body.model)
+        return self._resolve(alias, values, seconds=body.seconds, size=body.size)
 
-    def _told_of_edit(
-        self, named: Named, verb: str, body: EditFields, sources: list[Source]
-    ) -> Told:
-        """What the answers say of an edit before it is made: an outside video's size is not known yet."""
-        first = sources[0].job
-        lasting = [seconds_of(source.job) if source.job else 0.0 for source in sources]
-        seconds, times = (
-            body.seconds or (sum(lasting) if verb in ("blend", "stitch") else lasting[0]),
-            0,
+    def moderate(self, *texts: str, param: str = "prompt") -> None:
+        """Check texts against the policy, all in one call.
+
+        Raises ApiError for blocked or too long texts.
+
+        Negative prompts are not checked: they describe what must not appear.
+        """
+        for text in texts:
+            if len(text) > MAX_PROMPT:
+                limit = f"<= {MAX_PROMPT:,} characters"
+                raise invalid(param, f"{param} must have {limit}, got {len(text):,}.")
+        distinct = [text for text in dict.fromkeys(texts) if text]
+        verdict = self._check_policy("\n".join(distinct))
+        if verdict.span is not None:
+            verdict = replace(verdict, span=_span_in_text(verdict.span, distinct))
+        self.reject_blocked(verdict, "prompt", param)
+
+    def reject_blocked(self, verdict: Verdict, target: str, param: str) -> None:
+        """Raise ApiError for a verdict that blocks, and count the refusal."""
+        if verdict.allowed:
+            return
+        if verdict.at is None:
+            start, end = verdict.span or (0, 0)
+            place = f" (characters {start} to {end})"
+        else:
+            place = f", for {param} at {verdict.at:g} s"
+        self._jobs.count_refusal(verdict.rule or "", target, BLOCKED)
+        message = f"Refused by the rule {verdict.rule}{place}: {verdict.message}"
+        raise ApiError(400, message, BLOCKED, param=param)
+
+    def check_consent(
+        self, consent: Consent | None, *, has_media: bool, is_uploaded: bool
+    ) -> dict[str, str] | None:
+        """Return the fields of a valid consent.
+
+        Raises ApiError if the consent has expired, if the policy requires one for uploaded media
+        (`is_uploaded`), or if the request has no media.
+        """
+        if consent is None:
+            if is_uploaded and current_policy().consent:
+                message = "This server requires consent (who, scope, expiry) for uploaded media."
+                raise invalid("consent", message, "consent_required")
+            return None
+        if not has_media:
+            message = "consent needs a picture or video. Leave it out."
+            raise invalid("consent", message, "unsupported_parameter")
+        fields = consent.model_dump(exclude_none=True)
+        self._check_expiry(fields, "consent.expiry", "The consent")
+        return fields
+
+    def _check_media_consent(
+        self, owner: str, consent: Consent | None, media: Sequence[MediaInput]
+    ) -> dict[str, str] | None:
+        """Check consent for the input media and for the characters shown in it.
+
+        Raises ApiError.
+        """
+        self._find_characters(owner, _characters_shown(media))
+        is_uploaded = any(one.job is None for one in media)
+        return self.check_consent(consent, has_media=bool(media), is_uploaded=is_uploaded)
+
+    def _check_expiry(self, consent: Mapping[str, str] | None, param: str, subject: str) -> None:
+        expiry = (consent or {}).get("expiry")
+        if expiry is not None and parse_expiry(expiry) <= self._jobs.database.now():
+            raise invalid(param, f"{subject} ended with {expiry}.", "consent_expired")
+
+    def _find_characters(self, owner: str, ids: Sequence[str]) -> list[Character]:
+        """Look up characters.
+
+        Raises ApiError for one that is missing or whose consent has expired.
+        """
+        characters = [self._library.character(id, owner) for id in ids]
+        for index, character in enumerate(characters):
+            subject = f"The consent for the character {character.name!r:.100}"
+            self._check_expiry(character.consent, f"characters[{index}]", subject)
+        return characters
+
+    def _prepare_cards(
+        self, owner: str, cards: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[MediaInput]]:
+        """Replace the media of storyboard cards by references.
+
+        Returns the cards and their media.
+        """
+        prepared: list[dict[str, Any]] = []
+        media: list[MediaInput] = []
+        for number, card in enumerate(cards):
+            values = dict(card)
+            for key, kind in (("image", PICTURE), ("video", VIDEO)):
+                if values.get(key) is not None:
+                    param = f"storyboard[{number}].{key}"
+                    reference = read_reference(values[key], param)
+                    media.append(self._media.prepare(owner, reference, param, kind))
+                    values[key] = media[-1].reference
+            prepared.append(values)
+        return prepared, media
+
+    def _prepare_videos(
+        self, owner: str, verb: str, body: EditFields, video_id: str | None
+    ) -> list[MediaInput]:
+        """Validate the videos of an edit and their number. Raises ApiError."""
+        media: list[MediaInput] = []
+        if video_id is not None:
+            media.append(MediaInput.stored(self._media.finished_video(owner, video_id, None)))
+        references: list[tuple[str, Reference]] = []
+        if body.video is not None:
+            references.append(("video", body.video))
+        for index, reference in enumerate(body.videos or []):
+            references.append((f"videos[{index}]", reference))
+        for param, reference in references:
+            media.append(self._media.prepare(owner, reference, param, VIDEO))
+        minimum, maximum = VERBS[verb].videos
+        param = "video" if maximum == 1 else "videos"
+        if len(media) < minimum:
+            message = f"Missing required parameter: '{param}'."
+            raise invalid(param, message, "missing_required_parameter")
+        if len(media) > maximum:
+            message = f"{verb} must have at most {maximum} videos, got {len(media)}."
+            raise invalid(param, message)
+        return media
+
+    def _resolve(
+        self,
+        alias: ModelAlias,
+        values: Mapping[str, Any],
+        *,
+        seconds: float | None,
+        size: str | None,
+        client_prompt: str = "",
+    ) -> tuple[Request, JobMetadata]:
+        """Build a request, moderate its texts and validate it against the model.
+
+        `client_prompt` is moderated too: in the request, descriptions replace the names of
+        characters.
+        """
+        info = alias.info
+        requested_size = alias.requested_size(size)
+        output_size = alias.output_size(requested_size)
+        length = alias.output_seconds(seconds)
+        request = _build_request(
+            {**values, "seconds": length, "size": output_size, "model": info.name}
         )
-        if verb == "extend":
-            seconds, times = (
-                seconds + lasting[0],
-                (int(first.extra.get("extensions", 0)) if first else 0) + 1,
+        self.moderate(client_prompt, request.prompt, *(card.prompt for card in request.cards))
+        resolved = settle(request, info, moderate=False)
+        notices: list[str] = []
+        if output_size != requested_size:
+            supported = ", ".join(info.sizes)
+            notices.append(
+                f"The size is {output_size}, not {requested_size}: {info.name} has {supported}."
             )
-            named.check_extension(times, seconds)
-        size = body.size or (size_of(first) if first else named.info.sizes[0])
-        parents = [source.job.id for source in sources if source.job is not None]
-        return Told(
-            model=named.name,
-            prompt="",
+        metadata = JobMetadata(
+            model=alias.name,
+            prompt=request.prompt,
+            seconds=f"{(info.frames - 1) / info.fps if length is None else length:g}",
+            size=output_size,
+            requested_size=requested_size,
+            fps=info.fps / resolved.keep_every,
+            steps=resolved.num_steps,
+            notices=notices,
+        )
+        return request, metadata
+
+    def _edit_metadata(
+        self, alias: ModelAlias, verb: str, body: EditFields, media: Sequence[MediaInput]
+    ) -> JobMetadata:
+        """Return the metadata of an edit.
+
+        Length and size of an uploaded video are not known yet.
+        """
+        source = media[0].job
+        source_metadata = JobMetadata() if source is None else JobMetadata.from_row(source.extra)
+        lengths = [0.0 if one.job is None else seconds_of(one.job) for one in media]
+        unchanged = sum(lengths) if verb in ("blend", "stitch") else lengths[0]
+        seconds = body.seconds or unchanged
+        extensions = 0
+        if verb == "extend":
+            seconds += lengths[0]
+            extensions = source_metadata.extensions + 1
+            alias.check_extension(extensions, seconds)
+        size = body.size or (alias.info.sizes[0] if source is None else size_of(source))
+        parents = [one.job.id for one in media if one.job is not None]
+        return JobMetadata(
+            model=alias.name,
             seconds=f"{seconds:g}",
             size=size,
             requested_size=size,
-            fps=float(body.fps or (first.extra["fps"] if first else named.info.fps)),
+            fps=float(body.fps or source_metadata.fps or alias.info.fps),
             verb=verb,
             remixed_from=parents[0] if parents and verb == "remix" else None,
             parents=parents,
-            extensions=times,
+            extensions=extensions,
         )
 
-    def _settle(
-        self, named: Named, values: Mapping[str, Any], seconds: float | None, size: str | None
-    ) -> tuple[Request, Told]:
-        """A request with size and length decided, checked against the model and the policy."""
-        info, asked, length = named.info, named.asked_size(size), named.seconds(seconds)
-        made = named.made_size(asked)
-        request = self._request({**values, "seconds": length, "size": made, "model": info.name})
-        self.allow(request.prompt, *(card.prompt for card in request.cards))
-        settled = settle(request, info)
-        told = Told(
-            model=named.name,
-            prompt=request.prompt,
-            seconds=f"{(info.frames - 1) / info.fps if length is None else length:g}",
-            size=made,
-            requested_size=asked,
-            fps=info.fps / settled.keep_every,
-            steps=settled.num_steps,
-            notices=[]
-            if made == asked
-            else [f"{info.name} makes {', '.join(info.sizes)}: {made} for {asked}."],
-        )
-        return request, told
+    def _check_quota(
+        self, owner: str, options: SubmitOptions, metadata: JobMetadata, count: int = 1
+    ) -> None:
+        """Reject `count` jobs over the quota, before their media is stored.
 
-    def _request(self, values: Mapping[str, Any]) -> Request:
-        """A request from what is given, with a seed, so that a run that goes on elsewhere makes the same video."""
-        return Request.from_dict(
-            {key: value for key, value in values.items() if value is not None}
-        ).with_seed()
-
-    def _cards(
-        self, owner: str, cards: list[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], list[Source]]:
-        """Cards with their pictures and videos as stored files, and what these are."""
-        done: list[dict[str, Any]] = []
-        sources: list[Source] = []
-        for number, given in enumerate(cards):
-            card = dict(given)
-            for key, find in (("image", self._sources.picture), ("video", self._sources.video)):
-                if card.get(key) is not None:
-                    param = f"storyboard[{number}].{key}"
-                    sources.append(find(owner, read_reference(card[key], param), param))
-                    card[key] = sources[-1].asset.reference
-            done.append(card)
-        return done, sources
-
-    def _cast(self, owner: str, ids: Sequence[str]) -> list[Character]:
-        """Characters by their ids. Raises ApiError for one whose consent is over."""
-        cast = [self._library.character(id, owner) for id in ids]
-        for index, one in enumerate(cast):
-            self._check_end(
-                one.consent,
-                f"characters[{index}]",
-                f"The consent for the character {one.name!r:.100}",
-            )
-        return cast
-
-    def _consent(
-        self, owner: str, consent: Consent | None, sources: Sequence[Source]
-    ) -> dict[str, str] | None:
-        """What is attested of what a call starts from; characters that these show must not be over either."""
-        self._cast(owner, _shown_in(sources))
-        return self.attested(
-            consent, media=bool(sources), outside=any(source.job is None for source in sources)
-        )
-
-    def attested(
-        self, consent: Consent | None, *, media: bool, outside: bool
-    ) -> dict[str, str] | None:
-        """What is attested of the `media` that a call starts from, some of it from `outside`. Raises ApiError for what
-        is over, for what the policy wants and is not there, and for what nothing is there for."""
-        if consent is None:
-            if outside and current_policy().consent:
-                message = "This server wants a consent with pictures and videos from outside: who, scope, expiry."
-                raise invalid("consent", message, "consent_required")
-            return None
-        if not media:
-            raise invalid("consent", "consent is of a picture or a video.", "unsupported_parameter")
-        self._check_end(consent.given_fields(), "consent.expiry", "The consent")
-        return consent.given_fields()
-
-    def _check_end(self, consent: Mapping[str, str] | None, param: str, what: str) -> None:
-        expiry = (consent or {}).get("expiry")
-        if expiry is not None and ends_at(expiry) <= self._jobs.database.now():
-            raise invalid(param, f"{what} ended with {expiry}.", "consent_expired")
-
-    def _videos(
-        self, owner: str, verb: str, body: EditFields, video_id: str | None
-    ) -> list[Source]:
-        """The videos of an edit, as many as the verb takes."""
-        sources = [] if video_id is None else [self._sources.made(owner, video_id, None)]
-        given: list[tuple[str, Reference]] = [] if body.video is None else [("video", body.video)]
-        given += [(f"videos[{index}]", one) for index, one in enumerate(body.videos or [])]
-        sources += [self._sources.video(owner, one, param) for param, one in given]
-        least, most = VERBS[verb].videos
-        if least <= len(sources) <= most:
-            return sources
-        param = "video" if most == 1 else "videos"
-        if len(sources) < least:
-            raise invalid(
-                param, f"Missing required parameter: '{param}'.", "missing_required_parameter"
-            )
-        raise invalid(param, f"{verb} takes {most} videos at most.")
-
-    def allow(self, *texts: str, param: str = "prompt") -> None:
-        """Ask the policy of texts that are not too long to be asked of. A negative prompt is not asked: it says what is
-        not wanted. Raises ApiError."""
-        for text in texts:
-            if len(text) > MAX_PROMPT:
-                raise invalid(
-                    param, f"The {param} has {len(text):,} characters. Use {MAX_PROMPT:,} at most."
-                )
-            self.refuse(self._moderate(text), "prompt", param)
-
-    def refuse(self, verdict: Verdict, target: str, param: str) -> None:
-        """Count and raise, as a ApiError, what the policy does not allow."""
-        if verdict.allowed:
-            return
-        start, end = verdict.span or (0, 0)
-        where = (
-            f" (characters {start} to {end})"
-            if verdict.at is None
-            else f", for {param} at {verdict.at:g} s"
-        )
-        self._jobs.count_refusal(verdict.rule or "", target, BLOCKED)
-        message = f"Refused by the rule {verdict.rule}{where}: {verdict.message}"
-        raise ApiError(400, message, BLOCKED, param=param)
-
-    def _check_room(self, owner: str, keys: Keys, more: int = 1, cost: float = 0.0) -> None:
-        """Refuse before anything is stored; a call that may have come before is for `submit` to find first."""
-        if keys.idempotency is None and not keys.retry_count:
-            self._jobs.check_room(owner, more, cost)
+        A repeated call is not checked: `JobStore.submit` finds the job that it made before.
+        """
+        if options.idempotency_key is None and not options.retry_count:
+            self._jobs.check_room(owner, count, count * _cost(metadata))
 
     def _submit(
         self,
         owner: str,
         request: Request,
-        told: Told,
-        keys: Keys,
+        metadata: JobMetadata,
+        options: SubmitOptions,
         *,
-        drawn: bool,
+        body: Sampling,
         index: int = 0,
     ) -> Job:
-        """Put a job in the queue, or find the one that this very call has made before. Its number among variations
-        is added to the seed; a `drawn` seed is no part of what was asked."""
-        seed = (
-            None if request.seed is None else (request.seed + index) % 2**63
-        )  # none where nothing is sampled
+        """Enqueue a job, or return the one that the same call has enqueued before.
+
+        `index` is the number of a variation and is added to the seed. A seed that the body does not
+        set is random and therefore no part of the fingerprint.
+        """
+        seed = None if request.seed is None else (request.seed + index) % 2**63
         values = replace(request, seed=seed).to_dict()
-        asked = {**values, "seed": index if drawn else seed}
-        known = json.dumps(
-            [asked, told.model, told.requested_size, told.characters], sort_keys=True
+        fingerprint = _fingerprint(
+            {**values, "seed": index if body.seed is None else seed}, metadata
         )
+        key = options.idempotency_key
         job = self._jobs.submit(
             values,
             owner=owner,
-            key=keys.idempotency
-            if not index or keys.idempotency is None
-            else f"{keys.idempotency}:{index}",
-            fingerprint=hashlib.sha256(known.encode()).hexdigest(),
-            retry_count=keys.retry_count,
-            cost=told.cost,
-            deadline=keys.deadline,
-            extra=vars(told),
+            key=f"{key}:{index}" if key is not None and index else key,
+            fingerprint=fingerprint,
+            retry_count=options.retry_count,
+            cost=_cost(metadata),
+            deadline=options.deadline,
+            extra=metadata.to_row(),
         )
-        seen = {"prompt": told.prompt} if self._settings.log_prompts else {}
-        log.info("job asked", extra={"job": job.id, "model": told.model, "verb": told.verb, **seen})
+        fields = {"job": job.id, "model": metadata.model, "verb": metadata.verb}
+        if self._settings.log_prompts:
+            fields["prompt"] = metadata.prompt
+        log.info("job submitted", extra=fields)
         return job
 
 
-def play(text: str, cast: Sequence[Character]) -> tuple[str, frozenset[str]]:
-    """A prompt as the model gets it, with who the characters are, and the names of those that it knows."""
-    return put_in(text, {one.name: one.likeness for one in cast})
+def _cost(metadata: JobMetadata) -> float:
+    """Return the cost of a job for quotas and fair scheduling."""
+    width, height = parse_size(metadata.size)
+    return job_cost(metadata.duration or UNKNOWN_SECONDS, width, height, metadata.steps)
 
 
-def _played(card: Mapping[str, Any], cast: Sequence[Character]) -> dict[str, Any]:
-    """A card with its characters; what has no text is checked elsewhere."""
-    prompt = card.get("prompt")
-    return {**card, "prompt": play(prompt, cast)[0]} if isinstance(prompt, str) else dict(card)
+def _fingerprint(values: Mapping[str, Any], metadata: JobMetadata) -> str:
+    """Return the hash that identifies a repeated call."""
+    fields = [values, metadata.model, metadata.requested_size, metadata.characters]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _shown_in(sources: Sequence[Source]) -> list[str]:
-    """Ids of the characters that videos of ours show, each once."""
+def _edit_request(
+    body: EditFields, prompt: str, alias: ModelAlias, edit: Mapping[str, Any]
+) -> Request:
+    """Build the Request of an edit; `fps` is a field of the edit, not of the Request."""
+    values = {**_sampling_values(body), "fps": None}
+    return _build_request({**values, "prompt": prompt, "model": alias.info.name, "edit": edit})
+
+
+def _build_request(values: Mapping[str, Any]) -> Request:
+    """Build a Request; a missing seed is drawn now, so that a resumed run makes the same video."""
+    return Request.from_dict(
+        {key: value for key, value in values.items() if value is not None}
+    ).with_seed()
+
+
+def _span_in_text(span: tuple[int, int], texts: Sequence[str]) -> tuple[int, int]:
+    """Convert a span of texts joined by line feeds into a span of the text where it begins."""
+    start, end = span
+    for text in texts:
+        if start <= len(text):
+            return start, min(end, len(text))
+        start -= len(text) + 1
+        end -= len(text) + 1
+    return span
+
+
+def _characters_shown(media: Sequence[MediaInput]) -> list[str]:
+    """Return the distinct ids of the characters in videos made by this server."""
     shown = [
-        id for source in sources if source.job for id in source.job.extra.get("characters", [])
+        id
+        for one in media
+        if one.job is not None
+        for id in JobMetadata.from_row(one.job.extra).characters
     ]
     return list(dict.fromkeys(shown))
 
 
-def _told_of_cast(told: Told, cast: Sequence[Character], played: frozenset[str]) -> Told:
-    """The characters of a video, what was put in for them, and what its maker should know of that."""
-    described = {one.name: one.likeness.description or "" for one in cast if one.name in played}
-    named = [one for one in cast if one.name in told.prompt]
-    notices = [notice(one, found=one.name in played) for one in named]
-    ids = [one.id for one in cast]
-    return replace(told, characters=ids, described=described, notices=[*told.notices, *notices])
+def _with_characters(
+    metadata: JobMetadata, characters: Sequence[Character], replaced: frozenset[str]
+) -> JobMetadata:
+    """Add characters, descriptions and notices; `replaced` are the names that were replaced."""
+    named = [one for one in characters if one.name in (metadata.prompt or "")]
+    notices = [notice(one, found=one.name in replaced) for one in named]
+    return metadata.replace(
+        characters=[one.id for one in characters],
+        described={
+            one.name: one.likeness.description or "" for one in characters if one.name in replaced
+        },
+        notices=[*metadata.notices, *notices],
+    )
 
 
-def _refuse_what_has_no_effect(body: CreateBody) -> None:
-    """Raise ApiError for fields that mean nothing together."""
+def _check_combinations(body: CreateBody) -> None:
+    """Raise ApiError for fields that have no effect together."""
     if body.region is not None:
-        raise invalid(
-            "region", "region edits a video: use /v1/videos/{id}/inpaint.", "unsupported_parameter"
-        )
+        message = "region edits a video. Use /v1/videos/{id}/inpaint."
+        raise invalid("region", message, "unsupported_parameter")
     if body.storyboard and body.input_reference is not None:
-        raise invalid(
-            "input_reference",
-            "A storyboard takes its pictures from its cards.",
-            "unsupported_parameter",
-        )
+        message = "input_reference has no effect on a storyboard. Put the image on a card."
+        raise invalid("input_reference", message, "unsupported_parameter")
     if body.strength is not None and body.input_reference is None:
-        raise invalid("strength", "strength needs an input_reference.", "unsupported_parameter")
+        message = "strength needs an input_reference."
+        raise invalid("strength", message, "unsupported_parameter")
 
 
-def _sampling(body: Sampling) -> dict[str, Any]:
-    """The fields that a Request has under its own names. OpenAI's word "standard" is no quality of ours."""
-    quality = None if body.quality in ("standard", "hd") else body.quality
-    told = {
+def _sampling_values(body: Sampling) -> dict[str, Any]:
+    """Return the sampling fields under the names of a Request.
+
+    OpenAI's qualities standard and hd mean the default quality.
+    """
+    return {
         "seed": body.seed,
         "fps": body.fps,
         "num_steps": body.steps,
         "guidance_scale": body.guidance,
+        "negative_prompt": body.negative_prompt,
+        "quality": None if body.quality in ("standard", "hd") else body.quality,
     }
-    return {**told, "negative_prompt": body.negative_prompt, "quality": quality}
 
 
-def _styled(prompt: str, style: str | None) -> str:
-    """The words of a style, bundled or the client's own, are said after the prompt."""
+def _with_style(prompt: str, style: str | None) -> str:
+    """Append a style to a prompt: the words of a bundled style, or the client's own."""
     words = list_styles().get(style or "", style)
     return f"{prompt}, {words}" if prompt and words else prompt or words or ""
 
 
-def _first_picture(prompt: str, image: str, strength: float | None) -> dict[str, Any]:
-    """A picture as the first frame; one that may move from there is a card of its own."""
+def _first_frame(prompt: str, image: str, strength: float | None) -> dict[str, Any]:
+    """Return the request fields for a first frame; with a strength it is a card and may change."""
     if not strength:
         return {"image": image}
     return {

@@ -12,7 +12,7 @@ from skyloom.serve.api.openapi import errors
 from skyloom.serve.api.request_models import BatchBody, CreateBody, EmptyBody, parse_body
 from skyloom.serve.api.response_models import BatchList, BatchResponse, VideoResponse
 from skyloom.serve.api.routing import limit, make_router
-from skyloom.serve.api.submit import Keys
+from skyloom.serve.api.submit import SubmitOptions
 from skyloom.serve.queue.batches import MAX_LINES, BatchActions, Line
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.storage.folder import Asset
@@ -76,7 +76,7 @@ def advance(services: Services) -> None:
 
     def submit(owner: str, fields: Mapping[str, Any], key: str, deadline: float) -> Job:
         body = parse_body(CreateBody, fields)
-        return services.desk.create(owner, body, Keys(key, deadline=deadline))
+        return services.desk.create_video(owner, body, SubmitOptions(key, deadline=deadline))
 
     def write(owner: str, name: str, text: bytes) -> str:
         asset = services.storage.put(BytesIO(text), "jsonl")

@@ -31,7 +31,7 @@ from skyloom.serve.api.response_models import (
     VideoResponse,
 )
 from skyloom.serve.api.routing import limit, make_router
-from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.api.submit import JobSubmitter, SubmitOptions
 from skyloom.serve.queue.errors import NotFoundError
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.storage.folder import Asset
@@ -52,9 +52,9 @@ class Submission:
     """What a route needs that makes a job."""
 
     owner: str
-    desk: Desk
+    desk: JobSubmitter
     jobs: JobStore
-    keys: Keys
+    keys: SubmitOptions
     response: Response
 
     def show(self, job: Job) -> VideoResponse:
@@ -78,7 +78,7 @@ NewJob = Annotated[Submission, Depends(get_submission)]
 @router.post("/v1/videos", responses=errors(404, 409))
 def create_video(body: CreateBody, new: NewJob) -> VideoResponse:
     """Make a video."""
-    return new.show(new.desk.create(new.owner, body, new.keys))
+    return new.show(new.desk.create_video(new.owner, body, new.keys))
 
 
 @router.get("/v1/videos", responses=errors(404))
@@ -172,7 +172,7 @@ def stream_video_events(
         message = "Last-Event-ID must be a number that this stream sent."
         raise ApiError(400, message, "invalid_header")
     run = partial(services.gates["events"].run, caller.owner)
-    stream = stream_events(services.jobs, job, after, services.draining, run)
+    stream = stream_events(services.events, job, after, run)
     if request.method == "HEAD":
         return Response(headers=dict(stream.headers))
     return stream
