@@ -49,7 +49,7 @@ class EventFeed:
         with self._database.read() as connection:
             job = _find_jobs(connection, [id]).get(id)
             if job is None or job.owner != owner:
-                raise NotFoundError("There is no such job.", hint="It may have been deleted.")
+                raise NotFoundError("video", id)
             found: list[Event] = []
             while True:
                 page = connection.execute(_OF_JOB, {"id": id, "after": after}).all()
