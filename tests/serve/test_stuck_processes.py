@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from skyloom.serve.queue.watchdog import EXIT_STUCK
+from skyloom.serve.workers.cluster import Orders
 
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.watchdog import EXIT_STUCK
 from skyloom.serve.settings import Settings, load_settings
-from skyloom.serve.workers.cluster import Orders
 from skyloom.serve.workers.processes import Supervisor, settings_environment, worker_environment
 from skyloom.serve.workers.ray_backend import KeptWorker
 

@@ -36,8 +36,12 @@ from skyloom.serve.queue.webhook_delivery import Courier
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, Storage
 from skyloom.serve.storage.installation import open_installation
-from skyloom.serve.workers.processes import Supervisor
-from skyloom.serve.workers.subprocess_tasks import plan_in_child, verify_in_child, view_in_child
+from skyloom.serve.workers.processes import WorkerSupervisor
+from skyloom.serve.workers.subprocess_tasks import (
+    inspect_in_subprocess,
+    plan_in_subprocess,
+    verify_in_subprocess,
+)
 
 BATCH_SECONDS, GRACE_SECONDS = 2.0, 5
 _ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt(3)
@@ -63,7 +67,7 @@ def listen(
             {f"{named}:{port}"} if host not in ("0.0.0.0", "::") else set()
         )
         token, stopping = secrets.token_urlsafe(32), threading.Event()
-        supervisor = Supervisor(Leases(database, settings), settings, devices)
+        supervisor = WorkerSupervisor(Leases(database, settings), settings, devices)
         outside = _outside(settings, storage, supervisor)
         services = make_services(settings, database, storage, outside, token, stopping)
         upkeep = Upkeep([*usual_tasks(services.jobs), (BATCH_SECONDS, partial(advance, services))])
@@ -177,7 +181,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
+def _running(service: Courier | Upkeep | WorkerSupervisor) -> Iterator[None]:
     service.start()
     try:
         yield
@@ -185,23 +189,23 @@ def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
         service.stop()
 
 
-def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Outside:
+def _outside(settings: Settings, storage: Storage, supervisor: WorkerSupervisor) -> Outside:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:
-        return verify_in_child(storage, asset, settings.data)["results"]
+        return verify_in_subprocess(storage, asset, settings.data)
 
     def view(asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
         policy = current_policy()
         if not (recognise or policy.pictures or policy.classifiers):
             return Verdict(True), Likeness()
-        return view_in_child(storage, asset, recognise=recognise)
+        return inspect_in_subprocess(storage, asset, recognise=recognise)
 
     return Outside(
         moderate=check_prompt,
         view=view,
         verify=verify,
-        plan=plan_in_child,
+        plan=plan_in_subprocess,
         check_url=partial(outbound.check_url, loopback=loopback),
         post=partial(outbound.post_to, loopback=loopback),
         fetch=outbound.fetch,

@@ -15,6 +15,7 @@ from skyloom.core.errors import RequestError
 from skyloom.safety.moderation import Verdict
 from skyloom.serve.api.app import build_app, make_services
 from skyloom.serve.api.context import Outside, Services
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.job import Job
 from skyloom.serve.queue.leases import Leases
@@ -22,7 +23,6 @@ from skyloom.serve.queue.library import Likeness
 from skyloom.serve.queue.webhook_delivery import Courier
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, open_storage
-from skyloom.serve.workers.processes import Health
 from skyloom.serve.workers.worker import Progress, Worker
 
 TOKEN = "token-of-this-run"
@@ -166,7 +166,7 @@ def make_server(data: Path, **changes: Any) -> Server:
     """A server on its own data folder."""
     changes = {"lease_seconds": 2.0, "heartbeat_seconds": 0.5, "disk_reserve": 0, **changes}
     settings, posts, stopping = Settings(data=data, **changes), Posts(), threading.Event()
-    viewer, children = Viewer(), [Health(wanted=1, alive=1, restarts=0)]
+    viewer, children = Viewer(), [WorkerHealth(expected=1, alive=1, restarts=0)]
     outside = Outside(moderate, viewer, verify, plan, check_url, posts, fetch, lambda: children[0])
     database = Database(settings.database)
     services = make_services(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from skyloom.serve.api.app import CALLS
-from skyloom.serve.workers.processes import Health
+from skyloom.serve.health import WorkerHealth
 
 
 def told(text: str) -> list[tuple[int, str, dict]]:
@@ -42,7 +42,7 @@ def test_events_end_when_the_server_stops(server):
 def test_health_and_readiness(server):
     http = server.http(None)
     assert http.get("/health").json() == {"status": "ok", "workers": 1, "restarts": 0}
-    server.children[0] = Health(wanted=1, alive=0, restarts=2)
+    server.children[0] = WorkerHealth(expected=1, alive=0, restarts=2)
     assert http.get("/health").json() == {"status": "degraded", "workers": 0, "restarts": 2}
     assert http.get("/ready").json()["status"] == "no_workers"
     server.work()

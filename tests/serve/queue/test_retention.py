@@ -161,7 +161,7 @@ def test_a_sweep_ends_also_when_much_is_due(database, store, settings, clock, mo
 @pytest.mark.parametrize("name", ["ended", "event", "delivery", "batch", "file"])
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
 def test_a_retention_that_is_none_is_refused(name, seconds, tmp_path):
-    with pytest.raises(ConfigError, match=f"keep_{name}_seconds must be 0 or more"):
+    with pytest.raises(ConfigError, match=f"keep_{name}_seconds must be >= 0"):
         Settings(data=tmp_path, **{f"keep_{name}_seconds": seconds})
 
 

@@ -4,10 +4,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-
-from skyloom.core.errors import CapacityError, ConfigError
-from skyloom.serve.queue.leases import Hand
-from skyloom.serve.settings import Settings
 from skyloom.serve.workers.cluster import (
     Keeper,
     Node,
@@ -19,6 +15,10 @@ from skyloom.serve.workers.cluster import (
     report,
     take_down,
 )
+
+from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.serve.queue.leases import Hand
+from skyloom.serve.settings import Settings
 
 FAR = Settings(database_url="postgresql://ada:secret@db/jobs", storage_url="s3://videos")
 ONE = Node("n0", "alpha", "10.0.0.1", 8, 2, 8, 2)

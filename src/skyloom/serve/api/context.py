@@ -19,6 +19,7 @@ from skyloom.serve.api.metrics import Metrics
 from skyloom.serve.api.numbers import find_whole, read_whole
 from skyloom.serve.api.request_models import Body
 from skyloom.serve.api.submit import Desk, Keys
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
@@ -28,7 +29,6 @@ from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.disk_reserve import DiskReserve
 from skyloom.serve.storage.folder import Asset, Storage
-from skyloom.serve.workers.processes import Health
 
 POLL_AFTER_MS = 500
 LONGEST_PAGE = 100
@@ -77,7 +77,7 @@ class Outside:
     check_url: Callable[[str], object]
     post: Post
     fetch: Fetch
-    workers: Callable[[], Health]
+    workers: Callable[[], WorkerHealth]
 
 
 @dataclass(frozen=True, eq=False)

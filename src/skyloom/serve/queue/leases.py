@@ -29,7 +29,7 @@ from skyloom.serve.queue.job import (
 )
 from skyloom.serve.queue.moderation_counters import count_refusal
 from skyloom.serve.queue.tables import IS_ACTIVE, has_status, jobs, owners, results, workers
-from skyloom.serve.queue.watchdog import over_time
+from skyloom.serve.queue.time_limits import job_time_failure
 from skyloom.serve.settings import Settings
 
 __all__ = ["Lease", "Leases", "LostLeaseError"]
@@ -291,7 +291,7 @@ class Leases:
             return settle(write, job, "cancel")
         attempts = job.attempts + 1
         used = seconds_used(write.connection, job.number, write.now)
-        if retry_in is not None and (late := over_time(self.settings, used)) is not None:
+        if retry_in is not None and (late := job_time_failure(self.settings, used)) is not None:
             failure, retry_in = late, None
         if retry_in is None or attempts >= self.settings.max_attempts:
             kept = {} if failure.rule is not None else job.checkpoint  # nothing of what was refused

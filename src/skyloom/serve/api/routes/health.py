@@ -11,7 +11,7 @@ from skyloom.serve.api.metrics import MEDIA_TYPE
 def health(asked: Asked) -> Reply:
     """The process answers; degraded while a worker of its own is dead and not yet started again."""
     workers = asked.services.outside.workers()
-    status = "ok" if workers.alive >= workers.wanted else "degraded"
+    status = "ok" if workers.alive >= workers.expected else "degraded"
     return Reply({"status": status, "workers": workers.alive, "restarts": workers.restarts})
 
 

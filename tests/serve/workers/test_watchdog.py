@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from skyloom.serve.queue.watchdog import EXIT_STUCK
 from sqlalchemy.exc import OperationalError
 
 from skyloom.serve.queue.database import Database
@@ -13,7 +14,6 @@ from skyloom.serve.queue.job import JobFailure
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.tables import attempts
-from skyloom.serve.queue.watchdog import EXIT_STUCK
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, FolderStorage
 from skyloom.serve.workers.worker import Progress, Worker
