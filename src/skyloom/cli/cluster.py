@@ -76,7 +76,7 @@ def up(
     with _open_leases(settings) as leases, connect(address) as (backend, head):
         count, gpus = resolve_target(backend.nodes(), requested, cpus, gpus)
         names = scale(backend, settings, WorkerSpec(cpus, gpus, environment), count)
-        _wait_for_workers(backend, leases, names, timeout=wait)
+        wait_for_workers(backend, leases, names, timeout=wait)
         _print_status(backend, leases, head, as_json=as_json)
 
 
@@ -142,7 +142,7 @@ def _open_leases(settings: "Settings") -> "Iterator[Leases]":
         yield Leases(database, settings)
 
 
-def _wait_for_workers(
+def wait_for_workers(
     backend: "RayBackend", leases: "Leases", names: Sequence[str], *, timeout: float
 ) -> None:
     """Wait until every worker has registered in the database. Raises CapacityError."""
