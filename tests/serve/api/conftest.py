@@ -66,7 +66,7 @@ class Server:
     posts: Posts
     viewer: Viewer
     stopping: threading.Event
-    children: list[Health]
+    children: list[WorkerHealth]
 
     def http(self, key: str | None = TOKEN, **options: Any) -> TestClient:
         """A plain client; it asks as `key`'s owner."""
