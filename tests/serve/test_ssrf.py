@@ -1,7 +1,7 @@
-"""More than 200 URLs that try to lead inside: no connection to an address that is not public, whatever they look like.
+"""More than 200 URLs that try to reach internal addresses: none leads to a connection.
 
-The network is a fake: a resolver that reads numbers as the C library does and knows a few names, and a door that notes
-who was called.
+The network is fake: a resolver that parses numbers as the C library does and knows a few names,
+and a `create_connection` that records the addresses called.
 """
 
 import ipaddress
@@ -111,16 +111,16 @@ REDIRECTS = list(
 
 
 class Internet:
-    """Who is asked for an address, and who is called."""
+    """Fake resolver and network; records resolved hosts and called addresses."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.resolved: list[str] = []
         self.called: list[str] = []
         self.answer = b""
 
     def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
         """Numbers as inet_aton reads them, IPv6, and names."""
-        self.asked.append(host)
+        self.resolved.append(host)
         known = host.lower().rstrip(".")
         return [
             (0, 0, 0, "", (address, port)) for address in NAMES.get(known) or [self.number(known)]
@@ -136,7 +136,7 @@ class Internet:
                 raise socket.gaierror("unknown") from error
 
     def create_connection(self, address: tuple[str, int], timeout: float) -> "Answering":
-        """A server that has its answer ready; none when there is no answer."""
+        """Connect to a server with a canned answer; refuse if there is none."""
         self.called.append(address[0])
         if not self.answer:
             raise ConnectionRefusedError
@@ -144,28 +144,28 @@ class Internet:
 
 
 class Answering:
-    """A connection that hears anything and says one thing."""
+    """A connection with one canned answer."""
 
     def __init__(self, answer: bytes) -> None:
         self.answer = BytesIO(answer)
 
     def settimeout(self, seconds: float) -> None:
-        """It is never slow."""
+        """Ignore the timeout."""
 
-    def send(self, said: bytes) -> int:
-        """Hear it."""
-        return len(said)
+    def send(self, data: bytes) -> int:
+        """Accept all bytes."""
+        return len(data)
 
     def recv_into(self, buffer: memoryview) -> int:
-        """What it says."""
+        """Read the answer."""
         return self.answer.readinto(buffer)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close nothing."""
 
 
 class NoTls:
-    """A certificate that is always right."""
+    """A TLS context without TLS."""
 
     def wrap_socket(self, opened: Answering, *, server_hostname: str) -> Answering:
         return opened
@@ -173,7 +173,7 @@ class NoTls:
 
 @pytest.fixture
 def internet(monkeypatch) -> Internet:
-    """Instead of the real one."""
+    """Replace the network."""
     fake = Internet()
     monkeypatch.setattr(socket, "getaddrinfo", fake.getaddrinfo)
     monkeypatch.setattr(socket, "create_connection", fake.create_connection)
@@ -181,12 +181,12 @@ def internet(monkeypatch) -> Internet:
     return fake
 
 
-def test_there_are_as_many_as_promised():
+def test_the_corpus_has_200_urls():
     assert len(set(CORPUS)) >= 200
 
 
 @pytest.mark.parametrize("url", dict.fromkeys(CORPUS))
-def test_nothing_inside_is_called(internet, url: str):
+def test_no_internal_address_is_called(internet, url: str):
     with pytest.raises(RequestError):
         outbound.fetch(url)
     assert internet.called == []
@@ -207,7 +207,7 @@ def test_a_redirect_is_not_followed(internet, status: int, location: str):
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "10.0.0.7", "169.254.169.254", "::1", "fd00::1"])
-def test_a_name_that_changes_its_mind_is_asked_once(internet, monkeypatch, inside: str):
+def test_a_name_is_resolved_once_against_rebinding(internet, monkeypatch, inside: str):
     answers = iter([[PUBLIC], [inside], [inside]])
     monkeypatch.setattr(
         socket,
@@ -231,7 +231,7 @@ def test_a_name_that_changes_its_mind_is_asked_once(internet, monkeypatch, insid
         "https://[2606:4700:4700::1111]/",
     ],
 )
-def test_what_is_public_is_called(internet, url: str):
+def test_public_addresses_are_called(internet, url: str):
     internet.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
     assert outbound.fetch(url) == b"body"
     assert len(internet.called) == 1

@@ -42,7 +42,8 @@ def render(job, folder, *, output):
         (ctypes.CDLL if job.request["prompt"] == "sleeps" else ctypes.PyDLL)(None).sleep(600)
 
 settings.runs.mkdir(parents=True, exist_ok=True)
-leases, storage = Leases(Database(settings.database), settings), FolderStorage(Path(settings.storage))
+leases = Leases(Database(settings.database), settings)
+storage = FolderStorage(Path(settings.storage))
 worker = Worker(
     leases, storage, render, settings, name=sys.argv[-1], device="none", exit_process=os._exit
 )

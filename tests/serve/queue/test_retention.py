@@ -167,5 +167,5 @@ def test_a_retention_that_is_none_is_refused(name, seconds, tmp_path):
 
 @pytest.mark.parametrize("seconds", [-1, 0, float("nan"), float("inf")])
 def test_results_cannot_be_kept_for_no_time(seconds, tmp_path):
-    with pytest.raises(ConfigError, match="keep_seconds must be more than 0"):
+    with pytest.raises(ConfigError, match="keep_seconds must be > 0"):
         Settings(data=tmp_path, keep_seconds=seconds)

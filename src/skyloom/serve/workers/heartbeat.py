@@ -156,7 +156,7 @@ class Heartbeat:
                 "job": self._lease.job.id,
                 "worker": self._lease.worker,
                 "code": failure.code,
-                "wanted": self._requested_action,
+                "requested_action": self._requested_action,
                 "stack": stack_of(self._render_thread),
             },
         )
