@@ -12,7 +12,7 @@ from skyloom.serve.storage.folder import FolderStorage
 
 @pytest.fixture
 def queue(tmp_path):
-    """A queue in the folder that the commands are given."""
+    """A queue in the data folder of the commands."""
     settings = Settings(data=tmp_path)
     store = JobStore(Database(settings.database), settings)
     yield store
@@ -38,16 +38,16 @@ def test_jobs_are_listed_shown_and_changed(skyloom, queue, tmp_path):
         ("cancel", "cancelled"),
         ("retry", "queued"),
     ):
-        told = json.loads(skyloom("jobs", verb, first.id, "--data", tmp_path, "--json").out)
-        assert told["status"] == status
+        job = json.loads(skyloom("jobs", verb, first.id, "--data", tmp_path, "--json").out)
+        assert job["status"] == status
     assert "--limit" in skyloom("jobs", "list", "--limit", "1", "--data", tmp_path).err
     paused = skyloom("jobs", "list", "--status", "paused", "--data", tmp_path)
     assert (paused.code, paused.out) == (0, "")
 
 
-def test_what_would_be_collected_is_told(skyloom, queue, tmp_path):
-    told = json.loads(skyloom("jobs", "collect", "--dry-run", "--json", "--data", tmp_path).out)
-    assert told["dry_run"]
+def test_a_dry_run_counts_unreferenced_files(skyloom, queue, tmp_path):
+    counts = json.loads(skyloom("jobs", "collect", "--dry-run", "--json", "--data", tmp_path).out)
+    assert counts["dry_run"]
     FolderStorage(tmp_path / "assets").put(b"somebody's", "bin")
     lines = skyloom("jobs", "collect", "--dry-run", "--data", tmp_path).out.splitlines()
     assert lines[-2:] == ["unowned        1", "unowned bytes  10"]
@@ -57,7 +57,7 @@ def test_what_would_be_collected_is_told(skyloom, queue, tmp_path):
     assert (ran.code, "There is no database" in ran.err) == (2, True)
 
 
-def test_an_unknown_job_or_status_is_an_error(skyloom, queue, tmp_path):
+def test_errors_are_one_sentence_without_secrets(skyloom, queue, tmp_path):
     gone = skyloom("jobs", "show", "video_none", "--data", tmp_path)
     assert (gone.code, gone.out) == (1, "")
     assert (

@@ -16,7 +16,7 @@ from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.installation import open_installation
 
-MOST_IDLE_KB = 120 * 1024
+MAX_IDLE_KB = 120 * 1024
 SERVE = "from skyloom.cli.app import main; main()"
 
 
@@ -48,14 +48,14 @@ def test_keys_are_made_listed_and_revoked(skyloom, tmp_path):
         assert skyloom("keys", *words, *where).code == 2
 
 
-def test_other_machines_are_not_listened_to_without_a_key(skyloom, tmp_path):
+def test_a_public_address_needs_an_api_key(skyloom, tmp_path):
     ran = skyloom("serve", "--host", "0.0.0.0", "--port", "0", "--no-worker", "--data", tmp_path)
     assert ran.code == 2
     assert "skyloom keys create" in ran.err
 
 
-def test_a_server_and_a_worker_refuse_what_does_not_belong_together(skyloom, tmp_path):
-    """Each exits with 2 before it listens or works, and makes no database."""
+def test_server_and_worker_refuse_a_foreign_database_or_storage(skyloom, tmp_path):
+    """Each command exits with 2 and creates no database."""
     settings = Settings(data=tmp_path / "data")
     database, storage = open_installation(settings)
     storage.put(b"a video", "mp4")
@@ -81,8 +81,8 @@ def test_a_server_and_a_worker_refuse_what_does_not_belong_together(skyloom, tmp
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
-def test_a_server_says_when_it_is_ready_is_small_and_ends_when_told(tmp_path):
-    """One line, one listening socket on this machine only, within its memory; SIGTERM ends it well."""
+def test_a_server_announces_itself_stays_small_and_exits_on_sigterm(tmp_path):
+    """One line of JSON, one socket on the loopback, limited memory, exit status 0."""
     command = [
         sys.executable,
         "-c",
@@ -105,14 +105,14 @@ def test_a_server_says_when_it_is_ready_is_small_and_ends_when_told(tmp_path):
             assert ready.keys() == {"url", "token"}
             port = int(ready["url"].rsplit(":", 1)[1])
             assert listening(server.pid) == [("127.0.0.1", port)]
-            assert idle_kb(server.pid) <= MOST_IDLE_KB
+            assert idle_kb(server.pid) <= MAX_IDLE_KB
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
 
 
-def test_ray_is_not_imported_unless_it_is_asked_for(tmp_path: Path):
-    """The server, a worker with a job, and --help, beside a Ray that writes down that it was imported."""
+def test_ray_is_imported_by_the_cluster_command_only(tmp_path: Path):
+    """Server, worker and --help run beside a fake Ray that records its import."""
     (tmp_path / "ray.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     environment = {**os.environ, "SKYLOOM_DATA": str(tmp_path / "data")}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
@@ -148,7 +148,7 @@ def idle_kb(process: int) -> int:
 
 
 def listening(process: int) -> list[tuple[str, int]]:
-    """Addresses at which a process listens."""
+    """Addresses on which a process listens."""
     mine = {
         str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()
     }

@@ -238,7 +238,7 @@ def part(seconds: float) -> dict[str, object]:
         log = (data / "far/log").read_text()
         judged = judge(store, data / "assets", SLOW.steps, ids)
     told_by_far = {
-        "unheard_heartbeats": log.count("a heartbeat was not heard"),
+        "unheard_heartbeats": log.count("heartbeat not written"),
         "leases_lost": log.count("lease lost"),
     }
     return {

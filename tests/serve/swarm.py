@@ -222,7 +222,7 @@ def judge(settings: Settings, lists: dict[str, Path]) -> dict[str, int]:
     for stored, _ in list(storage.assets()):
         if stored.reference not in kept:
             storage.remove(stored.key)
-    hand_of(settings, database).tidy()  # what a worker does when it starts
+    hand_of(settings, database).clean_up()  # what a worker does when it starts
     stored = len(list(Path(settings.storage).glob("??/*")))
     return {
         "jobs": len(found),

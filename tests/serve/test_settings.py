@@ -1,4 +1,4 @@
-"""Settings: file, environment, what is given; the later wins, and nothing wrong is taken."""
+"""Settings from file, environment and overrides; invalid values are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from skyloom.core.errors import ConfigError
 from skyloom.serve.settings import Settings, default_data, load_settings
 
 
-def test_defaults_lie_in_the_data_folder(tmp_path):
+def test_default_locations_are_in_the_data_folder(tmp_path):
     settings = load_settings(environment={}, data=tmp_path)
     assert settings.database == f"sqlite:///{tmp_path}/skyloom.db"
     assert settings.storage == str(tmp_path / "assets")
@@ -18,7 +18,7 @@ def test_defaults_lie_in_the_data_folder(tmp_path):
     assert (settings.host, settings.models["sora-2"]) == ("127.0.0.1", "diorama")
 
 
-def test_the_later_wins(tmp_path):
+def test_later_sources_override_earlier_ones(tmp_path):
     (tmp_path / "settings.toml").write_text(
         'port = 1\nhost = "a"\nmax_queued = 3\n[models]\n"sora-2" = "wan"\n'
     )
@@ -34,9 +34,9 @@ def test_the_later_wins(tmp_path):
     [
         ("prot = 1", "Did you mean 'port'"),
         ('port = "many"', "port"),
-        ("models = 3", "models"),
-        ("lease_seconds = 15.0", "two heartbeats"),
-        ("max_queued = 0", "max_queued"),
+        ("models = 3", "models must be a table of names, got 3"),
+        ("lease_seconds = 15.0", "lease_seconds must be >= 2 \\* heartbeat_seconds > 0"),
+        ("max_queued = 0", "max_queued must be >= 1, got 0"),
         ("port = ", "not TOML"),
     ],
 )
@@ -52,14 +52,14 @@ def test_a_wrong_variable_is_refused():
         load_settings(environment={"SKYLOOM_PORT": "many"})
 
 
-def test_the_data_folder_is_where_the_desktop_keeps_data(monkeypatch, tmp_path):
+def test_the_default_data_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_data() == tmp_path / "skyloom" == Settings().data
     monkeypatch.delenv("XDG_DATA_HOME")
     assert default_data() == Path.home() / ".local/share/skyloom"
 
 
-def test_a_misspelt_variable_is_told(caplog):
+def test_a_misspelt_variable_is_logged(caplog):
     load_settings(environment={"SKYLOOM_MAX_QUEUDE": "5", "SKYLOOM_CACHE": "off", "HOME": "/"})
     assert [record.getMessage() for record in caplog.records] == [
         "SKYLOOM_MAX_QUEUDE is not a setting and has no effect; did you mean SKYLOOM_MAX_QUEUED?"
@@ -67,5 +67,5 @@ def test_a_misspelt_variable_is_told(caplog):
 
 
 def test_a_negative_disk_reserve_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="disk_reserve must be 0 or more, got -1"):
+    with pytest.raises(ConfigError, match="disk_reserve must be >= 0, got -1"):
         Settings(data=tmp_path, disk_reserve=-1)

@@ -146,7 +146,7 @@ class Internet:
                 raise socket.gaierror("unknown") from error
 
     def create_connection(self, address: tuple[str, int], timeout: float) -> "Answering":
-        """A server that has its answer ready; none when there is no answer."""
+        """Connect to a server with a canned answer; refuse if there is none."""
         self.called.append(address[0])
         if not self.answer:
             raise ConnectionRefusedError
@@ -154,28 +154,28 @@ class Internet:
 
 
 class Answering:
-    """A connection that hears anything and says one thing."""
+    """A connection with one canned answer."""
 
     def __init__(self, answer: bytes) -> None:
         self.answer = BytesIO(answer)
 
     def settimeout(self, seconds: float) -> None:
-        """It is never slow."""
+        """Ignore the timeout."""
 
-    def send(self, said: bytes) -> int:
-        """Hear it."""
-        return len(said)
+    def send(self, data: bytes) -> int:
+        """Accept all bytes."""
+        return len(data)
 
     def recv_into(self, buffer: memoryview) -> int:
-        """What it says."""
+        """Read the answer."""
         return self.answer.readinto(buffer)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close nothing."""
 
 
 class NoTls:
-    """A certificate that is always right."""
+    """A TLS context without TLS."""
 
     def wrap_socket(self, opened: Answering, *, server_hostname: str) -> Answering:
         return opened
@@ -183,7 +183,7 @@ class NoTls:
 
 @pytest.fixture
 def internet(monkeypatch) -> Internet:
-    """Instead of the real one."""
+    """Replace the network."""
     fake = Internet()
     monkeypatch.setattr(socket, "getaddrinfo", fake.getaddrinfo)
     monkeypatch.setattr(socket, "create_connection", fake.create_connection)

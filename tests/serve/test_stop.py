@@ -1,5 +1,4 @@
-"""A real server whose other side never answers ends when it is signalled, and what it did not
-deliver is due again."""
+"""A server with stuck network calls exits on SIGTERM; undelivered webhooks stay due."""
 
 import contextlib
 import json
@@ -18,7 +17,7 @@ from skyloom.serve.queue.tables import deliveries
 from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, enqueue_deliveries
 from skyloom.serve.settings import Settings
 
-# The socket layer hangs for ever, as if no time-out held; the file says each call that hangs.
+# The socket layer never returns; each call writes a line to the file.
 SERVER = """
 import sys, threading
 from skyloom.serve.queue import http_client as outbound
@@ -26,7 +25,7 @@ from skyloom.serve.queue import maintenance as upkeep
 calls = open(sys.argv.pop(1), "w")
 
 def hang(*_, **__):
-    print("calls", file=calls, flush=True)
+    print("called", file=calls, flush=True)
     threading.Event().wait()
 
 outbound.post_to = outbound.fetch = hang
@@ -38,7 +37,7 @@ main()
 
 
 @pytest.mark.parametrize("hanging", ["outside", "storage"])
-def test_sigterm_ends_a_server_whatever_hangs(
+def test_sigterm_ends_a_server_with_stuck_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
 ):
     monkeypatch.undo()  # loopback is meant here
@@ -51,7 +50,7 @@ def test_sigterm_ends_a_server_whatever_hangs(
         for owner in ("local", "bob", "cy"):
             store.add(owner, "b", "https://example.org/", EVENT_TYPES)
             with database.write() as write:
-                enqueue_deliveries(write, owner, "video.completed", "video_1")
+                announce(write, owner, "video.completed", "video_1")
         command = [sys.executable, "-c", SERVER, str(calls), hanging]
         command += ["serve", "--port", "0", "--data", str(settings.data), "--json", "--no-worker"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -60,7 +59,9 @@ def test_sigterm_ends_a_server_whatever_hangs(
         ) as server:
             assert server.stdout
             ready = json.loads(server.stdout.readline())
-            threading.Thread(target=ask_for_a_test, args=(ready, local.id), daemon=True).start()
+            threading.Thread(
+                target=request_test_delivery, args=(ready, local.id), daemon=True
+            ).start()
             expected = 4 + 1 + (hanging == "storage")  # deliveries, the test, collecting
             wait_for_lines(calls, expected)
             server.send_signal(signal.SIGTERM)
@@ -76,8 +77,8 @@ def test_sigterm_ends_a_server_whatever_hangs(
     assert all(row.next_at is not None and row.attempts == 0 for row in rows), "they are sent again"
 
 
-def ask_for_a_test(ready: dict, endpoint: str) -> None:
-    """A request that is not answered."""
+def request_test_delivery(ready: dict, endpoint: str) -> None:
+    """Send a request that is never answered."""
     url = f"{ready['url']}/v1/webhook_endpoints/{endpoint}/test"
     headers = {"authorization": f"Bearer {ready['token']}", "content-type": "application/json"}
     body = json.dumps({"event_type": "video.completed"}).encode()
@@ -86,7 +87,7 @@ def ask_for_a_test(ready: dict, endpoint: str) -> None:
 
 
 def wait_for_lines(file: Path, count: int) -> None:
-    """Until a file has so many lines."""
+    """Wait until a file has `count` lines."""
     over = threading.Event()
     for _ in range(3_000):
         if len(file.read_text().splitlines()) >= count:

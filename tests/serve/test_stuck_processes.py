@@ -1,5 +1,4 @@
-"""Real processes that hang in C: they end, whoever supervises them starts another, and the job goes
-on or fails."""
+"""Worker processes stuck in C calls: they exit and are replaced; the job is retried or fails."""
 
 import subprocess
 import sys
@@ -11,11 +10,14 @@ import pytest
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.watchdog import EXIT_STUCK
 from skyloom.serve.settings import Settings, load_settings
-from skyloom.serve.workers.cluster import Orders
-from skyloom.serve.workers.processes import Supervisor, settings_environment, worker_environment
-from skyloom.serve.workers.ray_backend import KeptWorker
+from skyloom.serve.workers.processes import (
+    WorkerSupervisor,
+    settings_environment,
+    worker_environment,
+)
+from skyloom.serve.workers.ray_backend import WorkerActor, WorkerSpec
+from skyloom.serve.workers.watchdog import EXIT_STUCK
 
 from .conftest import HERE
 
@@ -25,38 +27,41 @@ from pathlib import Path
 place = importlib.util.spec_from_file_location("swarm", {str(HERE / "swarm.py")!r})
 swarm = importlib.util.module_from_spec(place)
 place.loader.exec_module(swarm)
-from skyloom.serve.queue import watchdog
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import load_settings
 from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.workers import watchdog
 from skyloom.serve.workers.worker import Worker
 watchdog.HARD_SLACK_SECONDS = 1.0
 settings = load_settings()
 
 def render(job, folder, *, output):
-    for told in swarm.fake_render(job, folder, output=output):
-        yield told
+    for step in swarm.fake_render(job, folder, output=output):
+        yield step
         (ctypes.CDLL if job.request["prompt"] == "sleeps" else ctypes.PyDLL)(None).sleep(600)
 
 settings.runs.mkdir(parents=True, exist_ok=True)
-leases, storage = Leases(Database(settings.database), settings), FolderStorage(Path(settings.storage))
-hand = Worker(leases, storage, render, settings, name=sys.argv[-1], device="none", end=os._exit)
+leases = Leases(Database(settings.database), settings)
+storage = FolderStorage(Path(settings.storage))
+worker = Worker(
+    leases, storage, render, settings, name=sys.argv[-1], device="none", exit_process=os._exit
+)
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
-hand.run()
+worker.run()
 """
 
 
 def wait_for(condition, seconds: float = 300.0) -> None:
-    """Until something holds."""
+    """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it does not come to that"
+        assert time.monotonic() < until, "timeout"
         time.sleep(0.02)
 
 
 def stuck_settings(folder: Path) -> Settings:
-    """Little patience, and leases that do not run out by themselves."""
+    """A short stall limit, and leases that do not expire during the test."""
     return Settings(
         data=folder, max_attempts=2, stall_seconds=0.5, load_seconds=120, disk_reserve=0,
         lease_seconds=3_600, heartbeat_seconds=0.1,
@@ -66,16 +71,14 @@ def stuck_settings(folder: Path) -> Settings:
 @pytest.mark.parametrize(
     ("prompt", "code"), [("sleeps", "stalled"), ("holds the interpreter", "worker_lost")]
 )
-def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_failed(
-    tmp_path, monkeypatch, prompt, code
-):
+def test_a_stuck_process_is_replaced_until_the_job_has_failed(tmp_path, monkeypatch, prompt, code):
     command = [sys.executable, "-c", STUCK_WORKER]
     monkeypatch.setattr("skyloom.serve.workers.processes.worker_command", lambda device: command)
     settings = stuck_settings(tmp_path)
     leases = Leases(Database(settings.database), settings)
     store = JobStore(leases.database, settings)
     id = store.submit({"prompt": prompt}, owner="ada").id
-    supervisor = Supervisor(leases, settings, ["cpu"]).start()
+    supervisor = WorkerSupervisor(leases, settings, ["cpu"]).start()
     try:
         wait_for(lambda: store.get(id).done)
         assert (store.get(id).status, store.get(id).error.code) == ("failed", code)
@@ -90,7 +93,7 @@ def test_a_supervised_process_that_hangs_in_c_is_replaced_until_the_job_has_fail
     leases.database.close()
 
 
-def test_a_keeper_of_a_cluster_replaces_its_stuck_worker_too(tmp_path, monkeypatch):
+def test_a_ray_actor_replaces_its_stuck_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "skyloom.serve.workers.ray_backend.worker_command",
         lambda device: [sys.executable, "-c", STUCK_WORKER],
@@ -98,14 +101,14 @@ def test_a_keeper_of_a_cluster_replaces_its_stuck_worker_too(tmp_path, monkeypat
     settings = stuck_settings(tmp_path)
     store = JobStore(Database(settings.database), settings)
     id = store.submit({"prompt": "sleeps"}, owner="ada").id
-    keeper = KeptWorker(Orders(cpus=1.0, gpus=0.0, environment=settings_environment(settings)))
+    actor = WorkerActor(WorkerSpec(1.0, 0.0, settings_environment(settings)))
     try:
         wait_for(lambda: store.get(id).done)
         assert (store.get(id).status, store.get(id).error.code) == ("failed", "stalled")
-        wait_for(lambda: keeper._child.restarts >= 2)
+        wait_for(lambda: actor._process.restarts >= 2)
     finally:
-        keeper._child.kill()
-        keeper.stop()
+        actor._process.kill()
+        actor.stop()
     store.database.close()
 
 
@@ -123,7 +126,7 @@ main()
 """
 
 
-def test_a_worker_on_its_own_ends_with_a_status_that_its_process_manager_sees(tmp_path):
+def test_an_unsupervised_stuck_worker_exits_with_a_status(tmp_path):
     settings = Settings(data=tmp_path, load_seconds=0.5, max_attempts=2, disk_reserve=0)
     store = JobStore(Database(settings.database), settings)
     id = store.submit({"prompt": "a cat"}, owner="ada").id
@@ -144,11 +147,16 @@ def test_a_worker_on_its_own_ends_with_a_status_that_its_process_manager_sees(tm
     store.database.close()
 
 
-def test_supervised_workers_get_every_limit(tmp_path):
-    asked = Settings(
-        data=tmp_path, stall_seconds=1.5, load_seconds=2.5, cancel_seconds=3.5, max_attempt_seconds=4.5,
-        max_job_seconds=5.5, keep_seconds=6.5,
-    )  # fmt: skip
-    told = load_settings(environment=settings_environment(asked))
+def test_the_worker_environment_has_every_time_limit(tmp_path):
+    settings = Settings(
+        data=tmp_path,
+        stall_seconds=1.5,
+        load_seconds=2.5,
+        cancel_seconds=3.5,
+        max_attempt_seconds=4.5,
+        max_job_seconds=5.5,
+        keep_seconds=6.5,
+    )
+    loaded = load_settings(environment=settings_environment(settings))
     for name in ("stall", "load", "cancel", "max_attempt", "max_job", "keep"):
-        assert getattr(told, f"{name}_seconds") == getattr(asked, f"{name}_seconds")
+        assert getattr(loaded, f"{name}_seconds") == getattr(settings, f"{name}_seconds")

@@ -1,45 +1,45 @@
-"""`skyloom cluster`: workers on the hosts of a Ray cluster; the jobs stay in the database."""
+"""`skyloom cluster`: run workers on the nodes of a Ray cluster; jobs stay in the database."""
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from skyloom.serve.queue.leases import Leases, WorkerInfo
     from skyloom.serve.settings import Settings
-    from skyloom.serve.workers.cluster import Plane, Wish
-    from skyloom.serve.workers.local_ray import Head
+    from skyloom.serve.workers.ray_backend import RayBackend
 
 app = typer.Typer(
-    help="Workers on many hosts, placed by Ray: docs/cluster.md.", no_args_is_help=True
+    help="Run workers on the nodes of a Ray cluster: docs/cluster.md.", no_args_is_help=True
 )
 
 _Data = Annotated[
-    Path | None, typer.Option(help="The data folder, on every host (default: each host's own)")
+    Path | None, typer.Option(help="Data folder on every host (default: each host's own)")
 ]
 _Database = Annotated[
     str | None,
     typer.Option(
-        help="URL of the database (default: SKYLOOM_DATABASE_URL, where a password is safer)"
+        help="Database URL (default: SKYLOOM_DATABASE_URL, which hides a password from `ps`)"
     ),
 ]
 _Storage = Annotated[
-    str | None, typer.Option(help="URL (s3://...) of results (default: SKYLOOM_STORAGE_URL)")
+    str | None,
+    typer.Option(help="Storage URL of results, s3://... (default: SKYLOOM_STORAGE_URL)"),
 ]
 _Address = Annotated[
     str,
-    typer.Option(
-        help="host:port of Ray's head; local: our own on this machine; auto: the one that is there"
-    ),
+    typer.Option(help="host:port of Ray's head; auto: RAY_ADDRESS or the cluster of this host"),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 
-_MOST = 10_000
+_MAX_WORKERS = 10_000
+_POLL_SECONDS = 0.5
 
 
 @app.command()
@@ -50,32 +50,34 @@ def up(
     workers: Annotated[
         str | None,
         typer.Option(
-            help="How many, or per-gpu (default: that where there are GPUs, else one a node)"
+            help="Number of workers, or per-gpu (default: per-gpu with GPUs, else one per node)"
         ),
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray counts for a worker.")] = 1.0,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves per worker.")] = 1.0,
     gpus: Annotated[
         float | None,
         typer.Option(
-            min=0, help="GPUs of a worker, a part or several (default: 1 where there are any)"
+            min=0, help="GPUs per worker, a fraction or a whole number (default: 1 with GPUs)"
         ),
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=1, help="Seconds in which all must have come up.")
+        float, typer.Option(min=1, help="Seconds to wait for all workers to start.")
     ] = 120.0,
     data: _Data = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Keep so many workers on the cluster, and start a Ray on this machine where there is none. Again changes it."""
-    from skyloom.serve.workers.cluster import bring_up
-    from skyloom.serve.workers.local_ray import Head
-    from skyloom.serve.workers.ray_backend import connected
+    """Scale the cluster's workers to this number: start missing ones, stop surplus and old ones."""
+    from skyloom.serve.workers.processes import remote_environment
+    from skyloom.serve.workers.ray_backend import WorkerSpec, connect, resolve_target, scale
 
-    settings, wish = _settings(data, database, storage), _wish(workers, cpus, gpus)
-    head = Head(settings.data)
-    with _leases(settings) as leases, connected(head, address, start=True) as (plane, where):
-        bring_up(plane, settings, wish, leases.list_workers, data=data is not None, wait=wait)
-        _print(plane, leases.list_workers(), where, head, as_json=as_json)
+    settings = _settings(data, database, storage)
+    requested = _worker_count(workers, gpus)
+    environment = remote_environment(settings, with_data=data is not None)
+    with _open_leases(settings) as leases, connect(address) as (backend, head):
+        count, gpus = resolve_target(backend.nodes(), requested, cpus, gpus)
+        names = scale(backend, settings, WorkerSpec(cpus, gpus, environment), count)
+        wait_for_workers(backend, leases, names, timeout=wait)
+        _print_status(backend, leases, head, as_json=as_json)
 
 
 @app.command()
@@ -85,34 +87,26 @@ def status(
     data: _Data = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Nodes, and workers with what each has in hand."""
-    from skyloom.serve.workers.local_ray import Head
-    from skyloom.serve.workers.ray_backend import connected
+    """Show nodes, workers and their current jobs."""
+    from skyloom.serve.workers.ray_backend import connect
 
     settings = _settings(data, database, None)
-    head = Head(settings.data)
-    with _leases(settings) as leases, connected(head, address, start=False) as (plane, where):
-        _print(plane, leases.list_workers(), where, head, as_json=as_json)
+    with _open_leases(settings) as leases, connect(address) as (backend, head):
+        _print_status(backend, leases, head, as_json=as_json)
 
 
 @app.command()
 def down(address: _Address = "auto", data: _Data = None, as_json: _AsJson = False) -> None:
-    """Let the workers give back their jobs and end; Ray too, if `up` has started it. What waits goes on later."""
-    from skyloom.serve.workers.cluster import take_down
-    from skyloom.serve.workers.local_ray import Head
-    from skyloom.serve.workers.ray_backend import connected
+    """Stop all workers; they return their jobs to the queue. Ray itself keeps running."""
+    from skyloom.serve.workers.ray_backend import connect
 
-    head = Head(_settings(data, None, None).data)
-    with connected(head, address, start=False) as (plane, where):
-        count = take_down(plane)
-    stopped = where == head.address() and head.stop()
+    with connect(address) as (backend, _):
+        names = list(backend.actors())
+        backend.stop(names)
     if as_json:
-        typer.echo(json.dumps({"workers": count, "ray_stopped": stopped}))
+        typer.echo(json.dumps({"workers": len(names)}))
     else:
-        typer.echo(
-            f"{count} workers have gone{', and the Ray that was started for them' if stopped else ''}",
-            err=True,
-        )
+        typer.echo(f"{len(names)} workers stopped", err=True)
 
 
 def _settings(data: Path | None, database: str | None, storage: str | None) -> "Settings":
@@ -121,23 +115,26 @@ def _settings(data: Path | None, database: str | None, storage: str | None) -> "
     return load_settings(data=data, database_url=database, storage_url=storage)
 
 
-def _wish(workers: str | None, cpus: float, gpus: float | None) -> "Wish":
+def _worker_count(workers: str | None, gpus: float | None) -> int | Literal["per-gpu"] | None:
+    """Parse --workers; check it and --gpus. Raises RequestError."""
     from skyloom.core.errors import RequestError
-    from skyloom.serve.workers.cluster import Wish
 
+    if gpus is not None and gpus > 1 and not gpus.is_integer():
+        raise RequestError(f"--gpus must be at most 1 or a whole number, got {gpus:g}.")
+    if workers == "per-gpu" and gpus == 0:
+        raise RequestError("--workers per-gpu needs --gpus > 0.", hint="Give a number of workers.")
     if workers is None or workers == "per-gpu":
-        return Wish(workers, cpus, gpus)
-    if not workers.isdigit() or not 0 < int(workers) <= _MOST:
+        return workers
+    if not workers.isdigit() or not 0 < int(workers) <= _MAX_WORKERS:
         raise RequestError(
-            f"--workers {workers:.20} is no number of workers.",
-            hint=f"Use 1 to {_MOST}, or per-gpu.",
+            f"--workers must be 1 to {_MAX_WORKERS} or per-gpu, got {workers:.20}.",
         )
-    return Wish(int(workers), cpus, gpus)
+    return int(workers)
 
 
 @contextlib.contextmanager
-def _leases(settings: "Settings") -> "Iterator[Leases]":
-    """The workers' side of the queue, while the block runs."""
+def _open_leases(settings: "Settings") -> "Iterator[Leases]":
+    """Open the workers' side of the queue."""
     from skyloom.serve.queue.leases import Leases
     from skyloom.serve.storage.installation import open_database
 
@@ -145,27 +142,82 @@ def _leases(settings: "Settings") -> "Iterator[Leases]":
         yield Leases(database, settings)
 
 
-def _print(
-    plane: "Plane", hands: "Mapping[str, WorkerInfo]", where: str, head: "Head", *, as_json: bool
+def wait_for_workers(
+    backend: "RayBackend", leases: "Leases", names: Sequence[str], *, timeout: float
 ) -> None:
-    from skyloom.serve.workers.cluster import report
+    """Wait until every worker has registered in the database. Raises CapacityError."""
+    from skyloom.core.errors import CapacityError
 
-    told = report(plane, hands)
+    deadline = time.monotonic() + timeout
+    while True:
+        actors = backend.actors()
+        registered = leases.hands()
+        waiting = [
+            name
+            for name in names
+            if (actor := actors.get(name)) is None or actor.worker not in registered
+        ]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            hosts = sorted({actor.host for name in waiting if (actor := actors.get(name))})
+            raise CapacityError(
+                f"{len(waiting)} of {len(names)} workers did not start within {timeout:.0f} s"
+                f"{' (on ' + ', '.join(hosts) + ')' if hosts else ''}.",
+                hint="See the logs in Ray's session folder; `skyloom cluster down` stops all.",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def worker_rows(backend: "RayBackend", registered: "Mapping[str, Hand]") -> list[dict[str, Any]]:
+    """Workers as plain values: state, host and process, device, job and times (Unix seconds).
+
+    `registered` are the workers in the database. States: lost (the actor does not reply),
+    starting, idle, working.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, actor in sorted(backend.actors().items(), key=lambda item: (len(item[0]), item[0])):
+        worker = None if actor is None else registered.get(actor.worker or "")
+        if actor is None:
+            state = "lost"
+        elif worker is None:
+            state = "starting"
+        else:
+            state = "working" if worker.job else "idle"
+        rows.append(
+            {
+                "name": name,
+                "state": state,
+                "host": actor and actor.host,
+                "pid": actor and actor.pid,
+                "device": worker and worker.device,
+                "since": worker and worker.started_at,
+                "job": worker and worker.job,
+                "job_begun": worker and worker.job_begun_at,
+                "restarts": actor and actor.restarts,
+            }
+        )
+    return rows
+
+
+def _print_status(backend: "RayBackend", leases: "Leases", head: str, *, as_json: bool) -> None:
+    nodes = [node._asdict() for node in backend.nodes()]
+    workers = worker_rows(backend, leases.hands())
     if as_json:
-        typer.echo(json.dumps({"address": where, "ours": where == head.address(), **told}))
+        typer.echo(json.dumps({"address": head, "nodes": nodes, "workers": workers}))
         return
-    typer.echo(f"Ray at {where}{', started by skyloom' if where == head.address() else ''}")
-    for node in told["nodes"]:
+    typer.echo(f"Ray at {head}")
+    for node in nodes:
         typer.echo(f"  {node['host']:24} {node['cpus']:g} CPUs, {node['gpus']:g} GPUs")
-    for worker in told["workers"]:
-        job = f"{worker['job']} begun {_time(worker['job_begun'])}" if worker["job"] else ""
-        line = f"{worker['name']:18} {worker['state']:8} {worker['host'] or '-':24} {worker['device'] or '-':7} "
-        typer.echo(f"{line} since {_time(worker['since'])}  {job}".rstrip())
+    for row in workers:
+        place = f"{row['host'] or '-':24} {row['device'] or '-':7}"
+        job = f"{row['job']} begun {_time(row['job_begun'])}" if row["job"] else ""
+        line = f"{row['name']:18} {row['state']:8} {place}  since {_time(row['since'])}  {job}"
+        typer.echo(line.rstrip())
 
 
 def _time(seconds: float | None) -> str:
-    return (
-        "-"
-        if seconds is None
-        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-    )
+    """UTC time in ISO format, or "-"."""
+    if seconds is None:
+        return "-"
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""`skyloom jobs` and `skyloom worker`: the queue, and who does what is in it."""
+"""`skyloom jobs` and `skyloom worker`: manage the job queue and run a worker."""
 
 import json
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from skyloom.serve.queue.jobs import Job, JobStore
     from skyloom.serve.settings import Settings
 
-app = typer.Typer(help="Jobs of the server: what waits, runs and is done.", no_args_is_help=True)
+app = typer.Typer(help="List, inspect and control jobs of the server.", no_args_is_help=True)
 
 _Data = Annotated[
     Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")
@@ -38,15 +38,15 @@ def list_(
     status: Annotated[
         str | None,
         typer.Option(
-            help="Only queued, in_progress, paused, completed, failed, cancelled or expired ones."
+            help="Filter: queued, in_progress, paused, completed, failed, cancelled or expired."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     data: _Data = None,
     database: _Database = None,
     as_json: _AsJson = False,
 ) -> None:
-    """What waits, runs and is done, the newest first."""
+    """List jobs, newest first."""
     from itertools import islice
     from typing import cast, get_args
 
@@ -55,29 +55,29 @@ def list_(
 
     if status is not None and status not in get_args(Status):
         raise RequestError(
-            f"{status!r} is no state of a job.", hint=f"Use one of {', '.join(get_args(Status))}."
+            f"--status must be one of {', '.join(get_args(Status))}, got {status!r:.40}."
         )
     found = _store(data, database).walk(status=cast("Status | None", status))
     for job in islice(found, limit):
         _print(job, as_json=as_json)
     if next(found, None) is not None:
-        typer.echo("There are more: --limit shows them.", err=True)
+        typer.echo("More jobs exist; raise --limit to see them.", err=True)
 
 
 @app.command()
 def show(id: _Id, data: _Data = None, database: _Database = None) -> None:
-    """Everything about a job, as JSON."""
+    """Print a job with its attempts as JSON."""
     store = _store(data, database)
     job = store.get(id)
-    told = {**_told(job), "tried": [asdict(attempt) for attempt in store.attempts(job)]}
-    typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
+    values = {**_job_values(job), "tried": [vars(attempt) for attempt in store.attempts(job)]}
+    typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
 
 
 @app.command()
 def cancel(
     id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
 ) -> None:
-    """Stop a job for good; one that runs stops after its step."""
+    """Cancel a job; a running one stops after its current step."""
     _print(_store(data, database).cancel(id), as_json=as_json)
 
 
@@ -85,7 +85,7 @@ def cancel(
 def pause(
     id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
 ) -> None:
-    """Hold a job; one that runs stops after its step and loses nothing."""
+    """Pause a job; a running one saves a checkpoint after its current step."""
     _print(_store(data, database).pause(id), as_json=as_json)
 
 
@@ -93,7 +93,7 @@ def pause(
 def resume(
     id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
 ) -> None:
-    """Let a paused job go on."""
+    """Resume a paused job."""
     _print(_store(data, database).resume(id), as_json=as_json)
 
 
@@ -101,23 +101,24 @@ def resume(
 def retry(
     id: _Id, data: _Data = None, database: _Database = None, as_json: _AsJson = False
 ) -> None:
-    """Put a job that failed or was cancelled back in the queue."""
+    """Queue a failed or cancelled job again."""
     _print(_store(data, database).retry(id), as_json=as_json)
 
 
 @app.command()
 def collect(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done without doing it.")
     ] = False,
     data: _Data = None,
     database: _Database = None,
     storage: Annotated[str | None, typer.Option(help="Folder or URL (s3://...) of results")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Move stored files that nothing names any more to the trash, and delete what was there for long enough.
+    """Move unreferenced stored files to the trash and delete old trash; the server does so hourly.
 
-    The server does this every hour."""
+    Ages are set by collect_after_days and trash_days.
+    """
     import contextlib
     from dataclasses import asdict
 
@@ -128,15 +129,17 @@ def collect(
     settings = _settings(data, database, storage)
     queue, store = open_installation(settings, create=False)
     with contextlib.closing(queue):
-        told = preview(queue, store, settings) if dry_run else (sweep(queue, store, settings), None)
-    done, rest = told
+        if dry_run:
+            done, unowned = preview(queue, store, settings)
+        else:
+            done, unowned = sweep(queue, store, settings), None
     if done is None:
-        typer.echo("Another sweep has just begun.", err=True)
+        typer.echo("Another collection is running.", err=True)
         return
-    counts = {
-        **asdict(done),
-        **({} if rest is None else {"unowned": rest.count, "unowned_bytes": rest.bytes}),
-    }
+    counts = asdict(done)
+    if unowned is not None:
+        counts["unowned"] = unowned.count
+        counts["unowned_bytes"] = unowned.bytes
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run, **counts}))
         return
@@ -149,20 +152,18 @@ def worker(
     database: _Database = None,
     storage: Annotated[
         str | None,
-        typer.Option(
-            help="Folder or URL (s3://...) of results (default: SKYLOOM_STORAGE_URL, or in the data folder)"
-        ),
+        typer.Option(help="Folder or URL (s3://...) of results (default: inside the data folder)"),
     ] = None,
     device: options.Device = None,
     name: Annotated[
-        str | None, typer.Option(help="What to call it (default: host and process)")
+        str | None, typer.Option(help="Unique worker name (default: host and process id)")
     ] = None,
     attached: Annotated[
-        bool, typer.Option("--attached", help="End when standard input ends.")
+        bool, typer.Option("--attached", help="Drain and exit when standard input closes.")
     ] = False,
-    log: Annotated[str, typer.Option(help="Lines of the log: human or json.")] = "human",
+    log: Annotated[str, typer.Option(help="Log format: human or json.")] = "human",
 ) -> None:
-    """Do the jobs of a queue, here or from another host; SIGTERM gives back what is in hand and ends."""
+    """Run a worker on this host; SIGTERM returns its job to the queue and exits."""
     from skyloom.core.device import choose_device
     from skyloom.core.log import set_up_logging
     from skyloom.serve.queue.leases import Leases
@@ -172,37 +173,39 @@ def worker(
 
     settings = _settings(data, database, storage)
     set_up_logging(style="json" if log == "json" else "human", details=settings.log_prompts)
-    where = str(choose_device(device))
+    device_name = str(choose_device(device))
     queue, store = open_installation(settings, create=False)
-    leases = Leases(queue, settings)
     settings.runs.mkdir(parents=True, exist_ok=True)
-    os.chdir(settings.runs)  # a render names its inputs from here, the same on every host
-    hand = Worker(
-        leases,
+    os.chdir(settings.runs)  # renders name their inputs relative to it, equally on every host
+    runner = Worker(
+        Leases(queue, settings),
         store,
-        PipelineRenderer(store, where),
+        PipelineRenderer(store, device_name),
         settings,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
-        device=where,
-        end=os._exit,
+        device=device_name,
+        exit_process=os._exit,
     )
 
-    def leave(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the second time means now
-        hand.drain()
+    def handle_signal(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        runner.drain()
 
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, handle_signal)
+    signal.signal(signal.SIGINT, handle_signal)
     if attached:
-        threading.Thread(target=_until_the_end, args=(hand.drain,), daemon=True).start()
-    hand.run()
+        threading.Thread(target=_wait_for_eof, args=(runner.drain,), daemon=True).start()
+    runner.run()
 
 
-def _until_the_end(leave: Callable[[], None]) -> None:
-    """Wait for the end of standard input, without Python's own buffer: a thread that holds it breaks the exit."""
+def _wait_for_eof(on_eof: Callable[[], None]) -> None:
+    """Call `on_eof` when standard input closes.
+
+    Reads without Python's buffer: a thread that holds its lock would break the exit.
+    """
     while os.read(0, 1024):
         pass
-    leave()
+    on_eof()
 
 
 def _settings(data: Path | None, database: str | None, storage: str | None = None) -> "Settings":
@@ -219,7 +222,8 @@ def _store(data: Path | None, database: str | None) -> "JobStore":
     return JobStore(open_database(settings, create=False), settings)
 
 
-def _told(job: "Job") -> dict[str, Any]:
+def _job_values(job: "Job") -> dict[str, Any]:
+    """The job's fields that are set, as plain values."""
     from dataclasses import asdict
 
     return {key: value for key, value in asdict(job).items() if value is not None}
@@ -227,8 +231,8 @@ def _told(job: "Job") -> dict[str, Any]:
 
 def _print(job: "Job", *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_told(job), ensure_ascii=False))
+        typer.echo(json.dumps(_job_values(job), ensure_ascii=False))
         return
-    made = datetime.fromtimestamp(job.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+    created = datetime.fromtimestamp(job.created_at, UTC).strftime("%Y-%m-%d %H:%M")
     prompt = str(job.request.get("prompt", "")).replace("\n", " ")
-    typer.echo(f"{job.id}  {job.status:11} {job.progress:3}%  {made}  {prompt:.60}")
+    typer.echo(f"{job.id}  {job.status:11} {job.progress:3}%  {created}  {prompt:.60}")

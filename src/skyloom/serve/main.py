@@ -41,8 +41,12 @@ from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, Storage
 from skyloom.serve.storage.installation import open_installation
-from skyloom.serve.workers.processes import Supervisor
-from skyloom.serve.workers.subprocess_tasks import plan_in_child, verify_in_child, view_in_child
+from skyloom.serve.workers.processes import WorkerSupervisor
+from skyloom.serve.workers.subprocess_tasks import (
+    inspect_in_subprocess,
+    plan_in_subprocess,
+    verify_in_subprocess,
+)
 
 BATCH_SECONDS = 2.0
 GRACE_SECONDS = 5
@@ -215,7 +219,7 @@ def _side_effects(settings: Settings, storage: Storage, supervisor: Supervisor) 
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:
-        return verify_in_child(storage, asset, settings.data)["results"]
+        return verify_in_subprocess(storage, asset, settings.data)
 
     def view(asset: Asset, recognise: bool) -> tuple[Verdict, CharacterLikeness]:
         policy = current_policy()

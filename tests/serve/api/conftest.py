@@ -21,7 +21,6 @@ from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, open_storage
-from skyloom.serve.workers.processes import Health
 from skyloom.serve.workers.worker import Progress, Worker
 
 TOKEN = "token-of-this-run"
@@ -78,7 +77,7 @@ class Server:
     posts: Posts
     viewer: Viewer
     stopping: threading.Event
-    children: list[Health]
+    children: list[WorkerHealth]
 
     def calls(self) -> list[ApiCall]:
         """Every operation of the OpenAPI document."""

@@ -275,7 +275,7 @@ def test_streams_end_when_the_job_is_deleted_the_server_stops_or_the_database_fa
 def test_health_and_readiness(server):
     http = server.http(None)
     assert http.get("/health").json() == {"status": "ok", "workers": 1, "restarts": 0}
-    server.children[0] = Health(wanted=1, alive=0, restarts=2)
+    server.children[0] = WorkerHealth(expected=1, alive=0, restarts=2)
     assert http.get("/health").json() == {"status": "degraded", "workers": 0, "restarts": 2}
     assert http.get("/ready").json()["status"] == "no_workers"
     server.work()

@@ -146,7 +146,7 @@ def test_nothing_private_is_logged(server, log, style, monkeypatch):
     secrets = webhooks(server, http, monkeypatch), database_errors(server, http, monkeypatch)
     said = log.getvalue()
     for words in (
-        "job went wrong",
+        "job failed",
         "a call failed",
         "a webhook could not be sent",
         "IntegrityError",

@@ -1,4 +1,4 @@
-"""Workers as children, and the upkeep beside them: whatever dies is started again, and the server lives."""
+"""Supervised worker processes and maintenance tasks: what fails is restarted."""
 
 import os
 import signal
@@ -15,32 +15,36 @@ from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.maintenance import MaintenanceThreads
 from skyloom.serve.settings import Settings
-from skyloom.serve.workers.processes import Supervisor, worker_command, worker_environment
+from skyloom.serve.workers.processes import (
+    WorkerSupervisor,
+    worker_command,
+    worker_environment,
+)
 
 SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"]
 
 
 @pytest.fixture
 def queue(tmp_path) -> Leases:
-    """A queue."""
+    """An empty queue."""
     settings = Settings(data=tmp_path)
     return Leases(Database(settings.database), settings)
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
-    """Until something holds."""
+def wait_for(condition, seconds: float = 120.0) -> None:
+    """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it does not come to that"
+        assert time.monotonic() < until, "timeout"
         time.sleep(0.02)
 
 
-def test_a_child_that_dies_is_started_again_and_its_job_goes_back(queue, monkeypatch):
+def test_a_killed_worker_is_restarted_and_its_job_requeued(queue, monkeypatch):
     monkeypatch.setattr("skyloom.serve.workers.processes.worker_command", lambda device: SLEEPER)
-    supervisor = Supervisor(queue, queue.settings, ["cpu"]).start()
-    child = supervisor._children[0]
-    wait_for(lambda: child.alive)
-    name, first = child._process.args[-1], child._process.pid
+    supervisor = WorkerSupervisor(queue, queue.settings, ["cpu"]).start()
+    worker = supervisor._processes[0]
+    wait_for(lambda: worker.alive)
+    name, first = worker._process.args[-1], worker._process.pid
     job = JobStore(queue.database, queue.settings).submit({"prompt": "x"}, owner="ada")
     queue.lease(name)
     os.kill(first, signal.SIGKILL)
@@ -51,31 +55,37 @@ def test_a_child_that_dies_is_started_again_and_its_job_goes_back(queue, monkeyp
             and queue.lease("other") is not None
         )
     )
-    wait_for(lambda: child.alive and child._process.pid != first)
+    wait_for(lambda: worker.alive and worker._process.pid != first)
     assert supervisor.health().restarts == 1
     supervisor.stop()
     assert supervisor.health().alive == 0
     queue.database.close()
 
 
-def test_stopping_is_quick_also_for_a_child_that_does_not_listen(queue, monkeypatch):
-    deaf = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
-    monkeypatch.setattr(
-        "skyloom.serve.workers.processes.worker_command",
-        lambda device: [sys.executable, "-c", deaf],
-    )
+IGNORES_SIGTERM = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path(sys.argv[1]).touch()
+while True:
+    signal.pause()
+"""
+
+
+def test_a_worker_that_ignores_sigterm_is_killed(queue, monkeypatch, tmp_path):
+    ready = tmp_path / "ready"
+    command = [sys.executable, "-c", IGNORES_SIGTERM, str(ready)]
+    monkeypatch.setattr("skyloom.serve.workers.processes.worker_command", lambda device: command)
     monkeypatch.setattr("skyloom.serve.workers.processes.STOP_SECONDS", 0.5)
-    supervisor = Supervisor(queue, queue.settings, ["cpu"]).start()
-    wait_for(lambda: supervisor.health().alive == 1)
-    time.sleep(0.3)
-    begun = time.monotonic()
+    supervisor = WorkerSupervisor(queue, queue.settings, ["cpu"]).start()
+    wait_for(ready.exists, 120)
     supervisor.stop()
-    assert time.monotonic() - begun < 10
     assert supervisor.health().alive == 0
+    assert supervisor._processes[0]._process.returncode == -signal.SIGKILL
     queue.database.close()
 
 
-def test_no_address_and_no_password_is_on_the_command_line():
+def test_urls_and_passwords_are_not_on_the_command_line():
     settings = Settings(
         database_url="postgresql://ada:secret@host/jobs", storage_url="s3://bucket/x"
     )
@@ -85,20 +95,20 @@ def test_no_address_and_no_password_is_on_the_command_line():
     assert environment["SKYLOOM_STORAGE_URL"] == "s3://bucket/x"
 
 
-def test_a_worker_process_drains_when_its_server_is_gone(tmp_path):
+def test_a_worker_exits_when_its_standard_input_closes(tmp_path):
     settings = Settings(data=tmp_path)
     process = subprocess.Popen(
         [*worker_command("cpu"), "--name", "w"],
         env=worker_environment(settings), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     store = JobStore(Database(settings.database), settings)
-    wait_for(lambda: store.counts().workers == 1, 60)
+    wait_for(lambda: store.counts().workers == 1)
     process.stdin.close()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
     store.database.close()
 
 
-def test_upkeep_does_each_task_in_its_time_whatever_goes_wrong():
+def test_maintenance_tasks_run_at_their_intervals_despite_errors():
     done = {"quick": 0, "once": 0, "bad": 0}
 
     def count(name: str) -> None:
@@ -118,7 +128,7 @@ def test_upkeep_does_each_task_in_its_time_whatever_goes_wrong():
     assert done["quick"] == seen
 
 
-def test_a_task_that_hangs_holds_up_no_other_and_no_stop():
+def test_a_stuck_maintenance_task_delays_no_other_and_no_stop():
     over, done = threading.Event(), []
     upkeep = MaintenanceThreads([(0.01, lambda: over.wait(60)), (0.01, lambda: done.append(1))])
     upkeep.start()

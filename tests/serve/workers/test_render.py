@@ -1,4 +1,4 @@
-"""Jobs made by a pipeline: the same video as without a queue, with its pictures, from stored inputs only."""
+"""Queued jobs give the same video as a direct pipeline call, from stored inputs only."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from skyloom.serve.workers.worker import Worker
 
 @pytest.fixture
 def host(tmp_path, tiny_model, monkeypatch) -> Iterator[tuple[JobStore, FolderStorage, Worker]]:
-    """A queue with a worker that has the tiny model, in the folder where workers work."""
+    """A queue, a storage and a worker with the tiny model in its runs folder."""
     settings = Settings(data=tmp_path, disk_reserve=0, heartbeat_seconds=0.05)
     store, storage = (
         JobStore(Database(settings.database), settings),
@@ -43,7 +43,7 @@ def host(tmp_path, tiny_model, monkeypatch) -> Iterator[tuple[JobStore, FolderSt
 
 
 def worker_of(store: JobStore, storage: FolderStorage, settings: Settings) -> Worker:
-    """A worker with the tiny model, which this process is now."""
+    """A worker on the CPU; changes this process's working directory as the command does."""
     settings.runs.mkdir(parents=True)
     os.chdir(settings.runs)
     render = PipelineRenderer(storage, "cpu")
@@ -53,14 +53,14 @@ def worker_of(store: JobStore, storage: FolderStorage, settings: Settings) -> Wo
 
 
 def make(host, request: dict, model: Path) -> Job:
-    """A job, done."""
+    """Submit a job and run it to its end."""
     store, _, worker = host
     job = store.submit({"prompt": "a cat", "model": str(model), **request}, owner="ada")
     worker.run(until_empty=True)
     return store.get(job.id)
 
 
-def test_a_job_is_the_video_that_a_pipeline_makes(host, tiny_model, tmp_path):
+def test_a_job_has_the_frames_of_a_direct_pipeline_call(host, tiny_model, tmp_path):
     job = make(host, {}, tiny_model)
     assert job.status == "completed", job.error
     plain = load(str(tiny_model), device="cpu").generate(Request("a cat", seed=seed_of(job.id)))
@@ -80,7 +80,7 @@ def test_a_job_is_the_video_that_a_pipeline_makes(host, tiny_model, tmp_path):
         assert sheet.size == (5 * 32, 4 * 32)
 
 
-def test_progress_comes_from_steps_and_never_goes_back(host, tiny_model):
+def test_progress_follows_steps_and_never_decreases(host, tiny_model):
     _, _, worker = host
     job = host[0].submit({"prompt": "a cat", "model": str(tiny_model), "seed": 1}, owner="ada")
     folder = worker.settings.runs / job.id
@@ -92,7 +92,7 @@ def test_progress_comes_from_steps_and_never_goes_back(host, tiny_model):
     assert len(set(percents)) > 3
 
 
-def test_a_job_that_is_stopped_and_gone_on_with_has_the_same_frames(host, tiny_model):
+def test_a_resumed_job_has_the_same_frames(host, tiny_model):
     store, _, worker = host
     request = {"seed": 5, "seconds": 3.0}
     whole = make(host, request, tiny_model)
@@ -103,7 +103,7 @@ def test_a_job_that_is_stopped_and_gone_on_with_has_the_same_frames(host, tiny_m
         for step in render(job, folder, output=output):
             if step.phase == "decode" and not stops:
                 stops.append(store.pause(job.id))
-                time.sleep(0.3)  # long enough for the pulse to hear of it
+                time.sleep(0.3)  # long enough for a heartbeat
             yield step
 
     worker.renderer = stopped_once
@@ -117,13 +117,13 @@ def test_a_job_that_is_stopped_and_gone_on_with_has_the_same_frames(host, tiny_m
     assert done.result.receipt == whole.result.receipt
 
 
-def test_a_job_may_ask_for_retakes(host, tiny_model):
+def test_a_job_can_request_retakes(host, tiny_model):
     job = make(host, {"retakes": 1, "seconds": 1.5}, tiny_model)
     assert job.status == "completed", job.error
     assert "critic" in job.result.receipt["notes"]
 
 
-def test_a_picture_to_start_from_comes_from_the_storage(host, tiny_model, tmp_path):
+def test_a_first_frame_is_fetched_from_the_storage(host, tiny_model, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     reference = host[1].put(tmp_path / "red.png", "png").reference
     job = make(host, {"image": reference}, tiny_model)
@@ -131,19 +131,19 @@ def test_a_picture_to_start_from_comes_from_the_storage(host, tiny_model, tmp_pa
     assert str(tmp_path) not in str(job.result.receipt)
 
 
-@pytest.mark.parametrize("wild", ["/etc/passwd", "red.png", "asset:x", "https://example.org/a.png"])
-def test_nothing_else_is_opened(host, tiny_model, wild: str):
-    job = make(host, {"image": wild}, tiny_model)
+@pytest.mark.parametrize("path", ["/etc/passwd", "red.png", "asset:x", "https://example.org/a.png"])
+def test_media_outside_the_storage_are_refused(host, tiny_model, path: str):
+    job = make(host, {"image": path}, tiny_model)
     assert (job.status, job.error.code) == ("failed", RequestError.code)
 
 
-def test_a_request_that_cannot_be_made_fails_with_its_sentence(host, tiny_model):
+def test_an_invalid_request_fails_with_its_message(host, tiny_model):
     job = make(host, {"size": "31x31"}, tiny_model)
     assert (job.status, job.error.code) == ("failed", "request")
     assert "31x31" in job.error.message
 
 
-def test_an_edit_of_a_stored_video_is_a_job_like_any_other(host, tiny_model):
+def test_a_stored_video_can_be_edited(host, tiny_model):
     source = make(host, {"seed": 3}, tiny_model).result.assets["video"]
     job = make(
         host,
@@ -155,20 +155,20 @@ def test_an_edit_of_a_stored_video_is_a_job_like_any_other(host, tiny_model):
 
 
 def wait_for(holds, seconds: float = 120.0) -> None:
-    """Until something holds."""
+    """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("wanted", ["step-", "window-", "span-001/"])
-def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
-    host, tiny_model, tmp_path, monkeypatch, wanted
+@pytest.mark.parametrize("state", ["step-", "window-", "span-001/"])
+def test_an_edit_resumes_on_another_host_from_the_stored_checkpoint(
+    host, tiny_model, tmp_path, monkeypatch, state
 ):
-    """Death within a step, without a word, once a heartbeat has stored such a state; on a machine that has nothing."""
+    """The worker dies in a step after such a state was stored; the other host has no files."""
     monkeypatch.setenv("SKYLOOM_CACHE", "off")
-    monkeypatch.setattr("skyloom.serve.workers.render._SAVE_EVERY", 0.0)
+    monkeypatch.setattr("skyloom.serve.workers.render._SAVE_SECONDS", 0.0)
     calls, velocity = [], Denoiser.velocity
     monkeypatch.setattr(Denoiser, "velocity", lambda *given: calls.append(1) or velocity(*given))
     beats, beat = [], Leases.heartbeat
@@ -188,11 +188,11 @@ def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
 
     def dying(job, folder, *, output):
         for step in render(job, folder, output=output):
-            told = store.get(job.id).checkpoint
-            if any(wanted in name and name.endswith(".state") for name in told):
+            checkpoint = store.get(job.id).checkpoint
+            if any(state in name and name.endswith(".state") for name in checkpoint):
                 raise SystemExit
-            heard = len(beats) + 2  # so that this step, too, comes to be stored
-            wait_for(lambda heard=heard: len(beats) >= heard)
+            enough = len(beats) + 2  # heartbeats, so that this step is stored too
+            wait_for(lambda enough=enough: len(beats) >= enough)
             yield step
 
     worker.renderer = dying
@@ -213,7 +213,7 @@ def test_an_edit_whose_worker_dies_goes_on_in_another_from_what_is_stored(
 
 
 def stored_steps(kept, steps: int) -> int:
-    """How many steps of the network a checkpoint spares."""
+    """Number of network steps that a checkpoint saves."""
     done = {}
     for name in kept:
         folder, _, file = name.rpartition("/")
@@ -224,14 +224,12 @@ def stored_steps(kept, steps: int) -> int:
     return sum(done.values())
 
 
-def test_a_seed_of_a_job_is_its_own_and_stays():
+def test_the_seed_of_a_job_depends_on_its_id_only():
     assert seed_of("video_a") == seed_of("video_a") != seed_of("video_b")
     assert 0 <= seed_of("video_a") < 2**31
 
 
-def test_a_job_that_the_policy_refuses_fails_with_its_rule_and_keeps_nothing(
-    host, tiny_model, classifier, caplog
-):
+def test_a_refused_job_fails_with_its_rule_and_keeps_no_files(host, tiny_model, classifier, caplog):
     store, _, worker = host
     classifier.allowed = 1
     job = make(host, {"seconds": 3.0}, tiny_model)
@@ -249,7 +247,7 @@ def test_a_job_that_the_policy_refuses_fails_with_its_rule_and_keeps_nothing(
 
 
 @pytest.mark.parametrize("field", ["input_reference", "storyboard[1].image", "video"])
-def test_what_a_job_starts_from_is_looked_at_first_and_told_by_its_field(
+def test_input_media_are_moderated_first_and_named_by_field(
     host, tiny_model, classifier, tmp_path, field
 ):
     classifier.allowed = 100
@@ -274,7 +272,7 @@ def test_what_a_job_starts_from_is_looked_at_first_and_told_by_its_field(
     assert f"for {field} at 0 s" in job.error.message
 
 
-def test_a_classifier_that_fails_fails_the_job_with_a_code_of_its_own(
+def test_a_failing_classifier_fails_the_job_with_moderation_failed(
     host, tiny_model, classifier, monkeypatch
 ):
     monkeypatch.setattr(classifier, "classify", lambda frames: {})
@@ -283,7 +281,7 @@ def test_a_classifier_that_fails_fails_the_job_with_a_code_of_its_own(
     assert host[0].refusals() == {("own", "output", "moderation_failed"): 1}
 
 
-def test_the_receipt_says_who_was_put_in(host, tiny_model):
+def test_the_receipt_lists_character_descriptions(host, tiny_model):
     store, _, worker = host
     request = {"prompt": "a red cat", "model": str(tiny_model), "seed": 1}
     job = store.submit(request, owner="ada", extra={"described": {"Mossy": "red cat"}})
@@ -292,7 +290,7 @@ def test_the_receipt_says_who_was_put_in(host, tiny_model):
 
 
 def leaks(text: str, worker: Worker) -> list[str]:
-    """What of this machine stands in a text that clients see."""
+    """Local paths and names found in a text that clients see."""
     words = [
         str(worker.settings.data),
         "inputs/",
@@ -307,7 +305,7 @@ def leaks(text: str, worker: Worker) -> list[str]:
 
 @pytest.fixture
 def inputs(host, tiny_model, tmp_path) -> dict[str, str]:
-    """Stored media: a picture, a mask, a video of another size and rate, and files that are damaged."""
+    """Stored media: a picture, a mask, a video of another size and rate, and damaged files."""
     storage = host[1]
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     mask = Image.new("L", (32, 32))
@@ -362,7 +360,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_a_receipt_tells_no_path_of_this_machine(host, inputs, tiny_model, tmp_path, kind):
+def test_receipts_contain_no_local_path(host, inputs, tiny_model, tmp_path, kind):
     job = make(host, REQUESTS[kind](inputs), tiny_model)
     assert job.status == "completed", job.error
     asset = Asset.parse(job.result.assets["video"])
@@ -379,12 +377,12 @@ def test_a_receipt_tells_no_path_of_this_machine(host, inputs, tiny_model, tmp_p
         )
     names = [Asset.parse(reference).sha256 for reference in inputs.values()]
     assert any(name in json.dumps(job.result.receipt["request"]) for name in names), (
-        "which file it was stays known"
+        "the request still identifies its file"
     )
 
 
 @pytest.mark.parametrize("kind", FAILING)
-def test_a_failed_job_tells_no_path_of_this_machine(host, inputs, tiny_model, kind):
+def test_errors_of_failed_jobs_contain_no_local_path(host, inputs, tiny_model, kind):
     job = make(host, FAILING[kind](inputs), tiny_model)
     assert job.status in ("failed", "queued"), job
     events = json.dumps([dict(event.data) for event in host[0].events(job=job.id)])

@@ -7,8 +7,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.jobs import Counts
-from skyloom.serve.workers.processes import Health
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Refusals = Mapping[tuple[str, str, str], int]
@@ -26,7 +26,7 @@ class Metrics:
         self,
         counts: Callable[[], Counts],
         refusals: Callable[[], Refusals],
-        workers: Callable[[], Health],
+        workers: Callable[[], WorkerHealth],
     ) -> None:
         self._registry = CollectorRegistry()
         self._responses = Counter(
@@ -61,7 +61,7 @@ class _QueueCollector(Collector):
         self,
         counts: Callable[[], Counts],
         refusals: Callable[[], Refusals],
-        workers: Callable[[], Health],
+        workers: Callable[[], WorkerHealth],
     ) -> None:
         self._counts = counts
         self._refusals = refusals

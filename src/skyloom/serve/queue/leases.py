@@ -30,7 +30,7 @@ from skyloom.serve.queue.job import (
     update_job,
 )
 from skyloom.serve.queue.tables import IS_ACTIVE, has_status, jobs, owners, results, workers
-from skyloom.serve.queue.watchdog import over_time
+from skyloom.serve.queue.time_limits import job_time_failure
 from skyloom.serve.settings import Settings
 
 __all__ = ["Lease", "Leases", "LostLeaseError", "WorkerInfo"]

@@ -1,7 +1,7 @@
-"""Workers as children of the server: one for each device, started again when they die, stopped with the server.
+"""Supervise worker processes: one per device, restarted after a crash, stopped with the server.
 
-A child's death costs the server nothing: what it held goes back to the queue at once. The child ends by itself when
-the server is gone, because its standard input ends then.
+A worker runs with `--attached`: it drains when its standard input closes, so it also ends when the
+server is killed. The jobs of a dead worker return to the queue without waiting for their leases.
 """
 
 import logging
@@ -11,182 +11,211 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import SkyloomError
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
 
-STOP_SECONDS = 10.0
-_CALM = 60.0  # seconds after which a child's death is no longer taken for a loop
-_LONGEST_WAIT = 30.0
-_TOLD = (  # the numbers that a worker needs
-    *("lease_seconds", "heartbeat_seconds", "max_attempts", "disk_reserve", "keep_seconds"),
-    *("stall_seconds", "load_seconds", "cancel_seconds", "max_attempt_seconds", "max_job_seconds"),
+STOP_SECONDS = 10.0  # time to drain after SIGTERM, before SIGKILL
+_STABLE_SECONDS = 60.0  # a process that ran this long resets the restart delay
+_MIN_RESTART_SECONDS = 0.5
+_MAX_RESTART_SECONDS = 30.0
+_WORKER_NUMBERS = (
+    "lease_seconds",
+    "heartbeat_seconds",
+    "max_attempts",
+    "disk_reserve",
+    "keep_seconds",
+    "stall_seconds",
+    "load_seconds",
+    "cancel_seconds",
+    "max_attempt_seconds",
+    "max_job_seconds",
 )
+_FORWARDED = ("SKYLOOM_", "AWS_", "AZURE_", "GOOGLE_", "PG")  # prefixes of variables
 _PROGRAM = "from skyloom.cli.app import main; main()"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Health:
-    """How many children there should be, are, and were started again."""
-
-    wanted: int
-    alive: int
-    restarts: int
-
-
-class Supervisor:
-    """Keeps a worker process for every device."""
+class WorkerSupervisor:
+    """Keep one worker process running per device."""
 
     def __init__(self, leases: Leases, settings: Settings, devices: Sequence[str]) -> None:
         environment = worker_environment(settings)
-        self._children = [
-            Child(worker_command(device), environment, leases.requeue_worker_jobs)
+        self._processes = [
+            WorkerProcess(worker_command(device), environment, on_exit=leases.forget)
             for device in devices
         ]
 
-    def start(self) -> "Supervisor":
-        """Start all."""
-        for child in self._children:
-            child.start()
+    def start(self) -> "WorkerSupervisor":
+        """Start all processes."""
+        for process in self._processes:
+            process.start()
         return self
 
-    def health(self) -> Health:
-        """How the children are."""
-        alive = sum(child.alive for child in self._children)
-        return Health(len(self._children), alive, sum(child.restarts for child in self._children))
+    def health(self) -> WorkerHealth:
+        """Count the processes that are expected, alive and restarted."""
+        return WorkerHealth(
+            expected=len(self._processes),
+            alive=sum(process.alive for process in self._processes),
+            restarts=sum(process.restarts for process in self._processes),
+        )
 
     def drain(self) -> None:
-        """Let all give back their jobs and end; waits for nobody."""
-        for child in self._children:
-            child.ask_to_stop()
+        """Send SIGTERM to all processes: each returns its job to the queue and exits."""
+        for process in self._processes:
+            process.terminate()
 
     def kill(self) -> None:
-        """End all now; what they held goes back to the queue."""
-        for child in self._children:
-            child.kill()
+        """Send SIGKILL to all processes; their jobs return to the queue."""
+        for process in self._processes:
+            process.kill()
 
     def stop(self) -> None:
-        """Drain, and wait for the end of all; who has not ended ten seconds after being asked is killed."""
+        """Drain and wait for all processes; kill those still running after STOP_SECONDS."""
         self.drain()
-        for child in self._children:
-            child.join()
+        for process in self._processes:
+            process.join()
 
 
 def worker_command(device: str) -> list[str]:
-    """How a worker is started. Where database and storage are is not told here: other users can read this."""
+    """Command line of a worker, without URLs: other users of the host can read arguments."""
     return [sys.executable, "-c", _PROGRAM, "worker", "--attached", "--device", device]
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """The environment of a worker: ours, and every setting that it needs."""
+    """Environment of a worker: this process's variables plus `settings_environment`."""
     return {**os.environ, **settings_environment(settings)}
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """The variables that tell a worker every setting that it needs."""
-    places = {
-        "data": str(settings.data.absolute()),
-        "database_url": settings.database,
-        "storage_url": settings.storage,
-        "log_prompts": "true" if settings.log_prompts else "false",
+    """SKYLOOM_* variables from which a worker loads the settings that it uses."""
+    values = {
+        name: repr(value)
+        for name in _WORKER_NUMBERS
+        if (value := getattr(settings, name)) is not None
     }
-    told = {
-        **{name: repr(value) for name in _TOLD if (value := getattr(settings, name)) is not None},
-        **places,
-    }
-    return {f"SKYLOOM_{name.upper()}": value for name, value in told.items()}
+    values["data"] = str(settings.data.absolute())
+    values["database_url"] = settings.database
+    values["storage_url"] = settings.storage
+    values["log_prompts"] = "true" if settings.log_prompts else "false"
+    return {f"SKYLOOM_{name.upper()}": value for name, value in values.items()}
 
 
-class Child:
-    """One worker process and the thread that watches it. `forget` is told the name of each worker that died."""
+def remote_environment(settings: Settings, *, with_data: bool) -> dict[str, str]:
+    """Variables for workers on other hosts: settings, and credentials of stores and databases.
+
+    Without `with_data` each host uses its own default data folder.
+    """
+    values = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
+    values.update(settings_environment(settings))
+    if not with_data:
+        del values["SKYLOOM_DATA"]
+    return values
+
+
+class WorkerProcess:
+    """A worker process and the thread that restarts it.
+
+    `on_exit` receives the worker name of each process that has ended. The delay before a restart
+    doubles from 0.5 to 30 s and is reset once a process has run for a minute.
+    """
 
     def __init__(
-        self, command: Sequence[str], environment: dict[str, str], forget: Callable[[str], object]
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        *,
+        on_exit: Callable[[str], object],
     ) -> None:
         self.restarts = 0
         self.name: str | None = None
-        self._command, self._environment, self._forget = list(command), environment, forget
+        self._command = list(command)
+        self._environment = environment
+        self._on_exit = on_exit
         self._process: subprocess.Popen[bytes] | None = None
-        self._over, self._until = threading.Event(), 0.0
-        self._thread = threading.Thread(target=self._watch, name="worker watch", daemon=True)
+        self._stopping = threading.Event()
+        self._deadline = 0.0
+        self._thread = threading.Thread(target=self._supervise, name="worker process", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
-        """The number of the process that runs, or ran last."""
+        """Process id of the current or last process."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start watching; the process follows."""
+        """Start the thread, which starts the process."""
         self._thread.start()
 
-    def ask_to_stop(self) -> None:
-        """Tell it to drain; once, since the second time would mean now."""
-        if self._over.is_set():
+    def terminate(self) -> None:
+        """Send SIGTERM once; a worker treats a second SIGTERM as "stop now"."""
+        if self._stopping.is_set():
             return
-        self._until = time.monotonic() + STOP_SECONDS
-        self._over.set()
+        self._deadline = time.monotonic() + STOP_SECONDS
+        self._stopping.set()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it now."""
-        self._over.set()
+        """Send SIGKILL and start no further process."""
+        self._stopping.set()
         if self._process is not None:
             self._process.kill()
 
     def join(self) -> None:
-        """Wait for its end, until ten seconds after it was asked."""
-        self._thread.join(max(0.0, self._until - time.monotonic()))
+        """Wait until STOP_SECONDS after `terminate`, then kill."""
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
         if self._thread.is_alive():
             self.kill()
         self._thread.join()
 
-    def _watch(self) -> None:
-        wait = 0.5
-        while not self._over.is_set():
-            begun = time.monotonic()
-            self.name = name = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns():x}"
-            code = self._run_once(name)
-            self._bury(name)
-            if self._over.is_set():
+    def _supervise(self) -> None:
+        delay = _MIN_RESTART_SECONDS
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            self.name = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns():x}"
+            code = self._run_process(self.name)
+            self._requeue_jobs(self.name)
+            if self._stopping.is_set():
                 return
-            wait = 0.5 if time.monotonic() - begun > _CALM else min(wait * 2, _LONGEST_WAIT)
+            if time.monotonic() - started > _STABLE_SECONDS:
+                delay = _MIN_RESTART_SECONDS
+            else:
+                delay = min(delay * 2, _MAX_RESTART_SECONDS)
             log.warning(
-                "a worker died and is started again",
-                extra={"code": code, "worker": name, "seconds": wait},
+                "worker exited, restarting",
+                extra={"code": code, "worker": self.name, "seconds": delay},
             )
             self.restarts += 1
-            self._over.wait(wait)
+            self._stopping.wait(delay)
 
-    def _run_once(self, name: str) -> int:
-        """Start the process and wait for its end; how it ended, or the number of what kept it from starting."""
+    def _run_process(self, name: str) -> int:
+        """Start the process and wait; its exit status, or the errno that prevented the start."""
         try:
             self._process = subprocess.Popen(
                 [*self._command, "--name", name], env=self._environment, stdin=subprocess.PIPE
             )
-        except OSError as error:  # no memory, or too many processes: it may be there again
+        except OSError as error:  # out of memory or processes: worth another attempt
             return error.errno or 1
-        if self._over.is_set():  # told to stop between the look and the start
+        if self._stopping.is_set():  # `terminate` was called while the process started
             self._process.terminate()
         code = self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
         return code
 
-    def _bury(self, name: str) -> None:
-        """Its jobs need not wait until their leases run out."""
+    def _requeue_jobs(self, name: str) -> None:
+        """Return a dead worker's jobs to the queue at once."""
         try:
-            self._forget(name)
+            self._on_exit(name)
         except (SQLAlchemyError, SkyloomError) as error:
-            log.warning("the database does not answer", extra={"cause": type(error).__name__})
+            log.warning("database unavailable", extra={"cause": type(error).__name__})

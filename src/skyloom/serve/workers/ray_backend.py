@@ -1,292 +1,249 @@
-"""Ray as a plane: keepers are detached actors in a namespace of ours. Ray is imported inside of functions only.
+"""Run workers on the nodes of a Ray cluster: one detached actor per worker, by Ray's public API.
 
-Ray places and restarts them, and nothing else: no job, file or frame passes through it. Orders, which hold the
-database's password, reach an actor as a pickled argument over connections that ask for the cluster's token; they stand
-in no process's arguments, and in no runtime environment, which Ray would log.
+Ray places the actors and restarts them elsewhere when a node is lost. Jobs, leases and results are
+in the database and the storage only, so losing the cluster loses no job. The operator starts and
+stops Ray itself (docs/cluster.md). Ray is imported inside functions only.
 """
 
 import contextlib
+import hashlib
+import json
 import os
-import re
-import subprocess
-import sys
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple
 
-from skyloom.core.errors import CapacityError, ConfigError, SkyloomError
-from skyloom.serve.workers.cluster import Keeper, Node, Orders
-from skyloom.serve.workers.local_ray import LOOPBACK, Head, answers, found_here, has_token
-from skyloom.serve.workers.processes import STOP_SECONDS, Child, worker_command
+from skyloom import __version__
+from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.serve.settings import Settings
+from skyloom.serve.workers.processes import STOP_SECONDS, WorkerProcess, worker_command
 
-_NAMESPACE = "skyloom"
-_ANSWER_SECONDS, _PROBE_SECONDS = 5.0, 60.0
-_OPEN, _CLOSED = 0, 3
-# Asks without a token, as anybody could. The answer says whether the cluster lets anybody in.
-_PROBE = f"""
-import sys
-from ray._raylet import GcsClient
-from ray.exceptions import AuthenticationError
-try:
-    GcsClient(address=sys.argv[1]).internal_kv_keys(b"skyloom")
-except AuthenticationError:
-    sys.exit({_CLOSED})
-"""
+_REPLY_SECONDS = 5.0
 
 
-class KeptWorker:
-    """The actor: one worker process on the host where Ray has put it, and a thread that watches it.
+class Node(NamedTuple):
+    """A live node of the cluster and its total resources."""
 
-    The process ends by itself, giving back its job, when the actor is gone: its standard input ends then.
+    id: str
+    host: str
+    address: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Resources that Ray reserves for a worker, and the worker's environment with its secrets."""
+
+    cpus: float
+    gpus: float
+    environment: Mapping[str, str] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Hash of spec and version; a running worker with another digest is replaced."""
+        values = [__version__, self.cpus, self.gpus, sorted(self.environment.items())]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+class ActorStatus(NamedTuple):
+    """Digest of an actor's spec, its host, and the name and state of its worker process."""
+
+    digest: str
+    host: str
+    worker: str | None
+    pid: int | None
+    restarts: int
+
+
+class WorkerActor:
+    """Ray actor: run one `skyloom worker` process on its node and restart it after a crash.
+
+    When the actor dies, the worker's standard input closes: it returns its job and exits.
     """
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self._orders = orders
-        self._environment = {**own, **orders.environment}
-        self._child = Child(
-            worker_command("cuda:0" if orders.gpus else "cpu"), self._environment, self._forget
-        )
-        self._child.start()
+        self._environment = {**own, **spec.environment}
+        self._digest = spec.digest
+        command = worker_command("cuda:0" if spec.gpus else "cpu")
+        self._process = WorkerProcess(command, self._environment, on_exit=self._requeue_jobs)
+        self._process.start()
 
-    def tell(self) -> Keeper:
-        """How it does."""
-        child, orders, node = self._child, self._orders, _ray().get_runtime_context().get_node_id()
-        told = (child.name, child.pid, child.alive, child.restarts)
-        return Keeper(orders.stamp, orders.cpus, orders.gpus, node, os.uname().nodename, *told)
+    def status(self) -> ActorStatus:
+        """Current state of the worker process."""
+        process, host = self._process, os.uname().nodename
+        return ActorStatus(self._digest, host, process.name, process.pid, process.restarts)
 
     def stop(self) -> None:
-        """Let the worker give back its job and end, within ten seconds."""
-        self._child.ask_to_stop()
-        self._child.join()
+        """Let the worker return its job and exit; kill it after STOP_SECONDS."""
+        self._process.terminate()
+        self._process.join()
 
-    def _forget(self, name: str) -> None:
-        """A worker died: what it held goes back to the queue at once. The database is open only meanwhile."""
+    def _requeue_jobs(self, worker: str) -> None:
+        """Return a dead worker's jobs to the queue; the database is open for this call only."""
         from skyloom.serve.queue.database import Database
         from skyloom.serve.queue.leases import Leases
         from skyloom.serve.settings import load_settings
 
         settings = load_settings(environment=self._environment)
         with contextlib.closing(Database(settings.database)) as database:
-            Leases(database, settings).requeue_worker_jobs(name)
+            Leases(database, settings).forget(worker)
 
 
-class RayPlane:
-    """The cluster that this process is connected to."""
+class RayBackend:
+    """The cluster that this process is connected to. Actor names identify workers."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
 
     def nodes(self) -> list[Node]:
-        """Those that live."""
-        ray = _ray()
-        free = import_module(
-            "ray._private.state"
-        ).available_resources_per_node()  # the public call needs the dashboard
-        found = [node for node in ray.nodes() if node["Alive"]]
-        return [_node(told, free.get(told["NodeID"], {})) for told in found]
+        """The live nodes."""
+        return [
+            Node(
+                id=node["NodeID"],
+                host=node["NodeManagerHostname"],
+                address=node["NodeManagerAddress"],
+                cpus=node["Resources"].get("CPU", 0.0),
+                gpus=node["Resources"].get("GPU", 0.0),
+            )
+            for node in self._ray.nodes()
+            if node["Alive"]
+        ]
 
-    def keepers(self) -> dict[str, Keeper | None]:
-        """Every keeper by its name; None for one that does not answer."""
-        ray = _ray()
-        calls = {
-            name: handle.tell.remote()
-            for name in self._names()
-            if (handle := _handle(name)) is not None
-        }
-        ready, _ = (
-            ray.wait(list(calls.values()), num_returns=len(calls), timeout=_ANSWER_SECONDS)
-            if calls
-            else ([], [])
-        )
-        return {name: _answer(call) if call in ready else None for name, call in calls.items()}
+    def actors(self) -> dict[str, ActorStatus | None]:
+        """Status of every actor by name; None for one that does not reply within 5 s."""
+        calls = {name: actor.status.remote() for name, actor in self._handles()}
+        if calls:
+            self._ray.wait(list(calls.values()), num_returns=len(calls), timeout=_REPLY_SECONDS)
+        statuses: dict[str, ActorStatus | None] = dict.fromkeys(calls)
+        for name, call in calls.items():
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                statuses[name] = self._ray.get(call, timeout=0)
+        return statuses
 
-    def place(self, name: str, orders: Orders, node: str | None) -> None:
-        """Start a keeper on a node, or spread over all. Ray restarts it wherever there is room."""
-        ray = _ray()
-        strategy: Any = "SPREAD"
-        if node is not None:
-            scheduling = import_module("ray.util.scheduling_strategies")
-            strategy = scheduling.NodeAffinitySchedulingStrategy(node, soft=False)
-        options = {
-            "name": name,
-            "namespace": _NAMESPACE,
-            "lifetime": "detached",
-            "max_restarts": -1,
-        }
-        options |= {
-            "num_cpus": orders.cpus,
-            "num_gpus": orders.gpus,
-            "scheduling_strategy": strategy,
-        }
-        ray.remote(KeptWorker).options(**options, max_concurrency=2).remote(orders)
+    def start(self, name: str, spec: WorkerSpec, node: str | None) -> None:
+        """Create an actor on a node, or spread over all nodes if None."""
+        self._ray.remote(WorkerActor).options(
+            name=name,
+            lifetime="detached",
+            max_restarts=-1,
+            max_concurrency=2,  # `status` replies while `stop` waits
+            num_cpus=spec.cpus,
+            num_gpus=spec.gpus,
+            scheduling_strategy="SPREAD" if node is None else self._on_node(node),
+        ).remote(spec)
 
-    def dismiss(self, names: Sequence[str]) -> None:
-        """Let workers give back their jobs and end, all at once; then their actors."""
-        ray = _ray()
-        handles = [handle for name in names if (handle := _handle(name)) is not None]
-        stops = [handle.stop.remote() for handle in handles]
+    def stop(self, names: Sequence[str]) -> None:
+        """Stop these workers in parallel and remove their actors."""
+        actors = [actor for name, actor in self._handles() if name in names]
+        stops = [actor.stop.remote() for actor in actors]
         if stops:
-            ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS + _ANSWER_SECONDS)
-        for handle in handles:
-            ray.kill(handle, no_restart=True)
+            self._ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS + _REPLY_SECONDS)
+        for actor in actors:
+            self._ray.kill(actor, no_restart=True)
 
-    def _names(self) -> list[str]:
-        found = _ray().util.list_named_actors(all_namespaces=True)
-        return [one["name"] for one in found if one["namespace"] == _NAMESPACE]
+    def check_authentication(self) -> None:
+        """Raise ConfigError unless every node runs with token authentication."""
+        task = self._ray.remote(num_cpus=0)(os.getenv)
+        placed = [task.options(scheduling_strategy=self._on_node(n.id)) for n in self.nodes()]
+        modes = self._ray.get([one.remote("RAY_AUTH_MODE") for one in placed], timeout=60)
+        if set(modes) != {"token"}:
+            hint = "Start every node with RAY_AUTH_MODE=token (docs/cluster.md)."
+            raise ConfigError("The Ray cluster must use token authentication.", hint=hint)
+
+    def _handles(self) -> Iterator[tuple[str, Any]]:
+        for name in self._ray.util.list_named_actors():
+            with contextlib.suppress(ValueError):  # removed since it was listed
+                yield name, self._ray.get_actor(name)
+
+    def _on_node(self, node: str) -> Any:
+        strategies = self._ray.util.scheduling_strategies
+        return strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 @contextlib.contextmanager
-def connected(head: Head, address: str, *, start: bool) -> Iterator[tuple[RayPlane, str]]:
-    """The plane at an address ("auto", "local" or host:port), and which address that is, while the block runs.
+def connect(address: str) -> Iterator[tuple[RayBackend, str]]:
+    """Connect to the cluster at "auto" or host:port; yield the backend and the head's address.
 
-    "local" is our own on this machine; "auto" the one that is there, by ours, RAY_ADDRESS or Ray's own search. `start`
-    starts ours where there is none. Raises ConfigError for a missing Ray, a missing token, or a cluster past this
-    machine that asks for none; CapacityError where nothing answers.
+    "auto" is RAY_ADDRESS, or the cluster that this host is a node of. Raises ConfigError (Ray is
+    not installed, or no token authentication) and CapacityError (no cluster).
     """
-    before = head.address()
-    where, loopback = _find(head, address, start=start)
-    if not where.startswith(LOOPBACK) and not has_token():
-        raise ConfigError(
-            "This machine has no token for a Ray cluster past itself.",
-            hint="Start all nodes with RAY_AUTH_MODE=token, and put their token in ~/.ray/auth_token.",
-        )
-    _prepare(loopback=loopback)
     try:
-        with _joined(where) as found:
-            yield RayPlane(), found
-    except SkyloomError:
-        if start and before is None:  # what this call has started for nothing
-            head.stop()
-        raise
-
-
-@contextlib.contextmanager
-def _joined(where: str) -> Iterator[str]:
-    """Connected to a cluster, while the block runs; its address as it says it. Raises CapacityError, ConfigError."""
-    ray = _ray()
-    try:
-        found = _init(ray, where)
-        if not all(node.address.startswith(LOOPBACK) for node in RayPlane().nodes()) and _is_open(
-            found
-        ):
-            raise ConfigError(
-                f"The Ray cluster at {found} lets in anybody who can reach it, to run whatever they like.",
-                hint="Start all of its nodes with RAY_AUTH_MODE=token; `ray get-auth-token --generate` makes a token.",
-            )
-        yield found
-    except ray.exceptions.RayError as error:
-        raise _explain(error) from error
-    finally:
-        ray.shutdown()
-
-
-def _init(ray: Any, where: str) -> str:
-    try:
-        context = ray.init(
-            address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR"
-        )
-    except (
-        ConnectionError,
-        TimeoutError,
-        RuntimeError,
-    ) as error:  # another version of Ray or Python is the last
-        raise _explain(error) from error
-    return str(context.address_info["gcs_address"])
-
-
-def _find(head: Head, address: str, *, start: bool) -> tuple[str, bool]:
-    """Where to connect to, and whether that cluster is on the loopback. Ray is not imported yet: it would not see what
-    `_prepare` sets."""
-    if find_spec("ray") is None:
-        raise ConfigError("A cluster needs Ray.", hint="Run pip install 'skyloom[ray]'.")
-    own, there = head.address(), found_here()
-    if address not in ("auto", "local"):
-        if re.fullmatch(r"[\w.\[\]:-]+:\d+", address) is None:
-            raise ConfigError(
-                f"{address!r:.60} is no address of a cluster.",
-                hint="Give host:port of its head, auto or local, on a machine that is one of its nodes.",
-            )
-        if not answers(address):
+        ray = import_module("ray")
+    except ImportError as error:
+        raise ConfigError("A cluster needs Ray.", hint="Run pip install 'skyloom[ray]'.") from error
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        try:
+            if address != "auto":  # Ray itself waits 80 s for an unreachable head
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), _REPLY_SECONDS).close()
+            options = {"namespace": "skyloom", "log_to_driver": False, "logging_level": "ERROR"}
+            context = ray.init(address=address, **options)
+            backend = RayBackend(ray)
+            backend.check_authentication()
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            cause = (str(error).splitlines() or [""])[0]
             raise CapacityError(
-                f"Nothing answers at {address}.", hint="Check that Ray's head runs there."
-            )
-        return address, address.startswith(LOOPBACK) and address in (own, there)
-    if own is None and address == "auto" and there is not None:
-        return there, there.startswith(LOOPBACK)
-    if own is None and not start:
+                f"The Ray cluster at {address!r:.60} cannot be used ({cause:.200}).",
+                hint="Start one with `ray start --head`, or give --address (docs/cluster.md).",
+            ) from error
+        yield backend, context.address_info["gcs_address"]
+
+
+def resolve_target(
+    nodes: Sequence[Node], count: int | Literal["per-gpu"] | None, cpus: float, gpus: float | None
+) -> tuple[int, float]:
+    """Number of workers and GPUs of each. Raises CapacityError for more than the nodes have.
+
+    `count` "per-gpu" is as many as the GPUs have room for; None is "per-gpu" on a cluster with
+    GPUs, else one per node. `gpus` None is 1 on a cluster with GPUs, else 0.
+    """
+    if gpus is None:
+        gpus = float(count == "per-gpu" or any(node.gpus for node in nodes))
+    room = sum(_workers_that_fit(node, cpus, gpus) for node in nodes)
+    if not isinstance(count, int):
+        count = max(1, room) if gpus else len(nodes)
+    if count > room:
         raise CapacityError(
-            "There is no Ray cluster here.",
-            hint="`skyloom cluster up` connects to one or starts it.",
+            f"{count} workers with {cpus:g} CPUs and {gpus:g} GPUs each were requested, "
+            f"but only {room} fit on the cluster.",
+            hint="Request fewer (--workers), give each less (--cpus, --gpus), or add nodes.",
         )
-    return own or head.start(), True
+    return count, gpus
 
 
-def _prepare(*, loopback: bool) -> None:
-    """Set what Ray reads from the environment: the token, no statistics, and that a cluster is on the loopback."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"
-    if loopback:
-        os.environ.update(Head.environment())
+def _workers_that_fit(node: Node, cpus: float, gpus: float) -> int:
+    """Number of workers for an empty node; a part of a GPU never spans two GPUs."""
+    limits = [node.cpus / cpus] if cpus else []
+    if gpus:
+        limits.append(node.gpus / gpus if gpus >= 1 else int(node.gpus) * int(1 / gpus + 1e-6))
+    return int(min(limits, default=1_000) + 1e-6)
 
 
-def _is_open(address: str) -> bool:
-    """Whether a cluster answers to somebody without a token. Raises CapacityError where that cannot be told."""
-    hidden = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    asked = [sys.executable, "-c", _PROBE, address]
-    try:
-        done = subprocess.run(
-            asked,
-            env={**hidden, "RAY_AUTH_MODE": "disabled"},
-            capture_output=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
+def scale(backend: RayBackend, settings: Settings, spec: WorkerSpec, count: int) -> list[str]:
+    """Start missing workers, stop surplus ones and those with another spec; the actors' names.
+
+    Raises ConfigError if the cluster has hosts that cannot reach the database or the storage.
+    """
+    nodes = backend.nodes()
+    local = settings.local_only
+    if local and len({node.address for node in nodes}) > 1:
+        raise ConfigError(
+            f"The {local} must be reachable from every host of the cluster.",
+            hint="Use --database postgresql://user@host/name and --storage s3://bucket.",
         )
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode not in (_OPEN, _CLOSED):
-        raise CapacityError(
-            "Whether the Ray cluster asks for a token could not be told.", hint="Try again."
-        )
-    return done.returncode == _OPEN
-
-
-def _ray() -> Any:
-    return import_module("ray")
-
-
-def _handle(name: str) -> Any:
-    """The actor of a name; None where it has just gone."""
-    try:
-        return _ray().get_actor(name, namespace=_NAMESPACE)
-    except ValueError:
-        return None
-
-
-def _answer(call: Any) -> Keeper | None:
-    ray = _ray()
-    try:
-        return cast("Keeper", ray.get(call))
-    except ray.exceptions.RayError:
-        return None
-
-
-def _node(told: Mapping[str, Any], free: Mapping[str, float]) -> Node:
-    has = told["Resources"]
-    return Node(
-        told["NodeID"],
-        told["NodeManagerHostname"],
-        told["NodeManagerAddress"],
-        has.get("CPU", 0.0),
-        has.get("GPU", 0.0),
-        free.get("CPU", 0.0),
-        free.get("GPU", 0.0),
-    )
-
-
-def _explain(error: Exception) -> SkyloomError:
-    """What Ray says, as ours."""
-    cause = (str(error).splitlines() or [""])[0]
-    return CapacityError(
-        f"The Ray cluster cannot be used ({cause:.200}).",
-        hint="Check that it runs, and that its token is this machine's.",
-    )
+    names = [f"skyloom-worker-{index}" for index in range(count)]
+    actors = backend.actors()
+    current = {name for name in names if (s := actors.get(name)) and s.digest == spec.digest}
+    if obsolete := [name for name in actors if name not in current]:
+        backend.stop(obsolete)
+    node = nodes[0].id if local else None  # a node that joins later could not reach it
+    for name in names:
+        if name not in current:
+            backend.start(name, spec, node)
+    return names

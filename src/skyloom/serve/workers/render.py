@@ -1,7 +1,8 @@
-"""Jobs to files by a Pipeline: inputs from the storage, the video, its thumbnail and its spritesheet.
+"""Render queued jobs with a Pipeline: fetch inputs, make the video, thumbnail and spritesheet.
 
-A request's media are named by reference ("asset:<sha256>.png"); nothing else is opened. The model stays loaded from job
-to job. Paths are relative to the worker's folder, so that a run that another host goes on with asks for the same.
+Requests name media by storage reference ("asset:<sha256>.png"); nothing else is opened. The model
+stays loaded between jobs. Paths are relative to the worker's folder, so that a run resumed on
+another host has an equal request.
 """
 
 import hashlib
@@ -31,98 +32,96 @@ from skyloom.serve.redaction import clean_receipt
 from skyloom.serve.storage.folder import Asset, Storage
 from skyloom.serve.workers.worker import STATE, Progress
 
-MEDIA = ("image", "video", "videos", "mask")
-_TEXT, _DENOISE, _DECODE = 1, 90, 8  # percent of a video that its phases count for
-_SAVE_EVERY = 2.0  # seconds of work that a crash of this machine may cost
-_MOMENTS, _COLUMNS, _CELL = (
-    20,
-    5,
-    160,
-)  # of a spritesheet: frames, frames in a row, width of one in pixels at most
+MEDIA_FIELDS = ("image", "video", "videos", "mask")
+_TEXT_PERCENT = 1  # share of each phase in a job's progress
+_DENOISE_PERCENT = 90
+_DECODE_PERCENT = 8
+_SAVE_SECONDS = 2.0  # work that a crash of this host may lose
+_SHEET_FRAMES = 20
+_SHEET_COLUMNS = 5
+_MAX_CELL_WIDTH = 160  # pixels
 
 
 class PipelineRenderer:
-    """Renders jobs by Pipelines on one device."""
+    """Render jobs with pipelines on one device."""
 
     def __init__(self, storage: Storage, device: str | None = None) -> None:
-        self._storage, self._device = storage, device
+        self._storage = storage
+        self._device = device
         self._loaded: tuple[str, Pipeline] | None = None
 
     def __call__(self, job: Job, folder: Path, *, output: Path) -> Generator[Progress]:
-        """The steps of a job's video; frames are written as they are done, memory does not grow with the length."""
-        values = self._with_inputs(dict(job.request), Path(os.path.relpath(folder)) / "inputs")
-        asked = Request.from_dict(values)
-        if asked.seed is None and asked.samples:
-            asked = asked.with_fields({"seed": seed_of(job.id)})
-        pipeline = self._pipeline(asked.model or "diorama")
-        asked = asked.with_fields({"model": pipeline.info.name})
-        plan = pipeline.plan(asked)
-        target, sampler = output / "video.mp4", _Sampler(plan.shape.frames)
+        """Yield the steps of a job; frames are encoded as they arrive, in constant memory."""
+        pipeline, plan = self._plan(job, folder)
+        target = output / "video.mp4"
+        sampler = _FrameSampler(plan.shape.frames)
+        hasher = Glimpses(plan.fps)
         receipt: Mapping[str, Any] | None = None
-        glimpses = Glimpses(plan.fps)
         check_ready()
-        yield Progress(_TEXT, "text")
+        yield Progress(_TEXT_PERCENT, "text")
         with open_video(target, plan.fps) as writer:
             _add_sound(plan, writer)
             done = {"denoise": 0.0, "decode": 0.0}
             for step in self._stream(pipeline, plan, folder / STATE):
                 if step.frames is not None and len(step.frames):
                     writer.append(step.frames)
-                    sampler.take(step.frames)
-                    glimpses.append(step.frames)
+                    sampler.append(step.frames)
+                    hasher.append(step.frames)
                 receipt = step.receipt or receipt
                 if step.phase in done:
                     done[step.phase] = step.index / step.total
-                    percent = _TEXT + int(_DENOISE * done["denoise"] + _DECODE * done["decode"])
-                    yield Progress(percent, step.phase)
-            assert receipt is not None, "a stream ends with a receipt"
-            receipt = _with_cast(receipt, job.extra.get("described"))
+                    yield Progress(_percent(done["denoise"], done["decode"]), step.phase)
+            assert receipt is not None, "the last step of a stream has the receipt"
+            receipt = _with_characters(receipt, job.extra.get("described"))
             writer.receipt = clean_receipt(receipt, job.request)
         pictures = sampler.write(output)
-        publish(target, receipt, looks=glimpses.looks)
+        publish(target, receipt, looks=hasher.looks)
         for picture in pictures.values():
             sign(picture, generation_of(receipt), find_signer(), sources=sources_of(receipt))
-        files = {"video": target, **pictures}
-        yield Progress(_TEXT + _DENOISE + _DECODE, "decode", files, receipt)
+        yield Progress(_percent(1.0, 1.0), "decode", {"video": target, **pictures}, receipt)
+
+    def _plan(self, job: Job, folder: Path) -> tuple[Pipeline, Plan]:
+        """Load the model and plan the job's request with local input files and a fixed seed."""
+        inputs = Path(os.path.relpath(folder)) / "inputs"
+        request = Request.from_dict(self._fetch_inputs(job.request, inputs))
+        if request.seed is None and request.samples:
+            request = request.with_fields({"seed": seed_of(job.id)})
+        pipeline = self._pipeline(request.model or "diorama")
+        return pipeline, pipeline.plan(request.with_fields({"model": pipeline.info.name}))
 
     def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
-        """The pipeline's steps, from where the state says; state that belongs to something else is left behind."""
+        """The pipeline's steps, resumed from `state`; a state that does not fit is deleted."""
         critic = None if plan.request.retakes is None else load_critic()
-        go_on = partial(
+        stream = partial(
             pipeline.stream,
             plan,
             collect=False,
             resume=state,
-            save_every=_SAVE_EVERY,
+            save_every=_SAVE_SECONDS,
             critic=critic,
         )
         try:
-            return go_on()
+            return stream()
         except RequestError:
-            clear(state)  # of another version, or another device: it cannot be gone on with
-            return go_on()
+            clear(state)  # written by another version or for another device
+            return stream()
 
     def _pipeline(self, name: str) -> Pipeline:
         if self._loaded is None or self._loaded[0] != name:
-            self._loaded = None  # the old model goes before the new one comes
+            self._loaded = None  # free the old model before the new one is loaded
             self._loaded = (name, load(name, device=self._device))
         return self._loaded[1]
 
-    def _with_inputs(self, values: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """The same request with local files for references. Raises RequestError for anything else that names media."""
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                values[name] = self._with_inputs(dict(value), folder)
-            elif isinstance(value, Sequence) and not isinstance(value, str):
-                values[name] = [self._input(name, one, folder) for one in value]
-            else:
-                values[name] = self._input(name, value, folder)
-        return values
+    def _fetch_inputs(self, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Replace storage references by local files. Raises RequestError for any other path."""
+        return {name: self._fetch_input(name, value, folder) for name, value in values.items()}
 
-    def _input(self, name: str, value: Any, folder: Path) -> Any:
+    def _fetch_input(self, name: str, value: Any, folder: Path) -> Any:
         if isinstance(value, Mapping):
-            return self._with_inputs(dict(value), folder)
-        if name not in MEDIA or not isinstance(value, str):
+            return self._fetch_inputs(value, folder)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [self._fetch_input(name, item, folder) for item in value]
+        if name not in MEDIA_FIELDS or not isinstance(value, str):
             return value
         asset = Asset.parse(value)
         target = folder / f"{asset.sha256}.{asset.suffix}"
@@ -132,62 +131,68 @@ class PipelineRenderer:
         return str(target)
 
 
-class _Sampler:
-    """Keeps the frames of a video's thumbnail and spritesheet while it is made: evenly spread, in small."""
+class _FrameSampler:
+    """Collect evenly spaced, downscaled frames of a stream for its thumbnail and spritesheet."""
 
     def __init__(self, frames: int) -> None:
-        moments = min(_MOMENTS, frames)
-        self._wanted = {
-            round(index * (frames - 1) / max(1, moments - 1)) for index in range(moments)
-        }
+        count = min(_SHEET_FRAMES, frames)
+        last = max(1, count - 1)
+        self._indices = {round(index * (frames - 1) / last) for index in range(count)}
         self._first: UInt8[Tensor, "h w c"] | None = None
         self._cells: list[Image.Image] = []
-        self._seen = 0
+        self._count = 0
 
-    def take(self, frames: UInt8[Tensor, "t h w c"]) -> None:
-        """Look at the next frames."""
+    def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
+        """Take the next frames of the stream."""
         for frame in frames.cpu():
-            if self._seen in self._wanted or not self._cells:
+            if self._count in self._indices or not self._cells:
                 picture = Image.fromarray(frame.numpy())
-                width = min(_CELL, picture.width)
+                width = min(_MAX_CELL_WIDTH, picture.width)
                 height = max(1, round(width * picture.height / picture.width))
                 self._cells.append(picture.resize((width, height), Image.Resampling.LANCZOS))
-                self._first = self._first if self._first is not None else frame.clone()
-            self._seen += 1
+            if self._first is None:
+                self._first = frame.clone()
+            self._count += 1
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """The first frame as a webp, the moments as a jpg with rows of five."""
-        assert self._first is not None, "a video has a frame"
-        thumbnail, sheet = folder / "thumbnail.webp", folder / "spritesheet.jpg"
+        """Write thumbnail.webp (first frame) and spritesheet.jpg (rows of five)."""
+        assert self._first is not None, "a video has at least one frame"
+        thumbnail = folder / "thumbnail.webp"
         Image.fromarray(self._first.numpy()).save(thumbnail, "WEBP", quality=90)
         width, height = self._cells[0].size
-        whole = Image.new("RGB", (width * _COLUMNS, height * -(-len(self._cells) // _COLUMNS)))
+        rows = -(-len(self._cells) // _SHEET_COLUMNS)
+        sheet = Image.new("RGB", (width * _SHEET_COLUMNS, height * rows))
         for index, cell in enumerate(self._cells):
-            whole.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
-        whole.save(sheet, "JPEG", quality=88)
-        return {"thumbnail": thumbnail, "spritesheet": sheet}
+            row, column = divmod(index, _SHEET_COLUMNS)
+            sheet.paste(cell, (column * width, row * height))
+        spritesheet = folder / "spritesheet.jpg"
+        sheet.save(spritesheet, "JPEG", quality=88)
+        return {"thumbnail": thumbnail, "spritesheet": spritesheet}
 
 
-def _with_cast(
+def seed_of(job_id: str) -> int:
+    """Seed of a job without one, derived from its id: every attempt makes the same video."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4]) // 2
+
+
+def _percent(denoised: float, decoded: float) -> int:
+    """Progress of a job from the finished fractions of its phases."""
+    return _TEXT_PERCENT + int(_DENOISE_PERCENT * denoised + _DECODE_PERCENT * decoded)
+
+
+def _with_characters(
     receipt: Mapping[str, Any], described: Mapping[str, str] | None
 ) -> Mapping[str, Any]:
-    """A receipt that says what was put into the prompt for which character."""
-    return (
-        {**receipt, "notes": {**receipt.get("notes", {}), "characters": described}}
-        if described
-        else receipt
-    )
+    """The receipt with a note of the descriptions that replaced character names in the prompt."""
+    if not described:
+        return receipt
+    return {**receipt, "notes": {**receipt.get("notes", {}), "characters": described}}
 
 
 def _add_sound(plan: Plan, writer: VideoWriter) -> None:
-    """The sound of an edit's sources, as far as an mp4 can hold it."""
+    """Copy the sound of an edit's sources, where an mp4 can hold it."""
     if plan.timeline is not None and plan.footage is not None:
         for at, clip in plan.timeline.runs:
             source = plan.footage.sources[clip.source]
             if source.sound is not None:
                 writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)
-
-
-def seed_of(id: str) -> int:
-    """The seed of a job that named none: always the same, so that every attempt makes the same video."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4]) // 2

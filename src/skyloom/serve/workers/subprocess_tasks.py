@@ -1,6 +1,8 @@
-"""Work that needs what the server does not load: planner, verifier and viewer, each a process for one question.
+"""Tasks that need models or decoders, each in a child process for one request.
 
-The server knows no networks and opens no media, so it stays small and cannot be brought down by either.
+The server itself loads no network and opens no media. The child is started as
+`python -m skyloom.serve.workers.subprocess_tasks NAME`, reads JSON from standard input and writes
+one line of JSON; its heavy imports happen inside the task functions.
 """
 
 import json
@@ -9,9 +11,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skyloom.core.errors import (
     CapacityError,
@@ -26,86 +30,158 @@ from skyloom.safety.moderation import Verdict
 from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.serve.storage.folder import Asset, Storage
 
-SECONDS = 60
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from skyloom.safety.verify import Findings
+
+TIMEOUT_SECONDS = 60
+_MODULE = "skyloom.serve.workers.subprocess_tasks"
+_VALIDATION_STATES = {"trusted": "trusted", "untrusted": "valid", "invalid": "invalid"}
+_OUTCOMES = {True: "detected", False: "not_detected"}
 _ONE_AT_A_TIME = threading.Lock()
 
-
-def plan_in_child(request: Request) -> dict[str, Any]:
-    """What a request would take. Raises RequestError for what cannot be made, CapacityError when it takes too long."""
-    return _ask("skyloom.serve.workers.plan_task", request.to_json())
+log = logging.getLogger(__name__)
 
 
-def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any]:
-    """The marks that a stored file carries, as safety/verify.py finds them."""
+def plan_in_subprocess(request: Request) -> dict[str, Any]:
+    """Plan and estimate of a request. Raises RequestError; CapacityError after a timeout."""
+    return _run_task("plan", request.to_dict())
+
+
+def verify_in_subprocess(storage: Storage, asset: Asset, data: Path) -> list[dict[str, Any]]:
+    """Verification results of a stored file; keys and registry are read from the folder `data`."""
     with TemporaryDirectory(prefix="skyloom-verify-") as folder:
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
-        return _ask(
-            "skyloom.serve.workers.verify_task",
-            json.dumps({"path": str(path)}),
-            SKYLOOM_DATA=str(data.absolute()),
-        )
+        environment = {"SKYLOOM_DATA": str(data.absolute())}
+        return _run_task("verify", {"path": str(path)}, environment=environment)["results"]
 
 
-def view_in_child(
+def inspect_in_subprocess(
     storage: Storage, asset: Asset, *, recognise: bool
-) -> tuple[Verdict, CharacterLikeness]:
-    """What the policy says of a stored picture or video and, if asked and allowed, who it shows. Raises MediaError for
-    what cannot be read, UncheckedError where a classifier fails, CapacityError when it takes too long."""
-    with TemporaryDirectory(prefix="skyloom-view-") as folder:
+) -> tuple[Verdict, Likeness]:
+    """Moderate a stored picture or video; with `recognise`, identify the subject of an allowed one.
+
+    Raises MediaError (unreadable file), UncheckedError (a classifier failed) and CapacityError
+    (timeout).
+    """
+    with TemporaryDirectory(prefix="skyloom-inspect-") as folder:
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
-        told = _ask(
-            "skyloom.serve.workers.inspect_task",
-            json.dumps({"path": str(path), "recognise": recognise}),
-            hide=str(path),
-        )
-    return Verdict(**told["verdict"]), CharacterLikeness(**told["likeness"] or {})
+        request = {"path": str(path), "recognise": recognise}
+        response = _run_task("inspect", request, hidden_path=str(path))
+    return Verdict(**response["verdict"]), Likeness(**response["likeness"] or {})
 
 
-def _ask(module: str, question: str, *, hide: str = "", **environment: str) -> dict[str, Any]:
-    """Run a module with a question at its standard input; one process at a time, since each is large. A path to `hide`
-    is no more than "The file" to clients."""
-    if not _ONE_AT_A_TIME.acquire(timeout=SECONDS):
-        raise CapacityError("Too many ask for that at once.", hint="Try again.", retry_after=10)
+def _run_task(
+    name: str,
+    request: Mapping[str, Any],
+    *,
+    hidden_path: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a task in a child process and return its response; one at a time, since each is large.
+
+    Error messages say "The file" in place of `hidden_path`.
+    """
+    if not _ONE_AT_A_TIME.acquire(timeout=TIMEOUT_SECONDS):
+        raise CapacityError("The server is busy.", hint="Try again.", retry_after=10)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module],
-            input=question,
-            env={**os.environ, **environment},
+            [sys.executable, "-m", _MODULE, name],
+            input=json.dumps(request),
+            env={**os.environ, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
-        answer = json.loads(done.stdout.splitlines()[-1])
+        response = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:
-        raise CapacityError("That took too long.", hint="Try again.", retry_after=10) from error
+        message = f"The {name} task took longer than {TIMEOUT_SECONDS} s."
+        raise CapacityError(message, hint="Try again.", retry_after=10) from error
     except (IndexError, ValueError) as error:
-        log.error(
-            "%s failed with code %s: %s", module, done.returncode, describe_output(done.stderr)
-        )
-        raise SkyloomError(f"{module} failed.") from error
+        log.error("task %s exited with %s: %s", name, done.returncode, describe_output(done.stderr))
+        raise SkyloomError(f"The {name} task failed.") from error
     finally:
         _ONE_AT_A_TIME.release()
-    if "error" in answer:
-        code, message = answer["error"]["code"], answer["error"]["message"]
-        message = message.replace(hide, "The file") if hide else message
-        if code == UncheckedError.code:
-            raise UncheckedError(message, rule=answer["error"]["rule"], target="input")
-        raise (MediaError if code == MediaError.code else RequestError)(message)
-    return answer
+    if "error" in response:
+        raise _error_from(response["error"], hidden_path)
+    return response
 
 
-def answer(work: Any) -> None:
-    """The child's side: read the question, do the work, and write one line, whatever comes of it."""
+def _error_from(error: Mapping[str, Any], hidden_path: str) -> SkyloomError:
+    """Rebuild the exception that the child reported."""
+    message = error["message"]
+    if hidden_path:
+        message = message.replace(hidden_path, "The file")
+    if error["code"] == UncheckedError.code:
+        return UncheckedError(message, rule=error["rule"], target="input")
+    return MediaError(message) if error["code"] == MediaError.code else RequestError(message)
+
+
+def _plan(request: Mapping[str, Any]) -> dict[str, Any]:
+    from skyloom.generate.plan_summary import describe, foresee
+
+    return describe(*foresee(Request.from_dict(request)))
+
+
+def _inspect(request: Mapping[str, Any]) -> dict[str, Any]:
+    from skyloom.evaluate.subject_recognition import recognise
+    from skyloom.safety.frame_moderation import find_judge, judge_file
+
+    path = Path(request["path"])
+    judge = find_judge()
+    verdict = Verdict(True) if judge is None else judge_file(judge, path)
+    subject = recognise(path) if verdict.allowed and request["recognise"] else None
+    return {"verdict": asdict(verdict), "likeness": None if subject is None else asdict(subject)}
+
+
+def _verify(request: Mapping[str, Any]) -> dict[str, Any]:
+    from skyloom.safety.verify import check
+
+    return {"results": verification_results(check(Path(request["path"])))}
+
+
+def verification_results(findings: "Findings") -> list[dict[str, Any]]:
+    """Findings as API results: `c2pa` as OpenAI's clients parse it, then watermark and registry."""
+    credentials = findings.credentials
+    generation = (credentials and credentials.generation) or {}
+    watermark_ids = [mark.identity for mark in findings.marks]
+    matches = [{"by": match.by, "made_at": match.making.made_at} for match in findings.matches]
+    return [
+        {
+            "type": "c2pa",
+            "outcome": _OUTCOMES[bool(credentials)],
+            "validation_state": (
+                _VALIDATION_STATES[credentials.state] if credentials else "not_present"
+            ),
+            "issuer": credentials.issuer if credentials else None,
+            "model": generation.get("model"),
+            "generated_at": None,
+        },
+        {
+            "type": "skyloom_watermark",
+            "outcome": _OUTCOMES[bool(watermark_ids)],
+            "ids": watermark_ids,
+        },
+        {"type": "skyloom_registry", "outcome": _OUTCOMES[bool(matches)], "matches": matches},
+    ]
+
+
+_TASKS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "plan": _plan,
+    "inspect": _inspect,
+    "verify": _verify,
+}
+
+
+def main() -> None:
+    """Run the task named by the first argument; write its response or its error."""
     try:
-        told = work(json.loads(sys.stdin.read()))
+        response = _TASKS[sys.argv[1]](json.loads(sys.stdin.read()))
     except (RequestError, MediaError, CapacityError, UncheckedError) as error:
-        told = {
-            "error": {
-                "code": error.code,
-                "message": str(error),
-                "rule": getattr(error, "rule", None),
-            }
-        }
-    sys.stdout.write(json.dumps(told) + "\n")
+        rule = getattr(error, "rule", None)
+        response = {"error": {"code": error.code, "message": str(error), "rule": rule}}
+    sys.stdout.write(json.dumps(response) + "\n")
+
+
+if __name__ == "__main__":
+    main()

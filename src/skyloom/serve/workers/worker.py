@@ -1,9 +1,9 @@
-"""A worker: leases jobs one after another, has them rendered, stores what came out, hands in the result.
+"""Worker: lease jobs one after another, render them, store the results and complete the jobs.
 
-The renderer is a function from a job and a folder to steps; between two of them the worker looks whether the job is to
-be cancelled or paused, whether its lease is lost, and whether it should go itself. A thread keeps the lease meanwhile
-(pulse.py).
-What a renderer leaves in the folder's `state` is stored from time to time, so that another worker can go on from it.
+The renderer is a generator of progress steps. Between two steps the worker checks whether the job
+is cancelled or paused, whether its lease is lost and whether the worker itself has to stop; a
+heartbeat thread renews the lease meanwhile. The renderer's `state` folder is stored at intervals as
+the job's checkpoint, from which another worker can resume.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,28 +31,30 @@ from skyloom.core.errors import (
 )
 from skyloom.serve.queue.job import BLOCKED, FAILED, Job, JobFailure, JobResult
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
-from skyloom.serve.queue.watchdog import Clock, Watchdog, retry_of
+from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.redaction import clean_receipt, without_paths
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, Storage
-from skyloom.serve.workers.heartbeat import Pulse
+from skyloom.serve.workers.heartbeat import Heartbeat
+from skyloom.serve.workers.watchdog import Clock, Watchdog, retry_delay
 
 STATE = "state"
-POLL_SECONDS = 0.2  # between two looks of an idle worker
-RETRY_SECONDS = 1.0  # until the next try, while the database is away
-HAND_IN_SECONDS = 300.0  # how long a finished video waits for a database that is away
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+POLL_SECONDS = 0.2  # between two queries of an idle worker
+RETRY_SECONDS = 1.0  # between two attempts to reach an unavailable database
+SUBMIT_SECONDS = 300.0  # how long a finished job waits for an unavailable database
+_OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _STATE_NAME = re.compile(r"\w[\w.-]{0,100}(?:/\w[\w.-]{0,100})?")
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A step of a render is done: percent of the whole, and its phase. The last one brings the files that were made,
-    by name ("video", "thumbnail", ...), and the receipt."""
+    """A finished step of a render: percent of the whole job and the phase.
+
+    The last step has `files` by name ("video", "thumbnail", ...) and the receipt.
+    """
 
     percent: int
     phase: str
@@ -61,17 +63,18 @@ class Progress:
 
 
 class Renderer(Protocol):
-    """Makes what a job asks for, step by step, from where `folder`/state says that it was; may write in `folder`."""
+    """Render a job step by step, resuming from `folder`/state; may write inside `folder`."""
 
     def __call__(self, job: Job, folder: Path, *, output: Path) -> Generator[Progress]:
-        """The steps; files of the last one lie in `output`. One that is closed leaves its state complete."""
+        """Yield steps; write result files to `output`. When closed, leave a complete state."""
         ...
 
 
 class Worker:
-    """One worker of one device. `run` works until it is told to `drain`.
+    """A worker on one device; `run` works until `drain` is called.
 
-    `end` ends the process with an exit status when a render is stuck; `clock` is the watchdog's.
+    `exit_process` ends the process with a status when a render is stuck (default: SIGKILL);
+    `clock` is the watchdog's monotonic clock.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Worker:
         *,
         name: str,
         device: str,
-        end: Callable[[int], object] | None = None,
+        exit_process: Callable[[int], object] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.leases = leases
@@ -92,109 +95,116 @@ class Worker:
         self.settings = settings
         self.name = name
         self.device = device
-        self._end, self._clock = end or _kill_self, clock
-        self._leaving = threading.Event()
+        self._exit_process = exit_process or _kill_process
+        self._clock = clock
+        self._draining = threading.Event()
 
     def drain(self) -> None:
-        """Give back the job in hand after the step that runs, and end."""
-        self._leaving.set()
+        """Stop after the current step and return the job to the queue."""
+        self._draining.set()
 
-    def tidy(self) -> None:
-        """Remove what runs of jobs that are done, or gone, have left on this machine."""
+    def clean_up(self) -> None:
+        """Delete local run folders of jobs that have ended or were deleted."""
         runs = self.settings.runs
-        there = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
-        needed = self.leases.unfinished([path.name for path in there]) if there else set[str]()
-        for path in there:
-            if path.name not in needed:
+        folders = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
+        if not folders:
+            return
+        unfinished = self.leases.unfinished([path.name for path in folders])
+        for path in folders:
+            if path.name not in unfinished:
                 shutil.rmtree(path, ignore_errors=True)
 
     def run(self, *, until_empty: bool = False) -> None:
-        """Work, until told to drain or, if asked so, until no job waits. An absent database is waited for."""
-        due = 0.0
-        while not self._leaving.is_set():
+        """Work until drained or, with `until_empty`, until no job is ready.
+
+        Waits while the database is unavailable.
+        """
+        next_maintenance = 0.0
+        while not self._draining.is_set():
             try:
-                if time.monotonic() >= due:
-                    self.leases.register_worker(self.name, self.device)
+                if time.monotonic() >= next_maintenance:
+                    self.leases.greet(self.name, self.device)
                     self.leases.expire()
-                    self.tidy()  # of jobs that others have ended, after their leases were lost here
-                    due = time.monotonic() + self.settings.heartbeat_seconds
+                    self.clean_up()  # includes jobs that others ended after a lease was lost here
+                    next_maintenance = time.monotonic() + self.settings.heartbeat_seconds
                 if self.work_one():
                     continue
             except SQLAlchemyError as error:
-                log.warning("the database does not answer", extra={"cause": type(error).__name__})
-                self._leaving.wait(RETRY_SECONDS)
+                log.warning("database unavailable", extra={"cause": type(error).__name__})
+                self._draining.wait(RETRY_SECONDS)
                 continue
             if until_empty:
                 return
-            self._leaving.wait(POLL_SECONDS)
+            self._draining.wait(POLL_SECONDS)
 
     def work_one(self) -> bool:
-        """Take a job, if one waits, and bring it to whatever end it has in this worker's hands."""
+        """Lease one job and run it until it completes, fails or is released; False if none."""
         lease = self.leases.lease(self.name)
         if lease is None:
             return False
-        log.info("job begun", extra={"job": lease.job.id, "worker": self.name})
+        log.info("job started", extra={"job": lease.job.id, "worker": self.name})
         folder = self.settings.runs / lease.job.id
-        watch = Watchdog(self.settings, lease.seconds_used, self._clock)
+        heartbeat = Heartbeat(
+            self.leases,
+            lease,
+            interval=self.settings.heartbeat_seconds,
+            draining=self._draining,
+            watchdog=Watchdog(self.settings, lease.used, self._clock),
+            exit_process=self._exit_process,
+        )
         try:
-            with Pulse(
-                self.leases, lease, self.settings.heartbeat_seconds, self._leaving, watch, self._end
-            ) as pulse:
-                end = self._make(lease, folder, pulse)
-            job = self._hand_in(end)
+            with heartbeat:
+                write_outcome = self._render(lease, folder, heartbeat)
+            job = self._retry_while_unavailable(write_outcome)
         except LostLeaseError:
             log.warning("lease lost", extra={"job": lease.job.id, "worker": self.name})
             return True
         if job is None or job.done:
             shutil.rmtree(folder, ignore_errors=True)
-        log.info(
-            "job let go", extra={"job": lease.job.id, "status": job.status if job else "deleted"}
-        )
+        status = job.status if job else "deleted"
+        log.info("job ended", extra={"job": lease.job.id, "status": status})
         return True
 
-    def _make(self, lease: Lease, folder: Path, pulse: Pulse) -> Callable[[], Job | None]:
-        """Render; what to tell the queue in the end. Raises LostLeaseError."""
-        kept = dict(lease.job.checkpoint)
-        saver = _Saver(self.storage, folder / STATE, kept, self.settings.heartbeat_seconds)
+    def _render(self, lease: Lease, folder: Path, heartbeat: Heartbeat) -> Callable[[], Job | None]:
+        """Render and store a job; the call that writes the outcome. Raises LostLeaseError."""
+        saver = _CheckpointSaver(
+            self.storage,
+            folder / STATE,
+            lease.job.checkpoint,
+            interval=self.settings.heartbeat_seconds,
+        )
         output = folder / f"output-{lease.token}"
         try:
-            self._prepare(lease.job, folder, output)
+            self._prepare_folders(folder, output)
             saver.restore()
             with contextlib.closing(self.renderer(lease.job, folder, output=output)) as steps:
                 for step in steps:
                     if step.files is not None:
-                        pulse.storing()
+                        heartbeat.report_storing()
                         receipt = clean_receipt(step.receipt or {}, lease.job.request)
                         result = self._store(step.files, receipt)
                         return lambda: self.leases.finish(lease, result)
-                    pulse.tell(step.percent, step.phase, saver.save())
-                    if pulse.stopping():
+                    heartbeat.report_step(step.percent, step.phase, saver.save_if_due())
+                    if heartbeat.should_stop():
                         break
                 else:
-                    raise RuntimeError("a render ends with its files")
-            checkpoint = saver.save(now=True)  # a render that was closed has written its last step
-            if (late := pulse.late) is not None:
-                return lambda: self.leases.fail(
-                    lease, late, retry_in=retry_of(late), checkpoint=checkpoint
-                )
-            return lambda: self.leases.release(lease, checkpoint)
+                    raise RuntimeError("the renderer ended without files")
+            checkpoint = saver.save()  # after the renderer was closed and wrote its last state
+            failure = heartbeat.time_failure
+            if failure is None:
+                return lambda: self.leases.release(lease, checkpoint)
+            return lambda: self.leases.fail(
+                lease, failure, retry_in=retry_delay(failure), checkpoint=checkpoint
+            )
         except LostLeaseError:
             raise
-        except Exception as error:  # whatever a render does, the worker lives
+        except Exception as error:  # one failing job must not stop the worker
             failure, retry_in = explain(error, self.settings.data, lease.job.request)
-            told = {"job": lease.job.id, "code": failure.code}
-            if failure.rule is not None:  # no traceback: it could tell what was refused
-                log.warning("job refused", extra={**told, "rule": failure.rule})
-            elif isinstance(
-                error, SkyloomError
-            ):  # it says itself what is wrong, in its owner's words
-                log.warning("job went wrong", extra=told)
-            else:
-                log.warning("job went wrong", extra=told, exc_info=error)
+            _log_failure(lease.job.id, failure, error)
             return lambda: self.leases.fail(lease, failure, retry_in=retry_in)
 
-    def _prepare(self, job: Job, folder: Path, output: Path) -> None:
-        """An empty output folder on a disk that has room. Raises DiskFullError."""
+    def _prepare_folders(self, folder: Path, output: Path) -> None:
+        """Create an empty output folder. Raises DiskFullError below the disk reserve."""
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         (folder / STATE).mkdir(exist_ok=True)
@@ -207,70 +217,94 @@ class Worker:
         }
         return JobResult(assets, receipt)
 
-    def _hand_in(self, end: Callable[[], Job | None]) -> Job | None:
-        """Tell the queue, however long its database is away. Raises LostLeaseError."""
-        until = time.monotonic() + HAND_IN_SECONDS
+    def _retry_while_unavailable(self, write: Callable[[], Job | None]) -> Job | None:
+        """Call `write`; retry for SUBMIT_SECONDS without a database. Raises LostLeaseError."""
+        deadline = time.monotonic() + SUBMIT_SECONDS
         while True:
             try:
-                return end()
+                return write()
             except SQLAlchemyError as error:
-                log.warning("the database does not answer", extra={"cause": type(error).__name__})
-                if time.monotonic() > until:
-                    raise LostLeaseError("The database was away for too long.") from error
+                log.warning("database unavailable", extra={"cause": type(error).__name__})
+                if time.monotonic() > deadline:
+                    message = f"The database was unavailable for {SUBMIT_SECONDS:g} s."
+                    raise LostLeaseError(message) from error
                 time.sleep(RETRY_SECONDS)
 
 
-def _kill_self(_status: int) -> None:
+def _kill_process(_status: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _Saver:
-    """Copies what a render keeps in its state folder to the storage, and back where it is missing."""
+def _log_failure(job: str, failure: JobFailure, error: Exception) -> None:
+    """Log why a job failed; a traceback only where it cannot quote moderated or user input."""
+    values = {"job": job, "code": failure.code}
+    if failure.rule is not None:
+        log.warning("job refused", extra={**values, "rule": failure.rule})
+    else:
+        expected = isinstance(error, SkyloomError)
+        log.warning("job failed", extra=values, exc_info=None if expected else error)
 
-    def __init__(self, storage: Storage, folder: Path, kept: dict[str, str], every: float) -> None:
-        self._storage, self._folder, self._kept, self._every = storage, folder, kept, every
-        self._seen: dict[str, tuple[int, int]] = {}
-        self._due = time.monotonic() + every
+
+class _CheckpointSaver:
+    """Copy a renderer's state folder to the storage, and back on a host that lacks it.
+
+    `checkpoint` maps file names inside the folder to stored assets.
+    """
+
+    def __init__(
+        self, storage: Storage, folder: Path, checkpoint: Mapping[str, str], *, interval: float
+    ) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._checkpoint = dict(checkpoint)
+        self._interval = interval
+        self._stored_versions: dict[str, tuple[int, int]] = {}  # name: (mtime in ns, size)
+        self._next_save = time.monotonic() + interval
 
     def restore(self) -> None:
-        """Fetch the files that this machine does not have."""
-        for name, reference in self._kept.items():
+        """Fetch the files that are missing in the folder."""
+        for name, reference in self._checkpoint.items():
             target = self._folder / name
             if _STATE_NAME.fullmatch(name) and not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 self._storage.fetch(Asset.parse(reference), target)
 
-    def save(self, *, now: bool = False) -> Mapping[str, str] | None:
-        """Store what has changed, if it is time; the new checkpoint, or None."""
-        if not now and time.monotonic() < self._due:
-            return None
-        there: dict[str, str] = {}
+    def save_if_due(self) -> Mapping[str, str] | None:
+        """Save once per interval; None in between."""
+        return None if time.monotonic() < self._next_save else self.save()
+
+    def save(self) -> Mapping[str, str]:
+        """Store new and changed files; the new checkpoint."""
+        checkpoint: dict[str, str] = {}
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()
             if _STATE_NAME.fullmatch(name) and path.suffix != ".part" and path.is_file():
-                told = path.stat()
-                seen = (told.st_mtime_ns, told.st_size)
-                if self._seen.get(name) != seen or name not in self._kept:
-                    self._kept[name] = self._storage.put(path, "bin").reference
-                    self._seen[name] = seen
-                there[name] = self._kept[name]
-        self._kept, self._due = there, time.monotonic() + self._every
-        return dict(there)
+                status = path.stat()
+                version = (status.st_mtime_ns, status.st_size)
+                if self._stored_versions.get(name) != version or name not in self._checkpoint:
+                    self._checkpoint[name] = self._storage.put(path, "bin").reference
+                    self._stored_versions[name] = version
+                checkpoint[name] = self._checkpoint[name]
+        self._checkpoint = checkpoint
+        self._next_save = time.monotonic() + self._interval
+        return dict(checkpoint)
 
 
 def explain(
     error: Exception, data: Path, request: Mapping[str, Any]
 ) -> tuple[JobFailure, float | None]:
-    """What a client is told of an error, and after how many seconds another try makes sense (None: never).
+    """Public failure for an exception, and the seconds until a retry makes sense (None: never).
 
-    Paths of this machine and the words of unknown errors stay here: a file of the request is called by its field.
+    Messages name files of the request by their API field; they contain no path of this host and
+    no text of an unexpected exception.
     """
     text = str(error)
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _MEMORY_SIGNS):
-        return JobFailure(
-            "out_of_memory", "The memory is full. Ask for a smaller size or fewer seconds."
-        ), 5.0
-    if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL):
+    out_of_memory = any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS)
+    if out_of_memory or isinstance(error, MemoryError):
+        message = "The worker ran out of memory. Request a smaller size or fewer seconds."
+        return JobFailure("out_of_memory", message), 5.0
+    disk_full = isinstance(error, OSError) and error.errno in _DISK_FULL_ERRNOS
+    if disk_full or isinstance(error, DiskFullError):
         return JobFailure("disk_full", "The disk is full. Free some space and retry."), 60.0
     if isinstance(error, SafetyError):
         code = FAILED if isinstance(error, UncheckedError) else BLOCKED
@@ -278,4 +312,4 @@ def explain(
     if isinstance(error, SkyloomError):
         retry_in = error.retry_after if isinstance(error, CapacityError) else None
         return JobFailure(error.code, without_paths(text, request, data)), retry_in
-    return JobFailure("internal", "Something went wrong inside; the worker's log says what."), None
+    return JobFailure("internal", "Internal error; the worker's log has details."), None

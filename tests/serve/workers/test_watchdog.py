@@ -1,5 +1,4 @@
-"""Renders that hang, in whatever way: the job is given back with the cause, and the process that
-renders ends."""
+"""Stuck renders: the job returns to the queue with the cause and the worker process exits."""
 
 import threading
 import time
@@ -14,20 +13,19 @@ from skyloom.serve.queue.job import JobFailure
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.tables import attempts
-from skyloom.serve.queue.watchdog import EXIT_STUCK
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.workers.watchdog import EXIT_STUCK
 from skyloom.serve.workers.worker import Progress, Worker
 
 from ..conftest import Clock, load_beside
 
 swarm = load_beside("swarm")
-LONG = 60.0  # seconds; only a broken watchdog waits for so long
+LONG = 60.0  # seconds; reached only by a broken watchdog
 
 
 class Bench:
-    """A queue and a worker in this process; one clock for the database and the watchdog, `ended`
-    are exit statuses."""
+    """A queue and a worker in this process, one clock for both; `ended` holds exit statuses."""
 
     def __init__(self, folder: Path, **settings) -> None:
         self.settings = Settings(
@@ -37,37 +35,37 @@ class Bench:
         self.store = JobStore(Database(self.settings.database, self.clock), self.settings)
         self.leases = Leases(self.store.database, self.settings)
         self.storage = FolderStorage(Path(self.settings.storage))
-        self.looks = 0
-        self.leases.requested_action = self._counted(self.leases.requested_action)
+        self.beats = 0
+        self.leases.wanted = self._counted(self.leases.wanted)
         self.leases.heartbeat = self._counted(self.leases.heartbeat)
         self.id = self.store.submit({"prompt": "a cat"}, owner="ada").id
 
     def _counted(self, call):
         def counted(*arguments, **values):
-            self.looks += 1
+            self.beats += 1
             return call(*arguments, **values)
 
         return counted
 
-    def look_around(self) -> None:
-        """Until the pulse has looked at everything that is so now."""
-        seen, until = self.looks, time.monotonic() + LONG
-        while self.looks < seen + 3:
-            assert time.monotonic() < until, "the pulse has stopped"
+    def wait_for_heartbeat(self) -> None:
+        """Wait until the heartbeat thread has checked the current state."""
+        seen, until = self.beats, time.monotonic() + LONG
+        while self.beats < seen + 3:
+            assert time.monotonic() < until, "the heartbeat has stopped"
             time.sleep(0.005)
 
     def end(self, status: int) -> None:
-        """What ends a process; here the render goes on to its next step, where it is not heard any more."""
+        """Record the exit status; the render continues, and its next report raises."""
         self.ended.append(status)
         self.free.set()
 
     def hang(self) -> None:
-        """What a stuck device does."""
-        assert self.free.wait(LONG), "nobody ends the render"
+        """Block as a stuck device does, until the worker exits."""
+        assert self.free.wait(LONG), "the render was not ended"
         self.free.clear()
 
     def work(self, render) -> None:
-        """Take the job once."""
+        """Lease and run the job once."""
         name = f"w{len(self.ended)}"
         worker = Worker(
             self.leases,
@@ -76,20 +74,22 @@ class Bench:
             self.settings,
             name=name,
             device="none",
-            end=self.end,
+            exit_process=self.end,
             clock=self.clock,
         )
         assert worker.work_one()
 
     @property
     def job(self):
-        """The job as it is."""
+        """The job's current row."""
         return self.store.get(self.id)
 
     @property
     def causes(self) -> list[str | None]:
-        """Why each attempt ended."""
-        return [attempt.error and attempt.error.code for attempt in self.store.attempts(self.job)]
+        """Error code of each attempt."""
+        return [
+            attempt.error and attempt.error["code"] for attempt in self.store.attempts(self.job)
+        ]
 
 
 @pytest.fixture
@@ -101,20 +101,20 @@ def bench(tmp_path) -> Iterator[Bench]:
 
 
 def hanging_after(bench: Bench, steps: int, stop: Callable[[], object]):
-    """The fake renderer, that hangs after so many steps once it has called `stop`."""
+    """The fake renderer; after `steps` steps it calls `stop` and hangs."""
 
     def render(job, folder, *, output):
-        for number, told in enumerate(swarm.fake_render(job, folder, output=output)):
+        for number, step in enumerate(swarm.fake_render(job, folder, output=output)):
             if number == steps:
                 stop()
                 bench.hang()
-            yield told
+            yield step
 
     return render
 
 
 @pytest.mark.parametrize("steps", range(1, swarm.STEPS + 1))
-def test_a_device_that_stops_in_the_middle_costs_an_attempt_and_no_step(bench, steps: int):
+def test_a_render_stuck_between_steps_resumes_after_the_last_step(bench, steps: int):
     bench.work(hanging_after(bench, steps, lambda: bench.clock.turn(301)))
     assert bench.ended == [EXIT_STUCK]
     assert (bench.job.status, bench.causes) == ("queued", ["stalled"])
@@ -130,7 +130,7 @@ def test_a_device_that_stops_in_the_middle_costs_an_attempt_and_no_step(bench, s
     assert bench.causes == ["stalled", None]
 
 
-def test_a_render_that_always_hangs_fails_with_the_cause(bench):
+def test_a_render_that_is_always_stuck_fails_after_max_attempts(bench):
     for number in range(3):
         assert bench.job.attempts == number
         bench.work(hanging_after(bench, 1, lambda: bench.clock.turn(301)))
@@ -142,25 +142,27 @@ def test_a_render_that_always_hangs_fails_with_the_cause(bench):
     )
 
 
-def test_loading_has_a_longer_limit_of_its_own(bench):
+def test_loading_is_limited_by_load_seconds(bench):
     def stop() -> None:
         bench.clock.turn(1_799)
-        bench.look_around()
+        bench.wait_for_heartbeat()
         assert bench.ended == []
         bench.clock.turn(2)
 
     bench.work(hanging_after(bench, 0, stop))
     assert bench.ended == [EXIT_STUCK]
-    assert "1800 s while it was loaded" in bench.store.attempts(bench.job)[0].error.message
+    assert (
+        "1800 s while the model was loaded" in bench.store.attempts(bench.job)[0].error["message"]
+    )
 
 
-def test_storing_has_the_longer_limit_too(bench, monkeypatch):
+def test_storing_is_limited_by_load_seconds(bench, monkeypatch):
     put = bench.storage.put
 
     def slow(source, suffix):
         if suffix == "mp4":
             bench.clock.turn(1_799)
-            bench.look_around()
+            bench.wait_for_heartbeat()
         return put(source, suffix)
 
     monkeypatch.setattr(bench.storage, "put", slow)
@@ -168,7 +170,7 @@ def test_storing_has_the_longer_limit_too(bench, monkeypatch):
     assert (bench.ended, bench.job.status) == ([], "completed")
 
 
-def test_a_storage_that_hangs_is_heard_too(bench, monkeypatch):
+def test_a_stuck_storage_ends_the_worker(bench, monkeypatch):
     def hang(source, suffix):
         bench.clock.turn(1_801)
         bench.hang()
@@ -180,20 +182,20 @@ def test_a_storage_that_hangs_is_heard_too(bench, monkeypatch):
 
 
 def at_once(job, output: Path) -> Iterator[Progress]:
-    """A render of one step that leaves no state."""
+    """Render in one step, without state."""
     made = output / "video.mp4"
     made.write_bytes(b"x")
     yield Progress(99, "decode", {"video": made}, {})
 
 
 @pytest.mark.parametrize(("verb", "status"), [("cancel", "cancelled"), ("delete", None)])
-def test_a_cancel_of_a_stuck_render_is_heard(bench, verb: str, status: str | None):
+def test_a_stuck_render_can_be_cancelled(bench, verb: str, status: str | None):
     def stop() -> None:
         getattr(bench.store, verb)(bench.id)
         bench.clock.turn(59)
-        bench.look_around()
+        bench.wait_for_heartbeat()
         bench.clock.turn(59)  # counted from when the cancel was heard
-        bench.look_around()
+        bench.wait_for_heartbeat()
         assert bench.ended == []
         bench.clock.turn(2)
 
@@ -202,28 +204,28 @@ def test_a_cancel_of_a_stuck_render_is_heard(bench, verb: str, status: str | Non
     assert bench.store.counts().by_status == ({} if status is None else {status: 1})
 
 
-def test_a_pause_of_a_stuck_render_holds_it_with_the_cause(bench):
+def test_a_stuck_render_can_be_paused(bench):
     def stop() -> None:
         bench.store.pause(bench.id)
-        bench.look_around()
+        bench.wait_for_heartbeat()
         bench.clock.turn(301)
 
     bench.work(hanging_after(bench, 2, stop))
     assert (bench.job.status, bench.job.attempts, bench.causes) == ("paused", 1, ["stalled"])
 
 
-def test_a_slow_render_that_goes_on_is_left_alone(bench):
+def test_a_slow_render_with_steps_is_not_ended(bench):
     def slow(job, folder, *, output):
-        for told in swarm.fake_render(job, folder, output=output):
+        for step in swarm.fake_render(job, folder, output=output):
             bench.clock.turn(299)
-            bench.look_around()
-            yield told
+            bench.wait_for_heartbeat()
+            yield step
 
     bench.work(slow)
     assert (bench.ended, bench.job.status) == ([], "completed")
 
 
-def test_without_limits_nothing_is_ended(tmp_path):
+def test_limits_of_zero_end_nothing(tmp_path):
     bench = Bench(
         tmp_path,
         stall_seconds=0,
@@ -235,27 +237,26 @@ def test_without_limits_nothing_is_ended(tmp_path):
 
     def slow(job, folder, *, output):
         bench.clock.turn(1e6)
-        bench.look_around()
-        for told in swarm.fake_render(job, folder, output=output):
+        bench.wait_for_heartbeat()
+        for step in swarm.fake_render(job, folder, output=output):
             bench.clock.turn(1e6)
-            bench.look_around()
-            yield told
+            bench.wait_for_heartbeat()
+            yield step
 
     bench.work(slow)
     assert (bench.ended, bench.job.status) == ([], "completed")
     bench.store.database.close()
 
 
-def test_a_stuck_render_whose_lease_is_lost_ends_and_touches_nothing(bench):
+def test_a_stuck_render_with_a_lost_lease_exits_without_changing_the_job(bench):
     def stop() -> None:
         bench.leases.requeue_worker_jobs("w0")
         bench.clock.turn(59)
         threading.Thread(target=turn_on, daemon=True).start()
 
     def turn_on() -> None:
-        while (
-            not bench.ended
-        ):  # the pulse no longer asks for what is wanted, so nothing else tells that it looked
+        # the heartbeat makes no more calls, so the clock is turned until the worker exits
+        while not bench.ended:
             bench.clock.turn(1)
             time.sleep(0.02)
 
@@ -264,7 +265,7 @@ def test_a_stuck_render_whose_lease_is_lost_ends_and_touches_nothing(bench):
     assert (bench.job.status, bench.causes) == ("queued", ["worker_lost"])
 
 
-def test_a_database_that_is_away_keeps_no_stuck_process_alive(bench, monkeypatch):
+def test_a_stuck_worker_exits_without_a_database_too(bench, monkeypatch):
     def away(*_, **__):
         raise OperationalError("COMMIT", {}, Exception("gone"))
 
@@ -276,18 +277,18 @@ def test_a_database_that_is_away_keeps_no_stuck_process_alive(bench, monkeypatch
 
 
 def slowly(bench: Bench, seconds: float):
-    """The fake renderer; each of its steps takes so many seconds."""
+    """The fake renderer; each step takes `seconds`."""
 
     def render(job, folder, *, output):
-        for told in swarm.fake_render(job, folder, output=output):
+        for step in swarm.fake_render(job, folder, output=output):
             bench.clock.turn(seconds)
-            bench.look_around()
-            yield told
+            bench.wait_for_heartbeat()
+            yield step
 
     return render
 
 
-def test_an_attempt_past_its_time_is_followed_by_another_that_goes_on(tmp_path):
+def test_an_attempt_over_its_limit_is_followed_by_one_that_resumes(tmp_path):
     bench = Bench(tmp_path, max_attempt_seconds=250)
     bench.work(slowly(bench, 100))
     assert (bench.job.status, bench.job.attempts, bench.causes) == (
@@ -302,7 +303,7 @@ def test_an_attempt_past_its_time_is_followed_by_another_that_goes_on(tmp_path):
     bench.store.database.close()
 
 
-def test_a_job_past_its_time_over_all_attempts_fails(tmp_path):
+def test_a_job_over_its_total_limit_fails(tmp_path):
     bench = Bench(tmp_path, max_job_seconds=700)
     bench.work(hanging_after(bench, 2, lambda: bench.clock.turn(301)))
     bench.clock.turn(10_000)  # waiting does not count
@@ -316,12 +317,12 @@ def test_a_job_past_its_time_over_all_attempts_fails(tmp_path):
     bench.store.database.close()
 
 
-def test_a_step_that_outlives_the_jobs_time_is_ended(tmp_path):
+def test_a_step_that_runs_past_the_total_limit_is_ended(tmp_path):
     bench = Bench(tmp_path, max_job_seconds=100)
 
     def stop() -> None:
         bench.clock.turn(101)
-        bench.look_around()
+        bench.wait_for_heartbeat()
         bench.clock.turn(61)
 
     bench.work(hanging_after(bench, 2, stop))
@@ -333,7 +334,7 @@ def test_a_step_that_outlives_the_jobs_time_is_ended(tmp_path):
     bench.store.database.close()
 
 
-def test_workers_that_die_again_and_again_use_up_the_jobs_time_too(database, tmp_path, clock):
+def test_lost_attempts_count_toward_the_total_limit(database, tmp_path, clock):
     settings = Settings(data=tmp_path, max_job_seconds=100, max_attempts=1_000)
     store, leases = JobStore(database, settings), Leases(database, settings)
     id = store.submit({"prompt": "x"}, owner="ada").id
@@ -349,7 +350,7 @@ def test_workers_that_die_again_and_again_use_up_the_jobs_time_too(database, tmp
     ]
 
 
-def test_a_job_that_an_older_version_had_in_hand_goes_on(bench):
+def test_a_job_leased_by_an_older_version_is_retried(bench):
     lease = bench.leases.lease("old")
     with bench.store.database.write() as write:
         attempts.drop(write.connection)  # as that version's database is
@@ -363,7 +364,7 @@ def test_a_job_that_an_older_version_had_in_hand_goes_on(bench):
     assert bench.job.status == "completed"
 
 
-def test_a_refusal_keeps_its_code_when_the_time_is_over(database, tmp_path, clock):
+def test_a_refusal_keeps_its_code_past_the_time_limit(database, tmp_path, clock):
     settings = Settings(data=tmp_path, max_job_seconds=10)
     store, leases = JobStore(database, settings), Leases(database, settings)
     store.submit({"prompt": "x"}, owner="ada")
@@ -372,11 +373,12 @@ def test_a_refusal_keeps_its_code_when_the_time_is_over(database, tmp_path, cloc
     assert leases.fail(lease, JobFailure("request", "No such size.")).error.code == "request"
 
 
-def test_the_pulse_leaves_no_alarm_behind(bench, monkeypatch):
-    told = []
-    monkeypatch.setattr("skyloom.serve.workers.heartbeat.arm", told.append)
-    monkeypatch.setattr("skyloom.serve.workers.heartbeat.disarm", lambda: told.append(None))
+def test_the_heartbeat_disarms_the_hard_limit(bench, monkeypatch):
+    limits = []
+    heartbeat = "skyloom.serve.workers.heartbeat"
+    monkeypatch.setattr(f"{heartbeat}.arm_hard_limit", limits.append)
+    monkeypatch.setattr(f"{heartbeat}.disarm_hard_limit", lambda: limits.append(None))
     bench.work(slowly(bench, 1))
-    assert told[0] == 1_800
-    assert 300 in told
-    assert told[-1] is None
+    assert limits[0] == 1_800
+    assert 300 in limits
+    assert limits[-1] is None
