@@ -83,7 +83,7 @@ def main() -> None:
     asked = options.parse_args()
     set_up_logging(style="human")
     if asked.held:
-        listen.plan_in_child = partial(plan_when_let_go, asked.data / HELD)
+        listen.plan_in_subprocess = partial(plan_when_let_go, asked.data / HELD)
         listen.Connections = partial(Connections, timeouts=SOON)
     live.serve(asked.data, live.Fake(seconds=0.01))
 

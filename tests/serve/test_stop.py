@@ -14,7 +14,7 @@ import pytest
 
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.tables import deliveries
-from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, enqueue_deliveries
+from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore
 from skyloom.serve.settings import Settings
 
 # The socket layer never returns; each call writes a line to the file.

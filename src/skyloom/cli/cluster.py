@@ -151,7 +151,7 @@ def wait_for_workers(
     deadline = time.monotonic() + timeout
     while True:
         actors = backend.actors()
-        registered = leases.hands()
+        registered = leases.list_workers()
         waiting = [
             name
             for name in names
@@ -169,7 +169,7 @@ def wait_for_workers(
         time.sleep(_POLL_SECONDS)
 
 
-def worker_rows(backend: "RayBackend", registered: "Mapping[str, Hand]") -> list[dict[str, Any]]:
+def worker_rows(backend: "RayBackend", registered: "Mapping[str, WorkerInfo]") -> list[dict[str, Any]]:
     """Workers as plain values: state, host and process, device, job and times (Unix seconds).
 
     `registered` are the workers in the database. States: lost (the actor does not reply),
@@ -193,7 +193,7 @@ def worker_rows(backend: "RayBackend", registered: "Mapping[str, Hand]") -> list
                 "device": worker and worker.device,
                 "since": worker and worker.started_at,
                 "job": worker and worker.job,
-                "job_begun": worker and worker.job_begun_at,
+                "job_begun": worker and worker.job_started_at,
                 "restarts": actor and actor.restarts,
             }
         )
@@ -202,7 +202,7 @@ def worker_rows(backend: "RayBackend", registered: "Mapping[str, Hand]") -> list
 
 def _print_status(backend: "RayBackend", leases: "Leases", head: str, *, as_json: bool) -> None:
     nodes = [node._asdict() for node in backend.nodes()]
-    workers = worker_rows(backend, leases.hands())
+    workers = worker_rows(backend, leases.list_workers())
     if as_json:
         typer.echo(json.dumps({"address": head, "nodes": nodes, "workers": workers}))
         return

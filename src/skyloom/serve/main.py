@@ -76,7 +76,7 @@ def listen(
         host, port = listener.getsockname()[:2]
         token = secrets.token_urlsafe(32)
         stopping = threading.Event()
-        supervisor = Supervisor(Leases(database, settings), settings, devices)
+        supervisor = WorkerSupervisor(Leases(database, settings), settings, devices)
         effects = _side_effects(settings, storage, supervisor)
         services = make_services(
             settings, database, storage, effects, token=token, stopping=stopping
@@ -207,7 +207,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _running(service: WebhookSender | MaintenanceThreads | Supervisor) -> Iterator[None]:
+def _running(service: WebhookSender | MaintenanceThreads | WorkerSupervisor) -> Iterator[None]:
     service.start()
     try:
         yield
@@ -215,7 +215,7 @@ def _running(service: WebhookSender | MaintenanceThreads | Supervisor) -> Iterat
         service.stop()
 
 
-def _side_effects(settings: Settings, storage: Storage, supervisor: Supervisor) -> SideEffects:
+def _side_effects(settings: Settings, storage: Storage, supervisor: WorkerSupervisor) -> SideEffects:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:
@@ -225,13 +225,13 @@ def _side_effects(settings: Settings, storage: Storage, supervisor: Supervisor) 
         policy = current_policy()
         if not (recognise or policy.pictures or policy.classifiers):
             return Verdict(True), CharacterLikeness()
-        return view_in_child(storage, asset, recognise=recognise)
+        return inspect_in_subprocess(storage, asset, recognise=recognise)
 
     return SideEffects(
         moderate=check_prompt,
         view=view,
         verify=verify,
-        plan=plan_in_child,
+        plan=plan_in_subprocess,
         check_url=partial(http_client.check_url, loopback=loopback),
         post=partial(http_client.post_to, loopback=loopback),
         fetch=http_client.fetch,

@@ -13,7 +13,6 @@ from skyloom.serve.api.app import RESOURCES
 from skyloom.serve.api.events import EventBroadcaster
 from skyloom.serve.queue.event_feed import EventFeed
 from skyloom.serve.queue.job import record_event
-from skyloom.serve.workers.processes import Health
 
 
 def parse_events(text: str) -> list[tuple[int, str, dict]]:

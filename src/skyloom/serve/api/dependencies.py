@@ -21,6 +21,7 @@ from skyloom.serve.api.metrics import Metrics
 from skyloom.serve.api.numbers import find_whole, read_whole
 from skyloom.serve.api.request_models import RequestBody, parse_body
 from skyloom.serve.api.submit import JobSubmitter, SubmitOptions
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.api_keys import Caller, KeyStore, Scope
 from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
@@ -30,7 +31,6 @@ from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.disk_reserve import DiskReserve
 from skyloom.serve.storage.folder import Asset, Storage
-from skyloom.serve.workers.processes import Health
 
 MAX_PAGE = 100
 _MAX_RETRY_COUNT = 9_999
@@ -61,7 +61,7 @@ class SideEffects:
     check_url: Callable[[str], object]
     post: Post
     fetch: Fetch
-    workers: Callable[[], Health]
+    workers: Callable[[], WorkerHealth]
 
 
 @dataclass(frozen=True, eq=False)

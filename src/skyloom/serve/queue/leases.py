@@ -293,7 +293,7 @@ class Leases:
             return apply_requested_action(write, job, "cancel", attempt_error=failure)
         attempts = job.attempts + 1
         used = seconds_used(write.connection, job.number, write.now)
-        if retry_in is not None and (limit := over_time(self.settings, used)) is not None:
+        if retry_in is not None and (limit := job_time_failure(self.settings, used)) is not None:
             failure = limit
             retry_in = None
         if retry_in is None or attempts >= self.settings.max_attempts:

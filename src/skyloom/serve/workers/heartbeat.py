@@ -66,7 +66,7 @@ class Heartbeat:
         )
         self._written_state = self._state
         self._next_renewal = time.monotonic() + interval
-        self._requested_action: Wanted | None = None
+        self._requested_action: RequestedAction | None = None
         self._lost_lease: LostLeaseError | None = None
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -126,7 +126,7 @@ class Heartbeat:
         now = time.monotonic()
         try:
             if state == self._written_state and now < self._next_renewal:
-                self._requested_action = self._leases.wanted(self._lease)
+                self._requested_action = self._leases.requested_action(self._lease)
                 return
             percent, phase, checkpoint = state
             self._requested_action = self._leases.heartbeat(

@@ -47,7 +47,7 @@ class WorkerSupervisor:
     def __init__(self, leases: Leases, settings: Settings, devices: Sequence[str]) -> None:
         environment = worker_environment(settings)
         self._processes = [
-            WorkerProcess(worker_command(device), environment, on_exit=leases.forget)
+            WorkerProcess(worker_command(device), environment, on_exit=leases.requeue_worker_jobs)
             for device in devices
         ]
 

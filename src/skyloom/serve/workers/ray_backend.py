@@ -90,7 +90,7 @@ class WorkerActor:
 
         settings = load_settings(environment=self._environment)
         with contextlib.closing(Database(settings.database)) as database:
-            Leases(database, settings).forget(worker)
+            Leases(database, settings).requeue_worker_jobs(worker)
 
 
 class RayBackend:

@@ -57,7 +57,7 @@ def verify_in_subprocess(storage: Storage, asset: Asset, data: Path) -> list[dic
 
 def inspect_in_subprocess(
     storage: Storage, asset: Asset, *, recognise: bool
-) -> tuple[Verdict, Likeness]:
+) -> tuple[Verdict, CharacterLikeness]:
     """Moderate a stored picture or video; with `recognise`, identify the subject of an allowed one.
 
     Raises MediaError (unreadable file), UncheckedError (a classifier failed) and CapacityError
@@ -67,7 +67,7 @@ def inspect_in_subprocess(
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
         request = {"path": str(path), "recognise": recognise}
         response = _run_task("inspect", request, hidden_path=str(path))
-    return Verdict(**response["verdict"]), Likeness(**response["likeness"] or {})
+    return Verdict(**response["verdict"]), CharacterLikeness(**response["likeness"] or {})
 
 
 def _run_task(

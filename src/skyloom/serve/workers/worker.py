@@ -31,7 +31,6 @@ from skyloom.core.errors import (
 )
 from skyloom.serve.queue.job import BLOCKED, FAILED, Job, JobFailure, JobResult
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
-from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.redaction import clean_receipt, without_paths
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage.folder import Asset, Storage
@@ -123,7 +122,7 @@ class Worker:
         while not self._draining.is_set():
             try:
                 if time.monotonic() >= next_maintenance:
-                    self.leases.greet(self.name, self.device)
+                    self.leases.register_worker(self.name, self.device)
                     self.leases.expire()
                     self.clean_up()  # includes jobs that others ended after a lease was lost here
                     next_maintenance = time.monotonic() + self.settings.heartbeat_seconds
@@ -149,7 +148,7 @@ class Worker:
             lease,
             interval=self.settings.heartbeat_seconds,
             draining=self._draining,
-            watchdog=Watchdog(self.settings, lease.used, self._clock),
+            watchdog=Watchdog(self.settings, lease.seconds_used, self._clock),
             exit_process=self._exit_process,
         )
         try:

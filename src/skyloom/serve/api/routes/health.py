@@ -18,7 +18,7 @@ router = make_router()
 async def get_health(services: AppServices) -> HealthResponse:
     """Check that the process lives; `degraded` while a worker of its own is dead."""
     workers = services.effects.workers()
-    status = "ok" if workers.alive >= workers.wanted else "degraded"
+    status = "ok" if workers.alive >= workers.expected else "degraded"
     return HealthResponse(status=status, workers=workers.alive, restarts=workers.restarts)
 
 
