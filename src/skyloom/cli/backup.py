@@ -35,7 +35,7 @@ def backup(
 ) -> None:
     """Copy database, stored files, signing keys, registry and settings into a folder, also while the server runs."""
     from skyloom.serve.settings import load_settings
-    from skyloom.serve.storage.archive import back_up
+    from skyloom.serve.storage.backup import back_up
     from skyloom.serve.storage.installation import open_database
 
     settings = load_settings(data=data, database_url=database, storage_url=storage)
@@ -66,7 +66,7 @@ def restore(
     """Put a backup back. It is checked first, and the server must not run. Newer files stay; those that the database
     does not name are printed."""
     from skyloom.serve.settings import load_settings
-    from skyloom.serve.storage.archive import restore as put_back
+    from skyloom.serve.storage.backup import restore as put_back
 
     done = put_back(load_settings(data=data, database_url=database, storage_url=storage), source)
     told = f"{source} is restored" + (

@@ -175,7 +175,7 @@ def test_an_older_database_from_before_goes_with_the_storage_that_holds_its_file
     (id,) = ids(settings)
     database = Database(settings.database)
     with closing(database), database.write() as write:
-        write.connection.exec_driver_sql("DROP TABLE installation")
+        write.connection.exec_driver_sql("DELETE FROM installation")
     assert ids(settings) == {id}
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     or_,
 )
 
-from skyloom.serve.queue.migrations import create_job_counters
+from skyloom.serve.queue.migrations.job_counters import create_job_counters
 
 metadata = MetaData()
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")

@@ -37,17 +37,17 @@ def restore(
     try:
         _copy(source, copy)
         _check(copy, source)
-        with closing(Database(f"sqlite:///{copy}")) as database:
+        with closing(Database(f"sqlite:///{copy}", backup_before_migration=False)) as database:
             prepare(database)
         return _replace(target, copy)
     finally:
         _remove(copy)
 
 
-def examine(url: str) -> list[str]:
+def examine(url: str, *, backup: bool = True) -> list[str]:
     """What is wrong with a database, also with one that is too damaged to open; empty when all is well."""
     try:
-        with closing(Database(url)) as database:
+        with closing(Database(url, backup_before_migration=backup)) as database:
             return database.check()
     except DatabaseError as error:
         return [str(error.orig)]
@@ -87,7 +87,7 @@ def _check(copy: Path, source: Path) -> None:
         raise ConfigError(
             f"{source} is no backup of skyloom's.", hint="Name a file of skyloom backup."
         )
-    if damage := examine(f"sqlite:///{copy}"):
+    if damage := examine(f"sqlite:///{copy}", backup=False):
         raise ConfigError(f"{source} is damaged ({damage[0]:.80}).", hint=_OTHER)
 
 

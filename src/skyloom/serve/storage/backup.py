@@ -29,7 +29,7 @@ from skyloom import __version__
 from skyloom.core.errors import ConfigError, MediaError, RequestError
 from skyloom.serve.queue.database import Database, choose_sqlite, is_new, sqlite_file
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import database_backup as backup
+from skyloom.serve.storage import database_backup
 from skyloom.serve.storage.assets import PIECE, Asset, Storage
 from skyloom.serve.storage.folder import FolderStorage, open_storage
 from skyloom.serve.storage.garbage import bring_back
@@ -115,7 +115,7 @@ def restore(settings: Settings, source: Path) -> Restored:
         replaced = _put_database(settings, storage, source, named)
         kept = tuple(_put_beside(settings, source))
     else:
-        replaced = backup.restore(settings.database, source, _preparing(settings, storage, named))
+        replaced = database_backup.restore(settings.database, source, _preparing(settings, storage, named))
     with closing(Database(settings.database)) as database:
         _sign(database, storage)
         bring_back(database, storage, named)
@@ -275,7 +275,7 @@ def _put_database(
 ) -> Path | None:
     prepare = _preparing(settings, storage, named)
     if (source / _SQLITE).exists():
-        return backup.restore(settings.database, source / _SQLITE, prepare)
+        return database_backup.restore(settings.database, source / _SQLITE, prepare)
     with closing(Database(settings.database)) as database:
         prepare(database)
     return None

@@ -18,7 +18,7 @@ from skyloom.serve.queue.job import JobResult
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.archive import back_up, restore
+from skyloom.serve.storage.backup import back_up, restore
 from skyloom.serve.storage.folder import Asset, FolderStorage
 from skyloom.serve.storage.garbage import DAY, collect
 from skyloom.serve.storage.installation import open_installation, read_note
@@ -270,8 +270,8 @@ def test_a_backup_from_before_ids_goes_with_the_storage_that_has_its_files(here,
     with closing(Database(here.database)) as database:
         database.backup(tmp_path / "copy.db")
     with closing(Database(f"sqlite:///{tmp_path / 'copy.db'}")) as copy, copy.write() as write:
-        write.connection.exec_driver_sql("DROP TABLE installation")
-        write.connection.exec_driver_sql("DROP TABLE assets")
+        write.connection.exec_driver_sql("DELETE FROM installation")
+        write.connection.exec_driver_sql("DELETE FROM assets")
     restore(here, tmp_path / "copy.db")
     open_installation(here)[0].close()
     there = Settings(data=tmp_path / "there")
@@ -298,7 +298,7 @@ def test_a_backup_that_fails_leaves_nothing(here, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("skyloom.serve.storage.archive.shutil.copyfile", fail)
+    monkeypatch.setattr("skyloom.serve.storage.backup.shutil.copyfile", fail)
     put_beside(here.data)
     with pytest.raises(OSError, match="No space"):
         back_up(here, tmp_path / "copy")

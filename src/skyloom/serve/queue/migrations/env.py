@@ -1,0 +1,29 @@
+"""Alembic environment: run revisions in the transaction of the connection that upgrade.py passes."""
+
+from typing import Any
+
+from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from sqlalchemy import text
+
+_attributes: dict[Any, Any] = context.config.attributes
+
+
+def _add_version(*, ctx: MigrationContext, step: MigrationInfo, **_: object) -> None:
+    """Add the revision to `schema_version`, the only table that skyloom before 0005 reads a version from."""
+    assert ctx.connection is not None
+    ctx.connection.execute(
+        text("INSERT INTO schema_version (version, at) VALUES (:v, :at) ON CONFLICT DO NOTHING"),
+        {"v": int(step.up_revision_ids[0]), "at": _attributes["now"]},
+    )
+
+
+context.configure(
+    connection=_attributes["connection"],
+    target_metadata=_attributes["metadata"],
+    render_as_batch=True,
+    transactional_ddl=True,
+    on_version_apply=_add_version,
+)
+with context.begin_transaction():
+    context.run_migrations()

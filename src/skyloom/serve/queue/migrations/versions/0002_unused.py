@@ -1,0 +1,8 @@
+"""Change nothing: no release had version 2."""
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    pass
