@@ -34,7 +34,7 @@ from skyloom.serve.queue.library import Likeness
 from skyloom.serve.queue.maintenance import Upkeep, collecting, usual_tasks
 from skyloom.serve.queue.webhook_delivery import Courier
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.storage.installation import open_installation
 from skyloom.serve.workers.processes import Supervisor
 from skyloom.serve.workers.subprocess_tasks import plan_in_child, verify_in_child, view_in_child
@@ -185,7 +185,7 @@ def _running(service: Courier | Upkeep | Supervisor) -> Iterator[None]:
         service.stop()
 
 
-def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Outside:
+def _outside(settings: Settings, storage: AssetStorage, supervisor: Supervisor) -> Outside:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.library import Likeness
 from skyloom.serve.queue.webhook_delivery import Courier
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, open_storage
+from skyloom.serve.storage import Asset, open_storage
 from skyloom.serve.workers.processes import Health
 from skyloom.serve.workers.worker import Progress, Worker
 

@@ -24,7 +24,7 @@ from skyloom.serve.queue.migrations import upgrade
 from skyloom.serve.queue.migrations.upgrade import VERSION
 from skyloom.serve.queue.tables import metadata, schema
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.backup import restore
+from skyloom.serve.storage.backup import restore_backup
 
 HERE = Path(__file__).parent
 V4 = HERE.parents[1] / "fixtures/v4"
@@ -563,7 +563,7 @@ def test_the_copy_is_restored_and_migrated_again(tmp_path):
     content = backup.read_bytes()
     after = read_all(path)["jobs"]
     execute(settings.database, ["DELETE FROM jobs"])
-    done = restore(settings, backup)
+    done = restore_backup(settings, backup)
     assert read_all(path)["jobs"] == after
     assert read_versions(settings.database) == (VERSION, f"{VERSION:04}")
     assert done.replaced is not None

@@ -15,7 +15,7 @@ from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.tables import attempts
 from skyloom.serve.queue.watchdog import EXIT_STUCK
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.storage import Asset, FolderStorage
 from skyloom.serve.workers.worker import Progress, Worker
 
 from ..conftest import Clock, load_beside

@@ -7,7 +7,7 @@ from PIL import Image
 from skyloom.core.errors import MediaError, UncheckedError
 from skyloom.media.video import Video
 from skyloom.safety.frame_moderation import looks_of
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 from skyloom.serve.workers.subprocess_tasks import view_in_child
 
 

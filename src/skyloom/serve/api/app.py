@@ -52,8 +52,8 @@ from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.queue.webhooks import EndpointStore
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import AssetStorage
 from skyloom.serve.storage.disk_reserve import DiskReserve
-from skyloom.serve.storage.folder import Storage
 
 ROUTES = (
     edits,
@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 def make_services(
     settings: Settings,
     database: Database,
-    storage: Storage,
+    storage: AssetStorage,
     outside: Outside,
     token: str,
     stopping: threading.Event,

@@ -26,8 +26,8 @@ from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library, Likeness
 from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.storage.disk_reserve import DiskReserve
-from skyloom.serve.storage.folder import Asset, Storage
 from skyloom.serve.workers.processes import Health
 
 POLL_AFTER_MS = 500
@@ -47,7 +47,7 @@ class Services:
     library: Library
     batches: BatchStore
     endpoints: EndpointStore
-    storage: Storage
+    storage: AssetStorage
     sources: Sources
     desk: Desk
     keys: KeyStore

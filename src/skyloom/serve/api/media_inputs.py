@@ -18,8 +18,8 @@ from skyloom.serve.api.request_models import Reference
 from skyloom.serve.queue.jobs import Job, JobStore, MissingJobError
 from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.slots import Slots
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.storage.disk_reserve import DiskReserve
-from skyloom.serve.storage.folder import Asset, Storage
 
 PICTURES, VIDEOS = ("png", "jpg", "webp"), ("mp4", "mov", "webm", "gif")
 Fetch = Callable[[str], bytes]
@@ -44,7 +44,7 @@ class Sources:
         self,
         jobs: JobStore,
         library: Library,
-        storage: Storage,
+        storage: AssetStorage,
         reserve: DiskReserve,
         fetch: Fetch | None = None,
     ) -> None:

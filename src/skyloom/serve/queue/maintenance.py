@@ -16,7 +16,7 @@ from skyloom.core.errors import ConfigError, SkyloomError
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.retention import sweep
-from skyloom.serve.storage.folder import Storage
+from skyloom.serve.storage import AssetStorage
 from skyloom.serve.storage.garbage import collect
 
 EXPIRE_SECONDS, SWEEP_SECONDS, COLLECT_SECONDS = 5.0, 5.0, 3_600.0
@@ -69,7 +69,7 @@ def usual_tasks(store: JobStore) -> list[Task]:
     ]
 
 
-def collecting(store: JobStore, storage: Storage, stopping: Callable[[], bool]) -> list[Task]:
+def collecting(store: JobStore, storage: AssetStorage, stopping: Callable[[], bool]) -> list[Task]:
     """Collect what nothing names any more. A sweep can take minutes, so a thread of its own does it."""
 
     def once() -> None:

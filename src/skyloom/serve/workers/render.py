@@ -28,7 +28,7 @@ from skyloom.safety.provenance import Glimpses
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
 from skyloom.serve.redaction import clean_receipt
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.workers.worker import STATE, Progress
 
 MEDIA = ("image", "video", "videos", "mask")
@@ -44,7 +44,7 @@ _MOMENTS, _COLUMNS, _CELL = (
 class PipelineRenderer:
     """Renders jobs by Pipelines on one device."""
 
-    def __init__(self, storage: Storage, device: str | None = None) -> None:
+    def __init__(self, storage: AssetStorage, device: str | None = None) -> None:
         self._storage, self._device = storage, device
         self._loaded: tuple[str, Pipeline] | None = None
 

@@ -24,7 +24,7 @@ from skyloom.core.log import describe_output
 from skyloom.generate.request import Request
 from skyloom.safety.moderation import Verdict
 from skyloom.serve.queue.library import Likeness
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 
 SECONDS = 60
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def plan_in_child(request: Request) -> dict[str, Any]:
     return _ask("skyloom.serve.workers.plan_task", request.to_json())
 
 
-def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any]:
+def verify_in_child(storage: AssetStorage, asset: Asset, data: Path) -> dict[str, Any]:
     """The marks that a stored file carries, as safety/verify.py finds them."""
     with TemporaryDirectory(prefix="skyloom-verify-") as folder:
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
@@ -47,7 +47,7 @@ def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any
         )
 
 
-def view_in_child(storage: Storage, asset: Asset, *, recognise: bool) -> tuple[Verdict, Likeness]:
+def view_in_child(storage: AssetStorage, asset: Asset, *, recognise: bool) -> tuple[Verdict, Likeness]:
     """What the policy says of a stored picture or video and, if asked and allowed, who it shows. Raises MediaError for
     what cannot be read, UncheckedError where a classifier fails, CapacityError when it takes too long."""
     with TemporaryDirectory(prefix="skyloom-view-") as folder:

@@ -35,7 +35,7 @@ from skyloom.serve.queue.moderation_counters import BLOCKED, FAILED
 from skyloom.serve.queue.watchdog import Clock, Watchdog, retry_of
 from skyloom.serve.redaction import clean_receipt, without_paths
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.workers.heartbeat import Pulse
 
 STATE = "state"
@@ -78,7 +78,7 @@ class Worker:
     def __init__(
         self,
         leases: Leases,
-        storage: Storage,
+        storage: AssetStorage,
         renderer: Renderer,
         settings: Settings,
         *,
@@ -228,7 +228,7 @@ def _kill_self(_status: int) -> None:
 class _Saver:
     """Copies what a render keeps in its state folder to the storage, and back where it is missing."""
 
-    def __init__(self, storage: Storage, folder: Path, kept: dict[str, str], every: float) -> None:
+    def __init__(self, storage: AssetStorage, folder: Path, kept: dict[str, str], every: float) -> None:
         self._storage, self._folder, self._kept, self._every = storage, folder, kept, every
         self._seen: dict[str, tuple[int, int]] = {}
         self._due = time.monotonic() + every

@@ -12,7 +12,7 @@ from skyloom.serve.api.request_models import BatchBody, Body, CreateBody, parse
 from skyloom.serve.api.submit import Keys
 from skyloom.serve.queue.batches import MAX_LINES, Line
 from skyloom.serve.queue.jobs import Job
-from skyloom.serve.storage.folder import Asset
+from skyloom.serve.storage import Asset
 
 MAX_LINE, MAX_FILE_VALUES = (
     2**20,

@@ -13,7 +13,7 @@ from skyloom.serve.api.model_aliases import Named, list_named
 from skyloom.serve.api.request_models import CharacterBody, FileBody, parse
 from skyloom.serve.api.routes.videos import send
 from skyloom.serve.queue.library import PURPOSES
-from skyloom.serve.storage.folder import Asset
+from skyloom.serve.storage import Asset
 
 MODEL_DATE = 1758941485  # one date for all: manifests have none
 _HEAD = 64

@@ -14,7 +14,7 @@ from skyloom.serve.api.numbers import find_whole
 from skyloom.serve.api.ranges import ByteRange, read_range
 from skyloom.serve.api.request_models import Body, CreateBody, StoryboardBody, parse
 from skyloom.serve.queue.jobs import Job
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 
 VARIANTS = ("video", "thumbnail", "spritesheet")
 _SAFE = "default-src 'none'; sandbox; frame-ancestors 'none'"
@@ -156,7 +156,7 @@ def send(asked: Asked, asset: Asset, name: str) -> Response:
     return StreamingResponse(pieces, 206 if part.partial else 200, headers, asset.media_type)
 
 
-def _read(storage: Storage, asset: Asset, part: ByteRange) -> Iterator[bytes]:
+def _read(storage: AssetStorage, asset: Asset, part: ByteRange) -> Iterator[bytes]:
     """The bytes, from a file that is opened when the first of them is wanted: a HEAD wants none."""
     yield from storage.read(asset, part.start, part.stop)
 

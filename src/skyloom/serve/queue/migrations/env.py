@@ -1,4 +1,4 @@
-"""Alembic environment: run revisions in the transaction of the connection that upgrade.py passes."""
+"""Alembic environment: run revisions on the connection, and in the transaction, of upgrade.py."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _attributes: dict[Any, Any] = context.config.attributes
 
 
 def _add_version(*, ctx: MigrationContext, step: MigrationInfo, **_: object) -> None:
-    """Add the revision to `schema_version`, the only table that skyloom before 0005 reads a version from."""
+    """Add the revision to `schema_version`, from which skyloom before 0005 reads its version."""
     assert ctx.connection is not None
     ctx.connection.execute(
         text("INSERT INTO schema_version (version, at) VALUES (:v, :at) ON CONFLICT DO NOTHING"),

@@ -1,7 +1,7 @@
 """Triggers that keep `job_counts` equal to the number of jobs per status.
 
-Frozen: revision 0004 and new databases both create these triggers. A revision that changes them, or that rebuilds the
-table `jobs` in SQLite (which drops its triggers), creates them again itself.
+Frozen: revision 0004 and new databases both create these triggers. A revision that changes them, or
+that rebuilds the table `jobs` in SQLite (which drops its triggers), creates them again itself.
 """
 
 from sqlalchemy import Connection

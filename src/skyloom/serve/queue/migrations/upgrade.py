@@ -1,8 +1,9 @@
 """Create a database, or bring an older one to this version, in one transaction.
 
-SQLite runs the transaction under BEGIN IMMEDIATE, Postgres under the advisory lock of every write: of several processes
-one migrates, and the others find the new version when they get the lock. A process that is killed leaves the version
-before. Before the migration of an SQLite file a copy is written beside it; a Postgres database has no such copy.
+SQLite runs the transaction under BEGIN IMMEDIATE, Postgres under the advisory lock of every write:
+of several processes one migrates, and the others find the new version when they get the lock. A
+process that is killed leaves the version before. Before the migration of an SQLite file a copy is
+written beside it; a Postgres database has no such copy.
 """
 
 import logging
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _State:
-    """Version of a database's tables; whether alembic's table has it too (databases before 0005 have no such table)."""
+    """Version of a database; whether alembic's table holds it (older skyloom has no such table)."""
 
     version: int
     stamped: bool
@@ -44,10 +45,11 @@ def migrate(
     lock: Callable[[Connection], float],
     backup: bool = True,
 ) -> None:
-    """Create the tables of a new database from `metadata`; run the revisions that an older one lacks.
+    """Create a new database from `metadata`, or run the revisions that an older one lacks.
 
-    `lock` waits for the database's writers on Postgres and returns the time, in seconds since 1970. `backup` copies an
-    SQLite file first. Raises ConfigError for a database of a newer skyloom, DiskFullError where the copy does not fit.
+    `lock` waits for the database's writers on Postgres and returns the time, in seconds since 1970.
+    `backup` copies an SQLite file first. Raises ConfigError for a database of a newer skyloom,
+    DiskFullError where the copy does not fit.
     """
     with engine.connect() as connection, connection.begin():
         if connection.dialect.name == "sqlite":
@@ -80,7 +82,10 @@ def has_tables(connection: Connection) -> bool:
 
 
 def _read_state(connection: Connection) -> _State | None:
-    """State of a database; None where it holds no tables of skyloom's. Raises ConfigError for a newer version."""
+    """State of a database; None where it holds no tables of skyloom's.
+
+    Raises ConfigError for a newer version.
+    """
     if not has_tables(connection):
         return None
     version = connection.execute(text("SELECT max(version) FROM schema_version")).scalar_one()
@@ -153,7 +158,7 @@ def _make_config() -> "Config":
 
 
 def _back_up(engine: Engine, version: int) -> None:
-    """Copy an SQLite file while this process holds its write lock; none for Postgres and a database in memory."""
+    """Copy an SQLite file while this process holds its write lock; nothing for other databases."""
     name = engine.url.database
     if engine.dialect.name != "sqlite" or name in (None, "", ":memory:"):
         return

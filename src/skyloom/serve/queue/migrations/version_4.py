@@ -1,7 +1,7 @@
-"""Tables and indexes of version 4 of the database, frozen: later versions do not change these files.
+"""Tables and indexes of version 4 of the database. Frozen: later versions leave them unchanged.
 
-Versions 1 to 4 created missing tables whenever a database was opened, without a new version number. So an older database
-may lack any of these tables, and both functions create only what is missing.
+Versions 1 to 4 created missing tables whenever a database was opened, without a new version number.
+So an older database may lack any of these tables, and both functions create only what is missing.
 """
 
 from importlib.resources import files
