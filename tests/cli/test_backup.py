@@ -12,7 +12,13 @@ from skyloom.serve.queue.library import Library
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import FolderStorage
 
-HOLD = "import sys; from skyloom.serve.queue.database import Database; d = Database(sys.argv[1]); print(1, flush=True); input()"
+HOLD = """
+import sys
+from skyloom.serve.queue.database import Database
+database = Database(sys.argv[1])
+print(1, flush=True)
+input()
+"""
 
 
 def submit(data, prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""Older databases become this version, whole or not at all, with every row, and a new one has the same tables."""
+"""Migrations: atomic, keep every row, and give an older database the tables of a new one."""
 
 import importlib
 import json
@@ -59,7 +59,7 @@ def execute(url: str, statements: list[str]) -> None:
 
 
 def make_version_1(url: str, version: int = 1) -> None:
-    """Create tables of version 1, jobs of every status and three kinds of batches: open, cancelled and completed."""
+    """Create tables of version 1 with jobs of every status, an open and a completed batch."""
     name = "sqlite" if url.startswith("sqlite") else "postgres"
     ddl = (HERE / f"version_1_{name}.sql").read_text().split(";\n")
     false = "0" if name == "sqlite" else "false"
@@ -285,7 +285,7 @@ def test_a_process_that_imports_only_the_database_migrates_all_tables(tmp_path, 
         assert read_shape(connection) == shape
 
 
-# a revision that does not exist yet: a new column, a table that SQLite has to copy, and changed rows
+# a future revision: a new column, changed rows, and a table that SQLite has to copy
 NEXT_REVISION = """
 import sqlalchemy as sa
 from alembic import op
@@ -386,8 +386,8 @@ def test_a_newer_database_is_refused(database_url, table: str):
     )
 
 
-# Copy the old database, open it in a child, and kill the child after a number of steps of SQLite's virtual machine:
-# the same number stops at the same place every time. Prints how many steps the whole migration takes.
+# Migrate a copy of the database in a child that kills itself after a number of steps of SQLite's
+# virtual machine, so that a number always means the same place. Prints the steps of a migration.
 KILLS = """
 import os, shutil, signal, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Garbage collection deletes recorded assets that are unreferenced for long enough, nothing else."""
+"""Garbage collection deletes recorded assets that are unreferenced long enough, nothing else."""
 
 import logging
 import os

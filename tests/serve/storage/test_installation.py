@@ -238,7 +238,7 @@ def test_check_ids_compares_only_known_ids(places):
 
 
 def test_empty_database_beside_a_storage_with_an_id_is_refused(database_url, tmp_path):
-    """On either database: an empty one beside a storage with an id is refused before a table is made in it."""
+    """No table is created in it, neither in SQLite nor in Postgres."""
     first = Settings(data=tmp_path, database_url=f"sqlite:///{tmp_path / 'first.db'}")
     open_installation(first)[0].close()
     second = Settings(data=tmp_path, database_url=database_url)

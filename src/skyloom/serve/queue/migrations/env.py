@@ -9,7 +9,13 @@ from sqlalchemy import text
 _attributes: dict[Any, Any] = context.config.attributes
 
 
-def _add_version(*, ctx: MigrationContext, step: MigrationInfo, **_: object) -> None:
+def _add_version(
+    *,
+    ctx: MigrationContext,
+    step: MigrationInfo,
+    heads: set[str],  # noqa: ARG001
+    run_args: dict[str, Any],  # noqa: ARG001
+) -> None:
     """Add the revision to `schema_version`, from which skyloom before 0005 reads its version."""
     assert ctx.connection is not None
     ctx.connection.execute(

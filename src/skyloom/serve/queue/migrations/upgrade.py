@@ -25,7 +25,7 @@ from skyloom.serve.queue.migrations.version_4 import create_indexes, create_tabl
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCRIPTS = Path(str(files(__package__)))
+SCRIPTS = Path(str(files("skyloom.serve.queue.migrations")))
 VERSION = max(int(path.name[:4]) for path in (SCRIPTS / "versions").glob("[0-9]*.py"))
 log = logging.getLogger(__name__)
 

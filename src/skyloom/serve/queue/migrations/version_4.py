@@ -36,7 +36,7 @@ def create_indexes(connection: Connection) -> None:
 
 
 def _execute(connection: Connection, name: str) -> None:
-    script = Template((files(__package__) / name).read_text(encoding="utf-8"))
+    script = Template((files("skyloom.serve.queue.migrations") / name).read_text(encoding="utf-8"))
     for statement in script.substitute(_TYPES[connection.dialect.name]).split(";\n"):
         if statement.strip():
             connection.exec_driver_sql(statement)
