@@ -239,8 +239,8 @@ def _check(inventory: Inventory, storage: AssetStorage) -> tuple[Identity, str]:
         raise ConfigError(
             f"Another copy of the database of installation {identity.id} has collected garbage in"
             " the storage.",
-            hint="If the database was copied, or restored without `skyloom restore`, start once with"
-            " `skyloom serve --adopt-storage`.",
+            hint="If the database was copied, or restored without `skyloom restore`, start once"
+            " with `skyloom serve --adopt-storage`.",
         )
     return identity, marker.sweep
 

@@ -6,7 +6,7 @@ Revision 0007 is version 7. To add a revision:
    Append new columns at the end.
 2. Write `versions/0007_what_it_does.py`. Its first four digits are the version; no list names it.
 
-       """Add jobs.colour."""
+       """Revision 0007: colour of a job."""
        import sqlalchemy as sa
        from alembic import op
 
@@ -14,6 +14,7 @@ Revision 0007 is version 7. To add a revision:
        down_revision = "0006"
 
        def upgrade() -> None:
+           """Add jobs.colour."""
            op.add_column("jobs", sa.Column("colour", sa.String(8)))
 
 3. Run tests/serve/queue/test_migrations.py. It compares a new database with one that ran every

@@ -1,5 +1,6 @@
 """Alembic environment: run revisions on the connection, and in the transaction, of upgrade.py."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from alembic import context
@@ -10,11 +11,7 @@ _attributes: dict[Any, Any] = context.config.attributes
 
 
 def _add_version(
-    *,
-    ctx: MigrationContext,
-    step: MigrationInfo,
-    heads: set[str],  # noqa: ARG001
-    run_args: dict[str, Any],  # noqa: ARG001
+    ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
 ) -> None:
     """Add the revision to `schema_version`, from which skyloom before 0005 reads its version."""
     assert ctx.connection is not None

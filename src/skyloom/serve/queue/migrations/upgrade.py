@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SCRIPTS = Path(str(files("skyloom.serve.queue.migrations")))
 VERSION = max(int(path.name[:4]) for path in (SCRIPTS / "versions").glob("[0-9]*.py"))
+_LAST_UNSTAMPED = 4  # newest version from before alembic
+_LOCK_MILLISECONDS = 600_000  # wait of a process while another one migrates an SQLite file
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +70,7 @@ def migrate(
             _back_up(engine, state.version)
         if not state.stamped:
             _run(connection, metadata, now, stamp=state.version)
-            if state.version == 4:  # noqa: PLR2004
+            if state.version == _LAST_UNSTAMPED:
                 create_tables(connection)
                 create_indexes(connection)
         if state.version < VERSION:
@@ -77,12 +79,12 @@ def migrate(
 
 
 def has_tables(connection: Connection) -> bool:
-    """Whether a database holds tables of skyloom's."""
+    """Whether a database holds skyloom's tables."""
     return inspect(connection).has_table("schema_version")
 
 
 def _read_state(connection: Connection) -> _State | None:
-    """State of a database; None where it holds no tables of skyloom's.
+    """Read the state of a database; None for one without skyloom's tables.
 
     Raises ConfigError for a newer version.
     """
@@ -92,6 +94,8 @@ def _read_state(connection: Connection) -> _State | None:
     stamp = None
     if inspect(connection).has_table("alembic_version"):
         stamp = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if version is None and stamp is None:
+        return None
     newest = max(int(version or 0), int(stamp or 0))
     if newest > VERSION:
         raise ConfigError(
@@ -113,7 +117,9 @@ def _migration(engine: Engine) -> Iterator[Connection]:
                 yield connection
             return
         # a copy of a table drops the original, which would delete the rows that refer to it
-        _set_foreign_keys(connection, on=False)
+        busy = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+        connection.rollback()
+        _configure_sqlite(connection, foreign_keys="OFF", busy_timeout=_LOCK_MILLISECONDS)
         try:
             with connection.begin():
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -122,12 +128,13 @@ def _migration(engine: Engine) -> Iterator[Connection]:
                 if _count_dangling(connection) > before:
                     raise ConfigError("The migration would leave references to missing rows.")
         finally:
-            _set_foreign_keys(connection, on=True)
+            _configure_sqlite(connection, foreign_keys="ON", busy_timeout=busy)
 
 
-def _set_foreign_keys(connection: Connection, *, on: bool) -> None:
+def _configure_sqlite(connection: Connection, *, foreign_keys: str, busy_timeout: int) -> None:
     with connection.begin():
-        connection.exec_driver_sql(f"PRAGMA foreign_keys={'ON' if on else 'OFF'}")
+        connection.exec_driver_sql(f"PRAGMA foreign_keys={foreign_keys}")
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout}")
 
 
 def _count_dangling(connection: Connection) -> int:
@@ -137,7 +144,7 @@ def _count_dangling(connection: Connection) -> int:
 def _run(
     connection: Connection, metadata: MetaData, now: float, *, stamp: int | None = None
 ) -> None:
-    """Run the missing revisions, or only write down that a database has version `stamp`."""
+    """Run the missing revisions, or only mark a database as being of version `stamp`."""
     from alembic import command
 
     config = _make_config()
@@ -187,12 +194,12 @@ def _remove(partial: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    number = os.open(path, os.O_RDONLY)
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def _explain(error: DBAPIError | OSError, database: Path) -> ConfigError | DiskFullError:

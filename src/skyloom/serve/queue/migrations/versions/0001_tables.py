@@ -1,4 +1,4 @@
-"""Create the tables of the first release."""
+"""Revision 0001: tables of the first release."""
 
 from alembic import op
 
@@ -9,4 +9,5 @@ down_revision = None
 
 
 def upgrade() -> None:
+    """Create the tables."""
     create_tables(op.get_bind())

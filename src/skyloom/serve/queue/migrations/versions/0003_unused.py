@@ -1,8 +1,8 @@
-"""Change nothing: no release had version 3."""
+"""Revision 0003: empty, since no release had version 3."""
 
 revision = "0003"
 down_revision = "0002"
 
 
 def upgrade() -> None:
-    pass
+    """Change nothing."""

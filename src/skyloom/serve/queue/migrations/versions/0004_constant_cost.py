@@ -1,4 +1,4 @@
-"""Add indexes and counters that keep the cost of a call independent of the number of jobs."""
+"""Revision 0004: indexes and counters that keep calls independent of the number of jobs."""
 
 from alembic import op
 from sqlalchemy import inspect
@@ -34,6 +34,7 @@ _COUNTS = (
 
 
 def upgrade() -> None:
+    """Add missing tables, indexes and columns; count jobs and lines of batches."""
     connection = op.get_bind()
     create_tables(connection)
     present = {column["name"] for column in inspect(connection).get_columns("batches")}
