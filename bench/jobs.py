@@ -100,7 +100,7 @@ def videos(count: int, seconds: float) -> dict[str, float]:
     from skyloom.generate.request import Request
     from skyloom.media.write import open_video
     from skyloom.safety.provenance import Glimpses
-    from skyloom.serve.storage.folder import open_storage
+    from skyloom.serve.storage import open_storage
     from skyloom.serve.workers.render import PipelineRenderer
     from skyloom.serve.workers.worker import Worker
 

@@ -1,4 +1,4 @@
-"""`skyloom backup` and `skyloom restore`: whole, checked, and never under a server's feet."""
+"""`skyloom backup` and `skyloom restore`: complete, verified, and refused while a server runs."""
 
 import subprocess
 import sys
@@ -10,9 +10,15 @@ from skyloom.serve.queue.database import Database, choose_sqlite
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 
-HOLD = "import sys; from skyloom.serve.queue.database import Database; d = Database(sys.argv[1]); print(1, flush=True); input()"
+HOLD = """
+import sys
+from skyloom.serve.queue.database import Database
+database = Database(sys.argv[1])
+print(1, flush=True)
+input()
+"""
 
 
 def submit(data, prompt: str) -> str:
@@ -25,7 +31,7 @@ def listed(skyloom, data) -> list[str]:
     return [line.split()[0] for line in skyloom("jobs", "list", "--data", data).out.splitlines()]
 
 
-def test_a_database_comes_back_as_it_was(skyloom, tmp_path):
+def test_database_backup_and_restore(skyloom, tmp_path):
     data = tmp_path / "data"
     first = submit(data, "a cat")
     ran = skyloom("backup", "copy.db", "--data", data)
@@ -43,7 +49,7 @@ def test_a_database_comes_back_as_it_was(skyloom, tmp_path):
     assert listed(skyloom, tmp_path / "new") == [first]
 
 
-def test_a_database_in_use_is_copied_but_not_replaced(skyloom, tmp_path):
+def test_database_in_use_is_copied_but_not_replaced(skyloom, tmp_path):
     first = submit(tmp_path, "a cat")
     skyloom("backup", "copy.db", "--data", tmp_path)
     command = [sys.executable, "-c", HOLD, Settings(data=tmp_path).database]
@@ -56,7 +62,7 @@ def test_a_database_in_use_is_copied_but_not_replaced(skyloom, tmp_path):
         ran = skyloom("restore", "copy.db", "--data", tmp_path)
         assert (ran.code, ran.err) == (
             2,
-            "skyloom: A server or worker has the database open. End it first.\n",
+            "skyloom: A server or worker has the database open. Stop it first.\n",
         )
         server.communicate("\n")
     assert skyloom("restore", "copy.db", "--data", tmp_path).code == 0
@@ -76,26 +82,26 @@ def other(path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (damaged, "is damaged"),
-        (other, "is no backup"),
-        (lambda path: path.write_bytes(b"text"), "is no backup"),
+        (other, "is not a backup"),
+        (lambda path: path.write_bytes(b"text"), "is not a backup"),
         (lambda path: path.unlink(), "does not exist"),
     ],
 )
-def test_what_is_no_whole_backup_changes_nothing(skyloom, tmp_path, change, said):
+def test_invalid_backup_changes_nothing(skyloom, tmp_path, change, message):
     first = submit(tmp_path, "a cat")
     skyloom("backup", "copy.db", "--data", tmp_path)
     change(tmp_path / "copy.db")
     ran = skyloom("restore", "copy.db", "--data", tmp_path)
     assert ran.code == 2
-    assert said in ran.err
+    assert message in ran.err
     assert listed(skyloom, tmp_path) == [first]
     assert not list(tmp_path.glob("skyloom.db.*"))
 
 
-def test_a_damaged_database_can_be_replaced(skyloom, tmp_path):
+def test_damaged_database_can_be_replaced(skyloom, tmp_path):
     first = submit(tmp_path, "a cat")
     skyloom("backup", "copy.db", "--data", tmp_path)
     (tmp_path / "skyloom.db").write_bytes(b"nothing of a database" * 1000)
@@ -103,7 +109,7 @@ def test_a_damaged_database_can_be_replaced(skyloom, tmp_path):
     assert listed(skyloom, tmp_path) == [first]
 
 
-def test_postgres_and_nothing_are_said(skyloom, tmp_path):
+def test_postgres_and_missing_databases_are_errors(skyloom, tmp_path):
     ran = skyloom("restore", "copy.db", "--database", "postgresql://ada@host/x")
     assert (ran.code, "pg_restore" in ran.err) == (2, True)
     ran = skyloom("backup", "copy.db", "--data", tmp_path / "none")
@@ -111,7 +117,7 @@ def test_postgres_and_nothing_are_said(skyloom, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_folder_takes_everything_and_comes_back(skyloom, tmp_path):
+def test_folder_backup_and_restore(skyloom, tmp_path):
     data = tmp_path / "data"
     first = submit(data, "a cat")
     (data / "settings.toml").write_text("max_queued = 7\n")
@@ -123,12 +129,12 @@ def test_a_folder_takes_everything_and_comes_back(skyloom, tmp_path):
     assert (ran.code, ran.out, ran.err) == (
         0,
         "",
-        f"copy holds 3 files, {size_of(tmp_path / 'copy'):,} bytes\n",
+        f"copy contains 3 files, {size_of(tmp_path / 'copy'):,} bytes\n",
     )
     newer = FolderStorage(data / "assets").put(b"newer", "png")
     ran = skyloom("restore", "copy", "--data", data)
     assert (ran.code, ran.out) == (0, f"{newer.key}\n")
-    assert "1 files in the storage are not named" in ran.err
+    assert "1 files in the storage are not referenced" in ran.err
     assert skyloom("restore", "copy", "--data", tmp_path / "new").code == 0
     assert listed(skyloom, tmp_path / "new") == [first]
     assert (tmp_path / "new/settings.toml").read_text() == "max_queued = 7\n"
@@ -144,7 +150,7 @@ def size_of(folder) -> int:
     )
 
 
-def test_folders_that_are_not_there_are_said_and_not_made(skyloom, tmp_path):
+def test_missing_folders_are_errors_and_not_created(skyloom, tmp_path):
     submit(tmp_path / "data", "a cat")
     ran = skyloom("backup", "nowhere/copy.db", "--data", tmp_path / "data")
     assert ran.code != 0

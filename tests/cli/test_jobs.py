@@ -7,7 +7,7 @@ import pytest
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 
 
 @pytest.fixture

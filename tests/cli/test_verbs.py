@@ -55,16 +55,16 @@ def test_the_doctor_says_what_there_is(skyloom, shelf):
         "threads",
     ):
         assert word in ran.out
-    for word in ("free disk", "as published", "of 255 from fp32"):
+    for word in ("free disk", "match their published hashes", "differs from fp32 by"):
         assert word in ran.out
     shutil.rmtree(shelf / "tiny")
-    assert "none is installed" in skyloom("doctor").out
+    assert "no model is installed" in skyloom("doctor").out
     assert "No model is installed" in skyloom("models", "list").err
 
 
 def test_the_doctor_warns_of_a_machine_that_reckons_wrong(skyloom, shelf, monkeypatch):
     monkeypatch.setattr("skyloom.core.device.choose_dtype", lambda device: torch.float32)
-    assert "at most 0 of 255" in skyloom("doctor").out
+    assert "fp32 by 0 of 255" in skyloom("doctor").out
     assert "WRONG" not in skyloom("doctor").out
     real = Vae.decode
     monkeypatch.setattr("skyloom.core.device.choose_dtype", lambda device: torch.bfloat16)
@@ -81,10 +81,10 @@ def test_the_doctor_warns_of_a_machine_that_reckons_wrong(skyloom, shelf, monkey
 
 
 def test_the_doctor_looks_through_the_database(skyloom, shelf, tmp_path):
-    assert "there is none yet" in skyloom("doctor", "--check-db", "--data", tmp_path / "data").out
+    assert "not created yet" in skyloom("doctor", "--check-db", "--data", tmp_path / "data").out
     assert not (tmp_path / "data").exists()
     Database(Settings(data=tmp_path).database).close()
-    assert "database   whole" in skyloom("doctor", "--check-db", "--data", tmp_path).out
+    assert "database   no damage found" in skyloom("doctor", "--check-db", "--data", tmp_path).out
     path = tmp_path / "skyloom.db"
     path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
     ran = skyloom("doctor", "--check-db", "--data", tmp_path)

@@ -24,7 +24,7 @@ import live
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 
 SLACK = 2.0  # seconds that a cancel may take beside one step
 LOOK = 0.01  # seconds between two looks at a job

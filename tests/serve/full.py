@@ -32,7 +32,7 @@ from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 from skyloom.serve.workers import worker
 
 ROOM = 8 * 2**20  # bytes of the disk

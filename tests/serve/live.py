@@ -30,7 +30,7 @@ from skyloom.serve import main as listen
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings, load_settings
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 from skyloom.serve.workers import processes as supervise
 from skyloom.serve.workers.worker import Worker
 

@@ -32,7 +32,7 @@ import swarm
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.storage import Asset, FolderStorage
 
 FAKE = live.Fake(workers=2, steps=10, seconds=0.05)
 SLOW = live.Fake(workers=1, steps=20, seconds=0.5)

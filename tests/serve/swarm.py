@@ -33,7 +33,7 @@ from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.tables import events, idempotency_keys, results
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.storage import Asset, FolderStorage
 from skyloom.serve.workers.worker import STATE, Progress, Worker
 
 STEPS = 8

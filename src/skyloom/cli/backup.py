@@ -1,4 +1,4 @@
-"""`skyloom backup` and `skyloom restore`: database, files and credentials together, and back."""
+"""`skyloom backup` and `skyloom restore`: database, stored files, keys and settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,8 @@ _Database = Annotated[
 _Storage = Annotated[
     str | None,
     typer.Option(
-        help="Folder or URL (s3://...) of results (default: SKYLOOM_STORAGE_URL, or in the data folder)"
+        help="Folder or URL (s3://...) of stored files"
+        " (default: SKYLOOM_STORAGE_URL, or in the data folder)"
     ),
 ]
 
@@ -25,61 +26,67 @@ _Storage = Annotated[
 def backup(
     target: Annotated[
         Path,
+        typer.Argument(help="New folder; or new file ending in .db, for the database alone."),
+    ],
+    data: _Data = None,
+    database: _Database = None,
+    storage: _Storage = None,
+) -> None:
+    """Copy database, stored files, signing keys, registry and settings to a folder.
+
+    The server may run meanwhile."""
+    from skyloom.serve.settings import load_settings
+    from skyloom.serve.storage.backup import create_backup
+    from skyloom.serve.storage.installation import open_database
+
+    settings = load_settings(data=data, database_url=database, storage_url=storage)
+    if target.suffix == ".db":
+        opened = open_database(settings, create=False)
+        try:
+            opened.backup(target)
+        finally:
+            opened.close()
+        typer.echo(
+            f"{target} contains the database alone, without the stored files in {settings.storage}",
+            err=True,
+        )
+        return
+    report = create_backup(settings, target)
+    typer.echo(f"{target} contains {report.files} files, {report.bytes:,} bytes", err=True)
+    for reference in report.missing:
+        typer.echo(f"missing in the storage: {reference}", err=True)
+
+
+def restore(
+    source: Annotated[
+        Path,
         typer.Argument(
-            help="A new folder; or a new file that ends in .db, for the database alone."
+            help="Folder or .db file written by skyloom backup, or the copy from before an update."
         ),
     ],
     data: _Data = None,
     database: _Database = None,
     storage: _Storage = None,
 ) -> None:
-    """Copy database, stored files, signing keys, registry and settings into a folder, also while the server runs."""
+    """Verify a backup, then restore it. Stop the server first.
+
+    Newer files stay; stored files that the restored database does not reference are listed."""
     from skyloom.serve.settings import load_settings
-    from skyloom.serve.storage.archive import back_up
-    from skyloom.serve.storage.installation import open_database
+    from skyloom.serve.storage.backup import restore_backup
 
     settings = load_settings(data=data, database_url=database, storage_url=storage)
-    if target.suffix == ".db":
-        store = open_database(settings, create=False)
-        try:
-            store.backup(target)
-        finally:
-            store.close()
+    report = restore_backup(settings, source)
+    typer.echo(f"restored {source}", err=True)
+    if report.replaced is not None:
+        typer.echo(f"the previous database is {report.replaced}", err=True)
+    if report.put_back:
+        typer.echo(f"{report.put_back} files were added to the storage", err=True)
+    for name in report.kept:
+        typer.echo(f"kept {name} of the data folder, which differs from the backup", err=True)
+    if report.unnamed:
         typer.echo(
-            f"{target} holds the database; videos and pictures lie in {settings.storage}", err=True
-        )
-        return
-    made = back_up(settings, target)
-    typer.echo(f"{target} holds {made.files} files, {made.bytes:,} bytes", err=True)
-    for reference in made.missing:
-        typer.echo(f"the storage does not have {reference}, which the database names", err=True)
-
-
-def restore(
-    source: Annotated[
-        Path, typer.Argument(help="A folder, or a file, that skyloom backup has written.")
-    ],
-    data: _Data = None,
-    database: _Database = None,
-    storage: _Storage = None,
-) -> None:
-    """Put a backup back. It is checked first, and the server must not run. Newer files stay; those that the database
-    does not name are printed."""
-    from skyloom.serve.settings import load_settings
-    from skyloom.serve.storage.archive import restore as put_back
-
-    done = put_back(load_settings(data=data, database_url=database, storage_url=storage), source)
-    told = f"{source} is restored" + (
-        "" if done.replaced is None else f"; what was there is {done.replaced}"
-    )
-    typer.echo(told, err=True)
-    if done.put_back:
-        typer.echo(f"{done.put_back} files were put back into the storage", err=True)
-    for name in done.kept:
-        typer.echo(f"{name} in the data folder differs from the backup's and stays", err=True)
-    if done.unnamed:
-        typer.echo(
-            f"{len(done.unnamed)} files in the storage are not named by this database and stay:",
+            f"{len(report.unnamed)} files in the storage are not referenced by this database"
+            " and stay:",
             err=True,
         )
-        typer.echo("\n".join(done.unnamed))
+        typer.echo("\n".join(report.unnamed))

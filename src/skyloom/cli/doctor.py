@@ -1,4 +1,4 @@
-"""`skyloom doctor`: what this machine has, whether it reckons right and whether the bundled model is whole."""
+"""`skyloom doctor`: versions, device, bf16 numerics and hashes of installed models."""
 
 import platform
 import shutil
@@ -10,12 +10,10 @@ import typer
 if TYPE_CHECKING:
     from skyloom.models.registry import ModelInfo
 
-_WAY_OUT = "use another device, or skyloom.load(dtype='float32') in Python."
-
 
 def doctor(
     check_db: Annotated[
-        bool, typer.Option("--check-db", help="Look through the server's database for damage.")
+        bool, typer.Option("--check-db", help="Check the server's database for damage.")
     ] = False,
     data: Annotated[
         Path | None, typer.Option(help="The server's data folder (default: ~/.local/share/skyloom)")
@@ -27,8 +25,7 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Device, number format, threads, versions, free disk; the weights checked against their hashes, and the decoder
-    against itself in fp32."""
+    """Show versions, device and disk space; check model hashes and the decoder's precision."""
     import av
     import torch
 
@@ -42,24 +39,24 @@ def doctor(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "av": f"{av.__version__} (FFmpeg {av.ffmpeg_version_info}, libavcodec {codec})",
-        "sqlite": _sqlite(),
+        "sqlite": _describe_sqlite(),
         "device": f"{device.type}, {choose_dtype(device)}".replace("torch.", ""),
         "threads": str(torch.get_num_threads()),
         "free disk": f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB",
     }
     for name, value in rows.items():
-        _say(name, value)
+        _print_row(name, value)
     if check_db:
         _check_database(data, database)
     _check_models()
 
 
-def _say(name: str, value: str) -> None:
+def _print_row(name: str, value: str) -> None:
     typer.echo(f"{name:10} {value}")
 
 
-def _sqlite() -> str:
-    """The version that the server would use, and whether two processes may write with it."""
+def _describe_sqlite() -> str:
+    """Version of the SQLite that the server uses, and whether two processes may write with it."""
     import sqlite3
 
     from skyloom.core.errors import ConfigError
@@ -73,28 +70,28 @@ def _sqlite() -> str:
 
 
 def _check_database(data: Path | None, database: str | None) -> None:
-    """A line about the database. Raises ConfigError for one that is damaged."""
+    """Print the state of database and storage. Raises ConfigError if the database is damaged."""
     from skyloom.core.errors import ConfigError
     from skyloom.serve.settings import load_settings
-    from skyloom.serve.storage.database_backup import examine
-    from skyloom.serve.storage.installation import examine_pair, exists
+    from skyloom.serve.storage.backup import find_damage
+    from skyloom.serve.storage.installation import database_exists, examine_installation
 
     settings = load_settings(data=data, database_url=database)
-    if not exists(settings):
-        _say("database", "there is none yet")
+    if not database_exists(settings):
+        _print_row("database", "not created yet")
         return
-    if damage := examine(settings.database):
+    if damage := find_damage(settings.database):
         raise ConfigError(
             f"The database is damaged ({damage[0]:.80}).",
-            hint="skyloom restore puts a backup there.",
+            hint="Restore a backup with skyloom restore.",
         )
-    _say("database", "whole")
-    examine_pair(settings)
-    _say("storage", "belongs to the database")
+    _print_row("database", "no damage found")
+    examine_installation(settings)
+    _print_row("storage", "belongs to the database")
 
 
 def _check_models() -> None:
-    """Lines for every installed model; the first damaged one is raised after all were looked at."""
+    """Print the state of every model, then raise CheckpointError for a damaged one."""
     from skyloom.core.errors import CheckpointError
     from skyloom.models.checkpoint import verify_manifest
     from skyloom.models.registry import list_models
@@ -102,27 +99,33 @@ def _check_models() -> None:
     damage: list[CheckpointError] = []
     models = list_models()
     if not models:
-        _say("model", "none is installed")
+        _print_row("model", "no model is installed")
     for model in models:
         try:
             verify_manifest(model.folder)
         except CheckpointError as error:
             damage.append(error)
-            _say("model", f"{model.name}: damaged")
+            _print_row("model", f"{model.name}: damaged")
             continue
-        _say("model", f"{model.name}: weights are as published")
-        _say("decoder", _reckoning(model))
+        _print_row("model", f"{model.name}: weights match their published hashes")
+        _print_row("decoder", _compare_decoder(model))
     if damage:
         raise damage[0]
 
 
-def _reckoning(model: "ModelInfo") -> str:
-    """How far a model's decoder is from fp32 on this device."""
+def _compare_decoder(model: "ModelInfo") -> str:
+    """Describe how far a decoder on this device is from fp32, in levels of 0 to 255."""
     from skyloom.core.device import choose_device, choose_dtype
     from skyloom.generate.self_test import TOLERANCE, compare_decoders
 
     device = choose_device()
     dtype = choose_dtype(device)
-    off = compare_decoders(model.folder, device, dtype)
-    said = f"{model.name}: {str(dtype).removeprefix('torch.')} on {device.type} is at most {off} of 255 from fp32"
-    return said if off <= TOLERANCE else f"{said}. WRONG, as videos made here will be: {_WAY_OUT}"
+    difference = compare_decoders(model.folder, device, dtype)
+    dtype_name = str(dtype).removeprefix("torch.")
+    result = f"{model.name}: {dtype_name} on {device.type} differs from fp32 by {difference} of 255"
+    if difference <= TOLERANCE:
+        return result
+    return (
+        f"{result}. WRONG, videos made here will be wrong too: use another device, or"
+        " skyloom.load(dtype='float32') in Python."
+    )

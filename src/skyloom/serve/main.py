@@ -39,7 +39,7 @@ from skyloom.serve.queue.maintenance import (
 )
 from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.storage.installation import open_installation
 from skyloom.serve.workers.processes import WorkerSupervisor
 from skyloom.serve.workers.subprocess_tasks import (
@@ -215,7 +215,7 @@ def _running(service: WebhookSender | MaintenanceThreads | WorkerSupervisor) -> 
         service.stop()
 
 
-def _side_effects(settings: Settings, storage: Storage, supervisor: WorkerSupervisor) -> SideEffects:
+def _side_effects(settings: Settings, storage: AssetStorage, supervisor: WorkerSupervisor) -> SideEffects:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:

@@ -1,18 +1,17 @@
 """The ground of the queue: durable settings, one writer, migrations that survive a crash, backup
 and check."""
 
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import OperationalError
 
 from skyloom.core.errors import CapacityError, ConfigError
-from skyloom.serve.queue.database import VERSION, Database, migrate
-from skyloom.serve.queue.tables import owners, schema
+from skyloom.serve.queue.database import Database
+from skyloom.serve.queue.tables import owners
 
 from ..conftest import load_beside
 
@@ -73,84 +72,7 @@ def test_writes_of_processes_are_serialized(tmp_path):
     assert database.check() == []
 
 
-def add_column(connection) -> None:
-    """A step of a migration, in three statements."""
-    connection.execute(text("ALTER TABLE owners ADD COLUMN colour VARCHAR(8)"))
-    connection.execute(text("UPDATE owners SET colour = 'red'"))
-    connection.execute(text("CREATE INDEX owners_colour ON owners (colour)"))
-
-
-def version_of(database) -> int:
-    """The version that the tables have."""
-    with database.read() as connection:
-        return max(connection.execute(select(schema.c.version)).scalars())
-
-
-def test_a_migration_is_done_once_and_whole(database):
-    with database.write() as write:
-        write.connection.execute(insert(owners).values(owner="ada", served=1.0))
-    for _ in range(2):
-        migrate(database, VERSION + 1, {VERSION + 1: add_column})
-        assert version_of(database) == VERSION + 1
-    with database.read() as connection:
-        assert connection.execute(text("SELECT owner, colour FROM owners")).all() == [
-            ("ada", "red")
-        ]
-
-
-def test_a_migration_that_stops_midway_leaves_the_version_before(database):
-    def torn(connection) -> None:
-        add_column(connection)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        migrate(database, VERSION + 1, {VERSION + 1: torn})
-    assert version_of(database) == VERSION
-    with database.read() as connection:
-        assert "colour" not in {
-            column["name"] for column in inspect(connection).get_columns("owners")
-        }
-    migrate(database, VERSION + 1, {VERSION + 1: add_column})
-    assert version_of(database) == VERSION + 1
-
-
-KILLED_IN_A_MIGRATION = """
-import os, signal, sys
-from sqlalchemy import text
-from skyloom.serve.queue.database import VERSION, Database, migrate
-
-def torn(connection):
-    for statement in ("ALTER TABLE owners ADD COLUMN a INT", "UPDATE owners SET a = 1")[: int(sys.argv[2])]:
-        connection.execute(text(statement))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-migrate(Database(sys.argv[1]), VERSION + 1, {VERSION + 1: torn})
-"""
-
-
-def test_a_process_killed_in_a_migration_leaves_the_version_before(tmp_path):
-    url = f"sqlite:///{tmp_path / 'a.db'}"
-    for statements in ("0", "1", "2"):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED_IN_A_MIGRATION, url, statements], check=False
-        )
-        assert killed.returncode == -signal.SIGKILL
-        database = Database(url)
-        assert version_of(database) == VERSION
-        assert database.check() == []
-        database.close()
-
-
-def test_a_newer_database_is_left_alone(database_url):
-    database = Database(database_url)
-    with database.write() as write:
-        write.connection.execute(insert(schema).values(version=VERSION + 1, at=0.0))
-    database.close()
-    with pytest.raises(ConfigError, match="newer skyloom"):
-        Database(database_url)
-
-
-def test_a_backup_during_use_is_complete(tmp_path):
+def test_a_backup_taken_in_use_is_whole(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'a.db'}")
     with database.write() as write:
         write.connection.execute(insert(owners).values(owner="ada", served=1.0))

@@ -1,157 +1,104 @@
-"""A database of an older skyloom comes out as a new one is, with everything in it and its counters right."""
+"""Migrations keep every row and give an older database the tables of a new one."""
 
-import importlib
-import json
-import os
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, select, text
+from sqlalchemy import select
 
-from skyloom.serve.queue.batches import BatchStore
-from skyloom.serve.queue.database import VERSION, Database
+from skyloom.core.errors import ConfigError
+from skyloom.serve.queue.batches import BatchStore, batch_jobs
+from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
-from skyloom.serve.queue.tables import batch_jobs, batch_lines, metadata, schema
+from skyloom.serve.queue.migrations import upgrade
+from skyloom.serve.queue.migrations.upgrade import VERSION
+from skyloom.serve.queue.tables import metadata, schema
 from skyloom.serve.settings import Settings
 
-HERE = Path(__file__).parent
-_STATUSES = (
-    "queued",
-    "in_progress",
-    "paused",
-    "completed",
-    "completed",
-    "failed",
-    "cancelled",
-    "expired",
+from .old_databases import (
+    OLD_VERSIONS,
+    STATUSES,
+    bare,
+    clear,
+    execute,
+    make_old,
+    make_version_1,
+    open_and_close,
+    program_environment,
+    read_rows,
+    read_shape,
+    read_versions,
 )
 
 
-def run_on(url: str, statements: list[str]) -> None:
-    """Do statements by the bare driver."""
-    if url.startswith("sqlite"):
-        sqlite = importlib.import_module("skyloom.serve.queue.database").choose_sqlite()
-        connection = sqlite.connect(url.removeprefix("sqlite:///"))
-    else:
-        connection = importlib.import_module("psycopg").connect(url)
-    for statement in statements:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+@pytest.fixture
+def new_shape(database_url) -> dict[str, object]:
+    """Shape of a new database; the database is dropped again."""
+    open_and_close(database_url)
+    with bare(database_url) as connection:
+        shape = read_shape(connection)
+    clear(database_url)
+    return shape
 
 
-def make_version_1(url: str) -> None:
-    """The tables as version 1 had them, with jobs in every state and batches that wait, were cancelled and are done."""
-    name = "sqlite" if url.startswith("sqlite") else "postgres"
-    ddl = (HERE / f"version_1_{name}.sql").read_text().split(";\n")
-    false = "0" if name == "sqlite" else "false"
-    rows = ["INSERT INTO schema_version (version, at) VALUES (1, 0)"]
-    rows += [
-        "INSERT INTO jobs (id, owner, kind, status, priority, cost, request, extra, deleted, progress, checkpoint,"
-        " attempts, token, run_after, created_at)"
-        f" VALUES ('video_{index}', 'ada', 'video', '{status}', 0, 1, '{{}}', '{{}}', {false}, 0, '{{}}', 0, 0, 0, 1)"
-        for index, status in enumerate(_STATUSES)
-    ]
-    told = json.dumps({"code": "x", "message": "wrong", "status": 400})
-    for number, (completed_at, noted) in enumerate(((None, 4), ("5", 6)), start=1):
-        completed = completed_at or "NULL"
-        rows.append(
-            "INSERT INTO batches (id, owner, input_file, metadata, created_at, expires_at, completed_at)"
-            f" VALUES ('batch_{number}', 'ada', 'file-1', '{{}}', 1, 9e12, {completed})"
-        )
-        for line in range(6):
-            job = f"'video_{line + 2}'" if line < noted and line else "NULL"
-            error = f"'{told}'" if line == 0 else "NULL"
-            rows.append(
-                "INSERT INTO batch_lines (batch, line, custom_id, body, job, error)"
-                f" VALUES ({number}, {line}, 'l{line}', '{{}}', {job}, {error})"
-            )
-    run_on(url, [statement for statement in [*ddl, *rows] if statement.strip()])
+def test_running_every_revision_gives_the_tables_of_a_new_database(database_url, new_shape):
+    with bare(database_url) as connection, connection.begin():
+        upgrade._run(connection, metadata, 7.0)
+    with bare(database_url) as connection:
+        assert read_shape(connection) == new_shape
+        versions = connection.execute(select(schema.c.version).order_by(schema.c.version))
+        assert versions.scalars().all() == list(range(1, VERSION + 1))
+    assert read_versions(database_url) == (VERSION, f"{VERSION:04}")
 
 
-def shape(database: Database) -> dict[str, object]:
-    """Tables, columns, indexes, keys and triggers as the database has them."""
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+def test_an_old_database_gets_the_tables_of_a_new_one(database_url, new_shape, version: int):
+    make_old(database_url, version)
+    database = Database(database_url)
     with database.read() as connection:
-        look = inspect(connection)
-        found: dict[str, object] = {}
-        for table in sorted(look.get_table_names()):
-            columns = [
-                (c["name"], str(c["type"]), c["nullable"], c["default"])
-                for c in look.get_columns(table)
-            ]
-            found[table] = (
-                columns,
-                look.get_pk_constraint(table)["constrained_columns"],
-                look.get_foreign_keys(table),
-            )
-        if database.postgres:
-            indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexname"
-            triggers = "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname"
-            functions = "SELECT proname, prosrc FROM pg_proc WHERE proname LIKE 'skyloom%'"
-            asked = (indexes, triggers, functions)
-        else:
-            asked = (
-                "SELECT name, sql FROM sqlite_master WHERE type IN ('index', 'trigger') ORDER BY name",
-            )
-        found["rest"] = [[tuple(row) for row in connection.execute(text(ask))] for ask in asked]
-    return found
+        assert read_shape(connection) == new_shape
+    assert database.check() == []
+    database.close()
+    assert read_versions(database_url) == (VERSION, f"{VERSION:04}")
 
 
-def empty(url: str) -> None:
-    """Drop everything."""
-    if url.startswith("sqlite"):
-        for path in Path(url.removeprefix("sqlite:///")).parent.glob("*.db*"):
-            path.unlink()
-    else:
-        psycopg = importlib.import_module("psycopg")
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP SCHEMA public CASCADE")
-            connection.execute("CREATE SCHEMA public")
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+def test_a_migration_keeps_every_row(database_url, version: int):
+    make_old(database_url, version)
+    with bare(database_url) as connection:
+        before = read_rows(connection)
+    open_and_close(database_url)
+    with bare(database_url) as connection:
+        after = read_rows(connection)
+    assert any(before.values())
+    computed = {"batches": {"total", "next_line", "completed", "failed"}} if version < 4 else {}
+    for table, rows in before.items():
+        skipped = computed.get(table, set())
+        kept = [{name: row[name] for name in row if name not in skipped} for row in rows]
+        found = [{name: row[name] for name in kept[0]} for row in after[table]] if kept else []
+        assert found == kept, table
 
 
-def test_an_old_database_comes_out_like_a_new_one(database_url):
-    new = Database(database_url)
-    wanted = shape(new)
-    new.close()
-    empty(database_url)
-    make_version_1(database_url)
-    old = Database(database_url)
-    assert shape(old) == wanted
-    with old.read() as connection:
-        assert max(connection.execute(select(schema.c.version)).scalars()) == VERSION
-    assert old.check() == []
-    old.close()
-
-
-def test_what_an_old_database_held_is_counted(database_url, tmp_path):
+def test_a_migration_counts_the_jobs_and_batches_of_version_1(database_url, tmp_path):
     make_version_1(database_url)
     database = Database(database_url)
     store = JobStore(database, Settings(data=tmp_path))
-    wanted = {status: _STATUSES.count(status) for status in _STATUSES}
-    assert store.counts().by_status == wanted
+    expected = {status: STATUSES.count(status) for status in STATUSES}
+    assert store.counts().by_status == expected
     store.delete("video_3")
     store.cancel("video_0")
-    left = {**wanted, "completed": 1, "cancelled": 2}
+    left = {**expected, "completed": 1, "cancelled": 2}
     assert store.counts().by_status == {
         status: count for status, count in left.items() if status != "queued"
     }
-    waits, done = (BatchStore(database, store).get(f"batch_{number}", "ada") for number in (1, 2))
-    assert (waits.status, waits.total, waits.next_line, waits.completed, waits.failed) == (
-        "in_progress",
-        6,
-        4,
-        0,
-        1,
-    )
-    assert (done.status, done.total, done.next_line, done.completed, done.failed) == (
-        "completed",
-        6,
-        6,
-        2,
-        4,
-    )
+    batches = BatchStore(database, store)
+    open_batch = batches.get("batch_1", "ada")
+    done = batches.get("batch_2", "ada")
+    assert (open_batch.status, done.status) == ("in_progress", "completed")
+    assert (open_batch.total, open_batch.next_line) == (6, 4)
+    assert (open_batch.completed, open_batch.failed) == (0, 1)
+    assert (done.total, done.next_line, done.completed, done.failed) == (6, 6, 2, 4)
     with database.read() as connection:
         outstanding = connection.execute(select(batch_jobs.c.job, batch_jobs.c.line)).all()
         assert sorted(map(tuple, outstanding)) == [("video_3", 1), ("video_4", 2), ("video_5", 3)]
@@ -160,36 +107,150 @@ def test_what_an_old_database_held_is_counted(database_url, tmp_path):
 
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
-def test_every_reference_to_another_table_has_an_index(table):
-    """Or a row that is deleted there scans this table for what goes with it; no plan shows that."""
-    led = {index.columns[0].name for index in table.indexes} | {
-        next(iter(table.primary_key.columns)).name
-    }
+def test_every_foreign_key_has_an_index(table):
+    """Without one, deleting the referenced row scans this table."""
+    led = {index.columns[0].name for index in table.indexes}
+    led.add(next(iter(table.primary_key.columns)).name)
     assert {key.parent.name for key in table.foreign_keys} <= led
 
 
-@pytest.mark.parametrize("without", [(), ("batch", "files", "characters", "api_keys")])
-def test_every_opener_migrates_also_where_nothing_else_is_imported(tmp_path, without):
-    """A worker, a backup or a restore opens the database before any module of the server's calls is loaded, and a
-    database that only a command has written may lack tables of the server."""
+@pytest.mark.parametrize("version", [1, 4])
+@pytest.mark.parametrize("missing", [(), ("batch", "files", "characters", "likenesses")])
+def test_a_process_that_imports_only_the_database_migrates_all_tables(tmp_path, version, missing):
+    """A database that only a command has written may lack tables of the server."""
     url = f"sqlite:///{tmp_path / 'old.db'}"
-    make_version_1(url)
-    tables = [name for name in metadata.tables if name.startswith(without)] if without else []
-    run_on(url, [f"DROP TABLE IF EXISTS {name}" for name in tables])
+    make_old(url, version)
+    tables = [name for name in metadata.tables if name.startswith(missing)] if missing else []
+    execute(url, [f"DROP TABLE IF EXISTS {name}" for name in tables])
     program = f"from skyloom.serve.queue.database import Database; print(Database({url!r}).check())"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        env=environment,
+        env=program_environment(),
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
-    database = Database(url)
+    with bare(url) as connection:
+        shape = read_shape(connection)
+    clear(url)
+    open_and_close(url)
+    with bare(url) as connection:
+        assert read_shape(connection) == shape
+
+
+# a future revision: a new column, changed rows, and a table that SQLite has to copy
+NEXT_REVISION = """
+import sqlalchemy as sa
+from alembic import op
+from skyloom.serve.queue.migrations.job_counters import create_job_counters
+
+revision, down_revision = "{next:04}", "{last:04}"
+
+
+def upgrade():
+    op.add_column("owners", sa.Column("colour", sa.String(8)))
+    op.execute("UPDATE owners SET colour = 'red'")
+    options = {{"table_kwargs": {{"sqlite_autoincrement": True}}}}
+    with op.batch_alter_table("jobs", **options) as jobs:
+        jobs.alter_column("phase", type_=sa.String(64))
+    if op.get_bind().dialect.name == "sqlite":
+        create_job_counters(op.get_bind())
+    {last_line}
+"""
+
+
+@pytest.fixture
+def add_revision(tmp_path, monkeypatch):
+    """Add a revision after the newest one for the duration of a test; `last_line` ends it."""
+
+    def add(last_line: str = "pass") -> int:
+        scripts = tmp_path / "scripts"
+        shutil.rmtree(scripts, ignore_errors=True)
+        shutil.copytree(upgrade.__spec__.origin.rpartition("/")[0], scripts)
+        number = VERSION + 1
+        script = NEXT_REVISION.format(next=number, last=VERSION, last_line=last_line)
+        (scripts / f"versions/{number:04}_colour.py").write_text(script)
+        monkeypatch.setattr(upgrade, "SCRIPTS", scripts)
+        monkeypatch.setattr(upgrade, "VERSION", number)
+        return number
+
+    return add
+
+
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+def test_an_added_revision_runs_once_and_keeps_referring_rows(database_url, add_revision, version):
+    """A copy of `jobs` in SQLite would delete results and events if foreign keys were on."""
+    make_old(database_url, version)
+    open_and_close(database_url)
+    with bare(database_url) as connection:
+        before = read_rows(connection)
+        shape = read_shape(connection)
+    number = add_revision()
+    for _ in range(2):
+        open_and_close(database_url)
+    assert read_versions(database_url) == (number, f"{number:04}")
+    with bare(database_url) as connection:
+        after = read_rows(connection)
+        assert read_shape(connection)["rest"] == shape["rest"]
+    owners = [{**row, "colour": "red"} for row in before["owners"]]
+    assert after == {**before, "owners": owners}
+
+
+def test_a_revision_that_fails_changes_nothing(database_url, add_revision):
+    make_old(database_url, 4)
+    open_and_close(database_url)
+    with bare(database_url) as connection:
+        before = (read_rows(connection), read_shape(connection))
+    add_revision("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        open_and_close(database_url)
+    with bare(database_url) as connection:
+        assert (read_rows(connection), read_shape(connection)) == before
+    assert read_versions(database_url) == (VERSION, f"{VERSION:04}")
+    number = add_revision()
+    open_and_close(database_url)
+    assert read_versions(database_url) == (number, f"{number:04}")
+
+
+def test_a_revision_that_leaves_dangling_references_is_undone(tmp_path, add_revision):
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    make_old(url, 4)
+    open_and_close(url)
+    add_revision("""op.execute("DELETE FROM jobs")""")
+    with pytest.raises(ConfigError, match="references to missing rows"):
+        open_and_close(url)
+    assert read_versions(url) == (VERSION, f"{VERSION:04}")
+
+
+def test_settings_of_a_connection_are_restored_after_a_migration(tmp_path):
+    make_version_1(f"sqlite:///{tmp_path / 'old.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
     with database.read() as connection:
-        assert set(metadata.tables) <= set(inspect(connection).get_table_names())
-    assert sum(JobStore(database, Settings(data=tmp_path)).counts().by_status.values()) == len(
-        _STATUSES
-    )
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000
     database.close()
+
+
+def test_an_empty_version_table_is_a_new_database(tmp_path):
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    execute(url, ["CREATE TABLE schema_version (version INTEGER PRIMARY KEY, at DOUBLE)"])
+    open_and_close(url)
+    assert read_versions(url) == (VERSION, f"{VERSION:04}")
+
+
+@pytest.mark.parametrize("table", ["schema_version", "alembic_version"])
+def test_a_newer_database_is_refused(database_url, table: str):
+    open_and_close(database_url)
+    newer = {
+        "schema_version": f"INSERT INTO schema_version (version, at) VALUES ({VERSION + 3}, 0)",
+        "alembic_version": f"UPDATE alembic_version SET version_num = '{VERSION + 3:04}'",
+    }
+    execute(database_url, [newer[table]])
+    with pytest.raises(ConfigError) as refused:
+        Database(database_url)
+    assert str(refused.value) == (
+        f"The database has version {VERSION + 3}, and this skyloom knows versions up to {VERSION}."
+        " Install a newer skyloom, or restore the copy from before the update"
+        f" (DATABASE.before-{VERSION + 3:04}.backup)."
+    )

@@ -1,4 +1,4 @@
-"""Files by their content: whole or not at all, only under their own names, in a folder or an object store."""
+"""Storage of assets in a folder and in an object store: atomic writes, keys, references."""
 
 import errno
 import io
@@ -10,21 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.errors import CapacityError, ConfigError, MediaError, RequestError
-from skyloom.serve.storage import folder as module
-from skyloom.serve.storage.folder import (
+from skyloom.serve.storage import (
     Asset,
     FolderStorage,
     ObjectStorage,
     find_references,
     open_storage,
 )
+from skyloom.serve.storage import folder as module
 
 CONTENT = bytes(range(256)) * 4_000
 
 
 @pytest.fixture(params=["folder", "objects"])
 def storage(request, tmp_path):
-    """Either kind."""
+    """A folder or an object store."""
     return (
         FolderStorage(tmp_path / "assets")
         if request.param == "folder"
@@ -32,7 +32,7 @@ def storage(request, tmp_path):
     )
 
 
-def test_what_was_put_is_read_whole_and_in_parts(storage, tmp_path):
+def test_put_then_read_whole_and_by_range(storage, tmp_path):
     (tmp_path / "a.mp4").write_bytes(CONTENT)
     asset = storage.put(tmp_path / "a.mp4", "mp4")
     assert asset == storage.put(CONTENT, "mp4") == storage.put(io.BytesIO(CONTENT), "mp4")
@@ -53,7 +53,7 @@ def test_what_was_put_is_read_whole_and_in_parts(storage, tmp_path):
     assert storage.fetch(asset, tmp_path / "b.mp4").read_bytes() == CONTENT
 
 
-def test_what_is_not_there_is_a_sentence_before_the_first_byte(storage, tmp_path):
+def test_missing_assets_raise_before_the_first_chunk(storage, tmp_path):
     gone = Asset("0" * 64, "mp4")
     for look in (storage.size, storage.read, lambda asset: storage.fetch(asset, tmp_path / "x")):
         with pytest.raises(MediaError, match="gone"):
@@ -63,10 +63,10 @@ def test_what_is_not_there_is_a_sentence_before_the_first_byte(storage, tmp_path
         storage.put(b"<svg/>", "svg")
 
 
-def test_only_what_has_the_form_of_an_asset_is_listed(storage, tmp_path):
-    """Not a prefix in the prefix, nor the trash, the note, another kind or a name in the wrong folder."""
+def test_assets_lists_only_assets_directly_under_the_prefix(storage, tmp_path):
+    """Skips deeper prefixes, the trash, the marker, other suffixes and names in a wrong folder."""
     asset = storage.put(b"one", "bin")
-    storage.write_note(b"{}", replace=False)
+    storage.write_marker(b"{}", replace=False)
     for key in (
         f"deep/{asset.key}",
         f"trash/x/{asset.key}",
@@ -79,7 +79,7 @@ def test_only_what_has_the_form_of_an_asset_is_listed(storage, tmp_path):
     assert [found.key for found, _ in storage.assets("trash/x/")] == [asset.key]
 
 
-def test_an_object_is_moved_and_removed_or_was_not_there(storage):
+def test_move_and_remove(storage):
     asset = storage.put(b"one", "bin")
     assert storage.move(asset.key, "trash/a")
     assert not storage.move(asset.key, "trash/a")
@@ -90,36 +90,36 @@ def test_an_object_is_moved_and_removed_or_was_not_there(storage):
     assert storage.find("trash/a") is None
 
 
-def test_the_first_note_stays_unless_it_is_replaced(storage):
-    assert storage.read_note() is None
-    storage.write_note(b"first", replace=False)
-    storage.write_note(b"second", replace=False)
-    assert storage.read_note() == b"first"
-    storage.write_note(b"third", replace=True)
-    assert storage.read_note() == b"third"
+def test_write_marker_keeps_an_existing_one_unless_replace(storage):
+    assert storage.read_marker() is None
+    storage.write_marker(b"first", replace=False)
+    storage.write_marker(b"second", replace=False)
+    assert storage.read_marker() == b"first"
+    storage.write_marker(b"third", replace=True)
+    assert storage.read_marker() == b"third"
 
 
-def test_what_is_stored_is_recorded_before_it_appears(storage):
+def test_recorder_is_called_before_an_asset_appears(storage):
     seen = []
-    storage.write_note(b"{}", replace=False)
-    storage.own(lambda asset: seen.append((asset, storage.find(asset.key))))
+    storage.write_marker(b"{}", replace=False)
+    storage.set_recorder(lambda asset: seen.append((asset, storage.find(asset.key))))
     asset = storage.put(b"one", "bin")
     assert seen == [(asset, None)]
 
 
-def test_a_folder_that_is_not_mounted_any_more_takes_nothing(tmp_path):
+def test_put_refuses_a_folder_without_marker(tmp_path):
     storage = FolderStorage(tmp_path / "assets")
-    storage.write_note(b"{}", replace=False)
-    storage.own(lambda asset: None)
+    storage.write_marker(b"{}", replace=False)
+    storage.set_recorder(lambda asset: None)
     (tmp_path / "assets").rename(tmp_path / "elsewhere")
     (tmp_path / "assets").mkdir()
-    with pytest.raises(CapacityError, match="note is gone"):
+    with pytest.raises(CapacityError, match="marker is gone"):
         storage.put(b"one", "bin")
     assert not list((tmp_path / "assets").iterdir())
 
 
 @given(st.text(max_size=120))
-def test_no_text_but_a_reference_names_a_file(text: str):
+def test_parse_refuses_arbitrary_text(text: str):
     with pytest.raises(RequestError):
         Asset.parse(text)
 
@@ -140,12 +140,12 @@ def test_no_text_but_a_reference_names_a_file(text: str):
         ),
     ],
 )
-def test_near_misses_are_no_references(text: str):
+def test_parse_refuses_near_misses(text: str):
     with pytest.raises(RequestError):
         Asset.parse(text)
 
 
-def test_a_link_is_no_asset(tmp_path):
+def test_read_refuses_symbolic_links(tmp_path):
     storage = FolderStorage(tmp_path / "assets")
     asset = storage.put(b"x", "bin")
     (tmp_path / "secret").write_text("secret")
@@ -156,7 +156,7 @@ def test_a_link_is_no_asset(tmp_path):
         storage.read(asset)
 
 
-def test_a_changed_file_is_not_fetched(tmp_path):
+def test_fetch_refuses_changed_content(tmp_path):
     storage = FolderStorage(tmp_path / "assets")
     asset = storage.put(CONTENT, "bin")
     path = storage.folder / asset.key
@@ -166,7 +166,7 @@ def test_a_changed_file_is_not_fetched(tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_disk_that_fills_up_at_any_byte_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_put_on_a_disk_that_fills_up_leaves_no_files(tmp_path, monkeypatch):
     storage = FolderStorage(tmp_path / "assets")
     for offset in range(0, len(CONTENT), len(CONTENT) // 200):
 
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_nothing_behind(tmp_path, monkey
             target.flush()
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(module, "copy_hashed", fill)
+        monkeypatch.setattr(module, "copy_and_hash", fill)
         with pytest.raises(CapacityError, match="full"):
             storage.put(CONTENT, "bin")
         assert [path for path in storage.folder.rglob("*") if path.is_file()] == []
@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_nothing_behind(tmp_path, monkey
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_full_or_broken_disk_leaves_nothing_behind(tmp_path, monkeypatch, call: str, number: int):
+def test_put_on_a_failing_disk_leaves_no_files(tmp_path, monkeypatch, call: str, number: int):
     storage = FolderStorage(tmp_path / "assets")
 
     def fail(*_):
@@ -200,7 +200,7 @@ def test_a_full_or_broken_disk_leaves_nothing_behind(tmp_path, monkeypatch, call
     assert [path for path in storage.folder.rglob("*") if path.is_file()] == []
 
 
-def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_put_syncs_content_before_rename(tmp_path, monkeypatch):
     storage, order = FolderStorage(tmp_path / "assets"), []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(module.os, "fsync", lambda number: (order.append("fsync"), fsync(number)))
@@ -211,7 +211,7 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert order == ["fsync", "fsync", "replace", "fsync"]
 
 
-def test_references_are_found_however_deep():
+def test_find_references_in_nested_values():
     values = {
         "a": ["asset:1", {"b": "asset:2", "c": (1, None, "x")}],
         "d": "asset:3",
@@ -220,7 +220,7 @@ def test_references_are_found_however_deep():
     assert find_references(values) == {"asset:1", "asset:2", "asset:3"}
 
 
-def test_places_are_folders_or_urls(tmp_path):
+def test_open_storage_by_folder_or_url(tmp_path):
     assert isinstance(open_storage(str(tmp_path / "a")), FolderStorage)
     assert isinstance(open_storage(f"file://{tmp_path / 'b'}"), FolderStorage)
     assert isinstance(open_storage("memory:///"), ObjectStorage)

@@ -1,4 +1,4 @@
-"""The collector deletes what is provably ours and named by nobody for long enough, and nothing else."""
+"""Garbage collection deletes recorded assets that are unreferenced long enough, nothing else."""
 
 import logging
 import os
@@ -12,58 +12,61 @@ from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.maintenance import garbage_collection_task
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import FolderStorage, ObjectStorage, find_references
+from skyloom.serve.storage import FolderStorage, ObjectStorage, find_references
 from skyloom.serve.storage.garbage import DAY, SLACK_SECONDS, collect, preview, trash_key
-from skyloom.serve.storage.installation import adopt_storage, check, named_by
+from skyloom.serve.storage.installation import adopt_storage, check_installation, referenced_assets
 from skyloom.serve.storage.inventory import Inventory
 
 PROMPT = {"prompt": "a cat"}
 
 
 class Place:
-    """A database, a storage and a clock that tests turn."""
+    """A database, a storage and a clock that tests set."""
 
     def __init__(self, storage, database: Database, settings: Settings, clock) -> None:
-        self.storage, self.database, self.settings, self.clock = storage, database, settings, clock
+        self.storage = storage
+        self.database = database
+        self.settings = settings
+        self.clock = clock
         self.inventory = Inventory(database)
         self.jobs = JobStore(database, settings)
-        check(self.inventory, storage, settings)
-        storage.own(self.inventory.record)
+        check_installation(self.inventory, storage, settings)
+        storage.set_recorder(self.inventory.record)
 
     @property
     def id(self) -> str:
-        """The installation's."""
+        """Installation id."""
         return self.inventory.identity().id
 
     def name(self, asset) -> str:
-        """A job that names an asset."""
+        """Submit a job that references an asset."""
         return self.jobs.submit({**PROMPT, "image": asset.reference}, owner="ada").id
 
     def sweep(self, days: float = 0.0):
-        """Sweep, after some days."""
+        """Collect garbage after some days."""
         self.clock.turn(days * DAY)
         return collect(self.database, self.storage, self.settings)
 
     def keys(self) -> set[str]:
-        """The assets that are in their places."""
+        """Keys of the assets outside the trash."""
         return {asset.key for asset, _ in self.storage.assets()}
 
     def trash(self) -> set[str]:
-        """What is trashed, by its key in the storage."""
+        """Keys of the assets in the trash."""
         prefix = f"trash/{self.id}/"
         return {asset.key for asset, _ in self.storage.assets(prefix)}
 
 
 @pytest.fixture
 def clock(clock):
-    """As late as files are, since those have the machine's time."""
+    """Start later than the files, which have the machine's time."""
     clock.now = 4_000_000_000.0
     return clock
 
 
 @pytest.fixture(params=["folder", "objects"])
 def place(request, database, settings, clock, tmp_path) -> Place:
-    """On either kind of storage, and either kind of database."""
+    """Every combination of storage and database."""
     storage = (
         FolderStorage(tmp_path / "assets")
         if request.param == "folder"
@@ -72,7 +75,7 @@ def place(request, database, settings, clock, tmp_path) -> Place:
     return Place(storage, database, settings, clock)
 
 
-def test_what_nobody_names_is_trashed_after_its_grace_and_deleted_after_another(place, caplog):
+def test_unreferenced_assets_are_trashed_then_deleted(place, caplog):
     kept, gone = place.storage.put(b"kept", "bin"), place.storage.put(b"gone", "bin")
     place.name(kept)
     assert place.sweep().waiting == 1
@@ -86,16 +89,16 @@ def test_what_nobody_names_is_trashed_after_its_grace_and_deleted_after_another(
     done = place.sweep(0.2)
     assert (done.deleted, done.deleted_bytes) == (1, 4)
     assert (place.keys(), place.trash()) == ({kept.key}, set())
-    assert place.inventory.names() == {kept.reference}
+    assert place.inventory.references() == {kept.reference}
     assert place.sweep(30).trashed == 0
 
 
-def test_a_dry_run_says_it_and_changes_nothing(place):
-    gone, foreign = place.storage.put(b"gone", "bin"), ObjectOf(place).put(b"foreign!")
+def test_preview_reports_and_changes_nothing(place):
+    gone, foreign = place.storage.put(b"gone", "bin"), UnrecordedWriter(place).put(b"foreign!")
     place.sweep()
     place.clock.turn(8 * DAY)
-    told, rest = preview(place.database, place.storage, place.settings)
-    assert (told.trashed, told.trashed_bytes, told.deleted) == (1, 4, 0)
+    report, rest = preview(place.database, place.storage, place.settings)
+    assert (report.trashed, report.trashed_bytes, report.deleted) == (1, 4, 0)
     assert (rest.count, rest.bytes) == (1, 8)
     assert place.keys() == {gone.key, foreign.key}
     assert place.sweep().trashed == 1
@@ -104,29 +107,29 @@ def test_a_dry_run_says_it_and_changes_nothing(place):
     assert place.sweep().deleted == 1
 
 
-class ObjectOf:
-    """Stores in a place without its record: as another program does, or a newer database."""
+class UnrecordedWriter:
+    """Stores without a record, as another program or a newer database does."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
 
     def put(self, content: bytes):
-        """Store it."""
-        self.place.storage.own(lambda asset: None)
+        """Store content."""
+        self.place.storage.set_recorder(lambda asset: None)
         asset = self.place.storage.put(content, "bin")
-        self.place.storage.own(self.place.inventory.record)
+        self.place.storage.set_recorder(self.place.inventory.record)
         return asset
 
 
-def test_files_of_others_under_the_prefix_are_never_touched(place):
-    asset = ObjectOf(place).put(b"somebody's")
+def test_unrecorded_files_under_the_prefix_are_never_touched(place):
+    asset = UnrecordedWriter(place).put(b"somebody's")
     moved = [f"notes/{number}.txt" for number in range(3)] + [
         f"b/{asset.key}",
         f"trash/b/{asset.key}",
         "ab/x.bin",
     ]
     for name in moved:
-        place.storage.move(ObjectOf(place).put(name.encode()).key, name)
+        place.storage.move(UnrecordedWriter(place).put(name.encode()).key, name)
     for _ in range(4):
         place.sweep(30)
     assert asset.key in place.keys()  # noqa: SIM118
@@ -134,7 +137,7 @@ def test_files_of_others_under_the_prefix_are_never_touched(place):
 
 
 def test_two_installations_in_one_bucket_at_nested_prefixes(tmp_path, settings, clock):
-    """One at the root of a folder, one below it whose prefix looks like one of the other's own folders."""
+    """One at the root of a folder, two below it with prefixes that the first uses itself."""
     places = []
     for number, folder in enumerate(("bucket", "bucket/trash", "bucket/ab")):
         database = Database(f"sqlite:///{tmp_path}/{number}.db", clock)
@@ -151,7 +154,7 @@ def test_two_installations_in_one_bucket_at_nested_prefixes(tmp_path, settings, 
 
 
 def test_a_restored_older_database_deletes_no_newer_video(tmp_path, settings, clock, caplog):
-    """The file was put back by other means than skyloom restore: nothing is collected until somebody says so."""
+    """Restored by other means than skyloom restore: nothing is collected before an adoption."""
     path, storage = tmp_path / "jobs.db", FolderStorage(tmp_path / "assets")
     with closing(Database(f"sqlite:///{path}", clock)) as database:
         place = Place(storage, database, settings, clock)
@@ -161,7 +164,7 @@ def test_a_restored_older_database_deletes_no_newer_video(tmp_path, settings, cl
         place.name(about_to_be_named)
         newer = [storage.put(f"video {number}".encode(), "mp4") for number in range(20)]
         for asset in newer:
-            place_named(place, asset)
+            add_library_file(place, asset)
         place.sweep(1)
     for left in tmp_path.glob("jobs.db*"):
         left.unlink()
@@ -169,7 +172,7 @@ def test_a_restored_older_database_deletes_no_newer_video(tmp_path, settings, cl
     with closing(Database(f"sqlite:///{path}", clock)) as database:
         place = Place(storage, database, settings, clock)
         for _ in range(4):
-            with pytest.raises(ConfigError, match="another copy"):
+            with pytest.raises(ConfigError, match="Another copy"):
                 place.sweep(8)
         _, task = garbage_collection_task(place.jobs, storage, lambda: False)
         task()
@@ -180,8 +183,8 @@ def test_a_restored_older_database_deletes_no_newer_video(tmp_path, settings, cl
         assert place.keys() >= {asset.key for asset in [*newer, about_to_be_named]}
 
 
-def place_named(place: Place, asset) -> None:
-    """A file of the library's that names an asset."""
+def add_library_file(place: Place, asset) -> None:
+    """Add a library file that references an asset."""
     from skyloom.serve.queue.library import Library
 
     Library(place.database).add_file("ada", "vision", "a.png", asset.reference, 1)
@@ -196,7 +199,7 @@ def test_an_older_database_within_one_sweep_deletes_nothing_that_it_has_not_reco
         place.sweep()
         database.backup(tmp_path / "old.db")
         newer = storage.put(b"newer", "mp4")
-        place_named(place, newer)
+        add_library_file(place, newer)
     with closing(Database(f"sqlite:///{tmp_path / 'old.db'}", clock)) as database:
         place = Place(storage, database, settings, clock)
         for _ in range(4):
@@ -217,9 +220,9 @@ def test_two_copies_of_a_database_do_not_both_collect(tmp_path, settings, clock)
             trial = Place(storage, second, settings, clock)
             trial.jobs.delete(id)
             production.sweep(1)
-            with pytest.raises(ConfigError, match="another copy"):
+            with pytest.raises(ConfigError, match="Another copy"):
                 trial.sweep(8)
-        storage.own(production.inventory.record)
+        storage.set_recorder(production.inventory.record)
         production.sweep(8)
         assert production.keys() == {video.key}
 
@@ -236,7 +239,7 @@ def test_two_servers_of_one_database_sweep_in_turn(place):
     assert collect(place.database, place.storage, place.settings, pause=1_800) is not None
 
 
-def test_a_note_that_cannot_be_written_is_written_by_a_later_sweep(place, monkeypatch):
+def test_marker_that_cannot_be_written_is_written_by_a_later_collection(place, monkeypatch):
     place.storage.put(b"gone", "bin")
 
     def fail(*_, **__):
@@ -244,20 +247,20 @@ def test_a_note_that_cannot_be_written_is_written_by_a_later_sweep(place, monkey
 
     for _ in range(3):
         with monkeypatch.context() as patched:
-            patched.setattr(type(place.storage), "write_note", fail)
+            patched.setattr(type(place.storage), "write_marker", fail)
             with pytest.raises(CapacityError):
                 place.sweep(8)
     place.sweep()
     assert place.sweep(8).trashed == 1
 
 
-def test_of_two_sweeps_that_begin_at_once_one_goes_on(place):
+def test_of_two_collections_at_once_one_continues(place):
     mine = place.inventory.identity()
-    assert place.inventory.begin_sweep(mine, mine.sweep) is not None
-    assert place.inventory.begin_sweep(mine, mine.sweep) is None
+    assert place.inventory.begin_collection(mine, mine.sweep) is not None
+    assert place.inventory.begin_collection(mine, mine.sweep) is None
 
 
-def test_what_is_stored_again_while_it_is_trashed_is_there(place, monkeypatch):
+def test_asset_stored_again_while_it_is_trashed_stays(place, monkeypatch):
     asset = place.storage.put(b"again", "bin")
     place.sweep()
     move = type(place.storage).move
@@ -279,8 +282,8 @@ def test_what_is_stored_again_while_it_is_trashed_is_there(place, monkeypatch):
 @pytest.mark.parametrize(
     "when", ["before it is moved", "after it is moved", "before it is deleted"]
 )
-def test_a_sweep_that_is_killed_is_gone_on_with(place, monkeypatch, when: str):
-    """At each place the next sweeps end with the same: named files there, unnamed ones gone, no row left."""
+def test_killed_collection_is_completed_by_the_next(place, monkeypatch, when: str):
+    """The next collections keep referenced files and delete unreferenced ones with their rows."""
     kept, gone = place.storage.put(b"kept", "bin"), place.storage.put(b"gone", "bin")
     place.name(kept)
     place.sweep()
@@ -301,11 +304,11 @@ def test_a_sweep_that_is_killed_is_gone_on_with(place, monkeypatch, when: str):
     for _ in range(2):
         place.sweep(8)
     assert (place.keys(), place.trash()) == ({kept.key}, set())
-    assert place.inventory.names() == {kept.reference}
+    assert place.inventory.references() == {kept.reference}
     assert place.storage.find(gone.key) is None
 
 
-def test_what_is_named_again_comes_back_from_the_trash(place):
+def test_asset_referenced_again_returns_from_the_trash(place):
     asset = place.storage.put(b"deleted, then its database was restored", "mp4")
     place.sweep()
     place.sweep(8)
@@ -319,7 +322,7 @@ def test_what_is_named_again_comes_back_from_the_trash(place):
     assert place.keys() == {asset.key}
 
 
-def test_what_another_has_written_since_is_not_ours_any_more(tmp_path, settings, clock):
+def test_asset_written_by_somebody_else_since_is_kept(tmp_path, settings, clock):
     database = Database(f"sqlite:///{tmp_path / 'jobs.db'}", clock)
     place = Place(FolderStorage(tmp_path / "assets"), database, settings, clock)
     asset = place.storage.put(b"both make this", "bin")
@@ -332,22 +335,22 @@ def test_what_another_has_written_since_is_not_ours_any_more(tmp_path, settings,
     database.close()
 
 
-@pytest.mark.parametrize("lost", ["the note", "another's note"])
-def test_nothing_is_swept_where_the_storage_does_not_say_whose_it_is(place, lost: str):
-    """Unmounted or replaced while the server runs: rows stay, too."""
+@pytest.mark.parametrize("lost", ["the marker", "another installation's marker"])
+def test_nothing_is_collected_without_the_right_marker(place, lost: str):
+    """The storage was unmounted or replaced while the server ran; rows stay too."""
     place.storage.put(b"gone", "bin")
     place.sweep()
-    if lost == "the note":
+    if lost == "the marker":
         place.storage.remove("skyloom-installation.json")
     else:
-        place.storage.write_note(b'{"id": "inst_other", "sweep": "x"}', replace=True)
+        place.storage.write_marker(b'{"id": "inst_other", "sweep": "x"}', replace=True)
     for look in (place.sweep, lambda: preview(place.database, place.storage, place.settings)):
         with pytest.raises(ConfigError):
             look()
-    assert len(place.keys()) == len(place.inventory.names()) == 1
+    assert len(place.keys()) == len(place.inventory.references()) == 1
 
 
-def test_a_database_that_is_away_keeps_nobody_from_storing(
+def test_unreachable_database_does_not_prevent_storing(
     tmp_path, settings, clock, monkeypatch, caplog
 ):
     from sqlalchemy.exc import OperationalError
@@ -368,16 +371,16 @@ def test_a_database_that_is_away_keeps_nobody_from_storing(
     database.close()
 
 
-def test_a_prompt_that_looks_like_a_reference_stops_no_sweep(place):
+def test_prompt_that_looks_like_a_reference_is_ignored(place):
     gone = place.storage.put(b"gone", "bin")
     place.jobs.submit({"prompt": "asset:of a cat"}, owner="ada")
-    assert "asset:of a cat" in named_by(place.database, place.settings)
+    assert "asset:of a cat" in referenced_assets(place.database, place.settings)
     for _ in range(3):
         place.sweep(8)
     assert gone.key not in place.keys() | place.trash()
 
 
-def test_a_sweep_ends_when_the_server_does(place):
+def test_collection_stops_with_the_server(place):
     for number in range(3):
         place.storage.put(f"{number}".encode(), "bin")
     place.sweep()
@@ -387,11 +390,11 @@ def test_a_sweep_ends_when_the_server_does(place):
     assert len(place.keys()) == 3
 
 
-def test_every_named_asset_is_kept_whatever_names_it(place):
+def test_assets_of_jobs_and_files_are_kept(place):
     named = [place.storage.put(f"{number}".encode(), "bin") for number in range(2)]
     place.name(named[0])
-    place_named(place, named[1])
-    assert find_references(sorted(named_by(place.database, place.settings))) == {
+    add_library_file(place, named[1])
+    assert find_references(sorted(referenced_assets(place.database, place.settings))) == {
         one.reference for one in named
     }
     for _ in range(3):

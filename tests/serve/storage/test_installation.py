@@ -1,4 +1,4 @@
-"""No mistake in the settings deletes or orphans what was made: a database and a storage know each other."""
+"""Wrong settings never delete or orphan videos: database and storage hold the same id."""
 
 import logging
 import os
@@ -14,24 +14,24 @@ from skyloom.serve.queue.job import JobResult
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import FolderStorage, ObjectStorage
 from skyloom.serve.storage import installation as module
-from skyloom.serve.storage.folder import FolderStorage, ObjectStorage
 from skyloom.serve.storage.garbage import collect
 from skyloom.serve.storage.installation import (
-    _refuse_new,
-    check,
-    check_pair,
-    examine_pair,
+    _refuse_new_database,
+    check_ids,
+    check_installation,
+    examine_installation,
     open_database,
     open_installation,
-    read_note,
+    read_marker,
 )
 from skyloom.serve.storage.inventory import Inventory
 
 
 @pytest.fixture(autouse=True)
 def umask():
-    """What opening changes for the process is put back."""
+    """Restore the process's umask after each test."""
     mask = os.umask(0o022)
     yield
     os.umask(mask)
@@ -39,7 +39,7 @@ def umask():
 
 @pytest.fixture(params=["folder", "objects"])
 def places(request, tmp_path, monkeypatch):
-    """Makes the settings of an installation by its name; storages by any name, of either kind."""
+    """Create settings by names of a database and a storage, for both kinds of storage."""
     stores: dict[str, ObjectStorage] = {}
 
     def opened(place: str) -> FolderStorage | ObjectStorage:
@@ -59,7 +59,7 @@ def places(request, tmp_path, monkeypatch):
 
 
 def make_video(settings: Settings, content: bytes) -> str:
-    """The reference of a video that was made and handed in."""
+    """Store a video as the result of a completed job. Returns its reference."""
     database, storage = open_installation(settings)
     with closing(database):
         asset = storage.put(content, "mp4")
@@ -70,19 +70,19 @@ def make_video(settings: Settings, content: bytes) -> str:
 
 
 def before_ids(settings: Settings) -> None:
-    """Make database and storage as versions without ids have left them."""
+    """Remove the ids, as in a database migrated from a version without ids."""
     database, storage = open_installation(settings)
     with closing(database), database.write() as write:
         for table in ("installation", "assets"):
-            write.connection.exec_driver_sql(f"DROP TABLE {table}")
+            write.connection.exec_driver_sql(f"DELETE FROM {table}")
     storage.remove("skyloom-installation.json")
 
 
 def ids(settings: Settings) -> set[str | None]:
-    """The ids of both sides, once they were opened together."""
+    """Open database and storage together and read both ids."""
     database, storage = open_installation(settings)
     with closing(database):
-        return {Inventory(database).identity().id, read_note(storage).id}
+        return {Inventory(database).identity().id, read_marker(storage).id}
 
 
 def test_a_new_database_and_a_new_storage_get_one_id(places):
@@ -91,7 +91,7 @@ def test_a_new_database_and_a_new_storage_get_one_id(places):
     assert first.startswith("inst_")
 
 
-def test_another_installations_storage_is_refused_by_both_ids(places):
+def test_storage_of_another_installation_is_refused_with_both_ids(places):
     (one,), (two,) = ids(places("a", "s")), ids(places("b", "t"))
     make_video(places("a", "s"), b"a")
     with pytest.raises(ConfigError, match=one) as refused:
@@ -101,7 +101,7 @@ def test_another_installations_storage_is_refused_by_both_ids(places):
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "empty tables"])
-def test_a_lost_database_is_an_error_and_is_not_made_anew(places, tmp_path, left: str):
+def test_lost_database_is_an_error_and_is_not_created(places, tmp_path, left: str):
     settings = places("a", "s")
     (id,) = ids(settings)
     make_video(settings, b"a")
@@ -129,18 +129,18 @@ def test_a_mistyped_database_url_is_an_error_and_makes_no_file(places, tmp_path)
     assert not (tmp_path / "typo.db").exists()
 
 
-def test_a_storage_that_is_not_mounted_is_an_error_and_stays_empty(places, tmp_path):
+def test_unmounted_storage_is_an_error_and_stays_empty(places, tmp_path):
     settings = places("a", "s")
     make_video(settings, b"a")
     away = places("a", "mount")
     with pytest.raises(ConfigError, match=r"no installation id.*mounted"):
         open_installation(away)
     with pytest.raises(ConfigError, match="mounted"):
-        examine_pair(away)
+        examine_installation(away)
     assert not (tmp_path / "mount").exists()
 
 
-def test_files_of_nobody_are_not_taken_by_a_new_database(places):
+def test_new_database_refuses_a_storage_with_files(places):
     settings = places("a", "s")
     make_video(settings, b"a")
     before_ids(settings)
@@ -148,7 +148,7 @@ def test_files_of_nobody_are_not_taken_by_a_new_database(places):
         open_installation(places("b", "s"))
 
 
-def test_database_and_storage_from_before_are_adopted_together(places, caplog):
+def test_database_and_storage_without_ids_get_one_together(places, caplog):
     settings = places("a", "s")
     make_video(settings, b"a")
     before_ids(settings)
@@ -156,12 +156,12 @@ def test_database_and_storage_from_before_are_adopted_together(places, caplog):
         database, storage = open_installation(settings)
     with closing(database):
         inventory = Inventory(database)
-        assert inventory.names() == JobStore(database, settings).referenced_assets() != set()
-        assert read_note(storage).id == inventory.identity().id
+        assert inventory.references() == JobStore(database, settings).referenced_assets() != set()
+        assert read_marker(storage).id == inventory.identity().id
     assert inventory.identity().id in caplog.text
 
 
-def test_a_database_from_before_is_not_adopted_with_a_storage_that_has_none_of_its_files(places):
+def test_database_without_id_refuses_a_storage_without_its_files(places):
     settings = places("a", "s")
     make_video(settings, b"a")
     before_ids(settings)
@@ -169,20 +169,20 @@ def test_a_database_from_before_is_not_adopted_with_a_storage_that_has_none_of_i
         open_installation(places("a", "mount"))
 
 
-def test_an_older_database_from_before_goes_with_the_storage_that_holds_its_files(places):
+def test_database_without_id_takes_the_id_of_the_storage_with_its_files(places):
     settings = places("a", "s")
     make_video(settings, b"a")
     (id,) = ids(settings)
     database = Database(settings.database)
     with closing(database), database.write() as write:
-        write.connection.exec_driver_sql("DROP TABLE installation")
+        write.connection.exec_driver_sql("DELETE FROM installation")
     assert ids(settings) == {id}
 
 
-def test_a_crash_between_the_two_ids_is_mended(places):
+def test_crash_between_writing_the_two_ids_is_repaired(places):
     settings = places("a", "s")
     with closing(open_database(settings)) as database:
-        id = Inventory(database).identify().id
+        id = Inventory(database).ensure_identity().id
     assert ids(settings) == {id}
 
 
@@ -199,8 +199,8 @@ def test_adopting_takes_the_storage_and_refuses_the_installation_before(places):
     assert ids(places("b", "s")) == {id}, "once is enough"
 
 
-def test_processes_that_start_at_once_on_new_ones_agree(places):
-    """At each place between another's two writes."""
+def test_processes_that_start_at_once_agree_on_an_id(places):
+    """Another process opens both between reading and writing the ids."""
     settings = places("a", "s")
     database, storage = Database(settings.database), module.open_storage(settings.storage)
     with closing(database):
@@ -215,30 +215,30 @@ def test_processes_that_start_at_once_on_new_ones_agree(places):
             return real()
 
         inventory.identity = identity
-        assert check(inventory, storage, settings).id == read_note(storage).id
+        assert check_installation(inventory, storage, settings).id == read_marker(storage).id
 
 
-def test_a_damaged_note_is_an_error(places):
+def test_damaged_marker_is_an_error(places):
     _, storage = open_installation(places("a", "s"))
     for content in (b"", b"{}", b"[1]", b"\xff"):
-        storage.write_note(content, replace=True)
+        storage.write_marker(content, replace=True)
         with pytest.raises(ConfigError, match="damaged"):
             open_installation(places("a", "s"))
     open_installation(places("a", "s"), adopt=True)[0].close()
     assert len(ids(places("a", "s"))) == 1
 
 
-def test_only_two_known_ids_can_differ(places):
+def test_check_ids_compares_only_known_ids(places):
     database, storage = open_installation(places("a", "s"))
     with closing(database):
-        check_pair(Inventory(database), storage, places("a", "s"))
-        storage.write_note(b'{"id": "inst_x", "sweep": ""}', replace=True)
+        check_ids(Inventory(database), storage, places("a", "s"))
+        storage.write_marker(b'{"id": "inst_x", "sweep": ""}', replace=True)
         with pytest.raises(ConfigError, match="inst_x"):
-            check_pair(Inventory(database), storage, places("a", "s"))
+            check_ids(Inventory(database), storage, places("a", "s"))
 
 
-def test_an_empty_postgres_is_not_taken_for_a_lost_one(database_url, tmp_path):
-    """On either database: an empty one beside a storage with an id is refused before a table is made in it."""
+def test_empty_database_beside_a_storage_with_an_id_is_refused(database_url, tmp_path):
+    """No table is created in it, neither in SQLite nor in Postgres."""
     first = Settings(data=tmp_path, database_url=f"sqlite:///{tmp_path / 'first.db'}")
     open_installation(first)[0].close()
     second = Settings(data=tmp_path, database_url=database_url)
@@ -247,17 +247,17 @@ def test_an_empty_postgres_is_not_taken_for_a_lost_one(database_url, tmp_path):
             open_installation(second)
 
 
-def test_no_password_of_a_database_is_said(tmp_path):
+def test_errors_do_not_contain_the_database_password(tmp_path):
     FolderStorage(tmp_path / "assets").put(b"x", "bin")
     settings = Settings(data=tmp_path, database_url="postgresql://ada:secret@host/jobs")
     with pytest.raises(ConfigError) as refused:
-        _refuse_new(settings, FolderStorage(tmp_path / "assets"), None)
+        _refuse_new_database(settings, FolderStorage(tmp_path / "assets"), None)
     assert "secret" not in str(refused.value)
     assert "ada" in str(refused.value)
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """Rights of everything below a folder."""
+    """Permission bits of all files below a folder."""
     return {
         path.relative_to(folder).as_posix(): stat.S_IMODE(path.stat().st_mode)
         for path in folder.rglob("*")
@@ -265,7 +265,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_others_of_the_machine_read_nothing_also_in_a_folder_from_before(tmp_path, linked: bool):
+def test_other_users_can_read_nothing_in_an_existing_data_folder(tmp_path, linked: bool):
     real, data = tmp_path / "real", tmp_path / "data"
     real.mkdir(mode=0o755)
     data = real
@@ -292,7 +292,7 @@ def test_others_of_the_machine_read_nothing_also_in_a_folder_from_before(tmp_pat
     assert stat.S_IMODE(real.stat().st_mode) == 0o700
 
 
-def test_a_folder_of_everybodys_is_left_as_it_is_and_said(tmp_path, caplog):
+def test_shared_data_folder_is_unchanged_and_logged(tmp_path, caplog):
     shared = tmp_path / "tmp"
     shared.mkdir()
     shared.chmod(0o1777)

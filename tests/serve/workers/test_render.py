@@ -24,7 +24,7 @@ from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.storage import Asset, FolderStorage
 from skyloom.serve.workers.render import PipelineRenderer, seed_of
 from skyloom.serve.workers.worker import Worker
 

@@ -17,7 +17,7 @@ from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.storage import Asset, FolderStorage
 from skyloom.serve.workers.worker import Progress, Worker, explain
 
 from ..conftest import HERE, load_beside

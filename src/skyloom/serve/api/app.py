@@ -45,8 +45,8 @@ from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.queue.webhooks import EndpointStore
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import AssetStorage
 from skyloom.serve.storage.disk_reserve import DiskReserve
-from skyloom.serve.storage.folder import Storage
 
 RESOURCES = (
     characters,
@@ -90,7 +90,7 @@ def create_app(services: Services | None = None, hosts: Iterable[str] = ()) -> F
 def make_services(
     settings: Settings,
     database: Database,
-    storage: Storage,
+    storage: AssetStorage,
     effects: SideEffects,
     token: str,
     stopping: threading.Event,

@@ -29,8 +29,8 @@ from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import CharacterLikeness, Library
 from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.storage.disk_reserve import DiskReserve
-from skyloom.serve.storage.folder import Asset, Storage
 
 MAX_PAGE = 100
 _MAX_RETRY_COUNT = 9_999
@@ -74,7 +74,7 @@ class Services:
     library: Library
     batches: BatchStore
     endpoints: EndpointStore
-    storage: Storage
+    storage: AssetStorage
     sources: MediaResolver
     desk: JobSubmitter
     keys: KeyStore

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from skyloom.serve.api.dependencies import Services
 from skyloom.serve.api.errors import ApiError
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _MAX_RANGE = 64  # characters of a single range
@@ -73,6 +73,6 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, stop
 
 
-def _read(storage: Storage, asset: Asset, start: int, stop: int) -> Iterator[bytes]:
+def _read(storage: AssetStorage, asset: Asset, start: int, stop: int) -> Iterator[bytes]:
     """The bytes, from a file that is opened with the first of them."""
     yield from storage.read(asset, start, stop)

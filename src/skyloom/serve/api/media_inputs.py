@@ -22,8 +22,8 @@ from skyloom.serve.api.request_models import Reference
 from skyloom.serve.queue.jobs import Job, JobStore, NotFoundError
 from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.slots import Slots
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.storage.disk_reserve import DiskReserve
-from skyloom.serve.storage.folder import Asset, Storage
 
 Fetch = Callable[[str], bytes]
 """Downloads a URL; raises RequestError for one that is not allowed."""
@@ -96,7 +96,7 @@ class MediaResolver:
         self,
         jobs: JobStore,
         library: Library,
-        storage: Storage,
+        storage: AssetStorage,
         reserve: DiskReserve,
         fetch: Fetch | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ what a write transaction reads does not change until it commits.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,8 +24,6 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    insert,
-    inspect,
     select,
 )
 from sqlalchemy.engine import URL, make_url
@@ -33,10 +31,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from skyloom.core.errors import CapacityError, ConfigError
-from skyloom.serve.queue.migrations import MIGRATIONS, Migration
-from skyloom.serve.queue.tables import metadata, schema
+from skyloom.serve.queue.migrations.upgrade import has_tables, migrate
+from skyloom.serve.queue.tables import metadata
 
-VERSION = max(MIGRATIONS)  # of a new database
 MAX_PAGE = 100  # rows in a page of a list
 _SAFE_SQLITE = (3, 51, 3)
 _BUSY_SECONDS = 30
@@ -73,7 +70,13 @@ class Database:
     CapacityError when the database cannot be reached.
     """
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] | None = None,
+        *,
+        backup_before_migration: bool = True,
+    ) -> None:
         self._clock = clock
         self._write_lock = threading.RLock()
         parsed = _parse(url)
@@ -85,10 +88,7 @@ class Database:
             else _sqlite_engine(parsed, memory=self._in_memory)
         )
         try:
-            migrate(self, VERSION, MIGRATIONS)
-        except ConfigError:
-            self.close()
-            raise
+            migrate(self.engine, metadata, lock=self._locked_now, backup=backup_before_migration)
         except OperationalError as error:
             self.close()
             cause = str(error.orig).splitlines()[0]
@@ -96,6 +96,9 @@ class Database:
             if self.postgres:
                 hint = "Check that it runs."
             raise CapacityError(f"The database cannot be opened ({cause}).", hint=hint) from error
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def write(self) -> Iterator[Write]:
@@ -183,7 +186,8 @@ def is_new(url: str) -> bool:
         return True
     engine = _postgres_engine(parsed) if postgres else _sqlite_engine(parsed, memory=False)
     try:
-        return not inspect(engine).has_table(schema.name)
+        with engine.connect() as connection:
+            return not has_tables(connection)
     except DBAPIError:
         return False
     finally:
@@ -206,34 +210,6 @@ def redacted_url(url: str) -> str:
     return _parse(url).render_as_string(hide_password=True)
 
 
-def migrate(database: Database, version: int, migrations: Mapping[int, Migration]) -> None:
-    """Bring the tables to a version, one transaction a step: a crash leaves the one before or the one after.
-
-    Raises ConfigError when the database is newer.
-    """
-    with database.write() as write:
-        found = _version(write.connection)
-        if found is not None and found > version:
-            raise ConfigError(
-                f"The database has version {found}, this skyloom knows {version}.",
-                hint="Use a newer skyloom.",
-            )
-        metadata.create_all(write.connection)
-        if found is None:
-            write.connection.execute(insert(schema).values(version=version, at=write.now))
-            return
-    for number in sorted(step for step in migrations if found < step <= version):
-        with database.write() as write:
-            if (_version(write.connection) or 0) < number:  # another process may have been faster
-                migrations[number](write.connection)
-                write.connection.execute(insert(schema).values(version=number, at=write.now))
-
-
-def _version(connection: Connection) -> int | None:
-    """The version of the tables; None where there are none."""
-    if not inspect(connection).has_table(schema.name):
-        return None
-    return connection.execute(select(func.max(schema.c.version))).scalar_one()
 
 
 def _parse(url: str) -> URL:

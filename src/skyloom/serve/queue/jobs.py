@@ -48,7 +48,7 @@ from skyloom.serve.queue.tables import (
     workers,
 )
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import find_references
+from skyloom.serve.storage import find_references
 
 __all__ = [
     "Counts",

@@ -16,7 +16,7 @@ from skyloom.core.errors import ConfigError, SkyloomError
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.retention import delete_old_rows
-from skyloom.serve.storage.folder import Storage
+from skyloom.serve.storage import AssetStorage
 from skyloom.serve.storage.garbage import collect
 
 EXPIRE_SECONDS = 5.0
@@ -71,7 +71,7 @@ def queue_tasks(store: JobStore) -> list[MaintenanceTask]:
 
 
 def garbage_collection_task(
-    store: JobStore, storage: Storage, stopping: Callable[[], bool]
+    store: JobStore, storage: AssetStorage, stopping: Callable[[], bool]
 ) -> MaintenanceTask:
     """Return the task that collects unreferenced files, which can take minutes."""
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-from skyloom.serve.queue.migrations import create_job_counters
+from skyloom.serve.queue.migrations.job_counters import create_job_counters
 
 Status = Literal[
     "queued",  # waits for a worker, until `run_after` at the earliest

@@ -1,6 +1,7 @@
-"""Assets: files by the hash of their content, and what a storage of them must be able to do.
+"""Assets, files named by the SHA-256 of their content, and the protocol of their storage.
 
-A reference is "asset:<sha256>.<suffix>"; whoever has it can name nothing else, and the same bytes are stored once.
+A reference is "asset:<sha256>.<suffix>". It cannot name any other file, and equal content is stored
+once.
 """
 
 import errno
@@ -31,119 +32,131 @@ SUFFIXES: Mapping[str, str] = {
     "safetensors": "application/octet-stream",
     "bin": "application/octet-stream",
 }
-NOTE = "skyloom-installation.json"  # the installation that a storage belongs to: installation.py
-PIECE = 256 * 1024  # bytes read and written at a time
+MARKER_NAME = "skyloom-installation.json"  # names the installation of a storage: installation.py
+CHUNK_BYTES = 256 * 1024
 _KEY = re.compile(rf"([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.({'|'.join(SUFFIXES)})")
 _REFERENCE = re.compile(rf"asset:([0-9a-f]{{64}})\.({'|'.join(SUFFIXES)})")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A stored file by its content."""
+    """A stored file: SHA-256 of its content (64 hex digits) and suffix, one of `SUFFIXES`."""
 
     sha256: str
     suffix: str
 
     @classmethod
     def parse(cls, reference: str) -> "Asset":
-        """The inverse of `reference`. Raises RequestError for anything else."""
-        found = _REFERENCE.fullmatch(reference)
-        if found is None:
+        """Parse a reference. Raises RequestError for any other text."""
+        match = _REFERENCE.fullmatch(reference)
+        if match is None:
             raise RequestError(
-                f"{reference!r:.80} is no stored file.", hint="Upload the file first."
+                f"A stored file must be asset:<sha256>.<suffix>, got {reference!r:.80}.",
+                hint="Upload the file first.",
             )
-        return cls(found[1], found[2])
+        return cls(match[1], match[2])
+
+    @classmethod
+    def from_key(cls, key: str) -> "Asset | None":
+        """Parse a storage key; None for an object that is not an asset."""
+        match = _KEY.fullmatch(key)
+        return None if match is None else cls(match[2], match[3])
 
     @property
     def reference(self) -> str:
-        """How jobs and requests name it."""
+        """Text that names the asset in jobs and requests."""
         return f"{SCHEME}{self.sha256}.{self.suffix}"
 
     @property
     def media_type(self) -> str:
-        """What to tell a browser."""
+        """Media type for HTTP."""
         return SUFFIXES[self.suffix]
 
     @property
     def key(self) -> str:
-        """Its place below the folder or prefix."""
+        """Path below the folder or prefix of a storage."""
         return f"{self.sha256[:2]}/{self.sha256}.{self.suffix}"
-
-    @classmethod
-    def at(cls, key: str) -> "Asset | None":
-        """The inverse of `key`; None for a key of any other form, which is no asset."""
-        found = _KEY.fullmatch(key)
-        return None if found is None else cls(found[2], found[3])
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object in a storage: its size in bytes, and when it was written, in seconds since 1970."""
+class StoredObject:
+    """An object in a storage: size in bytes and time of its last write in seconds since 1970."""
 
     size: int
     modified: float
 
 
-Record = Callable[[Asset], object]
-"""Is told of every asset before it appears in the storage."""
+class AssetStorage(Protocol):
+    """A storage of assets, safe for use by several threads.
 
-
-class Storage(Protocol):
-    """A place of assets. All methods may be called from any thread; all raise CapacityError when the place is full or
-    away, and MediaError for an asset that is not there."""
+    All methods raise CapacityError when the storage is full or unreachable, and MediaError for a
+    missing asset.
+    """
 
     def put(self, source: Path | bytes | BinaryIO, suffix: str) -> Asset:
-        """Store the content of a file, bytes or an open file. Raises RequestError for an unknown suffix."""
+        """Store the content of a file, bytes or an open file.
+
+        Raises RequestError for an unknown suffix.
+        """
         ...
 
     def size(self, asset: Asset) -> int:
-        """Bytes."""
+        """Size of an asset in bytes."""
         ...
 
     def read(self, asset: Asset, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` to before `stop`, in pieces. What is not there is raised before the first piece."""
+        """Read the bytes from `start` to before `stop` in chunks. Raises before the first chunk."""
         ...
 
     def fetch(self, asset: Asset, target: Path) -> Path:
-        """Copy to a local file, whole or not at all; content that does not fit its hash raises MediaError."""
+        """Download to a local file, atomically.
+
+        Raises MediaError when the content does not match its SHA-256.
+        """
         ...
 
-    def own(self, record: Record) -> None:
-        """From now on call `record` before an asset appears. A folder takes assets only while its note is there."""
+    def set_recorder(self, recorder: Callable[[Asset], object]) -> None:
+        """Call `recorder` before an asset appears in the storage.
+
+        From now on a folder without marker refuses assets.
+        """
         ...
 
-    def find(self, key: str) -> Found | None:
-        """The object at a key; None where there is none."""
+    def find(self, key: str) -> StoredObject | None:
+        """Look up the object at a key; None if there is none."""
         ...
 
-    def assets(self, prefix: str = "") -> Iterator[tuple[Asset, Found]]:
-        """What is stored under `prefix` ("" or one that ends in /) and has exactly the form of an asset."""
+    def assets(self, prefix: str = "") -> Iterator[tuple[Asset, StoredObject]]:
+        """List the assets directly under `prefix`, which is "" or ends in /."""
         ...
 
     def move(self, key: str, target: str) -> bool:
-        """Move an object to another key, replacing what is there; False where there is none."""
+        """Move an object to another key and replace what is there.
+
+        Returns False if there is no such object.
+        """
         ...
 
     def remove(self, key: str) -> None:
         """Delete the object at a key, if there is one."""
         ...
 
-    def read_note(self) -> bytes | None:
-        """The content of the note at `NOTE`; None where there is none."""
+    def read_marker(self) -> bytes | None:
+        """Content of the installation marker; None if there is none."""
         ...
 
-    def write_note(self, content: bytes, *, replace: bool) -> None:
-        """Write the note at `NOTE`. Without `replace` one that is there already stays as it is."""
+    def write_marker(self, content: bytes, *, replace: bool) -> None:
+        """Write the installation marker. Without `replace` an existing marker stays unchanged."""
         ...
 
-    def tidy(self) -> None:
-        """Remove what was never finished, after a day."""
+    def remove_partial(self) -> None:
+        """Delete files whose upload was interrupted more than a day ago."""
         ...
 
 
 def find_references(values: object) -> set[str]:
-    """Every reference in plain values, however deep."""
+    """Collect every reference in nested mappings and sequences."""
     if isinstance(values, str):
         return {values} if values.startswith(SCHEME) else set()
     if isinstance(values, Mapping):
@@ -154,63 +167,67 @@ def find_references(values: object) -> set[str]:
 
 
 def check_suffix(suffix: str) -> None:
-    """Raise RequestError for a suffix of no kind that is stored."""
+    """Raise RequestError for a suffix outside `SUFFIXES`."""
     if suffix not in SUFFIXES:
         raise RequestError(
-            f"Files of kind {suffix!r:.20} are not stored.", hint=f"Use {', '.join(SUFFIXES)}."
+            f"The suffix of a stored file must be one of {', '.join(SUFFIXES)}, got {suffix!r:.20}."
         )
 
 
-def copy_hashed(source: Path | bytes | BinaryIO, target: Any) -> str:
-    """Copy in pieces; gives the sha256 of the content."""
+def copy_and_hash(source: Path | bytes | BinaryIO, target: Any) -> str:
+    """Copy content to an open file in chunks. Returns its SHA-256."""
     digest = hashlib.sha256()
     with ExitStack() as stack:
         if isinstance(source, Path):
             source = stack.enter_context(source.open("rb"))
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            target.write(piece)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            target.write(chunk)
     return digest.hexdigest()
 
 
-def fetch_to(pieces: Iterator[bytes], asset: Asset, target: Path) -> Path:
-    """Write an asset to a local file, whole or not at all. Raises MediaError where it does not fit its hash."""
-    digest, partial = hashlib.sha256(), target.with_name(f".{target.name}.part")
+def write_verified(chunks: Iterator[bytes], asset: Asset, target: Path) -> Path:
+    """Write an asset to a local file, atomically.
+
+    Raises MediaError when the content does not match its SHA-256.
+    """
+    digest = hashlib.sha256()
+    partial = target.with_name(f".{target.name}.part")
     try:
         with partial.open("wb") as file:
-            for piece in pieces:
-                digest.update(piece)
-                file.write(piece)
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
         if digest.hexdigest() != asset.sha256:
             raise MediaError(
-                "A stored file is damaged: its content does not fit its name.",
+                "A stored file is damaged: its content does not match its SHA-256.",
                 hint="Upload it again.",
             )
         return partial.replace(target)
     except OSError as error:
-        raise explain(error) from error
+        raise translate_error(error) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether a folder or an object store says that there is no such thing."""
+    """Whether a folder or an object store reports a missing object."""
     return isinstance(error, FileNotFoundError) or type(error).__name__ == "NotFoundError"
 
 
-def explain(error: Exception) -> SkyloomError:
-    """What a place of assets says, as ours; addresses stay out of it."""
+def translate_error(error: Exception) -> SkyloomError:
+    """Turn an error of a folder or object store into one of skyloom, without paths and URLs."""
     if is_missing(error):
         return MediaError(
             "A stored file is gone.", hint="It may have been deleted or have expired."
         )
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ELOOP:
-        return MediaError("A stored file is a link, which is none of ours.")
-    if number in _FULL:
+        return MediaError("A stored file was replaced by a symbolic link.")
+    if number in _DISK_FULL:
         return DiskFullError("The disk is full.", hint="Free some space.")
     cause = os.strerror(number) if number else type(error).__name__
     return CapacityError(
-        f"The storage does not answer ({cause}).", hint="Try again.", retry_after=10
+        f"The storage does not respond ({cause}).", hint="Try again.", retry_after=10
     )

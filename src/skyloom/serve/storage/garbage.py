@@ -1,8 +1,8 @@
-"""The collector: what nothing names any more goes to the trash after a grace, and is deleted later.
+"""Garbage collection: unreferenced assets move to the trash after days and are deleted later.
 
-It touches only what the inventory proves to be ours and the trash of our own id; nothing else in a folder or bucket is
-even listed. It works while the storage holds our id and one of our last two sweep tokens: a database that is a copy of
-another, or older than the storage, deletes nothing.
+It touches only assets of the inventory and the trash of its own installation. It requires that the
+storage holds this installation's id and one of its last two tokens, so a database that is a copy or
+older than the storage deletes nothing.
 """
 
 import logging
@@ -12,19 +12,27 @@ from dataclasses import asdict, dataclass
 from skyloom.core.errors import ConfigError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.assets import Asset, Found, Storage
-from skyloom.serve.storage.installation import is_current, named_by, read_note, write_note
-from skyloom.serve.storage.inventory import Identity, Inventory, Recorded
+from skyloom.serve.storage.assets import Asset, AssetStorage, StoredObject
+from skyloom.serve.storage.installation import (
+    is_current,
+    read_marker,
+    referenced_assets,
+    write_marker,
+)
+from skyloom.serve.storage.inventory import Identity, Inventory, InventoryRow
 
 DAY = 86_400
-SLACK_SECONDS = 3_600  # between an asset's record and its last byte, and between the clocks of database and storage
+SLACK_SECONDS = 3_600  # from an asset's record to its last byte, plus clock differences
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What a sweep did, or would do: files and bytes that went to the trash, that were deleted for good, and that came
-    back from the trash because they are named again; and how many unnamed files still have their grace."""
+class CollectionReport:
+    """Files and bytes of a collection, or of its preview.
+
+    `trashed` moved to the trash, `deleted` left it for good, `returned` moved back because
+    something references them again, and `waiting` are unreferenced for too short a time.
+    """
 
     trashed: int = 0
     trashed_bytes: int = 0
@@ -35,8 +43,8 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Unowned:
-    """Files in the storage that the database neither names nor has recorded: never deleted by skyloom."""
+class UntrackedFiles:
+    """Assets that the database neither references nor has recorded; never deleted."""
 
     count: int
     bytes: int
@@ -44,178 +52,201 @@ class Unowned:
 
 def collect(
     database: Database,
-    storage: Storage,
+    storage: AssetStorage,
     settings: Settings,
     *,
     stopping: Callable[[], bool] = lambda: False,
     pause: float = 0.0,
-) -> Sweep | None:
-    """Sweep the storage once; None where another sweep has just begun, or begun less than `pause` seconds ago.
+) -> CollectionReport | None:
+    """Collect once.
 
-    Raises ConfigError where storage and database do not belong together, or the database is older or a copy.
+    Returns None if another collection began at the same time or less than `pause` seconds ago.
+
+    Raises ConfigError if storage and database do not belong together, or the database is older or a
+    copy.
     """
     inventory = Inventory(database)
-    mine, held = _check(inventory, storage)
-    mine = inventory.begin_sweep(mine, held, pause)
-    if mine is None:
+    identity, token = _check(inventory, storage)
+    identity = inventory.begin_collection(identity, token, pause)
+    if identity is None:
         return None
-    write_note(storage, mine, replace=True)
-    named = named_by(database, settings)
-    inventory.compare(named)
-    hand = _Hand(inventory, storage, mine)
-    hand.bring_back(named)
+    write_marker(storage, identity, replace=True)
+    references = referenced_assets(database, settings)
+    inventory.update_references(references)
+    collector = _Collector(inventory, storage, identity)
+    collector.return_referenced(references)
     now = database.now()
-    for one in inventory.unnamed(now - settings.collect_after_days * DAY):
+    for row in inventory.unreferenced(now - settings.collect_after_days * DAY):
         if stopping():
             break
-        hand.trash(one)
-    for one in inventory.trashed(now - settings.trash_days * DAY):
+        collector.trash(row)
+    for row in inventory.trashed(now - settings.trash_days * DAY):
         if stopping():
             break
-        hand.delete(one)
-    storage.tidy()
-    done = hand.done(waiting=len(inventory.unnamed(now)))
+        collector.delete(row)
+    storage.remove_partial()
+    report = collector.report(waiting=len(inventory.unreferenced(now)))
     log.info(
-        "storage swept: %d files (%d bytes) to the trash, %d (%d bytes) deleted, %d returned, %d unnamed wait",
-        *asdict(done).values(),
-        extra=asdict(done),
+        "garbage collection: %d files (%d bytes) to the trash, %d (%d bytes) deleted, %d returned,"
+        " %d unreferenced wait",
+        *asdict(report).values(),
+        extra=asdict(report),
     )
-    return done
+    return report
 
 
-def preview(database: Database, storage: Storage, settings: Settings) -> tuple[Sweep, Unowned]:
-    """What a sweep would do now, and what in the storage it would never touch. Changes nothing."""
+def preview(
+    database: Database, storage: AssetStorage, settings: Settings
+) -> tuple[CollectionReport, UntrackedFiles]:
+    """Compute what a collection would do now, and count what it would never touch."""
     inventory = Inventory(database)
-    mine, _ = _check(inventory, storage)
-    named, now = named_by(database, settings), database.now()
-    old = [
-        one
-        for one in inventory.unnamed(now - settings.collect_after_days * DAY)
-        if not _in(one, named)
-    ]
-    gone = [
-        one for one in inventory.trashed(now - settings.trash_days * DAY) if not _in(one, named)
-    ]
-    sizes = [_own(one, storage.find(one.asset.key)) for one in old]
-    trashed = [found.size for found in sizes if found is not None]
-    deleted = [
-        found.size
-        for one in gone
-        if (found := storage.find(trash_key(mine.id, one.asset))) is not None
-    ]
-    returned = [
-        asset for asset, _ in storage.assets(trash_prefix(mine.id)) if asset.reference in named
-    ]
-    waiting = len(inventory.names() - named) - len(old) - len(inventory.trashed(now))
-    sweep = Sweep(
-        len(trashed), sum(trashed), len(deleted), sum(deleted), len(returned), max(0, waiting)
+    identity, _ = _check(inventory, storage)
+    references = referenced_assets(database, settings)
+    now = database.now()
+
+    def unreferenced(rows: list[InventoryRow]) -> list[InventoryRow]:
+        return [row for row in rows if row.asset.reference not in references]
+
+    old = unreferenced(inventory.unreferenced(now - settings.collect_after_days * DAY))
+    trash = unreferenced(inventory.trashed(now - settings.trash_days * DAY))
+    to_trash = [_if_unchanged(row, storage.find(row.asset.key)) for row in old]
+    to_delete = [storage.find(trash_key(identity.id, row.asset)) for row in trash]
+    trash_sizes = [stored.size for stored in to_trash if stored is not None]
+    delete_sizes = [stored.size for stored in to_delete if stored is not None]
+    in_trash = [asset for asset, _ in storage.assets(trash_prefix(identity.id))]
+    waiting = len(inventory.references() - references) - len(old) - len(inventory.trashed(now))
+    report = CollectionReport(
+        trashed=len(trash_sizes),
+        trashed_bytes=sum(trash_sizes),
+        deleted=len(delete_sizes),
+        deleted_bytes=sum(delete_sizes),
+        returned=sum(asset.reference in references for asset in in_trash),
+        waiting=max(0, waiting),
     )
-    return sweep, unowned(storage, named | inventory.names())
+    return report, find_untracked(storage, references | inventory.references())
 
 
-def unowned(storage: Storage, known: Iterable[str]) -> Unowned:
-    """What lies in the storage in the form of an asset and is not among `known` references. Lists the whole storage."""
-    names = set(known)
-    sizes = [found.size for asset, found in storage.assets() if asset.reference not in names]
-    return Unowned(len(sizes), sum(sizes))
+def find_untracked(storage: AssetStorage, known: Iterable[str]) -> UntrackedFiles:
+    """Count the assets of a storage that are not among `known` references.
+
+    Lists the whole storage.
+    """
+    references = set(known)
+    sizes = [stored.size for asset, stored in storage.assets() if asset.reference not in references]
+    return UntrackedFiles(len(sizes), sum(sizes))
 
 
 def trash_prefix(id: str) -> str:
-    """Where an installation's trash lies: no prefix that another installation would choose."""
+    """Prefix of an installation's trash."""
     return f"trash/{id}/"
 
 
 def trash_key(id: str, asset: Asset) -> str:
-    """Where an asset lies while it is trashed."""
+    """Key of an asset in an installation's trash."""
     return trash_prefix(id) + asset.key
 
 
-def bring_back(database: Database, storage: Storage, named: set[str]) -> int:
-    """Move what is named from the trash to its place; returns how many files."""
+def return_from_trash(database: Database, storage: AssetStorage, references: set[str]) -> int:
+    """Move referenced assets from the trash to their keys. Returns their number."""
     inventory = Inventory(database)
-    mine = inventory.identity()
-    return 0 if mine is None else _Hand(inventory, storage, mine).bring_back(named)
+    identity = inventory.identity()
+    if identity is None:
+        return 0
+    return _Collector(inventory, storage, identity).return_referenced(references)
 
 
-class _Hand:
-    """Moves and deletes, and counts what it does."""
+class _Collector:
+    """Moves and deletes assets of one installation and counts them."""
 
-    def __init__(self, inventory: Inventory, storage: Storage, mine: Identity) -> None:
-        self._inventory, self._storage, self._id = inventory, storage, mine.id
-        self._trashed: list[int] = []
-        self._deleted: list[int] = []
+    def __init__(self, inventory: Inventory, storage: AssetStorage, identity: Identity) -> None:
+        self._inventory = inventory
+        self._storage = storage
+        self._id = identity.id
+        self._trashed_sizes: list[int] = []
+        self._deleted_sizes: list[int] = []
         self._returned = 0
 
-    def done(self, waiting: int) -> Sweep:
-        """What was done."""
-        trashed, deleted = self._trashed, self._deleted
-        return Sweep(
-            len(trashed), sum(trashed), len(deleted), sum(deleted), self._returned, waiting
+    def report(self, waiting: int) -> CollectionReport:
+        """Summarize what was done."""
+        return CollectionReport(
+            trashed=len(self._trashed_sizes),
+            trashed_bytes=sum(self._trashed_sizes),
+            deleted=len(self._deleted_sizes),
+            deleted_bytes=sum(self._deleted_sizes),
+            returned=self._returned,
+            waiting=waiting,
         )
 
-    def bring_back(self, named: set[str]) -> int:
-        """What is named again lies in its place again."""
+    def return_referenced(self, references: set[str]) -> int:
+        """Move referenced assets from the trash to their keys."""
         for asset, _ in list(self._storage.assets(trash_prefix(self._id))):
-            if asset.reference in named and self._storage.move(
-                trash_key(self._id, asset), asset.key
-            ):
-                self._inventory.release(asset)
+            key = trash_key(self._id, asset)
+            if asset.reference in references and self._storage.move(key, asset.key):
+                self._inventory.mark_returned(asset)
                 self._returned += 1
         return self._returned
 
-    def trash(self, one: Recorded) -> None:
-        """Move an asset to the trash, unless somebody else has written it or it is stored again meanwhile."""
-        found = self._storage.find(one.asset.key)
-        if found is not None and _own(one, found) is None:
-            self._inventory.forget(one)
-        elif self._inventory.claim(one) and self._move(one.asset) and found is not None:
-            self._trashed.append(found.size)
+    def trash(self, row: InventoryRow) -> None:
+        """Move an asset to the trash, unless it was stored again or by somebody else."""
+        stored = self._storage.find(row.asset.key)
+        if stored is not None and _if_unchanged(row, stored) is None:
+            self._inventory.remove(row)
+            return
+        if self._inventory.mark_trashed(row) and self._move_to_trash(row.asset) and stored:
+            self._trashed_sizes.append(stored.size)
 
-    def delete(self, one: Recorded) -> None:
+    def delete(self, row: InventoryRow) -> None:
         """Delete an asset from the trash."""
-        found = self._storage.find(one.asset.key)  # a crash may have left it there
-        if found is not None and (_own(one, found) is None or not self._move(one.asset)):
-            self._inventory.forget(one)
+        stored = self._storage.find(row.asset.key)  # there after a crash between mark and move
+        if stored is not None and (
+            _if_unchanged(row, stored) is None or not self._move_to_trash(row.asset)
+        ):
+            self._inventory.remove(row)
             return
-        if not self._inventory.is_claimed(one.asset):
+        if not self._inventory.is_trashed(row.asset):
             return
-        key = trash_key(self._id, one.asset)
-        if (trashed := self._storage.find(key)) is not None:
+        key = trash_key(self._id, row.asset)
+        trashed = self._storage.find(key)
+        if trashed is not None:
             self._storage.remove(key)
-            self._deleted.append(trashed.size)
-        self._inventory.forget(one)
+            self._deleted_sizes.append(trashed.size)
+        self._inventory.remove(row)
 
-    def _move(self, asset: Asset) -> bool:
-        """To the trash, and back if it was stored again while that went on."""
+    def _move_to_trash(self, asset: Asset) -> bool:
+        """Move an asset to the trash, and back if it was stored again meanwhile."""
         key = trash_key(self._id, asset)
         self._storage.move(asset.key, key)
-        if self._inventory.is_claimed(asset):
+        if self._inventory.is_trashed(asset):
             return True
         self._storage.move(key, asset.key)
         return False
 
 
-def _check(inventory: Inventory, storage: Storage) -> tuple[Identity, str]:
-    """The installation, and the sweep token that its storage holds. Raises ConfigError for another's storage."""
-    mine, note = inventory.identity(), read_note(storage)
-    if mine is None or note is None or note.id != mine.id:
+def _check(inventory: Inventory, storage: AssetStorage) -> tuple[Identity, str]:
+    """Check that database and storage belong together.
+
+    Returns the identity and the storage's token.
+    """
+    identity = inventory.identity()
+    marker = read_marker(storage)
+    if identity is None or marker is None or marker.id != identity.id:
         raise ConfigError(
-            f"The storage says {note.id if note else 'no id'}, and the database {mine.id if mine else 'none'}.",
+            f"The storage belongs to {marker.id if marker else 'no installation'},"
+            f" and the database to {identity.id if identity else 'no installation'}.",
             hint="Check both URLs, and that the storage is mounted.",
         )
-    if not is_current(mine, note):
+    if not is_current(identity, marker):
         raise ConfigError(
-            f"The storage of installation {mine.id} was swept by another copy of its database.",
-            hint="After a database was put back by other means than skyloom restore, or copied, start once with"
-            " `skyloom serve --adopt-storage`.",
+            f"Another copy of the database of installation {identity.id} has collected garbage in"
+            " the storage.",
+            hint="If the database was copied, or restored without `skyloom restore`, start once"
+            " with `skyloom serve --adopt-storage`.",
         )
-    return mine, note.sweep
+    return identity, marker.sweep
 
 
-def _own(one: Recorded, found: Found | None) -> Found | None:
-    """What was found, unless it was written after the inventory's last record of it: then another has done that."""
-    return None if found is None or found.modified > one.stored_at + SLACK_SECONDS else found
-
-
-def _in(one: Recorded, named: set[str]) -> bool:
-    return one.asset.reference in named
+def _if_unchanged(row: InventoryRow, stored: StoredObject | None) -> StoredObject | None:
+    """The object, or None if somebody else wrote it after its record."""
+    if stored is None or stored.modified > row.stored_at + SLACK_SECONDS:
+        return None
+    return stored

@@ -1,7 +1,8 @@
-"""The installation: one database and one storage that belong together, and a process that keeps them to itself.
+"""Installation: one database and one storage that belong together, readable by their own user only.
 
-A random id stands in the database and, as an object, in the storage. Whoever works with both opens them here, so that
-a mistyped URL, a lost database, a storage that is not mounted or a second installation is an error and not data loss.
+Both hold the same random id, the storage in a marker object. Whoever uses both opens them here, so
+that a mistyped URL, a lost database, an unmounted storage or a second installation is an error and
+no data is lost.
 """
 
 import json
@@ -19,72 +20,78 @@ from skyloom.serve.queue.database import Database, is_new, redacted_url, sqlite_
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.assets import NOTE, Asset, Storage
-from skyloom.serve.storage.folder import open_storage
+from skyloom.serve.storage import open_storage
+from skyloom.serve.storage.assets import MARKER_NAME, Asset, AssetStorage
 from skyloom.serve.storage.inventory import Identity, Inventory, new_id
 
-UMASK, FOLDER_MODE, FILE_MODE = 0o077, 0o700, 0o600
-_OURS = (
-    "skyloom.db*",
-    "registry.sqlite*",
-    "settings.toml",
-)  # in the data folder, besides what has its own modes
-_SAMPLE = 20  # newest jobs of which a storage must hold something to be theirs
-_ADOPT = (
+UMASK = 0o077
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
+# files of the data folder that are made private; subfolders have their own modes
+_PRIVATE_FILES = ("skyloom.db*", "registry.sqlite*", "settings.toml")
+_SAMPLED_JOBS = 20  # newest jobs; a storage that holds a result of one belongs to the database
+_ADOPT_HINT = (
     "To make them one installation from now on, start once with `skyloom serve --adopt-storage`."
 )
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Note:
-    """What a storage says of its installation."""
+class InstallationMarker:
+    """Content of a storage's marker: installation id and token of the last garbage collection."""
 
     id: str
     sweep: str
 
 
-def protect(settings: Settings) -> None:
-    """Keep everything that this process writes, and what lies in the data folder, from the machine's other users."""
+def restrict_permissions(settings: Settings) -> None:
+    """Make the data folder, its files and all that this process writes private to the user."""
     os.umask(UMASK)
-    _narrow(settings.data, FOLDER_MODE)
-    for pattern in _OURS:
+    _restrict(settings.data, FOLDER_MODE)
+    for pattern in _PRIVATE_FILES:
         for path in settings.data.glob(pattern):
-            _narrow(path, FILE_MODE)
+            _restrict(path, FILE_MODE)
     if (file := sqlite_file(settings.database)) is not None:
-        for end in ("", "-wal", "-shm"):
-            _narrow(file.with_name(file.name + end), FILE_MODE)
+        for suffix in ("", "-wal", "-shm"):
+            _restrict(file.with_name(file.name + suffix), FILE_MODE)
 
 
-def exists(settings: Settings) -> bool:
-    """Whether there is a database. Raises ConfigError where there is none and the storage says that there should be."""
+def database_exists(settings: Settings) -> bool:
+    """Whether there is a database.
+
+    Raises ConfigError if there is none but the storage belongs to one.
+    """
     if not is_new(settings.database):
         return True
     storage = open_storage(settings.storage)
-    _refuse_new(settings, storage, read_note(storage))
+    _refuse_new_database(settings, storage, read_marker(storage))
     return False
 
 
 def open_database(settings: Settings, *, create: bool = True) -> Database:
-    """The database alone, for what needs no storage.
+    """Open the database alone.
 
-    Raises ConfigError where there is none and `create` is off, or the storage says that there should be one.
+    Raises ConfigError if there is none and `create` is false, or if the storage belongs to another
+    one.
     """
-    protect(settings)
-    if not exists(settings) and not create:
-        hint = "Name its folder with --data, or its URL with --database."
-        raise ConfigError(f"There is no database at {redacted_url(settings.database)}.", hint=hint)
+    restrict_permissions(settings)
+    if not database_exists(settings) and not create:
+        raise ConfigError(
+            f"There is no database at {redacted_url(settings.database)}.",
+            hint="Name its folder with --data, or its URL with --database.",
+        )
     return Database(settings.database)
 
 
 def open_installation(
     settings: Settings, *, adopt: bool = False, create: bool = True
-) -> tuple[Database, Storage]:
-    """The database and the storage, once they are known to belong together; the storage records what it is given.
+) -> tuple[Database, AssetStorage]:
+    """Open a database and its storage, which records what it stores.
 
-    `adopt` gives both a new id whatever they had. Raises ConfigError for what does not belong together or is not there.
+    `adopt` makes them one installation whatever they were before. Raises ConfigError if they do not
+    belong together or one is missing.
     """
-    protect(settings)
+    restrict_permissions(settings)
     storage = open_storage(settings.storage)
     database = Database(settings.database) if adopt else open_database(settings, create=create)
     try:
@@ -92,141 +99,148 @@ def open_installation(
         if adopt:
             adopt_storage(inventory, storage, settings)
         else:
-            check(inventory, storage, settings)
+            check_installation(inventory, storage, settings)
     except BaseException:
         database.close()
         raise
-    storage.own(inventory.record)
+    storage.set_recorder(inventory.record)
     return database, storage
 
 
-def check(inventory: Inventory, storage: Storage, settings: Settings) -> Identity:
-    """Bring a new database and a new storage together, and two from before there were ids. Raises ConfigError for two
-    that do not belong together."""
-    mine, note = inventory.identity(), read_note(storage)
-    if mine is None and note is not None:
-        mine = inventory.identity()  # another process may have given both their id meanwhile
-    if mine is None and not inventory.in_use():
-        _refuse_new(settings, storage, note)
-    elif mine is None and note is not None:
-        if not holds_newest(inventory, storage):
-            raise _mismatch(settings, "no id", note.id)
-        mine = _take(inventory, settings, note)
-    elif mine is None:
-        if inventory.newest_results(1) and not holds_newest(inventory, storage):
-            raise _not_there(settings, "no id yet")
-        mine = _take(inventory, settings, None)
-    elif note is None and (inventory.in_use() or next(storage.assets(), None) is not None):
-        raise _not_there(settings, mine.id)
-    mine = mine or inventory.identify()
-    if note is None:
-        write_note(storage, mine, replace=False)
-        note = read_note(storage)
-    if note is None or note.id != mine.id:
-        raise _mismatch(settings, mine.id, "no id" if note is None else note.id)
-    return mine
+def check_installation(inventory: Inventory, storage: AssetStorage, settings: Settings) -> Identity:
+    """Check that database and storage belong together.
 
+    New ones, and those of a version without ids, get a common id.
 
-def is_current(mine: Identity, note: Note) -> bool:
-    """Whether a storage was last swept by this very database, and no copy of it."""
-    return mine.id == note.id and note.sweep in (mine.sweep, mine.sweep_before)
-
-
-def adopt_storage(inventory: Inventory, storage: Storage, settings: Settings) -> Identity:
-    """Make a database and a storage one installation, with a new id, unless they are one already.
-
-    Any other that used either is refused from now on. What the database does not name stays where it is for ever.
+    Raises ConfigError if they do not belong together.
     """
-    before, note = inventory.identity(), None
-    with suppress(ConfigError):  # a damaged note is replaced
-        note = read_note(storage)
-    if before is not None and note is not None and is_current(before, note):
-        return before
-    inventory.begin_again(named_by(inventory.database, settings))
-    mine = inventory.identify_again(new_id(), os.urandom(16).hex())
-    write_note(storage, mine, replace=True)
-    log.warning("the storage is adopted by installation %s", mine.id)
-    return mine
+    identity = inventory.identity()
+    marker = read_marker(storage)
+    if identity is None and marker is not None:
+        identity = inventory.identity()  # another process may have written both meanwhile
+    if identity is None and not inventory.in_use():
+        _refuse_new_database(settings, storage, marker)
+    elif identity is None and marker is not None:
+        if not holds_newest_results(inventory, storage):
+            raise _mismatch_error(settings, "no id", marker.id)
+        identity = _identify_old_database(inventory, settings, marker)
+    elif identity is None:
+        if inventory.newest_results(1) and not holds_newest_results(inventory, storage):
+            raise _missing_marker_error(settings, "no id yet")
+        identity = _identify_old_database(inventory, settings, None)
+    elif marker is None and (inventory.in_use() or next(storage.assets(), None) is not None):
+        raise _missing_marker_error(settings, identity.id)
+    identity = identity or inventory.ensure_identity()
+    if marker is None:
+        write_marker(storage, identity, replace=False)
+        marker = read_marker(storage)
+    if marker is None or marker.id != identity.id:
+        raise _mismatch_error(settings, identity.id, "no id" if marker is None else marker.id)
+    return identity
 
 
-def check_pair(inventory: Inventory, storage: Storage, settings: Settings) -> None:
-    """Raise ConfigError for a database and a storage that both have an id, and not the same. Changes nothing."""
-    mine, note = inventory.identity(), read_note(storage)
-    if mine is not None and note is not None and mine.id != note.id:
-        raise _mismatch(settings, mine.id, note.id)
+def is_current(identity: Identity, marker: InstallationMarker) -> bool:
+    """Whether this very database, and no copy of it, last collected garbage in the storage."""
+    tokens = (identity.sweep, identity.sweep_before)
+    return identity.id == marker.id and marker.sweep in tokens
 
 
-def examine_pair(settings: Settings) -> None:
-    """Raise ConfigError for a database whose storage is another's or has lost its id. Changes nothing."""
+def adopt_storage(inventory: Inventory, storage: AssetStorage, settings: Settings) -> Identity:
+    """Make a database and a storage one installation with a new id, unless they are one already.
+
+    Any other database or storage of either is refused from now on. Unreferenced files stay in the
+    storage for good.
+    """
+    identity = inventory.identity()
+    marker = None
+    with suppress(ConfigError):  # a damaged marker is replaced
+        marker = read_marker(storage)
+    if identity is not None and marker is not None and is_current(identity, marker):
+        return identity
+    inventory.reset(referenced_assets(inventory.database, settings))
+    identity = inventory.replace_identity(new_id(), os.urandom(16).hex())
+    write_marker(storage, identity, replace=True)
+    log.warning("the storage is adopted by installation %s", identity.id)
+    return identity
+
+
+def check_ids(inventory: Inventory, storage: AssetStorage, settings: Settings) -> None:
+    """Raise ConfigError if database and storage have different ids. Changes nothing."""
+    identity = inventory.identity()
+    marker = read_marker(storage)
+    if identity is not None and marker is not None and identity.id != marker.id:
+        raise _mismatch_error(settings, identity.id, marker.id)
+
+
+def examine_installation(settings: Settings) -> None:
+    """Raise ConfigError if the storage belongs to another database or has lost its marker.
+
+    Changes nothing.
+    """
     storage = open_storage(settings.storage)
     with closing(Database(settings.database)) as database:
         inventory = Inventory(database)
-        check_pair(inventory, storage, settings)
-        mine = inventory.identity()
-        if mine is not None and inventory.in_use() and read_note(storage) is None:
-            raise _not_there(settings, mine.id)
+        check_ids(inventory, storage, settings)
+        identity = inventory.identity()
+        if identity is not None and inventory.in_use() and read_marker(storage) is None:
+            raise _missing_marker_error(settings, identity.id)
 
 
-def prepare_restored(inventory: Inventory, storage: Storage, settings: Settings) -> set[str]:
-    """Make a database that comes from a backup fit for its storage; gives the references that it names.
+def prepare_restored(inventory: Inventory, storage: AssetStorage, settings: Settings) -> set[str]:
+    """Prepare a database from a backup for its storage. Returns the references of the database.
 
-    It has no proof any more for what it does not name, so that nothing newer is collected. Raises ConfigError where the
-    storage is another installation's.
+    The inventory is reduced to them, so nothing newer is collected. Raises ConfigError if the
+    storage belongs to another installation.
     """
-    check_pair(inventory, storage, settings)
-    note, named = read_note(storage), named_by(inventory.database, settings)
-    nameless = inventory.identity() is None and note is not None
-    if nameless and inventory.newest_results(1) and not holds_newest(inventory, storage):
-        raise _mismatch(settings, "no id", "" if note is None else note.id)
-    inventory.begin_again(named)
-    if note is not None:
-        inventory.identify_again(note.id, note.sweep)
-    return named
+    check_ids(inventory, storage, settings)
+    marker = read_marker(storage)
+    references = referenced_assets(inventory.database, settings)
+    if (
+        marker is not None
+        and inventory.identity() is None
+        and inventory.newest_results(1)
+        and not holds_newest_results(inventory, storage)
+    ):
+        raise _mismatch_error(settings, "no id", marker.id)
+    inventory.reset(references)
+    if marker is not None:
+        inventory.replace_identity(marker.id, marker.sweep)
+    return references
 
 
-def named_by(database: Database, settings: Settings) -> set[str]:
-    """References of all assets that a database names."""
+def referenced_assets(database: Database, settings: Settings) -> set[str]:
+    """References of all assets that jobs, files and characters of a database use."""
     return JobStore(database, settings).referenced_assets() | set(Library(database).references())
 
 
-def read_note(storage: Storage) -> Note | None:
-    """What a storage says of its installation; None where it says nothing. Raises ConfigError for a damaged note."""
-    content = storage.read_note()
+def read_marker(storage: AssetStorage) -> InstallationMarker | None:
+    """Read a storage's marker; None if there is none. Raises ConfigError if it is damaged."""
+    content = storage.read_marker()
     if content is None:
         return None
     try:
-        told = json.loads(content)
-        return Note(str(told["id"]), str(told["sweep"]))
+        values = json.loads(content)
+        return InstallationMarker(str(values["id"]), str(values["sweep"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{NOTE} in the storage is damaged.", hint=_ADOPT) from error
+        raise ConfigError(f"{MARKER_NAME} in the storage is damaged.", hint=_ADOPT_HINT) from error
 
 
-def write_note(storage: Storage, mine: Identity, *, replace: bool) -> None:
-    """Say in a storage whose it is."""
-    content = json.dumps({"id": mine.id, "sweep": mine.sweep}) + "\n"
-    storage.write_note(content.encode(), replace=replace)
+def write_marker(storage: AssetStorage, identity: Identity, *, replace: bool) -> None:
+    """Write the marker of an installation into its storage."""
+    content = json.dumps({"id": identity.id, "sweep": identity.sweep}) + "\n"
+    storage.write_marker(content.encode(), replace=replace)
 
 
-def place_of(settings: Settings) -> str:
-    """The storage as people may see it: without keys that its URL may hold."""
-    return (
-        make_url(settings.storage).render_as_string()
-        if "@" in settings.storage
-        else settings.storage
-    )
+def storage_name(settings: Settings) -> str:
+    """Location of the storage without secrets of its URL."""
+    if "@" not in settings.storage:
+        return settings.storage
+    return make_url(settings.storage).render_as_string()
 
 
-def _take(inventory: Inventory, settings: Settings, note: Note | None) -> Identity:
-    """Give an id to a database from before there were any: what it names is its own."""
-    inventory.begin_again(named_by(inventory.database, settings))
-    mine = inventory.identify() if note is None else inventory.identify(note.id, note.sweep)
-    log.warning("database and storage are installation %s from now on", mine.id)
-    return mine
-
-
-def holds_newest(inventory: Inventory, storage: Storage) -> bool:
-    """Whether a storage holds anything of what a database's newest jobs have made."""
-    for reference in inventory.newest_results(_SAMPLE):
+def holds_newest_results(inventory: Inventory, storage: AssetStorage) -> bool:
+    """Whether a storage holds a result of one of the database's newest jobs."""
+    for reference in inventory.newest_results(_SAMPLED_JOBS):
         try:
             storage.size(Asset.parse(reference))
         except (MediaError, RequestError):
@@ -235,43 +249,63 @@ def holds_newest(inventory: Inventory, storage: Storage) -> bool:
     return False
 
 
-def _refuse_new(settings: Settings, storage: Storage, note: Note | None) -> None:
-    """Raise ConfigError where a database is missing or empty and the storage is not."""
-    if note is None and next(storage.assets(), None) is None:
+def _identify_old_database(
+    inventory: Inventory, settings: Settings, marker: InstallationMarker | None
+) -> Identity:
+    """Give an id to a database of a version without ids; record what it references."""
+    inventory.reset(referenced_assets(inventory.database, settings))
+    if marker is None:
+        identity = inventory.ensure_identity()
+    else:
+        identity = inventory.ensure_identity(marker.id, marker.sweep)
+    log.warning("database and storage are installation %s from now on", identity.id)
+    return identity
+
+
+def _refuse_new_database(
+    settings: Settings, storage: AssetStorage, marker: InstallationMarker | None
+) -> None:
+    """Raise ConfigError if the database is missing or empty and the storage is not."""
+    if marker is None and next(storage.assets(), None) is None:
         return
+    state = "holds files" if marker is None else f"belongs to installation {marker.id}"
     raise ConfigError(
-        f"The storage {place_of(settings)} {'holds files' if note is None else f'belongs to installation {note.id}'},"
-        f" and the database {redacted_url(settings.database)} is missing or empty.",
-        hint="Give the right database URL, restore a backup (skyloom restore), or name a new storage folder. "
-        + _ADOPT,
+        f"The storage {storage_name(settings)} {state}, and the database"
+        f" {redacted_url(settings.database)} is missing or empty.",
+        hint="Correct the database URL, restore a backup (skyloom restore), or name a new storage"
+        f" folder. {_ADOPT_HINT}",
     )
 
 
-def _mismatch(settings: Settings, mine: str, other: str) -> ConfigError:
+def _mismatch_error(settings: Settings, database_id: str, storage_id: str) -> ConfigError:
     return ConfigError(
-        f"The database {redacted_url(settings.database)} belongs to installation {mine}, and the storage"
-        f" {place_of(settings)} to {other}.",
-        hint=f"Is the database's URL wrong, or does a second installation use this bucket or folder? {_ADOPT}",
+        f"The database {redacted_url(settings.database)} belongs to installation {database_id}, and the"
+        f" storage {storage_name(settings)} to {storage_id}.",
+        hint="Check the database URL, and that no second installation uses this bucket or folder."
+        f" {_ADOPT_HINT}",
     )
 
 
-def _not_there(settings: Settings, mine: str) -> ConfigError:
+def _missing_marker_error(settings: Settings, database_id: str) -> ConfigError:
     return ConfigError(
-        f"The database {redacted_url(settings.database)} (installation {mine}) names files, and the storage"
-        f" {place_of(settings)} has no installation id.",
-        hint=f"Is it mounted, and its path or URL right? {_ADOPT}",
+        f"The database {redacted_url(settings.database)} (installation {database_id}) references files,"
+        f" and the storage {storage_name(settings)} has no installation id.",
+        hint=f"Check that it is mounted, and its path or URL. {_ADOPT_HINT}",
     )
 
 
-def _narrow(path: Path, mode: int) -> None:
-    """Take rights from others, where they have any. What is not ours is left as it is, and said."""
+def _restrict(path: Path, mode: int) -> None:
+    """Remove other users' permissions.
+
+    Files of others and shared folders stay as they are, with a warning.
+    """
     try:
-        told = path.stat()
-        if stat.S_IMODE(told.st_mode) & UMASK == 0:
+        status = path.stat()
+        if stat.S_IMODE(status.st_mode) & UMASK == 0:
             return
-        if told.st_uid != os.geteuid() or told.st_mode & stat.S_ISVTX:
+        if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:
             log.warning("other users of this machine can read %s", path)
             return
-        path.chmod(stat.S_IMODE(told.st_mode) & mode)
+        path.chmod(stat.S_IMODE(status.st_mode) & mode)
     except FileNotFoundError:
         return

@@ -1,7 +1,8 @@
-"""The inventory: which assets this installation has stored, and since when nobody names them.
+"""Inventory of the assets that this installation has stored, in its database.
 
-It is the proof that an asset is ours to delete. An asset is recorded before it appears in the storage; one that a newer
-database has stored is not in the inventory of an older backup.
+Garbage collection deletes only what is in the inventory. An asset is recorded before it appears in
+the storage, so an asset that a newer database has stored is missing from the inventory of an older
+backup and stays.
 """
 
 import logging
@@ -24,15 +25,16 @@ from skyloom.serve.queue.tables import (
 )
 from skyloom.serve.storage.assets import SCHEME, Asset
 
-_ROWS = 500  # of one statement
+_ROWS_PER_STATEMENT = 500
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """An installation: its random id, the token of its last sweep, and the one that the storage held before.
+    """Random id of an installation, token of its last collection and the token before.
 
-    The storage holds one of the two, unless the database is a copy of another or was restored from an older backup.
+    The storage holds one of the two tokens. Otherwise the database is a copy or was restored from
+    an older backup.
     """
 
     id: str
@@ -41,8 +43,8 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A row of the inventory. Times are seconds since 1970 by the database's clock."""
+class InventoryRow:
+    """A recorded asset. Times are seconds since 1970 by the database's clock."""
 
     asset: Asset
     stored_at: float
@@ -51,138 +53,168 @@ class Recorded:
 
 
 class Inventory:
-    """The installation's identity and its assets, in its database."""
+    """The installation's identity and its recorded assets."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def identity(self) -> Identity | None:
-        """Whose the database is; None for one that was never opened with a storage."""
+        """Read the identity; None for a database that was never opened together with a storage."""
         with self.database.read() as connection:
-            return _identity(connection)
+            return _read_identity(connection)
 
-    def identify(self, id: str | None = None, sweep: str | None = None) -> Identity:
-        """Give a database without identity one, `id` or a random one; one that has its own keeps it."""
+    def ensure_identity(self, id: str | None = None, sweep: str | None = None) -> Identity:
+        """Set the identity, with a random id by default, unless there is one.
+
+        Returns the current identity.
+        """
         with self.database.write() as write:
-            return _identity(write.connection) or _replace(write, id or new_id(), sweep or _token())
+            current = _read_identity(write.connection)
+            return current or _write_identity(write, id or new_id(), sweep or _new_token())
 
-    def identify_again(self, id: str, sweep: str) -> Identity:
+    def replace_identity(self, id: str, sweep: str) -> Identity:
         """Replace the identity."""
         with self.database.write() as write:
-            return _replace(write, id, sweep)
+            return _write_identity(write, id, sweep)
 
-    def begin_sweep(self, mine: Identity, held: str, pause: float = 0.0) -> Identity | None:
-        """A new token for a sweep that begins, where the storage holds the token `held`. None where another sweep has
-        begun since `mine` was read, or less than `pause` seconds ago."""
+    def begin_collection(
+        self, identity: Identity, storage_token: str, pause: float = 0.0
+    ) -> Identity | None:
+        """Set a new token for a garbage collection.
+
+        `storage_token` is the token that the storage holds.
+
+        Returns None if another collection began after `identity` was read or less than `pause`
+        seconds ago.
+        """
         with self.database.write() as write:
             last = write.connection.execute(select(installation.c.swept_at)).scalar_one()
-            if write.now < last + pause or _identity(write.connection) != mine:
+            if write.now < last + pause or _read_identity(write.connection) != identity:
                 return None
-            values = {"sweep": _token(), "sweep_before": held, "swept_at": write.now}
+            values = {
+                "sweep": _new_token(),
+                "sweep_before": storage_token,
+                "swept_at": write.now,
+            }
             write.connection.execute(update(installation).values(**values))
-            return _identity(write.connection)
+            return _read_identity(write.connection)
 
     def in_use(self) -> bool:
-        """Whether the database names anything or has recorded an asset."""
+        """Whether the database references or has recorded any asset."""
         with self.database.read() as connection:
-            looks = [select(table).limit(1) for table in (jobs, files, characters, assets)]
-            return any(connection.execute(look).first() is not None for look in looks)
+            queries = [select(table).limit(1) for table in (jobs, files, characters, assets)]
+            return any(connection.execute(query).first() is not None for query in queries)
 
-    def newest_results(self, most: int) -> list[str]:
-        """References of what was made last, by `most` jobs."""
-        look = select(results.c.assets).order_by(results.c.job.desc()).limit(most)
+    def newest_results(self, limit: int) -> list[str]:
+        """References of the results of the newest `limit` jobs."""
+        query = select(results.c.assets).order_by(results.c.job.desc()).limit(limit)
         with self.database.read() as connection:
-            return [one for made in connection.execute(look).scalars() for one in made.values()]
+            rows = connection.execute(query).scalars().all()
+        return [reference for result in rows for reference in result.values()]
 
     def record(self, asset: Asset) -> None:
-        """Write down that an asset is about to be stored; whoever was about to trash it will see that.
+        """Record an asset that is about to be stored; cancels its move to the trash.
 
-        While the database is away the asset is stored all the same, and is never collected.
+        When the database is unreachable the asset is stored without a record and is never
+        collected.
         """
+
+        def add(write: Write) -> None:
+            values = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
+            change = update(assets).where(_is(asset)).values(**values)
+            if not write.connection.execute(change).rowcount:
+                write.connection.execute(insert(assets).values(name=_name_of(asset), **values))
 
         try:
             with self.database.write() as write:
                 again = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
                 change = update(assets).where(_is(asset)).values(**again)
                 if not write.connection.execute(change).rowcount:
-                    write.connection.execute(insert(assets).values(name=name_of(asset), **again))
+                    write.connection.execute(insert(assets).values(name=redacted_url(asset), **again))
         except SQLAlchemyError as error:
             log.warning(
                 "an asset is stored but not recorded", extra={"cause": type(error).__name__}
             )
 
-    def compare(self, named: Iterable[str]) -> None:
-        """Note which recorded assets are not named any more, and which are again."""
-        names = set(_names(named))
+    def update_references(self, references: Iterable[str]) -> None:
+        """Note which recorded assets are no longer among `references`, and which are again."""
+        names = set(_names(references))
         with self.database.read() as connection:
             rows = connection.execute(select(assets.c.name, assets.c.unnamed_since)).all()
         lost = [row.name for row in rows if row.unnamed_since is None and row.name not in names]
         found = [row.name for row in rows if row.unnamed_since is not None and row.name in names]
-        for some in _parts(lost):
+        for batch in _batches(lost):
             with self.database.write() as write:
                 change = update(assets).where(
-                    assets.c.name.in_(some), assets.c.unnamed_since.is_(None)
+                    assets.c.name.in_(batch), assets.c.unnamed_since.is_(None)
                 )
                 write.connection.execute(change.values(unnamed_since=write.now))
-        for some in _parts(found):
+        for batch in _batches(found):
             with self.database.write() as write:
-                change = update(assets).where(assets.c.name.in_(some))
+                change = update(assets).where(assets.c.name.in_(batch))
                 write.connection.execute(change.values(unnamed_since=None, trashed_at=None))
 
-    def names(self) -> set[str]:
-        """References of every recorded asset."""
+    def references(self) -> set[str]:
+        """References of all recorded assets."""
         with self.database.read() as connection:
             return {SCHEME + name for name in connection.execute(select(assets.c.name)).scalars()}
 
-    def unnamed(self, before: float) -> list[Recorded]:
-        """What nobody has named since before a time, and is not trashed."""
+    def unreferenced(self, before: float) -> list[InventoryRow]:
+        """Assets that have been unreferenced since before a time and are not in the trash."""
         return self._select(assets.c.unnamed_since <= before, assets.c.trashed_at.is_(None))
 
-    def trashed(self, before: float) -> list[Recorded]:
-        """What was trashed before a time, and is not named."""
+    def trashed(self, before: float) -> list[InventoryRow]:
+        """Assets that were trashed before a time and are unreferenced."""
         return self._select(assets.c.trashed_at <= before, assets.c.unnamed_since.is_not(None))
 
-    def claim(self, one: Recorded) -> bool:
-        """Note that an unnamed asset is trashed; False where it was stored or named again meanwhile."""
-        mine = (
-            _is(one.asset),
-            assets.c.unnamed_since == one.unnamed_since,
+    def mark_trashed(self, row: InventoryRow) -> bool:
+        """Mark an asset as trashed.
+
+        Returns False if it was stored or referenced again meanwhile.
+        """
+        unchanged = (
+            _is(row.asset),
+            assets.c.unnamed_since == row.unnamed_since,
             assets.c.trashed_at.is_(None),
         )
         with self.database.write() as write:
-            change = update(assets).where(*mine).values(trashed_at=write.now)
+            change = update(assets).where(*unchanged).values(trashed_at=write.now)
             return bool(write.connection.execute(change).rowcount)
 
-    def is_claimed(self, asset: Asset) -> bool:
-        """Whether an asset is trashed, and was not stored again since."""
+    def is_trashed(self, asset: Asset) -> bool:
+        """Whether an asset is marked as trashed and was not stored again since."""
         return bool(self._select(_is(asset), assets.c.trashed_at.is_not(None)))
 
-    def release(self, asset: Asset) -> None:
-        """Note that an asset is named and back in its place."""
+    def mark_returned(self, asset: Asset) -> None:
+        """Mark an asset as referenced and back from the trash."""
         with self.database.write() as write:
             change = update(assets).where(_is(asset)).values(unnamed_since=None, trashed_at=None)
             write.connection.execute(change)
 
-    def forget(self, one: Recorded) -> None:
-        """Drop a row, unless the asset was stored again meanwhile."""
-        mine = (_is(one.asset), assets.c.stored_at == one.stored_at)
+    def remove(self, row: InventoryRow) -> None:
+        """Delete a row, unless the asset was stored again meanwhile."""
+        unchanged = (_is(row.asset), assets.c.stored_at == row.stored_at)
         with self.database.write() as write:
-            write.connection.execute(delete(assets).where(*mine))
+            write.connection.execute(delete(assets).where(*unchanged))
 
-    def begin_again(self, named: Iterable[str]) -> None:
-        """Have nothing in the inventory but what is named: for a database that is restored, adopted or older than its
-        inventory. What else is in the storage may be in use elsewhere."""
+    def reset(self, references: Iterable[str]) -> None:
+        """Replace the inventory by the assets among `references`.
+
+        For a database that is restored, adopted or older than the inventory: other files may belong
+        to another one.
+        """
         with self.database.write() as write:
             write.connection.execute(delete(assets))
-            for some in _parts(sorted(set(_names(named)))):
-                rows = [{"name": name, "stored_at": write.now} for name in some]
+            for batch in _batches(sorted(set(_names(references)))):
+                rows = [{"name": name, "stored_at": write.now} for name in batch]
                 write.connection.execute(insert(assets), rows)
 
-    def _select(self, *wanted: ColumnElement[bool]) -> list[Recorded]:
+    def _select(self, *conditions: ColumnElement[bool]) -> list[InventoryRow]:
+        query = select(assets).where(*conditions).order_by(assets.c.name)
         with self.database.read() as connection:
-            rows = connection.execute(select(assets).where(*wanted).order_by(assets.c.name)).all()
+            rows = connection.execute(query).all()
         return [
-            Recorded(
+            InventoryRow(
                 Asset.parse(SCHEME + row.name), row.stored_at, row.unnamed_since, row.trashed_at
             )
             for row in rows
@@ -190,44 +222,45 @@ class Inventory:
 
 
 def new_id() -> str:
-    """A random id of an installation."""
+    """Create a random installation id."""
     return f"inst_{secrets.token_hex(16)}"
 
 
-def name_of(asset: Asset) -> str:
-    """How the inventory calls an asset: its reference without the scheme."""
+def _name_of(asset: Asset) -> str:
+    """Name of an asset in the table: its reference without the scheme."""
     return asset.reference.removeprefix(SCHEME)
 
 
-def _token() -> str:
+def _new_token() -> str:
     return secrets.token_hex(16)
 
 
 def _is(asset: Asset) -> ColumnElement[bool]:
-    return assets.c.name == name_of(asset)
+    return assets.c.name == _name_of(asset)
 
 
 def _names(references: Iterable[str]) -> Iterator[str]:
-    """Names of references; a text of a client's that only begins like one is none."""
+    """Names of valid references; a client's text may only begin like a reference."""
     for reference in references:
         try:
-            yield name_of(Asset.parse(reference))
+            yield _name_of(Asset.parse(reference))
         except RequestError:
             continue
 
 
-def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (names[at : at + _ROWS] for at in range(0, len(names), _ROWS))
+def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), _ROWS_PER_STATEMENT):
+        yield names[start : start + _ROWS_PER_STATEMENT]
 
 
-def _identity(connection: Connection) -> Identity | None:
+def _read_identity(connection: Connection) -> Identity | None:
     row = connection.execute(
         select(installation.c.id, installation.c.sweep, installation.c.sweep_before)
     ).one_or_none()
     return None if row is None else Identity(*row)
 
 
-def _replace(write: Write, id: str, sweep: str) -> Identity:
+def _write_identity(write: Write, id: str, sweep: str) -> Identity:
     write.connection.execute(delete(installation))
     row = {
         "id": id,

@@ -1,27 +1,31 @@
 """Assets in an object store (s3://bucket/prefix, gs://, az://)."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from skyloom.core.errors import ConfigError
 from skyloom.serve.storage.assets import (
-    NOTE,
-    PIECE,
+    CHUNK_BYTES,
+    MARKER_NAME,
     Asset,
-    Found,
-    Record,
+    StoredObject,
     check_suffix,
-    copy_hashed,
-    explain,
-    fetch_to,
+    copy_and_hash,
     is_missing,
+    translate_error,
+    write_verified,
 )
+
+_RANGE_BYTES = 16 * CHUNK_BYTES  # of one request
 
 
 class ObjectStorage:
-    """Assets in an object store, by obstore; its settings and keys come from the environment (AWS_...)."""
+    """Assets in an object store, by obstore.
+
+    Its settings and keys come from the environment (AWS_...).
+    """
 
     def __init__(self, url: str) -> None:
         try:
@@ -32,71 +36,73 @@ class ObjectStorage:
             raise ConfigError(
                 "Object stores need obstore.", hint="Run pip install obstore."
             ) from error
-        self._obstore, self._errors = obstore, (BaseError, OSError)
+        self._obstore = obstore
+        self._errors = (BaseError, OSError)
         try:
             self._store = from_url(url)
         except (BaseError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"The storage cannot be opened ({error!s:.120}).", hint="Check its URL."
             ) from error
-        self._record: Record | None = None
+        self._recorder: Callable[[Asset], object] | None = None
 
     def put(self, source: Path | bytes | BinaryIO, suffix: str) -> Asset:
-        """Store a file; object stores show it when it is whole."""
+        """Store content. Object stores show an object only when the upload is complete."""
         check_suffix(suffix)
         with tempfile.TemporaryFile() as copy:
             try:
-                asset = Asset(copy_hashed(source, copy), suffix)
+                asset = Asset(copy_and_hash(source, copy), suffix)
                 copy.seek(0)
-                if self._record is not None:
-                    self._record(asset)
+                if self._recorder is not None:
+                    self._recorder(asset)
                 self._obstore.put(self._store, asset.key, copy)
             except self._errors as error:
-                raise explain(error) from error
+                raise translate_error(error) from error
         return asset
 
     def size(self, asset: Asset) -> int:
-        """Bytes."""
+        """Size of an asset in bytes."""
         try:
             return int(self._obstore.head(self._store, asset.key)["size"])
         except self._errors as error:
-            raise explain(error) from error
+            raise translate_error(error) from error
 
     def read(self, asset: Asset, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` to before `stop`, in pieces."""
+        """Read the bytes from `start` to before `stop` in chunks."""
         size = self.size(asset)
         return self._ranges(asset, start, size if stop is None else min(stop, size))
 
     def fetch(self, asset: Asset, target: Path) -> Path:
-        """Copy to a local file."""
-        return fetch_to(self.read(asset), asset, target)
+        """Download to a local file."""
+        return write_verified(self.read(asset), asset, target)
 
-    def own(self, record: Record) -> None:
-        """Record what is stored."""
-        self._record = record
+    def set_recorder(self, recorder: Callable[[Asset], object]) -> None:
+        """Call `recorder` before an asset appears."""
+        self._recorder = recorder
 
-    def find(self, key: str) -> Found | None:
-        """The object at a key."""
+    def find(self, key: str) -> StoredObject | None:
+        """Look up the object at a key."""
         try:
-            told = self._obstore.head(self._store, key)
+            metadata = self._obstore.head(self._store, key)
         except self._errors as error:
             if is_missing(error):
                 return None
-            raise explain(error) from error
-        return Found(int(told["size"]), told["last_modified"].timestamp())
+            raise translate_error(error) from error
+        return StoredObject(int(metadata["size"]), metadata["last_modified"].timestamp())
 
-    def assets(self, prefix: str = "") -> Iterator[tuple[Asset, Found]]:
-        """Objects in the form of assets. What lies deeper, like another installation's prefix, is none of them."""
+    def assets(self, prefix: str = "") -> Iterator[tuple[Asset, StoredObject]]:
+        """List the assets directly under `prefix`, without those of deeper prefixes."""
         try:
-            for one in (
-                one
-                for batch in self._obstore.list(self._store, prefix=prefix or None)
-                for one in batch
-            ):
-                if (asset := Asset.at(one["path"].removeprefix(prefix))) is not None:
-                    yield asset, Found(int(one["size"]), one["last_modified"].timestamp())
+            for batch in self._obstore.list(self._store, prefix=prefix or None):
+                for one in batch:
+                    asset = Asset.from_key(one["path"].removeprefix(prefix))
+                    if asset is not None:
+                        yield (
+                            asset,
+                            StoredObject(int(one["size"]), one["last_modified"].timestamp()),
+                        )
         except self._errors as error:
-            raise explain(error) from error
+            raise translate_error(error) from error
 
     def move(self, key: str, target: str) -> bool:
         """Copy an object, then delete it under its old key."""
@@ -106,54 +112,57 @@ class ObjectStorage:
         except self._errors as error:
             if is_missing(error):
                 return False
-            raise explain(error) from error
+            raise translate_error(error) from error
         return True
 
     def remove(self, key: str) -> None:
-        """Delete an object."""
+        """Delete an object, if it exists."""
         try:
             self._obstore.delete(self._store, key)
         except self._errors as error:
             if not is_missing(error):
-                raise explain(error) from error
+                raise translate_error(error) from error
 
-    def read_note(self) -> bytes | None:
-        """The note's content."""
+    def read_marker(self) -> bytes | None:
+        """Content of the installation marker; None if there is none."""
         try:
-            return bytes(self._obstore.get(self._store, NOTE).bytes())
+            return bytes(self._obstore.get(self._store, MARKER_NAME).bytes())
         except self._errors as error:
             if is_missing(error):
                 return None
-            raise explain(error) from error
+            raise translate_error(error) from error
 
-    def write_note(self, content: bytes, *, replace: bool) -> None:
-        """Put the note."""
-        if not replace and self.read_note() is not None:
+    def write_marker(self, content: bytes, *, replace: bool) -> None:
+        """Write the installation marker."""
+        if not replace and self.read_marker() is not None:
             return
         try:
-            if replace or not self._create_note(content):
-                self._obstore.put(self._store, NOTE, content)
+            if replace or not self._create_marker(content):
+                self._obstore.put(self._store, MARKER_NAME, content)
         except self._errors as error:
-            raise explain(error) from error
+            raise translate_error(error) from error
 
-    def _create_note(self, content: bytes) -> bool:
-        """Put the note unless somebody else just has; False for a store that knows no such condition."""
+    def _create_marker(self, content: bytes) -> bool:
+        """Write the marker unless it exists.
+
+        Returns False for a store without conditional writes.
+        """
         try:
-            self._obstore.put(self._store, NOTE, content, mode="create")
+            self._obstore.put(self._store, MARKER_NAME, content, mode="create")
         except self._errors as error:
             return type(error).__name__ == "AlreadyExistsError"
         return True
 
-    def tidy(self) -> None:
-        """Nothing is left in part."""
+    def remove_partial(self) -> None:
+        """Do nothing: object stores show no incomplete uploads."""
 
     def _ranges(self, asset: Asset, start: int, stop: int) -> Iterator[bytes]:
-        for at in range(start, stop, 16 * PIECE):
+        for at in range(start, stop, _RANGE_BYTES):
             try:
                 yield bytes(
                     self._obstore.get_range(
-                        self._store, asset.key, start=at, end=min(at + 16 * PIECE, stop)
+                        self._store, asset.key, start=at, end=min(at + _RANGE_BYTES, stop)
                     )
                 )
             except self._errors as error:
-                raise explain(error) from error
+                raise translate_error(error) from error

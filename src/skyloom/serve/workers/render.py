@@ -29,7 +29,7 @@ from skyloom.safety.provenance import Glimpses
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
 from skyloom.serve.redaction import clean_receipt
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.workers.worker import STATE, Progress
 
 MEDIA_FIELDS = ("image", "video", "videos", "mask")
@@ -45,7 +45,7 @@ _MAX_CELL_WIDTH = 160  # pixels
 class PipelineRenderer:
     """Render jobs with pipelines on one device."""
 
-    def __init__(self, storage: Storage, device: str | None = None) -> None:
+    def __init__(self, storage: AssetStorage, device: str | None = None) -> None:
         self._storage = storage
         self._device = device
         self._loaded: tuple[str, Pipeline] | None = None

@@ -28,7 +28,7 @@ from skyloom.core.log import describe_output
 from skyloom.generate.request import Request
 from skyloom.safety.moderation import Verdict
 from skyloom.serve.queue.library import CharacterLikeness
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 
 if TYPE_CHECKING:
     from skyloom.safety.verify import Findings
@@ -47,7 +47,7 @@ def plan_in_subprocess(request: Request) -> dict[str, Any]:
     return _run_task("plan", request.to_dict())
 
 
-def verify_in_subprocess(storage: Storage, asset: Asset, data: Path) -> list[dict[str, Any]]:
+def verify_in_subprocess(storage: AssetStorage, asset: Asset, data: Path) -> list[dict[str, Any]]:
     """Verification results of a stored file; keys and registry are read from the folder `data`."""
     with TemporaryDirectory(prefix="skyloom-verify-") as folder:
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
@@ -56,7 +56,7 @@ def verify_in_subprocess(storage: Storage, asset: Asset, data: Path) -> list[dic
 
 
 def inspect_in_subprocess(
-    storage: Storage, asset: Asset, *, recognise: bool
+    storage: AssetStorage, asset: Asset, *, recognise: bool
 ) -> tuple[Verdict, CharacterLikeness]:
     """Moderate a stored picture or video; with `recognise`, identify the subject of an allowed one.
 

@@ -33,7 +33,7 @@ from skyloom.serve.queue.job import BLOCKED, FAILED, Job, JobFailure, JobResult
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.redaction import clean_receipt, without_paths
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, Storage
+from skyloom.serve.storage import Asset, AssetStorage
 from skyloom.serve.workers.heartbeat import Heartbeat
 from skyloom.serve.workers.watchdog import Clock, Watchdog, retry_delay
 
@@ -79,7 +79,7 @@ class Worker:
     def __init__(
         self,
         leases: Leases,
-        storage: Storage,
+        storage: AssetStorage,
         renderer: Renderer,
         settings: Settings,
         *,
@@ -251,7 +251,7 @@ class _CheckpointSaver:
     """
 
     def __init__(
-        self, storage: Storage, folder: Path, checkpoint: Mapping[str, str], *, interval: float
+        self, storage: AssetStorage, folder: Path, checkpoint: Mapping[str, str], *, interval: float
     ) -> None:
         self._storage = storage
         self._folder = folder

@@ -15,7 +15,7 @@ from skyloom.serve.api.routing import limit, make_router
 from skyloom.serve.api.submit import SubmitOptions
 from skyloom.serve.queue.batches import MAX_LINES, BatchActions, Line
 from skyloom.serve.queue.jobs import Job
-from skyloom.serve.storage.folder import Asset
+from skyloom.serve.storage import Asset
 
 ENDPOINT = "/v1/videos"
 WINDOW = "24h"

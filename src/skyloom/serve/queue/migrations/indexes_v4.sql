@@ -1,0 +1,22 @@
+-- Indexes of version 4, frozen. Revision 0004 creates them.
+CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner, number);
+CREATE INDEX IF NOT EXISTS events_of_job ON events (job, number);
+CREATE INDEX IF NOT EXISTS files_of_owner ON files (owner, number);
+CREATE INDEX IF NOT EXISTS files_of_purpose ON files (owner, purpose, number);
+CREATE INDEX IF NOT EXISTS ix_assets_trashed_at ON assets (trashed_at);
+CREATE INDEX IF NOT EXISTS ix_assets_unnamed_since ON assets (unnamed_since);
+CREATE INDEX IF NOT EXISTS ix_batch_jobs_batch ON batch_jobs (batch);
+CREATE INDEX IF NOT EXISTS ix_batches_completed_at ON batches (completed_at);
+CREATE INDEX IF NOT EXISTS ix_events_created_at ON events (created_at);
+CREATE INDEX IF NOT EXISTS ix_files_created_at ON files (created_at);
+CREATE INDEX IF NOT EXISTS ix_idempotency_keys_created_at ON idempotency_keys (created_at);
+CREATE INDEX IF NOT EXISTS ix_idempotency_keys_job ON idempotency_keys (job);
+CREATE INDEX IF NOT EXISTS ix_webhook_deliveries_endpoint ON webhook_deliveries (endpoint);
+CREATE INDEX IF NOT EXISTS ix_webhook_endpoints_owner ON webhook_endpoints (owner);
+CREATE INDEX IF NOT EXISTS jobs_active ON jobs (status, owner) WHERE status = 'queued' OR status = 'in_progress' OR status = 'paused';
+CREATE INDEX IF NOT EXISTS jobs_ended ON jobs (status, completed_at) WHERE status = 'failed' OR status = 'cancelled' OR status = 'expired';
+CREATE INDEX IF NOT EXISTS jobs_expiry ON jobs (status, expires_at) WHERE status = 'completed' AND expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_fingerprint ON jobs (owner, fingerprint, number);
+CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, kind, number);
+CREATE INDEX IF NOT EXISTS jobs_over ON jobs (status, number) WHERE status = 'completed' OR status = 'failed' OR status = 'cancelled' OR status = 'expired';
+CREATE INDEX IF NOT EXISTS webhook_deliveries_due ON webhook_deliveries (next_at, created_at);
