@@ -167,7 +167,9 @@ def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
                 "truly": CharacterLikeness(facts.noun, facts.colour),
             }
             for way in ways:
-                prompt = substitute_characters(asked, {NAME: known.get(way, CharacterLikeness())})[0]
+                prompt = substitute_characters(asked, {NAME: known.get(way, CharacterLikeness())})[
+                    0
+                ]
                 seen = read(probe, pipeline.generate(prompt, seed=number).frames)
                 nouns[way] += seen.noun == facts.noun
                 colours[way] += facts.colour is not None and seen.colour == facts.colour

@@ -127,7 +127,7 @@ def test_killed_workers_of_a_cluster_lose_no_job_and_repeat_none(operator):
     leases = Leases(store.database, operator.settings)
     killed: set[str] = set()
     while len(killed) < 2:  # each time one with a job
-        busy = [name for name, worker in leases.hands().items() if worker.job]
+        busy = [name for name, worker in leases.list_workers().items() if worker.job]
         for name in set(busy[: 2 - len(killed)]) - killed:
             os.kill(processes(name)[0], signal.SIGKILL)
             killed.add(name)

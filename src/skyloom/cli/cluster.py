@@ -169,7 +169,9 @@ def wait_for_workers(
         time.sleep(_POLL_SECONDS)
 
 
-def worker_rows(backend: "RayBackend", registered: "Mapping[str, WorkerInfo]") -> list[dict[str, Any]]:
+def worker_rows(
+    backend: "RayBackend", registered: "Mapping[str, WorkerInfo]"
+) -> list[dict[str, Any]]:
     """Workers as plain values: state, host and process, device, job and times (Unix seconds).
 
     `registered` are the workers in the database. States: lost (the actor does not reply),

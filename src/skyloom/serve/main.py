@@ -28,15 +28,15 @@ from skyloom.serve.api.connections import Connection, Connections
 from skyloom.serve.api.dependencies import SideEffects
 from skyloom.serve.api.middleware import local_hosts
 from skyloom.serve.api.routes.batches import advance
-from skyloom.serve.queue import http_client
-from skyloom.serve.queue.api_keys import KeyStore, check_exposure
-from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.library import CharacterLikeness
-from skyloom.serve.queue.maintenance import (
+from skyloom.serve.maintenance import (
     MaintenanceThreads,
     garbage_collection_task,
     queue_tasks,
 )
+from skyloom.serve.queue import http_client
+from skyloom.serve.queue.api_keys import KeyStore, check_exposure
+from skyloom.serve.queue.leases import Leases
+from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, AssetStorage
@@ -215,7 +215,9 @@ def _running(service: WebhookSender | MaintenanceThreads | WorkerSupervisor) -> 
         service.stop()
 
 
-def _side_effects(settings: Settings, storage: AssetStorage, supervisor: WorkerSupervisor) -> SideEffects:
+def _side_effects(
+    settings: Settings, storage: AssetStorage, supervisor: WorkerSupervisor
+) -> SideEffects:
     loopback = settings.webhooks_to_loopback
 
     def verify(asset: Asset) -> list[dict[str, Any]]:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.errors import CapacityError, ConfigError, MediaError, RequestError
+from skyloom.serve.queue.jobs import find_references
 from skyloom.serve.storage import (
     Asset,
     FolderStorage,
     ObjectStorage,
-    find_references,
     open_storage,
 )
 from skyloom.serve.storage import folder as module

@@ -8,11 +8,11 @@ from contextlib import closing
 import pytest
 
 from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.serve.maintenance import garbage_collection_task
 from skyloom.serve.queue.database import Database
-from skyloom.serve.queue.jobs import JobStore
-from skyloom.serve.queue.maintenance import garbage_collection_task
+from skyloom.serve.queue.jobs import JobStore, find_references
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import FolderStorage, ObjectStorage, find_references
+from skyloom.serve.storage import FolderStorage, ObjectStorage
 from skyloom.serve.storage.garbage import DAY, SLACK_SECONDS, collect, preview, trash_key
 from skyloom.serve.storage.installation import adopt_storage, check_installation, referenced_assets
 from skyloom.serve.storage.inventory import Inventory

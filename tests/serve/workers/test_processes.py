@@ -10,10 +10,10 @@ import time
 import pytest
 
 from skyloom.core.errors import CapacityError
+from skyloom.serve.maintenance import MaintenanceThreads
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
-from skyloom.serve.queue.maintenance import MaintenanceThreads
 from skyloom.serve.settings import Settings
 from skyloom.serve.workers.processes import (
     WorkerSupervisor,

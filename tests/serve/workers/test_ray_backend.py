@@ -58,7 +58,7 @@ class FakeLeases:
     """The workers in the database."""
 
     def __init__(self, *names: str) -> None:
-        self.workers = {name: Hand("cpu", 5.0, None, None) for name in names}
+        self.workers = {name: WorkerInfo("cpu", 5.0, None, None) for name in names}
 
     def hands(self):
         return self.workers
@@ -206,8 +206,8 @@ def test_status_joins_actors_with_the_database():
     backend.scale(4)
     backend.rows["skyloom-worker-3"] = None
     registered = {
-        "w-skyloom-worker-0": Hand("cuda:0", 5.0, "video_1", 6.0),
-        "w-skyloom-worker-1": Hand("cuda:0", 5.0, None, None),
+        "w-skyloom-worker-0": WorkerInfo("cuda:0", 5.0, "video_1", 6.0),
+        "w-skyloom-worker-1": WorkerInfo("cuda:0", 5.0, None, None),
     }
     rows = worker_rows(backend, registered)
     assert [(row["state"], row["host"], row["job"]) for row in rows] == [
@@ -219,13 +219,13 @@ def test_status_joins_actors_with_the_database():
 
 
 def test_workers_in_the_database_are_listed_with_their_jobs(leases, store, clock):
-    assert leases.hands() == {}
-    leases.greet("w1", "cpu")
+    assert leases.list_workers() == {}
+    leases.register_worker("w1", "cpu")
     job = store.submit({"prompt": "x"}, owner="ada")
-    assert leases.hands() == {"w1": Hand("cpu", clock.now, None, None)}
+    assert leases.list_workers() == {"w1": WorkerInfo("cpu", clock.now, None, None)}
     clock.turn(3)
     leases.lease("w1")
-    assert leases.hands() == {"w1": Hand("cpu", clock.now - 3, job.id, clock.now)}
+    assert leases.list_workers() == {"w1": WorkerInfo("cpu", clock.now - 3, job.id, clock.now)}
 
 
 @pytest.mark.parametrize("verb", ["up", "status", "down"])

@@ -352,7 +352,7 @@ def test_queue_and_worker_modules_import_no_heavy_library():
     program = (
         "import sys\n"
         "import skyloom.serve.queue.jobs, skyloom.serve.queue.leases\n"
-        "import skyloom.serve.queue.maintenance, skyloom.serve.workers.processes\n"
+        "import skyloom.serve.maintenance, skyloom.serve.workers.processes\n"
         "import skyloom.serve.workers.worker\n"
         "heavy = ('torch', 'numpy', 'av', 'ray', 'obstore', 'psycopg')\n"
         "sys.exit(any(name in sys.modules for name in heavy))"

@@ -210,8 +210,6 @@ def redacted_url(url: str) -> str:
     return _parse(url).render_as_string(hide_password=True)
 
 
-
-
 def _parse(url: str) -> URL:
     hint = "Write sqlite:////folder/file.db or postgresql://user@host/name."
     try:

@@ -38,6 +38,7 @@ from skyloom.serve.queue.job import (
 )
 from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.queue.tables import (
+    ASSET_SCHEME,
     IS_ACTIVE,
     events,
     has_status,
@@ -48,7 +49,6 @@ from skyloom.serve.queue.tables import (
     workers,
 )
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage import find_references
 
 __all__ = [
     "Counts",
@@ -497,3 +497,14 @@ def _find(connection: Connection, id: str, owner: str | None) -> Job:
     if owner is None:
         return select_job(connection, _BY_ID, id, where_id=id)
     return select_job(connection, _BY_ID_OF_OWNER, id, where_id=id, where_owner=owner)
+
+
+def find_references(values: object) -> set[str]:
+    """Collect every reference in nested mappings and sequences."""
+    if isinstance(values, str):
+        return {values} if values.startswith(ASSET_SCHEME) else set()
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, Sequence):
+        return set().union(*map(find_references, values))
+    return set()

@@ -39,6 +39,7 @@ Status = Literal[
 ]
 """Status of a job. job.py has the transitions."""
 
+ASSET_SCHEME = "asset:"  # of references to stored files in rows
 metadata = MetaData()
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 MAX_RULE = 200  # characters of a moderation rule's name

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from skyloom.serve.storage.assets import Asset, AssetStorage, StoredObject, find_references
+from skyloom.serve.storage.assets import Asset, AssetStorage, StoredObject
 from skyloom.serve.storage.folder import FolderStorage
 from skyloom.serve.storage.object_store import ObjectStorage
 
@@ -12,7 +12,6 @@ __all__ = [
     "FolderStorage",
     "ObjectStorage",
     "StoredObject",
-    "find_references",
     "open_storage",
 ]
 

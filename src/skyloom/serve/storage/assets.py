@@ -9,15 +9,15 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from skyloom.core.errors import CapacityError, DiskFullError, MediaError, RequestError, SkyloomError
+from skyloom.serve.queue.tables import ASSET_SCHEME
 
-SCHEME = "asset:"
 SUFFIXES: Mapping[str, str] = {
     "mp4": "video/mp4",
     "webm": "video/webm",
@@ -66,7 +66,7 @@ class Asset:
     @property
     def reference(self) -> str:
         """Text that names the asset in jobs and requests."""
-        return f"{SCHEME}{self.sha256}.{self.suffix}"
+        return f"{ASSET_SCHEME}{self.sha256}.{self.suffix}"
 
     @property
     def media_type(self) -> str:
@@ -153,17 +153,6 @@ class AssetStorage(Protocol):
     def remove_partial(self) -> None:
         """Delete files whose upload was interrupted more than a day ago."""
         ...
-
-
-def find_references(values: object) -> set[str]:
-    """Collect every reference in nested mappings and sequences."""
-    if isinstance(values, str):
-        return {values} if values.startswith(SCHEME) else set()
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, Sequence):
-        return set().union(*map(find_references, values))
-    return set()
 
 
 def check_suffix(suffix: str) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from skyloom.core.errors import RequestError
 from skyloom.serve.queue.database import Database, Write
 from skyloom.serve.queue.tables import (
+    ASSET_SCHEME,
     assets,
     characters,
     files,
@@ -23,7 +24,7 @@ from skyloom.serve.queue.tables import (
     jobs,
     results,
 )
-from skyloom.serve.storage.assets import SCHEME, Asset
+from skyloom.serve.storage.assets import Asset
 
 _ROWS_PER_STATEMENT = 500
 log = logging.getLogger(__name__)
@@ -130,7 +131,9 @@ class Inventory:
                 again = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
                 change = update(assets).where(_is(asset)).values(**again)
                 if not write.connection.execute(change).rowcount:
-                    write.connection.execute(insert(assets).values(name=redacted_url(asset), **again))
+                    write.connection.execute(
+                        insert(assets).values(name=redacted_url(asset), **again)
+                    )
         except SQLAlchemyError as error:
             log.warning(
                 "an asset is stored but not recorded", extra={"cause": type(error).__name__}
@@ -157,7 +160,9 @@ class Inventory:
     def references(self) -> set[str]:
         """References of all recorded assets."""
         with self.database.read() as connection:
-            return {SCHEME + name for name in connection.execute(select(assets.c.name)).scalars()}
+            return {
+                ASSET_SCHEME + name for name in connection.execute(select(assets.c.name)).scalars()
+            }
 
     def unreferenced(self, before: float) -> list[InventoryRow]:
         """Assets that have been unreferenced since before a time and are not in the trash."""
@@ -215,7 +220,10 @@ class Inventory:
             rows = connection.execute(query).all()
         return [
             InventoryRow(
-                Asset.parse(SCHEME + row.name), row.stored_at, row.unnamed_since, row.trashed_at
+                Asset.parse(ASSET_SCHEME + row.name),
+                row.stored_at,
+                row.unnamed_since,
+                row.trashed_at,
             )
             for row in rows
         ]
@@ -228,7 +236,7 @@ def new_id() -> str:
 
 def _name_of(asset: Asset) -> str:
     """Name of an asset in the table: its reference without the scheme."""
-    return asset.reference.removeprefix(SCHEME)
+    return asset.reference.removeprefix(ASSET_SCHEME)
 
 
 def _new_token() -> str:
