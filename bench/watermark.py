@@ -26,7 +26,7 @@ from skyloom.media.write import write_video
 from skyloom.safety import watermark
 from skyloom.safety import watermark_detector as detector
 
-embed = watermark.Marker.mark
+embed = watermark.SpreadSpectrumWatermarker.mark
 SUBJECTS = (
     "rocket",
     "cat",
@@ -51,7 +51,7 @@ PLACES = (
 def bundled(count: int) -> Iterator[torch.Tensor]:
     """Clips of the bundled model: 33 frames of 128 pixels, before any mark."""
     pipeline = load("diorama")
-    watermark.Marker.mark = lambda self, frames, where=None: (
+    watermark.SpreadSpectrumWatermarker.mark = lambda self, frames, where=None: (
         frames
     )  # as they come out of the decoder
     for index in range(count):
@@ -136,8 +136,8 @@ def measure(name: str, clips: Iterator[torch.Tensor]) -> dict[str, object]:
     found: Counter[str] = Counter()
     wrong, lowest, count, slowest = 0, math.inf, 0, 0.0
     for seed, frames in enumerate(clips):
-        identity = watermark.identity_of(f"{name}/{seed}")
-        marked = embed(watermark.Marker(identity), frames)
+        identity = watermark.watermark_id(f"{name}/{seed}")
+        marked = embed(watermark.SpreadSpectrumWatermarker(identity), frames)
         error = (marked.float() - frames.float()).square().mean()
         lowest, count = min(lowest, 10 * math.log10(255**2 / float(error))), count + 1
         for attack, apply in ATTACKS.items():

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from skyloom import __version__
 from skyloom.core.errors import MediaError
 from skyloom.core.types import ScaleFactors
+from skyloom.core.version import __version__
 from skyloom.generate.plan import make_plan
 from skyloom.generate.receipt import (
     FramesHash,

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-Film = Callable[..., Path]
+VideoDecoder = Callable[..., Path]
 
 
 def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
@@ -78,6 +78,6 @@ def _tones(seconds: float) -> list[av.AudioFrame]:
 
 
 @pytest.fixture(scope="session")
-def film() -> Film:
+def film() -> VideoDecoder:
     """Writes a video file: see `write_film`."""
     return write_film

@@ -8,7 +8,7 @@ import pytest
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.media.read import probe
 from skyloom.media.write import write_picture, write_video
-from skyloom.safety.credentials import Source, generation_of, read, sidecar_of, sign
+from skyloom.safety.credentials import Ingredient, generation_assertion, read, sidecar_of, sign
 from skyloom.safety.signer import find_signer, own_signer
 
 SAID = {"model": "diorama", "seed": 7}
@@ -112,7 +112,7 @@ def test_an_edit_names_its_parent_and_what_went_into_it(write):
         path,
         SAID,
         find_signer(),
-        sources=[Source(parent, edited=True), Source(picture)],
+        sources=[Ingredient(parent, edited=True), Ingredient(picture)],
         verb="inpaint",
     )
     found = read(path)
@@ -123,10 +123,10 @@ def test_an_edit_names_its_parent_and_what_went_into_it(write):
 
 
 def test_prompts_are_not_told_unless_asked():
-    assert generation_of(RECEIPT) == {
+    assert generation_assertion(RECEIPT) == {
         "version": "0.1.0", "model": "diorama", "weights": "ab", "seed": 7, "size": "128x128", "frames": "cd"
     }  # fmt: skip
-    assert generation_of(RECEIPT, with_prompt=True)["prompt"] == "a secret wish"
+    assert generation_assertion(RECEIPT, with_prompt=True)["prompt"] == "a secret wish"
 
 
 def test_what_cannot_be_signed_is_left_as_it_was(write, tmp_path):
@@ -137,9 +137,9 @@ def test_what_cannot_be_signed_is_left_as_it_was(write, tmp_path):
     assert path.read_text() == "no video"
     parent = write("a.mp4")
     with pytest.raises(RequestError, match="one video that was edited"):
-        sign(parent, SAID, find_signer(), sources=[Source(parent, edited=True)] * 2)
+        sign(parent, SAID, find_signer(), sources=[Ingredient(parent, edited=True)] * 2)
     with pytest.raises(MediaError, match="cannot be read"):
-        sign(parent, SAID, find_signer(), sources=[Source(tmp_path / "gone.mp4")])
+        sign(parent, SAID, find_signer(), sources=[Ingredient(tmp_path / "gone.mp4")])
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".skyloom")]
 
 

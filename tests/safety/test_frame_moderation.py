@@ -6,13 +6,19 @@ from PIL import Image
 
 from skyloom.core.errors import MediaError, SafetyError, UncheckedError
 from skyloom.media.video import Video
-from skyloom.safety.frame_moderation import Watch, check_files, find_judge, judge_file, looks_of
+from skyloom.safety.frame_moderation import (
+    StreamModerator,
+    check_files,
+    load_frame_moderator,
+    moderate_file,
+    perceptual_hashes,
+)
 from skyloom.safety.moderation import load_policy
 
 
 def blocking(policy, path) -> str:
     """A policy with a rule that knows a file."""
-    looks = ", ".join(f'"{look}"' for look in looks_of(path))
+    looks = ", ".join(f'"{look}"' for look in perceptual_hashes(path))
     return policy(f'[[pictures]]\nname = "logo"\nmessage = "Not shown."\nlooks = [{looks}]')
 
 
@@ -28,11 +34,11 @@ def test_a_known_picture_is_known_small_lossy_and_lighter_and_others_pass(
     policy, logo, scene, tmp_path
 ):
     blocking(policy, logo)
-    judge, picture = find_judge(), Image.open(logo)
+    judge, picture = load_frame_moderator(), Image.open(logo)
     picture.resize((90, 90)).save(tmp_path / "small.jpg", quality=40)
     picture.point(lambda value: min(255, value + 25)).save(tmp_path / "light.webp")
     for path in (logo, tmp_path / "small.jpg", tmp_path / "light.webp"):
-        assert judge_file(judge, path).rule == "logo"
+        assert moderate_file(judge, path).rule == "logo"
     for seed in range(6, 16):
         assert judge.verdict(scene(seed, count=1)[0], 0).allowed
 
@@ -44,11 +50,11 @@ def test_a_video_is_looked_at_once_a_second_and_the_refusal_says_when(
     other, known = scene(6, count=1, side=200), scene(5, count=1, side=200)
     frames = torch.cat([other.expand(20, -1, -1, -1), known.expand(8, -1, -1, -1)])
     path = Video(frames, 8).save(tmp_path / "own.mp4")
-    assert judge_file(find_judge(), path).at == 3
+    assert moderate_file(load_frame_moderator(), path).at == 3
     with pytest.raises(SafetyError, match=r"rule logo, for .*own.mp4 at 3 s: Not shown") as caught:
-        check_files(find_judge(), [logo.with_name("own.mp4")])
+        check_files(load_frame_moderator(), [logo.with_name("own.mp4")])
     assert (caught.value.rule, caught.value.at, caught.value.target) == ("logo", 3, "input")
-    watch = Watch(find_judge(), 8)
+    watch = StreamModerator(load_frame_moderator(), 8)
     watch.check(frames[:13])
     with pytest.raises(SafetyError, match="the video at 3 s") as caught:
         watch.check(frames[13:])
@@ -58,17 +64,17 @@ def test_a_video_is_looked_at_once_a_second_and_the_refusal_says_when(
 def test_a_flat_picture_cannot_be_blocked(tmp_path):
     Image.new("RGB", (64, 64), "black").save(tmp_path / "black.png")
     with pytest.raises(MediaError, match="nothing that it could be known by"):
-        looks_of(tmp_path / "black.png")
+        perceptual_hashes(tmp_path / "black.png")
 
 
 def test_without_rules_nobody_looks():
-    assert find_judge(load_policy(None)) is None
+    assert load_frame_moderator(load_policy(None)) is None
 
 
 def test_a_classifier_gets_frames_of_its_own_once_a_second(classifier):
     frames = torch.full((33, 8, 8, 3), 7, dtype=torch.uint8)
     classifier.allowed = 2
-    watch = Watch(find_judge(), 16)
+    watch = StreamModerator(load_frame_moderator(), 16)
     for start in range(0, 32, 5):
         watch.check(frames[start : min(start + 5, 32)])
     classifier.seen[0][:] = 0
@@ -94,7 +100,7 @@ def test_a_classifier_that_fails_or_lies_is_a_refusal(classifier, monkeypatch, b
     exec(f"def classify(frames):\n    {body}", space)
     monkeypatch.setattr(classifier, "classify", space["classify"])
     with pytest.raises(UncheckedError, match=f"the classifier own {what}") as caught:
-        Watch(find_judge(), 1).check(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+        StreamModerator(load_frame_moderator(), 1).check(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     assert "secret" not in str(caught.value)
     assert (caught.value.code, caught.value.rule) == ("unchecked", "own")
 
@@ -107,7 +113,7 @@ def test_a_classifier_that_is_not_there_is_a_refusal_before_any_work(policy, cal
         f'[[classifiers]]\nname = "own"\ncall = "{call}"\nthresholds = {{ bad = 0.5 }}\nmessage = "x"'
     )
     with pytest.raises(UncheckedError, match="the classifier own"):
-        find_judge()
+        load_frame_moderator()
 
 
 def test_a_threshold_is_refused_from_there_on(classifier, monkeypatch):
@@ -116,4 +122,4 @@ def test_a_threshold_is_refused_from_there_on(classifier, monkeypatch):
         monkeypatch.setattr(
             classifier, "classify", lambda _, score=score: {"bad": score, "other": 1.0}
         )
-        assert find_judge().verdict(frame, 0).allowed is allowed
+        assert load_frame_moderator().verdict(frame, 0).allowed is allowed

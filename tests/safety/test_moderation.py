@@ -7,12 +7,12 @@ from skyloom.safety import moderation
 from skyloom.safety.moderation import (
     _BUNDLED,
     POLICY,
-    Verdict,
+    ModerationResult,
     check_prompt,
     load_policy,
     refuse_prompt,
 )
-from skyloom.safety.text_normalization import read_words
+from skyloom.safety.text_normalization import normalize_words
 
 MINORS = "sexual-minors"
 REFUSED = [
@@ -62,7 +62,7 @@ def test_hard_rules_see_through_disguises(text, rule):
 
 @pytest.mark.parametrize("text", INNOCENT)
 def test_near_misses_pass(text):
-    assert check_prompt(text) == Verdict(True)
+    assert check_prompt(text) == ModerationResult(True)
 
 
 def test_words_far_apart_are_not_one_thing():
@@ -143,7 +143,7 @@ def test_the_bundled_policy_looks_at_no_frames_and_its_examples_can_be_read(tmp_
 
 
 def test_words_keep_their_places():
-    assert [(word.text, word.start, word.end) for word in read_words("A C\u00e0t!")] == [
+    assert [(word.text, word.start, word.end) for word in normalize_words("A C\u00e0t!")] == [
         ("a", 0, 1),
         ("cat", 2, 5),
     ]

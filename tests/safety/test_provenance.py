@@ -5,10 +5,10 @@ import stat
 import pytest
 
 from skyloom.core.errors import MediaError
-from skyloom.safety.provenance import Making, Match, Registry, hash_content, look_of
+from skyloom.safety.provenance import Match, ProvenanceRecord, Registry, phash, sha256_file
 
 
-def making(number: int, **fields) -> Making:
+def making(number: int, **fields) -> ProvenanceRecord:
     """A making with everything in it."""
     values = {
         "name": f"{number}.mp4",
@@ -16,7 +16,7 @@ def making(number: int, **fields) -> Making:
         "frames": f"f{number}",
         "identity": f"{number:012x}",
     }
-    return Making(
+    return ProvenanceRecord(
         **{**values, "generation": {"seed": number}, "made_at": "2026-11-25T12:00:00Z", **fields}
     )
 
@@ -55,10 +55,10 @@ def test_the_same_file_is_told_once_and_its_content_is_for_the_owner(registry):
 
 def test_a_look_survives_what_a_mark_may_not(registry, scene):
     one, other = scene(1, count=1)[0], scene(2, count=1)[0]
-    registry.add(making(5, looks=(look_of(one), look_of(other))))
+    registry.add(making(5, looks=(phash(one), phash(other))))
     smaller = (one[::2, ::2].float() * 0.8 + 20).byte()
-    assert [match.by for match in registry.find(looks=[look_of(smaller)])] == ["look"]
-    assert registry.find(looks=[look_of(scene(3, count=1)[0])]) == []
+    assert [match.by for match in registry.find(looks=[phash(smaller)])] == ["look"]
+    assert registry.find(looks=[phash(scene(3, count=1)[0])]) == []
 
 
 def test_a_registry_that_is_none_is_told(tmp_path):
@@ -67,4 +67,4 @@ def test_a_registry_that_is_none_is_told(tmp_path):
     with pytest.raises(MediaError, match="cannot be used"):
         Registry(path).find(sha256="s1")
     with pytest.raises(MediaError, match="cannot be read"):
-        hash_content(tmp_path / "gone.mp4")
+        sha256_file(tmp_path / "gone.mp4")

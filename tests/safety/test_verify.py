@@ -9,12 +9,12 @@ from skyloom.core.errors import MediaError
 from skyloom.media.read import read_frames
 from skyloom.media.write import write_picture, write_video
 from skyloom.safety.credentials import sign
-from skyloom.safety.provenance import Making, Registry, hash_content
+from skyloom.safety.provenance import ProvenanceRecord, Registry, sha256_file
 from skyloom.safety.signer import find_signer
 from skyloom.safety.verify import check
-from skyloom.safety.watermark import embed, identity_of
+from skyloom.safety.watermark import embed, watermark_id
 
-ID = identity_of("a cat")
+ID = watermark_id("a cat")
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def made(scene, tmp_path):
     """A file as `generate` leaves it: marked, signed, registered."""
     path = write_video(embed(scene(1), ID), 16, tmp_path / "a.mp4")
     sign(path, {"seed": 7}, find_signer())
-    Registry().add(Making("a.mp4", hash_content(path), "", ID, {"seed": 7}))
+    Registry().add(ProvenanceRecord("a.mp4", sha256_file(path), "", ID, {"seed": 7}))
     return path
 
 

@@ -12,12 +12,12 @@ from skyloom.core.seeds import derive_seed
 from skyloom.media.read import read_video
 from skyloom.media.write import write_video
 from skyloom.safety import watermark_detector as detector
-from skyloom.safety.watermark import Marker, embed, identity_of
-from skyloom.safety.watermark_detector import Region, detect, find_marks, highest_score
+from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id
+from skyloom.safety.watermark_detector import Region, detect, find_watermarks, highest_score
 from skyloom.safety.watermark_layout import ID_BITS
 
-ID = identity_of("a cat")
-OTHER = identity_of("a dog")
+ID = watermark_id("a cat")
+OTHER = watermark_id("a dog")
 
 
 def coded(frames, crf, folder):
@@ -126,7 +126,7 @@ def test_the_false_positive_bound_is_what_the_page_says():
 
 def test_marking_does_not_depend_on_how_a_video_is_cut(scene):
     frames = scene(4, count=70, side=64)
-    marker = Marker(ID)
+    marker = SpreadSpectrumWatermarker(ID)
     parts = [marker.mark(part) for part in frames.split([1, 5, 57, 7])]
     assert torch.equal(torch.cat(parts), embed(frames, ID))
 
@@ -135,7 +135,7 @@ def test_what_is_kept_stays_bit_for_bit(scene):
     frames = scene(5)
     where = torch.zeros(frames.shape[:3], dtype=torch.bool)
     where[8:, :, 40:] = True
-    marked = Marker(ID).mark(frames, where)
+    marked = SpreadSpectrumWatermarker(ID).mark(frames, where)
     assert torch.equal(marked[~where], frames[~where])
     assert not torch.equal(marked[where], frames[where])
 
@@ -148,7 +148,7 @@ def test_frames_too_small_for_a_mark_are_left_alone(scene):
 
 def test_parts_that_were_made_apart_tell_their_own_ids(scene):
     video = torch.cat([embed(scene(7, count=64), ID), embed(scene(8, count=64), OTHER)])
-    found = find_marks(video.split(10))
+    found = find_watermarks(video.split(10))
     assert [(mark.identity, mark.start, mark.stop) for mark in found] == [
         (ID, 0, 64),
         (OTHER, 64, None),
@@ -156,4 +156,4 @@ def test_parts_that_were_made_apart_tell_their_own_ids(scene):
 
 
 def test_no_frames_have_no_marks():
-    assert find_marks(iter(())) == []
+    assert find_watermarks(iter(())) == []

@@ -24,7 +24,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import Pool
 
-from skyloom.core.errors import CapacityError, JobError
+from skyloom.core.errors import CapacityError, QueueError
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import (
     Job,
@@ -429,7 +429,7 @@ def play(first: int, seeds: int, url: str) -> tuple[int, int]:
         for seed in range(first, first + seeds):
             try:
                 world = run(seed, database, clock)
-            except (AssertionError, JobError):
+            except (AssertionError, QueueError):
                 sys.stderr.write(f"seed {seed}\n")
                 raise
             events, made = events + world.events, made + len(world.known)

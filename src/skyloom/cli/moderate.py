@@ -34,17 +34,17 @@ def moderate(
         return
     from dataclasses import asdict
 
-    from skyloom.safety.frame_moderation import find_judge, judge_file
-    from skyloom.safety.moderation import Verdict
+    from skyloom.safety.frame_moderation import load_frame_moderator, moderate_file
+    from skyloom.safety.moderation import ModerationResult
 
-    judge, refused = find_judge(), False
+    judge, refused = load_frame_moderator(), False
     if judge is None:
         typer.echo(
             "The policy has no pictures to block and no classifiers: nothing is looked at.",
             err=True,
         )
     for path in paths:
-        verdict = Verdict(True) if judge is None else judge_file(judge, path)
+        verdict = ModerationResult(True) if judge is None else moderate_file(judge, path)
         refused |= not verdict.allowed
         told = f"refused  {path}: {verdict.rule} at {verdict.at or 0:g} s"
         line = told if not verdict.allowed else f"allowed  {path}"
@@ -55,9 +55,9 @@ def moderate(
 
 def _print_rule(name: str, message: str, paths: list[Path]) -> None:
     """A [[pictures]] table that knows the files by their looks."""
-    from skyloom.safety.frame_moderation import looks_of
+    from skyloom.safety.frame_moderation import perceptual_hashes
 
-    looks = dict.fromkeys(look for path in paths for look in looks_of(path))
+    looks = dict.fromkeys(look for path in paths for look in perceptual_hashes(path))
     lines = [f'    "{look}",' for look in looks]
     table = ["", "[[pictures]]", f"name = {json.dumps(name)}", f"message = {json.dumps(message)}"]
     typer.echo("\n".join([*table, "looks = [", *lines, "]"]))

@@ -43,7 +43,7 @@ def _lines(findings: "Findings") -> list[str]:
     ]
     lines += [] if findings.marks else ["watermark  none found"]
     for match in findings.matches:
-        lines.append(f"registry   by {match.by}: {match.making.name}, made {match.making.made_at}")
+        lines.append(f"registry   by {match.by}: {match.record.name}, made {match.record.made_at}")
     lines += [] if findings.matches else ["registry   not known here"]
     lines.append("made by a model" if findings.generated else "nothing says that a model made it")
     return [

@@ -16,7 +16,7 @@ for _name in ("Mpo", "Tiff", "WebP"):  # Tiff reads Exif
 MAX_PIXELS = 64_000_000
 
 
-def read_still(file: BinaryIO, format_name: str) -> np.ndarray:
+def decode_image(file: BinaryIO, format_name: str) -> np.ndarray:
     """A picture as upright uint8 [h w 3]; transparent parts become white, 16 bits of grey 8."""
     with warnings.catch_warnings():
         warnings.simplefilter(

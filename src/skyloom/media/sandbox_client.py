@@ -21,7 +21,7 @@ _WAIT = Fraction(1, 10)  # how long a lone frame of unknown length lasts
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioFormat:
     """The first sound of a video; `codec` is empty where its packets cannot be copied into an mp4."""
 
     codec: str
@@ -30,7 +30,7 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class SoundPacket:
+class AudioPacket:
     """A packet of sound: when it plays and for how long, in seconds."""
 
     at: Fraction
@@ -52,7 +52,7 @@ class Index:
     width: int
     turn: int
     aspect: Fraction
-    sound: Sound | None
+    sound: AudioFormat | None
     comment: bytes
 
     @property
@@ -145,7 +145,7 @@ def ask_frames(child: Sandbox, index: Index, numbers: Sequence[int]) -> np.ndarr
 
 def ask_sound(
     child: Sandbox, index: Index, start: Fraction, stop: Fraction
-) -> Iterator[SoundPacket]:
+) -> Iterator[AudioPacket]:
     """Packets of the first sound whose middle lies between two times, in seconds after the first frame."""
     span = {"start": _pair(start), "stop": _pair(stop), "origin": int(index.pts[0])}
     child.ask({"ask": "sound", **span})
@@ -154,7 +154,7 @@ def ask_sound(
         if header.get("end"):
             return
         try:
-            packet = SoundPacket(
+            packet = AudioPacket(
                 _ratio(header["at"], signed=True), _ratio(header["lasts"]), bytes(data)
             )
         except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -171,14 +171,14 @@ def _taken(child: Sandbox, most: int) -> tuple[dict[str, Any], bytearray]:
     return message
 
 
-def _sound(header: Mapping[str, Any]) -> Sound | None:
+def _sound(header: Mapping[str, Any]) -> AudioFormat | None:
     if "sound" not in header:
         return None
     codec = header["sound"] if header["sound"] in _CODECS else ""
     return (
-        Sound(codec, _whole(header["rate"], 1, 2**20), _whole(header["channels"], 1, 8))
+        AudioFormat(codec, _whole(header["rate"], 1, 2**20), _whole(header["channels"], 1, 8))
         if codec
-        else Sound("", 0, 0)
+        else AudioFormat("", 0, 0)
     )
 
 

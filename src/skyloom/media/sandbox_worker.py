@@ -63,10 +63,10 @@ def main(kind: str, format_name: str, descriptor: int) -> None:
     try:
         work_for(_PATIENCE)
         if kind == "picture":
-            picture = still.read_still(file, format_name)
+            picture = still.decode_image(file, format_name)
             _say({"height": picture.shape[0], "width": picture.shape[1]}, picture)
             return
-        film = Film(file, format_name)
+        film = VideoDecoder(file, format_name)
         work_for(0)
         while (question := _next_question()) is not None:
             work_for(_PATIENCE)
@@ -112,7 +112,7 @@ def _say(header: Mapping[str, Any], payload: np.ndarray | bytes = b"") -> None:
 _Timed = tuple[int, av.VideoFrame]
 
 
-class Film:
+class VideoDecoder:
     """A video file: which frames it has and when, and any of them, exactly as decoding from the start gives them."""
 
     def __init__(self, file: BinaryIO, demuxer: str) -> None:

@@ -16,7 +16,7 @@ _STILL = 1e-3  # a change of pixel values that counts as none
 
 
 @dataclass
-class SeamMeter:
+class SeamMetric:
     """Takes a video's frames in order; `joins` are the first frames of what is joined on."""
 
     joins: Sequence[int]

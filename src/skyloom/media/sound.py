@@ -1,4 +1,4 @@
-"""Sound that is copied, packet by packet, from a source into an mp4: nothing is decoded and nothing is lost.
+"""AudioFormat that is copied, packet by packet, from a source into an mp4: nothing is decoded and nothing is lost.
 
 Every packet's time is counted from the frame its segment begins with, on the video's own clock, so that joints do not
 add up: after any number of segments sound and picture are apart by less than one packet, about 20 ms.
@@ -11,7 +11,7 @@ from fractions import Fraction
 import av
 from av.container import OutputContainer
 
-from skyloom.media.sandbox_client import Sound, SoundPacket
+from skyloom.media.sandbox_client import AudioFormat, AudioPacket
 
 _ENCODERS = {"aac": "aac", "mp3": "libmp3lame", "opus": "libopus"}
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
@@ -22,17 +22,17 @@ class Segment:
     """A run of packets that begins at a time of the video, in seconds."""
 
     at: Fraction
-    packets: Iterable[SoundPacket]
+    packets: Iterable[AudioPacket]
 
 
-class SoundTrack:
+class AudioTrack:
     """The sound of a file that is being written: segments of one kind, in order. The packets are read at the end."""
 
     def __init__(self) -> None:
-        self.sound: Sound | None = None
+        self.sound: AudioFormat | None = None
         self._segments: list[Segment] = []
 
-    def add(self, sound: Sound, packets: Iterable[SoundPacket], at: Fraction) -> bool:
+    def add(self, sound: AudioFormat, packets: Iterable[AudioPacket], at: Fraction) -> bool:
         """Take a segment; false where it is of another kind than the first, or of none that is known."""
         known = sound.codec in _ENCODERS and sound.channels in _LAYOUTS
         if not known or sound != (self.sound or sound):

@@ -22,9 +22,9 @@ from skyloom.media.read import parse_receipt
 from skyloom.media.sandbox import Opened, Sandbox, refuse
 from skyloom.media.sandbox_client import (
     MAX_FRAMES,
+    AudioFormat,
+    AudioPacket,
     Index,
-    Sound,
-    SoundPacket,
     ask_frames,
     ask_index,
     ask_sound,
@@ -41,7 +41,7 @@ _SLACK = Fraction(1, 1000)  # webm rounds its times to milliseconds
 
 def open_source(
     path: str | Path, *, fps: Fraction | None = None, size: tuple[int, int] | None = None
-) -> "Source":
+) -> "VideoSource":
     """A video to read frames of: its own, or at another rate, or covering another size (height, width).
 
     Looks through the packets once and decodes one frame. Raises MediaError for a file that is no video, cannot be
@@ -58,10 +58,10 @@ def open_source(
     child = Sandbox(Path(path), "video")
     index = ask_index(child)
     _check_bomb(child.opened, index)
-    return Source(child, index, None if fps is None else Fraction(fps), size)
+    return VideoSource(child, index, None if fps is None else Fraction(fps), size)
 
 
-class Source:
+class VideoSource:
     """A video's frames, by number; always the same ones. Memory holds the child's few frames and no more.
 
     `size` and `fps` are those of what is read; `notices` say what was changed for it.
@@ -132,7 +132,7 @@ class Source:
                 else cover(frames, self.height, self.width)
             )
 
-    def sound_packets(self, start: int, stop: int) -> Iterator["SoundPacket"]:
+    def sound_packets(self, start: int, stop: int) -> Iterator["AudioPacket"]:
         """Packets of the sound that belong to frames start to stop, timed from the start; none where there is none.
 
         Which ones is exact to one packet, about 20 ms: those whose middle lies in the range.
@@ -143,10 +143,10 @@ class Source:
         begin, end = start / self.fps, stop / self.fps
         with Sandbox(self.path, "video", same=self._opened) as child:
             for packet in ask_sound(child, self._index, begin, end):
-                yield SoundPacket(packet.at - begin, packet.lasts, packet.data)
+                yield AudioPacket(packet.at - begin, packet.lasts, packet.data)
 
     @property
-    def sound(self) -> Sound | None:
+    def sound(self) -> AudioFormat | None:
         """What the sound is made of, where it can be copied."""
         return self._index.sound if self.audio else None
 

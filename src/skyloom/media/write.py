@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import DiskFullError, MediaError, RequestError, SkyloomError
-from skyloom.media.sandbox_client import Sound, SoundPacket
-from skyloom.media.sound import SoundTrack
+from skyloom.media.sandbox_client import AudioFormat, AudioPacket
+from skyloom.media.sound import AudioTrack
 
 _CODECS = {
     ".mp4": (
@@ -175,9 +175,9 @@ class VideoWriter:
         self.frames = 0
         self._pictures: list[UInt8[Tensor, "t h w c"]] = []
         self._encoder: _Encoder | None = None
-        self._track = SoundTrack()
+        self._track = AudioTrack()
 
-    def add_sound(self, sound: Sound, packets: Iterable[SoundPacket], at: int) -> bool:
+    def add_sound(self, sound: AudioFormat, packets: Iterable[AudioPacket], at: int) -> bool:
         """Let packets of sound play from frame `at` on; false where this file cannot hold them, and they are left out.
 
         They are read when the file is finished. Only .mp4 holds sound, and of one kind.
@@ -318,7 +318,7 @@ class _Encoder:
         self._container.close()
 
 
-def _remux(source: Path, target: Path, suffix: str, comment: str, track: SoundTrack) -> None:
+def _remux(source: Path, target: Path, suffix: str, comment: str, track: AudioTrack) -> None:
     """Copy the packets of a finished file, and of a sound track, behind a header with the comment.
 
     The file is ready to be played from its start: sound lies beside the pictures that it belongs to.

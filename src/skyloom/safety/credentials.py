@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from skyloom import __version__
 from skyloom.core.errors import MediaError, RequestError
+from skyloom.core.version import __version__
 from skyloom.media.write import placed
 from skyloom.safety.signer import Signer, own_authority
 
@@ -45,7 +45,7 @@ _SAID = ("seed", "size", "seconds", "fps", "num_steps", "guidance_scale", "quali
 
 
 @dataclass(frozen=True)
-class Source:
+class Ingredient:
     """A file that a video was made from: `edited` is what it is an edit of, everything else only went into it."""
 
     path: Path
@@ -72,7 +72,9 @@ class Credentials:
         return asdict(self)
 
 
-def generation_of(receipt: Mapping[str, Any], *, with_prompt: bool = False) -> dict[str, Any]:
+def generation_assertion(
+    receipt: Mapping[str, Any], *, with_prompt: bool = False
+) -> dict[str, Any]:
     """What our assertion says of a receipt (Receipt.to_dict): never the prompt, unless it is asked for."""
     asked = receipt.get("request") or {}
     said = {
@@ -101,7 +103,7 @@ def sign(
     generation: Mapping[str, Any],
     signer: Signer,
     *,
-    sources: Sequence[Source] = (),
+    sources: Sequence[Ingredient] = (),
     verb: str | None = None,
 ) -> Path:
     """Put a signed manifest into a finished file, or beside it; whole or not at all. Returns where the manifest is.
@@ -176,7 +178,7 @@ def _kind(start: bytes) -> str | None:
 
 
 def _manifest(
-    title: str, generation: Mapping[str, Any], sources: Sequence[Source], verb: str | None
+    title: str, generation: Mapping[str, Any], sources: Sequence[Ingredient], verb: str | None
 ) -> dict[str, Any]:
     """The manifest's own words: what was done, and our assertion."""
     edited = [f"source-{index}" for index, source in enumerate(sources) if source.edited]
@@ -204,7 +206,7 @@ def _manifest(
     return {"claim_generator_info": [agent], "title": title, "assertions": assertions}
 
 
-def _add(builder: Any, source: Source, name: str) -> None:
+def _add(builder: Any, source: Ingredient, name: str) -> None:
     """A source as an ingredient, with the manifest that it brings along."""
     relation = "parentOf" if source.edited else "componentOf"
     told = {"title": source.path.name, "relationship": relation, "instance_id": name, "label": name}

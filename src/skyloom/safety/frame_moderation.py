@@ -18,17 +18,17 @@ from skyloom.core.errors import MediaError, SafetyError, UncheckedError
 from skyloom.media.read import read_image
 from skyloom.media.sandbox import is_picture
 from skyloom.media.source import open_source
-from skyloom.safety.moderation import ClassifierRule, Policy, Verdict, current_policy
-from skyloom.safety.provenance import look_of
+from skyloom.safety.moderation import ClassifierRule, ModerationResult, Policy, current_policy
+from skyloom.safety.provenance import phash
 
 Target = Literal["input", "output"]
 Classify = Callable[[Any], Mapping[str, float]]
 """Takes uint8 frames [t h w 3] as a numpy array of its own; gives a score from 0 to 1 for every label."""
-_ALLOWED = Verdict(True)
+_ALLOWED = ModerationResult(True)
 _FLAT = 4.0  # of 255: the spread of a frame's brightness below which it has no look of its own
 
 
-class Judge:
+class FrameModerator:
     """What a policy says of single frames."""
 
     def __init__(self, policy: Policy) -> None:
@@ -36,36 +36,36 @@ class Judge:
         self._pictures = policy.pictures
         self._classifiers = [(rule, _find(rule)) for rule in policy.classifiers]
 
-    def verdict(self, frame: UInt8[Tensor, "h w c"], at: float) -> Verdict:
+    def verdict(self, frame: UInt8[Tensor, "h w c"], at: float) -> ModerationResult:
         """Whether a frame may be shown, `at` that many seconds. Raises UncheckedError when nobody can tell."""
-        look = int(look_of(frame), 16) if self._pictures else 0
+        look = int(phash(frame), 16) if self._pictures else 0
         for rule in self._pictures:
             if min((look ^ other).bit_count() for other in rule.looks) <= rule.distance:
-                return Verdict(False, rule.name, None, rule.message, at)
+                return ModerationResult(False, rule.name, None, rule.message, at)
         for rule, classify in self._classifiers:
             scores = _ask(rule, classify, frame, at)
             if any(scores[label] >= threshold for label, threshold in rule.thresholds):
-                return Verdict(False, rule.name, None, rule.message, at)
+                return ModerationResult(False, rule.name, None, rule.message, at)
         return _ALLOWED
 
 
-def find_judge(policy: Policy | None = None) -> Judge | None:
+def load_frame_moderator(policy: Policy | None = None) -> FrameModerator | None:
     """The judge of a policy, or of the current one; None where that has nothing to say of frames, and costs nothing.
 
     Raises ConfigError, or UncheckedError for a classifier that is not there.
     """
     policy = policy or current_policy()
-    return Judge(policy) if policy.pictures or policy.classifiers else None
+    return FrameModerator(policy) if policy.pictures or policy.classifiers else None
 
 
-class Watch:
+class StreamModerator:
     """Takes a video's frames in order, some at a time, and looks at one a second."""
 
-    def __init__(self, judge: Judge, fps: float | Fraction) -> None:
+    def __init__(self, judge: FrameModerator, fps: float | Fraction) -> None:
         self._judge, self._fps = judge, float(fps)
         self._every, self._count = max(1, round(fps)), 0
 
-    def verdict(self, frames: UInt8[Tensor, "t h w c"]) -> Verdict:
+    def verdict(self, frames: UInt8[Tensor, "t h w c"]) -> ModerationResult:
         """The first refusal among the next frames, if there is any."""
         first, self._count = self._count, self._count + len(frames)
         for index in range(-first % self._every, len(frames), self._every):
@@ -79,32 +79,32 @@ class Watch:
         refuse(self.verdict(frames), "output", "the video")
 
 
-def judge_file(judge: Judge, path: Path) -> Verdict:
+def moderate_file(judge: FrameModerator, path: Path) -> ModerationResult:
     """The first refusal in a picture, or in a video at one frame a second. Raises MediaError for what is neither."""
     if is_picture(path):
         return judge.verdict(read_image(path)[0], 0.0)
-    watch = Watch(judge, 1)
+    watch = StreamModerator(judge, 1)
     verdicts = (watch.verdict(frames) for frames in open_source(path, fps=Fraction(1)).stream())
     return next((verdict for verdict in verdicts if not verdict.allowed), _ALLOWED)
 
 
-def check_files(judge: Judge, paths: Iterable[Path]) -> None:
+def check_files(judge: FrameModerator, paths: Iterable[Path]) -> None:
     """Raise SafetyError, naming rule, file and time, for a picture or video that nothing may be started from."""
     for path in paths:
         try:
-            verdict = judge_file(judge, path)
+            verdict = moderate_file(judge, path)
         except UncheckedError as error:
             error.target = "input"
             raise
         refuse(verdict, "input", str(path))
 
 
-def looks_of(path: Path) -> list[str]:
+def perceptual_hashes(path: Path) -> list[str]:
     """The looks to block a picture by, or a video at one frame a second; without those of flat frames, which would
     fit anything flat. Raises MediaError where none is left."""
     runs = [read_image(path)] if is_picture(path) else open_source(path, fps=Fraction(1)).stream()
     frames = (frame for run in runs for frame in run)
-    looks = [look_of(frame) for frame in frames if float(frame.float().mean(-1).std()) >= _FLAT]
+    looks = [phash(frame) for frame in frames if float(frame.float().mean(-1).std()) >= _FLAT]
     if not looks:
         raise MediaError(
             f"{path} shows nothing that it could be known by.", hint="Choose one that is not flat."
@@ -112,7 +112,7 @@ def looks_of(path: Path) -> list[str]:
     return list(dict.fromkeys(looks))
 
 
-def refuse(verdict: Verdict, target: Target, name: str) -> None:
+def refuse(verdict: ModerationResult, target: Target, name: str) -> None:
     """Raise SafetyError for what may not be seen in `name`."""
     if verdict.allowed:
         return

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import ConfigError, SafetyError
-from skyloom.safety.text_normalization import Word, read_words
+from skyloom.safety.text_normalization import Word, normalize_words
 
 POLICY = "SKYLOOM_POLICY"
 DISTANCE, LOOK_BITS = 8, 64
@@ -31,7 +31,7 @@ _CALL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ModerationResult:
     """Whether something may be made; if not, by which rule, because of which characters of the text (`span`: from,
     to) or `at` how many seconds of a video, and what to say to the user."""
 
@@ -54,7 +54,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class PictureRule:
-    """Refuses a frame whose look (registry.look_of) differs from one of these in `distance` of 64 bits at most."""
+    """Refuses a frame whose look (registry.phash) differs from one of these in `distance` of 64 bits at most."""
 
     name: str
     message: str
@@ -84,10 +84,10 @@ class Policy:
     consent: bool = False
 
 
-def check_prompt(text: str, policy: Policy | None = None) -> Verdict:
+def check_prompt(text: str, policy: Policy | None = None) -> ModerationResult:
     """Whether a text may be asked for. Without a policy: the bundled one, with what SKYLOOM_POLICY adds."""
     policy = policy or current_policy()
-    words = read_words(text)
+    words = normalize_words(text)
     innocent = {
         place
         for phrase in policy.innocent
@@ -98,8 +98,8 @@ def check_prompt(text: str, policy: Policy | None = None) -> Verdict:
     for rule in policy.rules:
         span = _met(words, rule)
         if span is not None:
-            return Verdict(False, rule.name, span, rule.message)
-    return Verdict(True)
+            return ModerationResult(False, rule.name, span, rule.message)
+    return ModerationResult(True)
 
 
 def refuse_prompt(text: str, policy: Policy | None = None) -> None:

@@ -39,7 +39,7 @@ create index if not exists by_identity on makings (identity);
 
 
 @dataclass(frozen=True)
-class Making:
+class ProvenanceRecord:
     """One file that was made: when (UTC), its name, its sha256, that of its frames, its watermark's id, and what the
     manifest says of how it was made. `looks` are 64-bit hashes (hex), one a second."""
 
@@ -57,7 +57,7 @@ class Match:
     """A making and how it was found: by "file", "frames", "watermark" or "look"."""
 
     by: str
-    making: Making
+    making: ProvenanceRecord
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them, without the looks."""
@@ -77,7 +77,7 @@ class Registry:
         with self._opened(create=True) as connection:
             connection.executescript(_TABLES)
 
-    def add(self, making: Making) -> None:
+    def add(self, making: ProvenanceRecord) -> None:
         """Keep a making."""
         made_at = making.made_at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         values = (
@@ -142,7 +142,7 @@ class Registry:
             ) from error
 
 
-class Glimpses:
+class FrameHasher:
     """Takes a video's frames in order, some at a time; `looks` are those of one frame a second."""
 
     def __init__(self, fps: float | Fraction) -> None:
@@ -152,13 +152,13 @@ class Glimpses:
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
         """Take the next frames."""
         self.looks += [
-            look_of(frames[index])
+            phash(frames[index])
             for index in range(-self._count % self._every, len(frames), self._every)
         ]
         self._count += len(frames)
 
 
-def hash_content(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """The sha256 of a file. Raises MediaError."""
     try:
         with path.open("rb") as file:
@@ -169,7 +169,7 @@ def hash_content(path: Path) -> str:
         ) from error
 
 
-def look_of(frame: UInt8[Tensor, "h w c"]) -> str:
+def phash(frame: UInt8[Tensor, "h w c"]) -> str:
     """A frame's look: 64 bits (hex) that stay nearly the same when it is resized, coded or lightened.
 
     The signs of the lowest 8x8 cosines of a 32x32 grey picture, against their median (Zauner 2010, "pHash").
@@ -181,18 +181,20 @@ def look_of(frame: UInt8[Tensor, "h w c"]) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
-def _select(connection: sqlite3.Connection, where: str, values: Sequence[object]) -> list[Making]:
+def _select(
+    connection: sqlite3.Connection, where: str, values: Sequence[object]
+) -> list[ProvenanceRecord]:
     names = "number, name, sha256, frames, identity, generation, made_at"
     rows = connection.execute(
         f"select {names} from makings {where} order by number desc limit 100", values
     )
     return [
-        Making(name, sha256, frames, identity, json.loads(generation), made_at=made_at)
+        ProvenanceRecord(name, sha256, frames, identity, json.loads(generation), made_at=made_at)
         for _, name, sha256, frames, identity, generation, made_at in rows
     ]
 
 
-def _alike(connection: sqlite3.Connection, looks: Sequence[str]) -> list[Making]:
+def _alike(connection: sqlite3.Connection, looks: Sequence[str]) -> list[ProvenanceRecord]:
     """Makings of which every asked second is near one of theirs."""
     if not looks:
         return []

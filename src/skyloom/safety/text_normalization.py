@@ -38,7 +38,7 @@ class Word:
     spelled: bool = False
 
 
-def read_words(text: str) -> list[Word]:
+def normalize_words(text: str) -> list[Word]:
     """The words of a text in their order; one place may have several readings."""
     plain, origin = _plain(text)
     words: list[Word] = []

@@ -13,8 +13,8 @@ from skyloom.media.read import read_image
 from skyloom.media.sandbox import is_picture
 from skyloom.media.source import open_source
 from skyloom.safety.credentials import Credentials, read
-from skyloom.safety.provenance import Glimpses, Match, Registry, hash_content
-from skyloom.safety.watermark_detector import Mark, find_marks
+from skyloom.safety.provenance import FrameHasher, Match, Registry, sha256_file
+from skyloom.safety.watermark_detector import Mark, find_watermarks
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,12 @@ class Findings:
 
 def check(path: Path, registry: Registry | None = None) -> Findings:
     """Look at a video or picture with all three layers, without any network. Raises MediaError for what is neither."""
-    digest = hash_content(path)
+    digest = sha256_file(path)
     credentials = read(path)
-    taken, glimpses = hashlib.sha256(), Glimpses(1 if is_picture(path) else open_source(path).fps)
+    taken, glimpses = (
+        hashlib.sha256(),
+        FrameHasher(1 if is_picture(path) else open_source(path).fps),
+    )
 
     def watched() -> Iterator[UInt8[Tensor, "t h w c"]]:
         for run in _runs(path):
@@ -61,12 +64,12 @@ def check(path: Path, registry: Registry | None = None) -> Findings:
             glimpses.append(run)
             yield run
 
-    marks = find_marks(watched())
+    marks = find_watermarks(watched())
     matches = (registry or Registry()).find(
         sha256=digest,
         frames=taken.hexdigest(),
         identities=[mark.identity for mark in marks],
-        looks=glimpses.looks,
+        looks=glimpses.hashes,
     )
     return Findings(str(path), digest, credentials, tuple(marks), tuple(matches))
 

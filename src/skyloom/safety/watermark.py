@@ -41,12 +41,12 @@ _SHAPE, _BUSY = (
 )  # strength goes with this power of the activity around, up to that activity
 
 
-def identity_of(text: str) -> str:
+def watermark_id(text: str) -> str:
     """The id of whatever a text describes: 12 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[: ID_BITS // 4]
 
 
-def identity_of_making(receipt: Mapping[str, Any]) -> str:
+def watermark_id_of_receipt(receipt: Mapping[str, Any]) -> str:
     """The id of the video that a receipt (Receipt.to_dict) tells of: the same wherever and whenever it is made again,
     so without paths, versions and device."""
     asked = {key: value for key, value in (receipt.get("request") or {}).items() if key != "image"}
@@ -58,10 +58,10 @@ def identity_of_making(receipt: Mapping[str, Any]) -> str:
         for card in asked.get("cards", [])
     ]
     said = [asked, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
-    return identity_of(json.dumps(said, sort_keys=True))
+    return watermark_id(json.dumps(said, sort_keys=True))
 
 
-class Marker:
+class SpreadSpectrumWatermarker:
     """Marks the made frames of one video, in order, some at a time, with an id of 12 hex digits.
 
     Every 32 frames the pattern is fitted to the frame that comes: with more of the frequencies that speak against the
@@ -104,7 +104,7 @@ def embed(
     frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY
 ) -> UInt8[Tensor, "t h w c"]:
     """A whole video, marked."""
-    return Marker(identity, key).mark(frames)
+    return SpreadSpectrumWatermarker(identity, key).mark(frames)
 
 
 def _fitted(frame: UInt8[Tensor, "h w c"], identity: str, key: str) -> Int16[Tensor, "h w"]:

@@ -82,7 +82,7 @@ def detect(frames: UInt8[Tensor, "t h w c"], key: str = KEY, crops: bool = True)
     )
 
 
-def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list[Mark]:
+def find_watermarks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list[Mark]:
     """The marks of a video that comes in runs of frames, in their order; several where parts were made apart.
 
     Memory grows by 128 KiB for every two seconds or so.

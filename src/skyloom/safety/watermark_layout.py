@@ -31,7 +31,7 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class CarrierLayout:
     """Where a key puts its signs: row and column of each in the cosine grid, and its coded bit (-1: the pilot)."""
 
     rows: Tensor
@@ -70,7 +70,7 @@ def word_of(identity: str, key: str) -> list[int]:
 
 
 @cache
-def layout_of(key: str) -> Layout:
+def layout_of(key: str) -> CarrierLayout:
     """The layout that goes with a key."""
     places = used()[1].nonzero()
     count = len(places)
@@ -85,7 +85,9 @@ def layout_of(key: str) -> Layout:
     carried = np.arange(count - pilots) % convolution.coded_bits(ID_BITS + CHECK_BITS)
     bits = np.concatenate([np.full(pilots, -1), carried])
     places = places[torch.from_numpy(order)]
-    return Layout(places[:, 0], places[:, 1], torch.from_numpy(signs), torch.from_numpy(bits))
+    return CarrierLayout(
+        places[:, 0], places[:, 1], torch.from_numpy(signs), torch.from_numpy(bits)
+    )
 
 
 @cache

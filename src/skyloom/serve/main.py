@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from skyloom.core.errors import ConfigError
-from skyloom.safety.moderation import Verdict, check_prompt, current_policy
+from skyloom.safety.moderation import ModerationResult, check_prompt, current_policy
 from skyloom.serve.api.app import build_app, make_services
 from skyloom.serve.api.connections import Connection, Connections
 from skyloom.serve.api.context import Outside
@@ -191,10 +191,10 @@ def _outside(settings: Settings, storage: Storage, supervisor: Supervisor) -> Ou
     def verify(asset: Asset) -> list[dict[str, Any]]:
         return verify_in_child(storage, asset, settings.data)["results"]
 
-    def view(asset: Asset, recognise: bool) -> tuple[Verdict, Likeness]:
+    def view(asset: Asset, recognise: bool) -> tuple[ModerationResult, Likeness]:
         policy = current_policy()
         if not (recognise or policy.pictures or policy.classifiers):
-            return Verdict(True), Likeness()
+            return ModerationResult(True), Likeness()
         return view_in_child(storage, asset, recognise=recognise)
 
     return Outside(

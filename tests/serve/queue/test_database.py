@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, func, insert, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from skyloom.core.errors import CapacityError, ConfigError, JobError
+from skyloom.core.errors import CapacityError, ConfigError, QueueError
 from skyloom.serve.queue.database import VERSION, Database, migrate
 from skyloom.serve.queue.tables import owners, schema
 
@@ -60,14 +60,14 @@ def test_writes_that_wait_together_are_one_commit_and_fail_alone(database):
         def call(write) -> int:
             write.connection.execute(insert(owners).values(owner=f"owner {number}", served=0.0))
             if number % 7 == 0:
-                raise JobError(f"{number}")
+                raise QueueError(f"{number}")
             if number % 11 == 0:
                 raise KeyError(number)
             return number
 
         try:
             return database.write_together(call)
-        except (JobError, KeyError):
+        except (QueueError, KeyError):
             return -1
 
     with ThreadPoolExecutor(60) as threads:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from skyloom.core.errors import MediaError, UncheckedError
 from skyloom.media.video import Video
-from skyloom.safety.frame_moderation import looks_of
+from skyloom.safety.frame_moderation import perceptual_hashes
 from skyloom.serve.storage.folder import FolderStorage
 from skyloom.serve.workers.subprocess_tasks import view_in_child
 
@@ -33,7 +33,7 @@ def test_a_refusal_and_its_time_come_back_and_nobody_is_recognised(storage, tmp_
         tmp_path / "logo.png"
     )
     policy(
-        f'[[pictures]]\nname = "logo"\nmessage = "No."\nlooks = {looks_of(tmp_path / "logo.png")}'
+        f'[[pictures]]\nname = "logo"\nmessage = "No."\nlooks = {perceptual_hashes(tmp_path / "logo.png")}'
     )
     asset = storage.put(tmp_path / "logo.png", "png")
     verdict, likeness = view_in_child(storage, asset, recognise=True)

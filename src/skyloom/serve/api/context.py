@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 
 from skyloom.generate.request import Request
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.errors import WireError, invalid
 from skyloom.serve.api.limits import Gates, InFlight, Kind
 from skyloom.serve.api.media_inputs import Fetch, Sources
@@ -70,8 +70,8 @@ class Outside:
     how the worker processes are that the server has started.
     """
 
-    moderate: Callable[[str], Verdict]
-    view: Callable[[Asset, bool], tuple[Verdict, Likeness]]
+    moderate: Callable[[str], ModerationResult]
+    view: Callable[[Asset, bool], tuple[ModerationResult, Likeness]]
     verify: Callable[[Asset], list[dict[str, Any]]]
     plan: Callable[[Request], dict[str, Any]]
     check_url: Callable[[str], object]

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from skyloom import __version__
+from skyloom.core.version import __version__
 from skyloom.serve.api.context import Call
 from skyloom.serve.api.response_models import ErrorAnswer
 from skyloom.serve.api.routes.videos import VARIANTS

@@ -13,7 +13,7 @@ from typing import Any
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import MAX_PROMPT, settle
-from skyloom.safety.moderation import Verdict, current_policy
+from skyloom.safety.moderation import ModerationResult, current_policy
 from skyloom.serve.api.character_prompts import ends_at, notice, put_in
 from skyloom.serve.api.edit_fields import VERBS, check_fields, check_source, edit_fields
 from skyloom.serve.api.errors import WireError, invalid
@@ -38,7 +38,7 @@ from skyloom.serve.settings import Settings
 OUTSIDE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
-Moderate = Callable[[str], Verdict]
+Moderate = Callable[[str], ModerationResult]
 """What the policy says of a text."""
 
 
@@ -329,7 +329,7 @@ class Desk:
                 )
             self.refuse(self._moderate(text), "prompt", param)
 
-    def refuse(self, verdict: Verdict, target: str, param: str) -> None:
+    def refuse(self, verdict: ModerationResult, target: str, param: str) -> None:
         """Count and raise, as a WireError, what the policy does not allow."""
         if verdict.allowed:
             return

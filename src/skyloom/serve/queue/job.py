@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
 
-from skyloom.core.errors import JobError
+from skyloom.core.errors import QueueError
 from skyloom.serve.queue.attempts import end_attempt
 from skyloom.serve.queue.database import Write
 from skyloom.serve.queue.tables import events, has_status, jobs, owners, results
@@ -20,19 +20,19 @@ Wanted = Literal["cancel", "pause"]
 ACTIVE: tuple[Status, ...] = ("queued", "in_progress", "paused")
 
 
-class MissingJobError(JobError):
+class MissingJobError(QueueError):
     """There is no such job, or it is somebody else's."""
 
     code = "job_missing"
 
 
-class JobConflictError(JobError):
+class JobConflictError(QueueError):
     """The job is not in a state for that, or a key was used for another request."""
 
     code = "job_conflict"
 
 
-class LostLeaseError(JobError):
+class LostLeaseError(QueueError):
     """The job is no longer this worker's: nothing it writes counts."""
 
     code = "lost_lease"

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Row, and_, delete, insert, select, update
 
-from skyloom.core.errors import JobError, SkyloomError
+from skyloom.core.errors import QueueError, SkyloomError
 from skyloom.serve.queue.database import MAX_PAGE, Database, Write, read_page
 from skyloom.serve.queue.quotas import Quotas
 from skyloom.serve.queue.slots import Slots
@@ -33,7 +33,7 @@ Post = Callable[[str, Mapping[str, str], bytes], int]
 log = logging.getLogger(__name__)
 
 
-class MissingEndpointError(JobError):
+class MissingEndpointError(QueueError):
     """There is no such webhook endpoint, or it is somebody else's."""
 
     code = "endpoint_missing"

@@ -25,8 +25,8 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from skyloom import __version__
 from skyloom.core.errors import ConfigError, MediaError, RequestError
+from skyloom.core.version import __version__
 from skyloom.serve.queue.database import Database, choose_sqlite, is_new, sqlite_file
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import database_backup as backup

@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 
 from sqlalchemy.engine import make_url
 
-from skyloom import __version__
 from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.core.version import __version__
 from skyloom.serve.queue.leases import Hand
 from skyloom.serve.settings import Settings
 from skyloom.serve.workers.processes import settings_environment

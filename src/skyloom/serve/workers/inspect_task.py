@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.evaluate.subject_recognition import recognise
-from skyloom.safety.frame_moderation import find_judge, judge_file
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.frame_moderation import load_frame_moderator, moderate_file
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.workers.subprocess_tasks import answer
 
 
 def view(question: dict[str, Any]) -> dict[str, Any]:
     """Look at a file; who it shows only where that is asked and allowed."""
-    path, judge = Path(question["path"]), find_judge()
-    verdict = Verdict(True) if judge is None else judge_file(judge, path)
+    path, judge = Path(question["path"]), load_frame_moderator()
+    verdict = ModerationResult(True) if judge is None else moderate_file(judge, path)
     recognised = asdict(recognise(path)) if verdict.allowed and question["recognise"] else None
     return {"verdict": asdict(verdict), "likeness": recognised}
 

@@ -23,8 +23,8 @@ from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.generate.resume import clear
 from skyloom.media.write import VideoWriter, open_video
-from skyloom.safety.credentials import generation_of, sign
-from skyloom.safety.provenance import Glimpses
+from skyloom.safety.credentials import generation_assertion, sign
+from skyloom.safety.provenance import FrameHasher
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
 from skyloom.serve.redaction import clean_receipt
@@ -59,7 +59,7 @@ class PipelineRenderer:
         plan = pipeline.plan(asked)
         target, sampler = output / "video.mp4", _Sampler(plan.shape.frames)
         receipt: Mapping[str, Any] | None = None
-        glimpses = Glimpses(plan.fps)
+        glimpses = FrameHasher(plan.fps)
         check_ready()
         yield Progress(_TEXT, "text")
         with open_video(target, plan.fps) as writer:
@@ -79,9 +79,9 @@ class PipelineRenderer:
             receipt = _with_cast(receipt, job.extra.get("described"))
             writer.receipt = clean_receipt(receipt, job.request)
         pictures = sampler.write(output)
-        publish(target, receipt, looks=glimpses.looks)
+        publish(target, receipt, looks=glimpses.hashes)
         for picture in pictures.values():
-            sign(picture, generation_of(receipt), find_signer(), sources=sources_of(receipt))
+            sign(picture, generation_assertion(receipt), find_signer(), sources=sources_of(receipt))
         files = {"video": target, **pictures}
         yield Progress(_TEXT + _DENOISE + _DECODE, "decode", files, receipt)
 

@@ -20,9 +20,9 @@ from skyloom.core.errors import (
     SkyloomError,
     UncheckedError,
 )
-from skyloom.core.log import describe_output
+from skyloom.core.log import redact_traceback
 from skyloom.generate.request import Request
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.queue.library import Likeness
 from skyloom.serve.storage.folder import Asset, Storage
 
@@ -47,7 +47,9 @@ def verify_in_child(storage: Storage, asset: Asset, data: Path) -> dict[str, Any
         )
 
 
-def view_in_child(storage: Storage, asset: Asset, *, recognise: bool) -> tuple[Verdict, Likeness]:
+def view_in_child(
+    storage: Storage, asset: Asset, *, recognise: bool
+) -> tuple[ModerationResult, Likeness]:
     """What the policy says of a stored picture or video and, if asked and allowed, who it shows. Raises MediaError for
     what cannot be read, UncheckedError where a classifier fails, CapacityError when it takes too long."""
     with TemporaryDirectory(prefix="skyloom-view-") as folder:
@@ -57,7 +59,7 @@ def view_in_child(storage: Storage, asset: Asset, *, recognise: bool) -> tuple[V
             json.dumps({"path": str(path), "recognise": recognise}),
             hide=str(path),
         )
-    return Verdict(**told["verdict"]), Likeness(**told["likeness"] or {})
+    return ModerationResult(**told["verdict"]), Likeness(**told["likeness"] or {})
 
 
 def _ask(module: str, question: str, *, hide: str = "", **environment: str) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def _ask(module: str, question: str, *, hide: str = "", **environment: str) -> d
         raise CapacityError("That took too long.", hint="Try again.", retry_after=10) from error
     except (IndexError, ValueError) as error:
         log.error(
-            "%s failed with code %s: %s", module, done.returncode, describe_output(done.stderr)
+            "%s failed with code %s: %s", module, done.returncode, redact_traceback(done.stderr)
         )
         raise SkyloomError(f"{module} failed.") from error
     finally:

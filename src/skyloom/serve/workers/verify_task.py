@@ -28,7 +28,7 @@ def results_of(findings: Findings) -> list[dict[str, Any]]:
     }
     seen = {True: "detected", False: "not_detected"}
     marks = [mark.identity for mark in findings.marks]
-    matches = [{"by": match.by, "made_at": match.making.made_at} for match in findings.matches]
+    matches = [{"by": match.by, "made_at": match.record.made_at} for match in findings.matches]
     watermark = {"type": "skyloom_watermark", "outcome": seen[bool(marks)], "ids": marks}
     return [
         c2pa,

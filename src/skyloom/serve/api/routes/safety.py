@@ -3,7 +3,7 @@
 import secrets
 from typing import Any, BinaryIO, cast
 
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api import response_models as answers
 from skyloom.serve.api.context import Asked, Call, Reply
 from skyloom.serve.api.errors import invalid
@@ -54,7 +54,9 @@ def moderate(asked: Asked) -> Reply:
         for item in items
     ]
     if any(isinstance(item, dict) for item in items):
-        first = next((verdict for verdict in verdicts if not verdict.allowed), Verdict(True))
+        first = next(
+            (verdict for verdict in verdicts if not verdict.allowed), ModerationResult(True)
+        )
         results = [_result(first, sorted(set(kinds)))]
     else:
         results = [_result(verdict, ["text"]) for verdict in verdicts]
@@ -84,7 +86,7 @@ def _check_amount(items: list[Any]) -> None:
         raise invalid("input", f"{_MOST_PICTURES} pictures are checked at a time.")
 
 
-def _verdict(asked: Asked, item: Any, param: str) -> Verdict:
+def _verdict(asked: Asked, item: Any, param: str) -> ModerationResult:
     """Of a text, or of a part that is a text or a picture. Raises WireError."""
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "image_url":
@@ -104,7 +106,7 @@ def _picture(item: dict[str, Any]) -> dict[str, Any]:
     return {"image_url": inner.get("url") if isinstance(inner, dict) else inner}
 
 
-def _result(verdict: Verdict, kinds: list[str]) -> dict[str, Any]:
+def _result(verdict: ModerationResult, kinds: list[str]) -> dict[str, Any]:
     category = next(
         (name for start, name in _RULES.items() if (verdict.rule or "").startswith(start)), None
     )
