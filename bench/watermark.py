@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from skyloom.generate.pipeline import load
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 from skyloom.safety import watermark
 from skyloom.safety import watermark_detector as detector
@@ -92,13 +92,13 @@ def coded(frames: torch.Tensor, crf: int) -> torch.Tensor:
             for picture in frames.numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
-        return read_video(path).frames
+        return open_source(path).read()
 
 
 def gif(frames: torch.Tensor) -> torch.Tensor:
     """Through our own GIF and back."""
     with tempfile.TemporaryDirectory() as folder:
-        return read_video(write_video(frames, Fraction(16), Path(folder) / "a.gif")).frames
+        return open_source(write_video(frames, Fraction(16), Path(folder) / "a.gif")).read()
 
 
 def scaled(frames: torch.Tensor, factor: float) -> torch.Tensor:

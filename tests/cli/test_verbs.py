@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from skyloom.media.read import probe, read_image
+from skyloom.media.read import read_image
+from skyloom.media.source import open_source
 from skyloom.models import registry
 from skyloom.models.vae import Vae
 from skyloom.serve.queue.database import Database
@@ -128,7 +129,10 @@ def test_the_world_is_shown(skyloom, monkeypatch, tmp_path):
         "world", "render", "--vocabulary", "tiny", "--frames", 5, "--size", "64x64", "-o", "w.gif"
     )
     assert json.loads(ran.out)["captions"]["short"]
-    assert (probe(tmp_path / "w.gif").width, probe(tmp_path / "w.gif").frames) == (64, 5)
+    assert (open_source(tmp_path / "w.gif").width, open_source(tmp_path / "w.gif").frames) == (
+        64,
+        5,
+    )
     assert (
         skyloom("world", "sheet", "--vocabulary", "tiny", "--count", 2, "-o", "s.png").out
         == "s.png\n"

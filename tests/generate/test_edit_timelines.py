@@ -12,7 +12,7 @@ from skyloom.generate.edit_spec import Edit
 from skyloom.generate.receipt import read_receipt
 from skyloom.generate.replay import request_again
 from skyloom.generate.request import Request
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 
 FRAMES, SIDE = 33, 32  # two seconds of the source, and a frame
@@ -49,7 +49,7 @@ def edit(pipeline, folder):
 
 @pytest.fixture
 def frames(folder):
-    return [read_video(folder / f"{name}.mkv").frames for name in ("a", "b")]
+    return [open_source(folder / f"{name}.mkv").read() for name in ("a", "b")]
 
 
 def spans(video):
@@ -72,7 +72,7 @@ def test_what_is_kept_is_the_sources_bit_for_bit_in_memory_and_in_a_lossless_fil
 ):
     told, kept, count = KEPT[verb]
     video = edit(verb, **told)
-    there = read_video(video.save(tmp_path / "out.mkv")).frames
+    there = open_source(video.save(tmp_path / "out.mkv")).read()
     assert len(video.frames) == count
     assert torch.equal(there, video.frames)
     for begin, end, source, start in kept:

@@ -1,4 +1,4 @@
-"""AudioFormat that is copied: whose packets, where they play, and what is left out."""
+"""Audio is copied packet by packet, in time, over many segments."""
 
 from fractions import Fraction
 from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skyloom.core.errors import MediaError
-from skyloom.media.read import read_frames
+from skyloom.media.source import open_source
 from skyloom.media.write import write_picture, write_video
 from skyloom.safety.credentials import sign
 from skyloom.safety.provenance import ProvenanceRecord, Registry, sha256_file
@@ -37,7 +37,7 @@ def test_all_three_layers_are_told(made):
 
 
 def test_the_mark_leads_to_the_registry_when_the_manifest_is_gone(made, tmp_path):
-    frames = [*read_frames(made)]
+    frames = [*open_source(made).read()]
     stripped = write_video(torch.stack(frames), 16, tmp_path / "b.webm")
     found = check(stripped)
     assert (found.credentials, found.generated) == (None, True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.core.version import __version__
-from skyloom.media.write import placed
+from skyloom.media.write import atomic_output
 from skyloom.safety.signer import Signer, own_authority
 
 if TYPE_CHECKING:
@@ -120,7 +120,11 @@ def sign(
             C2paSignerInfo(C2paSigningAlg.ES256, signer.chain.encode(), signer.key.encode(), None)
         )
         manifest = _manifest(path.name, generation, sources, verb)
-        with Builder(manifest, context=_context(())) as builder, pen, placed(target) as partial:
+        with (
+            Builder(manifest, context=_context(())) as builder,
+            pen,
+            atomic_output(target) as partial,
+        ):
             for index, source in enumerate(sources):
                 _add(builder, source, f"source-{index}")
             if not kind:
