@@ -173,7 +173,7 @@ def luck(count: int, searched: int) -> dict[str, object]:
         highest = max(highest, detector.highest_score(frames))
         found += detector.detect(frames, crops=seed < searched) is not None
     told = {"unmarked": count, "searched for crops too": min(count, searched), "found": found}
-    return told | {"highest score": round(highest, 2), "needed": detector.SURE}
+    return told | {"highest score": round(highest, 2), "needed": detector.THRESHOLD}
 
 
 def main() -> None:

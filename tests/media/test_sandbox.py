@@ -113,7 +113,10 @@ def test_a_crashed_child_raises_one_error(tmp_path, film, number, message):
     ],
 )
 def test_cpu_timeout_counts_cpu_time_only(work, end):
-    code = f"import time\nfrom skyloom.media.sandbox_limits import set_cpu_timeout\nset_cpu_timeout(0.02)\n{work}"
+    code = (
+        "import time\nfrom skyloom.media.sandbox_limits import set_cpu_timeout\n"
+        f"set_cpu_timeout(0.02)\n{work}"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == end
 
 

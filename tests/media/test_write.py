@@ -1,4 +1,4 @@
-"""What is written reads back; a file appears whole or not at all; what cannot be written is refused in time."""
+"""Writing videos: round trips, atomic output, pipes, early errors."""
 
 import errno
 import io

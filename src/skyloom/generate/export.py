@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.safety.credentials import Ingredient, generation_assertion, sign
-from skyloom.safety.provenance import ProvenanceRecord, Registry, sha256_file
+from skyloom.safety.provenance import ProvenanceRecord, Registry, content_sha256
 from skyloom.safety.signer import find_signer
 from skyloom.safety.watermark import watermark_id_of_receipt
 
@@ -46,7 +46,7 @@ def publish(
     frames = (receipt.get("frames") or {}).get("sha256", "")
     identity = watermark_id_of_receipt(receipt)
     making = ProvenanceRecord(
-        path.name, sha256_file(path), frames, identity, generation, tuple(looks)
+        path.name, content_sha256(path), frames, identity, generation, tuple(looks)
     )
     (registry or Registry()).add(making)
 

@@ -44,8 +44,8 @@ def interpolate(
 ) -> Iterator[UInt8[Tensor, "n h w c"]]:
     """Raise the frame rate by motion-compensated interpolation (FFmpeg minterpolate).
 
-    Frames at old times are unchanged, bit for bit. Across a cut, and after the last frame, the frame
-    before is repeated. Raises RequestError for a rate that is not higher, or sides below 32 pixels.
+    Frames at old times are unchanged. Across a cut, and after the last frame, the frame before is
+    repeated. Raises RequestError for a rate that is not higher, or sides below 32 pixels.
     """
     if not fps < target <= MAX_FPS:
         raise RequestError(

@@ -19,7 +19,7 @@ for _name in ("Mpo", "Tiff", "WebP"):  # the TIFF plugin reads EXIF data
 
 
 def decode_image(file: BinaryIO, format_name: str) -> np.ndarray:
-    """Decode a picture to upright uint8 [h w 3]: alpha over white, 16-bit grey reduced to 8 bits."""
+    """Decode a picture to upright uint8 [h w 3]: alpha over white, 16-bit grey as 8 bits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large pictures and damaged metadata
         Image.MAX_IMAGE_PIXELS = None  # checked below

@@ -29,7 +29,8 @@ REPLY_TIMEOUT = 60.0  # wall-clock seconds; the child has a timeout of 10 second
 _TIMEOUT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 _CHILD_CODE = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
-    "from skyloom.media.sandbox_worker import main; main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
+    "from skyloom.media.sandbox_worker import main\n"
+    "main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
 )
 _PILLOW_FORMATS = {
     "image/png": "PNG",
@@ -111,7 +112,7 @@ class OpenedFile:
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether a file starts like a still picture. Raises MediaError if it can't be opened."""
+    """Return whether a file starts like a still picture. Raises MediaError if it is unreadable."""
     try:
         with path.open("rb") as file:
             media_type = sniff(file.read(SNIFF_BYTES))

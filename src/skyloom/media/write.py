@@ -43,8 +43,8 @@ SIDECAR = ".receipt.json"
 def check_target(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check that a file can be written, before any work.
 
-    Raises RequestError for an unsupported suffix or too long a name, MediaError for a folder that is
-    missing or read-only, DiskFullError.
+    Raises RequestError for an unsupported suffix or too long a name, MediaError for a missing or
+    read-only folder, DiskFullError.
     """
     if path.suffix.lower() not in suffixes:
         raise RequestError(f"The file name must end in {', '.join(suffixes)}, got {path.name!r}.")
@@ -179,7 +179,7 @@ class VideoWriter:
         self._track = AudioTrack()
 
     def add_sound(self, sound: AudioFormat, packets: Iterable[AudioPacket], at: int) -> bool:
-        """Add audio packets that start at frame `at`; return False if the file does not support them.
+        """Add audio packets that start at frame `at`; return False if they are not supported.
 
         Only .mp4 supports audio, in one format. The packets are read by `finish`.
         """
