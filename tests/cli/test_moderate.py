@@ -74,7 +74,8 @@ def test_no_verb_writes_blocked_video(skyloom, tiny_model, classifier, tmp_path,
 
 def test_missing_classifier_generates_nothing(skyloom, tiny_model, policy, tmp_path):
     policy(
-        '[[classifiers]]\nname = "own"\ncall = "no_such_thing:x"\nthresholds = { a = 1 }\nmessage = "x"'
+        '[[classifiers]]\nname = "own"\ncall = "no_such_thing:x"\nthresholds = { a = 1 }\n'
+        'message = "x"'
     )
     ran = skyloom("generate", "a cat", "-o", "out.mp4", "--model", tiny_model)
     assert (ran.code, list(tmp_path.iterdir())) == (2, [])

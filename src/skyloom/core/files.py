@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".partial"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -34,13 +34,13 @@ def sha256_file(path: Path) -> str:
         return sha256_stream(file)
 
 
-def sha256_stream(file: BinaryIO) -> str:
+def sha256_stream(file: io.BufferedIOBase) -> str:
     """Return the SHA-256 of the rest of an open file as lower-case hex."""
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def atomic_path(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+def atomic_path(path: Path, *, mode: int = 0o666) -> Generator[Path]:
     """Yield an empty temporary file in the same folder; move it to `path` when the block succeeds.
 
     The content is on disk (fsync) before the rename. If the block raises, the temporary file is

@@ -93,10 +93,12 @@ def _next_command() -> dict[str, Any] | None:
 def _send(header: Mapping[str, Any], payload: np.ndarray | bytes = b"") -> None:
     """Write a message: header length, header, payload. The CPU timeout is off meanwhile."""
     set_cpu_timeout(0)
-    if isinstance(payload, np.ndarray):
-        payload = np.ascontiguousarray(payload).data.cast("B")
-    text = json.dumps({**header, "bytes": len(payload)}).encode()
-    for data in (struct.pack(">I", len(text)) + text, payload):
+    if isinstance(payload, bytes):
+        raw = memoryview(payload)
+    else:
+        raw = np.ascontiguousarray(payload).data.cast("B")
+    text = json.dumps({**header, "bytes": len(raw)}).encode()
+    for data in (struct.pack(">I", len(text)) + text, raw):
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
