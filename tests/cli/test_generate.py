@@ -133,11 +133,11 @@ def test_a_picture_to_start_from(make):
         (["a", "--play", "x.mp4"], 2, "Use --play -"),
         (["a", "--fps", 30], 2, "Use --fps 16"),
         (["a", "--seed", -1], 2, "The seed -1 is out of range."),
-        (["a", "--device", "abacus"], 2, "not a device"),
-        (["a", "-o", "x.avi"], 2, "'x.avi' ends in no known format."),
+        (["a", "--device", "abacus"], 2, "must be cpu or cuda"),
+        (["a", "-o", "x.avi"], 2, "got 'x.avi'."),
         (["a", "-o", "none/x.mp4"], 1, "The folder none does not exist."),
         (["a", "--preview", "none/x.png"], 1, "The folder none does not exist."),
-        (["a", "--preview", "x.jpg"], 2, "Use .png."),
+        (["a", "--preview", "x.jpg"], 2, "must end in .png"),
         (["a", "--image", "none.png"], 1, "The picture none.png does not exist."),
     ],
 )
@@ -232,10 +232,10 @@ def test_a_folder_to_resume_from_must_have_room(make, tmp_path, monkeypatch):
 
 def test_a_file_is_signed_unless_told_otherwise(make, skyloom, tmp_path):
     assert make("a cat", "-o", "x.mp4").code == 0
-    assert "whole, signed by this machine" in skyloom("verify", "x.mp4").out
+    assert "intact, signed by this machine" in skyloom("verify", "x.mp4").out
     assert make("a cat", "--no-credentials", "-o", "y.mp4").code == 0
     told = skyloom("verify", "y.mp4").out
-    assert "manifest   none" in told
+    assert "manifest   not found" in told
     assert "registry   by file: y.mp4" in told
 
 

@@ -68,7 +68,7 @@ def test_what_has_no_receipt_is_told(skyloom, file, made, tmp_path, verb):
         "none.mp4": "does not exist",
         "text.mp4": "cannot be read as a video",
         "cut.mp4": "cannot be read as a video",
-        "bad.mp4.receipt.json": "is no receipt",
+        "bad.mp4.receipt.json": "is not a skyloom receipt",
         "foreign.mp4": "holds no receipt",
     }.items():
         ran = skyloom(verb, name)

@@ -30,7 +30,7 @@ def test_models_are_listed_shown_and_verified(skyloom, shelf):
     assert listed.split()[:2] == ["tiny", "32x32"]
     assert "Apache-2.0" in listed
     assert json.loads(skyloom("models", "show", shelf / "tiny").out)["frames"] == 17
-    assert "3 files are as they were published" in skyloom("models", "verify", shelf / "tiny").out
+    assert "3 files match their hashes" in skyloom("models", "verify", shelf / "tiny").out
 
 
 def test_a_damaged_model_is_found(skyloom, shelf):

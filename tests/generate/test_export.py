@@ -71,7 +71,7 @@ def test_what_could_not_be_signed_or_registered_is_told_before_any_work(tmp_path
     check_ready()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path / "file"))
-    with pytest.raises(MediaError, match="holds no signer"):
+    with pytest.raises(MediaError, match="neither read nor created"):
         check_ready()
     with pytest.raises(MediaError, match="cannot be used"):
         check_ready(credentials=False)

@@ -193,5 +193,5 @@ def test_a_receipt_without_its_main_parts_is_damaged(receipt):
 def test_a_sidecar_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "a.mp4.receipt.json"
     path.write_bytes(content)
-    with pytest.raises(MediaError, match="is no receipt"):
+    with pytest.raises(MediaError, match="is not a skyloom receipt"):
         read_receipt(path)

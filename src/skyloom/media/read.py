@@ -21,7 +21,8 @@ def read_image(path: Path) -> UInt8[Tensor, "1 h w c"]:
     """
     with Sandbox(path, "picture") as child:
         header, pixels = child.receive(MAX_PICTURE_PIXELS * CHANNELS) or ({}, bytearray())
-        height, width = header.get("height"), header.get("width")
+        height = header.get("height")
+        width = header.get("width")
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
             raise child.fail("crash")
         if height * width * CHANNELS != len(pixels):

@@ -260,9 +260,8 @@ def _open(path: Path, kind: str) -> tuple[int, OpenedFile]:
 def _inspect(descriptor: int, path: Path, kind: str) -> OpenedFile:
     """Check type, format and size of an open file."""
     status = os.fstat(descriptor)
-    formats, max_bytes = _DEMUXERS, MAX_VIDEO_BYTES
-    if kind == "picture":
-        formats, max_bytes = _PILLOW_FORMATS, MAX_PICTURE_BYTES
+    formats = _PILLOW_FORMATS if kind == "picture" else _DEMUXERS
+    max_bytes = MAX_PICTURE_BYTES if kind == "picture" else MAX_VIDEO_BYTES
     if not stat.S_ISREG(status.st_mode):
         raise media_error(path, kind, "unreadable")
     format_name = formats.get(sniff(os.pread(descriptor, SNIFF_BYTES, 0)) or "")

@@ -46,7 +46,8 @@ def find_signer(folder: Path | None = None) -> Signer:
     Creates the local signer on first use. Raises ConfigError for files that are no ES256 pair,
     MediaError if the folder cannot be written.
     """
-    chain, key = os.environ.get(CERTIFICATE), os.environ.get(KEY)
+    chain = os.environ.get(CERTIFICATE)
+    key = os.environ.get(KEY)
     if bool(chain) != bool(key):
         raise ConfigError(
             f"{CERTIFICATE} and {KEY} must be set together, got only one.",

@@ -77,7 +77,7 @@ def _readings(bare: str) -> set[str]:
     if bare.isdigit() or _AGE_WORD.fullmatch(bare):
         return {bare}
     readings = {bare, *(bare.translate(_LEET).replace("1", letter) for letter in "il")}
-    readings |= {_STRETCHED.sub(r"\1", one) for one in readings}
+    readings.update([_STRETCHED.sub(r"\1", one) for one in readings])
     return {one for one in readings if one.isalnum()}
 
 
