@@ -99,7 +99,7 @@ def videos(count: int, seconds: float) -> dict[str, float]:
     from skyloom.generate.pipeline import load
     from skyloom.generate.request import Request
     from skyloom.media.write import open_video
-    from skyloom.safety.provenance import Glimpses
+    from skyloom.safety.provenance import FrameHasher
     from skyloom.serve.storage import open_storage
     from skyloom.serve.workers.render import PipelineRenderer
     from skyloom.serve.workers.worker import Worker
@@ -124,7 +124,7 @@ def videos(count: int, seconds: float) -> dict[str, float]:
             hand.run(until_empty=True)
             served.append(time.perf_counter() - begun)
             begun = time.perf_counter()
-            glimpses, receipt = Glimpses(pipeline.info.fps), None
+            glimpses, receipt = FrameHasher(pipeline.info.fps), None
             with open_video(Path("alone.mp4"), pipeline.info.fps) as writer:
                 for step in pipeline.stream(request, collect=False):
                     if step.frames is not None and len(step.frames):
@@ -132,7 +132,7 @@ def videos(count: int, seconds: float) -> dict[str, float]:
                         glimpses.append(step.frames)
                     writer.receipt = receipt = step.receipt or receipt
             assert receipt is not None
-            publish(Path("alone.mp4"), receipt, looks=glimpses.looks)
+            publish(Path("alone.mp4"), receipt, looks=glimpses.hashes)
             alone.append(time.perf_counter() - begun)
         os.chdir("/")
         database.close()

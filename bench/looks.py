@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skyloom.safety.provenance import look_of
+from skyloom.safety.provenance import phash
 from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
 from skyloom.world.vocabulary import DIORAMA
@@ -61,13 +61,13 @@ def main() -> None:
         make_clip(FIRST_SEED + index, DIORAMA, atlas, frames=1).frames[0]
         for index in range(given.count)
     ]
-    looks = [int(look_of(frame), 16) for frame in frames]
+    looks = [int(phash(frame), 16) for frame in frames]
     told: dict[str, list[int]] = {
         "different pictures": [(a ^ b).bit_count() for a, b in itertools.combinations(looks, 2)]
     }
     for frame, look in zip(frames, looks, strict=True):
         for name, copy in copies(Image.fromarray(frame.numpy())):
-            other = int(look_of(torch.from_numpy(np.array(copy))), 16)
+            other = int(phash(torch.from_numpy(np.array(copy))), 16)
             told.setdefault(name, []).append((look ^ other).bit_count())
     print(
         json.dumps(

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from skyloom.generate.pipeline import load
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 from skyloom.safety import watermark
 from skyloom.safety import watermark_detector as detector
 
-embed = watermark.Marker.mark
+embed = watermark.SpreadSpectrumWatermarker.mark
 SUBJECTS = (
     "rocket",
     "cat",
@@ -51,7 +51,7 @@ PLACES = (
 def bundled(count: int) -> Iterator[torch.Tensor]:
     """Clips of the bundled model: 33 frames of 128 pixels, before any mark."""
     pipeline = load("diorama")
-    watermark.Marker.mark = lambda self, frames, where=None: (
+    watermark.SpreadSpectrumWatermarker.mark = lambda self, frames, where=None: (
         frames
     )  # as they come out of the decoder
     for index in range(count):
@@ -92,13 +92,13 @@ def coded(frames: torch.Tensor, crf: int) -> torch.Tensor:
             for picture in frames.numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
-        return read_video(path).frames
+        return open_source(path).read()
 
 
 def gif(frames: torch.Tensor) -> torch.Tensor:
     """Through our own GIF and back."""
     with tempfile.TemporaryDirectory() as folder:
-        return read_video(write_video(frames, Fraction(16), Path(folder) / "a.gif")).frames
+        return open_source(write_video(frames, Fraction(16), Path(folder) / "a.gif")).read()
 
 
 def scaled(frames: torch.Tensor, factor: float) -> torch.Tensor:
@@ -136,8 +136,8 @@ def measure(name: str, clips: Iterator[torch.Tensor]) -> dict[str, object]:
     found: Counter[str] = Counter()
     wrong, lowest, count, slowest = 0, math.inf, 0, 0.0
     for seed, frames in enumerate(clips):
-        identity = watermark.identity_of(f"{name}/{seed}")
-        marked = embed(watermark.Marker(identity), frames)
+        identity = watermark.watermark_id(f"{name}/{seed}")
+        marked = embed(watermark.SpreadSpectrumWatermarker(identity), frames)
         error = (marked.float() - frames.float()).square().mean()
         lowest, count = min(lowest, 10 * math.log10(255**2 / float(error))), count + 1
         for attack, apply in ATTACKS.items():
@@ -173,7 +173,7 @@ def luck(count: int, searched: int) -> dict[str, object]:
         highest = max(highest, detector.highest_score(frames))
         found += detector.detect(frames, crops=seed < searched) is not None
     told = {"unmarked": count, "searched for crops too": min(count, searched), "found": found}
-    return told | {"highest score": round(highest, 2), "needed": detector.SURE}
+    return told | {"highest score": round(highest, 2), "needed": detector.THRESHOLD}
 
 
 def main() -> None:

@@ -1,32 +1,34 @@
-"""Writes docs/cli.md from the command line itself; `make docs` runs it and tests/conventions compares.
+"""Write docs/cli.md from the commands; `make docs` runs it and tests/conventions compares.
 
-The page is built from the parsed commands, not from --help, so that it does not depend on the terminal's width.
+The page is built from the parsed commands, so it does not depend on the width of the terminal.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer.core
 import typer.main
 
-from skyloom.cli.app import app
+from skyloom.cli.commands import app
 
 PAGE = Path(__file__).with_name("cli.md")
 OPENING = """# The command line
 
-Every verb and option of `skyloom`, written by `make docs`; do not edit it by hand. `skyloom VERB --help` says the same.
-Options of the first table stand before the verb. Exit code 0 is success, 2 a wrong request or setting, 1 a failure.
+Every verb and option of `skyloom`, written by `make docs`; do not edit it by hand. `skyloom VERB --help` prints the same.
+Options of the first table come before the verb. Exit codes: 0 success, 2 invalid request or setting, 1 failure.
 """
 
 
 def walk(command, name: str) -> Iterator[tuple[str, object]]:
-    """Every command below this one with its full name, in the order of `--help`."""
+    """Yield this command and all below it with full names, in the order of `--help`."""
     yield name, command
-    for verb, child in getattr(command, "commands", {}).items():
-        yield from walk(child, f"{name} {verb}")
+    if isinstance(command, typer.core.TyperGroup):
+        for verb in command.list_commands(None):
+            yield from walk(command.get_command(None, verb), f"{name} {verb}")
 
 
 def row(parameter) -> str:
-    """One line of a command's table: how it is written, its default, what it does."""
+    """Return a row of a command's table: spelling, default, help."""
     if parameter.opts[0].startswith("-"):
         written = ", ".join(
             f"`{spelling}`" for spelling in [*parameter.opts, *parameter.secondary_opts]
@@ -34,18 +36,18 @@ def row(parameter) -> str:
     else:
         written = f"`{parameter.name.upper()}{'...' if parameter.nargs == -1 else ''}`"
     text = (parameter.help or "").replace("\\[", "[").replace("|", "\\|")
-    text, _, told = text.removesuffix("]").partition(" [default: ")
+    text, _, default = text.removesuffix("]").partition(" [default: ")
     if parameter.required:
-        told = "required"
+        default = "required"
     elif (
         parameter.default is not None and parameter.default is not False and parameter.default != ""
     ):
-        told = f"`{parameter.default}`"
-    return f"| {written} | {told} | {text} |"
+        default = f"`{parameter.default}`"
+    return f"| {written} | {default} | {text} |"
 
 
 def section(name: str, command) -> str:
-    """The heading, the sentence and the table of one command."""
+    """Return heading, help and option table of one command."""
     lines = [f"## {name}", "", " ".join((command.help or "").split())]
     rows = [row(parameter) for parameter in command.params if not parameter.hidden]
     if rows:
@@ -54,7 +56,7 @@ def section(name: str, command) -> str:
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     root = typer.main.get_command(app)
     return "\n".join(
         [OPENING, *(section(name, command) for name, command in walk(root, "skyloom"))]

@@ -28,7 +28,7 @@ from skyloom.generate.pipeline import Pipeline
 from skyloom.generate.request import Request
 from skyloom.generate.styles import find_style
 from skyloom.generate.timeline import Keep, Make
-from skyloom.media.masks import mask_frames, parse_region
+from skyloom.media.masks import open_mask, parse_region
 from skyloom.media.sheet import write_sheet
 from skyloom.media.source import open_source
 from skyloom.media.video import Video
@@ -243,7 +243,7 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
                 before[0][clip.start : clip.stop] for clip in span.under[:1] if len(span.under) == 1
             ]
     if edit.region is not None:
-        mask = mask_frames(parse_region(edit.region), plan.shape, plan.fps)
+        mask = open_mask(parse_region(edit.region), plan.shape, plan.fps).read(0, plan.shape.frames)
         kept.append(torch.equal(video.frames[~mask], before[0][~mask]))
         changed, under = [boxed(video.frames, mask)], [boxed(before[0], mask)]
     part = torch.cat(changed) if changed else video.frames

@@ -1,7 +1,9 @@
-"""skyloom: an open Sora in Python. A sentence in, a video out; importing it loads nothing heavy."""
+"""skyloom: self-hosted video generation and editing. Heavy modules are imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from skyloom.core.version import __version__
 
 if TYPE_CHECKING:
     from skyloom.generate.pipeline import Pipeline as Pipeline
@@ -9,10 +11,9 @@ if TYPE_CHECKING:
     from skyloom.generate.request import Request as Request
     from skyloom.media.video import Video as Video
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "Request", "Video", "__version__", "load"]
 
-_HOMES = {
+_EXPORTS = {
     "Pipeline": "skyloom.generate.pipeline",
     "Request": "skyloom.generate.request",
     "Video": "skyloom.media.video",
@@ -21,6 +22,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'skyloom' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,4 +1,4 @@
-"""`skyloom moderate`, and that no verb writes a file that the policy refuses."""
+"""`skyloom moderate`; no verb writes a file that the policy blocks."""
 
 import json
 
@@ -11,7 +11,7 @@ from skyloom.media.write import write_video
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two pictures, one of them in a folder with a text."""
+    """Write two pictures, one of them in a folder with a text file."""
     noise = torch.randint(
         0, 255, (2, 8, 8, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
     )
@@ -34,15 +34,15 @@ def test_a_printed_rule_blocks_the_picture_in_any_file_format(skyloom, pictures,
         1,
         ["allowed  other.png", "refused  copy.jpg: logo at 0 s"],
     )
-    told = json.loads(skyloom("moderate", "copy.jpg", "--json").out)
-    assert (told["allowed"], told["rule"], told["message"]) == (False, "logo", 'No "logo".')
+    result = json.loads(skyloom("moderate", "copy.jpg", "--json").out)
+    assert (result["allowed"], result["rule"], result["message"]) == (False, "logo", 'No "logo".')
     assert skyloom("moderate", "other.png").code == 0
 
 
-def test_without_rules_it_says_that_nobody_looks(skyloom, pictures):
+def test_policy_without_frame_rules_prints_a_note(skyloom, pictures):
     ran = skyloom("moderate", "other.png")
     assert (ran.code, ran.out) == (0, "allowed  other.png\n")
-    assert "nothing is looked at" in ran.err
+    assert "nothing is checked" in ran.err
     (pictures / "empty").mkdir()
     assert skyloom("moderate", "empty").code == 2
 
@@ -56,14 +56,14 @@ def test_without_rules_it_says_that_nobody_looks(skyloom, pictures):
         ("edit", "animate", "picture.png", "a cat"),
     ],
 )
-def test_no_verb_writes_what_is_refused(skyloom, tiny_model, classifier, tmp_path, words):
+def test_no_verb_writes_blocked_video(skyloom, tiny_model, classifier, tmp_path, words):
     frames = (torch.arange(16).reshape(-1, 1, 1, 1) * 9).expand(16, 32, 32, 3).to(torch.uint8)
     write_video(frames, 16, tmp_path / "a.mkv")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
     (tmp_path / "board.toml").write_text('[[card]]\nat = 0\nprompt = "a cat"\n')
     before = sorted(tmp_path.iterdir())
     more = "--seed" if words[0] == "edit" else "--seconds"
-    for allowed in (0, 1):  # of the edits, their sources are looked at first
+    for allowed in (0, 1):  # edits check their sources first
         classifier.seen.clear()
         classifier.allowed = allowed
         ran = skyloom(*words, "-o", "out.mp4", "--model", tiny_model, more, 2)
@@ -72,16 +72,17 @@ def test_no_verb_writes_what_is_refused(skyloom, tiny_model, classifier, tmp_pat
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_classifier_that_is_not_there_makes_nothing(skyloom, tiny_model, policy, tmp_path):
+def test_missing_classifier_generates_nothing(skyloom, tiny_model, policy, tmp_path):
     policy(
-        '[[classifiers]]\nname = "own"\ncall = "no_such_thing:x"\nthresholds = { a = 1 }\nmessage = "x"'
+        '[[classifiers]]\nname = "own"\ncall = "no_such_thing:x"\nthresholds = { a = 1 }\n'
+        'message = "x"'
     )
     ran = skyloom("generate", "a cat", "-o", "out.mp4", "--model", tiny_model)
     assert (ran.code, list(tmp_path.iterdir())) == (2, [])
     assert "the classifier own cannot be loaded" in ran.err
 
 
-def test_a_file_that_is_not_there_is_not_allowed(skyloom, tmp_path):
+def test_missing_file_is_an_error(skyloom, tmp_path):
     ran = skyloom("moderate", "nope.png")
     assert ran.code != 0
     assert ran.out == ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import typer.main
 
-from skyloom.cli.app import app
+from skyloom.cli.commands import app
 from skyloom.generate import estimate
 from skyloom.generate.estimate import Run, Work, record_run
 
@@ -19,9 +19,10 @@ def plan(skyloom, tiny_model, tmp_path, monkeypatch):
 
 
 def test_it_takes_what_generate_takes():
-    verbs = typer.main.get_command(app).commands
+    root = typer.main.get_command(app)
     here, there = (
-        {option.name: option.help for option in verbs[verb].params} for verb in ("plan", "generate")
+        {option.name: option.help for option in root.get_command(None, verb).params}
+        for verb in ("plan", "generate")
     )
     asked = {
         "prompt",

@@ -10,7 +10,7 @@ import torch
 import skyloom as package
 from skyloom.generate.receipt import FramesHash, make_receipt, read_receipt
 from skyloom.generate.request import Request
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_sidecar, write_video
 from skyloom.models.checkpoint import write_manifest
 
@@ -68,7 +68,7 @@ def test_what_has_no_receipt_is_told(skyloom, file, made, tmp_path, verb):
         "none.mp4": "does not exist",
         "text.mp4": "cannot be read as a video",
         "cut.mp4": "cannot be read as a video",
-        "bad.mp4.receipt.json": "is no receipt",
+        "bad.mp4.receipt.json": "is not a skyloom receipt",
         "foreign.mp4": "holds no receipt",
     }.items():
         ran = skyloom(verb, name)
@@ -83,7 +83,7 @@ def test_replay_makes_the_same_frames_and_proves_it(skyloom, file, tiny_model):
     told = json.loads(ran.out)
     assert (ran.code, told["exact"], told["same"], told["file"]) == (0, True, True, "b.mp4")
     assert told["difference"]["mean"] == pytest.approx(told["codec"]["mean"], rel=0.01)
-    assert len(read_video("b.mp4").frames) == 9
+    assert open_source("b.mp4").frames == 9
 
 
 def test_replay_names_its_file_and_overwrites_none(skyloom, file, tiny_model, tmp_path):

@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from skyloom.media.read import probe, read_image
+from skyloom.media.read import read_image
+from skyloom.media.source import open_source
 from skyloom.models import registry
 from skyloom.models.vae import Vae
 from skyloom.serve.queue.database import Database
@@ -29,7 +30,7 @@ def test_models_are_listed_shown_and_verified(skyloom, shelf):
     assert listed.split()[:2] == ["tiny", "32x32"]
     assert "Apache-2.0" in listed
     assert json.loads(skyloom("models", "show", shelf / "tiny").out)["frames"] == 17
-    assert "3 files are as they were published" in skyloom("models", "verify", shelf / "tiny").out
+    assert "3 files match their hashes" in skyloom("models", "verify", shelf / "tiny").out
 
 
 def test_a_damaged_model_is_found(skyloom, shelf):
@@ -128,7 +129,10 @@ def test_the_world_is_shown(skyloom, monkeypatch, tmp_path):
         "world", "render", "--vocabulary", "tiny", "--frames", 5, "--size", "64x64", "-o", "w.gif"
     )
     assert json.loads(ran.out)["captions"]["short"]
-    assert (probe(tmp_path / "w.gif").width, probe(tmp_path / "w.gif").frames) == (64, 5)
+    assert (open_source(tmp_path / "w.gif").width, open_source(tmp_path / "w.gif").frames) == (
+        64,
+        5,
+    )
     assert (
         skyloom("world", "sheet", "--vocabulary", "tiny", "--count", 2, "-o", "s.png").out
         == "s.png\n"

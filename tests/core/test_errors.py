@@ -1,4 +1,4 @@
-"""The exception tree: every error says what happened and what to do, and has a code of its own."""
+"""The exception tree: message, hint and a unique code per class."""
 
 import pickle
 
@@ -14,12 +14,12 @@ TREE = [
 ]
 
 
-def test_the_tree_drawn_at_the_top_of_the_file_is_complete():
+def test_tree_in_the_module_docstring_is_complete():
     drawn = [line.split()[0] for line in (errors.__doc__ or "").splitlines() if "Error " in line]
     assert drawn == [kind.__name__ for kind in TREE]
 
 
-def test_codes_tell_the_kinds_apart():
+def test_codes_are_unique():
     assert len({kind.code for kind in TREE}) == len(TREE)
 
 
@@ -32,11 +32,11 @@ def test_the_hint_follows_the_message(kind: type[SkyloomError]):
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_errors_cross_processes_whole(kind: type[SkyloomError]):
+def test_errors_can_be_pickled(kind: type[SkyloomError]):
     error = pickle.loads(pickle.dumps(kind("It broke.", hint="Mend it.")))
     assert (type(error), error.message, error.hint) == (kind, "It broke.", "Mend it.")
 
 
-def test_capacity_says_when_to_come_back():
+def test_capacity_error_has_retry_after():
     assert CapacityError("Full.", retry_after=2.5).retry_after == 2.5
     assert CapacityError("Full.").retry_after is None

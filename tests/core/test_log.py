@@ -1,4 +1,4 @@
-"""The log: one handler, one line per record, nothing on standard output."""
+"""Logging: one handler, one line per record on stderr, secrets redacted."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from skyloom.core.errors import ConfigError
-from skyloom.core.log import describe, describe_output, redact, set_up_logging
+from skyloom.core.log import format_exception, redact, redact_traceback, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_json_lines_carry_message_extras_and_traceback():
     assert "ValueError: too small" in second["traceback"]
 
 
-def test_people_get_one_plain_line_on_stderr(capsys: pytest.CaptureFixture[str]):
+def test_plain_style_writes_one_line_to_stderr(capsys: pytest.CaptureFixture[str]):
     set_up_logging("warning")
     logging.getLogger("skyloom.train").warning("slow disk")
     logging.getLogger("skyloom.train").info("not shown")
@@ -53,7 +53,7 @@ def test_people_get_one_plain_line_on_stderr(capsys: pytest.CaptureFixture[str])
     assert output.err.count("\n") == 1
 
 
-def test_a_second_set_up_replaces_the_first():
+def test_second_call_replaces_the_handler():
     old, new = io.StringIO(), io.StringIO()
     set_up_logging(stream=old)
     set_up_logging(stream=new)
@@ -62,13 +62,13 @@ def test_a_second_set_up_replaces_the_first():
     assert new.getvalue().count("once") == 1
 
 
-def test_an_unknown_level_is_refused():
+def test_unknown_level_is_refused():
     with pytest.raises(ConfigError, match="loud"):
         set_up_logging("loud")
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("text", "redacted"),
     [
         ("at https://u:p@example.org/a?k=v.", "at https://[hidden]@example.org/a?[hidden]"),
         ("postgresql://user@host/db", "postgresql://[hidden]@host/db"),
@@ -77,16 +77,16 @@ def test_an_unknown_level_is_refused():
         ("what? a@b and c://d/e", "what? a@b and c://d/e"),
     ],
 )
-def test_secrets_are_taken_out(said, kept):
-    assert redact(said) == kept
+def test_secrets_are_redacted(text, redacted):
+    assert redact(text) == redacted
     stream = io.StringIO()
     set_up_logging("debug", "json", stream)
-    logging.getLogger("skyloom").info("%s", f'"{said}"')
-    assert json.loads(stream.getvalue())["message"] == f'"{kept}"'
+    logging.getLogger("skyloom").info("%s", f'"{text}"')
+    assert json.loads(stream.getvalue())["message"] == f'"{redacted}"'
 
 
 def raised(message: str) -> BaseException:
-    """An exception with a history, whose every message is the same."""
+    """Return an exception with a chain of causes that all have the same message."""
     try:
         try:
             raise FileNotFoundError(2, message, message)
@@ -96,14 +96,14 @@ def raised(message: str) -> BaseException:
         return error
 
 
-def test_without_details_an_exception_is_its_type_and_place():
+def test_without_details_exceptions_are_logged_without_messages():
     stream = io.StringIO()
     set_up_logging("debug", "human", stream, details=False)
     logging.getLogger("skyloom").error("it failed", exc_info=raised("private"))
-    said = stream.getvalue()
-    assert "private" not in said.replace('raised("private")', "")
+    logged = stream.getvalue()
+    assert "private" not in logged.replace('raised("private")', "")
     assert all(
-        words in said
+        words in logged
         for words in ("ExceptionGroup", "KeyError", "No such file or directory", "in raised")
     )
     set_up_logging("debug", "human", stream, details=True)
@@ -111,18 +111,21 @@ def test_without_details_an_exception_is_its_type_and_place():
     assert "private" in stream.getvalue().replace('raised("private")', "")
 
 
-def test_an_exception_that_leads_to_itself_has_an_end():
+def test_cyclic_exception_context_terminates():
     first, second = ValueError("x"), ValueError("y")
     first.__context__, second.__context__ = second, first
-    assert describe(first).count("ValueError") == 2
+    assert format_exception(first).count("ValueError") == 2
 
 
-def test_of_a_childs_output_places_and_types_are_kept():
-    said = 'private\nTraceback (most recent call last):\n  File "a.py", line 3, in f\n    f("x")\nKeyError: private\n'
-    assert describe_output(said) == 'Traceback\n  File "a.py", line 3, in f\nKeyError'
+def test_redact_traceback_keeps_positions_and_types():
+    output = (
+        "private\nTraceback (most recent call last):\n"
+        '  File "a.py", line 3, in f\n    f("x")\nKeyError: private\n'
+    )
+    assert redact_traceback(output) == 'Traceback\n  File "a.py", line 3, in f\nKeyError'
 
 
-def test_others_warnings_and_threads_that_die_are_logged_alike():
+def test_other_packages_and_dead_threads_use_the_same_format():
     stream = io.StringIO()
     set_up_logging("info", "json", stream, details=False)
     logging.getLogger("uvicorn.error").error("it failed", exc_info=ValueError("private"))

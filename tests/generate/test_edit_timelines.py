@@ -12,7 +12,7 @@ from skyloom.generate.edit_spec import Edit
 from skyloom.generate.receipt import read_receipt
 from skyloom.generate.replay import request_again
 from skyloom.generate.request import Request
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 
 FRAMES, SIDE = 33, 32  # two seconds of the source, and a frame
@@ -49,7 +49,7 @@ def edit(pipeline, folder):
 
 @pytest.fixture
 def frames(folder):
-    return [read_video(folder / f"{name}.mkv").frames for name in ("a", "b")]
+    return [open_source(folder / f"{name}.mkv").read() for name in ("a", "b")]
 
 
 def spans(video):
@@ -72,7 +72,7 @@ def test_what_is_kept_is_the_sources_bit_for_bit_in_memory_and_in_a_lossless_fil
 ):
     told, kept, count = KEPT[verb]
     video = edit(verb, **told)
-    there = read_video(video.save(tmp_path / "out.mkv")).frames
+    there = open_source(video.save(tmp_path / "out.mkv")).read()
     assert len(video.frames) == count
     assert torch.equal(there, video.frames)
     for begin, end, source, start in kept:
@@ -274,8 +274,8 @@ def test_an_edit_is_made_again_from_the_very_files(edit, folder, pipeline, tmp_p
         ("extend", {"seconds": "0"}, "by nothing"),
         ("extend", {"seconds": "9:00:00"}, "more than 3600"),
         ("extend", {"seconds": "3600"}, "would have 3602 seconds"),
-        ("inpaint", {"region": "0,0,8,8@5-6"}, "outside of the video"),
-        ("inpaint", {"region": "100,100,8,8"}, "outside of the video"),
+        ("inpaint", {"region": "0,0,8,8@5-6"}, "must overlap the video"),
+        ("inpaint", {"region": "100,100,8,8"}, "must overlap the video"),
         ("interpolate", {"fps": "16"}, "not more than 16"),
         ("interpolate", {"fps": "many"}, "is no rate"),
         ("upscale", {"size": "big"}, "is not a size"),
@@ -303,8 +303,8 @@ def test_what_is_no_video_or_no_mask_is_told(pipeline, folder, tmp_path):
         Edit("remix", (text,)): r"text\.mp4",
         Edit("remix", (tmp_path / "none.mp4",)): r"none\.mp4",
         Edit("inpaint", (video,), mask=str(black)): "empty",
-        Edit("inpaint", (video,), mask=str(small)): "is 8x8, the video 32x32",
-        Edit("inpaint", (video,), mask=str(short)): "has 4 frames, the video 33",
+        Edit("inpaint", (video,), mask=str(small)): "must be 32x32 like the video, got 8x8",
+        Edit("inpaint", (video,), mask=str(short)): "must have 33 frames like the video, got 4",
     }.items():
         with pytest.raises((RequestError, MediaError), match=message):
             pipeline.plan(Request("a cat", edit=edit))

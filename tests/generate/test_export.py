@@ -11,7 +11,7 @@ from skyloom.media.write import write_picture, write_video
 from skyloom.models.registry import find_model
 from skyloom.safety.credentials import read
 from skyloom.safety.provenance import Registry
-from skyloom.safety.watermark import identity_of_making
+from skyloom.safety.watermark import watermark_id_of_receipt
 
 FRAMES = torch.full((4, 32, 32, 3), 90, dtype=torch.uint8)
 RECEIPT = {
@@ -31,7 +31,7 @@ def test_a_file_is_signed_and_registered(tmp_path):
     assert found is not None
     assert (found.state, found.generation["seed"]) == ("trusted", 7)
     (match,) = Registry().find(frames="f")
-    assert match.making.identity == identity_of_making(RECEIPT)
+    assert match.record.identity == watermark_id_of_receipt(RECEIPT)
     assert b"secret" not in Registry().path.read_bytes()
 
 
@@ -60,14 +60,18 @@ def test_what_it_was_made_from_is_named(tmp_path):
 def test_the_id_of_a_making_hangs_on_what_makes_the_video_alone():
     same = {**RECEIPT, "torch": "3", "request": {**RECEIPT["request"], "image": "/there/a.png"}}
     other = {**RECEIPT, "request": {**RECEIPT["request"], "seed": 8}}
-    assert identity_of_making(same) == identity_of_making(RECEIPT) != identity_of_making(other)
+    assert (
+        watermark_id_of_receipt(same)
+        == watermark_id_of_receipt(RECEIPT)
+        != watermark_id_of_receipt(other)
+    )
 
 
 def test_what_could_not_be_signed_or_registered_is_told_before_any_work(tmp_path, monkeypatch):
     check_ready()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path / "file"))
-    with pytest.raises(MediaError, match="holds no signer"):
+    with pytest.raises(MediaError, match="neither read nor created"):
         check_ready()
     with pytest.raises(MediaError, match="cannot be used"):
         check_ready(credentials=False)

@@ -12,7 +12,7 @@ from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import to_frames
-from skyloom.safety.watermark import Marker, embed, identity_of_making
+from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id_of_receipt
 
 ASK = Request("a red cat on the beach", seed=7, seconds=0.5)
 
@@ -234,8 +234,8 @@ def test_a_picture_of_any_aspect_is_taken(pipeline, tmp_path):
 def test_every_frame_is_marked_with_the_id_of_its_making(pipeline, monkeypatch, fps):
     asked = Request("a cat", size="64x64", seed=3, fps=fps)
     video = pipeline.generate(asked)
-    monkeypatch.setattr(Marker, "mark", lambda self, frames: frames)
+    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames: frames)
     plain = pipeline.generate(asked)
     monkeypatch.undo()
-    assert torch.equal(video.frames, embed(plain.frames, identity_of_making(video.receipt)))
+    assert torch.equal(video.frames, embed(plain.frames, watermark_id_of_receipt(video.receipt)))
     assert not torch.equal(video.frames, plain.frames)

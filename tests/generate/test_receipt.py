@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from skyloom import __version__
 from skyloom.core.errors import MediaError
 from skyloom.core.types import ScaleFactors
+from skyloom.core.version import __version__
 from skyloom.generate.plan import make_plan
 from skyloom.generate.receipt import (
     FramesHash,
@@ -193,5 +193,5 @@ def test_a_receipt_without_its_main_parts_is_damaged(receipt):
 def test_a_sidecar_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "a.mp4.receipt.json"
     path.write_bytes(content)
-    with pytest.raises(MediaError, match="is no receipt"):
+    with pytest.raises(MediaError, match="is not a skyloom receipt"):
         read_receipt(path)

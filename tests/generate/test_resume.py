@@ -225,7 +225,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypat
     def refuse(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("skyloom.generate.resume.os.fsync", refuse)
+    monkeypatch.setattr("skyloom.core.files.os.fsync", refuse)
     with pytest.raises(CapacityError, match="disk is full"):
         store.save_step(0, 0, 1, torch.zeros(1, 2, 3, 2, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["asked.json"]
@@ -256,7 +256,7 @@ def child(folder, inside, asked):
         pause("write")
     Denoiser.velocity = counted
     if inside:
-        resume.os.fsync = told
+        os.fsync = told
     pipeline = skyloom.load(sys.argv[1], dtype="bfloat16")
     for step in pipeline.stream(Request.from_dict(asked), resume=Path(folder), collect=False):
         if step.phase == "denoise" and not inside:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skyloom.generate.seam_blending import FADE, Fade
-from skyloom.media.seam_metric import SeamMeter
+from skyloom.media.seam_metric import SeamMetric
 
 COUNT = 20
 
@@ -67,7 +67,7 @@ def test_short_spans_have_room_for_both_sides(count):
 
 def test_a_join_that_jumps_cannot_be_told_from_an_ordinary_step():
     def worst(made):
-        meter = SeamMeter([COUNT])
+        meter = SeamMetric([COUNT])
         meter.take(torch.cat([moving(60), made]))
         return meter.ratios()[COUNT]
 

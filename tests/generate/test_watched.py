@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from skyloom.core.errors import SafetyError
+from skyloom.core.paths import cache_folder
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
-from skyloom.generate.span_cache import cache_folder
 
 WAYS = {
     "text": {},

@@ -1,4 +1,4 @@
-"""Films as other people's tools make them: any codec, any times, turned by a phone."""
+"""Test videos with any codec, frame times, container options and audio."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 
-Film = Callable[..., Path]
+WriteFilm = Callable[..., Path]
 
 
 def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
-    """A coarse pattern that drifts: every frame differs from every other, and codecs predict one from another."""
+    """Return a drifting block pattern; all frames differ, and codecs use inter prediction."""
     blocks = np.random.default_rng(0).integers(
         0, 255, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8
     )
@@ -37,7 +37,7 @@ def write_film(
     container_options: dict[str, str] | None = None,
     sound: bool = False,
 ) -> Path:
-    """A video of `pictures`; `times` are those of its frames, in ticks."""
+    """Write a video of `pictures`; `times` are frame times in ticks."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width = size
@@ -63,7 +63,7 @@ def write_film(
 
 
 def _tones(seconds: float) -> list[av.AudioFrame]:
-    """Silence with a click in the middle of every second, in frames of 20 ms."""
+    """Return silence with a click in the middle of every second, in frames of 20 ms."""
     rate, step = 48_000, 960
     wave = np.zeros((1, int(seconds * rate)), np.float32)
     wave[0, rate // 2 :: rate] = 1
@@ -78,6 +78,6 @@ def _tones(seconds: float) -> list[av.AudioFrame]:
 
 
 @pytest.fixture(scope="session")
-def film() -> Film:
-    """Writes a video file: see `write_film`."""
+def film() -> WriteFilm:
+    """Return the function `write_film`."""
     return write_film

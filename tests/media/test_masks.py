@@ -1,4 +1,4 @@
-"""Regions as users write them, masks in files, and edges that fade."""
+"""Masks: parsing of regions, masks in files, feathering."""
 
 from fractions import Fraction
 
@@ -7,16 +7,22 @@ import torch
 
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.core.types import VideoShape
-from skyloom.media.masks import feather, mask_frames, open_mask, parse_region
+from skyloom.media.masks import feather, open_mask, parse_region
 from skyloom.media.write import open_video, write_picture
 
-SHAPE, FPS = VideoShape(9, 32, 48), Fraction(4)
+SHAPE = VideoShape(9, 32, 48)
+FPS = Fraction(4)
+
+
+def mask_of(region):
+    """Return all frames of a mask of a video of SHAPE."""
+    return open_mask(region, SHAPE, FPS).read(0, SHAPE.frames)
 
 
 def boxes(text: str) -> list[tuple[int, ...] | None]:
-    """What a region covers in each frame: left, top, right, bottom; every pixel of it and no other."""
+    """Return left, top, right, bottom of a region in each frame; check that it is a full box."""
     found = []
-    for mask in mask_frames(parse_region(text), SHAPE, FPS):
+    for mask in mask_of(parse_region(text)):
         if not mask.any():
             found.append(None)
             continue
@@ -58,15 +64,15 @@ def test_what_is_no_region_says_how_to_write_one(text):
 
 def test_regions_that_cannot_be_meant_are_refused():
     for text, message in {
-        "0,0,0,8": "no area",
-        "0,0,8,8@1;0,0,8,8@1-2": "mixes",
-        "0,0,8,8@2;0,0,8,8@1": "early to late",
+        "0,0,0,8": "must be above 0",
+        "0,0,8,8@1;0,0,8,8@1-2": "must not mix",
+        "0,0,8,8@2;0,0,8,8@1": "must rise",
     }.items():
         with pytest.raises(RequestError, match=message):
             parse_region(text)
     for text in ("48,0,8,8", "0,0,8,8@3-4"):
-        with pytest.raises(RequestError, match=r"outside of the video of 48x32, 2\.25 s"):
-            mask_frames(parse_region(text), SHAPE, FPS)
+        with pytest.raises(RequestError, match=r"must overlap the video \(48x32, 2\.25 s\)"):
+            mask_of(parse_region(text))
 
 
 def test_masks_in_files(tmp_path):
@@ -77,12 +83,12 @@ def test_masks_in_files(tmp_path):
     with open_video(tmp_path / "mask.mkv", 16) as writer:
         writer.append(white)
     drawn = white[..., 0] > 0
-    assert torch.equal(mask_frames(tmp_path / "mask.png", SHAPE, FPS), drawn[3].expand(9, -1, -1))
-    assert torch.equal(mask_frames(tmp_path / "mask.mkv", SHAPE, FPS), drawn)
+    assert torch.equal(mask_of(tmp_path / "mask.png"), drawn[3].expand(9, -1, -1))
+    assert torch.equal(mask_of(tmp_path / "mask.mkv"), drawn)
     assert torch.equal(open_mask(tmp_path / "mask.mkv", SHAPE, FPS).read(2, 5), drawn[2:5])
 
 
-def test_masks_that_do_not_fit_say_what_would(tmp_path):
+def test_masks_of_wrong_size_or_length_are_refused(tmp_path):
     write_picture(torch.zeros(32, 48, 3, dtype=torch.uint8), tmp_path / "black.png")
     write_picture(torch.full((32, 32, 3), 255, dtype=torch.uint8), tmp_path / "square.png")
     with open_video(tmp_path / "short.mkv", 4) as writer:
@@ -90,23 +96,21 @@ def test_masks_that_do_not_fit_say_what_would(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     for name, message in {
         "black.png": "is empty. Paint white",
-        "square.png": "is 32x32, the video 48x32. Bring it",
-        "short.mkv": "has 5 frames, the video 9. Make it as long",
+        "square.png": "must be 48x32 like the video, got 32x32",
+        "short.mkv": "must have 9 frames like the video, got 5",
         "text.png": "cannot be read as a video",
         "none.png": "cannot be read",
     }.items():
         with pytest.raises(MediaError, match=message):
-            mask_frames(tmp_path / name, SHAPE, FPS)
-    with pytest.raises(MediaError, match="is empty"):
-        mask_frames(tmp_path / "short.mkv", VideoShape(5, 32, 48), FPS)
+            mask_of(tmp_path / name)
 
 
-def test_feathers_rise_inwards_and_are_nothing_outside():
-    mask = mask_frames(parse_region("8,4,40,20"), SHAPE, FPS)
+def test_feather_rises_inwards_and_is_zero_outside():
+    mask = mask_of(parse_region("8,4,40,20"))
     weight = feather(mask, 3)
     assert (weight[~mask] == 0).all()
     assert weight[0, 10, 8:13].tolist() == [0.25, 0.5, 0.75, 1, 1]
-    assert weight[0, 10, -1] == 1, "the frame's edge is none"
+    assert weight[0, 10, -1] == 1, "the border of the frame is not feathered"
     assert torch.equal(feather(mask, 0), mask.float())
     with pytest.raises(RequestError, match="256"):
         feather(mask, 1000)

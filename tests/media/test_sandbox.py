@@ -1,4 +1,4 @@
-"""The child that reads other people's files: what it may not do, how it ends, and that its parent believes nothing."""
+"""Sandbox: restrictions of the child, crashes, timeouts, and validation of its replies."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ print(json.dumps({
 
 
 def load(name: str) -> ModuleType:
-    """A script of bench/."""
+    """Import a script of bench/."""
     place = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
     assert place
     assert place.loader
@@ -49,17 +49,17 @@ def load(name: str) -> ModuleType:
 
 
 def stopped(child: Sandbox, act) -> str:
-    """The one sentence of a child that was brought to an end."""
+    """Return the error message after a child was stopped."""
     with pytest.raises(MediaError) as raised:
         act()
-        child.ask({"ask": "index"})
-        child.take(2**20)
+        child.send({"command": "index"})
+        child.receive(2**20)
     assert raised.value.hint
     return raised.value.message
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock are Linux's")
-def test_a_confined_process_can_do_nothing_else(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock need Linux")
+def test_confined_process_is_restricted(tmp_path):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -72,17 +72,15 @@ def test_a_confined_process_can_do_nothing_else(tmp_path):
             env={"PYTHONPATH": os.pathsep.join(sys.path)},
         )
     allowed = [name for name, refused in json.loads(run.stdout).items() if not refused]
-    assert set(allowed) <= {"read", "network"}, (
-        "barriers of newer systems; all others are everywhere"
-    )
+    assert set(allowed) <= {"read", "network"}, "only these need a newer kernel"
     assert not (tmp_path / "x").exists() or not (tmp_path / "x").stat().st_size
 
 
-def test_the_child_has_no_secrets_and_no_torch(tmp_path, film, monkeypatch):
+def test_child_has_no_environment_and_no_torch(tmp_path, film, monkeypatch):
     monkeypatch.setenv("SECRET", "sesame")
     with Sandbox(film(tmp_path / "a.mp4", count=2), "video") as child:
-        child.ask({"ask": "index"})
-        assert child.take(2**20)
+        child.send({"command": "index"})
+        assert child.receive(2**20)
         about = Path(f"/proc/{child.pid}")
         assert b"SECRET" not in (about / "environ").read_bytes()
         assert "torch" not in (about / "maps").read_text()
@@ -96,12 +94,12 @@ def test_the_child_has_no_secrets_and_no_torch(tmp_path, film, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGSEGV, "broke the decoder"),
+        (signal.SIGSEGV, "decoder crashed"),
         (signal.SIGPROF, "10 seconds"),
-        (signal.SIGKILL, "broke the decoder"),
+        (signal.SIGKILL, "decoder crashed"),
     ],
 )
-def test_a_child_that_dies_is_one_clear_error(tmp_path, film, number, message):
+def test_a_crashed_child_raises_one_error(tmp_path, film, number, message):
     child = Sandbox(film(tmp_path / "a.mp4", count=2), "video")
     assert message in stopped(child, lambda: (os.kill(child.pid, number), child._process.wait()))
 
@@ -111,18 +109,21 @@ def test_a_child_that_dies_is_one_clear_error(tmp_path, film, number, message):
     [
         ("while True: pass", -signal.SIGPROF),
         ("time.sleep(0.5)", 0),
-        ("work_for(0)\nsum(range(2**22))", 0),
+        ("set_cpu_timeout(0)\nsum(range(2**22))", 0),
     ],
 )
-def test_only_work_counts_against_a_child(work, end):
-    code = f"import time\nfrom skyloom.media.sandbox_limits import work_for\nwork_for(0.02)\n{work}"
+def test_cpu_timeout_counts_cpu_time_only(work, end):
+    code = (
+        "import time\nfrom skyloom.media.sandbox_limits import set_cpu_timeout\n"
+        f"set_cpu_timeout(0.02)\n{work}"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == end
 
 
 def test_a_child_that_hangs_is_killed(tmp_path, film, monkeypatch):
-    monkeypatch.setattr(sandbox, "PATIENCE", 0.2)
+    monkeypatch.setattr(sandbox, "REPLY_TIMEOUT", 0.2)
     child = Sandbox(film(tmp_path / "a.mp4", count=2), "video")
-    assert "nothing came of it" in stopped(child, lambda: os.kill(child.pid, signal.SIGSTOP))
+    assert "made no progress" in stopped(child, lambda: os.kill(child.pid, signal.SIGSTOP))
     assert child._process.returncode == -signal.SIGKILL
 
 
@@ -138,38 +139,41 @@ def test_a_child_that_hangs_is_killed(tmp_path, film, monkeypatch):
         b'\0\0\0\x0d{"bytes": 64}short',
     ],
 )
-def test_a_child_that_lies_is_not_believed(tmp_path, film, monkeypatch, answer):
-    monkeypatch.setattr(sandbox, "_BOOT", f"import os; os.write(1, {answer!r})")
-    with pytest.raises(MediaError, match="broke the decoder"):
+def test_invalid_replies_raise_an_error(tmp_path, film, monkeypatch, answer):
+    monkeypatch.setattr(sandbox, "_CHILD_CODE", f"import os; os.write(1, {answer!r})")
+    with pytest.raises(MediaError, match="decoder crashed"):
         open_source(film(tmp_path / "a.mp4", count=2))
 
 
-def test_words_of_a_child_are_not_repeated(tmp_path):
+def test_text_of_a_child_does_not_enter_messages(tmp_path):
     path = tmp_path / "a.mp4"
-    said = sandbox.refuse(path, "video", "\x1b[31mpwned", {"seconds": "x"}).message
-    assert said == f"{path} cannot be read as a video."
-    assert sandbox.refuse(path, "video", "damaged", {"seconds": "{0.__class__}"}).message == said
+    generic = sandbox.media_error(path, "video", "\x1b[31mpwned", {"seconds": "x"}).message
+    assert generic == f"{path} cannot be read as a video."
     assert (
-        sandbox.refuse(path, "video", "damaged", {"seconds": 1.5}).message
+        sandbox.media_error(path, "video", "damaged", {"seconds": "{0.__class__}"}).message
+        == generic
+    )
+    assert (
+        sandbox.media_error(path, "video", "damaged", {"seconds": 1.5}).message
         == f"{path} is damaged near 1.50 s."
     )
 
 
-def test_pipes_and_devices_are_not_waited_for(tmp_path):
+def test_pipes_and_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", Path("/dev/zero")):
         with pytest.raises(MediaError, match="cannot be read as a video"):
             open_source(path)
 
 
-def test_the_child_goes_when_its_source_goes(tmp_path, film):
+def test_child_is_killed_with_its_source(tmp_path, film):
     source = open_source(film(tmp_path / "a.mp4", count=2))
     process = source._child._process
     del source
     assert process.poll() is not None
 
 
-def test_pictures_and_videos_are_told_apart(tmp_path, film):
+def test_is_picture(tmp_path, film):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert is_picture(tmp_path / "a.png")
     assert not is_picture(film(tmp_path / "a.mkv", "ffv1", pixel_format="bgr0", count=1))
@@ -184,7 +188,7 @@ def test_mutants_give_frames_or_one_error(tmp_path):
         path = tmp_path / f"{number}{suffix}"
         path.write_bytes(content)
         outcomes.add(mutants.read(path))
-    assert len(outcomes) > 2, "some are read, and others fail in more ways than one"
+    assert len(outcomes) > 2, "some are read, others fail for several reasons"
 
 
 def test_bombs_are_refused_in_little_memory():

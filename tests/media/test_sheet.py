@@ -22,5 +22,5 @@ def test_first_and_last_frames_are_at_both_ends(tmp_path):
 def test_nothing_makes_no_sheet(tmp_path):
     with pytest.raises(MediaError, match="empty"):
         write_sheet([], tmp_path / "s.png")
-    with pytest.raises(RequestError, match=r"Use \.png"):
+    with pytest.raises(RequestError, match=r"must end in \.png"):
         write_sheet([("a", torch.zeros(1, 2, 2, 3, dtype=torch.uint8))], tmp_path / "s.jpg")

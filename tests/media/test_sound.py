@@ -1,4 +1,4 @@
-"""Sound that is copied: whose packets, where they play, and what is left out."""
+"""Audio is copied packet by packet, in time, over many segments."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -7,8 +7,8 @@ import av
 import numpy as np
 import torch
 
-from skyloom.media.sandbox_client import Sound
-from skyloom.media.sound import SoundTrack
+from skyloom.media.sandbox_client import AudioFormat
+from skyloom.media.sound import AudioTrack
 from skyloom.media.source import open_source
 from skyloom.media.write import open_video
 
@@ -44,7 +44,7 @@ def test_a_whole_sound_is_copied_packet_by_packet(tmp_path, film):
     path = film(tmp_path / "a.mp4", count=72, sound=True)
     source = open_source(path)
     assert source.audio
-    assert source.sound == Sound("aac", 48_000, 2)
+    assert source.sound == AudioFormat("aac", 48_000, 2)
     with open_video(tmp_path / "b.mp4", source.fps) as writer:
         for run in source.stream():
             writer.append(run)
@@ -87,7 +87,7 @@ def test_a_range_has_the_packets_whose_middle_is_in_it(tmp_path, film):
 
 def test_webm_sound_goes_into_an_mp4(tmp_path, film):
     source = open_source(film(tmp_path / "a.webm", "libvpx", count=48, sound=True))
-    assert source.sound == Sound("opus", 48_000, 2)
+    assert source.sound == AudioFormat("opus", 48_000, 2)
     with open_video(tmp_path / "b.mp4", source.fps) as writer:
         writer.append(source.read(0, 48))
         assert writer.add_sound(source.sound, source.sound_packets(0, 48), 0)
@@ -101,10 +101,10 @@ def test_what_cannot_be_held_is_left_out_and_said(tmp_path, film):
         writer.append(source.read(0, 4))
         assert not writer.add_sound(source.sound, source.sound_packets(0, 4), 0)
     assert not open_source(tmp_path / "b.mkv").audio
-    track = SoundTrack()
+    track = AudioTrack()
     assert track.add(source.sound, [], Fraction(0))
-    assert not track.add(Sound("aac", 44_100, 2), [], Fraction(1))
-    assert not SoundTrack().add(Sound("", 0, 0), [], Fraction(0))
+    assert not track.add(AudioFormat("aac", 44_100, 2), [], Fraction(1))
+    assert not AudioTrack().add(AudioFormat("", 0, 0), [], Fraction(0))
 
 
 def test_a_silent_video_has_no_sound(tmp_path, film):

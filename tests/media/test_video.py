@@ -8,7 +8,7 @@ import torch
 
 import skyloom
 from skyloom.media import video as module
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 
 
 def _video(height=32, width=48):
@@ -25,12 +25,12 @@ def test_the_notebook_plays_the_same_frames(tmp_path):
     assert "loop" in html
     path = tmp_path / "embedded.mp4"
     path.write_bytes(base64.b64decode(re.search(r"base64,([^\"]+)", html)[1]))
-    assert (read_video(path).frames.float() - 90).abs().max() < 4
+    assert (open_source(path).read().float() - 90).abs().max() < 4
 
 
 def test_what_is_too_large_or_odd_is_only_described(monkeypatch):
     assert "47x32, 0.50 s at 16 fps" in _video(width=47)._repr_html_()
-    monkeypatch.setattr(module, "_LARGEST_EMBED", 10)
+    monkeypatch.setattr(module, "_MAX_EMBED_BYTES", 10)
     assert "too large to embed" in _video()._repr_html_()
 
 

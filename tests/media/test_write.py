@@ -1,4 +1,4 @@
-"""What is written reads back; a file appears whole or not at all; what cannot be written is refused in time."""
+"""Writing videos: round trips, atomic output, pipes, early errors."""
 
 import errno
 import io
@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from skyloom.core.errors import CapacityError, MediaError, RequestError
-from skyloom.media.read import probe, read_image, read_video
+from skyloom.media.read import read_image
+from skyloom.media.source import open_source
 from skyloom.media.write import (
+    atomic_output,
     check_target,
     open_pipe,
     open_video,
-    placed,
     write_picture,
     write_video,
 )
@@ -31,12 +32,11 @@ def frames():
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "A.MP4"])
 def test_frames_survive_the_file(tmp_path, frames, name):
-    back = read_video(
-        write_video(frames, Fraction(10), tmp_path / name, {"skyloom": "0", "seed": 7})
-    )
-    assert back.frames.shape == frames.shape
+    path = write_video(frames, Fraction(10), tmp_path / name, {"skyloom": "0", "seed": 7})
+    back = open_source(path)
+    assert back.read().shape == frames.shape
     assert back.fps == 10
-    assert (back.frames.float() - frames.float()).abs().mean() < 6
+    assert (back.read().float() - frames.float()).abs().mean() < 6
     assert back.receipt == {"skyloom": "0", "seed": 7}
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -64,12 +64,12 @@ def test_pictures_are_exact(tmp_path, frames):
     ("change", "message"),
     [
         (lambda frames: frames[:0], "0 frames"),
-        (lambda frames: frames[:, :31], "no odd sizes like 48x31"),
-        (lambda frames: frames[..., :1], "are no video"),
+        (lambda frames: frames[:, :31], "must be even for mp4, got 48x31"),
+        (lambda frames: frames[..., :1], "frames must be uint8"),
         (lambda frames: frames.float(), r"torch\.float32"),
     ],
 )
-def test_what_is_no_video_is_refused(tmp_path, frames, change, message):
+def test_invalid_frames_are_refused(tmp_path, frames, change, message):
     with pytest.raises(MediaError, match=message):
         write_video(change(frames), Fraction(16), tmp_path / "a.mp4")
     assert not list(tmp_path.iterdir())
@@ -77,7 +77,7 @@ def test_what_is_no_video_is_refused(tmp_path, frames, change, message):
 
 def test_odd_sizes_are_fine_in_a_gif(tmp_path, frames):
     path = write_video(frames[:, :31, :47], Fraction(16), tmp_path / "a.gif")
-    assert read_video(path).frames.shape == (5, 31, 47, 3)
+    assert open_source(path).read().shape == (5, 31, 47, 3)
 
 
 def test_a_rate_must_be_above_zero(tmp_path, frames):
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, frames, name,
 
 
 def test_a_file_that_is_left_midway_vanishes(tmp_path):
-    with pytest.raises(KeyboardInterrupt), placed(tmp_path / "a.mp4") as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_output(tmp_path / "a.mp4") as partial:
         partial.write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
@@ -110,7 +110,7 @@ def test_a_file_that_is_left_midway_vanishes(tmp_path):
 
 def test_bad_targets_are_refused_before_work(tmp_path):
     (tmp_path / "d.mp4").mkdir()
-    with pytest.raises(RequestError, match=r"no known format\. Use \.mp4, \.webm, \.mkv, \.gif"):
+    with pytest.raises(RequestError, match=r"must end in \.mp4, \.webm, \.mkv, \.gif"):
         check_target(tmp_path / "a.avi")
     with pytest.raises(MediaError, match="none does not exist"):
         check_target(tmp_path / "none" / "a.mp4")
@@ -144,13 +144,9 @@ def test_frames_may_come_in_parts(tmp_path):
             writer.append(part)
         assert not (tmp_path / "parts.mp4").exists()
         writer.receipt = {"skyloom": "1", "seed": 1}
-    whole, parts = (read_video(tmp_path / name) for name in ("whole.mp4", "parts.mp4"))
-    assert torch.equal(whole.frames, parts.frames)
-    assert (
-        probe(tmp_path / "whole.mp4").receipt
-        == probe(tmp_path / "parts.mp4").receipt
-        == {"skyloom": "1", "seed": 1}
-    )
+    whole, parts = (open_source(tmp_path / name) for name in ("whole.mp4", "parts.mp4"))
+    assert torch.equal(whole.read(), parts.read())
+    assert whole.receipt == parts.receipt == {"skyloom": "1", "seed": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.mp4", "whole.mp4"]
 
 
@@ -159,7 +155,10 @@ def test_what_stops_half_way_leaves_nothing(tmp_path, suffix):
     with pytest.raises(KeyboardInterrupt), open_video(tmp_path / f"a{suffix}", 16) as writer:
         writer.append(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))
         raise KeyboardInterrupt
-    with pytest.raises(MediaError, match="No frames"), open_video(tmp_path / f"a{suffix}", 16):
+    with (
+        pytest.raises(MediaError, match="at least one frame"),
+        open_video(tmp_path / f"a{suffix}", 16),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -173,7 +172,7 @@ def test_a_player_at_a_pipe_sees_every_frame(tmp_path):
             lengths.append(pipe.tell())
     assert lengths[-2] > lengths[0]  # it does not wait for the end
     (tmp_path / "x.mp4").write_bytes(pipe.getvalue())
-    assert read_video(tmp_path / "x.mp4").frames.shape == frames.shape
+    assert open_source(tmp_path / "x.mp4").read().shape == frames.shape
 
 
 def test_a_player_that_goes_away_stops_nothing():

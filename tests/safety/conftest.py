@@ -1,4 +1,4 @@
-"""Pictures to mark and sign: discs over each other with a little noise, panning or standing still."""
+"""Test videos: overlapping discs with a little noise, panning."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def paint(seed: int, count: int = 24, side: int = 128, pan: float = 0.4) -> Tensor:
-    """Frames [t h w c] of a scene."""
+    """Draw frames [t h w c]."""
     drawn = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side + 40), indexing="ij")
     picture = torch.full((side, side + 40, 3), 110.0)
@@ -25,5 +25,5 @@ def paint(seed: int, count: int = 24, side: int = 128, pan: float = 0.4) -> Tens
 
 @pytest.fixture(scope="session")
 def scene() -> Callable[..., Tensor]:
-    """`paint`, for tests."""
+    """Return the function `paint`."""
     return paint

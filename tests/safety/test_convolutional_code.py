@@ -1,4 +1,4 @@
-"""The code gives back what went in, also where some of it is lost."""
+"""Convolutional code: decoding inverts encoding, also with errors."""
 
 import numpy as np
 from hypothesis import given
@@ -18,20 +18,20 @@ def test_decoding_undoes_encoding(bits):
 
 
 @given(words, st.integers(0, 2**32 - 1))
-def test_some_of_the_signs_may_be_wrong_where_they_are_weak(bits, seed):
+def test_weak_wrong_signs_are_corrected(bits, seed):
     signs = encode(np.array([bits]))
     wrong = np.random.default_rng(seed).choice(signs.shape[1], signs.shape[1] // 16, replace=False)
     signs[:, wrong] *= -0.3
     assert decode(signs)[0, 0].tolist() == bits
 
 
-def test_many_words_are_decoded_as_each_alone():
+def test_batches_equal_single_words():
     words = np.random.default_rng(0).integers(0, 2, (5, 48))
     soft = encode(words) + np.random.default_rng(1).normal(size=(5, 192))
     assert np.array_equal(decode(soft), np.concatenate([decode(one[None]) for one in soft]))
 
 
-def test_a_word_that_takes_another_way_at_one_place_is_among_the_others():
+def test_candidates_contain_more_correct_words_than_the_best():
     words = np.random.default_rng(2).integers(0, 2, (300, 60))
     soft = encode(words) + np.random.default_rng(3).normal(size=(300, 240)) * 1.5
     found = (decode(soft) == words[:, None]).all(2)

@@ -1,4 +1,4 @@
-"""Every format carries a manifest that reads back, says what was done, and breaks when the file is changed."""
+"""C2PA manifests: written and read in every format, invalid after any change."""
 
 import random
 
@@ -6,12 +6,12 @@ import c2pa
 import pytest
 
 from skyloom.core.errors import MediaError, RequestError
-from skyloom.media.read import probe
+from skyloom.media.source import open_source
 from skyloom.media.write import write_picture, write_video
-from skyloom.safety.credentials import Source, generation_of, read, sidecar_of, sign
-from skyloom.safety.signer import find_signer, own_signer
+from skyloom.safety.credentials import Ingredient, generation_assertion, read, sidecar_of, sign
+from skyloom.safety.signer import find_signer, local_signer
 
-SAID = {"model": "diorama", "seed": 7}
+GENERATION = {"model": "diorama", "seed": 7}
 RECEIPT = {
     "skyloom": "0.1.0",
     "model": "diorama",
@@ -23,37 +23,35 @@ RECEIPT = {
 
 @pytest.fixture
 def write(scene, tmp_path):
-    """A written file by name."""
+    """Return a function that writes a file by name."""
 
     def written(name: str):
-        frames, path = scene(1, count=6, side=64), tmp_path / name
-        return (
-            write_picture(frames[0], path)
-            if name.endswith(".png")
-            else write_video(frames, 16, path, RECEIPT)
-        )
+        frames = scene(1, count=6, side=64)
+        if name.endswith(".png"):
+            return write_picture(frames[0], tmp_path / name)
+        return write_video(frames, 16, tmp_path / name, RECEIPT)
 
     return written
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "a.webm"])
-def test_what_is_signed_reads_back(write, name):
+def test_signed_files_are_read_back(write, name):
     path = write(name)
     assert read(path) is None
-    where = sign(path, SAID, find_signer())
+    where = sign(path, GENERATION, find_signer())
     found = read(path)
     assert found is not None
     assert where == (sidecar_of(path) if name == "a.webm" else path)
     assert (found.state, found.sidecar) == ("trusted", name == "a.webm")
     assert (found.actions, found.source_type) == (("c2pa.created",), "trainedAlgorithmicMedia")
-    assert (found.generation, found.issuer, found.problems) == (SAID, "skyloom", ())
+    assert (found.generation, found.issuer, found.problems) == (GENERATION, "skyloom", ())
     assert where.stat().st_size < path.stat().st_size + 20_000
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
-def test_a_file_is_what_it_is_whatever_it_is_called(write, name):
+def test_media_type_is_sniffed(write, name):
     path = write(name)
-    sign(path, SAID, find_signer())
+    sign(path, GENERATION, find_signer())
     content = bytearray(path.read_bytes())
     other = path.with_suffix(".bin")
     other.write_bytes(content)
@@ -63,17 +61,17 @@ def test_a_file_is_what_it_is_whatever_it_is_called(write, name):
     assert read(other).state == "invalid"
 
 
-def test_the_receipt_is_still_there_and_other_readers_agree(write):
+def test_receipt_is_kept_and_c2pa_validates(write):
     path = write("a.mp4")
-    sign(path, SAID, find_signer())
-    assert probe(path).receipt == RECEIPT
+    sign(path, GENERATION, find_signer())
+    assert open_source(path).receipt == RECEIPT
     with path.open("rb") as file, c2pa.Reader("video/mp4", file) as reader:
         assert reader.get_validation_state() == "Valid"
 
 
-def test_a_signer_from_elsewhere_is_whole_but_unknown(write, tmp_path):
+def test_signer_of_another_machine_is_untrusted(write, tmp_path):
     path = write("a.mp4")
-    sign(path, SAID, own_signer(tmp_path / "elsewhere"))
+    sign(path, GENERATION, local_signer(tmp_path / "elsewhere"))
     find_signer()
     found = read(path)
     assert found is not None
@@ -81,9 +79,9 @@ def test_a_signer_from_elsewhere_is_whole_but_unknown(write, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "a.webm"])
-def test_a_flipped_bit_breaks_it_or_changes_nothing_that_it_says(write, name):
+def test_flipped_bits_invalidate_the_manifest(write, name):
     path = write(name)
-    sign(path, SAID, find_signer())
+    sign(path, GENERATION, find_signer())
     whole, content = read(path), path.read_bytes()
     manifest = range(
         content.find(b"jumdc2pa"),
@@ -98,21 +96,19 @@ def test_a_flipped_bit_breaks_it_or_changes_nothing_that_it_says(write, name):
         changed[place] ^= 1 << dice.randrange(8)
         path.write_bytes(changed)
         found = read(path)
-        harmless = (
-            place in manifest and found == whole
-        )  # a manifest has some padding that nothing covers
+        harmless = place in manifest and found == whole  # padding of the manifest is not hashed
         assert harmless or (found is not None and found.state == "invalid"), place
 
 
-def test_an_edit_names_its_parent_and_what_went_into_it(write):
+def test_edit_lists_its_ingredients(write):
     parent, picture = write("parent.mp4"), write("stone.png")
     sign(parent, {"seed": 1}, find_signer())
     path = write("edited.gif")
     sign(
         path,
-        SAID,
+        GENERATION,
         find_signer(),
-        sources=[Source(parent, edited=True), Source(picture)],
+        sources=[Ingredient(parent, edited=True), Ingredient(picture)],
         verb="inpaint",
     )
     found = read(path)
@@ -122,28 +118,33 @@ def test_an_edit_names_its_parent_and_what_went_into_it(write):
     assert found.source_type == "compositeWithTrainedAlgorithmicMedia"
 
 
-def test_prompts_are_not_told_unless_asked():
-    assert generation_of(RECEIPT) == {
-        "version": "0.1.0", "model": "diorama", "weights": "ab", "seed": 7, "size": "128x128", "frames": "cd"
-    }  # fmt: skip
-    assert generation_of(RECEIPT, with_prompt=True)["prompt"] == "a secret wish"
+def test_assertion_has_no_prompt_by_default():
+    assert generation_assertion(RECEIPT) == {
+        "version": "0.1.0",
+        "model": "diorama",
+        "weights": "ab",
+        "seed": 7,
+        "size": "128x128",
+        "frames": "cd",
+    }
+    assert generation_assertion(RECEIPT, with_prompt=True)["prompt"] == "a secret wish"
 
 
-def test_what_cannot_be_signed_is_left_as_it_was(write, tmp_path):
+def test_failed_signing_leaves_the_file(write, tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("no video")
     with pytest.raises(MediaError, match="cannot be signed"):
-        sign(path, SAID, find_signer())
+        sign(path, GENERATION, find_signer())
     assert path.read_text() == "no video"
     parent = write("a.mp4")
-    with pytest.raises(RequestError, match="one video that was edited"):
-        sign(parent, SAID, find_signer(), sources=[Source(parent, edited=True)] * 2)
+    with pytest.raises(RequestError, match="At most one source"):
+        sign(parent, GENERATION, find_signer(), sources=[Ingredient(parent, edited=True)] * 2)
     with pytest.raises(MediaError, match="cannot be read"):
-        sign(parent, SAID, find_signer(), sources=[Source(tmp_path / "gone.mp4")])
+        sign(parent, GENERATION, find_signer(), sources=[Ingredient(tmp_path / "gone.mp4")])
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".skyloom")]
 
 
-def test_a_missing_file_and_a_broken_sidecar_are_told(write, tmp_path):
+def test_missing_file_and_invalid_sidecar(write, tmp_path):
     with pytest.raises(MediaError, match="cannot be read"):
         read(tmp_path / "none.mp4")
     path = write("a.webm")

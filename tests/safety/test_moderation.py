@@ -1,4 +1,4 @@
-"""What is refused, however it is written; what is innocent and passes; and that no policy can switch that off."""
+"""Prompt moderation: disguised words are blocked, near misses pass, a policy can only add rules."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from skyloom.safety import moderation
 from skyloom.safety.moderation import (
     _BUNDLED,
     POLICY,
-    Verdict,
+    ModerationResult,
     check_prompt,
     load_policy,
     refuse_prompt,
 )
-from skyloom.safety.text_normalization import read_words
+from skyloom.safety.text_normalization import normalize_words
 
 MINORS = "sexual-minors"
 REFUSED = [
@@ -53,32 +53,33 @@ INNOCENT = [
 
 
 @pytest.mark.parametrize(("text", "rule"), REFUSED)
-def test_hard_rules_see_through_disguises(text, rule):
-    verdict = check_prompt(text)
-    assert (verdict.allowed, verdict.rule) == (False, rule)
-    assert verdict.span is not None
-    assert 0 <= verdict.span[0] < verdict.span[1] <= len(text)
+def test_disguised_words_are_blocked(text, rule):
+    result = check_prompt(text)
+    assert (result.allowed, result.rule) == (False, rule)
+    assert result.span is not None
+    assert 0 <= result.span[0] < result.span[1] <= len(text)
 
 
 @pytest.mark.parametrize("text", INNOCENT)
 def test_near_misses_pass(text):
-    assert check_prompt(text) == Verdict(True)
+    assert check_prompt(text) == ModerationResult(True)
 
 
-def test_words_far_apart_are_not_one_thing():
+def test_words_far_apart_are_allowed():
     assert check_prompt("a child " + "walks on and on " * 20 + "past a nude statue").allowed
 
 
-def test_a_refusal_names_rule_and_words():
+def test_error_has_rule_and_span():
     with pytest.raises(SafetyError, match="sexual-minors") as caught:
         refuse_prompt("look: a naked child")
     assert (caught.value.code, caught.value.rule, caught.value.span) == ("safety", MINORS, (8, 19))
 
 
-def test_a_policy_of_ones_own_adds_rules(tmp_path, monkeypatch):
+def test_own_policy_adds_rules(tmp_path, monkeypatch):
     path = tmp_path / "own.toml"
     path.write_text(
-        '[lists]\nclown = ["clown*"]\n[[rules]]\nname = "clowns"\ngroups = ["clown"]\nmessage = "No clowns."'
+        '[lists]\nclown = ["clown*"]\n[[rules]]\nname = "clowns"\ngroups = ["clown"]\n'
+        'message = "No clowns."'
     )
     monkeypatch.setenv(POLICY, str(path))
     assert check_prompt("Clowns!").message == "No clowns."
@@ -90,41 +91,41 @@ def test_a_policy_of_ones_own_adds_rules(tmp_path, monkeypatch):
     [
         (
             '[[rules]]\nname = "sexual-minors"\ngroups = ["a"]\nmessage = "x"\n[lists]\na = ["b"]',
-            "which is bundled",
+            "name of a bundled rule",
         ),
         ('[innocent]\nphrases = ["naked child"]', "innocent phrases"),
         ("hard = false", "unknown key 'hard'"),
-        ('[[rules]]\nname = "x"\ngroups = ["none"]\nmessage = "x"', "names 'none'"),
-        ('[[rules]]\nname = "x"\ngroups = ["none"]', "has no 'message'"),
-        ('[lists]\na = ["*"]', "no list of words"),
-        ("consent = 1", "consent is 1"),
-        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0x1"]', "looks that are none"),
-        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = []', "looks that are none"),
+        ('[[rules]]\nname = "x"\ngroups = ["none"]\nmessage = "x"', "got 'none'"),
+        ('[[rules]]\nname = "x"\ngroups = ["none"]', "lacks the key 'message'"),
+        ('[lists]\na = ["*"]', "must be a list of words"),
+        ("consent = 1", "must be true or false, got 1"),
+        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0x1"]', "must be hashes"),
+        ('[[pictures]]\nname = "x"\nmessage = "x"\nlooks = []', "must be hashes"),
         (
             '[[pictures]]\nname = "x"\nmessage = "x"\nlooks = ["0123456789abcdef"]\ndistance = 40',
-            "distance of 40",
+            "must be 0 to 31 of 64 bits, got 40",
         ),
-        ('[[pictures]]\nname = "x"\nlooks = ["0123456789abcdef"]', "has no 'message'"),
+        ('[[pictures]]\nname = "x"\nlooks = ["0123456789abcdef"]', "lacks the key 'message'"),
         (
             '[[pictures]]\nname = "sexual-minors"\nmessage = "x"\nlooks = ["0123456789abcdef"]',
-            "which is bundled",
+            "name of a bundled rule",
         ),
         (
             '[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "os"\nthresholds = { a = 1 }',
-            "calls 'os'",
+            "got 'os'",
         ),
         (
             '[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = { a = 2 }',
-            "wrong thresholds",
+            "must be above 0",
         ),
         (
             '[[classifiers]]\nname = "x"\nmessage = "x"\ncall = "a:b"\nthresholds = {}',
-            "wrong thresholds",
+            "must be above 0",
         ),
         ("rules = ", "cannot be read"),
     ],
 )
-def test_a_policy_cannot_switch_anything_off_or_be_half_right(tmp_path, monkeypatch, text, message):
+def test_invalid_policies_are_refused(tmp_path, monkeypatch, text, message):
     path = tmp_path / "own.toml"
     path.write_text(text)
     monkeypatch.setenv(POLICY, str(path))
@@ -132,18 +133,18 @@ def test_a_policy_cannot_switch_anything_off_or_be_half_right(tmp_path, monkeypa
         check_prompt("a cat")
 
 
-def test_the_bundled_policy_looks_at_no_frames_and_its_examples_can_be_read(tmp_path):
+def test_bundled_policy_has_no_frame_rules_and_valid_examples(tmp_path):
     policy = load_policy(None)
     assert (policy.pictures, policy.classifiers) == ((), ())
     lines = [line[6:] for line in _BUNDLED.read_text().splitlines() if line.startswith("#     ")]
     (tmp_path / "own.toml").write_text("\n".join(lines))
     added = load_policy(str(tmp_path / "own.toml"))
-    assert (added.pictures[0].looks, added.pictures[0].distance) == ((0x9F3B6C21D0E4A587,), 8)
+    assert (added.pictures[0].hashes, added.pictures[0].distance) == ((0x9F3B6C21D0E4A587,), 8)
     assert added.classifiers[0].thresholds == (("nude", 0.8),)
 
 
-def test_words_keep_their_places():
-    assert [(word.text, word.start, word.end) for word in read_words("A C\u00e0t!")] == [
+def test_words_keep_their_positions():
+    assert [(word.text, word.start, word.end) for word in normalize_words("A C\u00e0t!")] == [
         ("a", 0, 1),
         ("cat", 2, 5),
     ]
@@ -153,17 +154,17 @@ def test_words_keep_their_places():
     "text",
     ["kid sex " * 4_000, "a " * 16_000, "12 year old " * 2_500, "x.y-" * 8_000, "a" * 32_000],
 )
-def test_a_long_text_is_read_in_about_as_many_looks_as_it_is_long(text, monkeypatch):
-    """Each hit is held against one hit of each other group, not against all of them."""
-    looks = []
-    place = moderation._Soonest.from_place
+def test_matching_takes_linear_time(text, monkeypatch):
+    """Every match is compared with one match of each other group."""
+    calls = []
+    from_index = moderation._NextMatch.from_index
     monkeypatch.setattr(
-        moderation._Soonest, "from_place", lambda *given: looks.append(1) or place(*given)
+        moderation._NextMatch, "from_index", lambda *args: calls.append(1) or from_index(*args)
     )
     check_prompt(text)
-    assert len(looks) < 3 * len(text)
+    assert len(calls) < 3 * len(text)
 
 
-def test_the_nearest_words_of_a_rule_are_told_wherever_they_stand():
-    told = check_prompt("a kid, " + "then " * 30 + "sex and a kid")
-    assert (told.rule, told.span) == ("sexual-minors", (157, 170))
+def test_the_shortest_span_is_reported():
+    result = check_prompt("a kid, " + "then " * 30 + "sex and a kid")
+    assert (result.rule, result.span) == ("sexual-minors", (157, 170))

@@ -1,70 +1,70 @@
-"""What was made is found again by its file, frames, id or look, and only then."""
+"""Provenance registry: records are found by file, frames, watermark id or perceptual hash."""
 
 import stat
 
 import pytest
 
 from skyloom.core.errors import MediaError
-from skyloom.safety.provenance import Making, Match, Registry, hash_content, look_of
+from skyloom.safety.provenance import Match, ProvenanceRecord, Registry, content_sha256, phash
 
 
-def making(number: int, **fields) -> Making:
-    """A making with everything in it."""
+def record(number: int, **fields) -> ProvenanceRecord:
+    """Return a complete record."""
     values = {
         "name": f"{number}.mp4",
         "sha256": f"s{number}",
         "frames": f"f{number}",
         "identity": f"{number:012x}",
     }
-    return Making(
+    return ProvenanceRecord(
         **{**values, "generation": {"seed": number}, "made_at": "2026-11-25T12:00:00Z", **fields}
     )
 
 
 @pytest.fixture
 def registry(tmp_path) -> Registry:
-    """Three makings."""
+    """Return a registry with three records."""
     kept = Registry(tmp_path / "data" / "registry.sqlite")
     for number in range(3):
-        kept.add(making(number))
+        kept.add(record(number))
     return kept
 
 
 @pytest.mark.parametrize(
-    ("asked", "by"),
+    ("criteria", "by"),
     [
         ({"sha256": "s1"}, "file"),
         ({"frames": "f1"}, "frames"),
         ({"identities": ["000000000001"]}, "watermark"),
     ],
 )
-def test_a_making_is_found(registry, asked, by):
-    assert registry.find(**asked) == [Match(by, making(1))]
+def test_a_record_is_found(registry, criteria, by):
+    assert registry.find(**criteria) == [Match(by, record(1))]
 
 
 def test_nothing_else_is_found(registry, tmp_path):
-    assert registry.find(sha256="s9", frames="", identities=["9"], looks=["0" * 16]) == []
+    assert registry.find(sha256="s9", frames="", identities=["9"], hashes=["0" * 16]) == []
     assert Registry(tmp_path / "none.sqlite").find(sha256="s1") == []
     assert not (tmp_path / "none.sqlite").exists()
 
 
-def test_the_same_file_is_told_once_and_its_content_is_for_the_owner(registry):
+def test_matches_are_unique_and_the_file_is_private(registry):
     assert [match.by for match in registry.find(sha256="s2", frames="f2")] == ["file"]
     assert stat.S_IMODE(registry.path.stat().st_mode) == 0o600
 
 
-def test_a_look_survives_what_a_mark_may_not(registry, scene):
+def test_perceptual_hashes_survive_resizing_and_brightness(registry, scene):
     one, other = scene(1, count=1)[0], scene(2, count=1)[0]
-    registry.add(making(5, looks=(look_of(one), look_of(other))))
+    registry.add(record(5, hashes=(phash(one), phash(other))))
     smaller = (one[::2, ::2].float() * 0.8 + 20).byte()
-    assert [match.by for match in registry.find(looks=[look_of(smaller)])] == ["look"]
-    assert registry.find(looks=[look_of(scene(3, count=1)[0])]) == []
+    assert [match.by for match in registry.find(hashes=[phash(smaller)])] == ["look"]
+    assert registry.find(hashes=[phash(scene(3, count=1)[0])]) == []
 
 
-def test_a_registry_that_is_none_is_told(tmp_path):
+def test_invalid_database_raises_media_error(tmp_path):
     path = tmp_path / "registry.sqlite"
     path.write_text("no database, and long enough to be taken for one" * 100)
     with pytest.raises(MediaError, match="cannot be used"):
         Registry(path).find(sha256="s1")
     with pytest.raises(MediaError, match="cannot be read"):
-        hash_content(tmp_path / "gone.mp4")
+        content_sha256(tmp_path / "gone.mp4")

@@ -1,4 +1,4 @@
-"""Three layers in one answer, and what is left of it when one of them is lost."""
+"""Verification by manifest, watermark and registry, and with some of them removed."""
 
 import json
 
@@ -6,45 +6,45 @@ import pytest
 import torch
 
 from skyloom.core.errors import MediaError
-from skyloom.media.read import read_frames
+from skyloom.media.source import open_source
 from skyloom.media.write import write_picture, write_video
 from skyloom.safety.credentials import sign
-from skyloom.safety.provenance import Making, Registry, hash_content
+from skyloom.safety.provenance import ProvenanceRecord, Registry, content_sha256
 from skyloom.safety.signer import find_signer
 from skyloom.safety.verify import check
-from skyloom.safety.watermark import embed, identity_of
+from skyloom.safety.watermark import embed, watermark_id
 
-ID = identity_of("a cat")
+ID = watermark_id("a cat")
 
 
 @pytest.fixture
 def made(scene, tmp_path):
-    """A file as `generate` leaves it: marked, signed, registered."""
+    """Write a file with watermark, manifest and registry entry."""
     path = write_video(embed(scene(1), ID), 16, tmp_path / "a.mp4")
     sign(path, {"seed": 7}, find_signer())
-    Registry().add(Making("a.mp4", hash_content(path), "", ID, {"seed": 7}))
+    Registry().add(ProvenanceRecord("a.mp4", content_sha256(path), "", ID, {"seed": 7}))
     return path
 
 
-def test_all_three_layers_are_told(made):
-    told = json.loads(json.dumps(check(made).to_dict()))
-    assert told["generated"] is True
-    assert (told["c2pa"]["state"], told["c2pa"]["generation"]) == ("trusted", {"seed": 7})
-    assert [mark["identity"] for mark in told["watermark"]] == [ID]
-    assert [(match["by"], match["generation"]) for match in told["registry"]] == [
+def test_all_three_layers_are_reported(made):
+    result = json.loads(json.dumps(check(made).to_dict()))
+    assert result["generated"] is True
+    assert (result["c2pa"]["state"], result["c2pa"]["generation"]) == ("trusted", {"seed": 7})
+    assert [mark["identity"] for mark in result["watermark"]] == [ID]
+    assert [(match["by"], match["generation"]) for match in result["registry"]] == [
         ("file", {"seed": 7})
     ]
 
 
-def test_the_mark_leads_to_the_registry_when_the_manifest_is_gone(made, tmp_path):
-    frames = [*read_frames(made)]
+def test_watermark_finds_the_record_without_manifest(made, tmp_path):
+    frames = [*open_source(made).read()]
     stripped = write_video(torch.stack(frames), 16, tmp_path / "b.webm")
     found = check(stripped)
     assert (found.credentials, found.generated) == (None, True)
     assert [match.by for match in found.matches] == ["watermark"]
 
 
-def test_a_broken_manifest_says_nothing_about_the_file(scene, tmp_path):
+def test_invalid_manifest_is_no_evidence(scene, tmp_path):
     path = write_video(scene(3), 16, tmp_path / "a.mp4")
     sign(path, {}, find_signer())
     content = bytearray(path.read_bytes())
@@ -61,7 +61,7 @@ def test_a_picture_and_an_unmarked_video(scene, tmp_path):
     assert not check(write_video(scene(4), 16, tmp_path / "a.gif")).generated
 
 
-def test_what_is_no_media_is_told(tmp_path):
+def test_other_files_raise_media_error(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(MediaError, match="cannot be read as a video"):
         check(tmp_path / "a.mp4")

@@ -1,4 +1,4 @@
-"""A marked video tells its id after what happens to videos; an unmarked one tells none; what is kept stays as it is."""
+"""Watermark: invisible, robust to codecs, resizing and crops, no false positives."""
 
 import io
 import math
@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from skyloom.core.seeds import derive_seed
-from skyloom.media.read import read_video
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 from skyloom.safety import watermark_detector as detector
-from skyloom.safety.watermark import Marker, embed, identity_of
-from skyloom.safety.watermark_detector import Region, detect, find_marks, highest_score
+from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id
+from skyloom.safety.watermark_detector import CropRegion, detect, find_watermarks, highest_score
 from skyloom.safety.watermark_layout import ID_BITS
 
-ID = identity_of("a cat")
-OTHER = identity_of("a dog")
+ID = watermark_id("a cat")
+OTHER = watermark_id("a dog")
 
 
 def coded(frames, crf, folder):
-    """Through x264 and back."""
+    """Encode with x264 and decode."""
     content = io.BytesIO()
     with av.open(content, "w", format="matroska") as container:
         stream = container.add_stream("libx264", rate=16, options={"crf": str(crf)})
@@ -31,7 +31,7 @@ def coded(frames, crf, folder):
         container.mux(stream.encode(None))
     path = folder / "coded.mkv"
     path.write_bytes(content.getvalue())
-    return read_video(path).frames
+    return open_source(path).read()
 
 
 def resized(frames, height, width):
@@ -42,27 +42,27 @@ def resized(frames, height, width):
     return pictures.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def test_the_mark_is_faint_and_reads_back(scene):
+def test_watermark_is_faint_and_detected(scene):
     frames = scene(1)
     marked = embed(frames, ID)
     error = (marked.float() - frames.float()).square().mean()
     assert 0 < error <= 255**2 / 10**4.2  # 42 dB
     found = detect(marked)
     assert found is not None
-    assert (found.identity, found.region) == (ID, Region())
+    assert (found.identity, found.region) == (ID, CropRegion())
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_survives_codecs_a_gif_and_other_sizes(scene, tmp_path, seed):
+def test_watermark_survives_codecs_gif_and_resizing(scene, tmp_path, seed):
     marked = embed(scene(seed), ID)
-    gif = read_video(write_video(marked, 16, tmp_path / "a.gif")).frames
+    gif = open_source(write_video(marked, 16, tmp_path / "a.gif")).read()
     codecs = [coded(marked, crf, tmp_path) for crf in (23, 28)]
     attacked = [*codecs, gif, resized(marked, 64, 64), resized(marked, 150, 192)]
     assert [found and found.identity for found in map(detect, attacked)] == [ID] * 5
 
 
 @pytest.mark.parametrize(("side", "count"), [(128, 12), (256, 6), (512, 3)])
-def test_a_crop_of_any_size_is_read_and_tells_where_it_was(scene, tmp_path, side, count):
+def test_crops_are_detected_and_located(scene, tmp_path, side, count):
     marked = embed(scene(2, count=count, side=side), ID)
     kept, top, left = round(side * 0.45) * 2, side // 20, side // 12
     found = detect(coded(marked[:, top : top + kept, left : left + kept], 23, tmp_path))
@@ -72,7 +72,7 @@ def test_a_crop_of_any_size_is_read_and_tells_where_it_was(scene, tmp_path, side
     assert seen == pytest.approx((kept / side, kept / side, left / side, top / side), abs=0.02)
 
 
-def test_it_reads_in_large_frames_too(scene):
+def test_watermark_in_large_frames(scene):
     frames = scene(3, count=4, side=320)
     marked = embed(frames, ID)
     assert (marked.float() - frames.float()).square().mean() < 255**2 / 10**4.29  # 42.9 dB
@@ -81,7 +81,7 @@ def test_it_reads_in_large_frames_too(scene):
     assert found.identity == ID
 
 
-def test_what_is_flat_is_marked_less_than_what_is_busy(scene):
+def test_flat_areas_are_marked_less(scene):
     frames = torch.full((1, 128, 128, 3), 120, dtype=torch.uint8)
     frames[:, :, 64:] = scene(1, count=1)[:, :, 64:]
     frames[:, :, 64:] = frames[:, :, 64:] // 2 + 60 * ((torch.arange(64) // 4) % 2)[:, None].to(
@@ -91,7 +91,7 @@ def test_what_is_flat_is_marked_less_than_what_is_busy(scene):
     assert added[:48].mean() < 0.85 * added[80:].mean()
 
 
-def test_nothing_is_found_where_nothing_is_marked(scene):
+def test_unmarked_frames_have_no_watermark(scene):
     assert not any(detect(scene(seed, count=2)) for seed in range(20, 22))
     assert detect(torch.zeros(3, 128, 128, 3, dtype=torch.uint8)) is None
 
@@ -101,8 +101,8 @@ def test_another_key_finds_nothing(scene):
     assert detect(embed(scene(1), ID, key="another"), key="another").identity == ID
 
 
-def test_scores_of_unmarked_frames_are_those_of_luck():
-    """The best of 2^60 random words scores sqrt(2 ln 2^60) = 9.1 at most, or so; Viterbi's best is a little less."""
+def test_scores_of_unmarked_frames():
+    """The best of 2^60 random words scores about sqrt(2 ln 2^60) = 9.1; Viterbi finds less."""
     scores = []
     for seed in range(100):
         noise = torch.randn(
@@ -111,49 +111,50 @@ def test_scores_of_unmarked_frames_are_those_of_luck():
         frames = (noise * 40 + 128).clamp(0, 255).to(torch.uint8).expand(-1, -1, -1, 3)
         scores.append(highest_score(resized(frames, 128, 128)))
     assert 7 < sum(scores) / len(scores) < 9.1
-    assert max(scores) < detector.SURE
+    assert max(scores) < detector.THRESHOLD
 
 
-def test_the_false_positive_bound_is_what_the_page_says():
-    """Hoeffding: random signs reach a score with exp(-score^2 / 2) at most; 2^48 ids at each of the places."""
+def test_false_positive_bound_of_the_docs():
+    """Hoeffding: P(score) <= exp(-score^2 / 2) for random signs; 2^48 ids in each crop."""
     whole, elsewhere = (
-        2**ID_BITS * math.exp(-(score**2) / 2) for score in (detector.SURE, detector.SURE_ELSEWHERE)
+        2**ID_BITS * math.exp(-(score**2) / 2)
+        for score in (detector.THRESHOLD, detector.THRESHOLD_CROPPED)
     )
-    assert whole + detector.PLACES * elsewhere == pytest.approx(6.3e-7, rel=0.02)
+    assert whole + detector.MAX_CROPS * elsewhere == pytest.approx(6.3e-7, rel=0.02)
     minute = 60 * 60 // 32  # windows at 60 frames a second
-    assert whole + (detector.PLACES + minute) * elsewhere < 1e-6
+    assert whole + (detector.MAX_CROPS + minute) * elsewhere < 1e-6
 
 
-def test_marking_does_not_depend_on_how_a_video_is_cut(scene):
+def test_watermark_does_not_depend_on_batches(scene):
     frames = scene(4, count=70, side=64)
-    marker = Marker(ID)
+    marker = SpreadSpectrumWatermarker(ID)
     parts = [marker.mark(part) for part in frames.split([1, 5, 57, 7])]
     assert torch.equal(torch.cat(parts), embed(frames, ID))
 
 
-def test_what_is_kept_stays_bit_for_bit(scene):
+def test_pixels_outside_the_mask_are_unchanged(scene):
     frames = scene(5)
     where = torch.zeros(frames.shape[:3], dtype=torch.bool)
     where[8:, :, 40:] = True
-    marked = Marker(ID).mark(frames, where)
+    marked = SpreadSpectrumWatermarker(ID).mark(frames, where)
     assert torch.equal(marked[~where], frames[~where])
     assert not torch.equal(marked[where], frames[where])
 
 
-def test_frames_too_small_for_a_mark_are_left_alone(scene):
+def test_small_frames_are_unchanged(scene):
     frames = scene(6, side=48)
     assert torch.equal(embed(frames, ID), frames)
     assert detect(frames[:, :20, :20]) is None
 
 
-def test_parts_that_were_made_apart_tell_their_own_ids(scene):
+def test_spliced_videos_have_several_ids(scene):
     video = torch.cat([embed(scene(7, count=64), ID), embed(scene(8, count=64), OTHER)])
-    found = find_marks(video.split(10))
+    found = find_watermarks(video.split(10))
     assert [(mark.identity, mark.start, mark.stop) for mark in found] == [
         (ID, 0, 64),
         (OTHER, 64, None),
     ]
 
 
-def test_no_frames_have_no_marks():
-    assert find_marks(iter(())) == []
+def test_no_frames_have_no_watermarks():
+    assert find_watermarks(iter(())) == []

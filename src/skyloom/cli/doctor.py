@@ -29,8 +29,8 @@ def doctor(
     import av
     import torch
 
-    from skyloom import __version__
     from skyloom.core.device import choose_device, choose_dtype
+    from skyloom.core.version import __version__
 
     device = choose_device()
     codec = ".".join(map(str, av.library_versions["libavcodec"]))

@@ -205,9 +205,9 @@ def _deliver(
     from skyloom.core.errors import SafetyError
     from skyloom.generate.export import publish
     from skyloom.media.write import open_pipe, open_video
-    from skyloom.safety.provenance import Glimpses
+    from skyloom.safety.provenance import FrameHasher
 
-    glimpses = Glimpses(plan.fps)
+    glimpses = FrameHasher(plan.fps)
     with ExitStack() as stack:
         writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
         pipe = (
@@ -228,7 +228,7 @@ def _deliver(
         publish(
             target,
             receipt,
-            looks=glimpses.looks,
+            looks=glimpses.hashes,
             credentials=delivery.credentials,
             told=delivery.receipt,
         )

@@ -1,4 +1,4 @@
-"""`skyloom models`: what is installed."""
+"""`skyloom models`: list, show and verify installed models."""
 
 import json
 from typing import Annotated
@@ -10,7 +10,7 @@ app = typer.Typer(help="Installed models.", no_args_is_help=True)
 
 @app.command("list")
 def list_() -> None:
-    """Name, size, window and licence of every installed model."""
+    """List installed models: name, frame size, window, parameters, licence."""
     from skyloom.models.registry import list_models
 
     models = list_models()
@@ -18,13 +18,13 @@ def list_() -> None:
         typer.echo("No model is installed.", err=True)
     for model in models:
         window = f"{model.frames} frames at {model.fps} fps"
-        millions = f"{model.parameters / 1e6:.1f} M weights"
+        millions = f"{model.parameters / 1e6:.1f} M parameters"
         typer.echo(f"{model.name:12} {model.sizes[0]:>9}  {window}  {millions}  {model.licence}")
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")]) -> None:
-    """Everything the manifest says."""
+    """Print the manifest of a model."""
     from skyloom.models.registry import find_model
 
     typer.echo(json.dumps(find_model(name).manifest, indent=1))
@@ -34,9 +34,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of a model, or its folde
 def verify(
     name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = "diorama",
 ) -> None:
-    """Compare every weights file with its hash."""
+    """Compare the weight files of a model with their hashes."""
     from skyloom.models.checkpoint import verify_manifest
     from skyloom.models.registry import find_model
 
     manifest = verify_manifest(find_model(name).folder)
-    typer.echo(f"{len(manifest['files'])} files are as they were published")
+    typer.echo(f"{len(manifest['files'])} files match their hashes")

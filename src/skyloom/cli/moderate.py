@@ -1,4 +1,4 @@
-"""`skyloom moderate`: what the policy says of pictures and videos, and the looks to block some by."""
+"""`skyloom moderate`: check pictures and videos by the policy; print rules that block some."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,18 @@ def moderate(
     files: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of them.")],
     rule: Annotated[
         str | None,
-        typer.Option(
-            help="Print a rule of this name that blocks them, to be put into a policy file."
-        ),
+        typer.Option(help="Print a rule with this name that blocks the files, for a policy file."),
     ] = None,
     message: Annotated[
-        str, typer.Option(help="With --rule: what to say to the user.")
+        str, typer.Option(help="With --rule: message for the user.")
     ] = "This picture is not shown.",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON for each file.")
     ] = False,
 ) -> None:
-    """Check pictures and videos, one frame a second, by the policy that SKYLOOM_POLICY names.
+    """Check pictures and videos, one frame a second, by the policy in SKYLOOM_POLICY.
 
-    Exit code 1 if one is refused. `skyloom moderate logo.png --rule logo >> policy.toml` blocks one.
+    Exit code 1 if one is refused. `skyloom moderate logo.png --rule logo >> own.toml` blocks one.
     """
     paths = [path for file in files for path in _inside(file)]
     if rule is not None:
@@ -34,37 +32,36 @@ def moderate(
         return
     from dataclasses import asdict
 
-    from skyloom.safety.frame_moderation import find_judge, judge_file
-    from skyloom.safety.moderation import Verdict
+    from skyloom.safety.frame_moderation import load_frame_moderator, moderate_file
+    from skyloom.safety.moderation import ModerationResult
 
-    judge, refused = find_judge(), False
-    if judge is None:
-        typer.echo(
-            "The policy has no pictures to block and no classifiers: nothing is looked at.",
-            err=True,
-        )
+    moderator = load_frame_moderator()
+    if moderator is None:
+        typer.echo("The policy has no picture or classifier rules: nothing is checked.", err=True)
+    refused = False
     for path in paths:
-        verdict = Verdict(True) if judge is None else judge_file(judge, path)
-        refused |= not verdict.allowed
-        told = f"refused  {path}: {verdict.rule} at {verdict.at or 0:g} s"
-        line = told if not verdict.allowed else f"allowed  {path}"
-        typer.echo(json.dumps({"file": str(path), **asdict(verdict)}) if as_json else line)
+        result = ModerationResult(True) if moderator is None else moderate_file(moderator, path)
+        line = f"allowed  {path}"
+        if not result.allowed:
+            refused = True
+            line = f"refused  {path}: {result.rule} at {result.at or 0:g} s"
+        typer.echo(json.dumps({"file": str(path), **asdict(result)}) if as_json else line)
     if refused:
         raise typer.Exit(1)
 
 
 def _print_rule(name: str, message: str, paths: list[Path]) -> None:
-    """A [[pictures]] table that knows the files by their looks."""
-    from skyloom.safety.frame_moderation import looks_of
+    """Print a [[pictures]] table with the perceptual hashes of the files."""
+    from skyloom.safety.frame_moderation import perceptual_hashes
 
-    looks = dict.fromkeys(look for path in paths for look in looks_of(path))
-    lines = [f'    "{look}",' for look in looks]
+    hashes = dict.fromkeys(one for path in paths for one in perceptual_hashes(path))
+    lines = [f'    "{one}",' for one in hashes]
     table = ["", "[[pictures]]", f"name = {json.dumps(name)}", f"message = {json.dumps(message)}"]
     typer.echo("\n".join([*table, "looks = [", *lines, "]"]))
 
 
 def _inside(path: Path) -> list[Path]:
-    """A file, or the pictures and videos of a folder, in order. Raises RequestError for a folder without any."""
+    """Return a file, or the pictures and videos of a folder in order. Raises RequestError."""
     from skyloom.core.errors import RequestError
 
     if not path.exists():
@@ -76,6 +73,6 @@ def _inside(path: Path) -> list[Path]:
     )
     if not found:
         raise RequestError(
-            f"{path} holds no pictures or videos.", hint="Name another folder, or a file."
+            f"{path} has no pictures or videos.", hint="Choose another folder or a file."
         )
     return found

@@ -109,11 +109,11 @@ def replay(
 
 
 def _looks(video: "Video") -> list[str]:
-    from skyloom.safety.provenance import Glimpses
+    from skyloom.safety.provenance import FrameHasher
 
-    glimpses = Glimpses(video.fps)
+    glimpses = FrameHasher(video.fps)
     glimpses.append(video.frames)
-    return glimpses.looks
+    return glimpses.hashes
 
 
 def describe(receipt: "Receipt") -> list[tuple[str, str]]:

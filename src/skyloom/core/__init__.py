@@ -1,1 +1,1 @@
-"""The ground floor: shapes, errors, seeds, configuration. No networks, no media, no sockets."""
+"""Base layer: errors, shapes, seeds, config, device, log, paths, files."""

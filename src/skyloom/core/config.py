@@ -1,9 +1,9 @@
-"""Strict TOML <-> frozen dataclasses: unknown keys are errors, `base = "x.toml"` inherits, dump is runnable.
+"""Load frozen dataclasses from TOML and dump them: strict keys and types, inheritance, overrides.
 
-None means off: it is written by leaving the key out or, where the default is something else, as
-`key = false`. Overrides are dotted keys with TOML values, e.g. `{"loop.steps": "200"}`; a value that is not
-TOML is taken as text. Fields may be bool, int, float, str, Path, enums, Literal, tuples, other dataclasses,
-and unions of these with None.
+`base = "x.toml"` inherits from a file in the same folder. None is written by omitting the key or,
+if the default is another value, as `key = false`. Overrides are dotted keys with TOML values, e.g.
+`{"loop.steps": "200"}`; a value that is not valid TOML is used as a string. Field types: bool, int,
+float, str, Path, enums, Literal, tuples, other dataclasses, and unions of these with None.
 """
 
 import dataclasses
@@ -24,38 +24,38 @@ T = TypeVar("T")
 
 
 def load_config(path: Path, kind: type[T], overrides: Mapping[str, str] | None = None) -> T:
-    """Read a recipe into `kind`. Raises ConfigError naming the file, the key and the nearest right one."""
+    """Load a TOML file as `kind`. Raises ConfigError naming file, key and nearest match."""
     table = read_table(path)
     for key, text in (overrides or {}).items():
-        _override(table, key, text)
+        _set_key(table, key, text)
     return from_table(table, kind, str(path))
 
 
 def read_table(path: Path) -> Table:
-    """A TOML file with everything it inherits; tables merge, everything else is replaced."""
+    """Read a TOML file and its bases; tables are merged, other values replaced."""
     return _read_chain(path, ())
 
 
 def from_table(table: Table, kind: type[T], where: str) -> T:
-    """A table as a dataclass; `where` names the file (and table) in errors."""
+    """Convert a table to the dataclass `kind`; `where` is the file (and table) named in errors."""
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(fields)}."
-            raise ConfigError(f"{where} has an unknown key {key!r}.", hint=hint)
+            raise ConfigError(f"{where}: unknown key {key!r}.", hint=hint)
     hints = typing.get_type_hints(kind)
     values = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
     missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
         raise ConfigError(
-            f"{where} lacks {', '.join(map(repr, missing))}.", hint="Add the missing keys."
+            f"{where}: missing {', '.join(map(repr, missing))}.", hint="Add the missing keys."
         )
     return kind(**values)
 
 
 def to_table(config: object) -> Table:
-    """A dataclass as plain tables; None is left out, or False where the default is something else."""
+    """Convert a dataclass to plain tables; None is omitted, or False if the default is not None."""
     table: Table = {}
     for field in dataclasses.fields(typing.cast(Any, config)):
         value = getattr(config, field.name)
@@ -63,7 +63,7 @@ def to_table(config: object) -> Table:
             table[field.name] = _plain(value)
         elif isinstance(field.default, bool):
             raise ConfigError(
-                f"{field.name} = None cannot be written.", hint="Make None its default."
+                f"{field.name}: None cannot be written as TOML.", hint="Make None its default."
             )
         elif not _required(field) and field.default is not None:
             table[field.name] = False
@@ -71,12 +71,12 @@ def to_table(config: object) -> Table:
 
 
 def dump_config(config: object) -> str:
-    """TOML text that `load_config` reads back to an equal object."""
+    """Return TOML text from which `load_config` restores an equal object."""
     return "\n".join(_lines(to_table(config), "")) + "\n"
 
 
-def _read_chain(path: Path, heirs: tuple[Path, ...]) -> Table:
-    """A file merged over its base; `heirs` are the files that inherit from it, to refuse a circle."""
+def _read_chain(path: Path, children: tuple[Path, ...]) -> Table:
+    """Merge a file over its base; `children` are the inheriting files, to detect a cycle."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -84,50 +84,48 @@ def _read_chain(path: Path, heirs: tuple[Path, ...]) -> Table:
             f"{path} cannot be read ({error.strerror}).", hint="Check the path."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     base = table.pop("base", None)
     if base is None:
         return table
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base is {base!r}.", hint="It must name a file beside this one.")
-    chain = (*heirs, path.resolve())
+        raise ConfigError(f"{path}: base must be the name of a file, got {base!r}.")
+    chain = (*children, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise ConfigError(
-            f"{path} inherits from itself by way of base = {base!r}.", hint="Break the circle."
+            f"{path} inherits from itself (base = {base!r}).", hint="Remove one `base`."
         )
     return _merge(_read_chain(path.parent / base, chain), table)
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return _convert_union(value, arguments, where)
     if origin is Literal:
-        right = [option for option in arguments if option == value and type(option) is type(value)]
-        return right[0] if right else _refuse_choice(value, arguments, where)
+        matches = [one for one in arguments if one == value and type(one) is type(value)]
+        return matches[0] if matches else _raise_choice_error(value, arguments, where)
     if origin is tuple:
         return _convert_tuple(value, arguments, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {value!r}.", hint="It must be a table.")
+            raise ConfigError(f"{where} must be a table, got {value!r}.")
         return from_table(typing.cast(Table, value), typing.cast(type, kind), where)
     return _convert_plain(value, kind, where)
 
 
 def _convert_plain(value: Any, kind: Any, where: str) -> Any:
     if issubclass(kind, Enum):
-        right = [
-            option for option in kind if option.value == value and type(option.value) is type(value)
-        ]
-        return (
-            right[0] if right else _refuse_choice(value, [option.value for option in kind], where)
-        )
+        matches = [one for one in kind if one.value == value and type(one.value) is type(value)]
+        choices = [one.value for one in kind]
+        return matches[0] if matches else _raise_choice_error(value, choices, where)
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where} is {value!r}.", hint=f"It must be of type {kind.__name__}.")
+        raise ConfigError(f"{where} must be of type {kind.__name__}, got {value!r}.")
     return typing.cast(Any, value)
 
 
@@ -144,20 +142,20 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
     raise errors[0]
 
 
-def _refuse_choice(value: Any, options: Iterable[Any], where: str) -> Any:
+def _raise_choice_error(value: Any, options: Iterable[Any], where: str) -> Any:
     names = [str(option) for option in options]
     near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}."
-    raise ConfigError(f"{where} is {value!r}.", hint=hint)
+    hint = f"Did you mean {near[0]!r}?" if near else None
+    raise ConfigError(f"{where} must be one of {', '.join(names)}, got {value!r}.", hint=hint)
 
 
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ConfigError(f"{where} is {value!r}.", hint="It must be a list.")
+        raise ConfigError(f"{where} must be a list, got {value!r}.")
     items = typing.cast(list[Any], value)
     kinds = arguments[:1] * len(items) if arguments[-1:] == (Ellipsis,) else arguments
     if len(items) != len(kinds):
-        raise ConfigError(f"{where} has {len(items)} values.", hint=f"It must have {len(kinds)}.")
+        raise ConfigError(f"{where} must have {len(kinds)} values, got {len(items)}.")
     pairs = enumerate(zip(items, kinds, strict=True))
     return tuple(_convert(item, kind, f"{where}[{index}]") for index, (item, kind) in pairs)
 
@@ -174,7 +172,8 @@ def _merge(base: Table, table: Table) -> Table:
     return merged
 
 
-def _override(table: Table, key: str, text: str) -> None:
+def _set_key(table: Table, key: str, text: str) -> None:
+    """Set a dotted key to a TOML value; create missing tables."""
     *parents, last = key.split(".")
     for parent in parents:
         inner: Any = table.setdefault(parent, {})

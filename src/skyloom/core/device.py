@@ -1,4 +1,4 @@
-"""Which device and number format to work in, and what memory is left."""
+"""Choose torch device and dtype; measure memory."""
 
 import resource
 import sys
@@ -9,24 +9,24 @@ from skyloom.core.errors import ConfigError
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The named device, or the best one present."""
+    """Return the named device, or CUDA if available, else the CPU. Raises ConfigError."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{name!r} is not a device.", hint="Use cpu or cuda.") from error
+        raise ConfigError(f"The device must be cpu or cuda, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("This machine has no CUDA device.", hint="Use --device cpu.")
     return device
 
 
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
-    """The named dtype, or bf16 where the device multiplies it natively, else fp32."""
+    """Return the named dtype, or bf16 if the device multiplies it natively, else fp32."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name is not None:
         if name not in names:
-            raise ConfigError(f"{name!r} is not a dtype.", hint=f"Use one of {', '.join(names)}.")
+            raise ConfigError(f"The dtype must be one of {', '.join(names)}, got {name!r}.")
         return names[name]
     if device.type == "cuda":
         return torch.bfloat16
@@ -34,6 +34,6 @@ def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Return the peak resident set size of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,20 +1,20 @@
 """Every error that skyloom raises on purpose.
 
 SkyloomError          code, message, hint
-  ConfigError         wrong file, key or value
-  CheckpointError     missing, extra, misshapen or corrupt weights
-  MediaError          unreadable, unsupported or a bomb
-  RequestError        cannot be made as asked (size, length, model, prompt)
-  SafetyError         refused by policy
-    UncheckedError    what the policy wants to be checked could not be
-  CapacityError       out of memory, disk or queue; `retry_after` in seconds when waiting helps
-    DiskFullError     there is no room on a disk
-  JobError            cancelled, expired or lost its lease
+  ConfigError         a settings file, key or value is invalid
+  CheckpointError     weights are missing, unexpected, of the wrong shape or corrupt
+  MediaError          a picture or video is unreadable, unsupported or a decompression bomb
+  RequestError        a request parameter is invalid
+  SafetyError         content was blocked by the policy
+    UncheckedError    a required moderation check could not run
+  CapacityError       memory, disk or queue is exhausted
+    DiskFullError     a disk is full
+  QueueError          the job queue rejected an operation
 """
 
 
 class SkyloomError(Exception):
-    """One sentence with the cause (`message`) and what to do next (`hint`)."""
+    """Base class: one sentence with the cause (`message`) and what to do next (`hint`)."""
 
     code = "error"
 
@@ -28,25 +28,25 @@ class SkyloomError(Exception):
 
 
 class ConfigError(SkyloomError):
-    """A settings file, key or value is wrong."""
+    """A settings file, key or value is invalid."""
 
     code = "config"
 
 
 class CheckpointError(SkyloomError):
-    """Weights are missing, extra, misshapen or corrupt."""
+    """Weights are missing, unexpected, of the wrong shape or corrupt."""
 
     code = "checkpoint"
 
 
 class MediaError(SkyloomError):
-    """A picture or video cannot be read or written."""
+    """A picture or video could not be read or written."""
 
     code = "media"
 
 
 class RequestError(SkyloomError):
-    """A request cannot be made as asked; `field` names what of it is wrong, where it is one thing."""
+    """A request is invalid; `field` is the name of the wrong parameter, if there is only one."""
 
     code = "request"
 
@@ -56,8 +56,12 @@ class RequestError(SkyloomError):
 
 
 class SafetyError(SkyloomError):
-    """Refused by policy: the rule's name, and from where to where in the text the words stand, or `at` how many seconds
-    of a video; `target` says of what: the "prompt", the "input" (what it starts from) or the "output" (made frames)."""
+    """Content was blocked by the policy.
+
+    `rule` is the name of the rule, `span` the first and last character of the matching text, `at`
+    the time in a video in seconds. `target` is what was blocked: "prompt", "input" (a source file)
+    or "output" (generated frames).
+    """
 
     code = "safety"
 
@@ -72,17 +76,20 @@ class SafetyError(SkyloomError):
         target: str = "prompt",
     ) -> None:
         super().__init__(message, hint=hint)
-        self.rule, self.span, self.at, self.target = rule, span, at, target
+        self.rule = rule
+        self.span = span
+        self.at = at
+        self.target = target
 
 
 class UncheckedError(SafetyError):
-    """What the policy wants to be checked could not be: a refusal, whatever it would have shown."""
+    """A required moderation check could not run; the request fails closed."""
 
     code = "unchecked"
 
 
 class CapacityError(SkyloomError):
-    """Memory, disk or queue is exhausted."""
+    """Memory, disk or queue is exhausted; `retry_after` in seconds if waiting may help."""
 
     code = "capacity"
 
@@ -94,7 +101,7 @@ class CapacityError(SkyloomError):
 
 
 class DiskFullError(CapacityError):
-    """A disk is full; what was being written is not there, and may be tried again after a minute."""
+    """A disk is full; the unfinished file was removed."""
 
     code = "disk_full"
 
@@ -104,7 +111,7 @@ class DiskFullError(CapacityError):
         super().__init__(message, hint=hint, retry_after=retry_after)
 
 
-class JobError(SkyloomError):
-    """A job was cancelled, expired or lost its lease."""
+class QueueError(SkyloomError):
+    """The job queue rejected an operation: unknown job, wrong state or lost lease."""
 
     code = "job"

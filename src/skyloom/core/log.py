@@ -1,7 +1,7 @@
-"""Logging for the whole package: one set-up, lines for people or JSON lines for machines, always to stderr.
+"""Logging to stderr, as plain lines or JSON lines, with secrets redacted.
 
-Modules write `log = logging.getLogger(__name__)`; only programs (cli, serve) call `set_up_logging`. Keys, webhook
-secrets, and the passwords and queries of URLs are taken out of every line.
+Modules use `log = logging.getLogger(__name__)`; only programs (cli, serve) call `set_up_logging`.
+Keys, webhook secrets, and the passwords and queries of URLs are removed from every line.
 """
 
 import json
@@ -27,7 +27,7 @@ _SECRETS = (
     (re.compile(r"\bsk-[\w-]{8,}"), f"sk-{_HIDDEN}"),
     (re.compile(r"\b([Bb]earer\s+)[\w.~+/=-]+"), rf"\1{_HIDDEN}"),
 )
-_CHILD_LINE = re.compile(r'  File "|Traceback |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b')
+_TRACEBACK_LINE = re.compile(r'  File "|Traceback |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b')
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -38,22 +38,25 @@ def set_up_logging(
     *,
     details: bool = True,
 ) -> logging.Logger:
-    """Send the package's log, and warnings of all others, to `stream` (stderr by default); a second call replaces the
-    first. Without `details` an exception is logged by its type and where it was raised: its message may quote what a
-    client has sent."""
+    """Log this package at `level`, and warnings of other packages, to `stream` (default: stderr).
+
+    A second call replaces the first. `details=False` logs exceptions without their messages, which
+    may quote client input. Raises ConfigError for an unknown level.
+    """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        raise ConfigError(
-            f"{level!r} is not a log level.", hint="Use debug, info, warning or error."
-        )
+        raise ConfigError(f"The log level must be debug, info, warning or error, got {level!r}.")
     formatter = JsonLines(details=details) if style == "json" else PlainLines(details=details)
-    handler, of_others = _Handler(stream or sys.stderr), _Handler(stream or sys.stderr)
+    handler = _Handler(stream or sys.stderr)
     handler.setFormatter(formatter)
-    of_others.setFormatter(formatter)
-    of_others.setLevel(logging.WARNING)
-    logger, root = logging.getLogger(ROOT), logging.getLogger()
+    warnings_handler = _Handler(stream or sys.stderr)
+    warnings_handler.setFormatter(formatter)
+    warnings_handler.setLevel(logging.WARNING)
+    logger = logging.getLogger(ROOT)
     logger.handlers[:] = [handler]
-    root.handlers[:] = [*(one for one in root.handlers if not isinstance(one, _Handler)), of_others]
+    root = logging.getLogger()
+    kept = [one for one in root.handlers if not isinstance(one, _Handler)]
+    root.handlers[:] = [*kept, warnings_handler]
     logger.setLevel(number)
     logger.propagate = False
     threading.excepthook = _log_dead_thread
@@ -61,86 +64,95 @@ def set_up_logging(
 
 
 def redact(text: str) -> str:
-    """A text without keys, tokens, webhook secrets, and the user, password and query of its URLs."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
+    """Remove keys, tokens, webhook secrets, and user, password and query of URLs from a text."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
     return text
 
 
-def describe(error: BaseException) -> str:
-    """An exception, and those that led to it, by types and places. Of messages only the system's own are shown."""
+def format_exception(error: BaseException) -> str:
+    """Format an exception and its causes by type and traceback, without messages.
+
+    Operating system errors keep the text of their error number.
+    """
     parts: list[str] = []
     seen: set[int] = set()
-    waiting = [error]
-    while waiting and id(waiting[-1]) not in seen:
-        found = waiting.pop()
-        seen.add(id(found))
-        frames = "".join(traceback.format_tb(found.__traceback__))
-        parts.append(f"Traceback (most recent call last):\n{frames}{_name(found)}")
-        before = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
-        waiting += [one for one in (*getattr(found, "exceptions", ()), before) if one is not None]
+    pending = [error]
+    while pending and id(pending[-1]) not in seen:
+        current = pending.pop()
+        seen.add(id(current))
+        frames = "".join(traceback.format_tb(current.__traceback__))
+        parts.append(f"Traceback (most recent call last):\n{frames}{_type_name(current)}")
+        cause = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        group = getattr(current, "exceptions", ())
+        pending += [one for one in (*group, cause) if one is not None]
     return "\n\nled to\n\n".join(reversed(parts))
 
 
-def describe_output(text: str) -> str:
-    """What a program wrote before it failed: the places and types of its tracebacks, and no messages."""
-    kept = [found for line in text.splitlines() if (found := _CHILD_LINE.match(line))]
+def redact_traceback(text: str) -> str:
+    """Keep only the file positions and exception types of tracebacks in a program's output."""
+    kept = [match for line in text.splitlines() if (match := _TRACEBACK_LINE.match(line))]
     return "\n".join(
         line.string if line[0].startswith("  File") else line[0].strip() for line in kept
     )
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """A handler of `set_up_logging`."""
+    """Marks the handlers that `set_up_logging` installed."""
 
 
 class PlainLines(logging.Formatter):
-    """One line for people per record, then the traceback."""
+    """Formats a record as one readable line, then the traceback."""
 
     def __init__(self, *, details: bool = True) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
         self._details = details
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record, without secrets."""
-        record.exc_text = None  # another handler may have written it with its messages
+        """Format and redact a record."""
+        record.exc_text = None  # another handler may have cached it with messages
         text = redact(super().format(record))
         record.exc_text = None
         return text
 
-    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
-        """The traceback, with messages or without."""
-        return super().formatException(ei) if self._details or ei[1] is None else describe(ei[1])
+    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - name given by logging
+        """Format a traceback, without messages if `details` is False."""
+        if self._details or ei[1] is None:
+            return super().formatException(ei)
+        return format_exception(ei[1])
 
 
 class JsonLines(PlainLines):
-    """One JSON object per record: time (UTC), level, logger, message, the `extra` fields, the traceback."""
+    """Formats a record as one JSON object.
+
+    Keys: time (UTC), level, logger, message, the `extra` fields, traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON; what JSON cannot hold is written as text."""
+        """Format a record as one line of JSON; values that are not JSON become text."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {
-            key: value for key, value in vars(record).items() if key not in _STANDARD | line.keys()
-        }
+        for key, value in vars(record).items():
+            if key not in _STANDARD and key not in line:
+                line[key] = value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return redact(json.dumps(line, default=str, ensure_ascii=False))
 
 
-def _name(error: BaseException) -> str:
-    """The type, and the system's words for a number of its own."""
+def _type_name(error: BaseException) -> str:
+    """Return the qualified type, and for OSError the text of its error number."""
     kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     number = error.errno if isinstance(error, OSError) else None
     return f"{kind}: {os.strerror(number)}" if number else kind
 
 
-def _log_dead_thread(died: threading.ExceptHookArgs) -> None:
-    """A thread that ends by an exception is logged like everything else."""
-    if died.exc_value is not None and died.exc_type is not SystemExit:
-        name = died.thread.name if died.thread else "?"
-        logging.getLogger(ROOT).error("a thread died: %s", name, exc_info=died.exc_value)
+def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
+    """Log the uncaught exception of a thread."""
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        name = args.thread.name if args.thread else "?"
+        logging.getLogger(ROOT).error("a thread died: %s", name, exc_info=args.exc_value)

@@ -1,6 +1,6 @@
-"""One random generator per (seed, sample, window, purpose), always on the CPU.
+"""Random generators keyed by (seed, sample, window, purpose), always on the CPU.
 
-So the noise of a video depends on nothing but its own seed: not on batch, rank, length or device.
+The noise of a video depends only on its seed, and is independent of batch, rank, length and device.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ def derive_seed(seed: int, *path: int | str) -> int:
 
 
 def generator(seed: int, *path: int | str) -> torch.Generator:
-    """A CPU generator for one purpose of one sample, e.g. `generator(7, "window", 2, "noise")`."""
+    """Return a CPU generator for one purpose, e.g. `generator(7, "window", 2, "noise")`."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
@@ -26,18 +26,20 @@ def chain_frames(
     correlation: float,
     before: Float[Tensor, "b c h w"] | None = None,
 ) -> Float[Tensor, "b c t h w"]:
-    """Noise whose frames are alike from one to the next, each still standard normal: what a model makes of noise that
-    moves little flickers less (progressive noise: Ge et al. 2023, arXiv 2305.10474). `before` is the last frame of
-    the noise that this goes on from. A correlation of 0 returns the noise as it is.
+    """Correlate noise from frame to frame; each frame stays standard normal.
+
+    Progressive noise (Ge et al. 2023, arXiv 2305.10474) reduces flicker. `before` is the last noise
+    frame of the previous window. `correlation` in [0, 1); 0 returns the noise unchanged.
     """
     if not correlation:
         return noise
-    chained, fresh = [] if before is None else [before], (1 - correlation**2) ** 0.5
+    scale = (1 - correlation**2) ** 0.5
+    chained = [] if before is None else [before]
     for frame in noise.unbind(dim=2):
-        chained.append(correlation * chained[-1] + fresh * frame if chained else frame)
+        chained.append(correlation * chained[-1] + scale * frame if chained else frame)
     return torch.stack(chained[-noise.shape[2] :], dim=2)
 
 
 def noise(seed: int, shape: tuple[int, ...], *path: int | str) -> Float[Tensor, "..."]:
-    """Standard normal noise of `shape`, drawn for one purpose of one sample."""
+    """Draw standard normal noise of `shape` for one purpose of one sample."""
     return torch.randn(shape, generator=generator(seed, *path))

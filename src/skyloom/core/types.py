@@ -1,7 +1,7 @@
-"""Shapes of videos and latents, and the arithmetic between them; the range of seeds. Needs no torch.
+"""Shapes of videos and latents, conversion between them, and the range of seeds. Without torch.
 
-A causal autoencoder keeps the first frame alone and merges every `time` frames after it into one
-latent frame, so `latent frames = (frames - 1) // time + 1`. No other file does this arithmetic.
+A causal autoencoder encodes the first frame alone and every `time` frames after it as one latent
+frame: `latent frames = (frames - 1) // time + 1`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class VideoShape:
-    """Pixels: frame count, height and width."""
+    """Shape of a video: frame count, height and width in pixels."""
 
     frames: int
     height: int
@@ -22,18 +22,19 @@ class VideoShape:
     def __post_init__(self) -> None:
         if min(self.frames, self.height, self.width) < 1:
             raise RequestError(
-                f"A video of {self.frames} frames at {self.width}x{self.height} is empty."
+                "The video must not be empty: frames, width and height must be >= 1, "
+                f"got {self.frames} frames of {self.width}x{self.height}."
             )
 
     @property
     def size(self) -> str:
-        """Width x height, as users write it."""
+        """Return "WIDTHxHEIGHT"."""
         return f"{self.width}x{self.height}"
 
 
 @dataclass(frozen=True)
 class LatentShape:
-    """Latents: latent frame count, height and width."""
+    """Shape of a latent: latent frame count, height and width."""
 
     frames: int
     height: int
@@ -42,37 +43,38 @@ class LatentShape:
 
 @dataclass(frozen=True)
 class ScaleFactors:
-    """How many frames and pixels one latent cell covers."""
+    """Frames (`time`) and pixels per side (`space`) of one latent cell."""
 
     time: int
     space: int
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames that hold `frames` frames; `frames - 1` must be a multiple of `time`."""
+        """Return the latent frame count; `frames - 1` must be a multiple of `time`."""
         if frames < 1 or (frames - 1) % self.time:
             raise RequestError(
-                f"{frames} frames do not fit whole latent frames.",
-                hint=f"Use {self.round_frames(max(frames, 1))} frames: 1 plus a multiple of {self.time}.",
+                f"frames must be 1 plus a multiple of {self.time} (whole latent frames), "
+                f"got {frames}.",
+                hint=f"Use {self.round_frames(max(frames, 1))} frames.",
             )
         return (frames - 1) // self.time + 1
 
     def video_frames(self, latent_frames: int) -> int:
-        """Frames that `latent_frames` latent frames decode to."""
+        """Return the frame count that `latent_frames` decode to."""
         return (latent_frames - 1) * self.time + 1
 
     def round_frames(self, frames: float) -> int:
-        """The nearest frame count that fits whole latent frames."""
+        """Return the nearest frame count of whole latent frames."""
         return self.time * max(0, round((frames - 1) / self.time)) + 1
 
     def frames_for(self, seconds: float, fps: float) -> int:
-        """Frames that play for at least about `seconds`: the last frame counts as the end point."""
+        """Return the nearest frame count for a duration; the last frame is its end point."""
         return self.time * max(0, round(seconds * fps / self.time)) + 1
 
     def latent_shape(self, shape: VideoShape) -> LatentShape:
-        """The latent shape of a video shape; height and width must be multiples of `space`."""
+        """Return the latent shape; height and width must be multiples of `space`."""
         if shape.height % self.space or shape.width % self.space:
             raise RequestError(
-                f"{shape.size} is not a multiple of {self.space} pixels.",
+                f"width and height must be multiples of {self.space}, got {shape.size}.",
                 hint=f"Use {round(shape.width / self.space) * self.space}x"
                 f"{round(shape.height / self.space) * self.space}.",
             )
@@ -81,7 +83,7 @@ class ScaleFactors:
         )
 
     def video_shape(self, latent: LatentShape) -> VideoShape:
-        """The video shape that a latent decodes to."""
+        """Return the video shape that a latent decodes to."""
         return VideoShape(
             self.video_frames(latent.frames), latent.height * self.space, latent.width * self.space
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from skyloom.core.errors import ConfigError
+from skyloom.core.files import atomic_path
 from skyloom.core.seeds import derive_seed
 from skyloom.world.assets import load_atlas
 from skyloom.world.make import make_clip
@@ -158,7 +159,5 @@ def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) 
         )
     path = _shard(folder, index)
     path.with_suffix(".json").write_text(json.dumps(rows))
-    partial = folder / f".{path.name}.partial"
-    with partial.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.stack(frames))
-    partial.replace(path)

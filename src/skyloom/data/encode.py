@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from skyloom.core.files import atomic_path
 from skyloom.data.clips import read_shards, used_captions
 from skyloom.models.text import TextEncoder
 
@@ -46,9 +47,8 @@ def encode_clips(
             encode(to_pixels(part.to(device or part.device))).bfloat16().cpu()
             for part in frames.split(batch)
         ]
-        partial = target.with_suffix(".partial")
-        save_file({"latent": torch.cat(parts).contiguous()}, partial)
-        partial.replace(target)
+        with atomic_path(target) as temporary:
+            save_file({"latent": torch.cat(parts).contiguous()}, temporary)
         written += 1
     return written
 
@@ -77,9 +77,8 @@ def encode_captions(
             table["lengths"].append(mask.sum()[None])
         table["pooled"].append(coded.pooled.bfloat16())
     merged = {name: torch.cat(parts) for name, parts in table.items()}
-    partial = target.with_suffix(".partial")
-    save_file(merged, partial, metadata={"captions": json.dumps([*known, *added])})
-    partial.replace(target)
+    with atomic_path(target) as temporary:
+        save_file(merged, temporary, metadata={"captions": json.dumps([*known, *added])})
     return len(known) + len(added)
 
 

@@ -9,7 +9,7 @@ from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
 from skyloom.generate.edit_spec import FILTERS, Edit
 from skyloom.media.masks import Mask, open_mask, parse_region
-from skyloom.media.source import Source, open_source
+from skyloom.media.source import VideoSource, open_source
 
 FEATHER = 4
 
@@ -18,7 +18,7 @@ FEATHER = 4
 class Footage:
     """The sources, where `mask` (of the first one) allows a change, and how softly it begins at its edge, in pixels."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[VideoSource, ...]
     mask: Mask | None = None
     softness: int = 0
 
@@ -52,7 +52,7 @@ def open_footage(edit: Edit, fps: int, height: int, width: int) -> Footage:
     return Footage(sources, mask, FEATHER if edit.feather is None else edit.feather)
 
 
-def _changes(sources: tuple[Source, ...]) -> Iterator[str]:
+def _changes(sources: tuple[VideoSource, ...]) -> Iterator[str]:
     for source in sources:
         for notice in source.notices:
             if notice.startswith(("resampled", "resized")):

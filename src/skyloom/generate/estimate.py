@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from skyloom.core.config import from_table
 from skyloom.core.device import peak_memory_bytes
 from skyloom.core.errors import CapacityError, CheckpointError
+from skyloom.core.files import write_atomically
+from skyloom.core.paths import state_folder
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import Plan
 from skyloom.models.dit import DitConfig
@@ -281,12 +282,8 @@ def read_history(path: Path | None = None) -> list[Run]:
 
 
 def history_path() -> Path:
-    """Where the history lies: in SKYLOOM_STATE, else in XDG_STATE_HOME/skyloom, else in ~/.local/state/skyloom."""
-    own, shared = os.environ.get("SKYLOOM_STATE"), os.environ.get("XDG_STATE_HOME")
-    folder = (
-        Path(own) if own else (Path(shared) if shared else Path.home() / ".local/state") / "skyloom"
-    )
-    return folder / "runs.jsonl"
+    """Return the path of the run history in the state folder."""
+    return state_folder() / "runs.jsonl"
 
 
 def free_memory() -> int:
@@ -340,9 +337,7 @@ def _mebibytes(size: float) -> str:
 def _shorten(path: Path) -> None:
     """Keep the newer half of the history, whole lines only."""
     content = path.read_bytes()[-MAX_HISTORY // 2 :]
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".runs-", delete=False) as file:
-        file.write(content[content.find(b"\n") + 1 :])
-    Path(file.name).replace(path)
+    write_atomically(path, content[content.find(b"\n") + 1 :])
 
 
 def _parse(line: bytes) -> Run | None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skyloom.safety.credentials import Source, generation_of, sign
-from skyloom.safety.provenance import Making, Registry, hash_content
+from skyloom.safety.credentials import Ingredient, generation_assertion, sign
+from skyloom.safety.provenance import ProvenanceRecord, Registry, content_sha256
 from skyloom.safety.signer import find_signer
-from skyloom.safety.watermark import identity_of_making
+from skyloom.safety.watermark import watermark_id_of_receipt
 
 
 def check_ready(*, credentials: bool = True) -> None:
@@ -32,9 +32,9 @@ def publish(
     """Sign a finished file (`credentials`) and register it, by its receipt (Receipt.to_dict).
 
     The manifest says how the file was made, or, where that is not to be `told`, only by which model; never the
-    prompt. `looks` are those of a Glimpses. Raises MediaError.
+    prompt. `looks` are those of a FrameHasher. Raises MediaError.
     """
-    generation = generation_of(receipt)
+    generation = generation_assertion(receipt)
     if credentials:
         said = (
             generation
@@ -44,12 +44,14 @@ def publish(
         edit = (receipt.get("request") or {}).get("edit") or {}
         sign(path, said, find_signer(), sources=sources_of(receipt), verb=edit.get("verb"))
     frames = (receipt.get("frames") or {}).get("sha256", "")
-    identity = identity_of_making(receipt)
-    making = Making(path.name, hash_content(path), frames, identity, generation, tuple(looks))
+    identity = watermark_id_of_receipt(receipt)
+    making = ProvenanceRecord(
+        path.name, content_sha256(path), frames, identity, generation, tuple(looks)
+    )
     (registry or Registry()).add(making)
 
 
-def sources_of(receipt: Mapping[str, Any]) -> list[Source]:
+def sources_of(receipt: Mapping[str, Any]) -> list[Ingredient]:
     """The files, still there, that a video was made from: first picture, what cards pin, what it is an edit of."""
     asked = receipt.get("request") or {}
     named = [
@@ -63,4 +65,4 @@ def sources_of(receipt: Mapping[str, Any]) -> list[Source]:
     there = [(name, False) for name in dict.fromkeys(named) if name] + [
         (name, alone) for name in videos
     ]
-    return [Source(Path(name), edited=edited) for name, edited in there if Path(name).is_file()]
+    return [Ingredient(Path(name), edited=edited) for name, edited in there if Path(name).is_file()]

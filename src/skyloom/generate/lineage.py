@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from skyloom.core.errors import MediaError, SkyloomError
+from skyloom.core.files import sha256_file
 from skyloom.generate.receipt import Receipt, read_receipt
-from skyloom.models.checkpoint import hash_file
 
 _SHORT = 12
 _DEEPEST = 50
@@ -65,7 +65,7 @@ def _by_digest(folders: Sequence[Path]) -> dict[str, Path]:
             for path in sorted(folder.iterdir())
             if path.suffix.lower() in _KINDS
         ]
-        return {hash_file(path): path for path in paths if path.is_file()}
+        return {sha256_file(path): path for path in paths if path.is_file()}
     except OSError as error:
         raise MediaError(
             f"{error.filename} cannot be read ({error.strerror}).", hint="Check --among."

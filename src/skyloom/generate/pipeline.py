@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError, SafetyError
+from skyloom.core.paths import cache_folder
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.cards import Card
@@ -28,21 +29,21 @@ from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.resume import WindowStore, clear
 from skyloom.generate.rollout import Critic, Job, Projector, Window, WindowStep, roll_out
-from skyloom.generate.span_cache import SpanStore, cache_folder
+from skyloom.generate.span_cache import SpanStore
 from skyloom.generate.storyboard import PlacedCard
 from skyloom.generate.timeline import Filter, Keep
 from skyloom.generate.timeline_renderer import Splicer, filtered, span_identity
 from skyloom.generate.window_review import Jury
 from skyloom.media.frames import to_frames, to_pixels
-from skyloom.media.seam_metric import SeamMeter
+from skyloom.media.seam_metric import SeamMetric
 from skyloom.media.video import Video
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
 from skyloom.models.vae import Vae, VaeConfig, place
-from skyloom.safety.frame_moderation import Watch, check_files, find_judge
-from skyloom.safety.watermark import Marker, identity_of_making
+from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
+from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_receipt
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +78,16 @@ class _Screen:
     """Counts the frames that come in, leaves out those that the asked rate does without, and marks what was made of the
     others: what is seen, hashed and written is always marked, and looked at before by the policy's `watch`."""
 
-    def __init__(self, plan: Plan, receipt: Receipt, watch: Watch | None, *, collect: bool) -> None:
+    def __init__(
+        self, plan: Plan, receipt: Receipt, watch: StreamModerator | None, *, collect: bool
+    ) -> None:
         self._plan, self._receipt, self._hash, self._watch = (
             plan,
             receipt,
             FramesHash(plan.fps),
             watch,
         )
-        self._marker = Marker(identity_of_making(receipt.to_dict()))
+        self._marker = SpreadSpectrumWatermarker(watermark_id_of_receipt(receipt.to_dict()))
         self._kept: list[Tensor] | None = [] if collect else None
         self._frames = self._parts = 0
         self._total = (
@@ -92,7 +95,7 @@ class _Screen:
             if plan.timeline
             else sum(len(window.parts) for window in plan.windows)
         )
-        self._seams = None if plan.timeline is None else SeamMeter(plan.timeline.joins)
+        self._seams = None if plan.timeline is None else SeamMetric(plan.timeline.joins)
 
     def note(self, notes: Mapping[str, Any]) -> None:
         """What the receipt is to say besides."""
@@ -202,7 +205,7 @@ class Pipeline:
         say, and the receipt tells of all of them.
         """
         plan = self._planned(request, fields)
-        judge = find_judge()
+        judge = load_frame_moderator()
         if judge is not None:
             check_files(judge, map(Path, plan.request.media))
         pins = self._pins(plan)
@@ -230,7 +233,7 @@ class Pipeline:
             correlation=self.info.noise_correlation,
             retakes=plan.request.retakes or 0,
         )
-        screen = _Screen(plan, receipt, judge and Watch(judge, plan.fps), collect=collect)
+        screen = _Screen(plan, receipt, judge and StreamModerator(judge, plan.fps), collect=collect)
         if plan.timeline is None:
             return _kept(self._run(plan, job, screen, pins, critic), store)
         identity, cache = span_identity(plan, self.info, self.device, self.dtype), cache_folder()

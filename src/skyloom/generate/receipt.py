@@ -16,15 +16,15 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from skyloom import __version__
 from skyloom.core.errors import MediaError, RequestError
+from skyloom.core.files import sha256_file
+from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
 from skyloom.media.write import sidecar_of
-from skyloom.models.checkpoint import hash_file
 from skyloom.models.registry import ModelInfo
 
 _AXES = "thwc"
@@ -245,7 +245,7 @@ def weights_digest(files: Mapping[str, str]) -> str:
 def hash_picture(path: Path) -> str:
     """The sha256 of a file that a video is made from. Raises MediaError when it cannot be read."""
     try:
-        return hash_file(path)
+        return sha256_file(path)
     except OSError as error:
         raise MediaError(
             f"{path} cannot be read ({error.strerror}).", hint="Check the path."

@@ -6,7 +6,7 @@ once more, and the file may differ by what that loses and little more.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.receipt import FramesHash, Receipt, hash_picture, weights_digest
 from skyloom.generate.request import Request
-from skyloom.media.read import is_sidecar, read_frames
+from skyloom.media.read import is_sidecar
 from skyloom.media.source import open_source
 from skyloom.media.video import Video
 from skyloom.media.write import SIDECAR, SUFFIXES
@@ -136,14 +136,18 @@ def compare_file(file: Path, receipt: Receipt, video: Video) -> Verdict:
     Raises MediaError when the file cannot be decoded, or has other frames in number or size.
     """
     file = file.with_name(file.name.removesuffix(SIDECAR)) if is_sidecar(file) else file
-    there = compare(
-        video.frames, (frame for run in open_source(file).stream() for frame in run), str(file)
-    )
+    there = compare(video.frames, _frames(file), str(file))
     suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else SUFFIXES[0]
     with tempfile.TemporaryDirectory() as folder:
         coded = video.save(Path(folder) / f"again{suffix}")
-        codec = compare(video.frames, read_frames(coded), str(coded))
+        codec = compare(video.frames, _frames(coded), str(coded))
     return Verdict(is_exact(receipt, video), there, codec)
+
+
+def _frames(path: Path) -> Iterator[UInt8[Tensor, "h w c"]]:
+    """Yield the frames of a video one by one, decoded in the sandbox."""
+    for batch in open_source(path).stream():
+        yield from batch
 
 
 def compare(

@@ -12,8 +12,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from skyloom.core.errors import DiskFullError, MediaError, RequestError
+from skyloom.core.files import TEMPORARY_SUFFIX, write_atomically
 
 _ASKED = "asked.json"
-_STATES = ("window-*.state", "step-*.state", "*.part")
+_OLD_TEMPORARY_SUFFIX = ".part"  # of version 0.1.0
+_STATES = (
+    "window-*.state",
+    "step-*.state",
+    f"*{_OLD_TEMPORARY_SUFFIX}",
+    f"*{TEMPORARY_SUFFIX}",
+)
 _PARTS = "span-*"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _STEPS_KEPT = 2  # the latest one, and the one before in case that it is damaged
@@ -67,7 +72,7 @@ class WindowStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if found is None:
-                _write(
+                write_atomically(
                     folder / _ASKED,
                     json.dumps({"asked": wanted, "sha256": _digest(wanted)}).encode(),
                 )
@@ -148,7 +153,7 @@ class WindowStore:
             {name: tensor.contiguous() for name, tensor in tensors.items()}
         )
         try:
-            _write(path, self._seal(path, body) + body)
+            write_atomically(path, self._seal(path, body) + body)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(
@@ -186,7 +191,9 @@ def read_asked(folder: Path) -> dict[str, Any] | None:
     """What the windows in a folder belong to; None for a folder without any. Raises RequestError for other files."""
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is no folder.", hint="Name an empty folder, or a new one.")
-    if not folder.is_dir() or all(path.suffix == ".part" for path in folder.iterdir()):
+    if not folder.is_dir() or all(
+        path.suffix in {_OLD_TEMPORARY_SUFFIX, TEMPORARY_SUFFIX} for path in folder.iterdir()
+    ):
         return None  # it is new, or was stopped before the first word
     try:
         written = json.loads((folder / _ASKED).read_bytes())
@@ -214,23 +221,3 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 def _digest(asked: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put a file in place, whole or not at all, also when the power fails."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=path.name, suffix=".part", delete=False
-    ) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except OSError:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name is kept too
-    finally:
-        os.close(folder)

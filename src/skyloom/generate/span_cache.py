@@ -6,7 +6,6 @@ seed, steps, weights, and the very frames that it sees. When it grows beyond its
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,19 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from skyloom.core.files import atomic_path
 from skyloom.generate.timeline import Make
 
-CACHE_VARIABLE = "SKYLOOM_CACHE"
 MAX_BYTES = 2 * 2**30
-
-
-def cache_folder() -> Path | None:
-    """Where skyloom may keep what it can make again; None where SKYLOOM_CACHE is "off"."""
-    said = os.environ.get(CACHE_VARIABLE)
-    if said == "off":
-        return None
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(said) if said else (Path(base) if base else Path.home() / ".cache") / "skyloom"
 
 
 @dataclass(frozen=True)
@@ -73,16 +63,12 @@ class SpanStore:
     def save(self, span: Make, latent: Float[Tensor, "1 c t h w"]) -> None:
         """Keep a span; where that is not possible, it will be made again."""
         path = self._path(span)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        try:
+        with suppress(OSError, SafetensorError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"latent": latent.contiguous()}, partial)
-            partial.replace(path)
+            with atomic_path(path) as temporary:
+                save_file({"latent": latent.contiguous()}, temporary)
             self._used.append(path)
             self._prune()
-        except (OSError, SafetensorError):
-            with suppress(OSError):
-                partial.unlink()
 
     def forget(self) -> None:
         """Remove every span that was saved or found: the policy refuses to show one of them."""

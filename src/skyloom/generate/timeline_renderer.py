@@ -14,9 +14,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from skyloom import __version__
 from skyloom.core.seeds import derive_seed
 from skyloom.core.types import LatentShape
+from skyloom.core.version import __version__
 from skyloom.diffusion.canvas import Canvas, to_latent_mask
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import Lanes
@@ -31,7 +31,7 @@ from skyloom.generate.timeline import Clip, Filter, Make
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.frames import to_pixels
 from skyloom.media.masks import Mask, feather
-from skyloom.media.source import Source
+from skyloom.media.source import VideoSource
 from skyloom.models.registry import ModelInfo
 from skyloom.models.vae import Vae
 
@@ -50,7 +50,7 @@ class Splicer:
     vae: Vae
     lanes: Lanes
     device: torch.device
-    sources: Sequence[Source]
+    sources: Sequence[VideoSource]
     job: Job
     speaker: Callable[[str], Denoiser]
     mark: Callable[[Frames, Bool[Tensor, "t h w"] | None], Frames]
@@ -297,7 +297,7 @@ def _part(start: int, stop: int, shown: tuple[int, int]) -> Window:
     return Window(0, start, stop, stop, stop, shown)
 
 
-def filtered(source: Source, span: Filter) -> Iterator[Frames]:
+def filtered(source: VideoSource, span: Filter) -> Iterator[Frames]:
     """A clip's frames gone over by a filter."""
     frames = source.stream(span.clip.start, span.clip.stop)
     return (

@@ -1,1 +1,1 @@
-"""Pixels in and out. Frames are uint8 tensors [t h w c]."""
+"""Video and pictures in and out. Frames are uint8 tensors [t h w c]."""

@@ -1,4 +1,4 @@
-"""Larger and smoother, by arithmetic alone: no detail is invented, and no frame that was there is changed."""
+"""Classical upscaling (Lanczos) and frame interpolation (FFmpeg minterpolate)."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,75 +13,73 @@ from torch import Tensor
 
 from skyloom.core.errors import RequestError
 
-MAX_SIDE, MAX_FPS = 2**13, 240
+MAX_SIDE = 2**13
+MAX_FPS = 240
 _FORMAT = "yuv444p"
-_LEAST_SIDE = 32  # the motion search looks at blocks of 16 pixels, and round them
-_AHEAD = 3  # the filter looks at two frames on each side of what it makes
+_MIN_SIDE = 32  # minterpolate searches motion in blocks of 16 pixels and their neighbours
+_LOOKAHEAD = 3  # minterpolate uses two frames on each side
 
 
 def upscale(
     runs: Iterable[UInt8[Tensor, "n h w c"]], size: tuple[int, int]
 ) -> Iterator[UInt8[Tensor, "n y x c"]]:
-    """Frames at another size (height, width) by Lanczos resampling: larger and as sharp as before, not sharper.
-
-    Raises RequestError for a size that is none.
-    """
+    """Resize frames to (height, width) by Lanczos resampling. Raises RequestError."""
     height, width = size
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise RequestError(
-            f"A video cannot be {width}x{height}.", hint=f"Use sides of 1 to {MAX_SIDE} pixels."
+            f"width and height must be 1 to {MAX_SIDE} pixels, got {width}x{height}."
         )
     for run in runs:
-        yield torch.stack(
-            [
-                _tensor(
-                    _picture(frame).reformat(
-                        width=width, height=height, format="rgb24", interpolation="LANCZOS"
-                    )
-                )
-                for frame in run
-            ]
-        )
+        resized = [
+            _to_av(frame).reformat(
+                width=width, height=height, format="rgb24", interpolation="LANCZOS"
+            )
+            for frame in run
+        ]
+        yield torch.stack([_from_av(frame) for frame in resized])
 
 
 def interpolate(
     runs: Iterable[UInt8[Tensor, "n h w c"]], fps: Fraction, target: Fraction
 ) -> Iterator[UInt8[Tensor, "n h w c"]]:
-    """Frames at a higher rate: those at old times are the old ones, bit for bit; between them things move on.
+    """Raise the frame rate by motion-compensated interpolation (FFmpeg minterpolate).
 
-    Between two frames motion is estimated in blocks (FFmpeg's minterpolate); across a cut, and after the last frame,
-    the frame before stands. Raises RequestError for a rate that is not higher, or frames of less than 32 pixels.
+    Frames at old times are unchanged. Across a cut, and after the last frame, the frame before is
+    repeated. Raises RequestError for a rate that is not higher, or sides below 32 pixels.
     """
     if not fps < target <= MAX_FPS:
         raise RequestError(
-            f"From {float(fps):g} fps, {float(target):g} fps cannot be made.",
-            hint=f"Use more, and up to {MAX_FPS}.",
+            f"fps must be above the source's {float(fps):g} and at most {MAX_FPS}, "
+            f"got {float(target):g}."
         )
-    smooth: _Smooth | None = None
+    interpolator: _Interpolator | None = None
     for run in runs:
-        if min(run.shape[1:3]) < _LEAST_SIDE:
+        if min(run.shape[1:3]) < _MIN_SIDE:
             raise RequestError(
-                "Motion cannot be seen in frames this small.",
-                hint=f"Use {_LEAST_SIDE} pixels or more.",
+                f"width and height must be at least {_MIN_SIDE} pixels, "
+                f"got {run.shape[2]}x{run.shape[1]}."
             )
-        smooth = smooth or _Smooth(run.shape[1], run.shape[2], fps, target)
+        height, width = run.shape[1:3]
+        interpolator = interpolator or _Interpolator(height, width, fps=fps, target=target)
         for frame in run:
-            smooth.push(frame)
-        if ready := list(smooth.ready()):
+            interpolator.push(frame)
+        if ready := list(interpolator.ready()):
             yield torch.stack(ready)
-    if smooth is not None:
-        smooth.end()
-        yield torch.stack(list(smooth.ready()))
+    if interpolator is not None:
+        interpolator.end()
+        yield torch.stack(list(interpolator.ready()))
 
 
-class _Smooth:
-    """The filter with what it was given and what it made, as long as they are needed."""
+class _Interpolator:
+    """The FFmpeg filter graph with the input and output frames that are still needed."""
 
-    def __init__(self, height: int, width: int, fps: Fraction, target: Fraction) -> None:
-        self._step, self._fps = fps / target, fps
-        self._given: dict[int, UInt8[Tensor, "h w c"]] = {}
-        self._made: dict[int, UInt8[Tensor, "h w c"]] = {}
-        self._count, self._next = 0, 0
+    def __init__(self, height: int, width: int, *, fps: Fraction, target: Fraction) -> None:
+        self._fps = fps
+        self._step = fps / target
+        self._inputs: dict[int, UInt8[Tensor, "h w c"]] = {}
+        self._outputs: dict[int, UInt8[Tensor, "h w c"]] = {}
+        self._count = 0
+        self._next = 0
         self._last: float = math.inf
         self._total: float = math.inf
         self._graph = Graph()
@@ -92,52 +90,57 @@ class _Smooth:
         self._graph.link_nodes(source, motion, self._graph.add("buffersink")).configure()
 
     def push(self, frame: UInt8[Tensor, "h w c"]) -> None:
-        """Take the next frame."""
-        self._given[self._count] = frame
+        """Add the next input frame."""
+        self._inputs[self._count] = frame
         self._feed(frame)
 
     def end(self) -> None:
-        """Take no more: the last frame stands, which the filter must see to make what is before it."""
-        last = self._given[self._count - 1]
-        self._last, self._total = self._count - 1, math.ceil(self._count / self._step)
-        for _ in range(_AHEAD):
+        """Finish the input; repeat the last frame so that the filter emits all before it."""
+        last = self._inputs[self._count - 1]
+        self._last = self._count - 1
+        self._total = math.ceil(self._count / self._step)
+        for _ in range(_LOOKAHEAD):
             self._feed(last)
 
     def _feed(self, frame: UInt8[Tensor, "h w c"]) -> None:
-        picture = _picture(frame).reformat(format=_FORMAT)
-        picture.pts, picture.time_base = self._count, 1 / self._fps
+        picture = _to_av(frame).reformat(format=_FORMAT)
+        picture.pts = self._count
+        picture.time_base = 1 / self._fps
         self._count += 1
         self._graph.push(picture)
         while True:
             try:
-                made = self._graph.pull()
+                output = self._graph.pull()
             except (BlockingIOError, EOFError, FFmpegError):
                 return
-            assert isinstance(made, av.VideoFrame)
-            if made.pts is not None:
-                self._made[made.pts] = _tensor(made.reformat(format="rgb24"))
+            assert isinstance(output, av.VideoFrame)
+            if output.pts is not None:
+                self._outputs[output.pts] = _from_av(output.reformat(format="rgb24"))
 
     def ready(self) -> Iterator[UInt8[Tensor, "h w c"]]:
-        """The frames that can be told by now."""
+        """Yield the output frames that are complete."""
         while self._next < self._total:
-            place = self._next * self._step
-            before = math.floor(place)
-            stands = before in {place, self._last}
-            if before not in self._given or not (stands or self._next in self._made):
+            position = self._next * self._step
+            before = math.floor(position)
+            copied = before in {position, self._last}
+            if before not in self._inputs or not (copied or self._next in self._outputs):
                 return
-            yield self._given[before] if stands else self._made[self._next]
+            yield self._inputs[before] if copied else self._outputs[self._next]
             self._next += 1
-            self._given = {
-                number: frame for number, frame in self._given.items() if number >= before
-            }
-            self._made = {
-                number: frame for number, frame in self._made.items() if number >= self._next
-            }
+            self._inputs = _from_number(self._inputs, before)
+            self._outputs = _from_number(self._outputs, self._next)
 
 
-def _picture(frame: UInt8[Tensor, "h w c"]) -> av.VideoFrame:
+def _from_number(
+    frames: dict[int, UInt8[Tensor, "h w c"]], first: int
+) -> dict[int, UInt8[Tensor, "h w c"]]:
+    """Drop frames before number `first`."""
+    return {number: frame for number, frame in frames.items() if number >= first}
+
+
+def _to_av(frame: UInt8[Tensor, "h w c"]) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(frame.cpu().contiguous().numpy(), format="rgb24")
 
 
-def _tensor(picture: av.VideoFrame) -> UInt8[Tensor, "h w c"]:
+def _from_av(picture: av.VideoFrame) -> UInt8[Tensor, "h w c"]:
     return torch.from_numpy(picture.to_ndarray(format="rgb24").copy())

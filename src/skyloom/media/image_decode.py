@@ -1,4 +1,7 @@
-"""Decode one picture, in the child of `decoder.py`. Everything that Pillow loads late is imported here, in time."""
+"""Decode one picture with Pillow; runs in the sandbox (see sandbox_worker.py).
+
+Pillow's plugins are imported here because the confined process cannot open files later.
+"""
 
 import warnings
 from importlib import import_module
@@ -7,38 +10,37 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from skyloom.media.sandbox import RefusedError
+from skyloom.media.sandbox import DecoderError
+from skyloom.media.sandbox_limits import MAX_PICTURE_PIXELS
 
 Image.preinit()
-for _name in ("Mpo", "Tiff", "WebP"):  # Tiff reads Exif
+for _name in ("Mpo", "Tiff", "WebP"):  # the TIFF plugin reads EXIF data
     import_module(f"PIL.{_name}ImagePlugin")
 
-MAX_PIXELS = 64_000_000
 
-
-def read_still(file: BinaryIO, format_name: str) -> np.ndarray:
-    """A picture as upright uint8 [h w 3]; transparent parts become white, 16 bits of grey 8."""
+def decode_image(file: BinaryIO, format_name: str) -> np.ndarray:
+    """Decode a picture to upright uint8 [h w 3]: alpha over white, 16-bit grey as 8 bits."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # large, odd or damaged metadata: the limits here are our own
-        Image.MAX_IMAGE_PIXELS = None
+        warnings.simplefilter("ignore")  # about large pictures and damaged metadata
+        Image.MAX_IMAGE_PIXELS = None  # checked below
         with Image.open(file, formats=[format_name]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise RefusedError(
-                    "too large", width=image.width, height=image.height, most=MAX_PIXELS // 10**6
+            if image.width * image.height > MAX_PICTURE_PIXELS:
+                raise DecoderError(
+                    "too large",
+                    width=image.width,
+                    height=image.height,
+                    maximum=MAX_PICTURE_PIXELS // 10**6,
                 )
             upright = ImageOps.exif_transpose(_to_eight_bits(image))
     if not upright.has_transparency_data:
         return np.asarray(upright.convert("RGB"))
     upright = upright.convert("RGBA")
-    return np.asarray(
-        Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
-    )
+    background = Image.new("RGBA", upright.size, "white")
+    return np.asarray(Image.alpha_composite(background, upright).convert("RGB"))
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which would be clipped to white, as grey of 8."""
+    """Scale 16-bit grey to 8 bits; Pillow would clip it to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))

@@ -1,8 +1,9 @@
-"""Other people's files are decoded by a child process that can do nothing else, and may die of it.
+"""Decode untrusted media in a sandboxed child process.
 
-The parent looks at the first bytes, opens the file, and hands it on; the child (`decoder.py`, limits in `confine.py`)
-has an empty environment, no network, no other files, and limits of memory and time. It answers with small JSON headers
-that announce raw bytes. The parent checks every header against what it asked for; nothing is ever unpickled.
+The parent sniffs the file, opens it and passes the descriptor. The child (`sandbox_worker.py`,
+restricted by `sandbox_limits.py`) has an empty environment, no network, no other files, and limits
+of memory and CPU time. It replies with JSON headers followed by raw bytes. The parent validates
+every header; nothing is unpickled.
 """
 
 import contextlib
@@ -21,65 +22,87 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import CapacityError, MediaError
+from skyloom.core.files import SNIFF_BYTES, sniff
+from skyloom.media.sandbox_limits import MAX_HEADER, MAX_PICTURE_BYTES, MAX_VIDEO_BYTES
 
-MAX_BYTES = 64 * 2**30
-MAX_PICTURE_BYTES = 2**28
-MAX_HEADER = 2**12
-PATIENCE = 60.0  # seconds by the clock; the child itself has ten of processor time
-_KILLED_FOR_TIME = (signal.SIGPROF, signal.SIGXCPU)
-_BOOT = (
+REPLY_TIMEOUT = 60.0  # wall-clock seconds; the child has a timeout of 10 seconds of CPU time
+_TIMEOUT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
+_CHILD_CODE = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
-    "from skyloom.media.sandbox_worker import main; main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
+    "from skyloom.media.sandbox_worker import main\n"
+    "main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
 )
-_SNIFFED = 16
-_VIDEO_HINT = "Use an mp4, mov, webm, mkv or gif that plays."
-_PICTURE_HINT = "Use a PNG, JPEG, WebP, GIF or BMP file."
-_REFUSALS: Mapping[str, tuple[str, str]] = {
-    "no pictures": ("cannot be read as a video: it holds no pictures.", "Choose another."),
+_PILLOW_FORMATS = {
+    "image/png": "PNG",
+    "image/jpeg": "JPEG",
+    "image/webp": "WEBP",
+    "image/gif": "GIF",
+    "image/bmp": "BMP",
+}
+_DEMUXERS = {
+    "video/mp4": "mov",
+    "video/quicktime": "mov",
+    "video/webm": "matroska",
+    "video/x-matroska": "matroska",
+    "image/gif": "gif",
+}
+_HINTS = {
+    "picture": "Use a PNG, JPEG, WebP, GIF or BMP file.",
+    "video": "Use an mp4, mov, webm, mkv or gif that plays.",
+}
+_ERRORS: Mapping[str, tuple[str, str]] = {
+    "no video": ("cannot be read as a video: it has no video stream.", "Choose another file."),
     "codec": (
-        "cannot be read as a video: its codec is not one that skyloom reads.",
+        "cannot be read as a video: its codec is not supported.",
         "Convert it to mp4 (H.264).",
     ),
-    "too large": ("is {width}x{height}, more than {most} million pixels.", "Make it smaller."),
-    "too many streams": ("has more than {most} streams.", "Keep its first picture and sound."),
-    "too many frames": ("has more than {most} frames.", "Cut it."),
-    "too long": ("says it is longer than {hours} hours.", "Cut it."),
-    "slow": ("takes more than a minute to look through.", "Cut it, or convert it to mp4."),
-    "sizes": ("changes its size midway.", "Convert it to one size."),
+    "too large": ("is {width}x{height}, more than {maximum} million pixels.", "Make it smaller."),
+    "too many streams": (
+        "has more than {maximum} streams.",
+        "Keep only its first video and audio stream.",
+    ),
+    "too many frames": ("has more than {maximum} frames.", "Cut it."),
+    "too long": ("is longer than {hours} hours.", "Cut it."),
+    "slow": ("takes more than a minute to index.", "Cut it, or convert it to mp4."),
+    "sizes": ("changes its frame size midway.", "Convert it to one size."),
     "damaged": (
         "is damaged near {seconds:.2f} s.",
         "Cut that part out, or convert it again from its original.",
     ),
     "bomb": (
-        "is {bytes} bytes and would be {frames} frames of {width}x{height}.",
+        "has {bytes} bytes but would decode to {frames} frames of {width}x{height}.",
         "Cut it or make it smaller.",
     ),
     "memory": (
-        "needs more memory to be read than skyloom grants.",
+        "needs more memory to decode than is allowed.",
         "Convert it to mp4 (H.264), or make it smaller.",
     ),
     "time": (
-        "cannot be read: nothing came of it in 10 seconds of work.",
+        "cannot be read: the decoder made no progress in 10 seconds.",
         "Convert it to mp4 (H.264).",
     ),
     "crash": (
-        "cannot be read: it broke the decoder.",
+        "cannot be read: the decoder crashed.",
         "Choose another file, or convert it to mp4 (H.264).",
     ),
 }
 
 
-class RefusedError(Exception):
-    """Raised in the child: a word for which the parent has a sentence, and numbers that belong in it."""
+class DecoderError(Exception):
+    """Raised in the child: a code of `_ERRORS` and the numbers for its message."""
 
-    def __init__(self, word: str, **values: float) -> None:
-        super().__init__(word)
-        self.word, self.values = word, values
+    def __init__(self, code: str, **values: float) -> None:
+        super().__init__(code)
+        self.code = code
+        self.values = values
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An open file of somebody's: what its first bytes say it is, and how to know it again."""
+class OpenedFile:
+    """An open media file: kind ("picture" or "video"), decoder format, size in bytes, identity.
+
+    `identity` is device, inode, size and modification time.
+    """
 
     path: Path
     kind: str
@@ -89,35 +112,39 @@ class Opened:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file begins like a picture that does not move. Raises MediaError for one that cannot be opened."""
+    """Return whether a file starts like a still picture. Raises MediaError if it is unreadable."""
     try:
         with path.open("rb") as file:
-            start = file.read(_SNIFFED)
+            media_type = sniff(file.read(SNIFF_BYTES))
     except OSError as error:
         raise MediaError(
             f"{path} cannot be read ({error.strerror}).", hint="Check the path."
         ) from error
-    return _name(start, "video") is None and _name(start, "picture") is not None
+    return media_type in _PILLOW_FORMATS and media_type not in _DEMUXERS
 
 
-def refuse(path: Path, kind: str, word: str, values: Mapping[str, Any] | None = None) -> MediaError:
-    """The one sentence for a refusal. Numbers in it are numbers, whoever said them."""
-    noun, hint = ("picture", _PICTURE_HINT) if kind == "picture" else ("video", _VIDEO_HINT)
-    if word not in _REFUSALS:
-        return MediaError(f"{path} cannot be read as a {noun}.", hint=hint)
-    sentence, hint = _REFUSALS[word]
-    numbers = {
-        key: value for key, value in (values or {}).items() if isinstance(value, int | float)
-    }
+def media_error(
+    path: Path, kind: str, code: str, values: Mapping[str, Any] | None = None
+) -> MediaError:
+    """Return the error for a code of the child; only numbers of `values` enter the message."""
+    generic = MediaError(f"{path} cannot be read as a {kind}.", hint=_HINTS[kind])
+    if code not in _ERRORS:
+        return generic
+    template, hint = _ERRORS[code]
+    numbers = {name: one for name, one in (values or {}).items() if isinstance(one, int | float)}
     with contextlib.suppress(KeyError, ValueError):
-        return MediaError(f"{path} {sentence.format(**numbers)}", hint=hint)
-    return MediaError(f"{path} cannot be read as a {noun}.", hint=hint)
+        return MediaError(f"{path} {template.format(**numbers)}", hint=hint)
+    return generic
 
 
 class Sandbox:
-    """A child that decodes one file. `ask` it, and `take` its messages; one that died or lies raises MediaError."""
+    """A child process that decodes one file: `send` a command, `receive` its messages.
 
-    def __init__(self, path: Path, kind: str, *, same: Opened | None = None) -> None:
+    A child that crashes or sends an invalid message raises MediaError.
+    """
+
+    def __init__(self, path: Path, kind: str, *, same: OpenedFile | None = None) -> None:
+        """Start the child; `same` is an earlier opening of this file, to detect changes."""
         descriptor, self.opened = _open(path, kind)
         try:
             if same is not None and self.opened.identity != same.identity:
@@ -135,25 +162,25 @@ class Sandbox:
 
     @property
     def pid(self) -> int:
-        """The child's number."""
+        """Process id of the child."""
         return self._process.pid
 
     def close(self) -> None:
-        """End the child."""
+        """Kill the child."""
         self._close()
 
-    def ask(self, question: Mapping[str, Any]) -> None:
-        """Send a question. A child that has gone home does not hear it, which the first `take` tells."""
+    def send(self, command: Mapping[str, Any]) -> None:
+        """Send a command. If the child has exited, the next `receive` reports it."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError):  # gone home, or closed
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the child exited, or was closed
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
 
-    def take(self, most: int) -> tuple[dict[str, Any], bytearray] | None:
-        """The next message with at most so many bytes; none when the child went home before it heard the question.
+    def receive(self, max_bytes: int) -> tuple[dict[str, Any], bytearray] | None:
+        """Return the next message; None if the child exited (idle) before it read the command.
 
-        Raises MediaError for a refusal, a crash, a limit, ten seconds of work without progress, or a message that is
-        not as agreed.
+        Raises MediaError for an error code, a crash, a limit, 10 seconds of CPU time without
+        progress, or an invalid message.
         """
         while True:
             length = self._read(4, may_end=True) if self._close.alive else None
@@ -163,12 +190,12 @@ class Sandbox:
             if not 0 < size <= MAX_HEADER:
                 raise self.fail("crash")
             header = self._parse(self._read(size))
-            if "refused" in header:
-                raise self.fail(str(header["refused"]), header)
+            if "error" in header:
+                raise self.fail(str(header["error"]), header)
             if "progress" not in header:
                 break
         count = header.get("bytes")
-        if not isinstance(count, int) or not 0 <= count <= most:
+        if not isinstance(count, int) or not 0 <= count <= max_bytes:
             raise self.fail("crash")
         return header, self._read(count) or bytearray()
 
@@ -182,80 +209,77 @@ class Sandbox:
         return header
 
     def _read(self, count: int, *, may_end: bool = False) -> bytearray | None:
-        """Exactly so many bytes; none at an end that is allowed."""
+        """Read exactly `count` bytes; None at the end of the stream if `may_end`."""
         assert self._process.stdout is not None
-        descriptor, buffer, filled = self._process.stdout.fileno(), bytearray(count), 0
-        view, waiting = memoryview(buffer), select.poll()
-        waiting.register(descriptor, select.POLLIN)
+        descriptor = self._process.stdout.fileno()
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        filled = 0
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
         while filled < count:
-            if not waiting.poll(1000 * PATIENCE):
+            if not poll.poll(1000 * REPLY_TIMEOUT):
                 raise self.fail("time")
             read = os.readv(descriptor, [view[filled:]])
             if not read:
-                code = self._end()
+                code = self._exit_code()
                 if may_end and not filled and code == 0:
                     return None
-                raise self.fail("time" if -code in _KILLED_FOR_TIME else "crash")
+                raise self.fail("time" if -code in _TIMEOUT_SIGNALS else "crash")
             filled += read
         return buffer
 
-    def _end(self) -> int:
-        """How the child ended that has closed its side."""
+    def _exit_code(self) -> int:
+        """Wait for a child that closed its output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(PATIENCE)
+            return self._process.wait(REPLY_TIMEOUT)
         return -signal.SIGPROF
 
-    def fail(self, word: str, values: Mapping[str, Any] | None = None) -> MediaError:
-        """End the child, and the error to raise."""
+    def fail(self, code: str, values: Mapping[str, Any] | None = None) -> MediaError:
+        """Kill the child and return the error to raise."""
         self.close()
-        return refuse(self.opened.path, self.opened.kind, word, values)
+        return media_error(self.opened.path, self.opened.kind, code, values)
 
 
-def _open(path: Path, kind: str) -> tuple[int, Opened]:
-    """A regular file of a known kind, open for reading."""
-    noun = "picture" if kind == "picture" else "video"
+def _open(path: Path, kind: str) -> tuple[int, OpenedFile]:
+    """Open a regular file of a supported format."""
     try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        )  # a named pipe would wait for a writer
+        # O_NONBLOCK: a named pipe would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise MediaError(f"The {noun} {path} does not exist.", hint="Check the path.") from error
+        raise MediaError(f"The {kind} {path} does not exist.", hint="Check the path.") from error
     except (OSError, ValueError) as error:
-        raise refuse(path, kind, "unreadable") from error
+        raise media_error(path, kind, "unreadable") from error
     try:
-        about = os.fstat(descriptor)
-        name = (
-            _name(os.pread(descriptor, _SNIFFED, 0), kind) if stat.S_ISREG(about.st_mode) else None
-        )
-        if name is None:
-            raise refuse(path, kind, "unreadable")
-        if about.st_size > (most := MAX_PICTURE_BYTES if kind == "picture" else MAX_BYTES):
-            raise MediaError(f"{path} is larger than {most >> 20} MiB.", hint="Make it smaller.")
+        return descriptor, _inspect(descriptor, path, kind)
     except BaseException:
         os.close(descriptor)
         raise
-    identity = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
-    return descriptor, Opened(path, kind, name, about.st_size, identity)
 
 
-def _name(start: bytes, kind: str) -> str | None:
-    """The format that a file begins like; none if it is not one of the few that are read."""
-    if kind == "picture":
-        if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-            return "WEBP"
-        known = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
-    else:
-        if start[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}:
-            return "mov"
-        known = {b"\x1a\x45\xdf\xa3": "matroska", b"GIF8": "gif"}
-    return next((name for magic, name in known.items() if start.startswith(magic)), None)
+def _inspect(descriptor: int, path: Path, kind: str) -> OpenedFile:
+    """Check type, format and size of an open file."""
+    status = os.fstat(descriptor)
+    formats = _PILLOW_FORMATS if kind == "picture" else _DEMUXERS
+    max_bytes = MAX_PICTURE_BYTES if kind == "picture" else MAX_VIDEO_BYTES
+    if not stat.S_ISREG(status.st_mode):
+        raise media_error(path, kind, "unreadable")
+    format_name = formats.get(sniff(os.pread(descriptor, SNIFF_BYTES, 0)) or "")
+    if format_name is None:
+        raise media_error(path, kind, "unreadable")
+    if status.st_size > max_bytes:
+        raise MediaError(f"{path} is larger than {max_bytes >> 20} MiB.", hint="Make it smaller.")
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return OpenedFile(path, kind, format_name, status.st_size, identity)
 
 
-def _start(opened: Opened, descriptor: int) -> "subprocess.Popen[bytes]":
-    """A fresh interpreter with nothing of ours but the way to its modules; it is not forked from our memory."""
-    ways = [str(Path(__file__).parents[2]), *(way for way in sys.path if Path(way).is_absolute())]
-    arguments = [_BOOT, json.dumps(ways), opened.kind, opened.format_name, str(descriptor)]
-    library_path = os.environ.get("LD_LIBRARY_PATH")
+def _start(opened: OpenedFile, descriptor: int) -> "subprocess.Popen[bytes]":
+    """Start a fresh interpreter (no fork of this process) with an empty environment."""
+    paths = [str(Path(__file__).parents[2]), *(one for one in sys.path if Path(one).is_absolute())]
+    arguments = [_CHILD_CODE, json.dumps(paths), opened.kind, opened.format_name, str(descriptor)]
+    environment = {"OPENBLAS_NUM_THREADS": "1"}
+    if library_path := os.environ.get("LD_LIBRARY_PATH"):
+        environment["LD_LIBRARY_PATH"] = library_path
     try:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", *arguments],
@@ -263,19 +287,18 @@ def _start(opened: Opened, descriptor: int) -> "subprocess.Popen[bytes]":
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            env={"OPENBLAS_NUM_THREADS": "1"}
-            | ({"LD_LIBRARY_PATH": library_path} if library_path else {}),
+            env=environment,
             cwd="/",
             start_new_session=True,
         )
     except OSError as error:
         raise CapacityError(
-            "No process could be started to read a file.", hint="Close something."
+            "The process that decodes media could not be started.", hint="Close other programs."
         ) from error
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the child, if it lives, and forget it."""
+    """Kill the child and close its pipes."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):

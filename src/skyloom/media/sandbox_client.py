@@ -1,4 +1,4 @@
-"""Questions to the child about a video, and answers held to what was asked: nothing it says is taken on trust."""
+"""Commands to the sandboxed video decoder; every value of a reply is validated."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,19 +10,24 @@ from typing import Any
 import numpy as np
 
 from skyloom.media.sandbox import Sandbox
+from skyloom.media.sandbox_limits import (
+    CHANNELS,
+    MAX_COMMENT,
+    MAX_FRAMES,
+    MAX_PACKET,
+    MAX_SIDE,
+)
 
-MAX_FRAMES = 2_000_000
-_MAX_SIDE, _MAX_COMMENT, _MAX_PACKET = 2**14, 2**20, 2**24
-_LARGEST = 2**62
-_KEYS_SENT = 64
-_CHANNELS = 3
-_CODECS = ("aac", "mp3", "opus")
-_WAIT = Fraction(1, 10)  # how long a lone frame of unknown length lasts
+_MAX_INTEGER = 2**62
+_MAX_RATES = 4
+_MAX_KEYS = 64
+_AUDIO_CODECS = ("aac", "mp3", "opus")
+_DEFAULT_FRAME_SECONDS = Fraction(1, 10)  # of a single frame without a duration
 
 
 @dataclass(frozen=True)
-class Sound:
-    """The first sound of a video; `codec` is empty where its packets cannot be copied into an mp4."""
+class AudioFormat:
+    """Format of an audio stream; `codec` is empty if its packets cannot be copied into an mp4."""
 
     codec: str
     rate: int
@@ -30,8 +35,8 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class SoundPacket:
-    """A packet of sound: when it plays and for how long, in seconds."""
+class AudioPacket:
+    """An encoded audio packet; `at` and `lasts` in seconds."""
 
     at: Fraction
     lasts: Fraction
@@ -39,9 +44,14 @@ class SoundPacket:
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
-    """What is in a file: times of its frames and of key frames in ticks, how long the last one lasts (0: not said),
-    size as it is stored, quarter turns to the left that make it upright, shape of a pixel, sound, comment."""
+class VideoIndex:
+    """Index of a video file.
+
+    `pts` are the times of all frames and `keys` those of key frames, in ticks of `tick` seconds.
+    `last` is the duration of the last frame in ticks (0: unknown). `rates` are candidate frame
+    rates. `height` and `width` are as stored, `turn` the number of quarter turns to the left that
+    make frames upright, `aspect` the pixel aspect ratio.
+    """
 
     pts: np.ndarray
     keys: np.ndarray
@@ -52,111 +62,121 @@ class Index:
     width: int
     turn: int
     aspect: Fraction
-    sound: Sound | None
+    sound: AudioFormat | None
     comment: bytes
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Height and width as they are shown."""
+        """Height and width of upright frames."""
         return (self.width, self.height) if self.turn % 2 else (self.height, self.width)
 
     @cached_property
     def rate(self) -> tuple[Fraction, bool]:
-        """Frames per second, and whether every frame lasts as long; else it is the mean."""
+        """Frames per second, and whether the rate is constant; if not, it is the mean rate."""
         ticks = self.pts - self.pts[0]
         count = len(ticks)
         span = (int(ticks[-1]) + self.last) * self.tick if self.last else Fraction(0)
         mean = (count - 1) / (int(ticks[-1]) * self.tick) if count > 1 else None
-        usual = [rate for rate in self.rates if rate.denominator in {1, 1001}]
-        guesses = [
-            *usual,
-            *([Fraction(round(mean))] if mean else []),
-            *self.rates,
-            *([mean] if mean else []),
-        ]
-        guesses += [1 / span] if span and not mean else []
-        for guess in guesses:
-            # the times of a steady rate, rounded or cut to ticks
-            there = np.arange(count) / float(guess * self.tick) if guess > 0 else ticks - 2.0
-            if np.abs(ticks - there).max() <= 1:
-                return guess.limit_denominator(1001), True
-        return (count / span if span else mean or 1 / _WAIT).limit_denominator(1001), False
+        for rate in self._candidate_rates(span, mean):
+            if rate > 0:
+                expected = np.arange(count) / float(rate * self.tick)
+                if np.abs(ticks - expected).max() <= 1:  # rounded or truncated to ticks
+                    return rate.limit_denominator(1001), True
+        variable = count / span if span else mean or 1 / _DEFAULT_FRAME_SECONDS
+        return variable.limit_denominator(1001), False
+
+    def _candidate_rates(self, span: Fraction, mean: Fraction | None) -> list[Fraction]:
+        common = [rate for rate in self.rates if rate.denominator in {1, 1001}]
+        if mean:
+            return [*common, Fraction(round(mean)), *self.rates, mean]
+        return [*common, *self.rates, *([1 / span] if span else [])]
 
     @cached_property
     def begins(self) -> list[Fraction]:
-        """When each frame begins, in seconds after the first."""
-        rate, steady = self.rate
-        if steady:
+        """Start time of each frame in seconds after the first."""
+        rate, constant = self.rate
+        if constant:
             return [number / rate for number in range(len(self.pts))]
         return [int(ticks) * self.tick for ticks in self.pts - self.pts[0]]
 
     @property
     def seconds(self) -> Fraction:
-        """From the first frame's begin to the last one's end."""
-        rate, steady = self.rate
-        return self.begins[-1] + (1 / rate if steady or not self.last else self.last * self.tick)
+        """Duration from the start of the first frame to the end of the last."""
+        rate, constant = self.rate
+        last = 1 / rate if constant or not self.last else self.last * self.tick
+        return self.begins[-1] + last
 
 
-def ask_index(child: Sandbox) -> Index:
-    """What is in the child's file. Raises MediaError."""
-    child.ask({"ask": "index"})
-    header, raw = _taken(child, 8 * MAX_FRAMES)
-    _, keys = _taken(child, 8 * MAX_FRAMES)
-    _, comment = _taken(child, _MAX_COMMENT)
+def read_index(child: Sandbox) -> VideoIndex:
+    """Read the index of the child's file. Raises MediaError."""
+    child.send({"command": "index"})
+    header, pts = _receive(child, 8 * MAX_FRAMES)
+    _, keys = _receive(child, 8 * MAX_FRAMES)
+    _, comment = _receive(child, MAX_COMMENT)
     try:
-        index = Index(
-            pts=np.frombuffer(raw, "<i8"),
+        index = VideoIndex(
+            pts=np.frombuffer(pts, "<i8"),
             keys=np.frombuffer(keys, "<i8"),
-            last=_whole(header["last"], 0, _LARGEST),
-            tick=_ratio(header["tick"]),
-            rates=tuple(_ratio(rate) for rate in header["rates"][:4]),
-            height=_whole(header["height"], 1, _MAX_SIDE),
-            width=_whole(header["width"], 1, _MAX_SIDE),
-            turn=_whole(header["turn"], 0, 3),
-            aspect=_ratio(header["aspect"]),
-            sound=_sound(header),
+            last=_integer(header["last"], 0, _MAX_INTEGER),
+            tick=_fraction(header["tick"]),
+            rates=tuple(_fraction(rate) for rate in header["rates"][:_MAX_RATES]),
+            height=_integer(header["height"], 1, MAX_SIDE),
+            width=_integer(header["width"], 1, MAX_SIDE),
+            turn=_integer(header["turn"], 0, 3),
+            aspect=_fraction(header["aspect"]),
+            sound=_audio_format(header),
             comment=bytes(comment),
         )
         times = index.pts
-        if not len(times) or abs(times[[0, -1]]).max() > _LARGEST or (np.diff(times) <= 0).any():
-            raise ValueError("times that do not rise")
+        if (
+            not len(times)
+            or abs(times[[0, -1]]).max() > _MAX_INTEGER
+            or (np.diff(times) <= 0).any()
+        ):
+            raise ValueError("times must rise")
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise child.fail("crash") from error
     return index
 
 
-def ask_frames(child: Sandbox, index: Index, numbers: Sequence[int]) -> np.ndarray | None:
-    """Frames by rising numbers, uint8 [t h w 3]; none when the child has gone home. Raises MediaError."""
+def read_frames(child: Sandbox, index: VideoIndex, numbers: Sequence[int]) -> np.ndarray | None:
+    """Read frames by rising numbers, uint8 [t h w 3]; None if the child has exited (idle).
+
+    Raises MediaError.
+    """
     times = [int(index.pts[number]) for number in numbers]
-    until = bisect_right(index.keys, times[-1])
-    keys = [int(key) for key in index.keys[max(0, until - _KEYS_SENT) : until]]
-    child.ask({"ask": "frames", "times": times, "keys": keys, "size": [index.height, index.width]})
+    end = bisect_right(index.keys, times[-1])
+    keys = [int(key) for key in index.keys[max(0, end - _MAX_KEYS) : end]]
+    size = [index.height, index.width]
+    child.send({"command": "frames", "times": times, "keys": keys, "size": size})
     height, width = index.upright
-    frames = np.empty((len(numbers), height, width, _CHANNELS), np.uint8)
-    for place in range(len(numbers)):
-        message = child.take(frames[0].nbytes)
-        if message is None and place == 0:
+    frames = np.empty((len(numbers), height, width, CHANNELS), np.uint8)
+    for position in range(len(numbers)):
+        message = child.receive(frames[0].nbytes)
+        if message is None and position == 0:
             return None
         if message is None or len(message[1]) != frames[0].nbytes:
             raise child.fail("crash")
-        frames[place] = np.frombuffer(message[1], np.uint8).reshape(frames.shape[1:])
+        frames[position] = np.frombuffer(message[1], np.uint8).reshape(frames.shape[1:])
     return frames
 
 
-def ask_sound(
-    child: Sandbox, index: Index, start: Fraction, stop: Fraction
-) -> Iterator[SoundPacket]:
-    """Packets of the first sound whose middle lies between two times, in seconds after the first frame."""
-    span = {"start": _pair(start), "stop": _pair(stop), "origin": int(index.pts[0])}
-    child.ask({"ask": "sound", **span})
+def read_audio(
+    child: Sandbox, index: VideoIndex, start: Fraction, stop: Fraction
+) -> Iterator[AudioPacket]:
+    """Yield packets of the first audio stream whose midpoint is in [start, stop).
+
+    Times are in seconds after the first frame.
+    """
+    origin = int(index.pts[0])
+    child.send({"command": "audio", "start": _pair(start), "stop": _pair(stop), "origin": origin})
     while True:
-        header, data = _taken(child, _MAX_PACKET)
+        header, data = _receive(child, MAX_PACKET)
         if header.get("end"):
             return
         try:
-            packet = SoundPacket(
-                _ratio(header["at"], signed=True), _ratio(header["lasts"]), bytes(data)
-            )
+            at = _fraction(header["at"], signed=True)
+            packet = AudioPacket(at, _fraction(header["lasts"]), bytes(data))
         except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise child.fail("crash") from error
         if not data or not start <= packet.at + packet.lasts / 2 < stop:
@@ -164,34 +184,36 @@ def ask_sound(
         yield packet
 
 
-def _taken(child: Sandbox, most: int) -> tuple[dict[str, Any], bytearray]:
-    message = child.take(most)
+def _receive(child: Sandbox, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
+    message = child.receive(max_bytes)
     if message is None:
         raise child.fail("crash")
     return message
 
 
-def _sound(header: Mapping[str, Any]) -> Sound | None:
+def _audio_format(header: Mapping[str, Any]) -> AudioFormat | None:
     if "sound" not in header:
         return None
-    codec = header["sound"] if header["sound"] in _CODECS else ""
-    return (
-        Sound(codec, _whole(header["rate"], 1, 2**20), _whole(header["channels"], 1, 8))
-        if codec
-        else Sound("", 0, 0)
-    )
+    codec = header["sound"]
+    if codec not in _AUDIO_CODECS:
+        return AudioFormat("", 0, 0)
+    rate = _integer(header["rate"], 1, 2**20)
+    return AudioFormat(codec, rate, _integer(header["channels"], 1, 8))
 
 
-def _whole(value: object, least: int, most: int) -> int:
-    if not isinstance(value, int) or not least <= value <= most:
-        raise ValueError("a number out of bounds")
+def _integer(value: object, minimum: int, maximum: int) -> int:
+    if not isinstance(value, int) or not minimum <= value <= maximum:
+        raise ValueError("integer out of range")
     return value
 
 
-def _ratio(pair: Any, *, signed: bool = False) -> Fraction:
-    """A pair of whole numbers as a fraction, not negative unless it may be."""
-    above, below = pair
-    return Fraction(_whole(above, -_LARGEST if signed else 0, _LARGEST), _whole(below, 1, _LARGEST))
+def _fraction(pair: Any, *, signed: bool = False) -> Fraction:
+    """Convert [numerator, denominator] to a fraction, non-negative unless `signed`."""
+    numerator, denominator = pair
+    minimum = -_MAX_INTEGER if signed else 0
+    return Fraction(
+        _integer(numerator, minimum, _MAX_INTEGER), _integer(denominator, 1, _MAX_INTEGER)
+    )
 
 
 def _pair(number: Fraction) -> list[int]:

@@ -1,7 +1,7 @@
-"""What a process may still do once it has given up the rest: read what it has open, count, and answer.
+"""Limits of the sandboxed decoder: maximum sizes of media, and restrictions of the child process.
 
-Called by the child that decodes other people's files, after its imports and before it looks at the file. Each barrier
-stands alone and is left out where the system does not know it; the limits of POSIX are everywhere.
+`confine` is called by the child after its imports and before it reads the file. Each barrier is
+skipped on systems that do not support it; the POSIX limits apply everywhere.
 """
 
 import contextlib
@@ -13,74 +13,93 @@ import struct
 import sys
 from pathlib import Path
 
-CPU_SECONDS = 900
-_FILES = 64
-_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
-_NO_NEW_PRIVILEGES = 38
-_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
-_EVERY_WAY_TO_A_FILE, _EVERY_WAY_TO_A_PORT = 2**16 - 1, 3
-_FIRST_WAYS, _ABI_NETWORK, _ABI_FILES = 2**13 - 1, 4, 5
+CHANNELS = 3  # decoded frames are uint8 RGB
+MAX_VIDEO_BYTES = 64 * 2**30
+MAX_PICTURE_BYTES = 2**28
+MAX_PICTURE_PIXELS = 64_000_000
+MAX_VIDEO_PIXELS = 16_000_000
+MAX_SIDE = 2**14
+MAX_FRAMES = 2_000_000
+MAX_SECONDS = 24 * 3600
+MAX_STREAMS = 32
+MAX_COMMENT = 2**20
+MAX_PACKET = 2**24
+MAX_HEADER = 2**12
+PICTURE_MEMORY = 2**30  # 64 million pixels three times
+VIDEO_MEMORY = 400 * 2**20  # twenty frames of 4K
+
+_CPU_SECONDS = 900
+_OPEN_FILES = 64
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_PR_SET_NO_NEW_PRIVS = 38
+_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_RESTRICT_SELF = 446
+_LANDLOCK_ALL_FILE_RIGHTS = 2**16 - 1
+_LANDLOCK_FILE_RIGHTS_ABI_1 = 2**13 - 1
+_LANDLOCK_ALL_NETWORK_RIGHTS = 3
+_LANDLOCK_ABI_NETWORK = 4
+_LANDLOCK_ABI_ALL_FILE_RIGHTS = 5
 
 
 def confine(memory: int) -> None:
-    """Give up files, network, new processes, and more than so many bytes of memory beyond those in use."""
-    mapped = _mapped()
+    """Drop access to files, network and new processes; allow `memory` more bytes than now."""
+    address_space = _address_space()
     if sys.platform == "linux":
-        _leave_network()
-        _leave_files()
+        _drop_network()
+        _drop_files()
     limits = {
-        "RLIMIT_AS": mapped + memory,
-        "RLIMIT_CPU": CPU_SECONDS,
+        "RLIMIT_AS": address_space + memory,
+        "RLIMIT_CPU": _CPU_SECONDS,
         "RLIMIT_FSIZE": 0,
         "RLIMIT_CORE": 0,
-        "RLIMIT_NOFILE": _FILES,
+        "RLIMIT_NOFILE": _OPEN_FILES,
         "RLIMIT_NPROC": 0,
     }
-    for name, most in limits.items():
+    for name, limit in limits.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (most, most))
+            resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
-def work_for(seconds: float) -> None:
-    """Be killed by the system unless called again within so many seconds of processor time; 0 calls it off.
+def set_cpu_timeout(seconds: float) -> None:
+    """Kill this process after `seconds` of CPU time unless called again; 0 disables the timeout.
 
-    The default action of the alarm ends the process even inside a library that never comes back; and a machine that is
-    busy with other things refuses nobody's file for it.
+    The default action of SIGPROF ends the process even inside a C library. CPU time does not pass
+    while other processes keep the machine busy.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _mapped() -> int:
-    """Bytes of address space in use; as good as none where the system does not tell."""
+def _address_space() -> int:
+    """Return the bytes of address space in use, 0 if the system does not report it."""
     try:
-        return (
-            int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            * resource.getpagesize()
-        )
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
     except OSError:
         return 0
+    return int(pages) * resource.getpagesize()
 
 
-def _leave_network() -> None:
-    """Live in a network of its own, without a single interface that is up."""
+def _drop_network() -> None:
+    """Move to a new network namespace without interfaces."""
     unshare = getattr(ctypes.CDLL(None), "unshare", None)
-    if unshare is not None and unshare(_NEW_USER | _NEW_NETWORK) != 0:
-        unshare(_NEW_NETWORK)
+    if unshare is not None and unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        unshare(_CLONE_NEWNET)
 
 
-def _leave_files() -> None:
-    """Open no file any more (Landlock, Linux 5.13): a set of rules that allows nothing."""
-    library = ctypes.CDLL(None)
-    version = library.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-    if version < 1 or library.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
+def _drop_files() -> None:
+    """Forbid opening files by an empty Landlock rule set (Linux 5.13 or later)."""
+    libc = ctypes.CDLL(None)
+    abi = libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    if abi < 1 or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return
-    files = _EVERY_WAY_TO_A_FILE if version >= _ABI_FILES else _FIRST_WAYS
-    rules = (
-        struct.pack("QQ", files, _EVERY_WAY_TO_A_PORT)
-        if version >= _ABI_NETWORK
-        else struct.pack("Q", files)
-    )
-    number = library.syscall(_LANDLOCK_CREATE, rules, ctypes.c_size_t(len(rules)), 0)
-    if number >= 0:
-        library.syscall(_LANDLOCK_RESTRICT, number, 0)
-        os.close(number)
+    files = _LANDLOCK_FILE_RIGHTS_ABI_1
+    if abi >= _LANDLOCK_ABI_ALL_FILE_RIGHTS:
+        files = _LANDLOCK_ALL_FILE_RIGHTS
+    attributes = struct.pack("Q", files)
+    if abi >= _LANDLOCK_ABI_NETWORK:
+        attributes = struct.pack("QQ", files, _LANDLOCK_ALL_NETWORK_RIGHTS)
+    size = ctypes.c_size_t(len(attributes))
+    descriptor = libc.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    if descriptor >= 0:
+        libc.syscall(_LANDLOCK_RESTRICT_SELF, descriptor, 0)
+        os.close(descriptor)

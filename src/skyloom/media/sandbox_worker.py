@@ -1,7 +1,8 @@
-"""The child that decodes other people's files: no torch, no files but one, no network, one question at a time.
+"""Sandboxed decoder process: reads commands from stdin, writes frames of one file to stdout.
 
-It reads lines of JSON from its standard input and answers with messages (`sandbox.py`): headers and raw bytes. What it
-cannot do it refuses by a word for which the parent has the sentence. Left alone, it goes home.
+Without torch, network and other files. A command is a line of JSON; a reply is one or more messages
+of `sandbox.py` (a JSON header and raw bytes). Errors are sent as short codes; the parent formats
+the message. Exits after 3 s idle.
 """
 
 import json
@@ -22,113 +23,108 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.frame import PictureType
 
-from skyloom.media.sandbox import RefusedError
-from skyloom.media.sandbox_limits import confine, work_for
+from skyloom.media.sandbox import DecoderError
+from skyloom.media.sandbox_limits import (
+    MAX_COMMENT,
+    MAX_FRAMES,
+    MAX_PACKET,
+    MAX_SECONDS,
+    MAX_STREAMS,
+    MAX_VIDEO_PIXELS,
+    PICTURE_MEMORY,
+    VIDEO_MEMORY,
+    confine,
+    set_cpu_timeout,
+)
 
-MAX_STREAMS = 32
-MAX_FRAMES = 2_000_000
-MAX_SECONDS = 24 * 3600
-MAX_PIXELS = 16_000_000
-MAX_COMMENT = 2**20
-MAX_PACKET = 2**24
-CODECS = {
-    "h264",
-    "hevc",
-    "vp8",
-    "vp9",
-    "libvpx",
-    "libvpx-vp9",
-    "libdav1d",
-    "av1",
-    "ffv1",
-    "mpeg4",
-    "prores",
+VIDEO_CODECS = {
+    *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "av1", "ffv1", "mpeg4"),
+    *("prores", "gif", "mjpeg", "png", "webp"),
 }
-CODECS |= {"gif", "mjpeg", "png", "webp"}
-AUDIO = {"aac": "aac", "mp3": "mp3", "mp3float": "mp3", "opus": "opus", "libopus": "opus"}
-_PATIENCE, _IDLE, _INDEXING, _WORKED = 10.0, 3.0, 60.0, 300.0
-_PROGRESS = 0.5
-_PICTURE_MEMORY, _FILM_MEMORY = (
-    2**30,
-    400 * 2**20,
-)  # 64 million pixels thrice over; twenty frames of 4K
+AUDIO_CODECS = {"aac": "aac", "mp3": "mp3", "mp3float": "mp3", "opus": "opus", "libopus": "opus"}
+_CPU_TIMEOUT = 10.0  # CPU seconds without progress
+_IDLE_TIMEOUT = 3.0
+_INDEX_TIMEOUT = 60.0
+_MAX_CPU_SECONDS = 300.0  # then the process exits and the parent starts another
+_PROGRESS_INTERVAL = 0.5
+
+_TimedFrame = tuple[int, av.VideoFrame]
 
 
 def main(kind: str, format_name: str, descriptor: int) -> None:
-    """Answer questions about one open file until nobody asks."""
+    """Serve commands about one open file until the parent is silent."""
     if kind == "picture":
-        from skyloom.media import image_decode as still
-    confine(_PICTURE_MEMORY if kind == "picture" else _FILM_MEMORY)
+        from skyloom.media import image_decode
+    confine(PICTURE_MEMORY if kind == "picture" else VIDEO_MEMORY)
     file = os.fdopen(descriptor, "rb", buffering=0)
     try:
-        work_for(_PATIENCE)
+        set_cpu_timeout(_CPU_TIMEOUT)
         if kind == "picture":
-            picture = still.read_still(file, format_name)
-            _say({"height": picture.shape[0], "width": picture.shape[1]}, picture)
+            pixels = image_decode.decode_image(file, format_name)
+            _send({"height": pixels.shape[0], "width": pixels.shape[1]}, pixels)
             return
-        film = Film(file, format_name)
-        work_for(0)
-        while (question := _next_question()) is not None:
-            work_for(_PATIENCE)
-            film.answer(question)
-            work_for(0)
-    except RefusedError as refusal:
-        _say({"refused": refusal.word, **refusal.values})
+        decoder = VideoDecoder(file, format_name)
+        set_cpu_timeout(0)
+        while (command := _next_command()) is not None:
+            set_cpu_timeout(_CPU_TIMEOUT)
+            decoder.run(command)
+            set_cpu_timeout(0)
+    except DecoderError as error:
+        _send({"error": error.code, **error.values})
     except MemoryError:
-        _say({"refused": "memory"})
-    except (
-        Exception
-    ):  # a parser fails in more ways than it says; the parent has one sentence for all
-        _say({"refused": "unreadable"})
+        _send({"error": "memory"})
+    except Exception:  # parsers raise undocumented exceptions
+        _send({"error": "unreadable"})
 
 
-def _next_question() -> dict[str, Any] | None:
-    """The next line of the parent's, or nothing when it has gone, waits too long, or this process has worked enough."""
-    if time.process_time() > _WORKED or not select.select([0], [], [], _IDLE)[0]:
+def _next_command() -> dict[str, Any] | None:
+    """Read a command; None if the parent closed its end or the idle or CPU limit is reached."""
+    if time.process_time() > _MAX_CPU_SECONDS or not select.select([0], [], [], _IDLE_TIMEOUT)[0]:
         return None
     line = b""
     while not line.endswith(b"\n"):
-        piece = os.read(0, 2**16)
-        if not piece:
+        chunk = os.read(0, 2**16)
+        if not chunk:
             return None
-        line += piece
+        line += chunk
     return json.loads(line)
 
 
-def _say(header: Mapping[str, Any], payload: np.ndarray | bytes = b"") -> None:
-    """A message: the header's length, the header, and the bytes it announces. The reader may take its time."""
-    work_for(0)
-    raw = (
-        np.ascontiguousarray(payload).data.cast("B") if isinstance(payload, np.ndarray) else payload
-    )
+def _send(header: Mapping[str, Any], payload: np.ndarray | bytes = b"") -> None:
+    """Write a message: header length, header, payload. The CPU timeout is off meanwhile."""
+    set_cpu_timeout(0)
+    if isinstance(payload, bytes):
+        raw = memoryview(payload)
+    else:
+        raw = np.ascontiguousarray(payload).data.cast("B")
     text = json.dumps({**header, "bytes": len(raw)}).encode()
     for data in (struct.pack(">I", len(text)) + text, raw):
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
-    work_for(_PATIENCE)
+    set_cpu_timeout(_CPU_TIMEOUT)
 
 
-_Timed = tuple[int, av.VideoFrame]
+class VideoDecoder:
+    """Index and exact frame access of a video file.
 
-
-class Film:
-    """A video file: which frames it has and when, and any of them, exactly as decoding from the start gives them."""
+    A frame is the same after a seek as when decoding from the start.
+    """
 
     def __init__(self, file: BinaryIO, demuxer: str) -> None:
-        self._file, self._demuxer = file, demuxer
+        self._file = file
+        self._demuxer = demuxer
         self._restart()
 
-    def answer(self, question: Mapping[str, Any]) -> None:
-        """Answer one question with one message or more."""
-        if question["ask"] == "index":
-            self._index()
-        elif question["ask"] == "sound":
-            self._tell_sound(
-                Fraction(*question["start"]), Fraction(*question["stop"]), question["origin"]
-            )
+    def run(self, command: Mapping[str, Any]) -> None:
+        """Run a command of sandbox_client.py and send its reply."""
+        if command["command"] == "index":
+            self._send_index()
+        elif command["command"] == "audio":
+            start = Fraction(*command["start"])
+            self._send_audio(start, Fraction(*command["stop"]), command["origin"])
         else:
-            self._tell_frames(question["times"], question["keys"], tuple(question["size"]))
+            self._send_frames(command["times"], command["keys"], tuple(command["size"]))
 
     def _restart(self) -> None:
         """Open the file at its start."""
@@ -137,7 +133,7 @@ class Film:
             "protocol_whitelist": "none",
             "format_whitelist": self._demuxer,
             "max_streams": str(MAX_STREAMS + 1),
-            "max_pixels": str(MAX_PIXELS),
+            "max_pixels": str(MAX_VIDEO_PIXELS),
             "threads": "1",
         }
         self._container = av.open(
@@ -148,190 +144,199 @@ class Film:
             metadata_errors="ignore",
             buffer_size=2**18,
         )
+        self._stream = self._choose_stream()
+        self._decoded = self._frames()
+        self._current: _TimedFrame | None = None
+        self._next: _TimedFrame | None = None
+
+    def _choose_stream(self) -> av.VideoStream:
+        """Return the first video stream that is no cover picture; check codec and size."""
         if len(self._container.streams) > MAX_STREAMS:
-            raise RefusedError("too many streams", most=MAX_STREAMS)
-        videos = [
-            s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic
+            raise DecoderError("too many streams", maximum=MAX_STREAMS)
+        streams = [
+            stream
+            for stream in self._container.streams.video
+            if not stream.disposition & Disposition.attached_pic
         ]
-        if not videos:
-            raise RefusedError("no pictures")
-        self._stream = videos[0]
-        context = self._stream.codec_context
-        if context is None or context.name not in CODECS:
-            raise RefusedError("codec")
-        if context.width * context.height > MAX_PIXELS:
-            raise RefusedError(
-                "too large", width=context.width, height=context.height, most=MAX_PIXELS // 10**6
+        if not streams:
+            raise DecoderError("no video")
+        context = streams[0].codec_context
+        if context is None or context.name not in VIDEO_CODECS:
+            raise DecoderError("codec")
+        if context.width * context.height > MAX_VIDEO_PIXELS:
+            raise DecoderError(
+                "too large",
+                width=context.width,
+                height=context.height,
+                maximum=MAX_VIDEO_PIXELS // 10**6,
             )
         context.thread_count = 1
-        self._decoded = self._frames()
-        self._shown: _Timed | None = None
-        self._ahead: _Timed | None = None
+        return streams[0]
 
-    def _frames(self) -> Iterator["_Timed"]:
-        """Frames and their times, in ticks, in the order in which they show."""
+    def _frames(self) -> Iterator["_TimedFrame"]:
+        """Yield frames with their times in ticks, in presentation order."""
         reached = 0
         try:
             for frame in self._container.decode(self._stream):
-                work_for(_PATIENCE)
-                moment = frame.pts if frame.pts is not None else frame.dts
-                if moment is not None:
-                    reached = moment
-                    yield moment, frame
+                set_cpu_timeout(_CPU_TIMEOUT)
+                pts = frame.pts if frame.pts is not None else frame.dts
+                if pts is not None:
+                    reached = pts
+                    yield pts, frame
         except FFmpegError as error:
-            raise RefusedError(
-                "damaged", seconds=float(reached * (self._stream.time_base or 0))
-            ) from error
+            seconds = float(reached * (self._stream.time_base or 0))
+            raise DecoderError("damaged", seconds=seconds) from error
 
-    def _index(self) -> None:
-        """Say what the file holds: times of all frames from its packets, size and turn from its first frame."""
+    def _send_index(self) -> None:
+        """Send the index: times from all packets, size and rotation from the first frame."""
         times, keys, last = self._scan()
         self._restart()
-        self._ahead = next(self._decoded, None)
-        if self._ahead is None or self._ahead[0] > times[-1]:
-            raise RefusedError("no pictures")
-        begin, first = self._ahead
-        times = times[bisect_left(times, begin) :]  # packets before the first frame only lead to it
-        stream, audio = self._stream, self._container.streams.audio
-        tick = stream.time_base or Fraction(1, 1000)
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        rates = [
-            rate for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate
-        ]
-        _say(
-            {
-                "height": first.height,
-                "width": first.width,
-                "turn": round(first.rotation / 90) % 4,
-                "tick": _pair(tick),
-                "rates": [_pair(rate) for rate in rates],
-                "last": last,
-                "aspect": _pair(aspect),
-                **(_about(audio[0]) if audio else {}),
-            },
-            np.array(times, dtype="<i8"),
-        )
-        _say({}, np.array(keys, dtype="<i8"))
-        comment = {key.lower(): value for key, value in self._container.metadata.items()}.get(
-            "comment", ""
-        ).encode()
-        _say({}, comment if len(comment) <= MAX_COMMENT else b"")
+        self._next = next(self._decoded, None)
+        if self._next is None or self._next[0] > times[-1]:
+            raise DecoderError("no video")
+        start, first = self._next
+        times = times[bisect_left(times, start) :]  # earlier packets are only needed to decode
+        stream = self._stream
+        rates = [stream.average_rate, stream.base_rate, stream.guessed_rate]
+        audio = self._container.streams.audio
+        header = {
+            "height": first.height,
+            "width": first.width,
+            "turn": round(first.rotation / 90) % 4,
+            "tick": _pair(stream.time_base or Fraction(1, 1000)),
+            "rates": [_pair(rate) for rate in rates if rate],
+            "last": last,
+            "aspect": _pair(stream.sample_aspect_ratio or Fraction(1)),
+            **(_audio_header(audio[0]) if audio else {}),
+        }
+        _send(header, np.array(times, dtype="<i8"))
+        _send({}, np.array(keys, dtype="<i8"))
+        metadata = {key.lower(): value for key, value in self._container.metadata.items()}
+        comment = metadata.get("comment", "").encode()
+        _send({}, comment if len(comment) <= MAX_COMMENT else b"")
 
     def _scan(self) -> tuple[list[int], list[int], int]:
-        """Times of all frames and of key frames, from the packets alone, and how long the last lasts (0: not said)."""
-        times: dict[int, int] = {}
+        """Return the times of frames and key frames, and the last duration (0: unknown).
+
+        Reads the packets without decoding them.
+        """
+        durations: dict[int, int] = {}
         keys: set[int] = set()
-        begun = said = time.monotonic()
+        started = time.monotonic()
+        reported = started
         for packet in self._container.demux(self._stream):
-            time_of = packet.pts if packet.pts is not None else packet.dts
-            if time_of is None or not packet.size or packet.is_discard or self._is_hidden(packet):
+            pts = packet.pts if packet.pts is not None else packet.dts
+            if pts is None or not packet.size or packet.is_discard or self._is_hidden(packet):
                 continue
-            times[time_of] = packet.duration or 0
+            durations[pts] = packet.duration or 0
             if packet.is_keyframe:
-                keys.add(time_of)
-            if len(times) > MAX_FRAMES:
-                raise RefusedError("too many frames", most=MAX_FRAMES)
-            if (now := time.monotonic()) - said > _PROGRESS:
-                if now - begun > _INDEXING:
-                    raise RefusedError("slow")
-                said = now
-                _say({"progress": len(times)})
-        if not times:
-            raise RefusedError("no pictures")
-        ordered, tick = sorted(times), self._stream.time_base or Fraction(1, 1000)
-        if (ordered[-1] - ordered[0]) * tick > MAX_SECONDS:
-            raise RefusedError("too long", hours=MAX_SECONDS // 3600)
-        return ordered, sorted(keys), max(0, times[ordered[-1]])
+                keys.add(pts)
+            if len(durations) > MAX_FRAMES:
+                raise DecoderError("too many frames", maximum=MAX_FRAMES)
+            now = time.monotonic()
+            if now - reported > _PROGRESS_INTERVAL:
+                if now - started > _INDEX_TIMEOUT:
+                    raise DecoderError("slow")
+                reported = now
+                _send({"progress": len(durations)})
+        if not durations:
+            raise DecoderError("no video")
+        times = sorted(durations)
+        tick = self._stream.time_base or Fraction(1, 1000)
+        if (times[-1] - times[0]) * tick > MAX_SECONDS:
+            raise DecoderError("too long", hours=MAX_SECONDS // 3600)
+        return times, sorted(keys), max(0, durations[times[-1]])
 
     def _is_hidden(self, packet: av.Packet) -> bool:
-        """Whether a packet of VP8 is a frame that only others refer to; they are packets of their own in webm."""
-        return (
-            self._stream.codec_context.name in {"vp8", "libvpx"}
-            and not memoryview(packet)[0] & 0x10
-        )
+        """Return whether a VP8 packet is an invisible reference frame (a packet of its own)."""
+        is_vp8 = self._stream.codec_context.name in {"vp8", "libvpx"}
+        return is_vp8 and not memoryview(packet)[0] & 0x10
 
-    def _tell_frames(self, times: list[int], keys: list[int], size: tuple[int, int]) -> None:
-        """The frames that show at rising times, upright rgb, each as a message; key frames before them are given."""
+    def _send_frames(self, times: list[int], keys: list[int], size: tuple[int, int]) -> None:
+        """Send the frames at rising times, upright RGB; `keys` are key frame times before them."""
         for moment in times:
-            frame = self._at(moment, keys)
+            frame = self._frame_at(moment, keys)
             if (frame.height, frame.width) != size:
-                raise RefusedError("sizes")
-            _say(
-                {},
-                np.rot90(frame.to_ndarray(format="rgb24", threads=1), round(frame.rotation / 90)),
-            )
+                raise DecoderError("sizes")
+            pixels = frame.to_ndarray(format="rgb24", threads=1)
+            _send({}, np.rot90(pixels, round(frame.rotation / 90)))
 
-    def _at(self, moment: int, keys: list[int]) -> av.VideoFrame:
-        """The frame that shows at a time of the index: the latest there is, as a player shows it."""
-        if self._is_near(moment, keys) and (found := self._reach(moment)):
+    def _frame_at(self, moment: int, keys: list[int]) -> av.VideoFrame:
+        """Return the latest frame at or before a time of the index, as a player shows it."""
+        if self._is_ahead(moment, keys) and (found := self._decode_until(moment)):
             return found
-        back, place = 1, bisect_right(keys, moment) - 1
-        while place >= 0 and self._demuxer != "gif":  # a gif's pictures build on all before them
-            if self._seek(keys[place]) and (found := self._reach(moment)):
+        step = 1
+        position = bisect_right(keys, moment) - 1
+        while position >= 0 and self._demuxer != "gif":  # gif frames depend on all before them
+            if self._seek(keys[position]) and (found := self._decode_until(moment)):
                 return found
-            place, back = place - back, 2 * back
+            position -= step
+            step *= 2
         self._restart()
-        if found := self._reach(moment):
+        if found := self._decode_until(moment):
             return found
-        raise RefusedError("damaged", seconds=float(moment * (self._stream.time_base or 0)))
+        raise DecoderError("damaged", seconds=float(moment * (self._stream.time_base or 0)))
 
     def _seek(self, key: int) -> bool:
-        """Go to a key frame; false where it is none that can be decoded alone, as in a stream refreshed bit by bit."""
+        """Seek to a key frame; False if it cannot be decoded alone (periodic intra refresh)."""
         self._container.seek(key, stream=self._stream)
         self._decoded = self._frames()
-        self._shown, self._ahead = None, next(self._decoded, None)
-        return self._ahead is not None and self._ahead[1].pict_type == PictureType.I
+        self._current = None
+        self._next = next(self._decoded, None)
+        return self._next is not None and self._next[1].pict_type == PictureType.I
 
-    def _is_near(self, moment: int, keys: list[int]) -> bool:
-        """Whether going on from here needs no more decoding than going back to the key frame before it would."""
-        here = self._shown or self._ahead
-        return (
-            here is not None
-            and here[0] <= moment
-            and bisect_right(keys, moment) == bisect_right(keys, here[0])
-        )
+    def _is_ahead(self, moment: int, keys: list[int]) -> bool:
+        """Return whether no key frame lies between the current position and a later time."""
+        here = self._current or self._next
+        if here is None or here[0] > moment:
+            return False
+        return bisect_right(keys, moment) == bisect_right(keys, here[0])
 
-    def _reach(self, moment: int) -> av.VideoFrame | None:
-        """The latest frame up to that time, found by decoding on; none where even the first one is later."""
-        while self._shown is None or self._shown[0] != moment:
-            self._ahead = self._ahead or next(self._decoded, None)
-            if self._ahead is None or self._ahead[0] > moment:
+    def _decode_until(self, moment: int) -> av.VideoFrame | None:
+        """Decode forward to the latest frame at or before a time; None if all frames are later."""
+        while self._current is None or self._current[0] != moment:
+            self._next = self._next or next(self._decoded, None)
+            if self._next is None or self._next[0] > moment:
                 break
-            self._shown, self._ahead = self._ahead, None
-        return self._shown and self._shown[1]
+            self._current = self._next
+            self._next = None
+        return self._current and self._current[1]
 
-    def _tell_sound(self, start: Fraction, stop: Fraction, first: int) -> None:
-        """Packets of the first sound whose middle lies between two times after the first frame, in seconds."""
+    def _send_audio(self, start: Fraction, stop: Fraction, first_pts: int) -> None:
+        """Send packets of the first audio stream whose midpoint is in [start, stop) seconds.
+
+        Time 0 is that of the first video frame.
+        """
         stream = self._container.streams.audio[0]
         if not stream.time_base or not self._stream.time_base:
-            raise RefusedError("unreadable")
-        tick, origin = stream.time_base, first * self._stream.time_base
+            raise DecoderError("unreadable")
+        tick = stream.time_base
+        origin = first_pts * self._stream.time_base
         self._container.seek(max(0, int((origin + start) / tick)), stream=stream)
         for packet in self._container.demux(stream):
-            work_for(_PATIENCE)
+            set_cpu_timeout(_CPU_TIMEOUT)
             if packet.pts is None or not 0 < packet.size <= MAX_PACKET or packet.is_discard:
                 continue
-            begin, lasts = packet.pts * tick - origin, max(0, packet.duration or 0) * tick
-            if begin + lasts / 2 >= stop:
+            at = packet.pts * tick - origin
+            lasts = max(0, packet.duration or 0) * tick
+            if at + lasts / 2 >= stop:
                 break
-            if begin + lasts / 2 >= start:
-                _say({"at": _pair(begin), "lasts": _pair(lasts)}, bytes(packet))
-        _say({"end": True})
+            if at + lasts / 2 >= start:
+                _send({"at": _pair(at), "lasts": _pair(lasts)}, bytes(packet))
+        _send({"end": True})
 
 
 def _pair(number: Fraction) -> list[int]:
     return [number.numerator, number.denominator]
 
 
-def _about(stream: av.AudioStream) -> dict[str, Any]:
-    """What a copy of a sound's packets needs to be understood."""
+def _audio_header(stream: av.AudioStream) -> dict[str, Any]:
+    """Return codec, rate and channels of an audio stream; codec "" if it cannot be copied."""
     context = stream.codec_context
     if context is None:
         return {"sound": ""}
-    codec = AUDIO.get(context.name, "")
-    plain = codec != "aac" or context.profile == "LC"  # other profiles need a header of their own
-    return {
-        "sound": codec if plain else "",
-        "rate": context.sample_rate,
-        "channels": context.layout.nb_channels,
-    }
+    codec = AUDIO_CODECS.get(context.name, "")
+    if codec == "aac" and context.profile != "LC":  # other profiles need an extra header
+        codec = ""
+    channels = context.layout.nb_channels
+    return {"sound": codec, "rate": context.sample_rate, "channels": channels}

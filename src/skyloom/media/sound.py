@@ -1,7 +1,8 @@
-"""Sound that is copied, packet by packet, from a source into an mp4: nothing is decoded and nothing is lost.
+"""Copy encoded audio packets from sources into an mp4, without decoding.
 
-Every packet's time is counted from the frame its segment begins with, on the video's own clock, so that joints do not
-add up: after any number of segments sound and picture are apart by less than one packet, about 20 ms.
+Packet times are computed from the start frame of each segment on the clock of the video, so errors
+do not add up: audio and video differ by less than one packet (about 20 ms) after any number of
+segments.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,57 +12,58 @@ from fractions import Fraction
 import av
 from av.container import OutputContainer
 
-from skyloom.media.sandbox_client import Sound, SoundPacket
+from skyloom.media.sandbox_client import AudioFormat, AudioPacket
 
 _ENCODERS = {"aac": "aac", "mp3": "libmp3lame", "opus": "libopus"}
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
-    """A run of packets that begins at a time of the video, in seconds."""
+class AudioSegment:
+    """Packets that start at a time of the output video, in seconds."""
 
     at: Fraction
-    packets: Iterable[SoundPacket]
+    packets: Iterable[AudioPacket]
 
 
-class SoundTrack:
-    """The sound of a file that is being written: segments of one kind, in order. The packets are read at the end."""
+class AudioTrack:
+    """Audio of an output file: segments of one format, in order; packets are read when written."""
 
     def __init__(self) -> None:
-        self.sound: Sound | None = None
-        self._segments: list[Segment] = []
+        self.sound: AudioFormat | None = None
+        self._segments: list[AudioSegment] = []
 
-    def add(self, sound: Sound, packets: Iterable[SoundPacket], at: Fraction) -> bool:
-        """Take a segment; false where it is of another kind than the first, or of none that is known."""
-        known = sound.codec in _ENCODERS and sound.channels in _LAYOUTS
-        if not known or sound != (self.sound or sound):
+    def add(self, sound: AudioFormat, packets: Iterable[AudioPacket], at: Fraction) -> bool:
+        """Add a segment; False if its format is unsupported or differs from the first segment's."""
+        supported = sound.codec in _ENCODERS and sound.channels in _LAYOUTS
+        if not supported or sound != (self.sound or sound):
             return False
         self.sound = sound
-        self._segments.append(Segment(at, packets))
+        self._segments.append(AudioSegment(at, packets))
         return True
 
     def open(self, container: OutputContainer) -> Iterator[tuple[Fraction, av.Packet]]:
-        """A stream for it in a file, and its packets with the times at which they play, in seconds.
+        """Add the audio stream to a container and return its packets with start times in seconds.
 
-        The stream's encoder is never asked for a packet: it is there for the header that describes them.
+        The encoder of the stream is used for its header only.
         """
         if self.sound is None:
             return iter(())
         rate = self.sound.rate
-        stream = container.add_stream(
-            _ENCODERS[self.sound.codec], rate=rate, layout=_LAYOUTS[self.sound.channels]
-        )
+        layout = _LAYOUTS[self.sound.channels]
+        stream = container.add_stream(_ENCODERS[self.sound.codec], rate=rate, layout=layout)
         assert isinstance(stream, av.AudioStream)
         return self._packets(stream, rate)
 
     def _packets(self, stream: av.AudioStream, rate: int) -> Iterator[tuple[Fraction, av.Packet]]:
         last = -1
         for segment in self._segments:
-            for found in segment.packets:
-                last = max(last + 1, round((segment.at + found.at) * rate))
-                packet = av.Packet(found.data)
-                packet.stream, packet.time_base = stream, Fraction(1, rate)
+            for source in segment.packets:
+                last = max(last + 1, round((segment.at + source.at) * rate))
+                packet = av.Packet(source.data)
+                packet.stream = stream
+                packet.time_base = Fraction(1, rate)
                 packet.pts = packet.dts = last
-                packet.duration, packet.is_keyframe = round(found.lasts * rate), True
+                packet.duration = round(source.lasts * rate)
+                packet.is_keyframe = True
                 yield Fraction(last, rate), packet

@@ -1,4 +1,4 @@
-"""A video in memory: frames and their rate; it can save itself and show itself in a notebook."""
+"""A video in memory: frames, rate and receipt; saves to a file and displays in notebooks."""
 
 import base64
 import tempfile
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from skyloom.media.write import write_video
 
-_LARGEST_EMBED = 5 * 2**20
-_SMALLEST_PLAYER = 256
+_MAX_EMBED_BYTES = 5 * 2**20
+_MIN_PLAYER_WIDTH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames at a constant rate; `receipt` says how they were made and is written into the file."""
+    """Frames at a constant rate; `receipt` (how they were generated) is embedded when saving."""
 
     frames: UInt8[Tensor, "t h w c"]
     fps: Fraction
@@ -25,11 +25,11 @@ class Video:
 
     @property
     def seconds(self) -> float:
-        """How long it plays."""
+        """Duration in seconds."""
         return len(self.frames) / float(self.fps)
 
     def save(self, path: str | Path) -> Path:
-        """Write an .mp4, .webm or .gif, by suffix; the file appears whole or not at all."""
+        """Write an .mp4, .webm, .mkv or .gif file by suffix; atomic."""
         return write_video(self.frames, self.fps, Path(path), self.receipt)
 
     def __repr__(self) -> str:
@@ -37,15 +37,15 @@ class Video:
         return f"Video({count} frames of {width}x{height}, {float(self.fps):g} fps)"
 
     def _repr_html_(self) -> str:
-        """A player for notebooks; videos of more than 5 MB, or of odd size, are only described."""
+        """Return an HTML player; a description for videos of more than 5 MB or of odd size."""
         _, height, width, _ = self.frames.shape
         title = f"{width}x{height}, {self.seconds:.2f} s at {float(self.fps):g} fps"
         if height % 2 or width % 2:
             return f"<p>Video, {title}.</p>"
         with tempfile.TemporaryDirectory() as folder:
             content = self.save(Path(folder) / "video.mp4").read_bytes()
-        if len(content) > _LARGEST_EMBED:
+        if len(content) > _MAX_EMBED_BYTES:
             return f"<p>Video, {title}: too large to embed, use <code>.save(path)</code>.</p>"
-        shown = max(width, _SMALLEST_PLAYER)
-        source = f"data:video/mp4;base64,{base64.b64encode(content).decode()}"
-        return f'<video controls loop muted width="{shown}" title="{title}" src="{source}"></video>'
+        shown = max(width, _MIN_PLAYER_WIDTH)
+        url = f"data:video/mp4;base64,{base64.b64encode(content).decode()}"
+        return f'<video controls loop muted width="{shown}" title="{title}" src="{url}"></video>'

@@ -1,16 +1,11 @@
-"""Encode frames to mp4 (H.264), webm (VP9), mkv (FFV1, without loss), gif or png.
-
-A file appears under its name whole or not at all.
-"""
+"""Encode frames to mp4 (H.264), webm (VP9), mkv (FFV1, lossless), gif or png. Writes are atomic."""
 
 import errno
 import itertools
 import json
-import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import DiskFullError, MediaError, RequestError, SkyloomError
-from skyloom.media.sandbox_client import Sound, SoundPacket
-from skyloom.media.sound import SoundTrack
+from skyloom.core.files import DISK_FULL, atomic_path
+from skyloom.media.sandbox_client import AudioFormat, AudioPacket
+from skyloom.media.sound import AudioTrack
 
 _CODECS = {
     ".mp4": (
@@ -42,31 +38,28 @@ _FRAGMENTED = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 SUFFIXES = (*_CODECS, ".gif")
 PICTURE_SUFFIXES = (".png",)
 SIDECAR = ".receipt.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_target(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Raise, before any work, if a file cannot be written there.
+    """Check that a file can be written, before any work.
 
-    RequestError for a wrong suffix or name, MediaError for a folder that is missing or read-only, DiskFullError
-    for a full disk.
+    Raises RequestError for an unsupported suffix or too long a name, MediaError for a missing or
+    read-only folder, DiskFullError.
     """
     if path.suffix.lower() not in suffixes:
-        raise RequestError(
-            f"{path.name!r} ends in no known format.", hint=f"Use {', '.join(suffixes)}."
-        )
+        raise RequestError(f"The file name must end in {', '.join(suffixes)}, got {path.name!r}.")
     try:
-        folder, named = path.parent.is_dir(), path.is_dir()
-        path.exists()
-        if not folder:
+        if not path.parent.is_dir():
             raise MediaError(
                 f"The folder {path.parent} does not exist.", hint="Create it, or choose another."
             )
-        if named:
-            raise MediaError(f"{path} is a folder.", hint="Name a file in it.")
+        with suppress(FileNotFoundError):
+            path.stat()  # raises OSError for too long a name
+        if path.is_dir():
+            raise MediaError(f"{path} is a folder.", hint="Add a file name.")
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise _explain(error, path) from error
+        raise _write_error(error, path) from error
 
 
 def write_video(
@@ -75,9 +68,9 @@ def write_video(
     path: Path,
     receipt: Mapping[str, object] | None = None,
 ) -> Path:
-    """Encode and move into place; the receipt becomes the file's comment, as JSON.
+    """Encode frames to a file; the receipt is embedded as JSON in the comment.
 
-    Raises MediaError for frames that the format cannot hold, and what `check_target` raises.
+    Raises MediaError for frames that the format does not support, and what `check_target` raises.
     """
     with open_video(path, fps) as writer:
         writer.append(frames)
@@ -87,26 +80,26 @@ def write_video(
 
 @contextmanager
 def open_video(path: Path, fps: Fraction | float) -> Iterator["VideoWriter"]:
-    """A video file to append frames to; it appears under its name, whole, when the block ends well.
+    """Open a video file to append frames to; it is moved to `path` when the block succeeds.
 
     Raises what `write_video` raises.
     """
     check_target(path)
     rate = Fraction(fps).limit_denominator(1001)
     with (
-        placed(path) as partial,
+        atomic_output(path) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".skyloom-") as folder,
     ):
-        writer = VideoWriter(Path(folder) / partial.name, rate)
+        writer = VideoWriter(Path(folder) / f"video{path.suffix}", rate)
         yield writer
-        writer.finish(partial)
+        writer.finish(temporary)
 
 
 @contextmanager
 def open_pipe(stream: BinaryIO, fps: Fraction | float) -> Iterator["PipeWriter"]:
-    """A player's end of a pipe to append frames to; it can show them while more are to come.
+    """Open a pipe to a player to append frames to; it plays while more are generated.
 
-    When the player goes away, frames are no longer written and nothing is raised.
+    If the player exits, further frames are dropped without an error.
     """
     writer = PipeWriter(stream, Fraction(fps).limit_denominator(1001))
     yield writer
@@ -114,7 +107,7 @@ def open_pipe(stream: BinaryIO, fps: Fraction | float) -> Iterator["PipeWriter"]
 
 
 class PipeWriter:
-    """Writes fragmented mp4: every second or so is a piece that can be played alone."""
+    """Writes fragmented mp4 with a key frame about every second."""
 
     def __init__(self, stream: BinaryIO, fps: Fraction) -> None:
         self.fps = fps
@@ -122,35 +115,41 @@ class PipeWriter:
         self._encoder: _Encoder | None = None
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
-        """Take the next frames. Raises MediaError for what mp4 cannot hold."""
+        """Encode the next frames. Raises MediaError for frames that mp4 does not support."""
         _check_frames(frames, self.fps, ".mp4")
         if self._encoder is None:
             gop = str(max(1, round(self.fps)))
             options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency", "g": gop}
-            size = frames.shape[2], frames.shape[1]
-            self._encoder = _Encoder(self._pipe, ".mp4", self.fps, size, options, _FRAGMENTED)
+            self._encoder = _Encoder(
+                self._pipe,
+                ".mp4",
+                self.fps,
+                size=(frames.shape[2], frames.shape[1]),
+                options=options,
+                container_options=_FRAGMENTED,
+            )
         self._encoder.append(frames)
         self._pipe.flush()
 
     def finish(self) -> None:
-        """Write what is still held back."""
+        """Flush the encoder and the pipe."""
         if self._encoder is not None:
             self._encoder.close()
         self._pipe.flush()
 
 
 class _Pipe:
-    """Standard output that may close early: what comes after is dropped."""
+    """A stream whose reader may exit early; later writes are dropped."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream: BinaryIO | None = stream
 
     def write(self, data: bytes) -> int:
-        """Write, or drop."""
+        """Write the data; drop it if the reader has exited."""
         return self._try(lambda stream: stream.write(data)) or len(data)
 
     def flush(self) -> None:
-        """Bring everything to the reader."""
+        """Flush the stream."""
         self._try(lambda stream: stream.flush())
 
     def _try(self, call: Callable[[BinaryIO], int | None]) -> int | None:
@@ -164,45 +163,50 @@ class _Pipe:
 
 
 class VideoWriter:
-    """Takes a video's frames in order; what is in `receipt` at the end becomes the file's comment, as JSON.
+    """Encodes the frames of a video in order; embeds `receipt` as JSON in the comment at the end.
 
-    Memory does not grow with the length, except for a .gif. A .mkv gives back the very same frames.
+    Memory is constant, except for .gif. A .mkv is lossless.
     """
 
     def __init__(self, path: Path, fps: Fraction) -> None:
-        self.path, self.fps, self.suffix = path, fps, path.suffix.lower()
+        self.path = path
+        self.fps = fps
+        self.suffix = path.suffix.lower()
         self.receipt: Mapping[str, object] | None = None
         self.frames = 0
         self._pictures: list[UInt8[Tensor, "t h w c"]] = []
         self._encoder: _Encoder | None = None
-        self._track = SoundTrack()
+        self._track = AudioTrack()
 
-    def add_sound(self, sound: Sound, packets: Iterable[SoundPacket], at: int) -> bool:
-        """Let packets of sound play from frame `at` on; false where this file cannot hold them, and they are left out.
+    def add_sound(self, sound: AudioFormat, packets: Iterable[AudioPacket], at: int) -> bool:
+        """Add audio packets that start at frame `at`; return False if they are not supported.
 
-        They are read when the file is finished. Only .mp4 holds sound, and of one kind.
+        Only .mp4 supports audio, in one format. The packets are read by `finish`.
         """
         return self.suffix == ".mp4" and self._track.add(sound, packets, at / self.fps)
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
-        """Take the next frames. Raises MediaError for what the format cannot hold."""
+        """Encode the next frames. Raises MediaError for frames the format does not support."""
         _check_frames(frames, self.fps, self.suffix)
         self.frames += len(frames)
         if self.suffix == ".gif":
             self._pictures.append(frames.cpu())
             return
         if self._encoder is None:
-            size = frames.shape[2], frames.shape[1]
             self._encoder = _Encoder(
-                str(self.path), self.suffix, self.fps, size, _CODECS[self.suffix][2], {}
+                str(self.path),
+                self.suffix,
+                self.fps,
+                size=(frames.shape[2], frames.shape[1]),
+                options=_CODECS[self.suffix][2],
             )
         self._encoder.append(frames)
 
     def finish(self, target: Path) -> None:
-        """Write everything to `target`. Raises MediaError when there is nothing."""
+        """Write the file to `target`. Raises MediaError if no frame was appended."""
         comment = json.dumps(self.receipt) if self.receipt else ""
         if not self.frames:
-            raise MediaError("No frames are no video.", hint="Append one or more.")
+            raise MediaError("A video must have at least one frame, got none.")
         if self._encoder is None:
             _write_gif(torch.cat(self._pictures), self.fps, target, comment)
         else:
@@ -213,56 +217,48 @@ class VideoWriter:
 def write_picture(frame: UInt8[Tensor, "h w c"], path: Path) -> Path:
     """Write one frame as a PNG file. Raises what `check_target` raises."""
     check_target(path, PICTURE_SUFFIXES)
-    with placed(path) as partial:
-        Image.fromarray(frame.cpu().numpy()).save(partial, "PNG")
+    with atomic_output(path) as temporary:
+        Image.fromarray(frame.cpu().numpy()).save(temporary, "PNG")
     return path
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the sidecar of a video lies: beside it, as `video.mp4.receipt.json`."""
+    """Return the path of a video's receipt sidecar: `video.mp4.receipt.json`."""
     return path.with_name(path.name + SIDECAR)
 
 
 def write_sidecar(path: Path, receipt: Mapping[str, object]) -> Path:
-    """Write a video's receipt beside it, whole or not at all, for places that strip what a file says of itself."""
+    """Write a video's receipt to its sidecar, for services that strip metadata from files."""
     sidecar = sidecar_of(path)
-    with placed(sidecar) as partial:
-        partial.write_text(
-            json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    text = json.dumps(receipt, indent=1, ensure_ascii=False) + "\n"
+    with atomic_output(sidecar) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return sidecar
 
 
 @contextmanager
-def placed(path: Path) -> Iterator[Path]:
-    """A partial file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    partial: Path | None = None
+def atomic_output(path: Path) -> Iterator[Path]:
+    """Yield a temporary file that replaces `path` when the block succeeds (see `atomic_path`).
+
+    Raises MediaError, DiskFullError or RequestError instead of OSError and FFmpegError.
+    """
     try:
-        made = path.parent / f".skyloom-{secrets.token_hex(6)}{path.suffix}"
-        os.close(
-            os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        )  # the process's umask decides who may read
-        partial = made
-        yield partial
-        partial.replace(path)
+        with atomic_path(path) as temporary:
+            yield temporary
     except (OSError, FFmpegError) as error:
-        raise _explain(error, path) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        raise _write_error(error, path) from error
 
 
-def _explain(error: Exception, path: Path) -> SkyloomError:
-    """What stopped a file from being written, and what to do."""
-    number, cause = getattr(error, "errno", None), getattr(error, "strerror", None) or error
-    if number in _FULL:
+def _write_error(error: Exception, path: Path) -> SkyloomError:
+    """Convert an error of the operating system or FFmpeg."""
+    number = getattr(error, "errno", None)
+    cause = getattr(error, "strerror", None) or error
+    if number in DISK_FULL:
         return DiskFullError(
             f"The disk of {path.parent} is full.", hint="Free some space and try again."
         )
     if number == errno.ENAMETOOLONG:
-        return RequestError(
-            "The name of the file is too long.", hint="Choose a shorter one with -o."
-        )
+        return RequestError("The file name is too long.", hint="Choose a shorter one with -o.")
     return MediaError(
         f"{path} cannot be written ({cause}).", hint="Choose another folder or name with -o."
     )
@@ -271,35 +267,35 @@ def _explain(error: Exception, path: Path) -> SkyloomError:
 def _check_frames(frames: UInt8[Tensor, "t h w c"], fps: Fraction, suffix: str) -> None:
     shape = tuple(frames.shape)
     if len(shape) != len("thwc") or shape[-1] != len("rgb") or frames.dtype != torch.uint8:
-        raise MediaError(
-            f"Frames of {frames.dtype}, {shape} are no video.", hint="Use uint8 [t h w 3]."
-        )
+        raise MediaError(f"frames must be uint8 [t h w 3], got {frames.dtype} {list(shape)}.")
     count, height, width, _ = shape
     if not count or fps <= 0:
         raise MediaError(
-            f"{count} frames at {float(fps):g} fps are no video.",
-            hint="Use one or more, above 0 fps.",
+            "A video must have at least one frame and fps > 0, "
+            f"got {count} frames at {float(fps):g} fps."
         )
     if suffix in _CODECS and _CODECS[suffix][1] == "yuv420p" and (height % 2 or width % 2):
         raise MediaError(
-            f"{suffix[1:]} holds no odd sizes like {width}x{height}.",
-            hint="Use even width and height, or a .mkv or .gif.",
+            f"width and height must be even for {suffix[1:]}, got {width}x{height}.",
+            hint="Change the size, or use .mkv or .gif.",
         )
 
 
 class _Encoder:
-    """Encodes frames one after another into a file, without a receipt, or into a pipe."""
+    """Encodes frames to a file or pipe, without a receipt."""
 
     def __init__(
         self,
         file: "str | _Pipe",
         suffix: str,
         fps: Fraction,
+        *,
         size: tuple[int, int],
         options: dict[str, str],
-        container_options: dict[str, str],
+        container_options: dict[str, str] | None = None,
     ) -> None:
         codec, pixel_format, _, _ = _CODECS[suffix]
+        container_options = container_options or {}
         self._container = av.open(file, "w", format=_FORMATS[suffix], options=container_options)
         self._stream = self._container.add_stream(codec, rate=fps, options=options)
         self._stream.width, self._stream.height = size
@@ -313,15 +309,15 @@ class _Encoder:
             )
 
     def close(self) -> None:
-        """Encode what is still held back and end the file."""
+        """Flush the encoder and finish the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
 
 
-def _remux(source: Path, target: Path, suffix: str, comment: str, track: SoundTrack) -> None:
-    """Copy the packets of a finished file, and of a sound track, behind a header with the comment.
+def _remux(source: Path, target: Path, suffix: str, comment: str, track: AudioTrack) -> None:
+    """Copy the packets of a finished file and of the audio track behind a header with the comment.
 
-    The file is ready to be played from its start: sound lies beside the pictures that it belongs to.
+    Packets are interleaved by time, so the file streams from its start.
     """
     with (
         av.open(str(source), "r", format=_FORMATS[suffix]) as encoded,
@@ -345,12 +341,13 @@ def _remux(source: Path, target: Path, suffix: str, comment: str, track: SoundTr
 
 
 def _write_gif(frames: UInt8[Tensor, "t h w c"], fps: Fraction, path: Path, comment: str) -> None:
-    """Frames are timed in hundredths of a second, so each takes the share that keeps the whole in time."""
+    """Write a gif; frame durations are rounded to 1/100 s so that the total stays exact."""
     ticks = [round(100 * index / fps) * 10 for index in range(len(frames) + 1)]
     durations = [after - before for before, after in pairwise(ticks)]
     pictures = [Image.fromarray(frame) for frame in frames.cpu().numpy()]
     pictures[0].save(
         path,
+        format="GIF",
         save_all=True,
         append_images=pictures[1:],
         duration=durations,

@@ -4,7 +4,6 @@ A part is `PART.safetensors`, or `PART-00001-of-00002.safetensors` and so on whe
 a missing, truncated, corrupt, extra or misshapen tensor is a CheckpointError that names the file.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
+from skyloom.core.files import atomic_path, sha256_file
 from skyloom.models.manifest import MANIFEST_FILE, REPAIR, read_manifest
 
 MAX_BYTES = 15 * 2**20
@@ -52,9 +52,8 @@ def save_part(
     for index, shard in enumerate(shards, 1):
         suffix = "" if len(shards) == 1 else f"-{index:05d}-of-{len(shards):05d}"
         path = folder / f"{part}{suffix}.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file(shard, partial, metadata=header)
-        partial.replace(path)
+        with atomic_path(path) as temporary:
+            save_file(shard, temporary, metadata=header)
         paths.append(path)
     return paths
 
@@ -104,7 +103,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
     """Write `info` and the sha256 of every weights file."""
-    hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     path = folder / MANIFEST_FILE
     path.write_text(json.dumps({**info, "files": hashes}, indent=1) + "\n")
     return path
@@ -117,17 +116,11 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             raise CheckpointError(f"{path} is missing.", hint=REPAIR)
-        if hash_file(path) != expected:
+        if sha256_file(path) != expected:
             raise CheckpointError(
                 f"{path} is corrupt: its hash is not the manifest's.", hint=REPAIR
             )
     return manifest
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""What may be made, and how it is marked: watermark, content credentials, registry, moderation."""
+"""Moderation, watermark, C2PA content credentials, provenance registry, verification."""

@@ -1,8 +1,8 @@
-"""Content credentials: a signed C2PA manifest in every file, or beside it where the format has no place for one.
+"""C2PA content credentials: a signed manifest in the file, or in a sidecar if the format has none.
 
-A manifest says that the file was made (or edited) by a trained model, by which, and from what; any change of the file
-breaks it. Signing comes last, after everything else is written, and never goes online: no time stamp, no revocation
-list, no remote manifest. C2PA 2.2, https://c2pa.org; `skyloom.generation` is our own assertion.
+A manifest states that a file was generated (or edited) by a model, by which, and from what; any
+change of the file invalidates it. Files are signed last and offline: no time stamp, revocation list
+or remote manifest. C2PA 2.2, https://c2pa.org; `skyloom.generation` is a custom assertion.
 """
 
 import json
@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from skyloom import __version__
 from skyloom.core.errors import MediaError, RequestError
-from skyloom.media.write import placed
-from skyloom.safety.signer import Signer, own_authority
+from skyloom.core.files import SNIFF_BYTES, sniff
+from skyloom.core.version import __version__
+from skyloom.media.write import atomic_output
+from skyloom.safety.signer import Signer, local_authority
 
 if TYPE_CHECKING:
     from c2pa import Context
@@ -31,22 +32,20 @@ EMBEDDED = {
     ".jpeg": "image/jpeg",
 }
 SIDECAR = ".c2pa"
-_SNIFFED = 16
 ASSERTION = "skyloom.generation"
 MAX_SIDECAR = 16 * 2**20
-_MARKERS, _HEAD = (
-    (b"jumdc2pa", b"jumdc2ma", b"urn:c2pa"),
-    2**20,
-)  # words of every manifest, and where it lies
-_PLAIN = "application/octet-stream"
+_MANIFEST_LABELS = (b"jumdc2pa", b"jumdc2ma", b"urn:c2pa")
+_LABEL_SEARCH_BYTES = 2**20
+_OCTET_STREAM = "application/octet-stream"
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-_MADE, _COMPOSITE = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
-_SAID = ("seed", "size", "seconds", "fps", "num_steps", "guidance_scale", "quality")
+_GENERATED = "trainedAlgorithmicMedia"
+_COMPOSITE = "compositeWithTrainedAlgorithmicMedia"
+_ASSERTED_FIELDS = ("seed", "size", "seconds", "fps", "num_steps", "guidance_scale", "quality")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that a video was made from: `edited` is what it is an edit of, everything else only went into it."""
+class Ingredient:
+    """A source file of a video; `edited` marks the one that was edited (C2PA: parentOf)."""
 
     path: Path
     edited: bool = False
@@ -54,8 +53,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a file's manifest says. `state`: "trusted" (whole, signed by this machine or by an authority that was
-    named), "untrusted" (whole, signer unknown), "invalid" (file or manifest was changed: `problems` say where)."""
+    """Content of a manifest.
+
+    `state` is "trusted" (intact, signed by this machine or a given authority), "untrusted" (intact,
+    unknown signer) or "invalid" (file or manifest was changed; `problems` has the C2PA codes).
+    """
 
     state: str
     issuer: str | None = None
@@ -68,31 +70,30 @@ class Credentials:
     sidecar: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
+        """Return JSON values."""
         return asdict(self)
 
 
-def generation_of(receipt: Mapping[str, Any], *, with_prompt: bool = False) -> dict[str, Any]:
-    """What our assertion says of a receipt (Receipt.to_dict): never the prompt, unless it is asked for."""
-    asked = receipt.get("request") or {}
-    said = {
+def generation_assertion(
+    receipt: Mapping[str, Any], *, with_prompt: bool = False
+) -> dict[str, Any]:
+    """Return the assertion for a receipt (Receipt.to_dict), without the prompt by default."""
+    request = receipt.get("request") or {}
+    values = {
         "version": receipt.get("skyloom"),
         "model": receipt.get("model"),
         "weights": receipt.get("weights"),
-    }
-    said |= {name: asked.get(name) for name in _SAID} | {
-        "frames": (receipt.get("frames") or {}).get("sha256")
+        **{name: request.get(name) for name in _ASSERTED_FIELDS},
+        "frames": (receipt.get("frames") or {}).get("sha256"),
     }
     if with_prompt:
-        said |= {
-            "prompt": asked.get("prompt"),
-            "cards": [card.get("prompt") for card in asked.get("cards", [])] or None,
-        }
-    return {name: value for name, value in said.items() if value is not None}
+        values["prompt"] = request.get("prompt")
+        values["cards"] = [card.get("prompt") for card in request.get("cards", [])] or None
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the manifest of a file lies whose format has no place for one: beside it, as `video.webm.c2pa`."""
+    """Return the path of a manifest sidecar: `video.webm.c2pa`."""
     return path.with_name(path.name + SIDECAR)
 
 
@@ -101,32 +102,36 @@ def sign(
     generation: Mapping[str, Any],
     signer: Signer,
     *,
-    sources: Sequence[Source] = (),
+    sources: Sequence[Ingredient] = (),
     verb: str | None = None,
 ) -> Path:
-    """Put a signed manifest into a finished file, or beside it; whole or not at all. Returns where the manifest is.
+    """Sign a finished file, atomically; return the path of the manifest (the file or its sidecar).
 
-    Raises MediaError when a file cannot be read, written or signed.
+    `verb` is the edit verb. Raises MediaError if a file cannot be read, written or signed.
     """
     from c2pa import Builder, C2paError, C2paSignerInfo, C2paSigningAlg
-    from c2pa import Signer as Pen
+    from c2pa import Signer as C2paSigner
 
     kind = EMBEDDED.get(path.suffix.lower())
     target = path if kind else sidecar_of(path)
     try:
-        pen = Pen.from_info(
-            C2paSignerInfo(C2paSigningAlg.ES256, signer.chain.encode(), signer.key.encode(), None)
+        info = C2paSignerInfo(
+            C2paSigningAlg.ES256, signer.chain.encode(), signer.key.encode(), None
         )
         manifest = _manifest(path.name, generation, sources, verb)
-        with Builder(manifest, context=_context(())) as builder, pen, placed(target) as partial:
+        with (
+            Builder(manifest, context=_context(())) as builder,
+            C2paSigner.from_info(info) as c2pa_signer,
+            atomic_output(target) as temporary,
+        ):
             for index, source in enumerate(sources):
-                _add(builder, source, f"source-{index}")
+                _add_ingredient(builder, source, f"source-{index}")
             if not kind:
                 builder.set_no_embed()
-            with path.open("rb") as file, partial.open("w+b") as signed:
-                content = builder.sign(pen, kind or _PLAIN, file, signed)
+            with path.open("rb") as file, temporary.open("w+b") as signed:
+                content = builder.sign(c2pa_signer, kind or _OCTET_STREAM, file, signed)
             if not kind:
-                partial.write_bytes(content)
+                temporary.write_bytes(content)
     except C2paError as error:
         raise MediaError(
             f"{path} cannot be signed ({_cause(error)}).", hint="Use --no-credentials."
@@ -135,66 +140,56 @@ def sign(
 
 
 def read(path: Path, authorities: Sequence[str] | None = None) -> Credentials | None:
-    """What the manifest in a file, or in the sidecar beside it, says; None where there is neither.
+    """Read and validate the manifest in a file or its sidecar; None if there is none.
 
-    `authorities` are certificates (PEM) to trust; None: this machine's own. Raises MediaError for a file that cannot
-    be opened.
+    `authorities` are trusted certificates (PEM), by default this machine's own. Raises MediaError
+    for a file that cannot be opened.
     """
     if authorities is None:
-        own = own_authority()
+        own = local_authority()
         authorities = () if own is None else (own,)
     sidecar = sidecar_of(path)
     try:
         with path.open("rb") as file:
-            kind = _kind(file.read(_SNIFFED))
+            media_type = sniff(file.read(SNIFF_BYTES))
             file.seek(0)
-            if kind and (found := _read(file, kind, None, authorities)):
+            embedded = media_type in EMBEDDED.values()
+            if media_type and embedded and (found := _read(file, media_type, None, authorities)):
                 return found
             if not sidecar.is_file():
                 return None
             if sidecar.stat().st_size > MAX_SIDECAR:
                 return Credentials("invalid", problems=("the sidecar is too large",), sidecar=True)
-            return _read(file, _PLAIN, sidecar.read_bytes(), authorities)
+            return _read(file, _OCTET_STREAM, sidecar.read_bytes(), authorities)
     except OSError as error:
         raise MediaError(
             f"{path} cannot be read ({error.strerror}).", hint="Check the path."
         ) from error
 
 
-def _kind(start: bytes) -> str | None:
-    """What a file is by its first bytes, whatever it is called; None for what carries no manifest inside."""
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return EMBEDDED[".webp"]
-    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        return EMBEDDED[".avi"]
-    if start[4:8] == b"ftyp":
-        return EMBEDDED[".mov" if start[8:12] == b"qt  " else ".mp4"]
-    known = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif"}
-    return next(
-        (EMBEDDED[suffix] for magic, suffix in known.items() if start.startswith(magic)), None
-    )
-
-
 def _manifest(
-    title: str, generation: Mapping[str, Any], sources: Sequence[Source], verb: str | None
+    title: str, generation: Mapping[str, Any], sources: Sequence[Ingredient], verb: str | None
 ) -> dict[str, Any]:
-    """The manifest's own words: what was done, and our assertion."""
+    """Return the manifest: actions and the generation assertion."""
     edited = [f"source-{index}" for index, source in enumerate(sources) if source.edited]
     others = [f"source-{index}" for index, source in enumerate(sources) if not source.edited]
     if len(edited) > 1:
         raise RequestError(
-            "A manifest names one video that was edited.", hint="Mark one source as edited."
+            f"At most one source may be edited, got {len(edited)}.",
+            hint="Mark one source as edited.",
         )
     agent = {"name": "skyloom", "version": __version__}
-    done: dict[str, Any] = {
-        "action": "c2pa.edited" if edited else "c2pa.created",
-        "softwareAgent": agent,
-    }
-    done["digitalSourceType"] = _SOURCE_TYPE + (_COMPOSITE if sources else _MADE)
-    if verb:
-        done["description"] = verb
-    actions = [{"action": "c2pa.opened", "parameters": {"ingredientIds": edited}}] if edited else []
-    actions.append(done)
+    actions: list[dict[str, Any]] = []
+    if edited:
+        actions.append({"action": "c2pa.opened", "parameters": {"ingredientIds": edited}})
+    actions.append(
+        {
+            "action": "c2pa.edited" if edited else "c2pa.created",
+            "softwareAgent": agent,
+            "digitalSourceType": _SOURCE_TYPE + (_COMPOSITE if sources else _GENERATED),
+            **({"description": verb} if verb else {}),
+        }
+    )
     if others:
         actions.append({"action": "c2pa.placed", "parameters": {"ingredientIds": others}})
     assertions = [
@@ -204,13 +199,18 @@ def _manifest(
     return {"claim_generator_info": [agent], "title": title, "assertions": assertions}
 
 
-def _add(builder: Any, source: Source, name: str) -> None:
-    """A source as an ingredient, with the manifest that it brings along."""
-    relation = "parentOf" if source.edited else "componentOf"
-    told = {"title": source.path.name, "relationship": relation, "instance_id": name, "label": name}
+def _add_ingredient(builder: Any, source: Ingredient, name: str) -> None:
+    """Add a source file as an ingredient, with its own manifest."""
+    values = {
+        "title": source.path.name,
+        "relationship": "parentOf" if source.edited else "componentOf",
+        "instance_id": name,
+        "label": name,
+    }
+    media_type = EMBEDDED.get(source.path.suffix.lower(), _OCTET_STREAM)
     try:
         with source.path.open("rb") as file:
-            builder.add_ingredient(told, EMBEDDED.get(source.path.suffix.lower(), _PLAIN), file)
+            builder.add_ingredient(values, media_type, file)
     except OSError as error:
         raise MediaError(
             f"{source.path} cannot be read ({error.strerror}).", hint="Check the path."
@@ -218,30 +218,26 @@ def _add(builder: Any, source: Source, name: str) -> None:
 
 
 def _read(
-    file: BinaryIO, kind: str, manifest: bytes | None, authorities: Sequence[str]
+    file: BinaryIO, media_type: str, manifest: bytes | None, authorities: Sequence[str]
 ) -> Credentials | None:
+    """Validate an embedded manifest, or that of a sidecar; None if the file has none."""
     from c2pa import C2paError, Reader
 
+    sidecar = manifest is not None
     try:
-        with Reader(kind, file, manifest, context=_context(authorities)) as reader:
-            return _told(
-                json.loads(reader.json()),
-                reader.get_validation_state(),
-                sidecar=manifest is not None,
-            )
-    except (C2paError, ValueError) as error:
-        file.seek(0)  # a file without a manifest ends here, and a broken one, with or without
-        head = file.read(_HEAD)
-        claimed = manifest is not None or any(marker in head for marker in _MARKERS)
-        return (
-            Credentials("invalid", problems=(_cause(error),), sidecar=manifest is not None)
-            if claimed
-            else None
-        )
+        with Reader(media_type, file, manifest, context=_context(authorities)) as reader:
+            report = json.loads(reader.json())
+            return _credentials(report, reader.get_validation_state(), sidecar=sidecar)
+    except (C2paError, ValueError) as error:  # no manifest, or a damaged one
+        file.seek(0)
+        start = file.read(_LABEL_SEARCH_BYTES)
+        if sidecar or any(label in start for label in _MANIFEST_LABELS):
+            return Credentials("invalid", problems=(_cause(error),), sidecar=sidecar)
+        return None
 
 
-def _told(values: Mapping[str, Any], state: str | None, *, sidecar: bool) -> Credentials:
-    """Our words for what the library found."""
+def _credentials(values: Mapping[str, Any], state: str | None, *, sidecar: bool) -> Credentials:
+    """Convert a report of the C2PA library."""
     manifest = (values.get("manifests") or {}).get(values.get("active_manifest")) or {}
     data = {one.get("label"): one.get("data") or {} for one in manifest.get("assertions", ())}
     actions = (data.get("c2pa.actions.v2") or data.get("c2pa.actions") or {}).get("actions", [])
@@ -250,19 +246,19 @@ def _told(values: Mapping[str, Any], state: str | None, *, sidecar: bool) -> Cre
     signature = manifest.get("signature_info") or {}
     return Credentials(
         {"Trusted": "trusted", "Valid": "untrusted"}.get(state or "", "invalid"),
-        signature.get("issuer"),
-        signature.get("common_name"),
-        tuple(str(one.get("action")) for one in actions),
-        str(types[-1]).removeprefix(_SOURCE_TYPE) if types else None,
-        data.get(ASSERTION),
-        tuple(str(one.get("title")) for one in manifest.get("ingredients", ())),
-        tuple(problems),
-        sidecar,
+        issuer=signature.get("issuer"),
+        signer=signature.get("common_name"),
+        actions=tuple(str(one.get("action")) for one in actions),
+        source_type=str(types[-1]).removeprefix(_SOURCE_TYPE) if types else None,
+        generation=data.get(ASSERTION),
+        parents=tuple(str(one.get("title")) for one in manifest.get("ingredients", ())),
+        problems=tuple(problems),
+        sidecar=sidecar,
     )
 
 
 def _context(authorities: Sequence[str]) -> "Context":
-    """Settings that keep the library off the network, and whom it is to trust."""
+    """Return a context with network access disabled and the trusted authorities."""
     from c2pa import Context, Settings
 
     values: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Frames against the policy: known pictures by their looks, anything else by whatever classifier an operator has named.
+"""Moderation of frames: blocked pictures by perceptual hash, and classifiers named by the policy.
 
-One frame a second is looked at, as it is made, and before that the pictures and videos that are started from. A
-classifier that cannot be asked refuses (UncheckedError): nothing passes because nobody looked.
+One frame a second is checked, of generated video and of input files. A classifier that cannot run
+fails closed (UncheckedError).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,143 +18,162 @@ from skyloom.core.errors import MediaError, SafetyError, UncheckedError
 from skyloom.media.read import read_image
 from skyloom.media.sandbox import is_picture
 from skyloom.media.source import open_source
-from skyloom.safety.moderation import ClassifierRule, Policy, Verdict, current_policy
-from skyloom.safety.provenance import look_of
+from skyloom.safety.moderation import ClassifierRule, ModerationResult, Policy, current_policy
+from skyloom.safety.provenance import phash
 
 Target = Literal["input", "output"]
 Classify = Callable[[Any], Mapping[str, float]]
-"""Takes uint8 frames [t h w 3] as a numpy array of its own; gives a score from 0 to 1 for every label."""
-_ALLOWED = Verdict(True)
-_FLAT = 4.0  # of 255: the spread of a frame's brightness below which it has no look of its own
+"""Takes uint8 frames [t h w 3] as a numpy array; returns a score in [0, 1] for every label."""
+_ALLOWED = ModerationResult(True)
+_MIN_CONTRAST = 4.0  # of 255: standard deviation of brightness below which a hash is meaningless
 
 
-class Judge:
-    """What a policy says of single frames."""
+class FrameModerator:
+    """Checks single frames against the picture and classifier rules of a policy."""
 
     def __init__(self, policy: Policy) -> None:
-        """Raises UncheckedError for a classifier that is not there."""
+        """Load the classifiers. Raises UncheckedError."""
         self._pictures = policy.pictures
-        self._classifiers = [(rule, _find(rule)) for rule in policy.classifiers]
+        self._classifiers = [(rule, _load_classifier(rule)) for rule in policy.classifiers]
 
-    def verdict(self, frame: UInt8[Tensor, "h w c"], at: float) -> Verdict:
-        """Whether a frame may be shown, `at` that many seconds. Raises UncheckedError when nobody can tell."""
-        look = int(look_of(frame), 16) if self._pictures else 0
+    def check(self, frame: UInt8[Tensor, "h w c"], at: float) -> ModerationResult:
+        """Check a frame at a time in seconds. Raises UncheckedError if a classifier fails."""
+        code = int(phash(frame), 16) if self._pictures else 0
         for rule in self._pictures:
-            if min((look ^ other).bit_count() for other in rule.looks) <= rule.distance:
-                return Verdict(False, rule.name, None, rule.message, at)
+            if min((code ^ other).bit_count() for other in rule.hashes) <= rule.distance:
+                return _blocked(rule.name, rule.message, at)
         for rule, classify in self._classifiers:
-            scores = _ask(rule, classify, frame, at)
+            scores = _classify(rule, classify, frame, at)
             if any(scores[label] >= threshold for label, threshold in rule.thresholds):
-                return Verdict(False, rule.name, None, rule.message, at)
+                return _blocked(rule.name, rule.message, at)
         return _ALLOWED
 
 
-def find_judge(policy: Policy | None = None) -> Judge | None:
-    """The judge of a policy, or of the current one; None where that has nothing to say of frames, and costs nothing.
+def load_frame_moderator(policy: Policy | None = None) -> FrameModerator | None:
+    """Load the moderator of a policy (default: the current one); None if it has no frame rules.
 
-    Raises ConfigError, or UncheckedError for a classifier that is not there.
+    Raises ConfigError, or UncheckedError for a classifier that cannot be loaded.
     """
     policy = policy or current_policy()
-    return Judge(policy) if policy.pictures or policy.classifiers else None
+    return FrameModerator(policy) if policy.pictures or policy.classifiers else None
 
 
-class Watch:
-    """Takes a video's frames in order, some at a time, and looks at one a second."""
+class StreamModerator:
+    """Checks one frame a second of a video whose frames arrive in batches."""
 
-    def __init__(self, judge: Judge, fps: float | Fraction) -> None:
-        self._judge, self._fps = judge, float(fps)
-        self._every, self._count = max(1, round(fps)), 0
+    def __init__(self, moderator: FrameModerator, fps: float | Fraction) -> None:
+        self._moderator = moderator
+        self._fps = float(fps)
+        self._interval = max(1, round(fps))
+        self._count = 0
 
-    def verdict(self, frames: UInt8[Tensor, "t h w c"]) -> Verdict:
-        """The first refusal among the next frames, if there is any."""
-        first, self._count = self._count, self._count + len(frames)
-        for index in range(-first % self._every, len(frames), self._every):
-            verdict = self._judge.verdict(frames[index], (first + index) / self._fps)
-            if not verdict.allowed:
-                return verdict
+    def find_violation(self, frames: UInt8[Tensor, "t h w c"]) -> ModerationResult:
+        """Check the next frames; return the first blocked result, else an allowed one."""
+        first = self._count
+        self._count += len(frames)
+        for index in range(-first % self._interval, len(frames), self._interval):
+            result = self._moderator.check(frames[index], (first + index) / self._fps)
+            if not result.allowed:
+                return result
         return _ALLOWED
 
     def check(self, frames: UInt8[Tensor, "t h w c"]) -> None:
-        """Raise SafetyError, naming rule and time, for the next frames of a video in the making."""
-        refuse(self.verdict(frames), "output", "the video")
+        """Check the next generated frames. Raises SafetyError with rule and time."""
+        raise_if_blocked(self.find_violation(frames), "output", "the video")
 
 
-def judge_file(judge: Judge, path: Path) -> Verdict:
-    """The first refusal in a picture, or in a video at one frame a second. Raises MediaError for what is neither."""
+def moderate_file(moderator: FrameModerator, path: Path) -> ModerationResult:
+    """Check a picture, or a video at one frame a second. Raises MediaError for other files."""
     if is_picture(path):
-        return judge.verdict(read_image(path)[0], 0.0)
-    watch = Watch(judge, 1)
-    verdicts = (watch.verdict(frames) for frames in open_source(path, fps=Fraction(1)).stream())
-    return next((verdict for verdict in verdicts if not verdict.allowed), _ALLOWED)
+        return moderator.check(read_image(path)[0], 0.0)
+    stream = StreamModerator(moderator, 1)
+    batches = open_source(path, fps=Fraction(1)).stream()
+    results = (stream.find_violation(frames) for frames in batches)
+    return next((result for result in results if not result.allowed), _ALLOWED)
 
 
-def check_files(judge: Judge, paths: Iterable[Path]) -> None:
-    """Raise SafetyError, naming rule, file and time, for a picture or video that nothing may be started from."""
+def check_files(moderator: FrameModerator, paths: Iterable[Path]) -> None:
+    """Check input files. Raises SafetyError with rule, file and time."""
     for path in paths:
         try:
-            verdict = judge_file(judge, path)
+            result = moderate_file(moderator, path)
         except UncheckedError as error:
             error.target = "input"
             raise
-        refuse(verdict, "input", str(path))
+        raise_if_blocked(result, "input", str(path))
 
 
-def looks_of(path: Path) -> list[str]:
-    """The looks to block a picture by, or a video at one frame a second; without those of flat frames, which would
-    fit anything flat. Raises MediaError where none is left."""
-    runs = [read_image(path)] if is_picture(path) else open_source(path, fps=Fraction(1)).stream()
-    frames = (frame for run in runs for frame in run)
-    looks = [look_of(frame) for frame in frames if float(frame.float().mean(-1).std()) >= _FLAT]
-    if not looks:
+def perceptual_hashes(path: Path) -> list[str]:
+    """Return the hashes of a picture, or of a video at one frame a second, for a picture rule.
+
+    Flat frames are skipped, because their hash matches every flat frame. Raises MediaError if none
+    is left.
+    """
+    batches = (
+        [read_image(path)] if is_picture(path) else open_source(path, fps=Fraction(1)).stream()
+    )
+    frames = (frame for batch in batches for frame in batch)
+    hashes = [phash(one) for one in frames if float(one.float().mean(-1).std()) >= _MIN_CONTRAST]
+    if not hashes:
         raise MediaError(
-            f"{path} shows nothing that it could be known by.", hint="Choose one that is not flat."
+            f"{path} has no frame with enough contrast for a perceptual hash.",
+            hint="Choose a file that is not flat.",
         )
-    return list(dict.fromkeys(looks))
+    return list(dict.fromkeys(hashes))
 
 
-def refuse(verdict: Verdict, target: Target, name: str) -> None:
-    """Raise SafetyError for what may not be seen in `name`."""
-    if verdict.allowed:
+def raise_if_blocked(result: ModerationResult, target: Target, name: str) -> None:
+    """Raise SafetyError for a blocked result; `name` is the file or video in the message."""
+    if result.allowed:
         return
-    at = verdict.at or 0.0
+    at = result.at or 0.0
     raise SafetyError(
-        f"Refused by the rule {verdict.rule}, for {name} at {at:g} s: {verdict.message}",
-        hint="Start from something else." if target == "input" else "Ask for something else.",
-        rule=verdict.rule,
+        f"Refused by the rule {result.rule}, for {name} at {at:g} s: {result.message}",
+        hint="Use another input." if target == "input" else "Change the request.",
+        rule=result.rule,
         at=at,
         target=target,
     )
 
 
-def _find(rule: ClassifierRule) -> Classify:
-    """The function that a rule names. Whatever goes wrong while it is imported is a refusal."""
+def _blocked(rule: str, message: str, at: float) -> ModerationResult:
+    return ModerationResult(False, rule=rule, message=message, at=at)
+
+
+def _load_classifier(rule: ClassifierRule) -> Classify:
+    """Import the function of a rule. Raises UncheckedError for any failure."""
     module, _, name = rule.call.partition(":")
     try:
-        found = getattr(import_module(module), name)
-    except Exception as error:  # an operator's own code may fail in any way
+        function = getattr(import_module(module), name)
+    except Exception as error:  # operator code may raise anything
         raise _unchecked(rule, 0.0, f"cannot be loaded ({type(error).__name__})") from error
-    if not callable(found):
-        raise _unchecked(rule, 0.0, "is no function")
-    return cast("Classify", found)
+    if not callable(function):
+        raise _unchecked(rule, 0.0, "is not a function")
+    return cast("Classify", function)
 
 
-def _ask(rule: ClassifierRule, classify: Classify, frame: Tensor, at: float) -> Mapping[str, float]:
-    """A classifier's scores for a frame, one for every label of the rule. Raises UncheckedError."""
+def _classify(
+    rule: ClassifierRule, classify: Classify, frame: Tensor, at: float
+) -> Mapping[str, float]:
+    """Return the scores of a frame, one per label of the rule. Raises UncheckedError."""
     try:
         scores = classify(frame[None].cpu().numpy().copy())
-    except Exception as error:  # an operator's own code may fail in any way
+    except Exception as error:  # operator code may raise anything
         raise _unchecked(rule, at, f"failed ({type(error).__name__})") from error
     if not isinstance(scores, Mapping):
-        raise _unchecked(rule, at, "gave no scores")
+        raise _unchecked(rule, at, "returned no scores")
     for label, _ in rule.thresholds:
         score = scores.get(label)
-        if not isinstance(score, Real) or not 0 <= score <= 1:  # NaN is neither
-            raise _unchecked(rule, at, f"gave no score from 0 to 1 for {label!r}")
+        if not isinstance(score, Real) or not 0 <= score <= 1:  # also false for NaN
+            raise _unchecked(rule, at, f"returned no score in [0, 1] for {label!r}")
     return scores
 
 
-def _unchecked(rule: ClassifierRule, at: float, what: str) -> UncheckedError:
-    message = f"Frames cannot be checked: the classifier {rule.name} {what}."
+def _unchecked(rule: ClassifierRule, at: float, problem: str) -> UncheckedError:
     return UncheckedError(
-        message, hint="See to the policy's classifier.", rule=rule.name, at=at, target="output"
+        f"Frames could not be checked: the classifier {rule.name} {problem}.",
+        hint="Fix the classifier in the policy.",
+        rule=rule.name,
+        at=at,
+        target="output",
     )

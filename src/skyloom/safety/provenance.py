@@ -1,10 +1,9 @@
-"""The registry: what was made on this machine, found again by file, frames, watermark or look.
+"""Provenance registry: generated files, found again by file, frames, watermark or perceptual hash.
 
-The third layer beside manifest and watermark, for files that have lost both. One SQLite file that only its owner may
-read, written in the rollback journal's mode (several programs may use it at once); it holds no prompts.
+It identifies files that have lost their manifest and watermark. A SQLite file that only its owner
+may read, in rollback-journal mode so that several programs can use it; it holds no prompts.
 """
 
-import hashlib
 import json
 import sqlite3
 import time
@@ -20,12 +19,16 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from skyloom.core import files
 from skyloom.core.errors import MediaError
 from skyloom.core.paths import data_folder
 
-LOOKS_ALIKE = 8  # of 64 bits of a look, on average
-_SIDE, _KEPT = 32, 8
-_COSINES = np.cos(np.pi / _SIDE * np.outer(np.arange(1, _KEPT + 1), np.arange(_SIDE) + 0.5))
+MAX_MEAN_DISTANCE = 8  # bits of 64, averaged over the frames of a video
+_THUMBNAIL = 32
+_FREQUENCIES = 8
+_COSINES = np.cos(
+    np.pi / _THUMBNAIL * np.outer(np.arange(1, _FREQUENCIES + 1), np.arange(_THUMBNAIL) + 0.5)
+)
 _TABLES = """
 create table if not exists makings (
     number integer primary key, made_at text not null, name text not null, sha256 text not null,
@@ -39,65 +42,68 @@ create index if not exists by_identity on makings (identity);
 
 
 @dataclass(frozen=True)
-class Making:
-    """One file that was made: when (UTC), its name, its sha256, that of its frames, its watermark's id, and what the
-    manifest says of how it was made. `looks` are 64-bit hashes (hex), one a second."""
+class ProvenanceRecord:
+    """A generated file.
+
+    `sha256` is of the file, `frames` of its decoded frames, `identity` its watermark id,
+    `generation` the assertion of its manifest, `hashes` its perceptual hashes (hex, one a second),
+    `made_at` the time in UTC.
+    """
 
     name: str
     sha256: str
     frames: str
     identity: str
     generation: Mapping[str, Any]
-    looks: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
     made_at: str = ""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A making and how it was found: by "file", "frames", "watermark" or "look"."""
+    """A record and how it was found: by "file", "frames", "watermark" or "look" (hash)."""
 
     by: str
-    making: Making
+    record: ProvenanceRecord
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them, without the looks."""
-        values = asdict(self.making)
-        values.pop("looks")
+        """Return JSON values, without the perceptual hashes."""
+        values = asdict(self.record)
+        values.pop("hashes")
         return {"by": self.by, **values}
 
 
 class Registry:
-    """Makings in a file that is created when the first one is kept. Raises MediaError when it cannot be used."""
+    """Records in a database that is created on the first `add`. Raises MediaError on failure."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or data_folder() / "registry.sqlite"
 
     def prepare(self) -> None:
-        """Create the file, if there is none."""
-        with self._opened(create=True) as connection:
+        """Create the database if it does not exist."""
+        with self._connect(create=True) as connection:
             connection.executescript(_TABLES)
 
-    def add(self, making: Making) -> None:
-        """Keep a making."""
-        made_at = making.made_at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    def add(self, record: ProvenanceRecord) -> None:
+        """Insert a record."""
         values = (
-            made_at,
-            making.name,
-            making.sha256,
-            making.frames,
-            making.identity,
-            json.dumps(making.generation),
+            record.made_at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            record.name,
+            record.sha256,
+            record.frames,
+            record.identity,
+            json.dumps(record.generation),
         )
-        with self._opened(create=True) as connection:
+        with self._connect(create=True) as connection:
             connection.executescript(_TABLES)
             with connection:
-                names = "made_at, name, sha256, frames, identity, generation"
-                done = connection.execute(
-                    f"insert into makings ({names}) values (?, ?, ?, ?, ?, ?)", values
+                columns = "made_at, name, sha256, frames, identity, generation"
+                inserted = connection.execute(
+                    f"insert into makings ({columns}) values (?, ?, ?, ?, ?, ?)", values
                 )
                 connection.executemany(
                     "insert into looks values (?, ?)",
-                    [(done.lastrowid, look) for look in making.looks],
+                    [(inserted.lastrowid, one) for one in record.hashes],
                 )
 
     def find(
@@ -106,29 +112,31 @@ class Registry:
         sha256: str = "",
         frames: str = "",
         identities: Sequence[str] = (),
-        looks: Sequence[str] = (),
+        hashes: Sequence[str] = (),
     ) -> list[Match]:
-        """Makings with that file or those frames, with one of the ids, or, if there are none, that look alike; the
-        newest first."""
+        """Find records by file, frames or watermark ids; by hashes only if these find none.
+
+        The newest come first.
+        """
         if not self.path.exists():
             return []
-        with self._opened(create=False) as connection:
-            asked = [("file", "sha256", sha256), ("frames", "frames", frames)]
-            asked += [("watermark", "identity", identity) for identity in identities]
-            found = [
-                Match(by, making)
-                for by, column, value in asked
+        criteria = [("file", "sha256", sha256), ("frames", "frames", frames)]
+        criteria += [("watermark", "identity", identity) for identity in identities]
+        with self._connect(create=False) as connection:
+            matches = [
+                Match(by, record)
+                for by, column, value in criteria
                 if value
-                for making in _select(connection, f"where {column} = ?", (value,))
+                for record in _select(connection, f"where {column} = ?", (value,))
             ]
-            found = found or [Match("look", one) for one in _alike(connection, looks)]
-        seen: set[str] = set()
-        return [
-            one for one in found if not (one.making.sha256 in seen or seen.add(one.making.sha256))
-        ]
+            matches = matches or [Match("look", one) for one in _find_similar(connection, hashes)]
+        unique: dict[str, Match] = {}
+        for match in matches:
+            unique.setdefault(match.record.sha256, match)
+        return list(unique.values())
 
     @contextmanager
-    def _opened(self, *, create: bool) -> Iterator[sqlite3.Connection]:
+    def _connect(self, *, create: bool) -> Iterator[sqlite3.Connection]:
         try:
             if create and not self.path.exists():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,76 +144,73 @@ class Registry:
             with closing(sqlite3.connect(self.path, timeout=10)) as connection:
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            hint = "Free some space, or set SKYLOOM_DATA to a folder that can be written."
             raise MediaError(
-                f"The registry {self.path} cannot be used ({error}).", hint=hint
+                f"The registry {self.path} cannot be used ({error}).",
+                hint="Free some space, or set SKYLOOM_DATA to a writable folder.",
             ) from error
 
 
-class Glimpses:
-    """Takes a video's frames in order, some at a time; `looks` are those of one frame a second."""
+class FrameHasher:
+    """Computes the perceptual hashes of one frame a second from frames in batches."""
 
     def __init__(self, fps: float | Fraction) -> None:
-        self.looks: list[str] = []
-        self._every, self._count = max(1, round(fps)), 0
+        self.hashes: list[str] = []
+        self._interval = max(1, round(fps))
+        self._count = 0
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
-        """Take the next frames."""
-        self.looks += [
-            look_of(frames[index])
-            for index in range(-self._count % self._every, len(frames), self._every)
-        ]
+        """Add the next frames."""
+        for index in range(-self._count % self._interval, len(frames), self._interval):
+            self.hashes.append(phash(frames[index]))
         self._count += len(frames)
 
 
-def hash_content(path: Path) -> str:
-    """The sha256 of a file. Raises MediaError."""
+def content_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises MediaError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256_file(path)
     except OSError as error:
         raise MediaError(
             f"{path} cannot be read ({error.strerror}).", hint="Check the path."
         ) from error
 
 
-def look_of(frame: UInt8[Tensor, "h w c"]) -> str:
-    """A frame's look: 64 bits (hex) that stay nearly the same when it is resized, coded or lightened.
+def phash(frame: UInt8[Tensor, "h w c"]) -> str:
+    """Return the perceptual hash of a frame: 64 bits in hex.
 
-    The signs of the lowest 8x8 cosines of a 32x32 grey picture, against their median (Zauner 2010, "pHash").
+    The signs of the lowest 8x8 DCT coefficients of a 32x32 grey thumbnail relative to their median
+    (Zauner 2010, "pHash"). Resizing, compression and brightness change few bits.
     """
     grey = Image.fromarray(frame.cpu().numpy()).convert("L")
-    small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
-    lowest = (_COSINES @ small @ _COSINES.T).ravel()
-    bits = lowest > np.median(lowest)
-    return np.packbits(bits).tobytes().hex()
+    thumbnail = grey.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
+    coefficients = (_COSINES @ np.asarray(thumbnail, dtype=np.float64) @ _COSINES.T).ravel()
+    return np.packbits(coefficients > np.median(coefficients)).tobytes().hex()
 
 
-def _select(connection: sqlite3.Connection, where: str, values: Sequence[object]) -> list[Making]:
-    names = "number, name, sha256, frames, identity, generation, made_at"
+def _select(
+    connection: sqlite3.Connection, where: str, values: Sequence[object]
+) -> list[ProvenanceRecord]:
+    columns = "name, sha256, frames, identity, generation, made_at"
     rows = connection.execute(
-        f"select {names} from makings {where} order by number desc limit 100", values
+        f"select {columns} from makings {where} order by number desc limit 100", values
     )
     return [
-        Making(name, sha256, frames, identity, json.loads(generation), made_at=made_at)
-        for _, name, sha256, frames, identity, generation, made_at in rows
+        ProvenanceRecord(name, sha256, frames, identity, json.loads(generation), made_at=made_at)
+        for name, sha256, frames, identity, generation, made_at in rows
     ]
 
 
-def _alike(connection: sqlite3.Connection, looks: Sequence[str]) -> list[Making]:
-    """Makings of which every asked second is near one of theirs."""
-    if not looks:
+def _find_similar(connection: sqlite3.Connection, hashes: Sequence[str]) -> list[ProvenanceRecord]:
+    """Find records whose nearest hashes differ by at most MAX_MEAN_DISTANCE bits on average."""
+    if not hashes:
         return []
-    kept: dict[int, list[int]] = {}
-    for making, look in connection.execute("select making, look from looks"):
-        kept.setdefault(making, []).append(int(look, 16))
-    asked = [int(look, 16) for look in looks]
-    near = [
-        number
-        for number, theirs in kept.items()
-        if sum(min((mine ^ other).bit_count() for other in theirs) for mine in asked)
-        <= LOOKS_ALIKE * len(asked)
-    ]
-    return [
-        making for number in near for making in _select(connection, "where number = ?", (number,))
-    ]
+    codes = [int(one, 16) for one in hashes]
+    by_record: dict[int, list[int]] = {}
+    for number, one in connection.execute("select making, look from looks"):
+        by_record.setdefault(number, []).append(int(one, 16))
+    found: list[ProvenanceRecord] = []
+    for number, others in by_record.items():
+        total = sum(min((code ^ other).bit_count() for other in others) for code in codes)
+        if total <= MAX_MEAN_DISTANCE * len(codes):
+            found += _select(connection, "where number = ?", (number,))
+    return found

@@ -1,8 +1,8 @@
-"""Who signs: a certificate of this machine's own, made at the first run, or one that the operator gives.
+"""Signing certificates: one created for this machine on first use, or one of the operator.
 
-C2PA takes no self-signed certificate, so an authority is made that signs one leaf; its key is thrown away right after.
-Elsewhere such a signature is whole but its signer unknown. Nothing is time-stamped, because nothing goes online;
-therefore the leaf is valid for twenty years.
+C2PA rejects self-signed certificates, so a local authority signs one leaf; the authority's key is
+discarded. Other machines report such a signature as intact with an unknown signer. Signatures have
+no time stamp, because signing is offline; therefore the leaf is valid for 20 years.
 """
 
 import os
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate
 
-CERTIFICATE, KEY = "SKYLOOM_C2PA_CERT", "SKYLOOM_C2PA_KEY"
-_CHAIN, _AUTHORITY, _LEAF_KEY = "chain.pem", "authority.pem", "leaf.key"
+CERTIFICATE = "SKYLOOM_C2PA_CERT"
+KEY = "SKYLOOM_C2PA_KEY"
+_CHAIN = "chain.pem"
+_AUTHORITY = "authority.pem"
+_LEAF_KEY = "leaf.key"
 _YEARS = 20
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Certificates (PEM, leaf first), the leaf's ES256 key (PEM), and the authority to trust, if it is ours."""
+    """Certificate chain (PEM, leaf first), ES256 key (PEM), and the local authority, if any."""
 
     chain: str
     key: str
@@ -38,18 +41,25 @@ class Signer:
 
 
 def find_signer(folder: Path | None = None) -> Signer:
-    """The operator's signer (SKYLOOM_C2PA_CERT and SKYLOOM_C2PA_KEY name its PEM files), else this machine's own, made
-    if there is none yet. Raises ConfigError for files that are no ES256 pair, MediaError where none can be kept."""
-    chain, key = os.environ.get(CERTIFICATE), os.environ.get(KEY)
+    """Load the signer of SKYLOOM_C2PA_CERT and SKYLOOM_C2PA_KEY (PEM files), else the local one.
+
+    Creates the local signer on first use. Raises ConfigError for files that are no ES256 pair,
+    MediaError if the folder cannot be written.
+    """
+    chain = os.environ.get(CERTIFICATE)
+    key = os.environ.get(KEY)
     if bool(chain) != bool(key):
-        raise ConfigError(f"Only one of {CERTIFICATE} and {KEY} is set.", hint="Set both, or none.")
+        raise ConfigError(
+            f"{CERTIFICATE} and {KEY} must be set together, got only one.",
+            hint="Set both, or none.",
+        )
     if chain and key:
-        return given_signer(Path(chain), Path(key))
-    return own_signer(folder or data_folder() / "credentials")
+        return read_signer(Path(chain), Path(key))
+    return local_signer(folder or data_folder() / "credentials")
 
 
-def given_signer(chain: Path, key: Path) -> Signer:
-    """The signer in two PEM files. Raises ConfigError when they cannot be read or are no ES256 pair."""
+def read_signer(chain: Path, key: Path) -> Signer:
+    """Read a signer from two PEM files. Raises ConfigError if they are no ES256 pair."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -64,66 +74,64 @@ def given_signer(chain: Path, key: Path) -> Signer:
         ) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{chain} and {key} are no certificate and open key.", hint="Use two PEM files."
+            f"{chain} and {key} must be a certificate and an unencrypted key.",
+            hint="Use PEM files.",
         ) from error
     if not isinstance(private, EllipticCurvePrivateKey) or not isinstance(private.curve, SECP256R1):
-        raise ConfigError(f"The key in {key} is not of the curve P-256.", hint="Use an ES256 key.")
+        raise ConfigError(f"The key in {key} must be on the curve P-256.", hint="Use an ES256 key.")
     if private.public_key() != leaf.public_key():
         raise ConfigError(
-            f"{key} does not belong to the first certificate in {chain}.", hint="Name its own key."
+            f"{key} must be the key of the first certificate in {chain}.", hint="Use its key."
         )
     return signer
 
 
-def own_signer(folder: Path) -> Signer:
-    """The signer kept in a folder that only its owner may read; made there if there is none. Raises MediaError."""
+def local_signer(folder: Path) -> Signer:
+    """Load the signer of a folder, create it if missing (mode 0700). Raises MediaError."""
     try:
         if not (folder / _CHAIN).exists():
-            _place(folder)
+            _create(folder)
         return Signer(
-            *(
-                (folder / name).read_text(encoding="ascii")
-                for name in (_CHAIN, _LEAF_KEY, _AUTHORITY)
-            )
+            chain=(folder / _CHAIN).read_text(encoding="ascii"),
+            key=(folder / _LEAF_KEY).read_text(encoding="ascii"),
+            authority=(folder / _AUTHORITY).read_text(encoding="ascii"),
         )
     except OSError as error:
-        hint = "Set SKYLOOM_DATA to a folder that can be written, or use --no-credentials."
         raise MediaError(
-            f"{folder} holds no signer and takes none ({error.strerror}).", hint=hint
+            f"The signer in {folder} can be neither read nor created ({error.strerror}).",
+            hint="Set SKYLOOM_DATA to a writable folder, or use --no-credentials.",
         ) from error
 
 
-def own_authority(folder: Path | None = None) -> str | None:
-    """The certificate of this machine's own authority, if it ever signed anything."""
+def local_authority(folder: Path | None = None) -> str | None:
+    """Return the certificate of the local authority; None before the first signature."""
     path = (folder or data_folder() / "credentials") / _AUTHORITY
     return path.read_text(encoding="ascii") if path.is_file() else None
 
 
-def _place(folder: Path) -> None:
-    """Make a signer beside the folder and move it there whole; of two that start at once, one wins."""
+def _create(folder: Path) -> None:
+    """Create a signer in a temporary folder and rename it; with two processes at once, one wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".credentials-"))  # 0700
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".credentials-"))  # mode 0700
     try:
-        for name, text in _make().items():
-            (made / name).touch(mode=0o600)
-            (made / name).write_text(text, encoding="ascii")
-        made.rename(folder)
+        for name, text in _new_pem_files().items():
+            (temporary / name).touch(mode=0o600)
+            (temporary / name).write_text(text, encoding="ascii")
+        temporary.rename(folder)
     except OSError:
         if not (folder / _CHAIN).exists():
             raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make() -> dict[str, str]:
-    """The PEM files of a new signer by name."""
+def _new_pem_files() -> dict[str, str]:
+    """Return the PEM files of a new signer by name."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    authority_key, leaf_key = (
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP256R1()),
-    )
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    leaf_key = ec.generate_private_key(ec.SECP256R1())
     authority = _certificate("skyloom local authority", authority_key, authority_key, None)
     leaf = _certificate("skyloom on this machine", leaf_key, authority_key, authority)
     pems = [one.public_bytes(Encoding.PEM).decode() for one in (leaf, authority)]
@@ -137,7 +145,7 @@ def _certificate(
     issuer_key: "EllipticCurvePrivateKey",
     issuer: "Certificate | None",
 ) -> "Certificate":
-    """A certificate for a key: an authority's where there is no issuer, else a leaf's, with what C2PA asks of it."""
+    """Return an authority certificate (without issuer) or a leaf certificate as C2PA requires."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -151,15 +159,17 @@ def _certificate(
     now = datetime.now(UTC)
     leaf = issuer is not None
     usage = {"digital_signature": leaf, "key_cert_sign": not leaf, "crl_sign": not leaf}
-    unused = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    unused += ("encipher_only", "decipher_only")
+    unused = (
+        *("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+        *("encipher_only", "decipher_only"),
+    )
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject if issuer is None else issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))  # for clocks that are a little apart
+        .not_valid_before(now - timedelta(hours=1))  # tolerates clock differences
         .not_valid_after(now + timedelta(days=365 * _YEARS))
         .add_extension(
             x509.BasicConstraints(ca=not leaf, path_length=None if leaf else 0), critical=True

@@ -1,4 +1,4 @@
-"""One answer about a file from three layers: its manifest, its watermark, and the registry of this machine."""
+"""Verify a file by its C2PA manifest, its watermark and the provenance registry."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,32 +13,38 @@ from skyloom.media.read import read_image
 from skyloom.media.sandbox import is_picture
 from skyloom.media.source import open_source
 from skyloom.safety.credentials import Credentials, read
-from skyloom.safety.provenance import Glimpses, Match, Registry, hash_content
-from skyloom.safety.watermark_detector import Mark, find_marks
+from skyloom.safety.provenance import FrameHasher, Match, Registry, content_sha256
+from skyloom.safety.watermark import WatermarkDetector
+from skyloom.safety.watermark_detector import DetectedWatermark, find_watermarks
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of a file. `credentials` None: it has no manifest; `marks` empty: no watermark was found, which
-    does not show that there was none; `matches`: makings of this machine that it is, or comes from."""
+    """Result of `check`.
+
+    `credentials` is None without a manifest. `marks` are detected watermarks; a watermark may have
+    been removed. `matches` are records of this machine's registry.
+    """
 
     file: str
     sha256: str
     credentials: Credentials | None
-    marks: tuple[Mark, ...]
+    marks: tuple[DetectedWatermark, ...]
     matches: tuple[Match, ...]
 
     @property
     def generated(self) -> bool:
-        """Whether any layer says that a model made the file or a part of it. False does not mean that none did."""
-        whole = self.credentials is not None and self.credentials.state != "invalid"
-        said = whole and "rainedAlgorithmicMedia" in (
-            (self.credentials and self.credentials.source_type) or ""
+        """Whether any layer identifies the file as generated; False is no proof of the opposite."""
+        declared = (
+            self.credentials is not None
+            and self.credentials.state != "invalid"
+            and "rainedAlgorithmicMedia" in (self.credentials.source_type or "")
         )
-        return bool(said or self.marks or any(match.by != "look" for match in self.matches))
+        exact = any(match.by != "look" for match in self.matches)
+        return bool(declared or self.marks or exact)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
+        """Return JSON values."""
         return {
             "file": self.file,
             "sha256": self.sha256,
@@ -49,30 +55,33 @@ class Findings:
         }
 
 
-def check(path: Path, registry: Registry | None = None) -> Findings:
-    """Look at a video or picture with all three layers, without any network. Raises MediaError for what is neither."""
-    digest = hash_content(path)
+def check(
+    path: Path, registry: Registry | None = None, *, detect: WatermarkDetector = find_watermarks
+) -> Findings:
+    """Check a video or picture offline. Raises MediaError for other files."""
+    digest = content_sha256(path)
     credentials = read(path)
-    taken, glimpses = hashlib.sha256(), Glimpses(1 if is_picture(path) else open_source(path).fps)
+    frames_digest = hashlib.sha256()
+    hasher = FrameHasher(1 if is_picture(path) else open_source(path).fps)
 
-    def watched() -> Iterator[UInt8[Tensor, "t h w c"]]:
-        for run in _runs(path):
-            taken.update(run.contiguous().numpy().data)
-            glimpses.append(run)
-            yield run
+    def observed() -> Iterator[UInt8[Tensor, "t h w c"]]:
+        for batch in _batches(path):
+            frames_digest.update(batch.contiguous().numpy().data)
+            hasher.append(batch)
+            yield batch
 
-    marks = find_marks(watched())
+    marks = detect(observed())
     matches = (registry or Registry()).find(
         sha256=digest,
-        frames=taken.hexdigest(),
+        frames=frames_digest.hexdigest(),
         identities=[mark.identity for mark in marks],
-        looks=glimpses.looks,
+        hashes=hasher.hashes,
     )
     return Findings(str(path), digest, credentials, tuple(marks), tuple(matches))
 
 
-def _runs(path: Path) -> Iterator[UInt8[Tensor, "t h w c"]]:
-    """The frames of a file, some at a time, decoded by the limited child: it may come from anywhere."""
+def _batches(path: Path) -> Iterator[UInt8[Tensor, "t h w c"]]:
+    """Yield the frames of a file in batches, decoded in the sandbox."""
     if is_picture(path):
         yield read_image(path)
     else:

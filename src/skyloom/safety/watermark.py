@@ -1,15 +1,17 @@
-"""The invisible mark: a 48-bit id in the luma of every made frame, by spread spectrum, without any network.
+"""Invisible watermark: a 48-bit id in the luma of generated frames, by spread spectrum.
 
-A mark is one pattern per id and size, constant for 32 frames and nearly so after them, so that marking can be cut
-anywhere and costs next to nothing. `carriers` knows where its signs are, `detector` reads it.
+The pattern depends on id and frame size, and is refitted to the content every 32 frames, so marking
+is cheap and does not depend on how a video is split into batches. `watermark_layout` places the
+carriers, `watermark_detector` reads them.
 
-It is a label, not a lock: who knows the key can remove or forge it. docs/provenance.md has its figures.
+It is a label and gives no protection: anyone who knows the key can remove or forge it.
+docs/provenance.md has its figures.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,81 +23,105 @@ from skyloom.safety.watermark_layout import (
     GRID,
     ID_BITS,
     KEY,
-    activity_of,
-    layout_of,
-    luma_of,
-    middle_of,
-    picture_of,
-    transform,
-    word_of,
+    band_pass,
+    carrier_layout,
+    codeword,
+    dct,
+    inverse_dct,
+    local_energy,
+    luma,
 )
 
+if TYPE_CHECKING:
+    from skyloom.safety.watermark_detector import DetectedWatermark
+
 MIN_SIDE = 64
-_STRENGTH = 2.0  # root mean square in a frame of 128 pixels, of 255: 42.1 dB
-_FALL = 0.125
-_REFIT = 32  # frames that have one pattern
-_AGAINST = 0.2  # of what the picture itself says against an id, how much is made up for
-_SHAPE, _BUSY = (
-    0.15,
-    25.0,
-)  # strength goes with this power of the activity around, up to that activity
+_STRENGTH = 2.0  # RMS of 255 in a frame of 128 pixels: 42.1 dB
+_SIZE_EXPONENT = 0.125  # the RMS falls with this power of the frame size
+_REFIT_FRAMES = 32
+_COMPENSATION = 0.2  # share of the content's own correlation against the id that is compensated
+_MASKING_EXPONENT = 0.15  # strength follows this power of the local energy
+_MAX_ENERGY = 25.0
 
 
-def identity_of(text: str) -> str:
-    """The id of whatever a text describes: 12 hex digits."""
+class Watermarker(Protocol):
+    """Embeds the watermark of one video; another scheme can implement it."""
+
+    identity: str
+
+    def mark(
+        self, frames: UInt8[Tensor, "t h w c"], where: Bool[Tensor, "t h w"] | None = None
+    ) -> UInt8[Tensor, "t h w c"]:
+        """Return the next frames with the watermark, only where `where` is True if given."""
+        ...
+
+
+WatermarkDetector = Callable[[Iterable[Tensor]], "list[DetectedWatermark]"]
+"""Takes the frames of a video in batches, uint8 [t h w c]; returns its watermarks in order."""
+
+
+def watermark_id(text: str) -> str:
+    """Return the id of a text: 12 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[: ID_BITS // 4]
 
 
-def identity_of_making(receipt: Mapping[str, Any]) -> str:
-    """The id of the video that a receipt (Receipt.to_dict) tells of: the same wherever and whenever it is made again,
-    so without paths, versions and device."""
-    asked = {key: value for key, value in (receipt.get("request") or {}).items() if key != "image"}
-    edit = asked.get("edit")
-    if edit:
-        asked["edit"] = {key: value for key, value in edit.items() if key not in ("videos", "mask")}
-    asked["cards"] = [
-        {key: value for key, value in card.items() if key not in ("image", "video")}
-        for card in asked.get("cards", [])
-    ]
-    said = [asked, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
-    return identity_of(json.dumps(said, sort_keys=True))
+def watermark_id_of_receipt(receipt: Mapping[str, Any]) -> str:
+    """Return the id of the video of a receipt (Receipt.to_dict).
+
+    It is the same on every machine: paths, versions and device do not enter it.
+    """
+    request = _without(receipt.get("request") or {}, "image")
+    if edit := request.get("edit"):
+        request["edit"] = _without(edit, "videos", "mask")
+    request["cards"] = [_without(card, "image", "video") for card in request.get("cards", [])]
+    parts = [request, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
+    return watermark_id(json.dumps(parts, sort_keys=True))
 
 
-class Marker:
-    """Marks the made frames of one video, in order, some at a time, with an id of 12 hex digits.
+def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
 
-    Every 32 frames the pattern is fitted to the frame that comes: with more of the frequencies that speak against the
-    id, and fainter on flat skies, of the same strength as a whole. So the same video, id and key give the same bits,
-    however it is cut into runs.
+
+class SpreadSpectrumWatermarker:
+    """Watermarks the frames of one video in order, in batches, with an id of 12 hex digits.
+
+    Every 32 frames the pattern is fitted to the next frame: stronger at frequencies where the
+    content opposes the id, weaker in flat areas, with the same total strength. The result does not
+    depend on the batches.
     """
 
     def __init__(self, identity: str, key: str = KEY) -> None:
-        self.identity, self._key, self._count = identity, key, 0
+        self.identity = identity
+        self._key = key
+        self._count = 0
         self._pattern: Tensor | None = None
 
     def mark(
         self, frames: UInt8[Tensor, "t h w c"], where: Bool[Tensor, "t h w"] | None = None
     ) -> UInt8[Tensor, "t h w c"]:
-        """The next frames, marked. `where` is True for what was made; everything else stays bit for bit.
+        """Return the next frames with the watermark; pixels where `where` is False are unchanged.
 
-        Frames with a side of less than 64 pixels hold no mark and come back as they are.
+        Frames with a side below 64 pixels are returned unchanged.
         """
         if not len(frames) or min(frames.shape[1:3]) < MIN_SIDE:
             return frames
         marked: list[Tensor] = []
         for begin, end in self._spans(len(frames)):
-            if self._pattern is None or self._count % _REFIT == 0:
-                self._pattern = _fitted(frames[begin], self.identity, self._key)
-            added = self._pattern[None] if where is None else self._pattern[None] * where[begin:end]
-            marked.append(frames[begin:end].to(torch.int16) + rearrange(added, "t h w -> t h w 1"))
+            if self._pattern is None or self._count % _REFIT_FRAMES == 0:
+                self._pattern = _fit_pattern(frames[begin], self.identity, self._key)
+            pattern = self._pattern[None]
+            if where is not None:
+                pattern = pattern * where[begin:end]
+            pattern = rearrange(pattern, "t h w -> t h w 1")
+            marked.append(frames[begin:end].to(torch.int16) + pattern)
             self._count += end - begin
         return torch.cat(marked).clamp(0, 255).to(torch.uint8)
 
     def _spans(self, count: int) -> Iterator[tuple[int, int]]:
-        """Runs of the next frames that have one pattern."""
+        """Split the next frames at refits of the pattern."""
         begin = 0
         while begin < count:
-            end = min(count, begin + _REFIT - self._count % _REFIT)
+            end = min(count, begin + _REFIT_FRAMES - self._count % _REFIT_FRAMES)
             yield begin, end
             begin = end
 
@@ -103,27 +129,24 @@ class Marker:
 def embed(
     frames: UInt8[Tensor, "t h w c"], identity: str, key: str = KEY
 ) -> UInt8[Tensor, "t h w c"]:
-    """A whole video, marked."""
-    return Marker(identity, key).mark(frames)
+    """Return a whole video with the watermark."""
+    return SpreadSpectrumWatermarker(identity, key).mark(frames)
 
 
-def _fitted(frame: UInt8[Tensor, "h w c"], identity: str, key: str) -> Int16[Tensor, "h w"]:
-    """What is added to the luma of a frame and of those after it."""
-    layout = layout_of(key)
-    wanted = layout.carry(word_of(identity, key))
-    middle = middle_of(luma_of(frame))
-    activity = activity_of(middle)
-    own = layout.votes(transform(middle / activity)) * wanted
-    added = layout.votes(transform(picture_of(layout.grid_of(wanted)) / activity)) * wanted
-    strength = _STRENGTH * (GRID / max(GRID, min(frame.shape[:2]))) ** _FALL
-    even = strength / picture_of(layout.grid_of(wanted)).square().mean().sqrt()
-    shares = (1 - _AGAINST * own / (even * added.mean())).clamp(0, 3)
-    pattern = picture_of(layout.grid_of(wanted * shares), *frame.shape[:2])
-    shape = activity.clamp(max=_BUSY) ** _SHAPE
-    pattern = (
-        pattern
-        * F.interpolate(shape[None, None], pattern.shape, mode="bilinear", align_corners=False)[
-            0, 0
-        ]
-    )
-    return (pattern * strength / pattern.square().mean().sqrt()).round().to(torch.int16)
+def _fit_pattern(frame: UInt8[Tensor, "h w c"], identity: str, key: str) -> Int16[Tensor, "h w"]:
+    """Return the pattern to add to the luma of a frame and of those after it."""
+    layout = carrier_layout(key)
+    carried = layout.carry(codeword(identity, key))
+    pattern = inverse_dct(layout.to_grid(carried))
+    content = band_pass(luma(frame))
+    energy = local_energy(content)
+    content_votes = layout.votes(dct(content / energy)) * carried
+    pattern_votes = layout.votes(dct(pattern / energy)) * carried
+    strength = _STRENGTH * (GRID / max(GRID, min(frame.shape[:2]))) ** _SIZE_EXPONENT
+    uniform = strength / pattern.square().mean().sqrt()
+    shares = 1 - _COMPENSATION * content_votes / (uniform * pattern_votes.mean())
+    fitted = inverse_dct(layout.to_grid(carried * shares.clamp(0, 3)), *frame.shape[:2])
+    masking = energy.clamp(max=_MAX_ENERGY) ** _MASKING_EXPONENT
+    masking = F.interpolate(masking[None, None], fitted.shape, mode="bilinear", align_corners=False)
+    fitted = fitted * masking[0, 0]
+    return (fitted * strength / fitted.square().mean().sqrt()).round().to(torch.int16)

@@ -1,8 +1,8 @@
-"""Reads the watermark: what all frames say together, the whole frame first, then crops that the pilot points at.
+"""Watermark detector: sums the evidence of all frames, tests the whole frame, then likely crops.
 
-An id counts when the signs that carry it agree with the picture better than any of 2^48 ids would by luck; the pilot's
-signs, which choose the places to look at, have no part in that. Check bits keep a half-read id from being told.
-docs/provenance.md has the arithmetic and the figures.
+An id is accepted if its correlation is above what the best of 2^48 random ids reaches, and its
+checksum matches. Pilot chips select the crops and do not count towards the score.
+docs/provenance.md has the derivation and the figures.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,31 +21,29 @@ from skyloom.safety.watermark_layout import (
     GRID,
     ID_BITS,
     KEY,
-    cosines,
-    flatten,
-    layout_of,
-    luma_of,
-    middle_of,
-    transform,
-    weigh,
-    word_of,
+    band_pass,
+    carrier_layout,
+    codeword,
+    dct,
+    dct_basis,
+    flatten_spectrum,
+    luma,
+    whiten,
 )
 
-SURE, SURE_ELSEWHERE = (
-    9.8,
-    10.4,
-)  # scores that an id must have: in all frames and the whole of them, or in a part
-PLACES = 256  # crops that are read, of those that are compared with the pilot
-_TRIES = 8  # ids that are held against their check bits
-_SMALLEST = 102  # side of a crop, of 128
+THRESHOLD = 9.8  # minimum score of an id in the whole frame and all frames
+THRESHOLD_CROPPED = 10.4  # minimum score in a crop or a part of the frames
+MAX_CROPS = 256  # crops decoded, best pilot correlation first
+_MAX_CANDIDATES = 8  # ids whose checksum is tested
+_MIN_CROP = 102  # of 128
 _MIN_SIDE = 32
-_FIRST = 7  # the first frame counts as so many: codecs spend most on it, and in what moves they lose the mark after it
-_WINDOW = 32  # frames that are looked at alone when a video may hold several marks
+_FIRST_WEIGHT = 7  # of the first frame, which codecs keep best
+_WINDOW = 32  # frames decoded separately to find several ids
 
 
 @dataclass(frozen=True)
-class Region:
-    """What part of the marked frame a frame shows, in shares of its width and height (1, 1, 0, 0: all of it)."""
+class CropRegion:
+    """The part of the marked frame that is shown, in shares of its width and height."""
 
     width: float = 1.0
     height: float = 1.0
@@ -54,38 +52,42 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """An id (12 hex digits) found in a video; `score` is how far it stands out, in standard deviations of luck, `start`
-    and `stop` the frames (None: to the end) in which this id is the one that is found."""
+class DetectedWatermark:
+    """A detected id (12 hex digits) in frames [start, stop); stop None is the end.
+
+    `score` is the correlation in standard deviations of random signs.
+    """
 
     identity: str
     score: float
-    region: Region = Region()
+    region: CropRegion = CropRegion()
     start: int = 0
     stop: int | None = None
 
 
 def highest_score(frames: UInt8[Tensor, "t h w c"], key: str = KEY) -> float:
-    """The score of the best word in whole frames, marked or not, whether its check bits agree or not."""
-    return float(_words(_gather(frames, _FIRST), [Region()], key)[1].max())
+    """Return the best score of any word in whole frames, regardless of its checksum."""
+    return float(_words(_gather(frames, _FIRST_WEIGHT), [CropRegion()], key)[1].max())
 
 
-def detect(frames: UInt8[Tensor, "t h w c"], key: str = KEY, crops: bool = True) -> Mark | None:
-    """The mark of a video, or None; without `crops` only if it is there whole, which takes a tenth of the time.
+def detect(
+    frames: UInt8[Tensor, "t h w c"], key: str = KEY, crops: bool = True
+) -> DetectedWatermark | None:
+    """Detect the watermark of a video; `crops=False` tests uncropped frames only (10 times faster).
 
-    It finds one by luck in fewer than one of a million (docs/provenance.md).
+    The false positive rate is below one in a million (docs/provenance.md).
     """
-    return (
-        _search(_gather(frames, _FIRST), key, crops)
-        if min(frames.shape[1:3]) >= _MIN_SIDE
-        else None
-    )
+    if min(frames.shape[1:3]) < _MIN_SIDE:
+        return None
+    return _search(_gather(frames, _FIRST_WEIGHT), key, crops)
 
 
-def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list[Mark]:
-    """The marks of a video that comes in runs of frames, in their order; several where parts were made apart.
+def find_watermarks(
+    runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY
+) -> list[DetectedWatermark]:
+    """Detect the watermarks of a video in batches, in order; several if it was spliced.
 
-    Memory grows by 128 KiB for every two seconds or so.
+    Memory grows by 128 KiB per 32 frames.
     """
     windows, counts = _gather_windows(runs)
     if not windows:
@@ -94,35 +96,33 @@ def find_marks(runs: Iterable[UInt8[Tensor, "t h w c"]], key: str = KEY) -> list
     mark = _search(whole, key)
     if len(windows) == 1:
         return [mark] if mark else []
-    region = mark.region if mark else _places(whole, key)[0]
-    found = [_read(window, [region], key, SURE_ELSEWHERE) for window in windows]
-    return _joined(found, counts) or ([mark] if mark else [])
+    region = mark.region if mark else _likely_crops(whole, key)[0]
+    found = [_read(window, [region], key, THRESHOLD_CROPPED) for window in windows]
+    return _merge(found, counts) or ([mark] if mark else [])
 
 
-def _gather(frames: UInt8[Tensor, "t h w c"], first: int) -> Float[Tensor, "g g"]:
-    """The sum over frames of their middle frequencies on the grid, weighed down where a picture is busy; the first
-    frame counts so many times."""
-    summed = torch.stack([weigh(middle_of(luma_of(part))).sum(0) for part in frames.split(8)]).sum(
-        0
-    )
-    return summed + (first - 1) * weigh(middle_of(luma_of(frames[0])))
+def _gather(frames: UInt8[Tensor, "t h w c"], first_weight: int) -> Float[Tensor, "g g"]:
+    """Sum the whitened mid frequencies of all frames."""
+    parts = [whiten(band_pass(luma(part))).sum(0) for part in frames.split(8)]
+    first = whiten(band_pass(luma(frames[0])))
+    return torch.stack(parts).sum(0) + (first_weight - 1) * first
 
 
 def _gather_windows(
     runs: Iterable[UInt8[Tensor, "t h w c"]],
 ) -> tuple[list[Float[Tensor, "g g"]], list[int]]:
-    """What the detector keeps of every window of frames, and how many frames each has."""
+    """Return the sum of every window of 32 frames, and its frame count."""
     windows: list[Tensor] = []
     counts: list[int] = []
-    for frames in _recut(runs):
+    for frames in _rebatch(runs):
         if min(frames.shape[1:3]) >= _MIN_SIDE:
-            windows.append(_gather(frames, 1 if windows else _FIRST))
+            windows.append(_gather(frames, 1 if windows else _FIRST_WEIGHT))
             counts.append(len(frames))
     return windows, counts
 
 
-def _recut(runs: Iterable[UInt8[Tensor, "t h w c"]]) -> Iterator[UInt8[Tensor, "t h w c"]]:
-    """Runs of any length as runs of one window."""
+def _rebatch(runs: Iterable[UInt8[Tensor, "t h w c"]]) -> Iterator[UInt8[Tensor, "t h w c"]]:
+    """Regroup batches of any length into windows."""
     held: list[Tensor] = []
     for run in runs:
         held.append(run)
@@ -134,12 +134,13 @@ def _recut(runs: Iterable[UInt8[Tensor, "t h w c"]]) -> Iterator[UInt8[Tensor, "
         yield torch.cat(held)
 
 
-def _joined(found: list[Mark | None], counts: list[int]) -> list[Mark]:
-    """Neighbouring windows with the same id as one mark; a window in which none is found goes with the one before."""
-    marks: list[Mark] = []
+def _merge(found: list[DetectedWatermark | None], counts: list[int]) -> list[DetectedWatermark]:
+    """Merge neighbouring windows with the same id; a window without one joins the one before."""
+    marks: list[DetectedWatermark] = []
     frame = 0
     for one, count in zip(found, counts, strict=True):
-        start, frame = frame, frame + count
+        start = frame
+        frame += count
         if one is None or (marks and marks[-1].identity == one.identity):
             continue
         if marks:
@@ -148,41 +149,46 @@ def _joined(found: list[Mark | None], counts: list[int]) -> list[Mark]:
     return marks
 
 
-def _search(gathered: Float[Tensor, "g g"], key: str, crops: bool = True) -> Mark | None:
-    """The id that stands out in the whole frame, else in one of the likeliest crops."""
-    mark = _read(gathered, [Region()], key, SURE)
-    return (
-        mark if mark or not crops else _read(gathered, _places(gathered, key), key, SURE_ELSEWHERE)
-    )
+def _search(
+    gathered: Float[Tensor, "g g"], key: str, crops: bool = True
+) -> DetectedWatermark | None:
+    """Detect an id in the whole frame, else in one of the most likely crops."""
+    mark = _read(gathered, [CropRegion()], key, THRESHOLD)
+    if mark or not crops:
+        return mark
+    return _read(gathered, _likely_crops(gathered, key), key, THRESHOLD_CROPPED)
 
 
 def _read(
-    gathered: Float[Tensor, "g g"], regions: list[Region], key: str, enough: float
-) -> Mark | None:
-    """The id that stands out most in any of the regions, by that score at least, and whose check bits agree."""
+    gathered: Float[Tensor, "g g"], regions: list[CropRegion], key: str, threshold: float
+) -> DetectedWatermark | None:
+    """Return the id with the highest score in any region if threshold and checksum match."""
     words, scores = _words(gathered, regions, key)
     tried: set[str] = set()
     for index in scores.flatten().argsort(descending=True):
         region, detour = divmod(int(index), scores.shape[1])
-        if scores[region, detour] < enough or len(tried) == _TRIES:
+        if scores[region, detour] < threshold or len(tried) == _MAX_CANDIDATES:
             break
         word = words[region, detour].tolist()
         identity = f"{int(''.join(map(str, word[:ID_BITS])), 2):0{ID_BITS // 4}x}"
-        if word == word_of(identity, key):
-            return Mark(identity, float(scores[region, detour]), regions[region])
+        if word == codeword(identity, key):
+            return DetectedWatermark(identity, float(scores[region, detour]), regions[region])
         tried.add(identity)
     return None
 
 
 def _words(
-    gathered: Float[Tensor, "g g"], regions: list[Region], key: str
+    gathered: Float[Tensor, "g g"], regions: list[CropRegion], key: str
 ) -> tuple[Int[np.ndarray, "r a n"], Float[Tensor, "r a"]]:
-    """The likeliest words in each region, and their scores: sums over a root sum of squares, which over random signs
-    are of zero mean and unit variance, whatever the picture."""
-    layout = layout_of(key)
-    tall = torch.stack([cosines(GRID, region.height, region.top) for region in regions])
-    wide = torch.stack([cosines(GRID, region.width, region.left) for region in regions])
-    votes = layout.votes(flatten(tall @ gathered @ wide.mT))[:, ~layout.pilot]
+    """Return the most likely words in each region and their scores.
+
+    A score is a sum over the root of the sum of squares: with random signs it has zero mean and
+    unit variance for any content.
+    """
+    layout = carrier_layout(key)
+    tall = torch.stack([dct_basis(GRID, region.height, region.top) for region in regions])
+    wide = torch.stack([dct_basis(GRID, region.width, region.left) for region in regions])
+    votes = layout.votes(flatten_spectrum(tall @ gathered @ wide.mT))[:, ~layout.pilot]
     count = convolution.coded_bits(ID_BITS + CHECK_BITS)
     soft = torch.zeros(len(regions), count, dtype=torch.float64).index_add(
         1, layout.bits[~layout.pilot], votes
@@ -193,23 +199,23 @@ def _words(
     return words, agreed / votes.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
-def _places(gathered: Float[Tensor, "g g"], key: str) -> list[Region]:
-    """The regions in which the picture agrees with the pilot most, best first."""
-    layout = layout_of(key)
-    pilot = layout.grid_of(layout.pilot.double())
+def _likely_crops(gathered: Float[Tensor, "g g"], key: str) -> list[CropRegion]:
+    """Return the regions with the highest pilot correlation, best first."""
+    layout = carrier_layout(key)
+    pilot = layout.to_grid(layout.pilot.double())
     sides, seen = _sides()
-    agreed = (flatten(transform(gathered)).T @ seen @ pilot).flatten(1) @ seen.flatten(1).T
-    chosen = [divmod(int(index), len(sides)) for index in agreed.flatten().topk(PLACES).indices]
+    agreed = (flatten_spectrum(dct(gathered)).T @ seen @ pilot).flatten(1) @ seen.flatten(1).T
+    chosen = [divmod(int(index), len(sides)) for index in agreed.flatten().topk(MAX_CROPS).indices]
     return [
-        Region(sides[wide][0], sides[tall][0], sides[wide][1], sides[tall][1])
+        CropRegion(sides[wide][0], sides[tall][0], sides[wide][1], sides[tall][1])
         for tall, wide in chosen
     ]
 
 
 @cache
 def _sides() -> tuple[list[tuple[float, float]], Float[Tensor, "n f f"]]:
-    """The parts of a side that a crop may leave (share and start), and what each cosine of the side becomes in each."""
-    sizes = range(_SMALLEST, GRID + 1)
+    """Return the crops of one side (share, start) and the DCT basis change of each."""
+    sizes = range(_MIN_CROP, GRID + 1)
     sides = [(size / GRID, start / GRID) for size in sizes for start in range(GRID - size + 1)]
-    whole = cosines(GRID)
-    return sides, torch.stack([whole @ cosines(GRID, *side).T for side in sides])
+    whole = dct_basis(GRID)
+    return sides, torch.stack([whole @ dct_basis(GRID, *side).T for side in sides])

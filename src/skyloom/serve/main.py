@@ -22,7 +22,7 @@ from typing import Any
 import uvicorn
 
 from skyloom.core.errors import ConfigError
-from skyloom.safety.moderation import Verdict, check_prompt, current_policy
+from skyloom.safety.moderation import ModerationResult, check_prompt, current_policy
 from skyloom.serve.api.app import create_app, make_services
 from skyloom.serve.api.connections import Connection, Connections
 from skyloom.serve.api.dependencies import SideEffects
@@ -223,10 +223,10 @@ def _side_effects(
     def verify(asset: Asset) -> list[dict[str, Any]]:
         return verify_in_subprocess(storage, asset, settings.data)
 
-    def view(asset: Asset, recognise: bool) -> tuple[Verdict, CharacterLikeness]:
+    def view(asset: Asset, recognise: bool) -> tuple[ModerationResult, CharacterLikeness]:
         policy = current_policy()
         if not (recognise or policy.pictures or policy.classifiers):
-            return Verdict(True), CharacterLikeness()
+            return ModerationResult(True), CharacterLikeness()
         return inspect_in_subprocess(storage, asset, recognise=recognise)
 
     return SideEffects(

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from skyloom import __version__
+from skyloom.core.version import __version__
 from skyloom.data.clips import digest, read_plan, read_shards
 from skyloom.models.checkpoint import read_manifest, write_manifest
 from skyloom.train.run_log import Record

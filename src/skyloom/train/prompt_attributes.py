@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from skyloom.core.files import atomic_path
 from skyloom.core.seeds import generator
 from skyloom.data.clips import read_shards
 from skyloom.data.loader import CaptionTable
@@ -150,10 +151,9 @@ def add_meanings(table_path: Path, encoder: TextEncoder, batch: int = 512) -> No
         [end - start for start, end in zip([0, *table.ends[:-1]], table.ends, strict=True)]
     )
     captions = sorted(table.index, key=lambda text: table.index[text])
-    partial = table_path.with_suffix(".partial")
     tensors = {"tokens": table.tokens, "lengths": lengths, "pooled": torch.cat(parts)}
-    save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
-    partial.replace(table_path)
+    with atomic_path(table_path) as temporary:
+        save_file(tensors, temporary, metadata={"captions": json.dumps(captions)})
 
 
 def hide_words(context: Float[Tensor, "b m k"], hide: Tensor) -> Float[Tensor, "b m k"]:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skyloom.core.errors import CheckpointError
+from skyloom.core.files import atomic_path
 from skyloom.train.ema import Ema
 
 STATE_FILE = "state.safetensors"
@@ -26,10 +27,10 @@ def save_state(
     tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
-    path, partial = folder / STATE_FILE, folder / f".{STATE_FILE}.partial"
+    path = folder / STATE_FILE
     contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, partial, metadata={"state": json.dumps({"step": step})})
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata={"state": json.dumps({"step": step})})
     return path
 
 

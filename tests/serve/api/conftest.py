@@ -11,7 +11,7 @@ from openai import OpenAI
 from starlette.testclient import TestClient
 
 from skyloom.core.errors import RequestError
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.app import create_app, make_services
 from skyloom.serve.api.dependencies import Services, SideEffects
 from skyloom.serve.queue.database import Database
@@ -46,11 +46,11 @@ class Posts:
 class Viewer:
     """Fake inspection of pictures and videos."""
 
-    verdict: Verdict = Verdict(True)
+    verdict: ModerationResult = ModerationResult(True)
     likeness: CharacterLikeness = CharacterLikeness()
     asked: list[bool] = field(default_factory=list[bool])
 
-    def __call__(self, asset: Asset, recognise: bool) -> tuple[Verdict, CharacterLikeness]:
+    def __call__(self, asset: Asset, recognise: bool) -> tuple[ModerationResult, CharacterLikeness]:
         self.asked.append(recognise)
         return self.verdict, self.likeness
 
@@ -141,13 +141,13 @@ def painted(job: Job, output: Path) -> Iterator[Progress]:
     yield Progress(99, "decode", files, {"frames": {"shape": shape, "fps": "16"}})
 
 
-def moderate(text: str) -> Verdict:
+def moderate(text: str) -> ModerationResult:
     """A policy with one rule."""
     start = text.find("forbidden")
     return (
-        Verdict(True)
+        ModerationResult(True)
         if start < 0
-        else Verdict(False, "sexual", (start, start + 9), "That is not made here.")
+        else ModerationResult(False, "sexual", (start, start + 9), "That is not made here.")
     )
 
 

@@ -7,14 +7,14 @@ from openai import BadRequestError, InternalServerError
 from openai.types import Video
 
 from skyloom.core.errors import SafetyError, UncheckedError
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.workers.worker import Progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 MP4 = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 DATA = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-BLOCKED = Verdict(False, "logo", None, "Not shown.", 3.0)
+BLOCKED = ModerationResult(False, "logo", None, "Not shown.", 3.0)
 
 
 def failed(server, error):

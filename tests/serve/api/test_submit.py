@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from skyloom.generate import validate
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.model_aliases import find_model_alias
 from skyloom.serve.api.request_models import CreateBody, parse_body
 
@@ -19,11 +19,11 @@ def texts(server, monkeypatch) -> list[str]:
     """The texts of all calls of the policy, from the API and from generate/validate.py."""
     seen: list[str] = []
 
-    def check(text: str) -> Verdict:
+    def check(text: str) -> ModerationResult:
         seen.append(text)
         start = text.find("forbidden")
         span = None if start < 0 else (start, start + len("forbidden"))
-        return Verdict(span is None, "own", span, "Not allowed.")
+        return ModerationResult(span is None, "own", span, "Not allowed.")
 
     monkeypatch.setattr(server.services.desk, "_check_policy", check)
     monkeypatch.setattr(validate, "refuse_prompt", seen.append)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 
-from skyloom.core.errors import JobError
 from skyloom.serve.queue import job as job_module
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.errors import NotFoundError

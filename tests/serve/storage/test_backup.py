@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyloom.core.errors import ConfigError
-from skyloom.safety.provenance import Making, Registry
+from skyloom.safety.provenance import ProvenanceRecord, Registry
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.job import JobResult
 from skyloom.serve.queue.jobs import JobStore
@@ -56,7 +56,7 @@ def put_beside(data: Path) -> None:
     (data / "credentials").mkdir(mode=0o700)
     (data / "credentials/leaf.key").write_text("key")
     (data / "settings.toml").write_text("max_queued = 7\n")
-    Registry(data / "registry.sqlite").add(Making("a.mp4", "ab", "cd", "ef", {}, ()))
+    Registry(data / "registry.sqlite").add(ProvenanceRecord("a.mp4", "ab", "cd", "ef", {}, ()))
     (data / "runs/x").mkdir(parents=True)
     (data / "runs/x/state").write_text("work in progress")
     (data / "skyloom.db.before-2026").write_text("old")

@@ -15,7 +15,6 @@ from skyloom.core.errors import RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
-from skyloom.media.read import probe
 from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 from skyloom.safety.verify import check
@@ -71,7 +70,7 @@ def test_a_job_has_the_frames_of_a_direct_pipeline_call(host, tiny_model, tmp_pa
         )
         for name, reference in job.result.assets.items()
     }
-    assert probe(files["video"]).frames == len(plain.frames)
+    assert open_source(files["video"]).frames == len(plain.frames)
     assert all(check(path).credentials is not None for path in files.values())
     with Image.open(files["thumbnail"]) as picture:
         assert (picture.format, picture.size) == ("WEBP", (32, 32))

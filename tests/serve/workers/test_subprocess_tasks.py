@@ -9,7 +9,7 @@ from PIL import Image
 
 from skyloom.core.errors import MediaError, SkyloomError, UncheckedError
 from skyloom.media.video import Video
-from skyloom.safety.frame_moderation import looks_of
+from skyloom.safety.frame_moderation import perceptual_hashes
 from skyloom.serve.storage.folder import FolderStorage
 from skyloom.serve.workers import subprocess_tasks
 from skyloom.serve.workers.subprocess_tasks import inspect_in_subprocess, plan_in_subprocess
@@ -35,7 +35,7 @@ def test_a_refused_picture_has_a_rule_and_no_subject(storage, tmp_path, policy):
     )
     picture = Image.fromarray(noise.numpy()).resize((64, 64), Image.Resampling.BICUBIC)
     picture.save(tmp_path / "logo.png")
-    looks = looks_of(tmp_path / "logo.png")
+    looks = perceptual_hashes(tmp_path / "logo.png")
     policy(f'[[pictures]]\nname = "logo"\nmessage = "No."\nlooks = {looks}')
     asset = storage.put(tmp_path / "logo.png", "png")
     verdict, likeness = inspect_in_subprocess(storage, asset, recognise=True)

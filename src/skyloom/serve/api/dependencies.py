@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer, SecurityScopes
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from skyloom.generate.request import Request as VideoRequest
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.body import MAX_BODY, SMALL, BodyOptions, Upload, close_uploads, read_body
 from skyloom.serve.api.errors import ApiError, invalid, missing
 from skyloom.serve.api.events import EventBroadcaster
@@ -54,8 +54,8 @@ class SideEffects:
     workers: state of the worker processes that the server has started
     """
 
-    moderate: Callable[[str], Verdict]
-    view: Callable[[Asset, bool], tuple[Verdict, CharacterLikeness]]
+    moderate: Callable[[str], ModerationResult]
+    view: Callable[[Asset, bool], tuple[ModerationResult, CharacterLikeness]]
     verify: Callable[[Asset], list[dict[str, Any]]]
     plan: Callable[[VideoRequest], dict[str, Any]]
     check_url: Callable[[str], object]

@@ -14,7 +14,7 @@ from typing import Any
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import MAX_PROMPT, settle
-from skyloom.safety.moderation import Verdict, current_policy
+from skyloom.safety.moderation import ModerationResult, current_policy
 from skyloom.serve.api.character_prompts import (
     check_characters_named,
     describe_characters,
@@ -46,7 +46,7 @@ from skyloom.serve.settings import Settings
 UNKNOWN_SECONDS = 60.0  # assumed length of an uploaded video, which nobody has opened yet
 
 log = logging.getLogger(__name__)
-Moderate = Callable[[str], Verdict]
+Moderate = Callable[[str], ModerationResult]
 """Checks a text against the policy."""
 
 
@@ -200,7 +200,7 @@ class JobSubmitter:
             verdict = replace(verdict, span=_span_in_text(verdict.span, distinct))
         self.reject_blocked(verdict, "prompt", param)
 
-    def reject_blocked(self, verdict: Verdict, target: str, param: str) -> None:
+    def reject_blocked(self, verdict: ModerationResult, target: str, param: str) -> None:
         """Raise ApiError for a verdict that blocks, and count the refusal."""
         if verdict.allowed:
             return

@@ -8,7 +8,7 @@ QuotaError            the owner has reached a quota
 AuthenticationError   the Authorization header has no valid API key
 """
 
-from skyloom.core.errors import CapacityError, JobError, SkyloomError
+from skyloom.core.errors import CapacityError, QueueError, SkyloomError
 
 
 class NotFoundError(SkyloomError):
@@ -22,13 +22,13 @@ class NotFoundError(SkyloomError):
         self.id = id
 
 
-class JobConflictError(JobError):
+class JobConflictError(QueueError):
     """The job's status does not allow this, or an idempotency key belongs to another request."""
 
     code = "job_conflict"
 
 
-class LostLeaseError(JobError):
+class LostLeaseError(QueueError):
     """The worker's lease has ended: another token is valid, or the job has left the worker."""
 
     code = "lost_lease"

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.queue.database import Database, Write
+from skyloom.serve.queue.database import Database, Write, redacted_url
 from skyloom.serve.queue.tables import (
     ASSET_SCHEME,
     assets,

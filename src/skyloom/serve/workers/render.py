@@ -24,8 +24,8 @@ from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.generate.resume import clear
 from skyloom.media.write import VideoWriter, open_video
-from skyloom.safety.credentials import generation_of, sign
-from skyloom.safety.provenance import Glimpses
+from skyloom.safety.credentials import generation_assertion, sign
+from skyloom.safety.provenance import FrameHasher
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
 from skyloom.serve.redaction import clean_receipt
@@ -55,7 +55,7 @@ class PipelineRenderer:
         pipeline, plan = self._plan(job, folder)
         target = output / "video.mp4"
         sampler = _FrameSampler(plan.shape.frames)
-        hasher = Glimpses(plan.fps)
+        hasher = FrameHasher(plan.fps)
         receipt: Mapping[str, Any] | None = None
         check_ready()
         yield Progress(_TEXT_PERCENT, "text")
@@ -75,9 +75,9 @@ class PipelineRenderer:
             receipt = _with_characters(receipt, job.extra.get("described"))
             writer.receipt = clean_receipt(receipt, job.request)
         pictures = sampler.write(output)
-        publish(target, receipt, looks=hasher.looks)
+        publish(target, receipt, looks=hasher.hashes)
         for picture in pictures.values():
-            sign(picture, generation_of(receipt), find_signer(), sources=sources_of(receipt))
+            sign(picture, generation_assertion(receipt), find_signer(), sources=sources_of(receipt))
         yield Progress(_percent(1.0, 1.0), "decode", {"video": target, **pictures}, receipt)
 
     def _plan(self, job: Job, folder: Path) -> tuple[Pipeline, Plan]:

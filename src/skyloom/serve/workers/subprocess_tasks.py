@@ -24,9 +24,9 @@ from skyloom.core.errors import (
     SkyloomError,
     UncheckedError,
 )
-from skyloom.core.log import describe_output
+from skyloom.core.log import redact_traceback
 from skyloom.generate.request import Request
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.serve.storage import Asset, AssetStorage
 
@@ -57,7 +57,7 @@ def verify_in_subprocess(storage: AssetStorage, asset: Asset, data: Path) -> lis
 
 def inspect_in_subprocess(
     storage: AssetStorage, asset: Asset, *, recognise: bool
-) -> tuple[Verdict, CharacterLikeness]:
+) -> tuple[ModerationResult, CharacterLikeness]:
     """Moderate a stored picture or video; with `recognise`, identify the subject of an allowed one.
 
     Raises MediaError (unreadable file), UncheckedError (a classifier failed) and CapacityError
@@ -67,7 +67,7 @@ def inspect_in_subprocess(
         path = storage.fetch(asset, Path(folder) / f"file.{asset.suffix}")
         request = {"path": str(path), "recognise": recognise}
         response = _run_task("inspect", request, hidden_path=str(path))
-    return Verdict(**response["verdict"]), CharacterLikeness(**response["likeness"] or {})
+    return ModerationResult(**response["verdict"]), CharacterLikeness(**response["likeness"] or {})
 
 
 def _run_task(
@@ -98,7 +98,9 @@ def _run_task(
         message = f"The {name} task took longer than {TIMEOUT_SECONDS} s."
         raise CapacityError(message, hint="Try again.", retry_after=10) from error
     except (IndexError, ValueError) as error:
-        log.error("task %s exited with %s: %s", name, done.returncode, describe_output(done.stderr))
+        log.error(
+            "task %s exited with %s: %s", name, done.returncode, redact_traceback(done.stderr)
+        )
         raise SkyloomError(f"The {name} task failed.") from error
     finally:
         _ONE_AT_A_TIME.release()
@@ -125,11 +127,11 @@ def _plan(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inspect(request: Mapping[str, Any]) -> dict[str, Any]:
     from skyloom.evaluate.subject_recognition import recognise
-    from skyloom.safety.frame_moderation import find_judge, judge_file
+    from skyloom.safety.frame_moderation import load_frame_moderator, moderate_file
 
     path = Path(request["path"])
-    judge = find_judge()
-    verdict = Verdict(True) if judge is None else judge_file(judge, path)
+    judge = load_frame_moderator()
+    verdict = ModerationResult(True) if judge is None else moderate_file(judge, path)
     subject = recognise(path) if verdict.allowed and request["recognise"] else None
     return {"verdict": asdict(verdict), "likeness": None if subject is None else asdict(subject)}
 
@@ -145,7 +147,7 @@ def verification_results(findings: "Findings") -> list[dict[str, Any]]:
     credentials = findings.credentials
     generation = (credentials and credentials.generation) or {}
     watermark_ids = [mark.identity for mark in findings.marks]
-    matches = [{"by": match.by, "made_at": match.making.made_at} for match in findings.matches]
+    matches = [{"by": match.by, "made_at": match.record.made_at} for match in findings.matches]
     return [
         {
             "type": "c2pa",

@@ -6,7 +6,7 @@ The policy has rules, not scores: a score is 0 or 1.
 import secrets
 from typing import Any
 
-from skyloom.safety.moderation import Verdict
+from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.dependencies import AppServices, Services, Writer
 from skyloom.serve.api.errors import invalid
 from skyloom.serve.api.openapi import errors
@@ -55,7 +55,7 @@ def moderate(body: ModerationBody, caller: Writer, services: AppServices) -> Mod
     if any(isinstance(item, dict) for item in items):
         kinds = {"image" if _is_picture(item) else "text" for item in items}
         refused = (verdict for verdict in verdicts if not verdict.allowed)
-        results = [_result(next(refused, Verdict(True)), sorted(kinds))]
+        results = [_result(next(refused, ModerationResult(True)), sorted(kinds))]
     else:
         results = [_result(verdict, ["text"]) for verdict in verdicts]
     id = f"modr_{secrets.token_hex(12)}"
@@ -75,7 +75,7 @@ def _check_amount(items: list[Any]) -> None:
         raise invalid("input", f"{_MAX_PICTURES} pictures are checked at a time.")
 
 
-def _verdict(services: Services, owner: str, item: Any, param: str) -> Verdict:
+def _verdict(services: Services, owner: str, item: Any, param: str) -> ModerationResult:
     """The verdict on a text or on a part of OpenAI's. Raises ApiError (400)."""
     if _is_picture(item):
         inner = item.get("image_url")
@@ -89,7 +89,7 @@ def _verdict(services: Services, owner: str, item: Any, param: str) -> Verdict:
     return services.effects.moderate(text)
 
 
-def _result(verdict: Verdict, kinds: list[str]) -> dict[str, Any]:
+def _result(verdict: ModerationResult, kinds: list[str]) -> dict[str, Any]:
     rule = verdict.rule or ""
     found = (name for prefix, name in _RULE_CATEGORIES.items() if rule.startswith(prefix))
     category = next(found, None)
