@@ -1,4 +1,4 @@
-"""The critic: what is like the first window passes, each fault is found by the measure that is named after it."""
+"""The critic: equal windows pass, each fault is found by its own measure."""
 
 import math
 from dataclasses import asdict
@@ -35,7 +35,7 @@ def moving(
     return (255 * grey).clamp(0, 255).round().byte()
 
 
-def test_more_of_the_same_passes_and_everything_is_measured(critic):
+def test_a_window_like_the_first_passes(critic):
     verdict = critic(moving(33, 12), moving(0, 33), moving(21, 12))
     assert set(verdict.measures) == ALL == set(critic.bounds)
     assert verdict.score < 1
@@ -87,7 +87,7 @@ def test_another_subject_is_further_away_than_the_same_later(critic):
     assert other.measures["identity"] > 2 * same.measures["identity"]
 
 
-def test_what_cannot_be_told_is_not_judged(critic):
+def test_unavailable_measures_are_skipped(critic):
     nothing = moving(0, 0)
     assert critic(moving(0, 33), None, nothing).score == 0
     assert set(critic(moving(33, 12), None, moving(21, 12)).measures) == {"seam"}
@@ -117,7 +117,7 @@ def test_bounds_are_checked():
 
 
 class Painter:
-    """Makes the same stripes for every prompt."""
+    """Generates the same stripes for every prompt."""
 
     def generate(self, request, /, *, seed):
         return type("Made", (), {"frames": moving(seed, 57)})()
