@@ -28,7 +28,7 @@ def gaussian_velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None)
 
 
 def rotating_velocity(latent: Tensor, sigma: Tensor, span: Tensor | None = None) -> Tensor:
-    """The two channels turn around each other once in a unit of sigma, faster where sigma is large."""
+    """Rotate the two channels into each other, one turn from sigma 1 to 0."""
     turn = 4 * math.pi * sigma[:, None, :, None, None].to(latent)
     return turn * torch.stack([-latent[:, 1], latent[:, 0]], dim=1)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import generator
 from skyloom.diffusion.timesteps import (
+    CLEAN_SIGMA,
     LAYOUT_SIGMA,
     PATTERNS,
-    CLEAN_SIGMA,
     ContextConfig,
     NoiseConfig,
     loss_weight,

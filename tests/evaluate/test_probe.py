@@ -12,8 +12,8 @@ from skyloom.evaluate.probe import (
     ProbeConfig,
     choose_frames,
     load_probe,
-    prepare,
     predict,
+    prepare,
 )
 from skyloom.models.checkpoint import save_part
 from skyloom.world.vocabulary import SMALL

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skyloom.evaluate.probe import NONE, ProbeOutput, load_probe
+from skyloom.evaluate.probe import NONE, Probe, ProbeOutput, load_probe
 from skyloom.evaluate.subject_recognition import (
     classify_subject,
     first_subject,
@@ -70,18 +70,21 @@ def test_noise_and_black_frames_have_no_subject(tmp_path):
         assert len(found.scores) == 3
 
 
-class FixedProbe:
+class FixedProbe(Probe):
     """A probe with given scores."""
 
     def __init__(self, noun: float, thing: float, other: float, colour: float) -> None:
-        self.config = load_probe().config
+        super().__init__(load_probe().config)
         self._scores = (noun, thing, other, colour)
 
-    def __call__(self, video):
+    def forward(self, video):
         config = self.config
         noun, thing, other, colour = self._scores
-        nouns, things = torch.zeros(1, len(config.nouns)), torch.full((1, len(config.nouns)), -9.0)
-        nouns[0, 0], things[0, 0], things[0, 1] = noun, thing, other
+        nouns = torch.zeros(1, len(config.nouns))
+        things = torch.full((1, len(config.nouns)), -9.0)
+        nouns[0, 0] = noun
+        things[0, 0] = thing
+        things[0, 1] = other
         colours = torch.zeros(1, len(config.labels("colour")))
         colours[0, 1 if colour else 0] = colour or 20
         return ProbeOutput({"noun": nouns, "colour": colours}, torch.zeros(1, 1, 1), things)

@@ -10,6 +10,7 @@ from skyloom.core.errors import RequestError
 from skyloom.evaluate.probe import Probe, ProbeConfig
 from skyloom.evaluate.prompts import prompts_for
 from skyloom.evaluate.window_quality import Bounds, WindowCritic, compare_windows, load_critic
+from skyloom.world.assets import builtin_atlas
 from skyloom.world.vocabulary import SMALL
 
 CONFIG = ProbeConfig(
@@ -128,7 +129,7 @@ def test_windows_are_compared_with_those_of_real_renders(critic, monkeypatch):
         "skyloom.evaluate.window_quality.render",
         lambda scene, atlas: type("Made", (), {"frames": moving(3, scene.shape.frames)})(),
     )
-    report = compare_windows(Painter(), prompts_for(SMALL, 2), critic, None, [33, 45])
+    report = compare_windows(Painter(), prompts_for(SMALL, 2), critic, builtin_atlas(), [33, 45])
     assert report.about["windows"] == 4
     assert report.numbers["made, share beyond a bound"] == 0
     assert report.numbers["seam, real, 50%"] == pytest.approx(1, abs=0.05)

@@ -1,4 +1,4 @@
-"""Runtime shape checker of the test run: beartype, where an int is accepted as a float (PEP 484)."""
+"""Runtime shape checker of the tests: beartype, which accepts an int as a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

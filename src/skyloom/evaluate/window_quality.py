@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -25,7 +26,6 @@ from skyloom.generate.rollout import Verdict
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
-Frames = UInt8[Tensor, "t h w c"]
 _MIN_FRAMES = 3  # for statistics of motion
 _DIGITS = 4
 _QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
@@ -73,7 +73,12 @@ class WindowCritic:
         """The bound of every measure."""
         return asdict(self.limits)
 
-    def __call__(self, frames: Frames, first: Frames | None, before: Frames) -> Verdict:
+    def __call__(
+        self,
+        frames: UInt8[Tensor, "t h w c"],
+        first: UInt8[Tensor, "t1 h w c"] | None,
+        before: UInt8[Tensor, "t0 h w c"],
+    ) -> Verdict:
         """Compare frames with the first window and with the frames right before them."""
         measures = measure_window(frames, first, before, self.probe)
         relative = [
@@ -82,12 +87,12 @@ class WindowCritic:
         return Verdict(round(max(relative, default=0.0), _DIGITS), measures)
 
 
-def load_critic(bounds: Mapping[str, float] | None = None) -> WindowCritic:
+def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
     """Load the critic with the bundled probe and, if given, other bounds (those of a receipt).
 
     Raises CheckpointError for a missing or damaged probe, RequestError for invalid bounds.
     """
-    values = dict(bounds or {})
+    values: dict[str, Any] = dict(bounds or {})
     wrong = [
         name
         for name, value in values.items()
@@ -102,7 +107,10 @@ def load_critic(bounds: Mapping[str, float] | None = None) -> WindowCritic:
 
 
 def measure_window(
-    frames: Frames, first: Frames | None, before: Frames, probe: Probe
+    frames: UInt8[Tensor, "t h w c"],
+    first: UInt8[Tensor, "t1 h w c"] | None,
+    before: UInt8[Tensor, "t0 h w c"],
+    probe: Probe,
 ) -> dict[str, float]:
     """Return the measures of `Bounds` that the given frames allow."""
     measures: dict[str, float] = {}
