@@ -10,7 +10,7 @@ for bit.
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -103,7 +103,7 @@ class Canvas:
 
     def frame_sigma(self, sigma: float) -> Float[Tensor, " t"]:
         """Noise level of each latent frame while generated frames are at `sigma`."""
-        generating = reduce(self.denoise_mask, "t h w -> t", "any")
+        generating = self.denoise_mask.any(dim=(1, 2))
         levels = torch.full((self.frames,), sigma, device=generating.device)
         if self.strength is not None:
             levels = levels.minimum(self.strength.to(levels))
@@ -127,7 +127,8 @@ class Canvas:
 
 def to_latent_mask(mask: Bool[Tensor, "t h w"], scale: ScaleFactors) -> Bool[Tensor, "u y x"]:
     """Reduce a pixel mask to latent cells: a cell is True if any pixel that it covers is."""
-    cells = reduce(mask, "t (y p) (x q) -> t y x", "any", p=scale.space, q=scale.space)
+    pixels = rearrange(mask, "t (y p) (x q) -> t y x (p q)", p=scale.space, q=scale.space)
+    cells = pixels.any(dim=-1)
     frames = scale.latent_frames(len(mask))
-    rest = reduce(cells[1:], "(u k) y x -> u y x", "any", u=frames - 1, k=scale.time)
+    rest = rearrange(cells[1:], "(u k) y x -> u k y x", u=frames - 1, k=scale.time).any(dim=1)
     return torch.cat([cells[:1], rest])

@@ -9,11 +9,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from skyloom.core.config import from_table
@@ -75,9 +75,9 @@ def load_part(
     metadata: dict[str, str] = {}
     for path in paths:
         try:
-            with safe_open(path, framework="pt") as file:
+            with cast(Any, safe_open(path, framework="pt")) as file:
                 metadata = file.metadata() or {}
-                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                state.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}).", hint=REPAIR) from error
     if "config" not in metadata:

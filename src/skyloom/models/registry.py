@@ -103,10 +103,9 @@ def read_model(folder: Path) -> ModelInfo:
             f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.",
             hint=REPAIR,
         )
-    values = {name: manifest[name] for name in names}
-    return ModelInfo(
-        **{**values, "sizes": tuple(manifest["sizes"])}, folder=folder, manifest=manifest
-    )
+    values: dict[str, Any] = {name: manifest[name] for name in names}
+    values["sizes"] = tuple(values["sizes"])
+    return ModelInfo(**values, folder=folder, manifest=manifest)
 
 
 def list_models(root: Path = BUNDLED) -> list[ModelInfo]:

@@ -32,10 +32,10 @@ def rope_angles(
         torch.arange(height, device=device),
         torch.arange(width, device=device),
     )
-    parts = []
+    parts: list[Tensor] = []
     for positions, channels in zip(lengths, axis_widths(head_width), strict=True):
         exponents = torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels
-        parts.append(positions.double()[:, None] * theta**-exponents)
+        parts.append(positions.double()[:, None] * torch.pow(theta, -exponents))
     count = len(frames)
     angles = torch.cat(
         [

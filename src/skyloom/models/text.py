@@ -194,7 +194,7 @@ def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, st
 def load_text_encoder(folder: Path) -> TextEncoder:
     """Load the part `text` of a model folder, dequantized to fp32."""
     config, state, _ = load_part(folder, "text", TextConfig)
-    vocabulary = bytes(state.pop("vocabulary").tolist()).decode().split("\n")
+    vocabulary = state.pop("vocabulary").numpy().tobytes().decode().split("\n")
     weights = from_int8(state)
     with torch.device("meta"):
         encoder = TextEncoder(config, vocabulary)

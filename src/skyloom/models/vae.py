@@ -1,3 +1,4 @@
+# pyright: basic
 """Causal video autoencoder: 4 frames x 16 x 16 pixels per latent cell; the first frame stays alone.
 
 The first frame is repeated three times in front, so that every latent frame covers four frames and
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
 from skyloom.models.conv import DecoderCache, ShiftBlock, split_frames
+from skyloom.models.diorama.autoencoder import principal_components
 
 TIME = 4
 SPACE = 16
@@ -170,19 +172,6 @@ def place(vae: Vae, device: torch.device, dtype: torch.dtype) -> Vae:
     vae = vae.eval().to(device, torch.float32)
     vae.decoder.to(dtype).linear.to(torch.float32)
     return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def principal_components(
-    centred: Float[Tensor, "n d"],
-) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
-    """Return falling variances and their directions; uses inner products if n < d."""
-    count, width = centred.shape
-    if count >= width:
-        variances, directions = torch.linalg.eigh(centred.T @ centred / (count - 1))
-        return variances.flip(0), directions.flip(1)
-    variances, weights = torch.linalg.eigh(centred @ centred.T / (count - 1))
-    variances, weights = variances.flip(0), weights.flip(1)
-    return variances, centred.T @ (weights / ((count - 1) * variances.clamp(min=1e-8)).sqrt())
 
 
 @torch.no_grad()

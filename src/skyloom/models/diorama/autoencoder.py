@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
 from skyloom.models.conv import DecoderCache, shift_channels
-from skyloom.models.vae import principal_components
 
 TIME = 4
 PATCH = 8
@@ -185,6 +184,23 @@ def initialise_components(autoencoder: Autoencoder, patches: Float[Tensor, "n d"
     autoencoder.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
     autoencoder.decoder.linear.bias.copy_(center)
     return float(kept.sum() / variances.clamp(min=0).sum())
+
+
+def principal_components(
+    centred: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
+    """Return falling variances and their directions; uses inner products if n < d."""
+    count, width = centred.shape
+    if count >= width:
+        variances, directions = _eigh(centred.T @ centred / (count - 1))
+        return variances.flip(0), directions.flip(1)
+    variances, weights = _eigh(centred @ centred.T / (count - 1))
+    variances, weights = variances.flip(0), weights.flip(1)
+    return variances, centred.T @ (weights / ((count - 1) * variances.clamp(min=1e-8)).sqrt())
+
+
+def _eigh(matrix: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
+    return torch.linalg.eigh(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def to_inference(autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype) -> Autoencoder:

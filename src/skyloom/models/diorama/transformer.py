@@ -334,7 +334,7 @@ class FrameMix(nn.Module):
         previous: Float[Tensor, "b c h w"] | None,
     ) -> Float[Tensor, "bt c h w"]:
         """Mix frames; previous: the cached frame before the first one, or None."""
-        frames = x.unflatten(0, (batch, -1))
+        frames = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
         if frames.shape[1] == 1 and previous is None:
             return x
         nothing = torch.zeros_like(frames[:, :1])
@@ -381,7 +381,7 @@ class AttentionBlock(nn.Module):
         shift, scale = rearrange(self.modulation(embedded), "(b t) c -> b t 1 c", b=len(x)).chunk(
             2, -1
         )
-        y = _normalise(x).unflatten(1, (shift.shape[1], -1))
+        y = rearrange(_normalise(x), "b (t p) d -> b t p d", t=shift.shape[1])
         y = torch.addcmul(shift, y, 1 + scale).flatten(1, 2)
         qkv, hidden = self.inner(y).split((3 * self.width, self.hidden), -1)
         query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, -1))
@@ -417,7 +417,7 @@ class _Mixer:
 
     def __call__(self, x: Tensor) -> Tensor:
         index = len(self.last)
-        self.last.append(x.unflatten(0, (self._batch, -1))[:, -1])
+        self.last.append(rearrange(x, "(b t) c h w -> b t c h w", b=self._batch)[:, -1])
         before = self._previous[index] if self._previous else None
         return self._layers[index](x, self._batch, self._links, before)
 
