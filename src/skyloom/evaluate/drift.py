@@ -27,7 +27,7 @@ _PROBE_FRAMES = 33  # frames of a segment that the probe reads, as in its traini
 
 
 @dataclass(frozen=True)
-class Segment:
+class VideoSegment:
     """A few seconds of a video: statistics, whether the probe finds the subject, its features."""
 
     statistics: VideoStatistics
@@ -35,14 +35,14 @@ class Segment:
     features: Float[Tensor, "t d"]
 
 
-def split_segments(frames: Frames, length: int, probe: Probe, noun: str) -> list[Segment]:
+def split_segments(frames: Frames, length: int, probe: Probe, noun: str) -> list[VideoSegment]:
     """Split a video into segments of `length` frames; an incomplete last one is dropped."""
-    segments: list[Segment] = []
+    segments: list[VideoSegment] = []
     for part in frames.split(length):
         if len(part) == length:
             predicted = predict(probe, part[:_PROBE_FRAMES])
             correct = predicted.noun == noun
-            segments.append(Segment(video_statistics(part), correct, predicted.features))
+            segments.append(VideoSegment(video_statistics(part), correct, predicted.features))
     return segments
 
 
@@ -57,8 +57,8 @@ def compare_drift(
     on_video: Callable[[int], None] | None = None,
 ) -> Report:
     """Generate every prompt (seed 0); compare segments of `part` frames with the first one."""
-    made: list[list[Segment]] = []
-    real: list[list[Segment]] = []
+    made: list[list[VideoSegment]] = []
+    real: list[list[VideoSegment]] = []
     seams: list[float] = []
     strips: list[Strip] = []
     for number, prompt in enumerate(prompts):
@@ -86,7 +86,7 @@ def _render(prompt: Prompt, frames: int, atlas: Atlas) -> Frames:
 
 
 def _numbers(
-    videos: Sequence[Sequence[Segment]], truth: Float[Tensor, "n d"]
+    videos: Sequence[Sequence[VideoSegment]], truth: Float[Tensor, "n d"]
 ) -> Iterator[tuple[str, float]]:
     """Yield ratios of means over videos and Fréchet distances of each segment to the first."""
     first = [video[0] for video in videos]
