@@ -70,9 +70,9 @@ class CaptionTable:
     ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
         """Return padded contexts, their masks and the pooled vectors of rows."""
         pieces = [self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]] for row in rows]
-        longest = -(-max(map(len, pieces)) // _PAD) * _PAD
-        context = torch.zeros(len(rows), longest, self.tokens.shape[1])
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        length = -(-max(map(len, pieces)) // _PAD) * _PAD
+        context = torch.zeros(len(rows), length, self.tokens.shape[1])
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
         for index, piece in enumerate(pieces):
             context[index, : len(piece)] = piece.float()
             mask[index, : len(piece)] = True
@@ -249,8 +249,10 @@ def rollout_frame_indices(
     sink, recent, window = rollout
     starts = range(sink + recent, frames - window + 1, window)
     if not starts:
-        least = sink + recent + window
-        raise ConfigError(f"Videos for a rollout must have >= {least} latent frames, got {frames}.")
+        minimum = sink + recent + window
+        raise ConfigError(
+            f"Videos for a rollout must have >= {minimum} latent frames, got {frames}."
+        )
     start = starts[random.integers(len(starts))]
     return torch.tensor([*range(sink), *range(start - recent, start + window)])
 

@@ -38,7 +38,8 @@ class Canvas:
 
     def __post_init__(self) -> None:
         if self.latent.shape[1:] != self.denoise_mask.shape:
-            latent, mask = tuple(self.latent.shape[1:]), tuple(self.denoise_mask.shape)
+            latent = tuple(self.latent.shape[1:])
+            mask = tuple(self.denoise_mask.shape)
             raise RequestError(f"denoise_mask must have shape {latent}, got {mask}.")
 
     @classmethod

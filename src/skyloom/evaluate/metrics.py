@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_LUMINANCE, _CONTRAST = 0.01**2, 0.03**2
+_LUMINANCE = 0.01**2
+_CONTRAST = 0.03**2
 
 
 def psnr(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

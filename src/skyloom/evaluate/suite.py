@@ -100,7 +100,14 @@ def evaluate_adherence(
         "probe": "trained on rendered clips only",
     }
     numbers = {**_relative_to_ceiling(sources), **_distances(sources)}
-    return Report("Prompt adherence", about, tuple(rows), numbers, tuple(cases), tuple(strips))
+    return Report(
+        "Prompt adherence",
+        about,
+        rows=tuple(rows),
+        numbers=numbers,
+        cases=tuple(cases),
+        strips=tuple(strips),
+    )
 
 
 def evaluate_ceiling(

@@ -77,7 +77,14 @@ class KvCache:
             index = torch.tensor(keep, device=keys[0].device)
             keys = tuple(key.index_select(2, index) for key in keys)
             values = tuple(value.index_select(2, index) for value in values)
-        return KvCache(self.sink, self.recent, kept, keys, values, self.seen + frames)
+        return KvCache(
+            self.sink,
+            self.recent,
+            frames=kept,
+            keys=keys,
+            values=values,
+            seen=self.seen + frames,
+        )
 
 
 def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b heads n c"]:

@@ -43,7 +43,7 @@ def wan_from_diffusers(state: State, config: DitConfig) -> State:
         for kind in ("weight", "bias"):
             converted[f"{name}.{kind}"] = left.pop(f"{source}.{kind}")
     for layer in range(config.layers):
-        converted |= _block(left, f"blocks.{layer}.", config)
+        converted.update(_block(left, f"blocks.{layer}.", config))
     if left:
         raise CheckpointError(
             f"{len(left)} tensors are unknown ({', '.join(sorted(left)[:3])}).",

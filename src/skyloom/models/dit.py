@@ -152,7 +152,8 @@ class Dit(nn.Module):
     ) -> Float[Tensor, "b o t h w"]:
         """Predict the mean clean latent of a prompt's videos."""
         assert self.sketch is not None
-        rows, columns = height // self.config.patch[1], width // self.config.patch[2]
+        rows = height // self.config.patch[1]
+        columns = width // self.config.patch[2]
         positions = place_waves(torch.arange(frames, device=attributes.device), rows, columns)
         drawn = self.sketch(attributes, positions)
         return _unpatchify(drawn, self.config, (frames, rows, columns))
@@ -174,7 +175,15 @@ class Dit(nn.Module):
         to `sigma - span`, guidance included. frame_indices: indices of the latent frames in their
         video; by default they follow the cached ones.
         """
-        return self._run(latent, sigma, text, attention_mode, cache, span, frame_indices)[0]
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode=attention_mode,
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[0]
 
     def extend_cache(
         self,
@@ -186,22 +195,32 @@ class Dit(nn.Module):
         frame_indices: Int[Tensor, " t"] | None = None,
     ) -> KvCache:
         """Append a finished window to the cache, stored at the noise level `sigma`."""
-        return self._run(latent, sigma, text, "causal", cache, span, frame_indices)[1]
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode="causal",
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[1]
 
     def _run(
         self,
-        latent: Tensor,
-        sigma: Tensor,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
         text: TextCondition,
+        *,
         attention_mode: AttentionMode,
         cache: KvCache | None,
-        span: Tensor | None,
-        frame_indices: Tensor | None,
-    ) -> tuple[Tensor, KvCache]:
+        span: Float[Tensor, "b t"] | None,
+        frame_indices: Int[Tensor, " t"] | None,
+    ) -> tuple[Float[Tensor, "b o t h w"], KvCache]:
         """Forward pass; rotary time positions start at the first cached frame."""
         config = self.config
         _, _, frames, height, width = latent.shape
-        rows, columns = height // config.patch[1], width // config.patch[2]
+        rows = height // config.patch[1]
+        columns = width // config.patch[2]
         tokens = rows * columns
         x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(
             self.patch.weight.dtype
@@ -215,7 +234,9 @@ class Dit(nn.Module):
             assert self.span is not None, "only a model with a student accepts a span"
             embedded = embedded + self.span(span)
         modulation = self.time.modulation(embedded)
-        angles = _window_angles(past.frames + frames, rows, columns, config, x.device, x.dtype)
+        angles = _window_angles(
+            past.frames + frames, rows, columns, config, device=x.device, dtype=x.dtype
+        )
         bias = None
         if attention_mode == "causal" and cache is None:
             bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
@@ -223,7 +244,9 @@ class Dit(nn.Module):
         values: list[Tensor] = []
         for index, block in enumerate(self.layers):
             before = (past.keys[index], past.values[index]) if past.frames else None
-            x, key, value = block(x, modulation, text, index, angles, bias, before)
+            x, key, value = block(
+                x, modulation, text, index, angles=angles, bias=bias, before=before
+            )
             keys.append(key)
             values.append(value)
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
@@ -402,7 +425,8 @@ def _patchify(
 def _unpatchify(
     x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]
 ) -> Float[Tensor, "b o t h w"]:
-    (t, h, w), (p, q, r) = grid, config.patch
+    t, h, w = grid
+    p, q, r = config.patch
     return rearrange(
         x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r
     )

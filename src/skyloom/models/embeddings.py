@@ -105,7 +105,8 @@ class TextProjection(nn.Module):
 
 def place_waves(frames: Int[Tensor, " t"], rows: int, columns: int) -> Float[Tensor, "n f"]:
     """Sinusoids over time, height and width of every token; `frames` are latent frame indices."""
-    time, device = frames / _PLACE_FRAMES, frames.device
+    device = frames.device
+    time = frames / _PLACE_FRAMES
     height = (torch.arange(rows, device=device) + 0.5) / rows
     width = (torch.arange(columns, device=device) + 0.5) / columns
     grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)

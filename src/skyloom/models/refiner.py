@@ -38,7 +38,8 @@ class Detail(nn.Module):
         level: Float[Tensor, "b t d"],
     ) -> Float[Tensor, "b c t h w"]:
         """Refine a prediction; tokens: of the last block; level: embedding of the noise level."""
-        (p, q, r), (_, _, frames, height, width) = self.patch, predicted.shape
+        p, q, r = self.patch
+        _, _, frames, height, width = predicted.shape
         features = rearrange(
             self.features(tokens),
             "b (t h w) (p q r k) -> (b t p) k (h q) (w r)",

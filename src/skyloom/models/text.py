@@ -106,11 +106,11 @@ class TextEncoder(nn.Module):
     def encode_together(self, prompts: Sequence[str]) -> TextContext:
         """Encode prompts in one padded batch: faster, equal up to rounding."""
         rows, truncated = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
-        longest = max(map(len, rows))
+        length = max(map(len, rows))
         device = self.segment.device
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        tokens = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(longest, device=device) < lengths[:, None]
+        mask = torch.arange(length, device=device) < lengths[:, None]
         hidden = self(tokens, mask)
         unpadded = [h[: len(row)] for h, row in zip(hidden, rows, strict=True)]
         return self._collect(unpadded, rows, truncated)
@@ -138,11 +138,11 @@ class TextEncoder(nn.Module):
         """Pad to a batch at about unit scale; append word vectors and prompt attributes."""
         width = self.config.width
         lengths = [len(h) for h in hidden]
-        longest = -(-max(lengths) // _PAD_TO) * _PAD_TO
+        length = -(-max(lengths) // _PAD_TO) * _PAD_TO
         context = torch.zeros(
-            len(hidden), longest, self.config.context_width, device=self.segment.device
+            len(hidden), length, self.config.context_width, device=self.segment.device
         )
-        mask = torch.zeros(len(hidden), longest, dtype=torch.bool, device=self.segment.device)
+        mask = torch.zeros(len(hidden), length, dtype=torch.bool, device=self.segment.device)
         for index, h in enumerate(hidden):
             context[index, : len(h), :width] = h * _CONTEXT_SCALE
             mask[index, : len(h)] = True

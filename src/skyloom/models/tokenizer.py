@@ -7,7 +7,9 @@ greedily into the longest known pieces. Pieces inside a word begin with "##".
 import unicodedata
 from collections.abc import Sequence
 
-START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
+START = "[CLS]"
+END = "[SEP]"
+UNKNOWN = "[UNK]"
 _MAX_WORD_LENGTH = 100
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))

@@ -191,7 +191,8 @@ def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
     channels = vae.config.latent_channels
     center = patches.mean(0)
     variances, directions = principal_components(patches - center)
-    kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
+    kept = variances[:channels].clamp(min=1e-8)
+    axes = directions[:, :channels]
     scale = (kept / kept[-1]).pow(0.25).clamp(max=4.0) / kept.sqrt()
     forward = (axes * scale).T
     vae.encoder.linear.weight.copy_(

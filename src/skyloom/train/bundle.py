@@ -112,11 +112,11 @@ def main() -> None:
     earlier = None if arguments.earlier is None else read_manifest(arguments.earlier)
     bundle(
         parts,
-        arguments.data,
-        arguments.ledger,
-        arguments.out,
-        json.loads(arguments.info.read_text()),
-        earlier,
+        data=arguments.data,
+        ledger=arguments.ledger,
+        out=arguments.out,
+        info=json.loads(arguments.info.read_text()),
+        earlier=earlier,
     )
 
 

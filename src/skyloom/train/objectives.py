@@ -130,7 +130,7 @@ def flow_losses(
     """Velocity error of one batch, averaged over noisy latent frames."""
     latent = batch.latent
     device = latent.device
-    count, frames = latent.shape[0], latent.shape[2]
+    count, _, frames, _, _ = latent.shape
     excerpt = batch.frame_indices is not None and not batch.past
     causal = (
         float(torch.rand((), generator=generator)) < config.causal_share and not excerpt
@@ -247,7 +247,7 @@ def distill_losses(
     """
     latent = batch.latent
     device = latent.device
-    count, frames = latent.shape[0], latent.shape[2]
+    count, _, frames, _, _ = latent.shape
     chances = torch.rand(3, generator=generator).tolist()
     excerpt = batch.frame_indices is not None and not batch.past
     causal = (chances[0] < config.causal_share and not excerpt) or batch.past > 0
@@ -274,9 +274,10 @@ def distill_losses(
         if own:
             halfway = make_sigmas(2 * steps, config.shift)[2 * index + 1].to(device)[:, None]
             path = (start, torch.where(start > end, halfway, start), end)
-            target = _own_target(dit, batch, noisy, path, text, mode)
+            target = _own_target(dit, batch, noisy, path, text=text, mode=mode)
         else:
-            target = _teacher_target(teacher, batch, noisy, (start, end), mode, config)
+            edges = (start, end)
+            target = _teacher_target(teacher, batch, noisy, edges, mode=mode, config=config)
         prediction = dit(
             noisy,
             start,

@@ -185,7 +185,8 @@ def augment(frames: Tensor, size: int, random: np.random.Generator) -> Float[Ten
     """Crop, blur, change brightness and contrast, add noise; only the noise differs by frame."""
     height, width = frames.shape[1:3]
     tall, wide = (round(side * random.uniform(0.9, 1)) for side in (height, width))
-    top, left = random.integers(height - tall + 1), random.integers(width - wide + 1)
+    top = random.integers(height - tall + 1)
+    left = random.integers(width - wide + 1)
     video = (
         rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float()
         / 127.5
@@ -211,7 +212,8 @@ def probe_losses(module: nn.Module, batch: object, smoothing: float) -> Losses:
     """Cross-entropy of every category; direction on clips only."""
     assert isinstance(batch, ProbeBatch)
     with torch.autocast("cpu", torch.bfloat16):
-        stills, clips = module(batch.stills), module(batch.clips)
+        stills = module(batch.stills)
+        clips = module(batch.clips)
     parts: dict[str, Tensor] = {}
     for name in CATEGORIES:
         scores = clips.scores[name].float()

@@ -130,12 +130,12 @@ def train_synonyms(
 def _gather(pieces: Sequence[TextContext], picked: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return padded contexts and masks of selected renamed captions."""
     chosen = [(pieces[i // _BATCH], i % _BATCH) for i in picked]
-    longest = max(piece.context.shape[1] for piece, _ in chosen)
+    length = max(piece.context.shape[1] for piece, _ in chosen)
     padded = [
-        F.pad(piece.context[i], (0, 0, 0, longest - piece.context.shape[1])) for piece, i in chosen
+        F.pad(piece.context[i], (0, 0, 0, length - piece.context.shape[1])) for piece, i in chosen
     ]
     masks = [
-        F.pad(piece.context_mask[i], (0, longest - piece.context.shape[1])) for piece, i in chosen
+        F.pad(piece.context_mask[i], (0, length - piece.context.shape[1])) for piece, i in chosen
     ]
     return torch.stack(padded), torch.stack(masks)
 

@@ -171,7 +171,8 @@ def initialise_components(autoencoder: Autoencoder, patches: Float[Tensor, "n d"
     channels = autoencoder.config.channels
     center = patches.mean(0)
     variances, directions = principal_components(patches - center)
-    kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
+    kept = variances[:channels].clamp(min=1e-8)
+    axes = directions[:, :channels]
     amplitude = (kept / kept[-1]).pow(0.25).clamp(max=4.0)
     scale = amplitude / amplitude.square().mean().sqrt() / kept.sqrt()
     forward = (axes * scale).T
@@ -195,7 +196,8 @@ def principal_components(
         variances, directions = _eigh(centred.T @ centred / (count - 1))
         return variances.flip(0), directions.flip(1)
     variances, weights = _eigh(centred @ centred.T / (count - 1))
-    variances, weights = variances.flip(0), weights.flip(1)
+    variances = variances.flip(0)
+    weights = weights.flip(1)
     return variances, centred.T @ (weights / ((count - 1) * variances.clamp(min=1e-8)).sqrt())
 
 

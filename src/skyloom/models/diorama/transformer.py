@@ -166,7 +166,15 @@ class UNet(nn.Module):
         few-step student's mean velocity from `sigma` to `sigma - span`. frame_indices: indices of
         the latent frames in their video; by default they follow the cached ones.
         """
-        return self._run(latent, sigma, text, attention_mode, cache, span, frame_indices)[0]
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode=attention_mode,
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[0]
 
     def extend_cache(
         self,
@@ -178,18 +186,28 @@ class UNet(nn.Module):
         frame_indices: Int[Tensor, " t"] | None = None,
     ) -> UNetCache:
         """Append a finished window to the cache, stored at the noise level `sigma`."""
-        return self._run(latent, sigma, text, "causal", cache, span, frame_indices)[1]
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode="causal",
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[1]
 
     def _run(
         self,
-        latent: Tensor,
-        sigma: Tensor,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
         text: TextCondition,
+        *,
         attention_mode: AttentionMode,
         cache: KvCache | None,
-        span: Tensor | None,
-        frame_indices: Tensor | None,
-    ) -> tuple[Tensor, UNetCache]:
+        span: Float[Tensor, "b t"] | None,
+        frame_indices: Int[Tensor, " t"] | None,
+    ) -> tuple[Float[Tensor, "b c t h w"], UNetCache]:
+        """Forward pass; also return the extended cache (empty without one)."""
         batch, _, frames, height, width = latent.shape
         past = cache or KvCache(sink=0, recent=0)
         if frame_indices is None:
@@ -221,7 +239,8 @@ class UNet(nn.Module):
         self, sigma: Tensor, text: TextCondition, span: Tensor | None, frame_indices: Tensor
     ) -> tuple[Float[Tensor, "bt e"], Float[Tensor, "b t e"]]:
         """Return the modulation vector of each latent frame, and its noise-level part."""
-        width, dtype = self.config.frequencies, self.joint.weight.dtype
+        width = self.config.frequencies
+        dtype = self.joint.weight.dtype
         level = self.noise(sinusoids(sigma, width).to(dtype))
         position = frame_indices.clamp(max=self.config.horizon).float()[None] / 100
         total = level + self.number(sinusoids(position, width).to(dtype))
@@ -276,20 +295,25 @@ class UNet(nn.Module):
             past.frames + frames,
             rows,
             columns,
-            width // config.heads,
-            config.rope_theta,
-            x.device,
-            x.dtype,
+            head_width=width // config.heads,
+            theta=config.rope_theta,
+            device=x.device,
+            dtype=x.dtype,
         )
         bias = _attention_bias(
-            text, batch, (past.frames + frames) * tokens, frames * tokens, config, causal, x
+            text,
+            x,
+            config,
+            keys=(past.frames + frames) * tokens,
+            frames=frames,
+            causal=causal,
         )
         z = rearrange(x, "(b t) d h w -> b (t h w) d", b=batch)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for index, block in enumerate(self.attention_blocks):
             before = (past.keys[index], past.values[index]) if past.frames else None
-            z, key, value = block(z, embedded, text, index, angles, bias, before)
+            z, key, value = block(z, embedded, text, index, angles=angles, bias=bias, before=before)
             keys.append(key)
             values.append(value)
         folded = rearrange(z, "b (t h w) d -> (b t) d h w", t=frames, h=rows)
@@ -430,22 +454,26 @@ def _residuals(blocks: nn.ModuleList, x: Tensor, embedded: Tensor) -> Tensor:
 
 def _attention_bias(
     text: TextCondition,
-    batch: int,
-    keys: int,
-    queries: int,
-    config: UNetConfig,
-    causal: bool,
     like: Tensor,
+    config: UNetConfig,
+    *,
+    keys: int,
+    frames: int,
+    causal: bool,
 ) -> Tensor | None:
-    """Bias of attention scores for frames and prompt tokens; None if nothing is masked."""
+    """Bias of attention scores for frames and prompt tokens; None if nothing is masked.
+
+    like: coarse features `[(b t) d h w]`. keys: number of tokens of all visible latent frames.
+    """
     if text.bias is None and not causal:
         return None
+    batch = like.shape[0] // frames
     words = text.keys[0].shape[2]
     to_words = like.new_zeros(1, 1, 1, words) if text.bias is None else text.bias.to(like.dtype)
     to_frames = like.new_zeros(1, 1, 1, keys)
     if causal:
-        per_frame = queries // (like.shape[0] // batch)
-        mask = block_causal_mask(like.shape[0] // batch, config.window, per_frame, like.device)
+        tokens = like.shape[2] * like.shape[3]
+        mask = block_causal_mask(frames, config.window, tokens, like.device)
         to_frames = mask_bias(mask).to(like.dtype)[None, None]
     rows = to_frames.shape[2]
     return torch.cat(
