@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROMPT ?= a red rocket flying over the ocean at sunset
 BIN := .venv/bin
 STAMP := .venv/.stamp
-# As it was typed: make would take a $ in it for a variable. The shell gets it from the environment.
+# The prompt as typed: make would expand a $ in it. The shell reads it from the environment.
 override PROMPT := $(value PROMPT)
 export PROMPT
 
@@ -26,7 +26,7 @@ video: $(STAMP)  ## make a video: make video PROMPT="a cat on the beach" [ARGS="
 test: $(STAMP)  ## run the tests (CPU, no network)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
-check: $(STAMP)  ## format, lint, floors, types and the law of the house
+check: $(STAMP)  ## format, lint, import contracts, types and conventions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	PYTHONPATH=src $(BIN)/lint-imports
@@ -45,8 +45,9 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/parts.py
 	$(BIN)/python bench/jobs.py --videos 5
 
-docs: $(STAMP)  ## write docs/cli.md from the command line itself
+docs: $(STAMP)  ## write docs/cli.md and the tree of ARCHITECTURE.md from the code
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python docs/write_tree.py
 
 long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on that were rejected
 	$(BIN)/python examples/long.py
