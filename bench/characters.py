@@ -20,8 +20,8 @@ from torch import Tensor
 
 import skyloom
 from skyloom.core.errors import MediaError
-from skyloom.evaluate.probe import Probe, load_probe, read
-from skyloom.evaluate.subject_recognition import read_likeness, recognise
+from skyloom.evaluate.probe import Probe, load_probe, predict
+from skyloom.evaluate.subject_recognition import classify_subject, recognize_subject
 from skyloom.media.frames import cover
 from skyloom.media.read import read_image
 from skyloom.media.write import write_video
@@ -106,7 +106,8 @@ def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
         "photographs": [] if given.photos is None else list(photos(given.photos)),
     }
     found = {
-        kind: [read_likeness(probe, frames) for frames in videos] for kind, videos in kinds.items()
+        kind: [classify_subject(probe, frames) for frames in videos]
+        for kind, videos in kinds.items()
     }
     told: dict[str, object] = {kind: len(videos) for kind, videos in kinds.items()}
     for bound in BOUNDS:
@@ -157,7 +158,7 @@ def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         for number, clip in enumerate(cast):
             path = write_video(clip.frames, FPS, Path(folder) / f"{number}.mp4")
-            found, facts = recognise(path), clip.facts
+            found, facts = recognize_subject(path), clip.facts
             read_well += found.noun == facts.noun
             unsure += found.noun is None
             coloured += facts.colour is not None
@@ -170,7 +171,7 @@ def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
                 prompt = substitute_characters(asked, {NAME: known.get(way, CharacterLikeness())})[
                     0
                 ]
-                seen = read(probe, pipeline.generate(prompt, seed=number).frames)
+                seen = predict(probe, pipeline.generate(prompt, seed=number).frames)
                 nouns[way] += seen.noun == facts.noun
                 colours[way] += facts.colour is not None and seen.colour == facts.colour
     told = {

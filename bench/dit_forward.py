@@ -1,10 +1,11 @@
-"""The transformer's forward pass against diffusers' WanTransformer3DModel: the same weights, CPU bf16, one run.
+"""Forward pass of the transformer against diffusers' WanTransformer3DModel on a CPU in bf16.
 
 python bench/dit_forward.py [--repeats 9]
 
-Prints one JSON line per shape. Parity is asserted first (fp32, 1e-4). The two sides take turns, so whatever else the
-machine does hits both alike; a ratio above 1 means that we are faster. Text keys and values are prepared once on our
-side and in every forward on theirs, as both pipelines do.
+Prints one JSON line per shape. Parity is asserted first (fp32, 1e-4). The two sides take turns, so
+that other load on the machine affects both alike; a ratio above 1 means that skyloom is faster.
+Text keys and values are prepared once in skyloom and in every forward pass of diffusers, as in both
+pipelines.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CHANNELS, TEXT_WIDTH, TEXT_TOKENS = 16, 384, 32
 
 
 def build(width: int, heads: int, layers: int, ffn: int) -> tuple[WanTransformer3DModel, Dit]:
-    """Both transformers with the same random weights."""
+    """Build both transformers with the same random weights."""
     torch.manual_seed(0)
     theirs = WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -49,7 +50,7 @@ def build(width: int, heads: int, layers: int, ffn: int) -> tuple[WanTransformer
 
 @torch.no_grad()
 def compare(name: str, repeats: int) -> dict[str, object]:
-    """Parity, then times of both sides in turns."""
+    """Check parity, then time both sides in turns."""
     width, heads, layers, ffn, size = SHAPES[name]
     theirs, ours = build(width, heads, layers, ffn)
     latent, context = torch.randn(1, CHANNELS, *size), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
@@ -88,14 +89,14 @@ def compare(name: str, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     for name in SHAPES:
-        print(json.dumps(compare(name, given.repeats)))
+        print(json.dumps(compare(name, arguments.repeats)))
 
 
 if __name__ == "__main__":

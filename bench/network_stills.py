@@ -1,8 +1,10 @@
-"""Stills by trained networks, judged: the probe's nouns and places, tile borders, gradients, and a sheet to look at.
+"""Evaluate stills of trained networks: probe accuracies, tile borders, gradients, contact sheet.
 
 python bench/network_stills.py .runs/arms/s32 --decoder .runs/decoder32 --sheet s32.png
-`--renders` in the place of a run judges the prompts' own renders; `--decoded` those through the autoencoder alone.
-One prompt per held-out still with a single thing; prints one JSON line. Pictures are averaged to 128x128 first.
+
+`--renders` instead of a run evaluates the prompts' own renders; `--decoded` evaluates those after
+the autoencoder. One prompt per held-out still with a single subject; prints one JSON line. Pictures
+are averaged to 128x128 first.
 """
 
 import argparse
@@ -61,7 +63,7 @@ def sample(
 def decode(
     autoencoder: Autoencoder, latent: Float[Tensor, "n c 1 h w"], *, linear: bool = False
 ) -> UInt8[Tensor, "n h w c"]:
-    """Latents to frames at the decoder's resolution, or by the components alone at the encoder's."""
+    """Decode, by default at the decoder's resolution, else by the components alone."""
     parts = []
     for piece in latent.split(BATCH):
         if linear:
@@ -78,7 +80,7 @@ def to_bytes(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"]:
 
 
 def picture_statistics(frames: UInt8[Tensor, "n h w c"]) -> dict[str, float]:
-    """Horizontal gradient of luminance at tile borders over elsewhere, and the 99th percentile of its magnitude."""
+    """Return the gradient at tile borders relative to elsewhere, and its 99th percentile."""
     luminance = (frames.float() / 255) @ torch.tensor([0.299, 0.587, 0.114])
     across = (luminance[:, :, 1:] - luminance[:, :, :-1]).abs()
     down = (luminance[:, 1:] - luminance[:, :-1]).abs()
@@ -93,7 +95,7 @@ def picture_statistics(frames: UInt8[Tensor, "n h w c"]) -> dict[str, float]:
 
 @torch.no_grad()
 def read_by_probe(frames: UInt8[Tensor, "n h w c"], facts: list[dict]) -> dict[str, float]:
-    """Shares of nouns (first and among five), places and times of day that the bundled probe reads right."""
+    """Return the probe's accuracies of nouns (top 1 and top 5), places and times of day."""
     probe, scores = load_probe(), {}
     for frame in frames:
         for name, values in probe(prepare(frame[None], probe.config)).scores.items():
@@ -113,7 +115,7 @@ def read_by_probe(frames: UInt8[Tensor, "n h w c"], facts: list[dict]) -> dict[s
 
 
 def held_out(folder: Path, count: int) -> tuple[list[str], list[dict], UInt8[Tensor, "n h w c"]]:
-    """Captions, facts and renders of stills with one thing; the first 33 show different nouns where possible."""
+    """Return captions, facts and renders of stills with one subject; different nouns first."""
     captions, facts, frames = [], [], []
     for shard, rows in read_shards(folder):
         for frame, row in zip(shard, rows, strict=True):
@@ -137,7 +139,7 @@ def held_out(folder: Path, count: int) -> tuple[list[str], list[dict], UInt8[Ten
 def write_sheet(
     frames: UInt8[Tensor, "n h w c"], captions: list[str], path: Path, columns: int = 7
 ) -> None:
-    """A picture of pictures with their captions."""
+    """Write a contact sheet with captions."""
     width, line = 200, 14
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * (width + 4), rows * (width + line + 2)), (20, 20, 24))
@@ -153,7 +155,7 @@ def write_sheet(
 
 
 def main() -> None:
-    """Judge one run, or the renders."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--renders", action="store_true")

@@ -1,10 +1,10 @@
-"""Where the time of a video goes: each part alone, on one thread as the pipeline runs it.
+"""Time of each part of video generation, on one thread as in the pipeline.
 
 python bench/parts.py [--repeats 9] [--model FOLDER] [--operations]
 
-Prints one JSON line of least and middle milliseconds: reading the prompt, the first window (9 latent frames), a later
-window (3, with 6 remembered), remembering a window, decoding 3 latent frames. With --operations, also the operations
-of a later window by their own time.
+Prints one JSON line of minimum and median milliseconds: encoding the prompt, the first window (9
+latent frames), a later window (3, with 6 cached), extending the cache, decoding 3 latent frames.
+With --operations, also the operations of a later window by their own time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PROMPT = "a dog running to the right on the beach"
 
 @torch.no_grad()
 def parts_of(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
-    """One call for every part."""
+    """Return one call for every part."""
     dit, vae, rollout = pipeline.dit, pipeline.vae, pipeline.info.rollout
     assert rollout is not None
     dtype, channels = pipeline.dtype, dit.config.in_channels
@@ -54,7 +54,7 @@ def parts_of(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
 
 @torch.no_grad()
 def measure(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Least and middle milliseconds; the parts take turns."""
+    """Return minimum and median milliseconds; the parts take turns."""
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(repeats + 2):
         for name, call in parts.items():
@@ -69,24 +69,28 @@ def measure(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, d
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--model", default="diorama")
     parser.add_argument("--operations", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
-    pipeline = skyloom.load(given.model)
+    pipeline = skyloom.load(arguments.model)
     loading = time.perf_counter() - started
     parts = parts_of(pipeline)
-    told = measure(parts, given.repeats)
+    milliseconds = measure(parts, arguments.repeats)
     print(
         json.dumps(
-            {"torch": torch.__version__, "load_seconds": round(loading, 2), "milliseconds": told}
+            {
+                "torch": torch.__version__,
+                "load_seconds": round(loading, 2),
+                "milliseconds": milliseconds,
+            }
         )
     )
-    if given.operations:
+    if arguments.operations:
         with torch.profiler.profile() as profile, torch.no_grad():
             for _ in range(5):
                 parts["later window, one step"]()

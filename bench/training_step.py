@@ -1,8 +1,9 @@
-"""One training step of the former transformer and of the U-Net, side by side: rate and what the time goes to.
+"""Training step of the former transformer and of the U-Net: rate, and time by kind of operation.
 
 python bench/training_step.py [--threads 2] [--repeats 6]
-Forward and backward of the flow loss on random latents, without the optimizer, then with it. Prints one JSON line.
-FLOPs are counted by torch (a multiply-add is two).
+
+Forward and backward of the flow loss on random latents, without and with the optimizer. Prints one
+JSON line. FLOPs are counted by torch (a multiply-add is two).
 """
 
 import argparse
@@ -50,7 +51,7 @@ FORMER = DitConfig(
 def step_of(
     name: str, batch: int, frames: int
 ) -> tuple[nn.Module, Callable[[], None], Callable[[], None]]:
-    """A network, its forward and backward on one batch, and the same with optimizer and moving average."""
+    """Return a network, its forward and backward pass, and a whole training step."""
     torch.manual_seed(0)
     if name == "former":
         network, side, dtype = Dit(FORMER), 8, torch.float32
@@ -123,7 +124,9 @@ def processor() -> str:
         (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line),
         platform.machine(),
     )
-    return f"{model} ({'AMX' if 'amx_bf16' in text else 'AVX512-BF16' if 'avx512_bf16' in text else 'no bf16'})"
+    kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    bf16 = next((name for flag, name in kinds.items() if flag in text), "no bf16")
+    return f"{model} ({bf16})"
 
 
 def main() -> None:

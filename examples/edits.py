@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import skyloom
-from skyloom.evaluate.probe import Probe, Reading, load_probe, read
+from skyloom.evaluate.probe import Probe, ProbePrediction, load_probe, predict
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.pipeline import Pipeline
 from skyloom.generate.request import Request
@@ -247,7 +247,7 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
         kept.append(torch.equal(video.frames[~mask], before[0][~mask]))
         changed, under = [boxed(video.frames, mask)], [boxed(before[0], mask)]
     part = torch.cat(changed) if changed else video.frames
-    reading = read(probe, part)
+    reading = predict(probe, part)
     notes = video.receipt.get("notes")
     assert isinstance(notes, dict)
     joins = [*notes.get("seams", {}).values(), *([notes["closure"]] if "closure" in notes else [])]
@@ -273,7 +273,7 @@ def boxed(frames: UInt8[Tensor, "t h w c"], mask: Tensor) -> UInt8[Tensor, "t h 
     return torch.stack([part[:height, :width] for part in parts])
 
 
-def words(case: Case, reading: Reading) -> str:
+def words(case: Case, reading: ProbePrediction) -> str:
     """What the probe reads where something is wanted, wrong words in bold."""
     found = [(getattr(reading, name), wanted) for name, wanted in case.wanted.items()]
     return ", ".join(word if word == wanted else f"**{word}**" for word, wanted in found)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import skyloom
-from skyloom.evaluate.probe import Reading, load_probe, read
+from skyloom.evaluate.probe import ProbePrediction, load_probe, predict
 from skyloom.media.sheet import write_sheet
 from skyloom.media.video import Video
 from skyloom.media.write import write_video
@@ -63,7 +63,7 @@ ENTRIES = (
 )  # fmt: skip
 
 
-def judged(entry: Entry, said: Reading) -> str:
+def judged(entry: Entry, said: ProbePrediction) -> str:
     """What the probe reads beside what was asked, in words."""
     found = said.things[: len(entry.nouns)] if len(entry.nouns) > 1 else (said.noun,)
     parts = [(" and ".join(found), set(found) == set(entry.nouns))]
@@ -73,7 +73,7 @@ def judged(entry: Entry, said: Reading) -> str:
     return ", ".join(word if right else f"**{word}** (wrong)" for word, right in parts)
 
 
-def write_pages(videos: list[Video], readings: list[Reading], digests: list[str]) -> None:
+def write_pages(videos: list[Video], readings: list[ProbePrediction], digests: list[str]) -> None:
     """The page, its pictures and the digests."""
     images = DOCS / "images" / "gallery"
     images.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def main() -> None:
     videos, readings, digests, same = [], [], [], 0
     for entry in ENTRIES[: given.only]:
         videos.append(pipeline.generate(entry.prompt, seed=entry.seed))
-        readings.append(read(probe, videos[-1].frames))
+        readings.append(predict(probe, videos[-1].frames))
         digests.append(hashlib.sha256(videos[-1].frames.numpy().tobytes()).hexdigest())
         same += before.get(f"{entry.seed}  {entry.prompt}") == digests[-1]
         print(f"{entry.prompt}: {judged(entry, readings[-1])}")

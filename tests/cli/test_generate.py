@@ -153,7 +153,7 @@ def test_what_cannot_be_made_is_refused_in_a_sentence(make, tmp_path, words, cod
 def test_unknown_models_are_refused(skyloom):
     ran = skyloom("generate", "a cat", "--model", "no-such-model")
     assert ran.code == 2
-    assert "There is no model 'no-such-model'." in ran.err
+    assert "Model 'no-such-model' is not installed." in ran.err
 
 
 def test_damaged_weights_are_named(skyloom, tiny_model, tmp_path):

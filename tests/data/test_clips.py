@@ -1,4 +1,4 @@
-"""Rendered shards: the same plan gives the same bytes, rendering goes on where it stopped, captions are coded once."""
+"""Rendered shards: reproducible bytes, resumed rendering, captions encoded once."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_shards_hold_every_clip_with_its_row(folder):
     assert read_plan(folder) == PLAN
 
 
-def test_rendering_goes_on_where_it_stopped(folder, tmp_path):
+def test_rendering_resumes(folder, tmp_path):
     before = digest(folder)
     path = folder / "clips-00001.npy"
     frames = np.load(path)
@@ -101,8 +101,8 @@ def test_encoded_clips_become_batches(folder, tiny_model, tmp_path):
     torch.testing.assert_close(pooled[:1], alone.pooled, atol=0.05, rtol=0.02)
 
 
-def test_files_hold_what_the_autoencoder_says(folder):
-    """At its real width: in bf16 this convolution has been seen to give other numbers."""
+def test_files_hold_the_encoded_latents(folder):
+    """At its real width: in bf16 this convolution is wrong on some processors."""
     torch.manual_seed(0)
     vae = Vae(VaeConfig()).eval()
     encode_clips(folder, vae.encode)

@@ -16,8 +16,8 @@ from skyloom.data.loader import (
     LatentLoader,
     LatentSource,
     PixelLoader,
-    excerpt_numbers,
-    rollout_numbers,
+    excerpt_frame_indices,
+    rollout_frame_indices,
 )
 
 CAPTIONS = ["", "a cat", "a dog on the beach"]
@@ -78,7 +78,7 @@ def test_dropped_captions_become_the_empty_one(table, folder):
     assert context[1].any()
 
 
-def test_hidden_words_leave_their_own_vectors_out(table, folder):
+def test_hidden_words_lose_their_own_vectors(table, folder):
     batch = LatentLoader([LatentSource(str(folder), batch=2)], table, seed=0)(0)
     keep = torch.tensor([False, False])
     context, _, pooled = batch.captions(keep)
@@ -141,7 +141,9 @@ def test_a_window_of_a_rollout_sees_the_first_frames_and_those_before_it(
     sink, recent, window, more, seed
 ):
     frames = sink + recent + window + more
-    numbers = rollout_numbers(frames, (sink, recent, window), np.random.default_rng(seed)).tolist()
+    numbers = rollout_frame_indices(
+        frames, (sink, recent, window), np.random.default_rng(seed)
+    ).tolist()
     assert numbers[:sink] == list(range(sink))
     assert numbers[sink:] == list(range(numbers[sink], numbers[sink] + recent + window))
     assert sink <= numbers[sink]
@@ -149,11 +151,11 @@ def test_a_window_of_a_rollout_sees_the_first_frames_and_those_before_it(
     assert (numbers[-1] + 1 - sink - recent) % window == 0
 
 
-def test_a_rollout_source_gives_windows_and_says_which(table, folder):
+def test_a_rollout_needs_videos_long_enough(table, folder):
     batch = LatentLoader((LatentSource(str(folder), batch=4, rollout=(1, 1, 1)),), table, seed=0)
-    with pytest.raises(ConfigError, match="has no window after 2"):
+    with pytest.raises(ConfigError, match="must have >= 3 latent frames"):
         batch(0)
-    with pytest.raises(ConfigError, match="Name sink, recent and window"):
+    with pytest.raises(ConfigError, match="must be sink, recent and window"):
         LatentSource(str(folder), rollout=(1, 2))
 
 
@@ -165,14 +167,14 @@ def test_a_rollout_batch_is_cut_from_its_videos(table, folder):
     for step in range(8):
         batch = loader(step)
         assert batch.past == 5
-        assert torch.equal(batch.latent[0, 0, :, 0, 0].long(), batch.numbers)
-        starts.add(int(batch.numbers[-3]))
+        assert torch.equal(batch.latent[0, 0, :, 0, 0].long(), batch.frame_indices)
+        starts.add(int(batch.frame_indices[-3]))
     assert starts == {5, 8}
 
 
 @given(st.integers(0, 10**6))
-def test_an_excerpt_is_a_run_from_behind_the_first_window(seed: int):
-    numbers = excerpt_numbers(29, 9, np.random.default_rng(seed)).tolist()
+def test_an_excerpt_is_a_run_after_the_first_window(seed: int):
+    numbers = excerpt_frame_indices(29, 9, np.random.default_rng(seed)).tolist()
     assert 5 <= len(numbers) <= 9
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert numbers[0] >= 9
@@ -180,10 +182,12 @@ def test_an_excerpt_is_a_run_from_behind_the_first_window(seed: int):
 
 
 def test_excerpts_reach_both_edges_and_need_room():
-    runs = [excerpt_numbers(18, 9, np.random.default_rng(seed)).tolist() for seed in range(200)]
+    runs = [
+        excerpt_frame_indices(18, 9, np.random.default_rng(seed)).tolist() for seed in range(200)
+    ]
     assert {run[0] for run in runs} >= {9, 13}
     assert {run[-1] for run in runs} >= {13, 17}
-    with pytest.raises(ConfigError, match="no 9 after"):
-        excerpt_numbers(17, 9, np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="not both"):
+    with pytest.raises(ConfigError, match="must have >= 18"):
+        excerpt_frame_indices(17, 9, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="only one of rollout and excerpt"):
         LatentSource("x", rollout=(3, 3, 3), excerpt=9)

@@ -1,4 +1,4 @@
-"""Hypothesis without clocks: a busy machine is no failure, and every run tries the same examples."""
+"""Hypothesis settings: no deadline, and the same examples in every run."""
 
 from hypothesis import settings
 

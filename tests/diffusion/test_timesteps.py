@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import generator
 from skyloom.diffusion.timesteps import (
+    CLEAN_SIGMA,
     LAYOUT_SIGMA,
     PATTERNS,
-    SILENT_SIGMA,
     ContextConfig,
     NoiseConfig,
     loss_weight,
@@ -99,8 +99,8 @@ def test_a_share_of_uniform_levels_reaches_the_ends():
     assert abs(((level < 0.4) | (level > 0.6)).double().mean() - 0.25 * 0.8) < 0.02
 
 
-def test_practically_clean_frames_weigh_nothing():
-    assert loss_weight(torch.tensor([[0.0, SILENT_SIGMA, 0.021, 1.0]])).tolist() == [[0, 0, 1, 1]]
+def test_clean_frames_have_no_weight():
+    assert loss_weight(torch.tensor([[0.0, CLEAN_SIGMA, 0.021, 1.0]])).tolist() == [[0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_impossible_mixes_are_refused(wrong: dict[str, float]):
         NoiseConfig(**wrong)
 
 
-def test_a_share_of_the_levels_is_where_only_the_text_speaks():
+def test_layout_levels_are_uniform_above_their_bound():
     levels = sample_levels((4000,), generator(0), NoiseConfig(layout_share=1.0))
     assert levels.min() >= LAYOUT_SIGMA
     assert levels.mean() == pytest.approx((1 + LAYOUT_SIGMA) / 2, abs=0.003)
@@ -128,7 +128,7 @@ def test_contexts_end_where_windows_do(frames: int, window: int, seed: int, shar
         assert past == 0 or (row[0] <= 0.2 and (row[:past] == row[0]).all())
 
 
-def test_a_rollout_always_remembers_the_same_frames():
+def test_cached_frames_of_a_rollout_are_known():
     context = sample_contexts(20, 9, generator(0), ContextConfig(0.0, 0.2, 3, past=6))
     assert torch.isfinite(context).sum(1).tolist() == [6] * 20
     sigma = sample_sigmas(400, 9, generator(1), NoiseConfig(context_noise=0.1), past=6)
@@ -137,7 +137,7 @@ def test_a_rollout_always_remembers_the_same_frames():
     assert (sigma[:, 6:] == sigma[:, 6:7]).all()
 
 
-def test_a_clean_future_is_all_that_is_known():
+def test_suffix_knows_the_last_frames_alone():
     config = only("suffix", context_noise=0.0)
     sigma = sample_sigmas(64, 9, generator(4), config)
     before, after = zip(*(runs_known(row, config) for row in sigma), strict=True)
@@ -145,7 +145,7 @@ def test_a_clean_future_is_all_that_is_known():
     assert set(after) == set(range(1, 9))
 
 
-def test_in_the_middle_of_a_video_something_is_known_nearly_always():
+def test_edits_within_a_video_nearly_always_have_known_frames():
     config = only("same", context_noise=0.0)
     sigma = sample_sigmas(400, 9, generator(5), config, middle=True)
     ends = [runs_known(row, config) for row in sigma]

@@ -1,4 +1,4 @@
-"""Motion: known shifts give known speeds, flashes flicker, and what drifts is seen to drift."""
+"""Motion metrics: known speeds, flicker and drift."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skyloom.core.types import VideoShape
-from skyloom.evaluate.motion import NAMES, compare_motion, movement
+from skyloom.evaluate.motion import MOTION_METRICS, compare_motion, motion_statistics
 from skyloom.evaluate.prompts import prompts_for
 from skyloom.world.assets import builtin_atlas
 from skyloom.world.render import render
@@ -22,26 +22,28 @@ def waves(shift: float, frames: int = 9) -> torch.Tensor:
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 1.5])
 def test_the_speed_is_the_shift(shift):
-    assert movement(waves(shift)).speed == pytest.approx(shift, rel=0.1, abs=0.02)
+    assert motion_statistics(waves(shift)).speed == pytest.approx(shift, rel=0.1, abs=0.02)
 
 
 def test_flashes_flicker_and_even_light_does_not():
     still = torch.full((12, 48, 64, 3), 100, dtype=torch.uint8)
     flashing = still.clone()
     flashing[::2] += 20
-    assert movement(still).flicker == 0
-    assert movement(flashing).flicker == pytest.approx(2 * 20 / 255, rel=1e-4)
+    assert motion_statistics(still).flicker == 0
+    assert motion_statistics(flashing).flicker == pytest.approx(2 * 20 / 255, rel=1e-4)
     brighter = still + torch.arange(12, dtype=torch.uint8)[:, None, None, None]
-    assert movement(brighter).flicker < 1e-6  # a steady change is no flicker
-    assert movement(brighter).colour_drift == pytest.approx(9 / 255, rel=1e-4)
+    assert motion_statistics(brighter).flicker < 1e-6  # a steady change is no flicker
+    assert motion_statistics(brighter).colour_drift == pytest.approx(9 / 255, rel=1e-4)
 
 
 def test_contrast_and_sharpness_drift_when_a_picture_fades():
     video = waves(0.0, 8).float()
     fading = ((video - 128) * torch.linspace(1, 0.5, 8)[:, None, None, None] + 128).to(torch.uint8)
-    assert movement(fading).contrast_drift == pytest.approx(1 - (0.5357 / 0.9643), abs=0.02)
-    assert movement(fading).sharpness_drift > 0.3
-    assert movement(waves(0.0, 8)).contrast_drift == 0
+    assert motion_statistics(fading).contrast_drift == pytest.approx(
+        1 - (0.5357 / 0.9643), abs=0.02
+    )
+    assert motion_statistics(fading).sharpness_drift > 0.3
+    assert motion_statistics(waves(0.0, 8)).contrast_drift == 0
 
 
 def test_a_perfect_generator_moves_like_the_world():
@@ -59,6 +61,6 @@ def test_a_perfect_generator_moves_like_the_world():
             )
 
     report = compare_motion(Painter(), prompts, atlas, 9)
-    for name in NAMES:
+    for name in MOTION_METRICS:
         assert report.numbers[f"{name}, ratio"] == pytest.approx(1)
     assert len(report.strips) == 6

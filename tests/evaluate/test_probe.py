@@ -1,4 +1,4 @@
-"""The probe reads any length and size, each video by itself, and comes back from disk as it was."""
+"""The probe: any length and size, independent videos, saving and loading."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from skyloom.evaluate.probe import (
     ProbeConfig,
     choose_frames,
     load_probe,
+    predict,
     prepare,
-    read,
 )
 from skyloom.models.checkpoint import save_part
 from skyloom.world.vocabulary import SMALL
@@ -38,15 +38,15 @@ def video(frames: int, height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (4, 48, 32), (5, 70, 90), (97, 32, 64)])
 def test_reads_videos_of_any_length_and_size(probe: Probe, shape: tuple[int, int, int]):
-    reading = read(probe, video(*shape))
-    assert sorted(reading.nouns) == ["ball", "cube"]
-    assert reading.noun == reading.nouns[0]
-    assert reading.colour in ("none", "red")
-    assert reading.direction in ("none", "left", "right")
-    assert reading.features.shape == (min(5, shape[0]), CONFIG.features)
+    prediction = predict(probe, video(*shape))
+    assert sorted(prediction.nouns) == ["ball", "cube"]
+    assert prediction.noun == prediction.nouns[0]
+    assert prediction.colour in ("none", "red")
+    assert prediction.direction in ("none", "left", "right")
+    assert prediction.features.shape == (min(5, shape[0]), CONFIG.features)
 
 
-def test_a_reading_does_not_depend_on_its_batch(probe: Probe):
+def test_a_prediction_does_not_depend_on_its_batch(probe: Probe):
     one, other = prepare(video(9, 32, 32), CONFIG), prepare(video(12, 32, 32), CONFIG)
     with torch.no_grad():
         together, alone = probe(torch.cat([one, other])), probe(one)
@@ -64,12 +64,12 @@ def test_the_size_for_the_small_vocabulary_is_within_its_budget():
     assert sum(parameter.numel() for parameter in Probe(config).parameters()) <= 1_500_000
 
 
-def test_comes_back_from_disk(probe: Probe, tmp_path: Path):
+def test_saving_and_loading_is_exact(probe: Probe, tmp_path: Path):
     save_part(tmp_path, "probe", CONFIG, probe.state_dict())
     loaded = load_probe(tmp_path)
     assert loaded.config == CONFIG
     assert torch.equal(
-        read(loaded, video(9, 32, 32)).features, read(probe, video(9, 32, 32)).features
+        predict(loaded, video(9, 32, 32)).features, predict(probe, video(9, 32, 32)).features
     )
 
 

@@ -1,4 +1,4 @@
-"""Prompts are balanced, held out where they say so, and synonyms are words that no caption knows."""
+"""Prompts: balanced, of the right split, with synonyms that no caption uses."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ def held(noun: str, place: str, motion: str) -> bool:
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_the_pairs_are_of_the_split_that_was_asked_for(held_out: bool):
+def test_pairs_are_of_the_requested_split(held_out: bool):
     prompts = prompts_for(SMALL, 20, held_out=held_out)
     assert len({prompt.text for prompt in prompts}) == 20
     for prompt in prompts:
@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_others():
 
 
 def test_no_prompts_is_an_error():
-    with pytest.raises(RequestError, match="none"):
+    with pytest.raises(RequestError, match="count must be >= 1, got 0"):
         prompts_for(SMALL, 0)
 
 
@@ -63,7 +63,7 @@ def test_synonyms_are_in_no_caption():
     assert known
 
 
-def test_a_synonym_stands_where_the_seen_word_stood():
+def test_a_synonym_replaces_the_seen_word():
     prompts = synonym_prompts(SMALL, 6)
     for seen, renamed in zip(prompts[::2], prompts[1::2], strict=True):
         assert (seen.group, renamed.group) == ("seen words", "synonyms")

@@ -1,10 +1,15 @@
-"""Who a clip shows: what its receipt says first, then what the probe is sure of, else nobody."""
+"""The subject of a clip: from its receipt, else from a confident probe."""
 
 import pytest
 import torch
 
-from skyloom.evaluate.probe import NONE, Impression, load_probe
-from skyloom.evaluate.subject_recognition import first_thing, read_likeness, recognise, said_in
+from skyloom.evaluate.probe import NONE, Probe, ProbeOutput, load_probe
+from skyloom.evaluate.subject_recognition import (
+    classify_subject,
+    first_subject,
+    recognize_subject,
+    subject_in_receipt,
+)
 from skyloom.media.video import Video
 
 
@@ -22,27 +27,30 @@ from skyloom.media.video import Video
         ("", None),
     ],
 )
-def test_the_first_thing_that_a_text_names(text, thing):
-    assert first_thing(text) == thing
+def test_the_first_subject_of_a_text(text, thing):
+    assert first_subject(text) == thing
 
 
-def test_receipts_of_any_kind_are_read_and_none_is_trusted_to_be_whole():
+def test_receipts_of_any_shape_are_read():
     cards = [{"prompt": "nothing"}, {"prompt": "a white owl"}]
-    assert said_in({"request": {"prompt": "", "cards": cards}}) == ("owl", "white")
-    assert said_in({"request": {"prompt": "a red bus", "cards": cards}}) == ("bus", "red")
+    assert subject_in_receipt({"request": {"prompt": "", "cards": cards}}) == ("owl", "white")
+    assert subject_in_receipt({"request": {"prompt": "a red bus", "cards": cards}}) == (
+        "bus",
+        "red",
+    )
     for broken in (
         {},
         {"request": 7},
         {"request": {"prompt": 7, "cards": "x"}},
         {"request": {"cards": [7, {}]}},
     ):
-        assert said_in(broken) is None
+        assert subject_in_receipt(broken) is None
 
 
-def test_a_clip_of_our_own_is_what_it_was_asked_for(tmp_path):
+def test_the_receipt_is_believed(tmp_path):
     frames = torch.zeros(8, 64, 64, 3, dtype=torch.uint8)
     receipt = {"skyloom": "0.1.0", "request": {"prompt": "a purple octopus swims"}}
-    found = recognise(Video(frames, 16, receipt).save(tmp_path / "own.mp4"))
+    found = recognize_subject(Video(frames, 16, receipt).save(tmp_path / "own.mp4"))
     assert (found.noun, found.colour, found.source, found.scores) == (
         "octopus",
         "purple",
@@ -51,36 +59,39 @@ def test_a_clip_of_our_own_is_what_it_was_asked_for(tmp_path):
     )
 
 
-def test_the_probe_is_sure_of_nobody_in_noise_and_nothing(tmp_path):
+def test_noise_and_black_frames_have_no_subject(tmp_path):
     noise = torch.randint(
         0, 256, (8, 96, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     for name, frames in (("noise", noise), ("nothing", torch.zeros_like(noise))):
-        found = recognise(Video(frames, 16).save(tmp_path / f"{name}.mp4"))
+        found = recognize_subject(Video(frames, 16).save(tmp_path / f"{name}.mp4"))
         assert (found.noun, found.colour, found.source) == (None, None, None)
         assert all(0 <= score <= 1 for score in found.scores.values())
         assert len(found.scores) == 3
 
 
-class Saying:
-    """A probe that says what it is told."""
+class FixedProbe(Probe):
+    """A probe with given scores."""
 
     def __init__(self, noun: float, thing: float, other: float, colour: float) -> None:
-        self.config = load_probe().config
-        self._said = noun, thing, other, colour
+        super().__init__(load_probe().config)
+        self._scores = (noun, thing, other, colour)
 
-    def __call__(self, video):
+    def forward(self, video):
         config = self.config
-        noun, thing, other, colour = self._said
-        nouns, things = torch.zeros(1, len(config.nouns)), torch.full((1, len(config.nouns)), -9.0)
-        nouns[0, 0], things[0, 0], things[0, 1] = noun, thing, other
+        noun, thing, other, colour = self._scores
+        nouns = torch.zeros(1, len(config.nouns))
+        things = torch.full((1, len(config.nouns)), -9.0)
+        nouns[0, 0] = noun
+        things[0, 0] = thing
+        things[0, 1] = other
         colours = torch.zeros(1, len(config.labels("colour")))
         colours[0, 1 if colour else 0] = colour or 20
-        return Impression({"noun": nouns, "colour": colours}, torch.zeros(1, 1, 1), things)
+        return ProbeOutput({"noun": nouns, "colour": colours}, torch.zeros(1, 1, 1), things)
 
 
 @pytest.mark.parametrize(
-    ("said", "noun", "coloured"),
+    ("scores", "noun", "coloured"),
     [
         ((20, 3, -3, 20), True, True),
         ((20, 3, -3, 1), True, False),  # a colour, but not for sure
@@ -90,9 +101,9 @@ class Saying:
         ((20, 1, 3, 20), False, False),  # something else is, more so
     ],
 )
-def test_both_ways_of_looking_must_be_sure_of_the_same_thing(said, noun, coloured):
-    probe = Saying(*said)
-    found = read_likeness(probe, torch.zeros(5, 64, 64, 3, dtype=torch.uint8))
+def test_both_heads_must_agree(scores, noun, coloured):
+    probe = FixedProbe(*scores)
+    found = classify_subject(probe, torch.zeros(5, 64, 64, 3, dtype=torch.uint8))
     assert found.noun == (probe.config.nouns[0] if noun else None)
     assert found.colour == (probe.config.labels("colour")[1] if coloured else None)
     assert found.colour != NONE

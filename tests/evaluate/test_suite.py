@@ -1,4 +1,4 @@
-"""The suite on the built-in shapes: a perfect generator scores exactly its ceiling, and reports are complete."""
+"""Evaluations on built-in shapes: a perfect generator reaches its ceiling exactly."""
 
 import json
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from skyloom.evaluate.suite import (
     GENERATED,
     REAL,
     RECONSTRUCTED,
-    adherence,
-    autoencoder,
-    ceiling,
+    evaluate_adherence,
+    evaluate_autoencoder,
+    evaluate_ceiling,
     reconstruct,
 )
 from skyloom.models.vae import Vae, VaeConfig
@@ -36,7 +36,7 @@ class Video:
 
 
 class Painter:
-    """Paints the very scene that a prompt was taken from."""
+    """Renders the scene of a prompt."""
 
     def __init__(self, prompts: list[Prompt]) -> None:
         self.scenes = {prompt.text: prompt.scene for prompt in prompts}
@@ -68,9 +68,9 @@ def vae() -> Vae:
 def test_a_perfect_generator_reaches_its_ceiling_exactly(
     prompts: list[Prompt], probe: Probe, vae: Vae, tmp_path: Path
 ):
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     commonest = commonest_nouns(TINY, 300, ATLAS.nouns)
-    report = adherence(
+    report = evaluate_adherence(
         Painter(prompts),
         prompts,
         (1, 2),
@@ -78,9 +78,9 @@ def test_a_perfect_generator_reaches_its_ceiling_exactly(
         atlas=ATLAS,
         vae=vae,
         commonest=commonest,
-        on_video=lambda done, total: told.append((done, total)),
+        on_video=lambda done, total: progress.append((done, total)),
     )
-    assert told == [(done, 12) for done in range(1, 13)]
+    assert progress == [(done, 12) for done in range(1, 13)]
     group = prompts[0].group
     for category in ("noun", "place", "direction", "no direction"):
         made, real = (report.share(group, category, source) for source in (GENERATED, REAL))
@@ -105,7 +105,7 @@ def check_files(paths: list[Path]) -> None:
 
 
 def test_without_an_atlas_there_are_no_ceilings(prompts: list[Prompt], probe: Probe):
-    report = adherence(Painter(prompts), prompts[:2], (1,), probe)
+    report = evaluate_adherence(Painter(prompts), prompts[:2], (1,), probe)
     assert {row.source for row in report.rows} >= {GENERATED, SHUFFLED}
     assert REAL not in {row.source for row in report.rows}
     assert report.numbers == {}
@@ -114,7 +114,7 @@ def test_without_an_atlas_there_are_no_ceilings(prompts: list[Prompt], probe: Pr
 def test_the_ceiling_reads_each_scene_and_its_reconstruction(
     prompts: list[Prompt], probe: Probe, vae: Vae
 ):
-    report = ceiling(prompts, probe, ATLAS, vae)
+    report = evaluate_ceiling(prompts, probe, ATLAS, vae)
     assert {row.source for row in report.rows} == {REAL, RECONSTRUCTED, SHUFFLED}
     assert len(report.cases) == 2 * len(prompts)
 
@@ -126,7 +126,7 @@ def test_reconstruction_leaves_out_frames_that_fill_no_latent_frame(vae: Vae):
 
 def test_the_autoencoder_report_names_every_source(vae: Vae, prompts: list[Prompt], tmp_path: Path):
     clips = [render(prompt.scene, ATLAS).frames for prompt in prompts[:2]]
-    report = autoencoder(vae, {"renders": clips, "other": clips[:1]})
+    report = evaluate_autoencoder(vae, {"renders": clips, "other": clips[:1]})
     assert report.numbers["renders: PSNR in dB"] > 0
     assert report.numbers["other: SSIM"] == report.numbers["other: SSIM"]
     saved = json.loads(report.save(tmp_path)[1].read_text())

@@ -1,4 +1,4 @@
-"""The critic: what is like the first window passes, each fault is found by the measure that is named after it."""
+"""The critic: equal windows pass, each fault is found by its own measure."""
 
 import math
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from skyloom.core.errors import RequestError
 from skyloom.evaluate.probe import Probe, ProbeConfig
 from skyloom.evaluate.prompts import prompts_for
 from skyloom.evaluate.window_quality import Bounds, WindowCritic, compare_windows, load_critic
+from skyloom.world.assets import builtin_atlas
 from skyloom.world.vocabulary import SMALL
 
 CONFIG = ProbeConfig(
@@ -35,7 +36,7 @@ def moving(
     return (255 * grey).clamp(0, 255).round().byte()
 
 
-def test_more_of_the_same_passes_and_everything_is_measured(critic):
+def test_a_window_like_the_first_passes(critic):
     verdict = critic(moving(33, 12), moving(0, 33), moving(21, 12))
     assert set(verdict.measures) == ALL == set(critic.bounds)
     assert verdict.score < 1
@@ -87,7 +88,7 @@ def test_another_subject_is_further_away_than_the_same_later(critic):
     assert other.measures["identity"] > 2 * same.measures["identity"]
 
 
-def test_what_cannot_be_told_is_not_judged(critic):
+def test_unavailable_measures_are_skipped(critic):
     nothing = moving(0, 0)
     assert critic(moving(0, 33), None, nothing).score == 0
     assert set(critic(moving(33, 12), None, moving(21, 12)).measures) == {"seam"}
@@ -117,7 +118,7 @@ def test_bounds_are_checked():
 
 
 class Painter:
-    """Makes the same stripes for every prompt."""
+    """Generates the same stripes for every prompt."""
 
     def generate(self, request, /, *, seed):
         return type("Made", (), {"frames": moving(seed, 57)})()
@@ -128,7 +129,7 @@ def test_windows_are_compared_with_those_of_real_renders(critic, monkeypatch):
         "skyloom.evaluate.window_quality.render",
         lambda scene, atlas: type("Made", (), {"frames": moving(3, scene.shape.frames)})(),
     )
-    report = compare_windows(Painter(), prompts_for(SMALL, 2), critic, None, [33, 45])
+    report = compare_windows(Painter(), prompts_for(SMALL, 2), critic, builtin_atlas(), [33, 45])
     assert report.about["windows"] == 4
     assert report.numbers["made, share beyond a bound"] == 0
     assert report.numbers["seam, real, 50%"] == pytest.approx(1, abs=0.05)

@@ -117,7 +117,7 @@ def test_the_memory_equals_the_whole(horizon):
     levels, spans = (
         torch.cat([torch.zeros(1, 6), torch.full((1, 3), level)], 1) for level in (0.6, 0.2)
     )
-    whole = dit(latent, levels, text, reading="causal", span=spans)
+    whole = dit(latent, levels, text, attention_mode="causal", span=spans)
     assert (made - whole[:, :, 6:]).abs().max() < 1e-5 * whole.abs().max()
 
 
@@ -133,7 +133,7 @@ class Uncached:
             return self.dit(latent, sigma, self.text, span=span)
         seen, levels = torch.cat([self.past, latent], 2), torch.cat([self.levels, sigma], 1)
         spans = torch.cat([torch.zeros_like(self.levels), span], 1)
-        return self.dit(seen, levels, self.text, reading="causal", span=spans)[
+        return self.dit(seen, levels, self.text, attention_mode="causal", span=spans)[
             :, :, self.past.shape[2] :
         ]
 
@@ -180,13 +180,13 @@ def test_the_memory_of_a_late_window_is_what_training_shows():
     seen = torch.randn(1, 4, 9, 4, 4)
     numbers = torch.tensor([0, 1, 2, 27, 28, 29, 30, 31, 32])
     levels = torch.cat([torch.zeros(1, 6), torch.full((1, 3), 0.6)], 1)
-    whole = dit(seen, levels, text, reading="causal", numbers=numbers)[:, :, 6:]
+    whole = dit(seen, levels, text, attention_mode="causal", frame_indices=numbers)[:, :, 6:]
     cache = dit.extend_cache(seen[:, :, :3], levels[:, :3], text, KvCache(sink=3, recent=3))
     cache = replace(cache, seen=27)
     cache = dit.extend_cache(seen[:, :, 3:6], levels[:, 3:6], text, cache)
     made = dit(seen[:, :, 6:], levels[:, 6:], text, cache=cache)
     assert (made - whole).abs().max() < 1e-5 * whole.abs().max()
-    assert not torch.equal(whole, dit(seen, levels, text, reading="causal")[:, :, 6:])
+    assert not torch.equal(whole, dit(seen, levels, text, attention_mode="causal")[:, :, 6:])
 
 
 def test_chained_noise_runs_on_from_window_to_window(pipeline, tmp_path):

@@ -1,4 +1,4 @@
-"""Model files: strict, split when large, and damage is named."""
+"""Model files: strict loading, splitting of large parts, errors that name the damage."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_large_parts_are_split_and_come_back_whole(tmp_path):
     assert metadata["step"] == "7"
     assert all(torch.equal(state[name], value) for name, value in STATE.items())
     paths[1].unlink()
-    with pytest.raises(CheckpointError, match="2 of 3 files"):
+    with pytest.raises(CheckpointError, match="must hold 3 files"):
         load_part(tmp_path, "dit", VaeConfig)
 
 

@@ -1,4 +1,4 @@
-"""Parity with somebody else's code: diffusers' WanTransformer3DModel, the same random weights on both sides."""
+"""Parity with diffusers' WanTransformer3DModel on the same random weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The transformer: two readings of one set of weights, a cache that changes nothing, no neighbours in a batch."""
+"""The transformer: both attention modes, exact caching, independent samples."""
 
 from dataclasses import replace
 
@@ -6,17 +6,27 @@ import pytest
 import torch
 
 from skyloom.models.attention import KvCache
-from skyloom.models.dit import Dit, TextCondition
-from skyloom.models.presets import dit_tiny
+from skyloom.models.dit import Dit, DitConfig, TextCondition
 from skyloom.models.refiner import Detail
 
-FRAMES, WINDOW = 9, 3
+FRAMES = 9
+WINDOW = 3
+TINY = DitConfig(
+    in_channels=8,
+    out_channels=8,
+    width=48,
+    heads=4,
+    layers=2,
+    ffn=96,
+    text_width=16,
+    pooled_text=True,
+)
 
 
 @pytest.fixture(scope="module")
 def dit() -> Dit:
     torch.manual_seed(0)
-    module = Dit(dit_tiny()).eval()
+    module = Dit(TINY).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module
@@ -42,11 +52,11 @@ def test_shape_is_kept(dit):
 def test_causal_windows_never_see_later_ones(dit, changed):
     latent, sigma = inputs()
     condition = text(dit)
-    before = dit(latent, sigma, condition, reading="causal")
+    before = dit(latent, sigma, condition, attention_mode="causal")
     latent, sigma = latent.clone(), sigma.clone()
     latent[:, :, changed] += 1
     sigma[:, changed] = 1 - sigma[:, changed]
-    after = dit(latent, sigma, condition, reading="causal")
+    after = dit(latent, sigma, condition, attention_mode="causal")
     kept = changed // WINDOW * WINDOW
     assert torch.equal(before[:, :, :kept], after[:, :, :kept])
     assert not torch.equal(before[:, :, kept : kept + WINDOW], after[:, :, kept : kept + WINDOW])
@@ -63,20 +73,20 @@ def test_bidirectional_frames_see_every_frame(dit):
 
 
 @torch.no_grad()
-def test_one_window_reads_the_same_both_ways(dit):
+def test_one_window_is_equal_in_both_attention_modes(dit):
     latent, sigma = inputs(frames=WINDOW)
     condition = text(dit)
     both = [
-        dit(latent, sigma, condition, reading=reading) for reading in ("bidirectional", "causal")
+        dit(latent, sigma, condition, attention_mode=mode) for mode in ("bidirectional", "causal")
     ]
     torch.testing.assert_close(*both)
 
 
 @torch.no_grad()
-def test_cached_windows_equal_the_whole_causal_reading(dit):
+def test_cached_windows_equal_whole_causal_attention(dit):
     latent, sigma = inputs()
     condition = text(dit)
-    whole = dit(latent, sigma, condition, reading="causal")
+    whole = dit(latent, sigma, condition, attention_mode="causal")
     cache, parts = KvCache(sink=3, recent=6), []
     for start in range(0, FRAMES, WINDOW):
         window, level = latent[:, :, start : start + WINDOW], sigma[:, start : start + WINDOW]
@@ -134,15 +144,15 @@ def test_masked_text_is_not_read(dit):
 
 def test_a_gradient_reaches_every_parameter(dit):
     latent, sigma = inputs()
-    dit(latent, sigma, text(dit), reading="causal").square().mean().backward()
+    dit(latent, sigma, text(dit), attention_mode="causal").square().mean().backward()
     silent = [name for name, parameter in dit.named_parameters() if not parameter.grad.any()]
     assert not silent
 
 
 @torch.no_grad()
-def test_a_span_that_has_learned_nothing_changes_nothing_and_then_does():
+def test_an_untrained_step_size_embedding_has_no_effect():
     torch.manual_seed(0)
-    module = Dit(replace(dit_tiny(), span=True)).eval()
+    module = Dit(replace(TINY, span=True)).eval()
     torch.nn.init.normal_(module.head.weight, std=0.2)
     latent, sigma = inputs()
     condition = text(module)
@@ -158,8 +168,8 @@ def test_a_span_that_has_learned_nothing_changes_nothing_and_then_does():
 def test_places_break_the_symmetry_of_identical_tokens_and_windows_agree_with_the_whole():
     torch.manual_seed(0)
     plain, placed = (
-        Dit(replace(dit_tiny(), places=True)).eval(),
-        Dit(replace(dit_tiny(), places=True)).eval(),
+        Dit(replace(TINY, places=True)).eval(),
+        Dit(replace(TINY, places=True)).eval(),
     )
     placed.load_state_dict(plain.state_dict())
     assert placed.places is not None
@@ -170,20 +180,20 @@ def test_places_break_the_symmetry_of_identical_tokens_and_windows_agree_with_th
     condition = text(plain, 1)
     lone = torch.ones(1, 8, 1, 2, 2)
     assert plain(lone, sigma[:, :1], condition).shape == lone.shape
-    whole = placed(latent, sigma, condition, reading="causal")
+    whole = placed(latent, sigma, condition, attention_mode="causal")
     cache = KvCache(sink=0, recent=6)
     parts = []
     for start in (0, 3):
         part, levels = latent[:, :, start : start + 3], sigma[:, start : start + 3]
-        parts.append(placed(part, levels, condition, cache=cache, reading="causal"))
+        parts.append(placed(part, levels, condition, cache=cache, attention_mode="causal"))
         cache = placed.extend_cache(part, levels, condition, cache)
     torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-5, rtol=0)
     assert (whole[..., 0] != whole[..., -1]).any()
 
 
 @torch.no_grad()
-def test_details_keep_to_their_frame():
-    """What goes over the result looks at one latent frame at a time, so that windows may be made apart."""
+def test_the_refiner_is_independent_per_frame():
+    """Latent frames refined alone equal frames refined together."""
     torch.manual_seed(0)
     detail = Detail(4, 16, 8, (1, 2, 2))
     torch.nn.init.normal_(detail.leave.weight)

@@ -1,4 +1,4 @@
-"""The text encoder against transformers' BERT, and its promise that no prompt depends on its neighbours."""
+"""The text encoder: parity with transformers' BERT, prompts independent of their batch."""
 
 from dataclasses import replace
 

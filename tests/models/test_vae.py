@@ -1,4 +1,4 @@
-"""The autoencoder: causal, streamed equals whole, and a linear path that is the best linear one."""
+"""The autoencoder: causal, exact when decoded in windows, optimal linear path."""
 
 import pytest
 import torch

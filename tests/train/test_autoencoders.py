@@ -1,4 +1,4 @@
-"""The diorama's decoder is trained through latent noise; encoder and components stay as they are."""
+"""Decoder training on noisy latents; encoder and components are frozen."""
 
 import json
 from pathlib import Path

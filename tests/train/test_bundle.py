@@ -1,4 +1,4 @@
-"""A bundle holds its parts, what they were trained on, and what a model before them was."""
+"""A bundle holds its parts, their training data and the manifest of an earlier model."""
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +17,7 @@ def _parts(tmp_path, value: float) -> dict:
     return folders
 
 
-def test_training_that_goes_on_keeps_what_went_before(tmp_path):
+def test_continued_training_keeps_the_earlier_entries(tmp_path):
     ledger, out = tmp_path / "ledger.sha256", tmp_path / "model"
     ledger.write_text("abc\n")
     bundle(_parts(tmp_path, 1), [], ledger, out, {"name": "small"})

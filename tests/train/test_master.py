@@ -1,4 +1,4 @@
-"""bf16 training with fp32 master weights: small updates are not lost, clipping is the usual one."""
+"""bf16 training with fp32 master weights: small updates add up, clipping equals torch's."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What is learned: a perfect student has no error, known frames carry none, rollouts are windows of their videos."""
+"""Losses: 0 for a perfect student and for known frames; rollouts are windows of videos."""
 
 import json
 from dataclasses import replace
@@ -19,9 +19,9 @@ from skyloom.train.objectives import (
     sketch_error,
     sketch_losses,
     squared_error,
-    unsteadiness,
+    temporal_error,
 )
-from skyloom.train.setups import _grown
+from skyloom.train.setups import _expand_weights
 
 SMALL = DitConfig(4, 4, 16, 2, 2, 32, 6, pooled_text=True, span=True, prediction="velocity")
 ONE_STEP = DistillConfig(guidance_scale=1.0, substeps=1, halved=0.0)
@@ -44,7 +44,7 @@ def batch(tmp_path) -> LatentBatch:
 
 
 def rollout(batch: LatentBatch) -> LatentBatch:
-    return replace(batch, numbers=torch.tensor([0, 1, 2, 12, 13, 14, 15, 16, 17]), past=6)
+    return replace(batch, frame_indices=torch.tensor([0, 1, 2, 12, 13, 14, 15, 16, 17]), past=6)
 
 
 def dit_of(config: DitConfig, seed: int = 0) -> Dit:
@@ -58,7 +58,7 @@ def dit_of(config: DitConfig, seed: int = 0) -> Dit:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_student_that_is_its_unguided_teacher_has_no_error(batch, seed):
-    """One teacher step for each student step, no guidance, a span that nobody listens to: nothing to learn."""
+    """One teacher step per student step, no guidance, step size without effect."""
     dit = dit_of(SMALL)
     torch.nn.init.zeros_(dit.span.outer.bias)
     for each in (batch, rollout(batch)):
@@ -69,7 +69,7 @@ def test_a_student_that_is_its_unguided_teacher_has_no_error(batch, seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_straight_path_is_the_same_in_one_step_or_two(batch, seed):
-    """A model that always says the same velocity agrees with its own two half steps."""
+    """A model with a constant velocity agrees with its own two half steps."""
     dit = dit_of(SMALL)
     torch.nn.init.zeros_(dit.head.weight)
     losses = distill_losses(dit, dit, batch, generator(seed), replace(ONE_STEP, halved=1.0))
@@ -91,8 +91,8 @@ def test_only_the_student_learns(batch):
     assert "span.outer.weight" in grads
 
 
-def test_what_is_remembered_carries_no_error(batch):
-    """Whatever stood in place of a rollout's past, as long as it is shown the same, the target is the window's."""
+def test_known_frames_carry_no_error(batch):
+    """The loss of a rollout counts its window alone."""
     dit = dit_of(SMALL)
     losses = flow_losses(
         dit, rollout(batch), generator(3), FlowConfig(NoiseConfig(context_noise=0.0))
@@ -106,8 +106,10 @@ def test_frames_of_a_rollout_are_numbered_in_their_video(batch):
     dit = dit_of(replace(SMALL, places=True, horizon=9))
     with torch.no_grad():
         late = flow_losses(dit, rollout(batch), generator(3), FlowConfig()).total.item()
-        later = replace(rollout(batch), numbers=torch.tensor([0, 1, 2, 30, 31, 32, 33, 34, 35]))
-        early = replace(rollout(batch), numbers=torch.arange(9))
+        later = replace(
+            rollout(batch), frame_indices=torch.tensor([0, 1, 2, 30, 31, 32, 33, 34, 35])
+        )
+        early = replace(rollout(batch), frame_indices=torch.arange(9))
         assert flow_losses(dit, later, generator(3), FlowConfig()).total.item() == pytest.approx(
             late
         )
@@ -116,18 +118,18 @@ def test_frames_of_a_rollout_are_numbered_in_their_video(batch):
         )
 
 
-def test_the_sketch_of_a_prompt_is_judged_by_its_videos(batch):
+def test_the_mean_latent_is_compared_with_the_videos(batch):
     dit = dit_of(replace(SMALL, sketch=3))
-    meaning = batch.captions(torch.zeros(3, dtype=torch.bool))[2][:, -3:]
-    drawn = dit.draw_sketch(meaning, 9, 4, 4).detach()
-    assert sketch_error(dit, drawn, meaning).item() == 0
-    assert sketch_error(dit, drawn + 2, meaning).item() == pytest.approx(4, rel=1e-4)
+    attributes = batch.captions(torch.zeros(3, dtype=torch.bool))[2][:, -3:]
+    drawn = dit.draw_sketch(attributes, 9, 4, 4).detach()
+    assert sketch_error(dit, drawn, attributes).item() == 0
+    assert sketch_error(dit, drawn + 2, attributes).item() == pytest.approx(4, rel=1e-4)
     sketch_losses(dit, batch).total.backward()
     moved = {name.split(".")[0] for name, value in dit.named_parameters() if value.grad is not None}
     assert moved == {"sketch"}
 
 
-def test_a_grown_model_answers_as_before(batch):
+def test_a_larger_model_computes_the_same_function(batch):
     old = dit_of(SMALL)
     wide = replace(SMALL, text_width=10, pooled_width=12, places=True, sketch=4, detail=8)
     torch.manual_seed(3)
@@ -135,7 +137,7 @@ def test_a_grown_model_answers_as_before(batch):
     state = {
         name: value for name, value in old.state_dict().items() if not name.startswith("span.")
     }
-    new.load_state_dict(_grown(state, new.state_dict()))
+    new.load_state_dict(_expand_weights(state, new.state_dict()))
     latent, sigma = batch.latent, torch.full((3, 9), 0.5)
     context, pooled = torch.randn(3, 5, 10), torch.randn(3, 12)
     with torch.no_grad():
@@ -144,9 +146,9 @@ def test_a_grown_model_answers_as_before(batch):
     assert (before - after).abs().max() < 1e-5 * before.abs().max()
 
 
-def test_a_run_from_the_middle_of_a_video_is_read_both_ways(batch):
+def test_excerpts_use_bidirectional_attention(batch):
     dit = dit_of(replace(SMALL, places=True, horizon=9))
-    middle = replace(batch, numbers=torch.arange(12, 21))
+    middle = replace(batch, frame_indices=torch.arange(12, 21))
     losses = flow_losses(dit, middle, generator(3), FlowConfig(causal_share=1.0))
     assert set(losses.parts) == {"middle"}
     made = distill_losses(
@@ -155,12 +157,12 @@ def test_a_run_from_the_middle_of_a_video_is_read_both_ways(batch):
     assert set(made.parts) == {"middle"}
 
 
-def test_more_blocks_of_convolutions_begin_silent(batch):
+def test_new_refiner_blocks_have_no_effect(batch):
     old = dit_of(replace(SMALL, detail=8))
     assert old.detail is not None
     torch.nn.init.normal_(old.detail.leave.weight)
     new = dit_of(replace(SMALL, detail=8, detail_blocks=4), seed=5)
-    new.load_state_dict(_grown(old.state_dict(), new.state_dict()))
+    new.load_state_dict(_expand_weights(old.state_dict(), new.state_dict()))
     latent, sigma = batch.latent, torch.full((3, 9), 0.5)
     context, pooled = torch.randn(3, 5, 6), torch.randn(3, 6)
     with torch.no_grad():
@@ -170,16 +172,16 @@ def test_more_blocks_of_convolutions_begin_silent(batch):
     assert torch.equal(before, after)
 
 
-def test_errors_that_stay_are_steady_and_those_that_jump_are_not():
+def test_constant_errors_have_no_temporal_error():
     gap, weight = torch.randn(4, 8, 5, 6, 6, generator=generator(0)), torch.ones(4, 5)
-    assert unsteadiness(gap[:, :, :1].expand_as(gap), weight).item() == 0
-    assert unsteadiness(gap, weight).item() == pytest.approx(
+    assert temporal_error(gap[:, :, :1].expand_as(gap), weight).item() == 0
+    assert temporal_error(gap, weight).item() == pytest.approx(
         squared_error(gap, weight).item(), rel=0.1
     )
     known = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]]).expand(4, -1)
     moved = gap.clone()
     moved[:, :, :2] += 7
-    assert torch.equal(unsteadiness(moved, known), unsteadiness(gap, known))
+    assert torch.equal(temporal_error(moved, known), temporal_error(gap, known))
     at_the_seam = torch.zeros_like(gap)
     at_the_seam[:, :, 2:] = 1
-    assert unsteadiness(at_the_seam, known).item() == pytest.approx(1 / 6)
+    assert temporal_error(at_the_seam, known).item() == pytest.approx(1 / 6)

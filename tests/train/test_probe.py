@@ -1,4 +1,4 @@
-"""Training the probe: directions follow mirrors and reversals, and a tiny probe learns which way a square goes."""
+"""Training the probe: labels follow mirrors and reversals, a tiny probe learns directions."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from skyloom.train.probe import (
     ProbeLoader,
     ProbeRecipe,
     ProbeRun,
-    answers,
-    distort,
+    augment,
+    label_indices,
     measure_probe,
     probe_task,
 )
-from skyloom.train.run_log import Record
+from skyloom.train.run_log import RunLog
 
 FACTS = {"noun": "ball", "place": "sky", "time_of_day": "day", "colour": None}
 CONFIG = ProbeConfig(("ball", "cube"), ("sky", "sea"), ("day",), ("red",), size=32)
@@ -28,7 +28,7 @@ CONFIG = ProbeConfig(("ball", "cube"), ("sky", "sea"), ("day",), ("red",), size=
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """Twelve clips of a bright square that goes left, goes right or stands, in the format of data/clips.py."""
+    """Clips of a square that goes left, goes right or stands, in the format of data/clips.py."""
     frames = np.full((12, 9, 32, 32, 3), 60, dtype=np.uint8)
     rows = []
     for clip in range(12):
@@ -50,8 +50,8 @@ def centre(video: torch.Tensor) -> torch.Tensor:
     return (weight.sum(1) * columns).sum(-1) / weight.sum((1, 2))
 
 
-def test_an_hour_that_does_not_exist_is_not_asked_for():
-    found = answers(CONFIG, {**FACTS, "time_of_day": None, "direction": "right"})
+def test_unknown_facts_have_no_label():
+    found = label_indices(CONFIG, {**FACTS, "time_of_day": None, "direction": "right"})
     assert found == {"noun": 0, "place": 0, "time_of_day": -100, "colour": 0, "direction": 2}
 
 
@@ -60,8 +60,8 @@ def test_the_direction_is_where_the_square_goes_after_mirrors_and_reversals(fold
         ProbeRun(stills=(folder,), clips=(folder,), still_batch=1, clip_batch=40), CONFIG, seed=1
     )
     batch = loader(0)
-    assert set(batch.clip_answers["direction"].tolist()) == {0, 1, 2}
-    for video, answer in zip(batch.clips, batch.clip_answers["direction"].tolist(), strict=True):
+    assert set(batch.clip_labels["direction"].tolist()) == {0, 1, 2}
+    for video, answer in zip(batch.clips, batch.clip_labels["direction"].tolist(), strict=True):
         moved = float(centre(video)[-1] - centre(video)[0])
         assert np.sign(round(moved / 3)) == {"none": 0, "left": -1, "right": 1}[DIRECTIONS[answer]]
 
@@ -73,9 +73,9 @@ def test_the_batch_of_a_step_is_always_the_same(folder: str):
     assert not torch.equal(first.clips, ProbeLoader(run, CONFIG, seed=1)(6).clips)
 
 
-def test_distortion_keeps_the_range_and_gives_the_size():
+def test_augmentation_keeps_the_range_and_sets_the_size():
     frames = torch.full((3, 40, 40, 3), 255, dtype=torch.uint8)
-    video = distort(frames, 32, np.random.default_rng(0))
+    video = augment(frames, 32, np.random.default_rng(0))
     assert video.shape == (3, 3, 32, 32)
     assert -1 <= float(video.min()) <= float(video.max()) <= 1
 
@@ -95,7 +95,7 @@ def test_a_short_run_learns_and_exports_what_can_be_measured(folder: str, tmp_pa
     recipe = ProbeRecipe(loop, OptimizerConfig(lr=3e-3, warmup=2), run)
     task = probe_task(recipe)
     train(task, loop, recipe.optimizer, tmp_path / "run", resume=False)
-    losses = [line["loss"] for line in Record(tmp_path / "run").lines("step")]
+    losses = [line["loss"] for line in RunLog(tmp_path / "run").lines("step")]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
     assert measure_probe(task.module.eval(), Path(folder), 12)["place"] == 1
     assert (tmp_path / "run" / "probe.safetensors").exists()

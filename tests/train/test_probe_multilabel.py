@@ -1,12 +1,12 @@
-"""The head that names two things: it learns them, and leaves everything else as it was."""
+"""The multi-label head: it learns two nouns and leaves other outputs unchanged."""
 
 import json
 
 import numpy as np
 import torch
 
-from skyloom.evaluate.probe import Probe, ProbeConfig, read
-from skyloom.train.probe_multilabel import teach, wide_features
+from skyloom.evaluate.probe import Probe, ProbeConfig, predict
+from skyloom.train.probe_multilabel import frozen_features, train_head
 
 COLOURS = {"cat": (250, 30, 30), "dog": (30, 30, 250), "car": (30, 250, 30)}
 CONFIG = ProbeConfig(
@@ -22,20 +22,20 @@ def still(nouns):
     return frame
 
 
-def test_it_names_both_and_the_rest_stays(tmp_path):
+def test_it_names_both_nouns_and_other_outputs_are_equal(tmp_path):
     torch.manual_seed(0)
     probe = Probe(CONFIG).eval()
     pairs = [("cat",), ("dog",), ("car",), ("cat", "dog"), ("dog", "car"), ("car", "cat")] * 12
     np.save(tmp_path / "clips-00000.npy", np.stack([still(pair) for pair in pairs]))
     rows = [{"facts": {"nouns": pair}} for pair in pairs]
     (tmp_path / "clips-00000.json").write_text(json.dumps(rows))
-    maps, truth = wide_features(probe, [tmp_path], seed=0)
-    assert truth.sum(1).tolist() == [float(len(pair)) for pair in pairs]
-    taught = teach(probe, maps, truth, epochs=60)
+    maps, targets = frozen_features(probe, [tmp_path], seed=0)
+    assert targets.sum(1).tolist() == [float(len(pair)) for pair in pairs]
+    trained = train_head(probe, maps, targets, epochs=60)
     right = 0
     for pair in pairs[3:6]:
         frames = torch.from_numpy(still(pair))
-        before, after = read(probe, frames), read(taught, frames)
+        before, after = predict(probe, frames), predict(trained, frames)
         assert (before.noun, before.place, before.nouns) == (after.noun, after.place, after.nouns)
         assert torch.equal(before.features, after.features)
         assert before.things == ()

@@ -1,4 +1,4 @@
-"""Other words for nouns: what is put in, what must stay out, and that the reader learns it."""
+"""Synonyms of nouns: substitution, separation from the evaluation, and training."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,12 @@ from safetensors.torch import save_file
 from skyloom.data.loader import CaptionTable
 from skyloom.evaluate.prompts import SYNONYMS
 from skyloom.models.text import TextConfig, TextEncoder
-from skyloom.train.text_synonyms import SynonymConfig, read_synonyms, rename, teach_synonyms
+from skyloom.train.text_synonyms import (
+    SynonymConfig,
+    read_synonyms,
+    substitute_noun,
+    train_synonyms,
+)
 from skyloom.world.nouns import NOUNS
 
 WORDS = read_synonyms(Path(__file__).parents[2] / "recipes/synonyms.toml")
@@ -29,22 +34,22 @@ WORDS = read_synonyms(Path(__file__).parents[2] / "recipes/synonyms.toml")
         ("a dog", {"cat": ["tabby"]}, None),
     ],
 )
-def test_rename(caption: str, words: dict[str, list[str]], renamed: str | None):
-    assert rename(caption, words, np.random.default_rng(0)) == renamed
+def test_substitute_noun(caption: str, words: dict[str, list[str]], renamed: str | None):
+    assert substitute_noun(caption, words, np.random.default_rng(0)) == renamed
 
 
 def test_no_word_of_the_evaluation_is_taught():
     taught = {word for words in WORDS.values() for phrase in words for word in phrase.split()}
-    asked = {word for phrase in SYNONYMS.values() for word in phrase.split()}
-    assert not taught & asked
+    evaluated = {word for phrase in SYNONYMS.values() for word in phrase.split()}
+    assert not taught & evaluated
     assert not {phrase for words in WORDS.values() for phrase in words} & set(SYNONYMS.values())
 
 
-def test_every_noun_of_the_list_is_one():
+def test_every_key_of_the_list_is_a_noun():
     assert set(WORDS) <= set(NOUNS)
 
 
-def test_the_reader_learns_another_word_and_keeps_the_old(tmp_path):
+def test_synonyms_are_learned_and_old_words_kept(tmp_path):
     pieces = [
         "[PAD]",
         "[UNK]",
@@ -82,7 +87,7 @@ def test_the_reader_learns_another_word_and_keeps_the_old(tmp_path):
     save_file(tensors, tmp_path / "captions.safetensors", metadata={"captions": json.dumps(texts)})
     table = CaptionTable(tmp_path / "captions.safetensors")
     words = {"cat": ["tabby"], "dog": ["hound"]}
-    _, near = teach_synonyms(
+    _, near = train_synonyms(
         encoder, table, words, SynonymConfig(steps=200, batch=16, lr=2e-3, noise=0.0)
     )
     assert near["other words"] > max(0.95, near["other words before"])

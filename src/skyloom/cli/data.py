@@ -1,37 +1,44 @@
-"""`skyloom data`: rendered clips and encoded latents for training."""
+"""`skyloom data`: render clips and encode them for training."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Prepare training data: render the world, encode it.", no_args_is_help=True)
+app = typer.Typer(help="Prepare training data: render clips, encode them.", no_args_is_help=True)
 
 
 @app.command()
 def render(
     out: Annotated[
-        Path, typer.Argument(help="Folder for the shards; rendering goes on where it stopped.")
+        Path, typer.Argument(help="Folder for the shards; only missing ones are rendered.")
     ],
-    count: Annotated[int, typer.Option(help="How many clips.")] = 1000,
+    count: Annotated[int, typer.Option(help="Number of clips.")] = 1000,
     vocabulary: Annotated[str, typer.Option(help="small or full.")] = "small",
-    frames: Annotated[int, typer.Option(help="Frames a clip; 1 renders stills.")] = 33,
+    frames: Annotated[int, typer.Option(help="Frames per clip; 1 renders stills.")] = 33,
     size: Annotated[str, typer.Option(help="Width x height in pixels.")] = "128x128",
     first_seed: Annotated[int, typer.Option(help="Seed of the first clip.")] = 0,
     split: Annotated[str, typer.Option(help="train, heldout or all.")] = "train",
     atlas: Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")] = Path(
         ".atlas"
     ),
-    processes: Annotated[int, typer.Option(help="Renderers side by side.")] = 2,
-    per_shard: Annotated[int, typer.Option(help="Clips in one file.")] = 100,
+    processes: Annotated[int, typer.Option(help="Number of processes.")] = 2,
+    per_shard: Annotated[int, typer.Option(help="Clips per file.")] = 100,
 ) -> None:
-    """Render clips of the diorama with their captions and facts."""
+    """Render clips with their captions and facts."""
     from skyloom.data.clips import ClipPlan, parse_split, render_clips
     from skyloom.generate.request import parse_size
 
     width, height = parse_size(size)
     plan = ClipPlan(
-        vocabulary, count, frames, height, width, 16, first_seed, parse_split(split), per_shard
+        vocabulary,
+        count=count,
+        frames=frames,
+        height=height,
+        width=width,
+        first_seed=first_seed,
+        split=parse_split(split),
+        per_shard=per_shard,
     )
     rendered = render_clips(plan, atlas, out, processes)
     typer.echo(f"{rendered} of {plan.shards} shards rendered into {out}")
@@ -45,7 +52,7 @@ def encode(
     text: Annotated[Path, typer.Option(help="Folder with the text encoder's weights.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Encode rendered clips to latents, and all their captions to one table."""
+    """Encode rendered clips to latents, and their captions to one table."""
     from skyloom.data.encode import encode_captions, encode_clips
     from skyloom.models.text import load_text_encoder
     from skyloom.train.autoencoders import load_encoder

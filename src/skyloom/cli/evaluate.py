@@ -1,4 +1,4 @@
-"""`skyloom evaluate`: numbers about the model, each beside its ceiling and floors, with pictures."""
+"""`skyloom evaluate`: measure the model and write reports."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from skyloom.evaluate.report import Report
     from skyloom.generate.pipeline import Pipeline
+    from skyloom.media.video import Video
 
 app = typer.Typer(help="Measure the model, its autoencoder and the probe.", no_args_is_help=True)
 
@@ -18,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON."
 AtlasFolder = Annotated[Path, typer.Option(help="Folder made by `skyloom world assets`.")]
 Quality = Annotated[str | None, typer.Option(help="fast or best (default: the model's own)")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
-_WINDOWS_SEED = 3  # other scenes than those that the evaluations make
+_WINDOWS_SEED = 3  # scenes that no other evaluation uses
 
 
 @app.command()
@@ -26,11 +27,11 @@ def adherence(
     count: Annotated[
         int, typer.Option(help="Prompts of seen pairs, and as many of held-out pairs.")
     ] = 50,
-    seeds: Annotated[int, typer.Option(help="Videos for each prompt.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Videos per prompt.")] = 1,
     synonyms: Annotated[
-        int, typer.Option(help="Scenes asked for with a seen word and with an unseen one.")
+        int, typer.Option(help="Scenes, each with a seen noun and with an unseen synonym.")
     ] = 0,
-    pairs: Annotated[int, typer.Option(help="Scenes with two things.")] = 0,
+    pairs: Annotated[int, typer.Option(help="Scenes with two subjects.")] = 0,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
     quality: Quality = None,
@@ -43,7 +44,7 @@ def adherence(
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
-    """Does the video show what was asked? Read by a probe that was trained on renders alone."""
+    """Measure prompt adherence with a probe trained on renders alone."""
     from skyloom.evaluate.probe import load_probe
     from skyloom.evaluate.prompts import (
         commonest_nouns,
@@ -51,16 +52,17 @@ def adherence(
         synonym_prompts,
         two_object_prompts,
     )
-    from skyloom.evaluate.suite import adherence as measure
+    from skyloom.evaluate.suite import evaluate_adherence
     from skyloom.generate.pipeline import load
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import DIORAMA, SMALL
 
-    pipeline, sprites = load(model), load_atlas(atlas)
+    pipeline = load(model)
+    sprites = load_atlas(atlas)
     prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
     prompts += synonym_prompts(SMALL, synonyms) if synonyms else []
     prompts += two_object_prompts(DIORAMA, pairs) if pairs else []
-    report = measure(
+    report = evaluate_adherence(
         _Configured(pipeline, num_steps=steps, guidance_scale=guidance, quality=quality),
         prompts,
         range(seeds),
@@ -74,13 +76,14 @@ def adherence(
 
 
 class _Configured:
-    """A pipeline with some of its defaults replaced."""
+    """Pipeline with some request fields fixed."""
 
-    def __init__(self, pipeline, **fields: object) -> None:
-        self.pipeline, self.fields = pipeline, fields
+    def __init__(self, pipeline: "Pipeline", **fields: object) -> None:
+        self.pipeline = pipeline
+        self.fields = fields
 
-    def generate(self, request: str, /, *, seed: int):
-        """One video of a prompt."""
+    def generate(self, request: str, /, *, seed: int) -> "Video":
+        """Generate one video of a prompt."""
         return self.pipeline.generate(request, seed=seed, **self.fields)
 
 
@@ -94,7 +97,7 @@ def motion(
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
-    """Speed, flicker and drift of videos against real renders of the same scenes."""
+    """Compare speed, flicker and drift with real renders of the same scenes."""
     from skyloom.evaluate.motion import compare_motion
     from skyloom.evaluate.prompts import prompts_for
     from skyloom.generate.pipeline import load
@@ -114,20 +117,18 @@ def motion(
 def drift(
     count: Annotated[int, typer.Option(help="Prompts.")] = 8,
     seconds: Annotated[float, typer.Option(help="Length of every video.")] = 60.0,
-    part: Annotated[
-        float, typer.Option(help="Seconds of a part; each is held against the first.")
-    ] = 5.0,
+    part: Annotated[float, typer.Option(help="Seconds per segment.")] = 5.0,
     sink: Annotated[
-        int | None, typer.Option(help="First latent frames kept in view (default: the model's)")
+        int | None, typer.Option(help="First latent frames in the cache (default: the model's)")
     ] = None,
     recent: Annotated[
-        int | None, typer.Option(help="Last latent frames kept in view (default: the model's)")
+        int | None, typer.Option(help="Last latent frames in the cache (default: the model's)")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Latent frames made together (default: the model's)")
+        int | None, typer.Option(help="Latent frames per window (default: the model's)")
     ] = None,
     context_sigma: Annotated[
-        float | None, typer.Option(help="Noise on what is in view (default: the model's)")
+        float | None, typer.Option(help="Noise level of cached frames (default: the model's)")
     ] = None,
     out: Out = Path("evaluation"),
     model: Model = "diorama",
@@ -135,7 +136,7 @@ def drift(
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
-    """Does a long video hold together? Its later parts against its first."""
+    """Compare later segments of long videos with their first one."""
     from dataclasses import asdict, replace
 
     from skyloom.core.errors import RequestError
@@ -149,12 +150,12 @@ def drift(
     pipeline = load(model)
     if pipeline.info.rollout is None:
         raise RequestError(
-            f"{model} does not go on after its window.", hint="Choose another model."
+            f"Model {model!r} does not support videos longer than its window.",
+            hint="Choose another model.",
         )
-    said = {"sink": sink, "recent": recent, "window": window, "context_sigma": context_sigma}
-    rollout = replace(
-        pipeline.info.rollout, **{name: value for name, value in said.items() if value is not None}
-    )
+    options = {"sink": sink, "recent": recent, "window": window, "context_sigma": context_sigma}
+    changed = {name: value for name, value in options.items() if value is not None}
+    rollout = replace(pipeline.info.rollout, **changed)
     manifest = {**pipeline.info.manifest, "rollout": asdict(rollout)}
     pipeline.info = replace(pipeline.info, manifest=manifest)
     report = compare_drift(
@@ -164,7 +165,7 @@ def drift(
         load_atlas(atlas),
         part=round(part * pipeline.info.fps),
         joins=_joins(pipeline, seconds),
-        on_video=_counted(count),
+        on_video=_progress(count),
     )
     _finish(report, out, as_json)
 
@@ -179,7 +180,7 @@ def windows(
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
-    """What the critic of `--retake` measures in ordinary windows, made and rendered: where its bounds come from."""
+    """Measure windows of generated and rendered videos with the critic of `--retake`."""
     from skyloom.core.errors import RequestError
     from skyloom.evaluate.prompts import prompts_for
     from skyloom.evaluate.window_quality import compare_windows, load_critic
@@ -191,7 +192,8 @@ def windows(
     joins = _joins(pipeline, seconds)
     if not joins:
         raise RequestError(
-            f"{seconds:g} seconds are one window of {model}.", hint="Ask for longer videos."
+            f"--seconds must be more than one window of {model}, got {seconds:g}.",
+            hint="Use a larger value.",
         )
     report = compare_windows(
         _Configured(pipeline, seconds=seconds, quality=quality),
@@ -199,21 +201,21 @@ def windows(
         load_critic(),
         load_atlas(atlas),
         joins,
-        on_video=_counted(count),
+        on_video=_progress(count),
     )
     _finish(report, out, as_json)
 
 
 def _joins(pipeline: "Pipeline", seconds: float) -> list[int]:
-    """The first frames of all windows but the first, of a video so long."""
+    """Return the first frames of all windows but the first one."""
     from skyloom.generate.request import Request
 
     windows = pipeline.plan(Request("a", seconds=seconds)).windows
     return [pipeline.vae.config.scale.video_frames(one.start) for one in windows[1:]]
 
 
-def _counted(count: int) -> Callable[[int], None]:
-    """Tells of every video that is done."""
+def _progress(count: int) -> Callable[[int], None]:
+    """Return a callback that prints the number of finished videos."""
     return lambda done: typer.echo(f"\r{done + 1} of {count} videos", nl=False, err=True)
 
 
@@ -227,33 +229,34 @@ def ceiling(
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
-    """What the probe reads in real renders: no model can be measured better than this."""
+    """Measure the probe on real renders, the upper bound of prompt adherence."""
     from skyloom.evaluate.probe import load_probe
     from skyloom.evaluate.prompts import prompts_for
-    from skyloom.evaluate.suite import ceiling as measure
+    from skyloom.evaluate.suite import evaluate_ceiling
     from skyloom.generate.pipeline import load
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import SMALL
 
     prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
-    _finish(measure(prompts, load_probe(), load_atlas(atlas), load(model).vae), out, as_json)
+    report = evaluate_ceiling(prompts, load_probe(), load_atlas(atlas), load(model).vae)
+    _finish(report, out, as_json)
 
 
 @app.command()
 def autoencoder(
     count: Annotated[int, typer.Option(help="Held-out renders.")] = 24,
     clips: Annotated[
-        list[Path] | None, typer.Option(help="Real videos to reconstruct too.")
+        list[Path] | None, typer.Option(help="Real videos to reconstruct as well.")
     ] = None,
-    size: Annotated[str, typer.Option(help="Real videos are cut to this size.")] = "256x256",
+    size: Annotated[str, typer.Option(help="Crop real videos to this size.")] = "256x256",
     out: Out = Path("evaluation"),
     model: Model = "diorama",
     atlas: AtlasFolder = Path(".atlas"),
     as_json: AsJson = False,
 ) -> None:
-    """PSNR and SSIM of the autoencoder on held-out renders and on real videos."""
+    """Measure PSNR and SSIM of the autoencoder on held-out renders and real videos."""
     from skyloom.evaluate.prompts import prompts_for
-    from skyloom.evaluate.suite import autoencoder as measure
+    from skyloom.evaluate.suite import evaluate_autoencoder
     from skyloom.generate.pipeline import load
     from skyloom.generate.request import parse_size
     from skyloom.media.source import open_source
@@ -268,7 +271,7 @@ def autoencoder(
     for path in clips or []:
         source = open_source(path, size=(height, width))
         videos[path.name] = [source.read(0, min(33, source.frames))]
-    _finish(measure(load(model).vae, videos), out, as_json)
+    _finish(evaluate_autoencoder(load(model).vae, videos), out, as_json)
 
 
 def _finish(report: "Report", out: Path, as_json: bool) -> None:

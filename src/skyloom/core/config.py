@@ -111,7 +111,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ConfigError(f"{where} must be a table, got {value!r}.")
-        return from_table(typing.cast(Table, value), typing.cast(type, kind), where)
+        return from_table(typing.cast(Table, value), typing.cast(type[Any], kind), where)
     return _convert_plain(value, kind, where)
 
 

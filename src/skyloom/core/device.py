@@ -30,7 +30,8 @@ def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
         return names[name]
     if device.type == "cuda":
         return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return torch.bfloat16 if native else torch.float32
 
 
 def peak_memory_bytes() -> int:

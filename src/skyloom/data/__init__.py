@@ -1,1 +1,1 @@
-"""From rendered clips to training batches; every step can be interrupted and goes on where it stopped."""
+"""Training data: rendered clips, encoded latents and captions, batches. All steps resume."""

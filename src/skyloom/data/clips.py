@@ -1,7 +1,7 @@
-"""Rendered clips on disk: shards of uint8 frames with captions and facts beside them.
+"""Rendered clips on disk: shards of uint8 frames, with captions and facts beside them.
 
-Shard i holds the clips of seeds `first_seed + i * per_shard ...`, so rendering is resumable, can be split
-over processes and machines, and the same plan always gives the same bytes.
+Shard i holds the clips of seeds `first_seed + i * per_shard ...`, so rendering resumes, can be
+split over processes and machines, and is reproducible byte by byte.
 """
 
 import json
@@ -29,7 +29,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What to render: `count` clips of one shape from one vocabulary, seeds from `first_seed` on."""
+    """What to render: `count` clips of one shape, with seeds from `first_seed` on."""
 
     vocabulary: str = "small"
     count: int = 1000
@@ -43,22 +43,20 @@ class ClipPlan:
 
     @property
     def shards(self) -> int:
-        """How many files the clips lie in."""
+        """Number of files."""
         return -(-self.count // self.per_shard)
 
 
 def parse_split(text: str) -> Split:
-    """The split of that name. Raises ConfigError."""
+    """Parse the name of a split. Raises ConfigError."""
     for split in get_args(Split):
         if split == text:
             return split
-    raise ConfigError(
-        f"There is no split {text!r}.", hint=f"Use one of {', '.join(get_args(Split))}."
-    )
+    raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {text!r}.")
 
 
 def render_clips(plan: ClipPlan, atlas_folder: Path, folder: Path, processes: int = 1) -> int:
-    """Render the shards that are missing; returns how many were rendered now."""
+    """Render the missing shards; return their number."""
     folder.mkdir(parents=True, exist_ok=True)
     _check_plan(plan, folder / PLAN_FILE)
     missing = [index for index in range(plan.shards) if not _shard(folder, index).exists()]
@@ -73,32 +71,33 @@ def render_clips(plan: ClipPlan, atlas_folder: Path, folder: Path, processes: in
 
 
 def read_shards(folder: Path) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Every finished shard in order: frames uint8 [n t h w c] (memory-mapped) and a row per clip."""
+    """Yield finished shards in order: frames uint8 [n t h w c] (memory-mapped), a row per clip."""
     for path in sorted(folder.glob("clips-*.npy")):
         yield np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())
 
 
 def read_plan(folder: Path) -> ClipPlan:
-    """The plan that a folder was rendered by."""
+    """Read the plan of a folder."""
     return ClipPlan(**json.loads((folder / PLAN_FILE).read_text()))
 
 
 def is_row_held_out(row: dict[str, Any]) -> bool:
-    """Whether a clip shows a noun in a place, or doing something, that training must never see."""
+    """Whether a clip shows a held-out pair of noun and place, or of noun and motion."""
     facts = row["facts"]
     return is_held_out(facts["noun"], facts["place"]) or is_held_out(facts["noun"], facts["motion"])
 
 
 def used_captions(row: dict[str, Any], plan_frames: int) -> tuple[str, ...]:
-    """The sentences that training uses of a clip: the medium one and the short or the long one; one of a still."""
-    captions, seed = row["captions"], row["seed"]
+    """Select the captions for training: medium and short or long; one for a still."""
+    captions = row["captions"]
+    seed = row["seed"]
     if plan_frames == 1:
         return (captions[("medium", "short", "medium", "long")[seed // 2 % 4]],)
     return captions["medium"], captions["short" if seed % 2 else "long"]
 
 
 def digest(folder: Path) -> str:
-    """One sha256 over every row of every shard, in order: what a checkpoint says it was trained on."""
+    """Return the sha256 over all rows, which identifies the training data in a manifest."""
     total = sha256()
     for path in sorted(folder.glob("clips-*.json")):
         total.update(path.read_bytes())
@@ -110,41 +109,44 @@ def _shard(folder: Path, index: int) -> Path:
 
 
 def _check_plan(plan: ClipPlan, path: Path) -> None:
-    wanted = asdict(plan)
+    expected = asdict(plan)
     if not path.exists():
-        path.write_text(json.dumps(wanted, indent=1))
+        path.write_text(json.dumps(expected, indent=1))
         return
     found = json.loads(path.read_text())
-    if {**found, "count": 0} != {**wanted, "count": 0}:
-        raise ConfigError(f"{path.parent} holds clips of another plan.", hint="Use another folder.")
+    if {**found, "count": 0} != {**expected, "count": 0}:
+        raise ConfigError(
+            f"{path.parent} contains clips of another plan.", hint="Use another folder."
+        )
 
 
 def moment(plan: ClipPlan, seed: int) -> np.ndarray | None:
-    """Which second a still shows: the start of its scene for even seeds, any moment for odd ones."""
+    """Time of a still in seconds: the start of the scene for even seeds, random for odd ones."""
     if plan.frames > 1:
         return None
-    return np.array(
-        [STILL_SECONDS * (derive_seed(seed, "moment") % 1000) / 1000 if seed % 2 else 0.0]
-    )
+    share = (derive_seed(seed, "moment") % 1000) / 1000
+    return np.array([STILL_SECONDS * share if seed % 2 else 0.0])
 
 
 def _render_shard(plan: ClipPlan, atlas_folder: Path, folder: Path, index: int) -> None:
     torch.set_num_threads(1)
-    atlas, vocabulary = load_atlas(atlas_folder), find_vocabulary(plan.vocabulary)
+    atlas = load_atlas(atlas_folder)
+    vocabulary = find_vocabulary(plan.vocabulary)
     first = index * plan.per_shard
-    frames, rows = [], []
+    frames: list[np.ndarray] = []
+    rows: list[dict[str, Any]] = []
     for number in range(first, min(first + plan.per_shard, plan.count)):
         seed = plan.first_seed + number
         clip = make_clip(
             seed,
             vocabulary,
             atlas,
-            plan.frames,
-            plan.height,
-            plan.width,
-            plan.fps,
-            plan.split,
-            moment(plan, seed),
+            frames=plan.frames,
+            height=plan.height,
+            width=plan.width,
+            fps=plan.fps,
+            split=plan.split,
+            times=moment(plan, seed),
         )
         frames.append(clip.frames.numpy())
         digest_of_clip = sha256(clip.frames.numpy().tobytes()).hexdigest()

@@ -1,7 +1,7 @@
-"""Clips to latents and captions to contexts, once, so that training touches neither codec nor encoder.
+"""Encode clips to latents and captions to contexts once, before training.
 
-A clip shard becomes a latent shard beside it; captions of all shards go into one table of unpadded
-contexts in bf16. Both steps skip what is already there.
+A clip shard becomes a latent shard beside it; the captions of all shards go into one table of
+unpadded contexts in bf16. Both steps skip existing results.
 """
 
 import json
@@ -25,7 +25,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
-    """Frames to the floats in [-1, 1] that an autoencoder takes."""
+    """Convert frames to floats in [-1, 1]."""
     return rearrange(frames, "n t h w c -> n c t h w").float().div_(127.5).sub_(1)
 
 
@@ -33,9 +33,9 @@ def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
 def encode_clips(
     folder: Path, encode: Encode, device: torch.device | None = None, batch: int = 10
 ) -> int:
-    """Write `clips-*.latents.safetensors` for each clip shard without one; returns how many were written.
+    """Write `clips-*.latents.safetensors` for each clip shard without one; return their number.
 
-    In fp32: in bf16 this convolution gives wrong numbers on some processors (docs/log.md, 2026-11-25).
+    Encodes in fp32: in bf16 this convolution is wrong on some processors (docs/log.md, 2026-11-25).
     """
     written = 0
     for path in sorted(folder.glob("clips-*.npy")):
@@ -57,11 +57,11 @@ def encode_clips(
 def encode_captions(
     folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 128
 ) -> int:
-    """Write one table of contexts for every caption that training uses of all folders; returns their number.
+    """Write one table of contexts for the training captions of all folders; return its length.
 
-    The table holds `tokens` [sum of lengths, d], `lengths` [n], `pooled` [n d]; the captions themselves
-    lie in the metadata as a JSON list in the same order. Captions that are in the table already are kept as
-    they are; new ones are encoded in bf16, in order of length, and come after them.
+    The table holds `tokens` [sum of lengths, d], `lengths` [n] and `pooled` [n d]; the metadata
+    holds the captions as a JSON list in the same order. Existing captions are kept; new ones are
+    encoded in bf16, in order of length, and appended.
     """
     table, known = _read_table(target)
     texts = {""}
@@ -83,7 +83,7 @@ def encode_captions(
 
 
 def _read_table(path: Path) -> tuple[dict[str, list[Tensor]], list[str]]:
-    """The parts of a table as far as it exists, and its captions."""
+    """Read an existing table and its captions; empty if there is no file."""
     if not path.exists():
         return {"tokens": [], "lengths": [], "pooled": []}, []
     with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Training batches by step number: the same (seed, step) always gives the same batch."""
+"""Training batches as a function of (seed, step)."""
 
 import json
 from collections.abc import Sequence
@@ -29,12 +29,16 @@ class PixelLoader:
         self.shards = [frames for folder in folders for frames, _ in read_shards(folder)]
         if not self.shards:
             raise ConfigError(
-                f"No rendered clips in {', '.join(map(str, folders))}.", hint="Render first."
+                f"No rendered clips found in {', '.join(map(str, folders))}.",
+                hint="Run `skyloom data render` first.",
             )
-        self.batch, self.frames, self.crop, self.seed = batch, frames, crop, seed
+        self.batch = batch
+        self.frames = frames
+        self.crop = crop
+        self.seed = seed
 
     def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
-        """The batch of one step: pixels in [-1, 1], half of them mirrored."""
+        """Load the batch of one step: pixels in [-1, 1], half of the samples mirrored."""
         random = np.random.default_rng(derive_seed(self.seed, "pixels", step))
         return to_pixels(torch.from_numpy(np.stack([self._one(random) for _ in range(self.batch)])))
 
@@ -42,19 +46,21 @@ class PixelLoader:
         shard = self.shards[random.integers(len(self.shards))]
         clips, frames, height, width, _ = shard.shape
         start = random.integers(frames - self.frames + 1)
-        top, left = random.integers(height - self.crop + 1), random.integers(width - self.crop + 1)
+        top = random.integers(height - self.crop + 1)
+        left = random.integers(width - self.crop + 1)
         clip = shard[random.integers(clips), start : start + self.frames]
         clip = clip[:, top : top + self.crop, left : left + self.crop]
         return clip[:, :, ::-1] if random.random() < 0.5 else clip  # noqa: PLR2004
 
 
 class CaptionTable:
-    """Contexts of every caption, looked up by text."""
+    """Encoded captions, indexed by text."""
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             captions = json.loads(file.metadata()["captions"])
-            self.tokens, lengths = file.get_tensor("tokens"), file.get_tensor("lengths")
+            self.tokens = file.get_tensor("tokens")
+            lengths = file.get_tensor("lengths")
             self.pooled = file.get_tensor("pooled")
         self.index = {text: row for row, text in enumerate(captions)}
         self.ends = lengths.cumsum(0).tolist()
@@ -62,11 +68,11 @@ class CaptionTable:
     def gather(
         self, rows: Sequence[int]
     ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
-        """Padded contexts, their masks and the pooled vectors of some rows."""
+        """Return padded contexts, their masks and the pooled vectors of rows."""
         pieces = [self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]] for row in rows]
-        longest = -(-max(map(len, pieces)) // _PAD) * _PAD
-        context = torch.zeros(len(rows), longest, self.tokens.shape[1])
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        length = -(-max(map(len, pieces)) // _PAD) * _PAD
+        context = torch.zeros(len(rows), length, self.tokens.shape[1])
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
         for index, piece in enumerate(pieces):
             context[index, : len(piece)] = piece.float()
             mask[index, : len(piece)] = True
@@ -77,22 +83,24 @@ class CaptionTable:
 class LatentBatch:
     """Latents of one shape with the rows of their captions.
 
-    Of a longer video, `numbers` says which of its latent frames these are: the first `past` are what a rollout
-    remembers, the others its next window; without a past they are a run from its middle.
+    frame_indices: for part of a longer video, the indices of the latent frames in it. The first
+    `past` frames are those that a rollout has cached and the others are its next window; with
+    past = 0 all are a run from within the video.
     """
 
     latent: Float[Tensor, "b c t h w"]
     rows: tuple[int, ...]
     table: CaptionTable
-    numbers: Int[Tensor, " t"] | None = None
+    frame_indices: Int[Tensor, " t"] | None = None
     past: int = 0
 
     def captions(
         self, dropped: Bool[Tensor, " b"], hidden: Bool[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"], Float[Tensor, "b p"]]:
-        """Context, mask and pooled vector of each sample; dropped ones get the empty caption.
+        """Return context, mask and pooled vector per sample.
 
-        Of the `hidden` ones the words' own vectors are left out: what the encoder's layers make of them must do.
+        dropped: samples that get the empty caption. hidden: samples without the tokens' own word
+        vectors.
         """
         empty = self.table.index[""]
         rows = [
@@ -109,11 +117,12 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LatentSource:
-    """One folder of encoded clips, its share of the batches, and how many samples a batch takes.
+    """A folder of encoded clips, its relative share of the batches, and its batch size.
 
-    With a `rollout` of (sink, recent, window) latent frames, what is learned is a window of a longer video, somewhere
-    behind its first `sink + recent` frames. With an `excerpt`, it is a run of up to that many latent frames that begins
-    after as many, as an edit in the middle of a video sees it.
+    rollout: (sink, recent, window) latent frames; samples are windows of a longer video after its
+        first `sink + recent` frames.
+    excerpt: samples are runs of up to that many latent frames that start after as many, as an edit
+        within a video has.
     """
 
     folder: str = ""
@@ -125,61 +134,64 @@ class LatentSource:
     def __post_init__(self) -> None:
         if self.rollout and self.excerpt:
             raise ConfigError(
-                "A source is a rollout or an excerpt, not both.", hint="Name the folder twice."
+                "A source must have only one of rollout and excerpt.",
+                hint="Add the folder twice.",
             )
-        if self.rollout and (
-            len(self.rollout) != len(("sink", "recent", "window")) or min(self.rollout) < 1
-        ):
+        valid = len(self.rollout) == len(("sink", "recent", "window")) and min(self.rollout) >= 1
+        if self.rollout and not valid:
             raise ConfigError(
-                f"A rollout of {self.rollout} is none.",
-                hint="Name sink, recent and window, like 3, 3, 3.",
+                f"rollout must be sink, recent and window, each >= 1, got {self.rollout}.",
+                hint="Example: [3, 3, 3].",
             )
 
 
 class _LatentStore:
-    """Latents of many shards, read from the files as they are needed, and the rows of each one's captions."""
+    """Memory-mapped latents of many shards, with the caption rows of each sample."""
 
     def __init__(self) -> None:
         self._shards: list[Tensor] = []
-        self._places: list[tuple[int, int]] = []
+        self._positions: list[tuple[int, int]] = []
         self.captions: list[tuple[int, ...]] = []
 
     def add(
         self, latents: Tensor, captions: Sequence[tuple[int, ...]], keep: Sequence[bool]
     ) -> None:
-        """Take a shard; samples that are not kept are left out."""
+        """Add the samples of a shard that are to be kept."""
         for index, keeping in enumerate(keep):
             if keeping:
-                self._places.append((len(self._shards), index))
+                self._positions.append((len(self._shards), index))
                 self.captions.append(captions[index])
         self._shards.append(latents)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __getitem__(self, picked: Sequence[int]) -> Float[Tensor, "b c t h w"]:
         return torch.stack(
-            [self._shards[shard][index] for shard, index in (self._places[i] for i in picked)]
+            [self._shards[shard][index] for shard, index in (self._positions[i] for i in picked)]
         )
 
 
 class LatentLoader:
     """Batches of latents; each batch comes from one source, drawn by share.
 
-    A source's folder may be a pattern like `data/stills*`: rendered folders that were added are used from the next
-    start on. The batch of a step depends on (seed, step) and on the folders alone.
+    A source's folder may be a pattern like `data/stills*`; new folders are found at the next start.
+    The batch of a step depends on (seed, step) and on the folders alone.
     """
 
     def __init__(
         self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu"
     ) -> None:
-        self.sources, self.table, self.seed, self.device = sources, table, seed, device
+        self.sources = sources
+        self.table = table
+        self.seed = seed
+        self.device = device
         self.loaded = [self._load(source.folder) for source in sources]
         shares = np.array([source.share for source in sources], dtype=float)
         self.shares = shares / shares.sum()
 
     def _load(self, pattern: str) -> _LatentStore:
-        """Read every folder of a pattern; held-out pairs are left out of training, whenever they were rendered."""
+        """Read the folders of a pattern, without pairs in the current held-out split."""
         store = _LatentStore()
         parts = Path(pattern)
         for folder in sorted(parts.parent.glob(parts.name)):
@@ -211,41 +223,48 @@ class LatentLoader:
         return store
 
     def __call__(self, step: int) -> LatentBatch:
-        """The batch of one step."""
+        """Load the batch of one step."""
         random = np.random.default_rng(derive_seed(self.seed, "latents", step))
         which = int(random.choice(len(self.sources), p=self.shares))
-        source, loaded = self.sources[which], self.loaded[which]
+        source = self.sources[which]
+        loaded = self.loaded[which]
         picked = random.integers(len(loaded), size=source.batch)
         rows = tuple(loaded.captions[i][random.integers(len(loaded.captions[i]))] for i in picked)
         latent = loaded[picked.tolist()]
         if source.rollout:
-            numbers = rollout_numbers(latent.shape[2], source.rollout, random)
+            indices = rollout_frame_indices(latent.shape[2], source.rollout, random)
         elif source.excerpt:
-            numbers = excerpt_numbers(latent.shape[2], source.excerpt, random)
+            indices = excerpt_frame_indices(latent.shape[2], source.excerpt, random)
         else:
             return LatentBatch(latent.float().to(self.device), rows, self.table)
-        latent, where = latent[:, :, numbers].float().to(self.device), numbers.to(self.device)
-        return LatentBatch(latent, rows, self.table, where, sum(source.rollout[:2]))
+        latent = latent[:, :, indices].float().to(self.device)
+        past = sum(source.rollout[:2])
+        return LatentBatch(latent, rows, self.table, indices.to(self.device), past)
 
 
-def rollout_numbers(
+def rollout_frame_indices(
     frames: int, rollout: Sequence[int], random: np.random.Generator
 ) -> Int[Tensor, " t"]:
-    """The latent frames that a window of a rollout sees: first ones, those right before, and its own."""
+    """Return the latent frames visible to a random window: sink, recent, and its own."""
     sink, recent, window = rollout
     starts = range(sink + recent, frames - window + 1, window)
     if not starts:
-        raise ConfigError(f"A video of {frames} latent frames has no window after {sink + recent}.")
+        minimum = sink + recent + window
+        raise ConfigError(
+            f"Videos for a rollout must have >= {minimum} latent frames, got {frames}."
+        )
     start = starts[random.integers(len(starts))]
     return torch.tensor([*range(sink), *range(start - recent, start + window)])
 
 
-def excerpt_numbers(frames: int, most: int, random: np.random.Generator) -> Int[Tensor, " t"]:
-    """A run of more than half of `most` latent frames, up to all, that begins after the first `most`."""
-    if frames < 2 * most:
+def excerpt_frame_indices(
+    frames: int, max_length: int, random: np.random.Generator
+) -> Int[Tensor, " t"]:
+    """Return a random run of (max_length / 2, max_length] frames after the first `max_length`."""
+    if frames < 2 * max_length:
         raise ConfigError(
-            f"A video of {frames} latent frames has no {most} after its first {most}."
+            f"Videos for an excerpt must have >= {2 * max_length} latent frames, got {frames}."
         )
-    length = int(random.integers(most // 2 + 1, most + 1))
-    start = int(random.integers(most, frames - length + 1))
+    length = int(random.integers(max_length // 2 + 1, max_length + 1))
+    start = int(random.integers(max_length, frames - length + 1))
     return torch.arange(start, start + length)

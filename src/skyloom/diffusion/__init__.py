@@ -1,1 +1,1 @@
-"""The maths of making video from noise; knows tensors and callables, never a model class."""
+"""Diffusion mathematics on tensors and callables; independent of any model class."""

@@ -1,11 +1,12 @@
 """The flow-matching path. sigma 1 is noise, sigma 0 is data; velocity is noise minus data.
 
-No other file writes these formulas. Lipman et al. 2022 (arXiv 2210.02747), Liu et al. 2022
+The only file with these formulas. Lipman et al. 2022 (arXiv 2210.02747), Liu et al. 2022
 (arXiv 2209.03003). Every latent frame has its own sigma (diffusion forcing, arXiv 2407.01392).
 """
 
 from typing import Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +21,7 @@ def add_noise(
     noise: Float[Tensor, "b c t h w"],
     sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
-    """Walk each latent frame along the straight path to its sigma."""
+    """Interpolate each latent frame linearly between data and noise."""
     s = _per_frame(sigma)
     return (1 - s) * latent + s * noise
 
@@ -28,7 +29,7 @@ def add_noise(
 def velocity_target(
     latent: Float[Tensor, "b c t h w"], noise: Float[Tensor, "b c t h w"]
 ) -> Float[Tensor, "b c t h w"]:
-    """What the network learns: the direction from data to noise."""
+    """Training target: the direction from data to noise."""
     return noise - latent
 
 
@@ -37,7 +38,7 @@ def denoised_from_velocity(
     velocity: Float[Tensor, "b c t h w"],
     sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
-    """The clean estimate that a velocity points to."""
+    """Return the clean estimate that a velocity points to."""
     return noisy - _per_frame(sigma) * velocity
 
 
@@ -47,7 +48,10 @@ def velocity_from_denoised(
     sigma: Float[Tensor, "b t"],
     floor: float = SIGMA_FLOOR,
 ) -> Float[Tensor, "b c t h w"]:
-    """The velocity of a clean estimate; sigma is kept above `floor` (Li and He 2025, arXiv 2511.13720)."""
+    """Return the velocity towards a clean estimate.
+
+    sigma is clamped to at least `floor` (Li and He 2025, arXiv 2511.13720).
+    """
     return (noisy - denoised) / _per_frame(sigma).clamp(min=floor)
 
 
@@ -56,10 +60,11 @@ def velocity_from_angular(
     angular: Float[Tensor, "b c t h w"],
     sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
-    """The velocity of an angular prediction, (sigma data - (1 - sigma) noise) / n with n^2 = sigma^2 + (1 - sigma)^2.
+    """Return the velocity of an angular prediction.
 
-    It is what a network must add to a scaled copy of its input, at unit variance for every sigma when data has
-    unit variance: the preconditioning of EDM (Karras et al. 2022, arXiv 2206.00364) on this path.
+    The prediction is (sigma data - (1 - sigma) noise) / n with n^2 = sigma^2 + (1 - sigma)^2. It
+    has unit variance at every sigma when the data has: the preconditioning of EDM (Karras et al.
+    2022, arXiv 2206.00364) on this path.
     """
     s = _per_frame(sigma)
     square = s**2 + (1 - s) ** 2
@@ -72,12 +77,24 @@ def to_velocity(
     noisy: Float[Tensor, "b c t h w"],
     sigma: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b c t h w"]:
-    """A network's raw prediction as a velocity, whichever of the three it predicts."""
+    """Convert a network's raw prediction to a velocity."""
     if kind == "velocity":
         return prediction
     return {"denoised": velocity_from_denoised, "angular": velocity_from_angular}[kind](
         noisy, prediction, sigma
     )
+
+
+def mean_velocity(
+    start: Float[Tensor, "b c t h w"],
+    end: Float[Tensor, "b c t h w"],
+    sigma_start: Float[Tensor, "b t"],
+    sigma_end: Float[Tensor, "b t"],
+) -> Float[Tensor, "b c t h w"]:
+    """Return the velocity from `start` to `end` in one step; 0 for frames without a step."""
+    span = _per_frame(sigma_start - sigma_end)
+    velocity = (start - end) / span.clamp(min=1e-6)
+    return torch.where(span > 0, velocity, torch.zeros_like(velocity))
 
 
 def _per_frame(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b 1 t 1 1"]:

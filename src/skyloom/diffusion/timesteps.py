@@ -1,8 +1,9 @@
-"""Which noise levels to train on: a distribution for one level, and patterns over the latent frames.
+"""Noise levels for training: the distribution of one level, and patterns over the latent frames.
 
-Levels are logit-normal with a uniform share (Esser et al. 2024, arXiv 2403.03206), then shifted towards
-noise. A sample's pattern says how its frames are related: all alike, a clean past, clean ends, a clean
-first frame, a clean future, one level per window, or all independent (diffusion forcing, arXiv 2407.01392).
+Levels are logit-normal with a uniform share (Esser et al. 2024, arXiv 2403.03206), then shifted
+towards noise. A sample's pattern relates its frames: one level for all (same), known first frames
+(prefix), known ends (infill), a known first frame (first), known last frames (suffix), one level
+per window, or independent levels (diffusion forcing, arXiv 2407.01392).
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from skyloom.core.errors import ConfigError
 from skyloom.diffusion.schedule import shift_sigma
 
 PATTERNS = ("same", "prefix", "infill", "first", "suffix", "window", "independent")
-SILENT_SIGMA = 0.02
+CLEAN_SIGMA = 0.02
 LAYOUT_SIGMA = 0.88
 _ROLLOUT_SHARES = {"prefix": 0.75, "window": 0.25}
 _MIDDLE_SHARES = {"prefix": 0.25, "infill": 0.45, "suffix": 0.25, "same": 0.05}
@@ -24,10 +25,15 @@ _MIDDLE_SHARES = {"prefix": 0.25, "infill": 0.45, "suffix": 0.25, "same": 0.05}
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Shares of the patterns (in any unit), the distribution of one level, and how alike the noise of neighbouring
-    frames is.
+    """Distribution of training noise.
 
-    `layout_share` of the levels are uniform above LAYOUT_SIGMA: where only the text says what will be where.
+    same ... independent: relative shares of the patterns.
+    shift, mean, spread, uniform_share: the distribution of one level.
+    layout_share: share of levels drawn uniformly above LAYOUT_SIGMA, where the prompt alone
+        determines the layout.
+    context_noise: highest level of known frames.
+    window_frames: latent frames per window.
+    correlation: correlation of the noise of neighbouring latent frames.
     """
 
     shift: float = 2.0
@@ -48,18 +54,14 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correlation < 1:
+            raise ConfigError(f"correlation must be in [0, 1), got {self.correlation}.")
+        shares = {name: getattr(self, name) for name in PATTERNS}
+        if min(shares.values()) < 0 or sum(shares.values()) <= 0:
             raise ConfigError(
-                f"A correlation of {self.correlation} is none.", hint="Use 0 up to, but not, 1."
-            )
-        shares = [getattr(self, name) for name in PATTERNS]
-        if min(shares) < 0 or sum(shares) <= 0:
-            raise ConfigError(
-                f"The shares of the noise patterns are {shares}.", hint="Use shares above 0."
+                f"Shares of noise patterns must be >= 0 with a sum > 0, got {shares}."
             )
         if not self.shift > 0:
-            raise ConfigError(
-                f"A shift of {self.shift} is not a factor.", hint="Use a number above 0."
-            )
+            raise ConfigError(f"shift must be > 0, got {self.shift}.")
 
 
 def sample_sigmas(
@@ -71,11 +73,12 @@ def sample_sigmas(
     *,
     middle: bool = False,
 ) -> Float[Tensor, "b t"]:
-    """Noise levels in [0, 1] for every latent frame of every sample.
+    """Draw a noise level in [0, 1] for every latent frame of every sample.
 
-    Known frames (past, ends, first or future) are clean in half of the samples and carry noise up to
-    `context_noise` in the other half. Where a rollout remembers `past` frames, these are the known ones, except
-    in samples with one level per window. In the `middle` of a video, as edits see it, something is known nearly always.
+    Known frames are clean in half of the samples and carry noise up to `context_noise` in the other
+    half. past: number of leading frames that a rollout has cached; they are the known ones, except
+    in samples with one level per window. middle: use the pattern shares of edits within a video,
+    where some frames are nearly always known.
     """
     shared = repeat(sample_levels((batch,), generator, config), "b -> b t", t=frames)
     if frames == 1:
@@ -95,20 +98,26 @@ def sample_sigmas(
     sigma = shared.clone()
     for index, name in enumerate(PATTERNS):
         if name in known:
-            made = torch.where(known[name], context, shared)
+            levels = torch.where(known[name], context, shared)
         else:
-            made = {"same": shared, "window": windows, "independent": own}[name]
-        sigma = torch.where((pattern == index)[:, None], made, sigma)
+            levels = {"same": shared, "window": windows, "independent": own}[name]
+        sigma = torch.where((pattern == index)[:, None], levels, sigma)
     return sigma
 
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """A `share` of samples with known first frames, which carry noise up to `most`; `window` latent frames are made
-    at a time. With a `past`, every sample has that many known frames. A share `ends` has known last frames too."""
+    """Which frames of a training sample are known.
+
+    share: share of samples with known first frames.
+    max_sigma: highest noise level of known frames.
+    window: latent frames generated at a time.
+    past: if > 0, the number of known first frames of every sample.
+    ends: share of samples with known last frames.
+    """
 
     share: float
-    most: float
+    max_sigma: float
     window: int
     past: int = 0
     ends: float = 0.0
@@ -117,23 +126,22 @@ class ContextConfig:
 def sample_contexts(
     batch: int, frames: int, generator: torch.Generator, config: ContextConfig
 ) -> Float[Tensor, "b t"]:
-    """The noise of the known frames of each sample; infinity where a frame is to be made, and one always is.
+    """Draw the noise level of known frames; infinity for frames to generate (at least one).
 
-    Known first frames end where a window of a rollout does (whole windows), or after the first frame, as with a
-    picture; known last ones begin anywhere. Half of them are clean, half carry noise.
+    Known first frames end at a window boundary or after the first frame (image to video); known
+    last frames start anywhere. Half of the samples have clean known frames, half have noisy ones.
     """
     starts = torch.tensor([1, *range(config.window, frames, config.window)])
     past = starts[torch.randint(0, len(starts), (batch,), generator=generator)]
     past = torch.where(torch.rand(batch, generator=generator) < config.share, past, 0)
     past = torch.full_like(past, config.past) if config.past else past
-    level = torch.rand(batch, generator=generator) * config.most
+    level = torch.rand(batch, generator=generator) * config.max_sigma
     level = torch.where(torch.rand(batch, generator=generator) < 1 / 2, 0.0, level)
     index = torch.arange(frames)[None]
     known = index < past[:, None]
     if config.ends:
-        rest = (
-            torch.rand(batch, generator=generator) * (frames - past)
-        ).long()  # made frames: at least one
+        # frames to generate after the first one
+        rest = (torch.rand(batch, generator=generator) * (frames - past)).long()
         ending = torch.rand(batch, generator=generator) < config.ends
         known = known | ((index > (past + rest)[:, None]) & ending[:, None])
     return torch.where(known, level[:, None], torch.inf)
@@ -142,26 +150,25 @@ def sample_contexts(
 def sample_levels(
     shape: tuple[int, ...], generator: torch.Generator, config: NoiseConfig
 ) -> Float[Tensor, "..."]:
-    """Independent noise levels: shifted logit-normal, a share of them uniform."""
+    """Draw independent levels: shifted logit-normal, a share of them uniform."""
     normal = torch.randn(shape, generator=generator) * config.spread + config.mean
     uniform = torch.rand(shape, generator=generator)
     plain = torch.rand(shape, generator=generator) < config.uniform_share
     levels = shift_sigma(torch.where(plain, uniform, torch.sigmoid(normal)), config.shift)
     if config.layout_share == 0:
         return levels
-    high = torch.lerp(
-        torch.tensor(LAYOUT_SIGMA), torch.tensor(1.0), torch.rand(shape, generator=generator)
-    )
+    position = torch.rand(shape, generator=generator)
+    high = torch.lerp(torch.tensor(LAYOUT_SIGMA), torch.tensor(1.0), position)
     return torch.where(torch.rand(shape, generator=generator) < config.layout_share, high, levels)
 
 
 def loss_weight(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """1 where there is something to predict, 0 for frames that are practically clean."""
-    return (sigma > SILENT_SIGMA).to(sigma.dtype)
+    """Return 1 for noisy frames and 0 for frames at or below CLEAN_SIGMA."""
+    return (sigma > CLEAN_SIGMA).to(sigma.dtype)
 
 
 def _known_frames(batch: int, frames: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """For each pattern with known frames, which ones are known [b t]; at least one is always to be made."""
+    """Mask [b t] of known frames per pattern; at least one frame is always unknown."""
     index = torch.arange(frames)
     past = torch.randint(1, frames, (batch, 1), generator=generator)
     start = torch.randint(1, max(2, frames - 1), (batch, 1), generator=generator)

@@ -1,1 +1,1 @@
-"""Numbers about videos."""
+"""Metrics about videos."""

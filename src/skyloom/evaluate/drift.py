@@ -1,7 +1,7 @@
-"""Does a long video hold together? Its last seconds against its first: look, motion, subject, and the joins of windows.
+"""Drift of long videos: later segments against the first, and the seams between windows.
 
-Every number is a ratio or a distance to the video's own first part; real renders of the same scenes say what a scene
-that goes there and back does by itself.
+Numbers are ratios or distances to the video's own first segment; real renders of the same scenes
+show how much a scene changes by itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,39 +13,41 @@ from torch import Tensor
 
 from skyloom.core.types import VideoShape
 from skyloom.evaluate.metrics import frechet_distance, share_of
-from skyloom.evaluate.motion import Look, colour_change, look_of, seam_ratio
-from skyloom.evaluate.probe import Probe, read
+from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
+from skyloom.evaluate.probe import Probe, predict
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
-from skyloom.evaluate.suite import Generator
+from skyloom.evaluate.suite import VideoGenerator
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
 Frames = UInt8[Tensor, "t h w c"]
-_SHOWN = 12
-_READ = 33  # frames of a part that the probe reads: what it was trained on
+_SHOWN = 12  # frames per strip
+_PROBE_FRAMES = 33  # frames of a segment that the probe reads, as in its training
 
 
 @dataclass(frozen=True)
-class Part:
-    """A few seconds of a video: how they look, whether the probe names the subject, and its features."""
+class VideoSegment:
+    """A few seconds of a video: statistics, whether the probe finds the subject, its features."""
 
-    look: Look
-    right: bool
+    statistics: VideoStatistics
+    correct: bool
     features: Float[Tensor, "t d"]
 
 
-def parts_of(frames: Frames, length: int, probe: Probe, noun: str) -> list[Part]:
-    """A video in whole parts of so many frames; what is over is left out."""
-    return [
-        Part(look_of(part), (said := read(probe, part[:_READ])).noun == noun, said.features)
-        for part in frames.split(length)
-        if len(part) == length
-    ]
+def split_segments(frames: Frames, length: int, probe: Probe, noun: str) -> list[VideoSegment]:
+    """Split a video into segments of `length` frames; an incomplete last one is dropped."""
+    segments: list[VideoSegment] = []
+    for part in frames.split(length):
+        if len(part) == length:
+            predicted = predict(probe, part[:_PROBE_FRAMES])
+            correct = predicted.noun == noun
+            segments.append(VideoSegment(video_statistics(part), correct, predicted.features))
+    return segments
 
 
 def compare_drift(
-    pipeline: Generator,
+    pipeline: VideoGenerator,
     prompts: Sequence[Prompt],
     probe: Probe,
     atlas: Atlas,
@@ -54,12 +56,16 @@ def compare_drift(
     joins: Sequence[int],
     on_video: Callable[[int], None] | None = None,
 ) -> Report:
-    """Make every prompt (seed 0) and hold each part of `part` frames against the first; real renders beside it."""
-    made, real, seams, strips = [], [], [], []
+    """Generate every prompt (seed 0); compare segments of `part` frames with the first one."""
+    made: list[list[VideoSegment]] = []
+    real: list[list[VideoSegment]] = []
+    seams: list[float] = []
+    strips: list[Strip] = []
     for number, prompt in enumerate(prompts):
         video = pipeline.generate(prompt.text, seed=0).frames
-        made.append(parts_of(video, part, probe, prompt.facts.noun))
-        real.append(parts_of(_rendered(prompt, 2 * part, atlas), part, probe, prompt.facts.noun))
+        rendered = _render(prompt, 2 * part, atlas)
+        made.append(split_segments(video, part, probe, prompt.facts.noun))
+        real.append(split_segments(rendered, part, probe, prompt.facts.noun))
         seams.append(seam_ratio(video, joins))
         shown = torch.linspace(0, len(video) - 1, _SHOWN).long()
         strips.append(Strip(video[shown], (prompt.text,)))
@@ -67,34 +73,36 @@ def compare_drift(
             on_video(number)
     about = {"prompts": len(prompts), "parts": len(made[0]), "frames of a part": part}
     truth = torch.cat([one.features for each in real for one in each])
-    numbers = {**dict(_numbers(made, truth)), "seams": share_of([[seam] for seam in seams]).value}
-    numbers |= {f"real renders, {name}": value for name, value in _numbers(real, truth)}
+    numbers = dict(_numbers(made, truth))
+    numbers["seams"] = share_of([[seam] for seam in seams]).value
+    for name, value in _numbers(real, truth):
+        numbers[f"real renders, {name}"] = value
     return Report("Drift", about, numbers=numbers, strips=tuple(strips))
 
 
-def _rendered(prompt: Prompt, frames: int, atlas: Atlas) -> Frames:
+def _render(prompt: Prompt, frames: int, atlas: Atlas) -> Frames:
     shape = VideoShape(frames, prompt.scene.shape.height, prompt.scene.shape.width)
     return render(replace(prompt.scene, shape=shape), atlas).frames
 
 
 def _numbers(
-    videos: Sequence[Sequence[Part]], truth: Float[Tensor, "n d"]
+    videos: Sequence[Sequence[VideoSegment]], truth: Float[Tensor, "n d"]
 ) -> Iterator[tuple[str, float]]:
-    """For each part after the first, against the first: ratios of means over videos, and Fréchet distances."""
+    """Yield ratios of means over videos and Fréchet distances of each segment to the first."""
     first = [video[0] for video in videos]
     base = frechet_distance(torch.cat([one.features for one in first]), truth)
-    yield "part 1, subject read", sum(one.right for one in first) / len(first)
+    yield "part 1, subject read", sum(one.correct for one in first) / len(first)
     yield "part 1, Fréchet distance", base
     for index in range(1, len(videos[0])):
-        here, name = [video[index] for video in videos], f"part {index + 1}"
-        yield (
-            f"{name}, colour change",
-            sum(colour_change(a.look, b.look) for a, b in zip(first, here, strict=True))
-            / len(here),
-        )
-        for what in ("contrast", "sharpness", "speed", "flicker"):
-            before, after = (sum(getattr(one.look, what) for one in each) for each in (first, here))
-            yield f"{name}, {what}", after / max(before, 1e-9)
-        yield f"{name}, subject read", sum(one.right for one in here) / len(here)
+        here = [video[index] for video in videos]
+        name = f"part {index + 1}"
+        pairs = zip(first, here, strict=True)
+        changes = [colour_change(a.statistics, b.statistics) for a, b in pairs]
+        yield f"{name}, colour change", sum(changes) / len(changes)
+        for measure in ("contrast", "sharpness", "speed", "flicker"):
+            before = sum(getattr(one.statistics, measure) for one in first)
+            after = sum(getattr(one.statistics, measure) for one in here)
+            yield f"{name}, {measure}", after / max(before, 1e-9)
+        yield f"{name}, subject read", sum(one.correct for one in here) / len(here)
         distance = frechet_distance(torch.cat([one.features for one in here]), truth)
         yield f"{name}, Fréchet distance", distance

@@ -1,6 +1,6 @@
-"""Picture distances: PSNR in dB and SSIM (Wang et al. 2004) over frames with values in [0, 1].
+"""Image distances, accuracies with standard errors, and the Fréchet distance of features.
 
-Also shares of right answers with their standard errors, and the Fréchet distance between clouds of features.
+PSNR in dB and SSIM (Wang et al. 2004) over frames with values in [0, 1].
 """
 
 import math
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_LUMINANCE, _CONTRAST = 0.01**2, 0.03**2
+_LUMINANCE = 0.01**2
+_CONTRAST = 0.03**2
 
 
 def psnr(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    """Peak signal-to-noise ratio of each frame in dB, for values in [0, 1]; 100 at most."""
+    """Peak signal-to-noise ratio of each frame in dB, at most 100."""
     error = (first - second).square().mean(dim=(1, 2, 3))
     return -10 * torch.log10(error.clamp(min=1e-10))
 
@@ -24,12 +25,13 @@ def psnr(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> F
 def ssim(
     first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], window: int = 7
 ) -> Float[Tensor, " n"]:
-    """Structural similarity of each frame with a square window, for values in [0, 1]; 1 is equal."""
+    """Structural similarity of each frame with a square window; 1 for equal frames."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, window, stride=1)
 
-    mean_first, mean_second = mean(first), mean(second)
+    mean_first = mean(first)
+    mean_second = mean(second)
     variance_first = mean(first * first) - mean_first.square()
     variance_second = mean(second * second) - mean_second.square()
     covariance = mean(first * second) - mean_first * mean_second
@@ -42,7 +44,7 @@ def ssim(
 
 @dataclass(frozen=True)
 class Share:
-    """A share of right answers, its standard error, and how many independent cases it stands on."""
+    """A mean over independent cases, its standard error, and the number of cases."""
 
     value: float
     error: float
@@ -50,11 +52,12 @@ class Share:
 
 
 def share_of(cases: Sequence[Sequence[bool | float]]) -> Share:
-    """The mean over cases of the mean within each; what lies within a case is not independent."""
+    """Average over cases the mean within each case; values within a case are dependent."""
     means = [sum(case) / len(case) for case in cases if case]
     if not means:
         return Share(math.nan, math.nan, 0)
-    value, count = sum(means) / len(means), len(means)
+    count = len(means)
+    value = sum(means) / count
     if count == 1:
         return Share(value, math.nan, 1)
     variance = sum((mean - value) ** 2 for mean in means) / (count - 1)
@@ -64,9 +67,9 @@ def share_of(cases: Sequence[Sequence[bool | float]]) -> Share:
 def ratio_with_interval(
     pairs: Float[Tensor, "n 2"], draws: int = 4000
 ) -> tuple[float, float, float]:
-    """The ratio of two means over the same cases, and its 95 % interval by resampling cases (Efron 1979).
+    """Return the ratio of two means over the same cases with its 95 % bootstrap interval.
 
-    The draws are always the same. Where the second mean is 0, the ratio is not a number.
+    Resamples cases (Efron 1979) with a fixed seed. NaN if the second mean is 0.
     """
     random = torch.Generator().manual_seed(0)
     picked = (
@@ -81,19 +84,22 @@ def ratio_with_interval(
 
 
 def frechet_distance(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> float:
-    """The Fréchet distance between two clouds of features, each seen as a Gaussian (Heusel et al. 2017).
+    """Fréchet distance between two sets of features, each modelled as a Gaussian.
 
-    It falls with the number of samples: compare only distances of equal counts.
+    Heusel et al. 2017 (arXiv 1706.08500). It falls with the number of samples: compare only
+    distances of equal counts.
     """
-    one, other = first.double(), second.double()
-    spread_one, spread_other = _covariance(one), _covariance(other)
-    values, vectors = torch.linalg.eigh(spread_one)
+    one = first.double()
+    other = second.double()
+    covariance_one = _covariance(one)
+    covariance_other = _covariance(other)
+    values, vectors = torch.linalg.eigh(covariance_one)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ spread_other @ root).clamp(min=0).sqrt().sum()
-    apart = (one.mean(0) - other.mean(0)).square().sum()
-    return max(0.0, float(apart + spread_one.trace() + spread_other.trace() - 2 * cross))
+    cross = torch.linalg.eigvalsh(root @ covariance_other @ root).clamp(min=0).sqrt().sum()
+    means = (one.mean(0) - other.mean(0)).square().sum()
+    return max(0.0, float(means + covariance_one.trace() + covariance_other.trace() - 2 * cross))
 
 
-def _covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(0)
-    return centred.T @ centred / max(1, len(x) - 1)
+def _covariance(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    centered = x - x.mean(0)
+    return centered.T @ centered / max(1, len(x) - 1)

@@ -1,8 +1,8 @@
-"""How a video moves, against real renders of the same scenes: speed, flicker, drift.
+"""Motion metrics of videos, against real renders of the same scenes: speed, flicker, drift.
 
-Speed is the normal flow: how fast edges move across themselves, in pixels a frame (Horn and Schunck 1981, equation
-of brightness constancy). Flicker is what changes there and back from frame to frame, in tiles large enough that
-things moving on do not count much. Drift is how far the look of the last quarter is from that of the first.
+Speed is the normal flow: how fast edges move across themselves, in pixels per frame (Horn and
+Schunck 1981, brightness constancy). Flicker is the second difference in time of the means of large
+tiles, which moving subjects hardly change. Drift compares the last quarter with the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,22 +17,22 @@ from skyloom.core.types import VideoShape
 from skyloom.evaluate.metrics import share_of
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
-from skyloom.evaluate.suite import Generator
+from skyloom.evaluate.suite import VideoGenerator
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
 TILE = 16
 _EDGE = 0.05  # a slope of grey values per pixel that counts as an edge
 _LUMA = (0.299, 0.587, 0.114)
-_SHOWN = 8
+_SHOWN = 8  # frames per strip
 
 
 @dataclass(frozen=True)
-class Movement:
-    """Of one video, grey values in [0, 1]: pixels a frame; mean change there and back; three drifts.
+class MotionStatistics:
+    """Motion and drift of one video; grey values in [0, 1].
 
-    Colour drifts in grey values (mean over channels), contrast and sharpness as ratios of last to first, minus 1,
-    without sign.
+    speed: pixels per frame. flicker: mean second difference. colour_drift: grey values, mean over
+    channels. contrast_drift, sharpness_drift: absolute relative change.
     """
 
     speed: float
@@ -42,13 +42,16 @@ class Movement:
     sharpness_drift: float
 
 
-NAMES = ("speed", "flicker", "colour_drift", "contrast_drift", "sharpness_drift")
+MOTION_METRICS = ("speed", "flicker", "colour_drift", "contrast_drift", "sharpness_drift")
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a run of frames looks and moves, grey values in [0, 1]: mean colour, spread of grey values, mean slope;
-    pixels a frame; mean change there and back."""
+class VideoStatistics:
+    """Appearance and motion of a run of frames; grey values in [0, 1].
+
+    colour: mean. contrast: standard deviation. sharpness: mean slope. speed: pixels per frame.
+    flicker: mean second difference.
+    """
 
     colour: tuple[float, float, float]
     contrast: float
@@ -57,36 +60,38 @@ class Look:
     flicker: float
 
 
-def look_of(frames: UInt8[Tensor, "t h w c"]) -> Look:
-    """Measure a run of three frames or more."""
+def video_statistics(frames: UInt8[Tensor, "t h w c"]) -> VideoStatistics:
+    """Measure a run of at least three frames."""
     colour = frames.float() / 255
     grey = colour @ torch.tensor(_LUMA)
     red, green, blue = colour.mean((0, 1, 2)).tolist()
-    return Look((red, green, blue), _contrast(grey), _sharpness(grey), _speed(grey), _flicker(grey))
-
-
-def colour_change(first: Look, last: Look) -> float:
-    """How far the mean colour went, in grey values: mean over channels."""
-    return sum(abs(a - b) for a, b in zip(first.colour, last.colour, strict=True)) / len(
-        first.colour
+    return VideoStatistics(
+        (red, green, blue), _contrast(grey), _sharpness(grey), _speed(grey), _flicker(grey)
     )
 
 
+def colour_change(first: VideoStatistics, last: VideoStatistics) -> float:
+    """Absolute change of the mean colour in grey values, averaged over channels."""
+    changes = [abs(a - b) for a, b in zip(first.colour, last.colour, strict=True)]
+    return sum(changes) / len(changes)
+
+
 def seam_ratio(frames: UInt8[Tensor, "t h w c"], joins: Sequence[int]) -> float:
-    """Change from frame to frame where windows meet (`joins`: first frames of windows) over that everywhere else."""
+    """Ratio of the change between frames at `joins` (first frames of windows) to elsewhere."""
     change = (frames[1:].float() - frames[:-1].float()).abs().mean(dim=(1, 2, 3))
     at = torch.zeros(len(change), dtype=torch.bool)
     at[[join - 1 for join in joins if 0 < join < len(frames)]] = True
     return float(change[at].mean() / change[~at].mean().clamp(min=1e-6)) if bool(at.any()) else 1.0
 
 
-def movement(frames: UInt8[Tensor, "t h w c"]) -> Movement:
-    """Measure one video of three frames or more."""
+def motion_statistics(frames: UInt8[Tensor, "t h w c"]) -> MotionStatistics:
+    """Measure a video of at least three frames."""
     colour = frames.float() / 255
     grey = colour @ torch.tensor(_LUMA)
     quarter = max(1, len(frames) // 4)
-    first, last = colour[:quarter], colour[-quarter:]
-    return Movement(
+    first = colour[:quarter]
+    last = colour[-quarter:]
+    return MotionStatistics(
         speed=_speed(grey),
         flicker=_flicker(grey),
         colour_drift=float((last.mean((0, 1, 2)) - first.mean((0, 1, 2))).abs().mean()),
@@ -127,33 +132,33 @@ def _change(before: float, after: float) -> float:
 
 
 def compare_motion(
-    pipeline: Generator,
+    pipeline: VideoGenerator,
     prompts: Sequence[Prompt],
     atlas: Atlas,
     frames: int,
     on_video: Callable[[int], None] | None = None,
 ) -> Report:
-    """Make every prompt (seed 0), render its own scene at the same length, and measure both."""
-    made, real, strips = [], [], []
+    """Generate every prompt (seed 0), render its scene at the same length, and measure both."""
+    made: list[MotionStatistics] = []
+    real: list[MotionStatistics] = []
+    strips: list[Strip] = []
     for number, prompt in enumerate(prompts):
         video = pipeline.generate(prompt.text, seed=0).frames
         shape = VideoShape(frames, prompt.scene.shape.height, prompt.scene.shape.width)
         truth = render(replace(prompt.scene, shape=shape), atlas).frames
-        made.append(movement(video))
-        real.append(movement(truth))
+        made.append(motion_statistics(video))
+        real.append(motion_statistics(truth))
         shown = torch.linspace(0, len(video) - 1, _SHOWN).long()
-        strips += [Strip(video[shown], (prompt.text,)), Strip(truth[shown], ("the world's own",))]
+        strips += [Strip(video[shown], (prompt.text,)), Strip(truth[shown], ("real render",))]
         if on_video:
             on_video(number)
-    numbers = {}
-    for name in NAMES:
+    numbers: dict[str, float] = {}
+    for name in MOTION_METRICS:
         values = [[getattr(one, name) for one in each] for each in (made, real)]
         shares = [share_of([[value] for value in each]) for each in values]
         for source, share in zip(("made", "real"), shares, strict=True):
-            numbers |= {
-                f"{name}, {source}": share.value,
-                f"{name}, {source}, standard error": share.error,
-            }
+            numbers[f"{name}, {source}"] = share.value
+            numbers[f"{name}, {source}, standard error"] = share.error
         numbers[f"{name}, ratio"] = shares[0].value / max(shares[1].value, 1e-9)
     return Report(
         "Motion", {"prompts": len(prompts), "frames": frames}, numbers=numbers, strips=tuple(strips)

@@ -1,11 +1,10 @@
-"""The probe: a small convolutional reader of videos, to measure whether a model did as asked.
+"""Probe: a small convolutional classifier of videos that measures prompt adherence.
 
-It is trained on rendered clips alone (train/probe.py), never on generated ones. Noun, place, hour and colour
-are the mean of what it reads in a few frames; the direction comes from how the frames differ, so a thing that
-faces left but stands still reads as "none".
+Trained on rendered clips alone (train/probe.py). Noun, place, time of day and colour are averaged
+over a few frames. Direction is predicted from differences between frames, so a subject that faces
+left without moving has direction "none".
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,10 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What the probe can say, and how wide it is. It looks at `size` pixels on the shorter side."""
+    """Labels and sizes of the probe.
+
+    size: pixels on the shorter side. several: whether it has a multi-label head.
+    """
 
     nouns: tuple[str, ...]
     places: tuple[str, ...]
@@ -36,10 +38,10 @@ class ProbeConfig:
     widths: tuple[int, int, int, int] = (32, 64, 128, 224)
     features: int = 192
     points: int = 8
-    several: bool = False  # whether it can name more than one thing
+    several: bool = False
 
     def labels(self, category: str) -> tuple[str, ...]:
-        """The answers in one category; colour and direction may be "none"."""
+        """Return the labels of a category; colour and direction include "none"."""
         return {
             "noun": self.nouns,
             "place": self.places,
@@ -50,8 +52,8 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class Impression:
-    """What the probe makes of a batch of videos: scores for every answer, and the features behind them."""
+class ProbeOutput:
+    """Scores per category, features, and multi-label scores `things` for a batch of videos."""
 
     scores: dict[str, Float[Tensor, "b _"]]
     features: Float[Tensor, "b t d"]
@@ -59,10 +61,11 @@ class Impression:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the probe reads in one video; `nouns` are ordered from likely to unlikely.
+class ProbePrediction:
+    """Labels of one video.
 
-    `things` too, but each by itself, as far as the probe can: two that are there are both likely.
+    nouns: all nouns by falling probability. things: all nouns by falling score of the multi-label
+    head, where several present nouns score high.
     """
 
     noun: str
@@ -75,8 +78,8 @@ class Reading:
     things: tuple[str, ...] = ()
 
 
-class Step(nn.Module):
-    """Convolve, normalise, bend; what keeps its shape is added to what came in."""
+class ConvBlock(nn.Module):
+    """Convolution, batch norm, ReLU; residual if the shape is unchanged."""
 
     def __init__(self, channels: int, width: int, stride: int = 1) -> None:
         super().__init__()
@@ -85,14 +88,15 @@ class Step(nn.Module):
         self.residual = stride == 1 and channels == width
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h2 w2"]:
+        """Apply the block."""
         made = F.relu(self.norm(self.conv(x)))
         return x + made if self.residual else made
 
 
-class Motion(nn.Module):
-    """Compares the maps of two frames: where the interesting points went, and what moved past what."""
+class DirectionHead(nn.Module):
+    """Predict the direction from the feature maps of two frames and from tracked points."""
 
-    def __init__(self, width: int, points: int, answers: int) -> None:
+    def __init__(self, width: int, points: int, labels: int) -> None:
         super().__init__()
         self.points = nn.Conv2d(width, points, 1)
         self.compare = nn.Sequential(
@@ -102,18 +106,20 @@ class Motion(nn.Module):
             nn.ReLU(),
         )
         self.answer = nn.Sequential(
-            nn.Linear(64 + 4 * points, 64), nn.ReLU(), nn.Linear(64, answers)
+            nn.Linear(64 + 4 * points, 64), nn.ReLU(), nn.Linear(64, labels)
         )
 
     def forward(
         self, before: Float[Tensor, "b c h w"], after: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b k"]:
+        """Score the direction of each pair of frames."""
         compared = reduce(self.compare(torch.cat([before, after], 1)), "b c h w -> b c", "mean")
-        start, end = self._places(before), self._places(after)
+        start = self._positions(before)
+        end = self._positions(after)
         return self.answer(torch.cat([compared, start, 4 * (end - start)], 1))
 
-    def _places(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """The soft arg-max of each point, in [-1, 1]."""
+    def _positions(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the soft arg-max of each point, in [-1, 1]."""
         heat = self.points(maps)
         share = rearrange(
             rearrange(heat, "b k h w -> b k (h w)").float().softmax(-1), "b k n -> (b k) n"
@@ -126,21 +132,22 @@ class Motion(nn.Module):
         )
 
 
-class Things(nn.Module):
-    """Looks for every noun by itself, wherever it may be: a score above 0 says that it is there."""
+class MultiLabelHead(nn.Module):
+    """Score the presence of every noun independently; a score above 0 means present."""
 
-    def __init__(self, width: int, answers: int) -> None:
+    def __init__(self, width: int, labels: int) -> None:
         super().__init__()
         self.look = nn.Sequential(
-            nn.Conv2d(width, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, answers, 1)
+            nn.Conv2d(width, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, labels, 1)
         )
 
     def forward(self, wide: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the highest score over the frame."""
         return reduce(self.look(wide), "b k h w -> b k", "max")
 
 
 class Probe(nn.Module):
-    """Videos in [-1, 1] -> scores for every answer."""
+    """Classifier of videos in [-1, 1]."""
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__()
@@ -148,24 +155,24 @@ class Probe(nn.Module):
         first, second, third, last = config.widths
         self.near = nn.Sequential(
             nn.PixelUnshuffle(2),
-            Step(12, first),
-            Step(first, second, stride=2),
-            Step(second, second),
-            Step(second, third, stride=2),
-            Step(third, third),
-            Step(third, third),
+            ConvBlock(12, first),
+            ConvBlock(first, second, stride=2),
+            ConvBlock(second, second),
+            ConvBlock(second, third, stride=2),
+            ConvBlock(third, third),
+            ConvBlock(third, third),
         )
-        self.far = nn.Sequential(Step(third, last, stride=2), Step(last, last))
+        self.far = nn.Sequential(ConvBlock(third, last, stride=2), ConvBlock(last, last))
         self.norm = nn.LayerNorm(2 * last)
         self.embed = nn.Linear(2 * last, config.features)
-        self.motion = Motion(third, config.points, len(DIRECTIONS))
+        self.motion = DirectionHead(third, config.points, len(DIRECTIONS))
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.features, len(config.labels(name))) for name in CATEGORIES[:-1]}
         )
-        self.things = Things(last, len(config.nouns)) if config.several else None
+        self.things = MultiLabelHead(last, len(config.nouns)) if config.several else None
 
-    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Impression:
-        """Read each video; one frame alone does not move."""
+    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> ProbeOutput:
+        """Score each video; a single frame is compared with itself."""
         length = video.shape[2]
         maps = self.near(rearrange(video, "b c t h w -> (b t) c h w"))
         wide = self.far(maps)
@@ -184,16 +191,16 @@ class Probe(nn.Module):
             if self.things is None
             else reduce(self.things(wide), "(b t) k -> b k", "mean", t=length)
         )
-        return Impression(scores, features, things)
+        return ProbeOutput(scores, features, things)
 
 
-def choose_frames(total: int, wanted: int) -> Int[Tensor, " t"]:
-    """Indices of `wanted` frames spread evenly over a video, first and last included."""
-    return torch.linspace(0, total - 1, min(wanted, total)).round().long()
+def choose_frames(total: int, count: int) -> Int[Tensor, " t"]:
+    """Return indices of `count` frames spread evenly, first and last included."""
+    return torch.linspace(0, total - 1, min(count, total)).round().long()
 
 
 def prepare(frames: UInt8[Tensor, "t h w c"], config: ProbeConfig) -> Float[Tensor, "1 3 u y x"]:
-    """A few frames at the probe's own size, in [-1, 1]; the shape of the frame is kept."""
+    """Select and resize frames for the probe, in [-1, 1]; keeps the aspect ratio."""
     chosen = rearrange(
         frames[choose_frames(len(frames), config.frames)], "t h w c -> t c h w"
     ).float()
@@ -208,30 +215,25 @@ def prepare(frames: UInt8[Tensor, "t h w c"], config: ProbeConfig) -> Float[Tens
 
 
 @torch.no_grad()
-def read(probe: Probe, frames: UInt8[Tensor, "t h w c"]) -> Reading:
-    """Say what a video of any length and size shows."""
+def predict(probe: Probe, frames: UInt8[Tensor, "t h w c"]) -> ProbePrediction:
+    """Classify a video of any length and size."""
     device = next(probe.parameters()).device
-    seen = probe(prepare(frames, probe.config).to(device))
-    best = {
-        name: scores[0].argsort(descending=True).tolist() for name, scores in seen.scores.items()
+    output = probe(prepare(frames, probe.config).to(device))
+    ranked = {
+        name: scores[0].argsort(descending=True).tolist() for name, scores in output.scores.items()
     }
-    said = {name: probe.config.labels(name)[order[0]] for name, order in best.items()}
-    nouns = tuple(probe.config.nouns[index] for index in best["noun"])
-    found = (
-        ()
-        if seen.things is None
-        else tuple(probe.config.nouns[i] for i in seen.things[0].argsort(descending=True))
-    )
-    return Reading(**said, nouns=nouns, features=seen.features[0].float().cpu(), things=found)
-
-
-def read_all(probe: Probe, videos: Sequence[UInt8[Tensor, "t h w c"]]) -> list[Reading]:
-    """Read several videos, each by itself."""
-    return [read(probe, frames) for frames in videos]
+    labels = {name: probe.config.labels(name)[order[0]] for name, order in ranked.items()}
+    nouns = tuple(probe.config.nouns[index] for index in ranked["noun"])
+    things: tuple[str, ...] = ()
+    if output.things is not None:
+        order = output.things[0].argsort(descending=True).tolist()
+        things = tuple(probe.config.nouns[index] for index in order)
+    features = output.features[0].float().cpu()
+    return ProbePrediction(**labels, nouns=nouns, features=features, things=things)
 
 
 def load_probe(folder: Path | None = None) -> Probe:
-    """The probe of a folder, or the bundled one. Raises CheckpointError when it is missing or broken."""
+    """Load the probe of a folder, by default the bundled one. Raises CheckpointError."""
     config, state, _ = load_part(BUNDLED if folder is None else folder, "probe", ProbeConfig)
     probe = Probe(config)
     load_into(probe, {name: value.float() for name, value in state.items()})

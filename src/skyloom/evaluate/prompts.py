@@ -1,7 +1,7 @@
-"""What a model is asked in an evaluation: captions of scenes that no training run has seen, with their facts.
+"""Evaluation prompts: captions of scenes outside the training data, with their facts.
 
-Seeds from `FIRST_SEED` on are kept for evaluation. Prompts are balanced over nouns, places and directions, so
-that the place alone tells as little as possible about the noun.
+Seeds from `FIRST_SEED` on are reserved for evaluation. Prompts are balanced over nouns, places and
+directions, so that the place alone predicts the noun as little as possible.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ _SEEDS_APART = 100_000
 _CANDIDATES = 12
 _NATIVE = VideoShape(33, 128, 128)
 
-# Words that no caption uses, for things that captions do name.
+# words that no caption uses, for nouns that captions do use
 SYNONYMS: dict[str, str] = {
     "cat": "kitten", "dog": "puppy", "horse": "stallion", "rabbit": "bunny", "turtle": "terrapin",
     "duck": "duckling", "parrot": "macaw", "car": "sedan", "bus": "coach",
@@ -37,7 +37,7 @@ SYNONYMS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence, what it says, and the scene it was taken from; `group` names the part of the test."""
+    """A caption, its facts and its scene; `group` names the part of the evaluation."""
 
     text: str
     facts: Facts
@@ -55,14 +55,21 @@ def prompts_for(
     fps: float = 16.0,
     nouns: Mapping[str, Noun] = NOUNS,
 ) -> list[Prompt]:
-    """Captions of `count` scenes, half with a direction; `held_out` asks for pairs that training never saw."""
+    """Return captions of `count` scenes, half with a direction, of seen or held-out pairs."""
     if count < 1:
-        raise RequestError(f"{count} prompts are none.", hint="Ask for at least 1.")
+        raise RequestError(f"count must be >= 1, got {count}.")
     start = FIRST_SEED + (2 * seed + held_out) * _SEEDS_APART
     split = "heldout" if held_out else "train"
     scenes = [
         sample_scene(
-            start + index, vocabulary, shape.frames, shape.height, shape.width, fps, split, nouns
+            start + index,
+            vocabulary,
+            frames=shape.frames,
+            height=shape.height,
+            width=shape.width,
+            fps=fps,
+            split=split,
+            nouns=nouns,
         )
         for index in range(_CANDIDATES * count)
     ]
@@ -74,18 +81,19 @@ def prompts_for(
 
 
 def _balance(scenes: list[Scene], count: int) -> list[Scene]:
-    """Take the scene whose noun, pair, place and direction came least often so far, again and again.
+    """Choose scenes greedily by the least frequent noun, pair, place and direction so far.
 
-    Every second one has a direction and about every fourth a colour, where there are such scenes.
+    Every second one has a direction and about every fourth a colour, if available.
     """
-    left, taken = list(scenes), []
+    left = list(scenes)
+    taken: list[Scene] = []
     seen: Counter[object] = Counter()
     while len(taken) < count:
-        wanted = seen["directed"] * 2 <= len(taken)
-        fitting = [scene for scene in left if (scene.subjects[0].direction is not None) == wanted]
-        bright = seen["coloured"] * 4 <= len(taken)
+        directed = seen["directed"] * 2 <= len(taken)
+        fitting = [scene for scene in left if (scene.subjects[0].direction is not None) == directed]
+        coloured = seen["coloured"] * 4 <= len(taken)
         fitting = [
-            one for one in fitting if (one.subjects[0].colour is not None) == bright
+            one for one in fitting if (one.subjects[0].colour is not None) == coloured
         ] or fitting
         best = min(fitting or left, key=lambda scene: tuple(seen[key] for key in _keys(scene)))
         seen.update(_keys(best))
@@ -108,8 +116,8 @@ def _keys(scene: Scene) -> tuple[object, ...]:
 
 
 def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[Prompt]:
-    """`count` scenes twice: named with a word from captions, and with one that no caption uses."""
-    pairs = []
+    """Return captions of `count` scenes, each with a seen word and with an unseen synonym."""
+    pairs: list[Prompt] = []
     start = FIRST_SEED + (2 * seed + 1) * _SEEDS_APART + _SEEDS_APART // 2
     scenes = [
         sample_scene(start + index, vocabulary, fps=16.0) for index in range(_CANDIDATES * count)
@@ -126,7 +134,7 @@ def synonym_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[P
 
 
 def two_object_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[Prompt]:
-    """Captions of `count` scenes with two different things, seeds apart from all others."""
+    """Return captions of `count` scenes with two different subjects."""
     start = FIRST_SEED + (2 * seed + 2) * _SEEDS_APART - _SEEDS_APART // 4
     both = replace(vocabulary, two_objects=1.0)
     scenes = [sample_scene(start + index, both, fps=16.0) for index in range(_CANDIDATES * count)]
@@ -140,7 +148,7 @@ def two_object_prompts(vocabulary: Vocabulary, count: int, seed: int = 0) -> lis
 def commonest_nouns(
     vocabulary: Vocabulary, draws: int = 6000, nouns: Mapping[str, Noun] = NOUNS
 ) -> dict[str, str]:
-    """The noun that training shows most often in each place: the best guess from the place alone."""
+    """Return the most frequent noun of each place: the best guess from the place alone."""
     chance = np.random.default_rng(derive_seed(FIRST_SEED, "commonest"))
     drawn = [choose_action(chance, vocabulary, "train", nouns) for _ in range(draws)]
     counts = Counter((place, noun.key) for noun, place, _ in drawn)

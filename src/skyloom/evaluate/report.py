@@ -1,4 +1,4 @@
-"""What an evaluation found: rows of shares and numbers, written as Markdown, JSON and a sheet of pictures."""
+"""Evaluation reports: shares and numbers as Markdown, JSON and a contact sheet."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _GAP = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One share: in which group of prompts, what was asked, and where the videos came from."""
+    """One share: group of prompts, category, and source of the videos."""
 
     group: str
     category: str
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Strip:
-    """A few frames of one video with lines of text under them, for the sheet."""
+    """A few frames of one video with lines of text below, for the sheet."""
 
     frames: UInt8[Tensor, "t h w c"]
     lines: tuple[str, ...]
@@ -39,7 +39,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything found; `about` says what was measured and how, `cases` holds one entry per video."""
+    """Results of an evaluation; about: its settings; cases: one entry per video."""
 
     title: str
     about: dict[str, Any]
@@ -49,14 +49,14 @@ class Report:
     strips: tuple[Strip, ...] = ()
 
     def share(self, group: str, category: str, source: str) -> Share:
-        """One share by name. Raises KeyError when it was not measured."""
+        """Return one share by name. Raises KeyError if it was not measured."""
         for row in self.rows:
             if (row.group, row.category, row.source) == (group, category, source):
                 return row.share
         raise KeyError((group, category, source))
 
     def as_table(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON; what is not a number becomes None."""
+        """Return everything but the pictures for JSON; NaN becomes None."""
         return {
             "title": self.title,
             "about": self.about,
@@ -66,7 +66,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """A table per group: categories down, sources across, "share ± standard error (cases)"."""
+        """Format a table per group: categories down, sources across."""
         lines = [f"# {self.title}", ""]
         lines += [f"- {name}: {value}" for name, value in self.about.items()]
         for group in dict.fromkeys(row.group for row in self.rows):
@@ -89,7 +89,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> list[Path]:
-        """Write report.md, report.json and, where there are pictures, sheet.png."""
+        """Write report.md, report.json and, if there are pictures, sheet.png; return the paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / "report.md", folder / "report.json"]
         paths[0].write_text(self.as_markdown())
@@ -115,7 +115,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_sheet(strips: Sequence[Strip], columns: int = 2) -> Image.Image:
-    """A picture with one strip of frames per video and its text below, in columns."""
+    """Draw one strip of frames per video with its text below, in columns."""
     pictures = [_draw_strip(strip) for strip in strips]
     width = max(picture.width for picture in pictures) + _GAP
     height = max(picture.height for picture in pictures) + _GAP
@@ -131,7 +131,8 @@ def _draw_strip(strip: Strip) -> Image.Image:
     height, width = frames.shape[:2]
     picture = Image.new("RGB", (width, height + _TEXT_HEIGHT * len(strip.lines)), "white")
     picture.paste(Image.fromarray(np.ascontiguousarray(frames)), (0, 0))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT_HEIGHT - 4)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(_TEXT_HEIGHT - 4)
     for index, line in enumerate(strip.lines):
         draw.text((2, height + index * _TEXT_HEIGHT), line, fill="black", font=font)
     return picture

@@ -1,8 +1,9 @@
-"""The tests a model is put to: does it show what was asked (adherence), what could be read at best (ceiling).
+"""Evaluations: prompt adherence, its ceiling, and reconstruction by the autoencoder.
 
-Every share stands beside its ceiling (real renders of the same scenes read by the same probe, also through
-the autoencoder) and its floors (the same readings held against other prompts; a guess from the place alone):
-a number without them says nothing. Standard errors count a prompt once, however many seeds it was made with.
+Every accuracy is reported with its ceiling (real renders of the same scenes, also reconstructed by
+the autoencoder, classified by the same probe) and its chance baselines (the same predictions
+compared with other prompts; a guess from the place alone). Standard errors count a prompt once,
+whatever the number of seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,17 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from skyloom.evaluate.adherence import FIRST, JUDGES, SHUFFLED, Answer, floors, judge
+from skyloom.evaluate.adherence import (
+    CHECKS,
+    SHUFFLED,
+    TOP_K,
+    Check,
+    PromptResult,
+    accuracies,
+    chance_baselines,
+)
 from skyloom.evaluate.metrics import frechet_distance, psnr, ratio_with_interval, share_of, ssim
-from skyloom.evaluate.probe import Probe, Reading, choose_frames, read
+from skyloom.evaluate.probe import Probe, ProbePrediction, choose_frames, predict
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
 from skyloom.media.frames import to_frames, to_pixels
@@ -24,30 +33,33 @@ from skyloom.models.vae import Vae
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
-GENERATED, REAL, RECONSTRUCTED = "generated", "real renders", "renders through the autoencoder"
-_SHOWN = 5
-_STRIPS = 60
+# sources of videos
+GENERATED = "generated"
+REAL = "real renders"
+RECONSTRUCTED = "renders through the autoencoder"
+_SHOWN = 5  # frames per strip
+_MAX_STRIPS = 60
 
 Frames = UInt8[Tensor, "t h w c"]
 
 
 @runtime_checkable
-class Generator(Protocol):
-    """What is measured: a pipeline, or anything else that makes a video from a sentence."""
+class VideoGenerator(Protocol):
+    """The evaluated object: a pipeline, or anything that generates a video from a prompt."""
 
-    def generate(self, request: str, /, *, seed: int) -> "Made": ...
+    def generate(self, request: str, /, *, seed: int) -> "GeneratedVideo": ...
 
 
 @runtime_checkable
-class Made(Protocol):
-    """A video: at least its frames."""
+class GeneratedVideo(Protocol):
+    """A video with at least its frames."""
 
     @property
     def frames(self) -> Frames: ...
 
 
-def adherence(
-    pipeline: Generator,
+def evaluate_adherence(
+    pipeline: VideoGenerator,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     probe: Probe,
@@ -57,76 +69,86 @@ def adherence(
     commonest: Mapping[str, str] | None = None,
     on_video: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Make every prompt with every seed and read it; without an atlas there are no ceilings.
+    """Generate every prompt with every seed and classify the videos.
 
-    `commonest` names the likeliest noun of each place, for that floor. `on_video(done, total)` is told of
-    progress.
+    atlas: renders the ceilings. commonest: most frequent noun per place, for the chance baseline.
+    on_video: progress callback (done, total).
     """
-    answers, strips, cases = [], [], []
+    results: list[PromptResult] = []
+    strips: list[Strip] = []
+    cases: list[dict[str, object]] = []
     for number, prompt in enumerate(prompts):
-        readings = []
+        predictions: list[ProbePrediction] = []
         for turn, seed in enumerate(seeds):
             frames = pipeline.generate(prompt.text, seed=seed).frames
-            readings.append(read(probe, frames))
-            cases.append({"seed": seed, "group": prompt.group, **_said(prompt, readings[-1])})
-            if turn == 0 and len(strips) < _STRIPS:
-                strips.append(_strip(frames, prompt, readings[-1]))
+            predicted = predict(probe, frames)
+            predictions.append(predicted)
+            cases.append({"seed": seed, "group": prompt.group, **_case(prompt, predicted)})
+            if turn == 0 and len(strips) < _MAX_STRIPS:
+                strips.append(_strip(frames, prompt, predicted))
             if on_video:
                 on_video(number * len(seeds) + turn + 1, len(prompts) * len(seeds))
-        answers.append(Answer(prompt, tuple(readings)))
-    sources = {GENERATED: answers}
+        results.append(PromptResult(prompt, tuple(predictions)))
+    sources = {GENERATED: results}
     if atlas is not None:
-        sources |= _ceilings(prompts, probe, atlas, vae)
-    rows = [row for source, given in sources.items() for row in judge(given, source)]
-    rows += floors(answers, commonest or {})
+        sources.update(_ceilings(prompts, probe, atlas, vae))
+    rows = [row for source, found in sources.items() for row in accuracies(found, source)]
+    rows += chance_baselines(results, commonest or {})
     about = {
         "prompts": len(prompts),
         "seeds": len(seeds),
         "probe": "trained on rendered clips only",
     }
-    numbers = {**_of_ceiling(sources), **_distances(sources)}
-    return Report("Prompt adherence", about, tuple(rows), numbers, tuple(cases), tuple(strips))
-
-
-def ceiling(
-    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None = None
-) -> Report:
-    """What the probe reads in real renders of the prompts' own scenes, and in their reconstructions."""
-    sources = _ceilings(prompts, probe, atlas, vae)
-    rows = [row for source, given in sources.items() for row in judge(given, source)]
-    rows += [row for row in floors(sources[REAL], {}) if row.source == SHUFFLED]
-    cases = [
-        {"source": source, "group": answer.prompt.group, **_said(answer.prompt, answer.readings[0])}
-        for source, given in sources.items()
-        for answer in given
-    ]
+    numbers = {**_relative_to_ceiling(sources), **_distances(sources)}
     return Report(
-        "What the probe can read",
-        {"scenes": len(prompts)},
-        tuple(rows),
-        _distances(sources),
-        tuple(cases),
+        "Prompt adherence",
+        about,
+        rows=tuple(rows),
+        numbers=numbers,
+        cases=tuple(cases),
+        strips=tuple(strips),
     )
 
 
-def autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
-    """PSNR and SSIM of reconstructed videos per source, with standard errors over videos."""
-    numbers, strips = {}, []
+def evaluate_ceiling(
+    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None = None
+) -> Report:
+    """Classify real renders of the prompts' scenes, and their reconstructions."""
+    sources = _ceilings(prompts, probe, atlas, vae)
+    rows = [row for source, found in sources.items() for row in accuracies(found, source)]
+    rows += [row for row in chance_baselines(sources[REAL], {}) if row.source == SHUFFLED]
+    cases = tuple(
+        {
+            "source": source,
+            "group": result.prompt.group,
+            **_case(result.prompt, result.predictions[0]),
+        }
+        for source, found in sources.items()
+        for result in found
+    )
+    about = {"scenes": len(prompts)}
+    numbers = _distances(sources)
+    return Report("What the probe can read", about, tuple(rows), numbers, cases)
+
+
+def evaluate_autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
+    """Measure PSNR and SSIM of reconstructed videos per source."""
+    numbers: dict[str, float] = {}
+    strips: list[Strip] = []
     for source, clips in videos.items():
-        decibels, likenesses = [], []
+        decibels: list[float] = []
+        similarities: list[float] = []
         for index, frames in enumerate(clips):
             made = reconstruct(vae, frames)
             before, after = (_unit(x[: len(made)]) for x in (frames, made))
             decibels.append(float(psnr(before, after).mean()))
-            likenesses.append(float(ssim(before, after).mean()))
-            if index < 3:  # noqa: PLR2004 - enough to see
+            similarities.append(float(ssim(before, after).mean()))
+            if index < 3:  # noqa: PLR2004 - strips per source
                 shown = choose_frames(len(made), _SHOWN)
-                note = f"{source}: {decibels[-1]:.1f} dB, SSIM {likenesses[-1]:.3f}"
-                strips += [
-                    Strip(frames[shown], (f"{source}: original",)),
-                    Strip(made[shown], (note,)),
-                ]
-        for name, values in (("PSNR in dB", decibels), ("SSIM", likenesses)):
+                note = f"{source}: {decibels[-1]:.1f} dB, SSIM {similarities[-1]:.3f}"
+                strips.append(Strip(frames[shown], (f"{source}: original",)))
+                strips.append(Strip(made[shown], (note,)))
+        for name, values in (("PSNR in dB", decibels), ("SSIM", similarities)):
             share = share_of([[value] for value in values])
             numbers[f"{source}: {name}"] = share.value
             numbers[f"{source}: {name}, standard error"] = share.error
@@ -140,7 +162,7 @@ def _unit(frames: Frames) -> Float[Tensor, "t c h w"]:
 
 @torch.no_grad()
 def reconstruct(vae: Vae, frames: Frames) -> UInt8[Tensor, "u h w c"]:
-    """Encode and decode a video; frames that do not fill a latent frame are left out at the end."""
+    """Encode and decode a video; last frames that do not fill a latent frame are dropped."""
     spare = (len(frames) - 1) % vae.config.scale.time
     pixels = to_pixels(frames[: len(frames) - spare])[None].to(next(vae.parameters()).device)
     return to_frames(vae.decode(vae.encode(pixels))[0]).cpu()
@@ -148,93 +170,95 @@ def reconstruct(vae: Vae, frames: Frames) -> UInt8[Tensor, "u h w c"]:
 
 def _ceilings(
     prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None
-) -> dict[str, list[Answer]]:
-    """Readings of the prompts' own scenes, painted; each scene is painted once."""
-    painted: dict[int, tuple[Reading, ...]] = {}
+) -> dict[str, list[PromptResult]]:
+    """Classify renders of the prompts' scenes; each scene is rendered once."""
+    by_seed: dict[int, tuple[ProbePrediction, ...]] = {}
     for prompt in prompts:
-        if prompt.scene.seed not in painted:
+        if prompt.scene.seed not in by_seed:
             frames = render(prompt.scene, atlas).frames
             videos = (frames,) if vae is None else (frames, reconstruct(vae, frames))
-            painted[prompt.scene.seed] = tuple(read(probe, video) for video in videos)
+            by_seed[prompt.scene.seed] = tuple(predict(probe, video) for video in videos)
     names = (REAL,) if vae is None else (REAL, RECONSTRUCTED)
     return {
-        name: [Answer(prompt, (painted[prompt.scene.seed][index],)) for prompt in prompts]
+        name: [PromptResult(prompt, (by_seed[prompt.scene.seed][index],)) for prompt in prompts]
         for index, name in enumerate(names)
     }
 
 
-def _distances(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
-    """Fréchet distances in the probe's features from real renders; one reading per prompt, equal counts."""
+def _distances(sources: Mapping[str, Sequence[PromptResult]]) -> dict[str, float]:
+    """Fréchet distances of probe features to real renders; one prediction per prompt."""
     if REAL not in sources:
         return {}
-    clouds = {
-        name: torch.cat([one.readings[0].features for one in given])
-        for name, given in sources.items()
+    features = {
+        name: torch.cat([one.predictions[0].features for one in results])
+        for name, results in sources.items()
     }
     return {
-        f"Fréchet distance to real renders: {name} ({len(cloud)} frames)": frechet_distance(
-            cloud, clouds[REAL]
+        f"Fréchet distance to real renders: {name} ({len(each)} frames)": frechet_distance(
+            each, features[REAL]
         )
-        for name, cloud in clouds.items()
+        for name, each in features.items()
         if name != REAL
     }
 
 
-def _of_ceiling(sources: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
-    """Each share over that of real renders of the same prompts, with a 95 % interval over prompts (bootstrap)."""
+def _relative_to_ceiling(sources: Mapping[str, Sequence[PromptResult]]) -> dict[str, float]:
+    """Accuracies relative to real renders of the same prompts, with 95 % bootstrap intervals."""
     if REAL not in sources:
         return {}
-    numbers = {}
-    for group in dict.fromkeys(answer.prompt.group for answer in sources[GENERATED]):
+    numbers: dict[str, float] = {}
+    groups = dict.fromkeys(result.prompt.group for result in sources[GENERATED])
+    for group in groups:
         pairs = [
             pair
             for pair in zip(sources[GENERATED], sources[REAL], strict=True)
             if pair[0].prompt.group == group
         ]
-        for category, right in JUDGES.items():
-            asked = [
+        for category, check in CHECKS.items():
+            specified = [
                 pair
                 for pair in pairs
-                if right(pair[0].prompt.facts, pair[0].readings[0]) is not None
+                if check(pair[0].prompt.facts, pair[0].predictions[0]) is not None
             ]
-            if not asked:
+            if not specified:
                 continue
-            hits = [
-                [
-                    sum(bool(right(one.prompt.facts, said)) for said in one.readings)
-                    / len(one.readings)
-                    for one in pair
-                ]
-                for pair in asked
-            ]
+            hits = [[_accuracy(one, check) for one in pair] for pair in specified]
             value, low, high = ratio_with_interval(torch.tensor(hits))
             name = f"of the ceiling: {group}, {category}"
-            numbers |= {name: value, f"{name}, from": low, f"{name}, to": high}
+            numbers[name] = value
+            numbers[f"{name}, from"] = low
+            numbers[f"{name}, to"] = high
     return numbers
 
 
-def _said(prompt: Prompt, reading: Reading) -> dict[str, object]:
-    said = {
-        name: getattr(reading, name)
-        for name in ("noun", "place", "time_of_day", "colour", "direction")
-    }
+def _accuracy(result: PromptResult, check: Check) -> float:
+    hits = sum(bool(check(result.prompt.facts, each)) for each in result.predictions)
+    return hits / len(result.predictions)
+
+
+def _case(prompt: Prompt, predicted: ProbePrediction) -> dict[str, object]:
     return {
         "prompt": prompt.text,
         "facts": asdict(prompt.facts),
-        "read": {**said, "nouns": reading.nouns[:FIRST]},
+        "read": {
+            "noun": predicted.noun,
+            "place": predicted.place,
+            "time_of_day": predicted.time_of_day,
+            "colour": predicted.colour,
+            "direction": predicted.direction,
+            "nouns": predicted.nouns[:TOP_K],
+        },
     }
 
 
-def _strip(frames: Frames, prompt: Prompt, reading: Reading) -> Strip:
-    wrong = [name for name, right in JUDGES.items() if right(prompt.facts, reading) is False]
-    words = (
-        f"{reading.colour} {reading.noun}",
-        reading.place,
-        reading.time_of_day,
-        reading.direction,
+def _strip(frames: Frames, prompt: Prompt, predicted: ProbePrediction) -> Strip:
+    wrong = [name for name, check in CHECKS.items() if check(prompt.facts, predicted) is False]
+    labels = (
+        f"{predicted.colour} {predicted.noun}",
+        predicted.place,
+        predicted.time_of_day,
+        predicted.direction,
     )
-    verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
-    return Strip(
-        frames[choose_frames(len(frames), _SHOWN)],
-        (prompt.text, "read: " + " | ".join(words), verdict),
-    )
+    result = f"wrong: {', '.join(wrong)}" if wrong else "all right"
+    lines = (prompt.text, "read: " + " | ".join(labels), result)
+    return Strip(frames[choose_frames(len(frames), _SHOWN)], lines)

@@ -46,7 +46,7 @@ class Pin:
         if self.shot != window.shot or first >= end:
             return canvas
         known = self.latent[:, first - self.start : end - self.start]
-        kept = canvas.keep(first - window.start, known)
+        kept = canvas.set_known(first - window.start, known)
         if not self.strength:
             return kept
         strength = torch.ones(canvas.frames) if canvas.strength is None else canvas.strength.clone()

@@ -69,7 +69,7 @@ class Denoiser:
             if self._first is not None and cache is None:
                 numbers = torch.arange(noisy.shape[2], device=self._device) + self._first
             made = self._dit(
-                noisy.to(self._dtype), levels, text, cache=cache, span=steps, numbers=numbers
+                noisy.to(self._dtype), levels, text, cache=cache, span=steps, frame_indices=numbers
             ).float()
             return to_velocity(self._dit.config.prediction, made, noisy, levels)
 

@@ -161,7 +161,7 @@ class Tape:
         )
         for cell in range(window.start, window.stop):
             if not first <= cell < end:
-                canvas = canvas.keep(cell - window.start, self._cells[cell][:, None])
+                canvas = canvas.set_known(cell - window.start, self._cells[cell][:, None])
         if not span.under:
             return canvas
         latent, mask = canvas.latent.clone(), canvas.denoise_mask.clone()

@@ -1,4 +1,4 @@
-"""One attention call, its masks, and the fixed-size key-value cache of the causal reading."""
+"""Attention, its masks, and the fixed-size key-value cache of causal attention."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ def attend(
 ) -> Float[Tensor, "b heads n c"]:
     """Softmax attention; `bias` is added to the scores.
 
-    On a CPU two plain products are faster than the fused kernel in bf16 (bench/dit_forward.py).
+    On a CPU two matrix products are faster in bf16 than the fused kernel (bench/dit_forward.py).
     """
     if query.device.type != "cpu":
         mask = None if bias is None else bias.to(query.dtype)
@@ -29,25 +29,27 @@ def attend(
 
 
 def mask_bias(mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """0 where attention is allowed, a number that rounds to weight 0 where it is not."""
+    """Return 0 where attention is allowed and -1e9 (softmax weight 0) where it is not."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
 
 
 def block_causal_mask(
     frames: int, window: int, tokens: int, device: torch.device
 ) -> Bool[Tensor, "n n"]:
-    """Who may look at whom: a token sees its own window of latent frames and every window before."""
-    owner = torch.arange(frames, device=device) // window
-    owner = owner.repeat_interleave(tokens)
-    return owner[:, None] >= owner[None, :]
+    """Mask in which a token attends to its own window of latent frames and all windows before.
+
+    tokens: number of tokens per latent frame.
+    """
+    index = (torch.arange(frames, device=device) // window).repeat_interleave(tokens)
+    return index[:, None] >= index[None, :]
 
 
 @dataclass(frozen=True)
 class KvCache:
-    """Un-rotated keys, and values, of the latent frames that a new window may look at.
+    """Keys before rotary embedding, and values, of the latent frames that a new window attends to.
 
-    At most `sink` first frames and `recent` last ones are kept; `frames` says how many there are now, `seen` how
-    many went by. One tensor per layer, `[b heads frames*tokens c]`.
+    Holds at most the `sink` first and the `recent` last latent frames. frames: number held now;
+    seen: number appended so far. One tensor per layer, `[b heads frames*tokens c]`.
     """
 
     sink: int
@@ -60,7 +62,7 @@ class KvCache:
     def extended(
         self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int
     ) -> "KvCache":
-        """The cache after one more window; what falls between sink and recent frames is forgotten."""
+        """Append a window; drop frames between the sink and the recent ones."""
         tokens = keys[0].shape[2] // frames
         total = self.frames + frames
         if self.frames:
@@ -75,14 +77,21 @@ class KvCache:
             index = torch.tensor(keep, device=keys[0].device)
             keys = tuple(key.index_select(2, index) for key in keys)
             values = tuple(value.index_select(2, index) for value in values)
-        return KvCache(self.sink, self.recent, kept, keys, values, self.seen + frames)
+        return KvCache(
+            self.sink,
+            self.recent,
+            frames=kept,
+            keys=keys,
+            values=values,
+            seen=self.seen + frames,
+        )
 
 
 def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b heads n c"]:
-    """Give every head its channels."""
+    """Split channels by head."""
     return rearrange(x, "b n (heads c) -> b heads n c", heads=heads)
 
 
 def join_heads(x: Float[Tensor, "b heads n c"]) -> Float[Tensor, "b n d"]:
-    """Put the heads' channels side by side again."""
+    """Concatenate the heads' channels."""
     return rearrange(x, "b heads n c -> b n (heads c)")

@@ -1,26 +1,26 @@
-"""The native model format: a folder of safetensors parts with their configs inside, and a manifest of hashes.
+"""Model folders: safetensors parts with their config in the metadata, and a manifest of hashes.
 
-A part is `PART.safetensors`, or `PART-00001-of-00002.safetensors` and so on when it is large. Reading is strict:
-a missing, truncated, corrupt, extra or misshapen tensor is a CheckpointError that names the file.
+A part is `PART.safetensors`, or `PART-00001-of-00002.safetensors` and so on when it is large.
+Loading is strict: a missing, truncated, corrupt, extra or misshapen tensor raises CheckpointError.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
 from skyloom.core.files import atomic_path, sha256_file
-from skyloom.models.manifest import MANIFEST_FILE, REPAIR, read_manifest
+from skyloom.models.registry import MANIFEST_FILE, REPAIR, read_manifest
 
-MAX_BYTES = 15 * 2**20
+MAX_SHARD_BYTES = 15 * 2**20
 T = TypeVar("T")
 
 
@@ -32,9 +32,9 @@ def save_part(
     *,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_SHARD_BYTES,
 ) -> list[Path]:
-    """Write a part, split so that no file passes `max_bytes`; floating tensors are cast to `dtype` if given."""
+    """Write a part in files of at most `max_bytes`; cast floating tensors to `dtype` if given."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: _stored(value, dtype) for name, value in state.items()}
     shards: list[dict[str, Tensor]] = [{}]
@@ -48,7 +48,7 @@ def save_part(
     for old in _files(folder, part):
         old.unlink()
     header = {**(metadata or {}), "config": json.dumps(_plain(asdict(config)))}  # type: ignore[call-overload]
-    paths = []
+    paths: list[Path] = []
     for index, shard in enumerate(shards, 1):
         suffix = "" if len(shards) == 1 else f"-{index:05d}-of-{len(shards):05d}"
         path = folder / f"{part}{suffix}.safetensors"
@@ -61,41 +61,42 @@ def save_part(
 def load_part(
     folder: Path, part: str, config_class: type[T]
 ) -> tuple[T, dict[str, Tensor], dict[str, str]]:
-    """A part's config, tensors and metadata. Raises CheckpointError naming what is missing or damaged."""
+    """Read a part: config, tensors, metadata. Raises CheckpointError for incomplete files."""
     paths = _files(folder, part)
     if not paths:
         raise CheckpointError(f"{folder} has no weights for {part!r}.", hint=REPAIR)
-    expected = int(paths[0].stem.rsplit("-of-", 1)[1]) if "-of-" in paths[0].stem else 1
-    if len(paths) != expected:
+    count = int(paths[0].stem.rsplit("-of-", 1)[1]) if "-of-" in paths[0].stem else 1
+    if len(paths) != count:
         raise CheckpointError(
-            f"{folder} has {len(paths)} of {expected} files of {part!r}.", hint=REPAIR
+            f"{folder} must hold {count} files of {part!r}, got {len(paths)}.", hint=REPAIR
         )
     state: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for path in paths:
         try:
-            with safe_open(path, framework="pt") as file:
+            with cast(Any, safe_open(path, framework="pt")) as file:
                 metadata = file.metadata() or {}
-                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                state.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}).", hint=REPAIR) from error
     if "config" not in metadata:
-        raise CheckpointError(
-            f"{paths[0]} holds no config, so it is not a skyloom part.", hint=REPAIR
-        )
+        raise CheckpointError(f"{paths[0]} has no config in its metadata.", hint=REPAIR)
     return from_table(json.loads(metadata["config"]), config_class, str(paths[0])), state, metadata
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fill a module; every tensor must be there and fit."""
-    wanted = module.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    bad = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
-    if missing or extra or bad:
-        named = ", ".join([*missing, *extra, *sorted(bad)][:3])
+    """Load weights strictly: every tensor must be present, known and of the right shape."""
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    extra = sorted(state.keys() - expected.keys())
+    misshapen = sorted(
+        name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape
+    )
+    if missing or extra or misshapen:
+        named = ", ".join([*missing, *extra, *misshapen][:3])
         raise CheckpointError(
-            f"Weights do not fit {type(module).__name__}: {len(missing)} missing, {len(extra)} extra, "
-            f"{len(bad)} misshapen ({named}).",
+            f"Weights do not fit {type(module).__name__}: {len(missing)} missing, "
+            f"{len(extra)} extra, {len(misshapen)} misshapen ({named}).",
             hint="They belong to another model or version.",
         )
     module.load_state_dict(dict(state))
@@ -110,7 +111,7 @@ def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, after every file's hash was found to be as written."""
+    """Read the manifest and check every file's hash. Raises CheckpointError."""
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
         path = folder / name
@@ -124,7 +125,7 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
 
 
 def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Quantise weights to int8 with a scale per output row (`NAME.scale`); vectors become fp16."""
+    """Quantize matrices to int8 with a scale per output row (`NAME.scale`); vectors to fp16."""
     stored: dict[str, Tensor] = {}
     for name, value in state.items():
         if value.ndim == 1:
@@ -140,7 +141,7 @@ def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The fp32 weights of a state that `to_int8` made; a state without scales is cast to fp32."""
+    """Dequantize to fp32, the inverse of `to_int8`; tensors without a scale are cast."""
     weights: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith(".scale"):

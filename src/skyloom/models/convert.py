@@ -1,8 +1,8 @@
-"""Foreign keys to ours and back: dict in, dict out, one table per family.
+"""Convert the state dict of a diffusers Wan transformer (`WanTransformer3DModel`).
 
-Wan as diffusers names it (`WanTransformer3DModel`). Three things differ besides names: query, key and value are one
-matrix here; the patch embedding is a matrix instead of a convolution; and rotary pairs are (i, i + half) here but
-neighbours there, so the rows of queries and keys are reordered within each head.
+Besides names, three things differ: query, key and value are one matrix here; the patch embedding is
+a matrix instead of a convolution; rotary pairs are (i, i + half) here and (2i, 2i + 1) there, so
+the rows of queries and keys are reordered within each head.
 """
 
 import torch
@@ -32,44 +32,47 @@ _PLAIN_BLOCK = {
 
 
 def wan_from_diffusers(state: State, config: DitConfig) -> State:
-    """Weights of a diffusers Wan transformer under our keys. Raises CheckpointError naming unused keys."""
+    """Rename and reshape the weights. Raises CheckpointError naming unused keys."""
     left = dict(state)
-    ours: State = {"table": rearrange(left.pop("scale_shift_table"), "1 two d -> two d")}
-    ours["patch.weight"] = rearrange(left.pop("patch_embedding.weight"), "d c p q r -> d (c p q r)")
-    ours["patch.bias"] = left.pop("patch_embedding.bias")
-    for theirs, name in _PLAIN.items():
+    converted: State = {"table": rearrange(left.pop("scale_shift_table"), "1 two d -> two d")}
+    converted["patch.weight"] = rearrange(
+        left.pop("patch_embedding.weight"), "d c p q r -> d (c p q r)"
+    )
+    converted["patch.bias"] = left.pop("patch_embedding.bias")
+    for source, name in _PLAIN.items():
         for kind in ("weight", "bias"):
-            ours[f"{name}.{kind}"] = left.pop(f"{theirs}.{kind}")
+            converted[f"{name}.{kind}"] = left.pop(f"{source}.{kind}")
     for layer in range(config.layers):
-        ours |= _block(left, f"blocks.{layer}.", config)
+        converted.update(_block(left, f"blocks.{layer}.", config))
     if left:
         raise CheckpointError(
-            f"{len(left)} tensors have no place here ({', '.join(sorted(left)[:3])})."
+            f"{len(left)} tensors are unknown ({', '.join(sorted(left)[:3])}).",
+            hint="The weights are of another family or version.",
         )
-    return ours
+    return converted
 
 
 def _block(left: State, prefix: str, config: DitConfig) -> State:
-    """One block's tensors, taken out of `left`."""
-    taken: State = {"table": rearrange(left.pop(f"{prefix}scale_shift_table"), "1 six d -> six d")}
+    """Convert one block; removes its tensors from `left`."""
+    block: State = {"table": rearrange(left.pop(f"{prefix}scale_shift_table"), "1 six d -> six d")}
     for kind in ("weight", "bias"):
-        for theirs, name in _PLAIN_BLOCK.items():
-            taken[f"{name}.{kind}"] = left.pop(f"{prefix}{theirs}.{kind}")
+        for source, name in _PLAIN_BLOCK.items():
+            block[f"{name}.{kind}"] = left.pop(f"{prefix}{source}.{kind}")
         query, key, value = (left.pop(f"{prefix}attn1.to_{role}.{kind}") for role in "qkv")
-        taken[f"qkv.{kind}"] = torch.cat(
+        block[f"qkv.{kind}"] = torch.cat(
             [_halves(query, config.heads), _halves(key, config.heads), value]
         )
-        taken[f"cross.query.{kind}"] = left.pop(f"{prefix}attn2.to_q.{kind}")
+        block[f"cross.query.{kind}"] = left.pop(f"{prefix}attn2.to_q.{kind}")
         pair = [left.pop(f"{prefix}attn2.to_{role}.{kind}") for role in "kv"]
-        taken[f"cross.key_value.{kind}"] = torch.cat(pair)
+        block[f"cross.key_value.{kind}"] = torch.cat(pair)
     for role, name in (("q", "query_norm"), ("k", "key_norm")):
-        taken[f"{name}.weight"] = _halves(
+        block[f"{name}.weight"] = _halves(
             left.pop(f"{prefix}attn1.norm_{role}.weight"), config.heads
         )
-        taken[f"cross.{name}.weight"] = left.pop(f"{prefix}attn2.norm_{role}.weight")
-    return {f"{prefix}{name}": value for name, value in taken.items()}
+        block[f"cross.{name}.weight"] = left.pop(f"{prefix}attn2.norm_{role}.weight")
+    return {f"{prefix}{name}": value for name, value in block.items()}
 
 
 def _halves(rows: Tensor, heads: int) -> Tensor:
-    """Rows in neighbouring pairs to rows with pairs half a head apart."""
+    """Reorder rows from neighbouring pairs to pairs half a head apart."""
     return rearrange(rows, "(heads pair two) ... -> (heads two pair) ...", heads=heads, two=2)

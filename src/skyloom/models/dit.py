@@ -1,8 +1,8 @@
-"""The spacetime transformer of the Wan family (Wan team 2025, arXiv 2503.20314), one block for every size.
+"""Spacetime transformer of the Wan family (Wan team 2025, arXiv 2503.20314).
 
-Tokens are patches of the latent in the order time, height, width. Each latent frame has its own noise level, so
-modulation is per latent frame, never per token. The same weights read a canvas in two ways, told apart by the
-attention mask alone: bidirectional, and causal in windows of `config.window` latent frames.
+Tokens are patches of the latent in the order time, height, width. Each latent frame has its own
+noise level, so modulation is per latent frame. The same weights attend bidirectionally or causally
+in windows of `config.window` latent frames; only the attention mask differs.
 """
 
 import math
@@ -35,17 +35,20 @@ from skyloom.models.embeddings import (
 from skyloom.models.refiner import Detail
 from skyloom.models.rope import Angles, rope_angles, rotate
 
-Reading = Literal["bidirectional", "causal"]
+AttentionMode = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
 class DitConfig:
-    """Sizes, and what Wan's own models do not have: `pooled_text` adds the pooled prompt to the time embedding;
-    `span` makes room for a few-step student in the same weights; `places` tells every token where in the frame and
-    in the window it stands, which rotary positions only tell of pairs; `sketch` is the width of the prompt's meaning
-    (models/prompt_attributes.py), the last of its pooled channels, from which a first sketch of the video is drawn (0: none).
-    `detail` is the width of the convolutions that go over the result (models/refiner.py; 0: none), in `detail_blocks`.
-    The sketch ends after `horizon` latent frames of a video; from there on places are numbered after it (0: never).
+    """Sizes, and options that Wan's models do not have.
+
+    pooled_text: add the pooled prompt to the time embedding.
+    span: embed the step size, for a few-step student in the same weights.
+    places: add an absolute position embedding to every token.
+    sketch: width of the prompt attributes (the last pooled channels) from which the mean latent is
+        predicted; 0 turns it off.
+    horizon: latent frames that the mean latent covers; later positions are numbered after it.
+    detail, detail_blocks: width and number of blocks of the latent refiner; width 0 turns it off.
     """
 
     in_channels: int
@@ -72,23 +75,23 @@ class DitConfig:
 
     @property
     def head_width(self) -> int:
-        """Channels of one head."""
+        """Number of channels of one head."""
         return self.width // self.heads
 
 
 @dataclass(frozen=True)
 class TextCondition:
-    """A prompt, ready for every layer: keys and values `[b heads m c]`, mask bias, pooled vector, meaning."""
+    """Prompt projected for every layer; keys and values are `[b heads m c]`."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     bias: Float[Tensor, "b 1 1 m"] | None
     pooled: Float[Tensor, "b d"] | None
-    meaning: Float[Tensor, "b s"] | None = None
+    attributes: Float[Tensor, "b s"] | None = None
 
 
 class Dit(nn.Module):
-    """Latent, noise levels and text in; velocity, clean estimate or angular prediction out (`config.prediction`)."""
+    """Predict velocity, clean estimate or angular target, as `config.prediction` names."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -117,7 +120,7 @@ class Dit(nn.Module):
 
     @property
     def layers(self) -> list["Block"]:
-        """The blocks, by their own type."""
+        """The blocks, typed."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def prepare_text(
@@ -126,33 +129,33 @@ class Dit(nn.Module):
         context_mask: Bool[Tensor, "b m"] | None = None,
         pooled: Float[Tensor, "b p"] | None = None,
     ) -> TextCondition:
-        """Project a prompt once for all layers and steps; masked tokens are never looked at."""
+        """Project a prompt once for all layers and steps; masked tokens are not attended to."""
         projected = self.text(context)
         pairs = [block.cross.keys_and_values(projected) for block in self.layers]
         bias = (
             None if context_mask is None else rearrange(mask_bias(context_mask), "b m -> b 1 1 m")
         )
         vector = None if self.pooled is None or pooled is None else self.pooled(pooled)
-        meaning = (
-            None if self.sketch is None or pooled is None else pooled[:, -self.config.sketch :]
-        )
+        attributes = None
+        if self.sketch is not None and pooled is not None:
+            attributes = pooled[:, -self.config.sketch :]
         return TextCondition(
             tuple(key for key, _ in pairs),
             tuple(value for _, value in pairs),
             bias,
             vector,
-            meaning,
+            attributes,
         )
 
     def draw_sketch(
-        self, meaning: Float[Tensor, "b s"], frames: int, height: int, width: int
+        self, attributes: Float[Tensor, "b s"], frames: int, height: int, width: int
     ) -> Float[Tensor, "b o t h w"]:
-        """The video that a prompt's meaning lets expect, as a clean latent: a blur, but in the right places."""
+        """Predict the mean clean latent of a prompt's videos."""
         assert self.sketch is not None
-        rows, columns = height // self.config.patch[1], width // self.config.patch[2]
-        drawn = self.sketch(
-            meaning, place_waves(torch.arange(frames, device=meaning.device), rows, columns)
-        )
+        rows = height // self.config.patch[1]
+        columns = width // self.config.patch[2]
+        positions = place_waves(torch.arange(frames, device=attributes.device), rows, columns)
+        drawn = self.sketch(attributes, positions)
         return _unpatchify(drawn, self.config, (frames, rows, columns))
 
     def forward(
@@ -161,18 +164,26 @@ class Dit(nn.Module):
         sigma: Float[Tensor, "b t"],
         text: TextCondition,
         *,
-        reading: Reading = "bidirectional",
+        attention_mode: AttentionMode = "bidirectional",
         cache: KvCache | None = None,
         span: Float[Tensor, "b t"] | None = None,
-        numbers: Int[Tensor, " t"] | None = None,
+        frame_indices: Int[Tensor, " t"] | None = None,
     ) -> Float[Tensor, "b o t h w"]:
-        """Predict for every latent frame; with a cache, the latent is one window and sees the cached frames too.
+        """Predict every latent frame; with a cache, `latent` is the window after the cached frames.
 
-        Without a `span` the velocity at `sigma` is predicted. With one, the student answers: the mean velocity
-        from `sigma` down to `sigma - span`, with guidance folded in. `numbers` are the latent frames' numbers in
-        their video, if they do not simply follow the cached ones.
+        span: None predicts the velocity at `sigma`; else the student's mean velocity from `sigma`
+        to `sigma - span`, guidance included. frame_indices: indices of the latent frames in their
+        video; by default they follow the cached ones.
         """
-        return self._run(latent, sigma, text, reading, cache, span, numbers)[0]
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode=attention_mode,
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[0]
 
     def extend_cache(
         self,
@@ -181,45 +192,61 @@ class Dit(nn.Module):
         text: TextCondition,
         cache: KvCache,
         span: Float[Tensor, "b t"] | None = None,
-        numbers: Int[Tensor, " t"] | None = None,
+        frame_indices: Int[Tensor, " t"] | None = None,
     ) -> KvCache:
-        """The cache after a finished window; `sigma` is the (small) noise that it is remembered with."""
-        return self._run(latent, sigma, text, "causal", cache, span, numbers)[1]
+        """Append a finished window to the cache, stored at the noise level `sigma`."""
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode="causal",
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[1]
 
     def _run(
         self,
-        latent: Tensor,
-        sigma: Tensor,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
         text: TextCondition,
-        reading: Reading,
+        *,
+        attention_mode: AttentionMode,
         cache: KvCache | None,
-        span: Tensor | None,
-        numbers: Tensor | None,
-    ) -> tuple[Tensor, KvCache]:
-        """Rotary time positions are local: cached frames first, the window after them."""
-        config, (_, _, frames, height, width) = self.config, latent.shape
-        rows, columns = height // config.patch[1], width // config.patch[2]
+        span: Float[Tensor, "b t"] | None,
+        frame_indices: Int[Tensor, " t"] | None,
+    ) -> tuple[Float[Tensor, "b o t h w"], KvCache]:
+        """Forward pass; rotary time positions start at the first cached frame."""
+        config = self.config
+        _, _, frames, height, width = latent.shape
+        rows = height // config.patch[1]
+        columns = width // config.patch[2]
         tokens = rows * columns
         x = self.patch(_patchify(latent.to(self.patch.weight.dtype), config.patch)).to(
             self.patch.weight.dtype
         )
         past = cache or KvCache(sink=0, recent=0)
-        x = self._placed(x, text, past, (frames, rows, columns), numbers)
+        x = self._placed(x, text, past, (frames, rows, columns), frame_indices)
         embedded = self.time(sigma)
         if text.pooled is not None:
             embedded = embedded + text.pooled[:, None]
         if span is not None:
-            assert self.span is not None, "only a model with a student takes a span"
+            assert self.span is not None, "only a model with a student accepts a span"
             embedded = embedded + self.span(span)
         modulation = self.time.modulation(embedded)
-        angles = _window_angles(past.frames + frames, rows, columns, config, x.device, x.dtype)
+        angles = _window_angles(
+            past.frames + frames, rows, columns, config, device=x.device, dtype=x.dtype
+        )
         bias = None
-        if reading == "causal" and cache is None:
+        if attention_mode == "causal" and cache is None:
             bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
-        keys, values = [], []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for index, block in enumerate(self.layers):
             before = (past.keys[index], past.values[index]) if past.frames else None
-            x, key, value = block(x, modulation, text, index, angles, bias, before)
+            x, key, value = block(
+                x, modulation, text, index, angles=angles, bias=bias, before=before
+            )
             keys.append(key)
             values.append(value)
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
@@ -236,29 +263,29 @@ class Dit(nn.Module):
         text: TextCondition,
         past: KvCache,
         grid: tuple[int, int, int],
-        numbers: Tensor | None,
+        frame_indices: Tensor | None,
     ) -> Tensor:
-        """The tokens with where they stand and, up to the horizon, what the sketch shows there."""
+        """Add position embeddings to the tokens and, up to the horizon, the mean latent."""
         frames, rows, columns = grid
-        horizon, local = self.config.horizon, torch.arange(frames, device=x.device) + past.frames
+        horizon = self.config.horizon
+        local = torch.arange(frames, device=x.device) + past.frames
         early = torch.ones_like(local, dtype=torch.bool)
         if horizon:
-            numbers = (
-                torch.arange(frames, device=x.device) + past.seen if numbers is None else numbers
-            )
-            early = numbers < horizon
-            local = torch.where(early, numbers, local + horizon)
+            if frame_indices is None:
+                frame_indices = torch.arange(frames, device=x.device) + past.seen
+            early = frame_indices < horizon
+            local = torch.where(early, frame_indices, local + horizon)
         where = place_waves(local, rows, columns).to(x.dtype)
         if self.places is not None:
             x = x + self.places(where)
-        if self.sketch is not None and text.meaning is not None and bool(early.any()):
-            drawn = self.sketch.into(self.sketch(text.meaning.to(x.dtype), where))
+        if self.sketch is not None and text.attributes is not None and bool(early.any()):
+            drawn = self.sketch.into(self.sketch(text.attributes.to(x.dtype), where))
             x = x + drawn * early.to(x.dtype).repeat_interleave(rows * columns)[:, None]
         return x
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; modulated by each latent frame's noise level."""
+    """Self-attention, cross-attention and feed-forward, modulated per latent frame."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -281,11 +308,11 @@ class Block(nn.Module):
         modulation: Float[Tensor, "b t 6 d"],
         text: TextCondition,
         index: int,
-        angles: Angles,
-        bias: Float[Tensor, "n n"] | None,
+        angles: tuple[Float[Tensor, "seen f"], Float[Tensor, "seen f"]],
+        bias: Float[Tensor, "n seen"] | None,
         before: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
-        """The new tokens, and this window's un-rotated keys and values for the cache."""
+        """Return the new tokens, and the window's keys (before rotation) and values."""
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (
             (modulation + self.table).to(x.dtype).unbind(2)
         )
@@ -294,9 +321,11 @@ class Block(nn.Module):
         query = split_heads(self.query_norm(query).to(value.dtype), self.heads)
         key = split_heads(self.key_norm(key).to(value.dtype), self.heads)
         value = split_heads(value, self.heads)
-        all_keys, all_values = key, value
+        all_keys = key
+        all_values = value
         if before is not None:
-            all_keys, all_values = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+            all_keys = torch.cat([before[0], key], 2)
+            all_values = torch.cat([before[1], value], 2)
         own = (angles[0][-x.shape[1] :], angles[1][-x.shape[1] :])
         mixed = attend(rotate(query, own), rotate(all_keys, angles), all_values, bias)
         x = x + _gated(self.out(join_heads(mixed)), gate)
@@ -307,7 +336,7 @@ class Block(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Video tokens look at the prompt."""
+    """Attention from video tokens to the prompt."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -320,22 +349,21 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def keys_and_values(self, context: Float[Tensor, "b m d"]) -> tuple[Tensor, Tensor]:
-        """The prompt's keys and values, by head."""
+        """Return the prompt's keys and values by head."""
         key, value = self.key_value(context).chunk(2, dim=-1)
-        return split_heads(self.key_norm(key).to(value.dtype), self.heads), split_heads(
-            value, self.heads
-        )
+        key = split_heads(self.key_norm(key).to(value.dtype), self.heads)
+        return key, split_heads(value, self.heads)
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "b n d"]:
-        """What the prompt says to each video token."""
+        """Attend from every video token to the prompt."""
         query = split_heads(self.query_norm(self.query(x)).to(value.dtype), self.heads)
         return self.out(join_heads(attend(query, key, value, bias)))
 
 
 class RmsNorm(nn.Module):
-    """Root-mean-square norm over all heads together (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """RMS norm over all heads together (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -343,7 +371,7 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Normalise in the weights' own precision."""
+        """Normalise in the precision of the weights."""
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 
 
@@ -362,7 +390,7 @@ def _window_angles(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Angles:
-    """Rotary angles of a window and what it remembers: a handful of shapes, asked for again and again."""
+    """Rotary angles of the cached frames and a window; cached because few shapes occur."""
     positions = torch.arange(frames, device=device, dtype=torch.float32)
     cosine, sine = rope_angles(positions, rows, columns, config.head_width, config.rope_theta)
     return cosine.to(dtype), sine.to(dtype)
@@ -397,7 +425,8 @@ def _patchify(
 def _unpatchify(
     x: Float[Tensor, "b n k"], config: DitConfig, grid: tuple[int, int, int]
 ) -> Float[Tensor, "b o t h w"]:
-    (t, h, w), (p, q, r) = grid, config.patch
+    t, h, w = grid
+    p, q, r = config.patch
     return rearrange(
         x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r
     )
@@ -405,7 +434,7 @@ def _unpatchify(
 
 @torch.no_grad()
 def _initialise(dit: Dit) -> None:
-    """Xavier matrices; quiet residual branches; a silent head, so that training starts from the mean."""
+    """Xavier matrices, scaled-down residual branches, zero head."""
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

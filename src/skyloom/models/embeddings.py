@@ -1,4 +1,4 @@
-"""What a transformer is told beside its tokens: noise levels, steps, places, and a first sketch of the video."""
+"""Embeddings of noise level, step size and position; text projection; mean-latent predictor."""
 
 import math
 
@@ -14,7 +14,7 @@ PLACE_WIDTH = 3 * 2 * _PLACE_WAVES
 
 
 class TimeEmbedding(nn.Module):
-    """Noise levels to vectors: sinusoids of the timestep (1000 sigma), two layers, and six modulations."""
+    """Embed noise levels: sinusoids of the timestep (1000 sigma), two layers, six modulations."""
 
     def __init__(self, frequency_width: int, width: int) -> None:
         super().__init__()
@@ -24,17 +24,17 @@ class TimeEmbedding(nn.Module):
         self.to_modulation = nn.Linear(width, 6 * width)
 
     def forward(self, sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The embedding of each latent frame's noise level."""
+        """Return the embedding of each latent frame's noise level."""
         waves = sinusoids(sigma, self.frequency_width).to(self.inner.weight.dtype)
         return self.outer(F.silu(self.inner(waves)))
 
     def modulation(self, embedded: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 6 d"]:
-        """Shift, scale and gate for attention and feed-forward; every block adds its own table."""
+        """Return shift, scale and gate for attention and feed-forward of every block."""
         return rearrange(self.to_modulation(F.silu(embedded)), "b t (six d) -> b t six d", six=6)
 
 
 class SpanEmbedding(nn.Module):
-    """How far a step goes, to a vector that is added to the time embedding; silent until it has learned."""
+    """Embed the step size of a few-step student; added to the time embedding, zero-initialised."""
 
     def __init__(self, frequency_width: int, width: int) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class SpanEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, span: Float[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The embedding of each latent frame's step."""
+        """Return the embedding of each latent frame's step size."""
         waves = sinusoids(span, self.frequency_width).to(self.inner.weight.dtype)
         return self.outer(F.silu(self.inner(waves)))
 
 
 class PlaceEmbedding(nn.Module):
-    """Where a token stands, to a vector that is added to it."""
+    """Embed the absolute position of a token; added to the token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -57,15 +57,15 @@ class PlaceEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, where: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
-        """The embedding of each token's waves."""
+        """Return the embedding of each token's position waves."""
         return self.outer(F.gelu(self.inner(where), approximate="tanh"))
 
 
 class Sketch(nn.Module):
-    """A prompt's meaning and a place to what is likely there: the mean over all videos of the prompt.
+    """Predict the mean clean latent of a prompt's videos from prompt attributes and positions.
 
-    What a transformer learns slowest, from noise alone and by squared error, is this mean; a small network that is
-    trained on it directly (train/objectives.py) learns it in minutes and leaves the transformer the rest.
+    The transformer learns this mean very slowly from noise; trained on it directly
+    (train/objectives.py), this small network learns it in minutes.
     """
 
     def __init__(self, meaning: int, width: int, patch: int) -> None:
@@ -81,7 +81,7 @@ class Sketch(nn.Module):
     def forward(
         self, meaning: Float[Tensor, "b s"], where: Float[Tensor, "n f"]
     ) -> Float[Tensor, "b n k"]:
-        """The patch that is likely at each place."""
+        """Return the expected patch at each position."""
         scale, shift = self.gates(F.gelu(self.meaning(meaning), approximate="tanh")).chunk(
             2, dim=-1
         )
@@ -91,7 +91,7 @@ class Sketch(nn.Module):
 
 
 class TextProjection(nn.Module):
-    """Text-encoder width to the transformer's, through one hidden layer."""
+    """Project text-encoder features to the transformer's width through one hidden layer."""
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
@@ -104,8 +104,9 @@ class TextProjection(nn.Module):
 
 
 def place_waves(frames: Int[Tensor, " t"], rows: int, columns: int) -> Float[Tensor, "n f"]:
-    """Waves over time, height and width of every token; `frames` numbers the latent frames."""
-    time, device = frames / _PLACE_FRAMES, frames.device
+    """Sinusoids over time, height and width of every token; `frames` are latent frame indices."""
+    device = frames.device
+    time = frames / _PLACE_FRAMES
     height = (torch.arange(rows, device=device) + 0.5) / rows
     width = (torch.arange(columns, device=device) + 0.5) / columns
     grid = torch.stack(torch.meshgrid(time, height, width, indexing="ij"), dim=-1)
@@ -115,7 +116,7 @@ def place_waves(frames: Int[Tensor, " t"], rows: int, columns: int) -> Float[Ten
 
 
 def sinusoids(level: Float[Tensor, "b t"], width: int) -> Float[Tensor, "b t f"]:
-    """Cosines and sines of a level in [0, 1], as timesteps up to 1000."""
+    """Sinusoidal embedding of a level in [0, 1], scaled to timesteps up to 1000."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=level.device))
     angles = 1000 * level.float()[..., None] * frequencies

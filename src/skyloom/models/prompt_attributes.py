@@ -1,8 +1,9 @@
-"""What a prompt says, as one vector: read from the tokens of a text encoder by a small convolution.
+"""Prompt attributes: one vector per prompt, read from the text encoder's tokens by a convolution.
 
-A sentence encoder puts "to the left" and "to the right" nearly on top of each other, and a generator that
-must tell them apart by squared error alone takes very long to (docs/log.md). This reader is trained on captions
-and their facts (train/prompt_attributes.py), so that what matters for a picture is what varies most in its vector.
+A sentence encoder maps "to the left" and "to the right" to nearly the same vector, which a
+generator trained on squared error separates very slowly (docs/log.md). This network is trained on
+captions and their facts (train/prompt_attributes.py), so that its vector varies most in what
+matters for a picture.
 """
 
 import torch
@@ -12,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
-class Meaning(nn.Module):
-    """Contexts -> vectors of unit scale. Each token sees two neighbours on each side, so word order counts."""
+class PromptAttributes(nn.Module):
+    """Contexts to vectors of unit scale; each token sees two neighbours on each side."""
 
     def __init__(self, context_width: int, width: int) -> None:
         super().__init__()
@@ -26,17 +27,17 @@ class Meaning(nn.Module):
     def forward(
         self, context: Float[Tensor, "b m k"], mask: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b d"]:
-        """The vector of each prompt; masked tokens count for nothing."""
+        """Return one vector per prompt; masked tokens have no effect."""
         real = rearrange(mask, "b m -> b m 1")
         x = self.down(context) * real
         x = (x + F.gelu(self.near(_with_neighbours(x)))) * real
         x = (x + F.gelu(self.far(_with_neighbours(x)))) * real
         mean = x.sum(1) / real.sum(1).clamp(min=1)
-        most = x.masked_fill(~real, -torch.inf).amax(1)
-        y = self.outer(F.gelu(self.inner(torch.cat([mean, most], dim=-1))))
+        maximum = x.masked_fill(~real, -torch.inf).amax(1)
+        y = self.outer(F.gelu(self.inner(torch.cat([mean, maximum], dim=-1))))
         return F.layer_norm(y, y.shape[-1:])
 
 
 def _with_neighbours(x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m e"]:
-    """Every token's channels between those of the one before and the one after; zeros beyond the ends."""
+    """Concatenate each token's channels with those of both neighbours; zeros beyond the ends."""
     return torch.cat([F.pad(x, (0, 0, 1, 0))[:, :-1], x, F.pad(x, (0, 0, 0, 1))[:, 1:]], dim=-1)

@@ -1,7 +1,7 @@
-"""Convolutions at the latent's own resolution behind the transformer: neighbouring patches come to agree.
+"""Latent refiner: convolutions at the latent's own resolution after the transformer.
 
-A token answers for a patch of cells by itself, which shows as tiles. Here every latent frame is gone over once more,
-cell by cell, with its neighbours, the noisy input and the tokens' features in view; nothing is mixed over time.
+The transformer predicts each patch by itself, which shows as tiles. The refiner reads every latent
+frame with its neighbouring cells, the noisy input and the tokens' features; frames are independent.
 """
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 
 class Detail(nn.Module):
-    """A residual for the transformer's prediction, of so many `blocks`; silent until it has learned."""
+    """Residual correction of the transformer's prediction; zero-initialised."""
 
     def __init__(
         self, channels: int, hidden: int, width: int, patch: tuple[int, int, int], blocks: int = 2
     ) -> None:
         super().__init__()
-        self.patch, self.blocks = patch, blocks
+        self.patch = patch
+        self.blocks = blocks
         self.features = nn.Linear(hidden, width * patch[0] * patch[1] * patch[2])
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
         self.convolutions = nn.ModuleList(
@@ -36,8 +37,9 @@ class Detail(nn.Module):
         tokens: Float[Tensor, "b n d"],
         level: Float[Tensor, "b t d"],
     ) -> Float[Tensor, "b c t h w"]:
-        """The prediction, gone over once more; `tokens` are the last block's, `level` says how noisy a frame is."""
-        (p, q, r), (_, _, frames, height, width) = self.patch, predicted.shape
+        """Refine a prediction; tokens: of the last block; level: embedding of the noise level."""
+        p, q, r = self.patch
+        _, _, frames, height, width = predicted.shape
         features = rearrange(
             self.features(tokens),
             "b (t h w) (p q r k) -> (b t p) k (h q) (w r)",

@@ -1,20 +1,22 @@
-"""What models there are: the bundled one, and any folder that holds a manifest."""
+"""Models on disk: the bundled one and any folder with a manifest. Needs no torch."""
 
 import difflib
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import CheckpointError, RequestError
-from skyloom.models.manifest import MANIFEST_FILE, read_manifest
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
+MANIFEST_FILE = "manifest.json"
+REPAIR = "Install skyloom again, or pass a complete model folder to --model."
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How a model is sampled. A `student` takes long steps with guidance folded into its weights."""
+    """Sampling settings. A distilled `student` needs no guidance and few steps."""
 
     num_steps: int
     guidance_scale: float
@@ -23,8 +25,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How a model goes on after its native window, in latent frames: `window` at a time, with the `sink` first ones
-    and the `recent` last ones in view, which carry noise up to `context_sigma`."""
+    """Autoregressive continuation after the native window, in latent frames.
+
+    Each step generates `window` frames and attends to the `sink` first and `recent` last frames,
+    which carry noise up to `context_sigma`.
+    """
 
     sink: int
     recent: int
@@ -34,7 +39,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What can be asked of a model, and where it lies. `frames` is its native window; sizes are "width x height"."""
+    """Manifest of a model; frames: native window in frames; sizes: "WIDTHxHEIGHT"."""
 
     name: str
     family: str
@@ -52,63 +57,70 @@ class ModelInfo:
 
     @property
     def qualities(self) -> dict[str, Quality]:
-        """ "best" always; "fast" where the manifest names a student's steps."""
+        """Qualities by name: "best", and "fast" if the model has a distilled student."""
         best = {"best": Quality(self.num_steps, self.guidance_scale)}
         steps = self.manifest.get("student_steps")
         return best if steps is None else {"fast": Quality(int(steps), 1.0, student=True), **best}
 
     @property
     def quality(self) -> str:
-        """The name of the default quality."""
+        """Name of the default quality."""
         return next(iter(self.qualities))
 
     @property
     def noise_correlation(self) -> float:
-        """How alike the noise of neighbouring latent frames was in its training (0: independent)."""
+        """Correlation of the noise of neighbouring latent frames in training; 0 is independent."""
         return float(self.manifest.get("noise_correlation", 0.0))
 
     @property
     def steadiness(self) -> float:
-        """How large a change from one latent frame to the next counts as jitter when it is decoded (0: none)."""
+        """Change between latent frames that decoding smooths as jitter; 0 turns smoothing off."""
         return float(self.manifest.get("steadiness", 0.0))
 
     @property
     def rollout(self) -> Rollout | None:
-        """How it makes longer videos; None where it was not trained for that."""
+        """Settings for videos longer than the native window; None if unsupported."""
         values = self.manifest.get("rollout")
         return None if values is None else Rollout(**values)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a model folder's manifest: model settings and file hashes. Raises CheckpointError."""
+    path = folder / MANIFEST_FILE
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).", hint=REPAIR) from error
+
+
 def read_model(folder: Path) -> ModelInfo:
-    """The model in a folder. Raises CheckpointError when its manifest is missing or damaged."""
+    """Read the model in a folder. Raises CheckpointError for a missing or damaged manifest."""
     manifest = read_manifest(folder)
     names = [field.name for field in fields(ModelInfo) if field.name not in ("folder", "manifest")]
     missing = [name for name in names if name not in manifest]
     if missing:
         raise CheckpointError(
             f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.",
-            hint="It is not a whole model.",
+            hint=REPAIR,
         )
-    values = {name: manifest[name] for name in names}
-    return ModelInfo(
-        **{**values, "sizes": tuple(manifest["sizes"])}, folder=folder, manifest=manifest
-    )
+    values: dict[str, Any] = {name: manifest[name] for name in names}
+    values["sizes"] = tuple(values["sizes"])
+    return ModelInfo(**values, folder=folder, manifest=manifest)
 
 
 def list_models(root: Path = BUNDLED) -> list[ModelInfo]:
-    """Every model under a folder, by name."""
+    """List the models under a folder, sorted by folder name."""
     return [read_model(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_FILE}"))]
 
 
 def find_model(name: str, root: Path = BUNDLED) -> ModelInfo:
-    """A model by name, or by the path of its folder. Raises RequestError with the nearest names."""
+    """Find a model by name or folder. Raises RequestError with the nearest names."""
     if (root / name / MANIFEST_FILE).exists() and "/" not in name:
         return read_model(root / name)
     if (Path(name) / MANIFEST_FILE).exists():
         return read_model(Path(name))
     names = [model.name for model in list_models(root)]
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = (
-        f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names) or 'none'}."
-    )
-    raise RequestError(f"There is no model {name!r}.", hint=hint, field="model")
+    available = ", ".join(names) or "no model is installed"
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {available}."
+    raise RequestError(f"Model {name!r} is not installed.", hint=hint, field="model")

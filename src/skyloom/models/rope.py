@@ -1,7 +1,8 @@
-"""Three-dimensional rotary positions (Su et al. 2021, arXiv 2104.09864), in Wan's split over time, height and width.
+"""Rotary position embedding in three dimensions (Su et al. 2021, arXiv 2104.09864).
 
-A head's channels are split 1/3 width, 1/3 height, the rest time (rounded to pairs). Pairs are (i, i + half) and not
-neighbours, so that a rotation is two slices; convert.py reorders foreign weights accordingly.
+Wan's split: 1/3 of a head's channels for width, 1/3 for height, the rest for time (rounded to
+pairs). Pairs are (i, i + half), so a rotation is two slices; convert.py reorders weights that use
+neighbouring pairs.
 """
 
 import torch
@@ -13,7 +14,7 @@ Angles = tuple[Float[Tensor, "n f"], Float[Tensor, "n f"]]
 
 
 def axis_widths(head_width: int) -> tuple[int, int, int]:
-    """Channels of a head for time, height and width."""
+    """Number of channels of a head for time, height and width."""
     space = 2 * (head_width // 6)
     return head_width - 2 * space, space, space
 
@@ -21,9 +22,9 @@ def axis_widths(head_width: int) -> tuple[int, int, int]:
 def rope_angles(
     frames: Float[Tensor, " t"], height: int, width: int, head_width: int, theta: float = 10000.0
 ) -> Angles:
-    """Cosines and sines for every token of `t x height x width`, tokens in that order.
+    """Return cosines and sines for the tokens of `t x height x width`, in that order.
 
-    `frames` are the positions in time, local to the window that is being made.
+    frames: positions in time, relative to the first visible latent frame.
     """
     device = frames.device
     lengths = (
@@ -31,10 +32,10 @@ def rope_angles(
         torch.arange(height, device=device),
         torch.arange(width, device=device),
     )
-    parts = []
+    parts: list[Tensor] = []
     for positions, channels in zip(lengths, axis_widths(head_width), strict=True):
         exponents = torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels
-        parts.append(positions.double()[:, None] * theta**-exponents)
+        parts.append(positions.double()[:, None] * torch.pow(theta, -exponents))
     count = len(frames)
     angles = torch.cat(
         [
@@ -48,7 +49,7 @@ def rope_angles(
 
 
 def rotate(x: Float[Tensor, "b heads n c"], angles: Angles) -> Float[Tensor, "b heads n c"]:
-    """Turn every pair of channels by its token's angle."""
+    """Rotate every pair of channels by its token's angle."""
     cosine, sine = (part.to(x.dtype) for part in angles)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

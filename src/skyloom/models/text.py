@@ -1,8 +1,8 @@
-"""The bundled text encoder: prompts -> context, mask and pooled vector.
+"""Bundled text encoder: prompts to context, mask and pooled vector.
 
-A BERT-shaped encoder (Devlin et al. 2018, arXiv 1810.04805) whose weights are MiniLM's (all-MiniLM-L6-v2,
-Apache-2.0), its vocabulary pruned, its matrices stored in int8 with a scale per row
-(docs/decisions/0002-text-encoder.md). It runs in fp32.
+A BERT encoder (Devlin et al. 2018, arXiv 1810.04805) with the weights of MiniLM (all-MiniLM-L6-v2,
+Apache-2.0): pruned vocabulary, matrices in int8 with a scale per row
+(docs/decisions/0002-text-encoder.md). Runs in fp32.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,22 @@ from torch import Tensor, nn
 
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
 from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part, to_int8
-from skyloom.models.prompt_attributes import Meaning
+from skyloom.models.prompt_attributes import PromptAttributes
 from skyloom.models.tokenizer import Tokenizer
 
 _PAD_TO = 16
+_CONTEXT_SCALE = 2.0
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the encoder; `max_tokens` counts the start and end marks.
+    """Sizes of the encoder.
 
-    `lexical` puts each token's own word vector beside what the layers make of it: the layers bring synonyms
-    together, and with them left and right, which only the word itself tells apart (docs/log.md). `meaning` is
-    the width of a vector of what the prompt says (models/prompt_attributes.py), behind the other pooled channels; 0: none.
+    max_tokens: includes the start and end tokens.
+    lexical: append each token's own word vector to its hidden state. The layers bring synonyms
+        together, but also opposites such as left and right (docs/log.md).
+    meaning: width of the prompt attributes (models/prompt_attributes.py) appended to the pooled
+        vector; 0 for none.
     """
 
     vocabulary: int = 30522
@@ -45,18 +48,18 @@ class TextConfig:
 
     @property
     def pooled_width(self) -> int:
-        """Channels of a pooled vector."""
+        """Number of channels of a pooled vector."""
         return self.context_width + self.meaning
 
     @property
     def context_width(self) -> int:
-        """Channels of a context."""
+        """Number of channels of a context."""
         return self.width * (2 if self.lexical else 1)
 
 
 @dataclass(frozen=True)
 class TextContext:
-    """Encoded prompts, padded with zeros; `truncated` counts the tokens that each prompt lost."""
+    """Encoded prompts, padded with zeros; truncated: number of dropped tokens per prompt."""
 
     context: Float[Tensor, "b m d"]
     context_mask: Bool[Tensor, "b m"]
@@ -65,7 +68,7 @@ class TextContext:
 
 
 class TextEncoder(nn.Module):
-    """Word, position and segment embeddings, then post-norm transformer layers."""
+    """BERT encoder: word, position and segment embeddings, then post-norm layers."""
 
     def __init__(self, config: TextConfig, vocabulary: Sequence[str]) -> None:
         super().__init__()
@@ -76,15 +79,17 @@ class TextEncoder(nn.Module):
         self.segment = nn.Parameter(torch.zeros(config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.layers))
-        self.meaning = Meaning(config.context_width, config.meaning) if config.meaning else None
+        self.meaning = (
+            PromptAttributes(config.context_width, config.meaning) if config.meaning else None
+        )
         self._lexicon: Tensor | None = None
 
     def forward(
         self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b m d"]:
-        """The last hidden state of every token; masked tokens are not looked at."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.norm(self.words(tokens) + self.positions(places) + self.segment)
+        """Return the last hidden state of every token; masked tokens are not attended to."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.norm(self.words(tokens) + self.positions(positions) + self.segment)
         bias = None if mask is None else rearrange(mask_bias(mask), "b m -> b 1 1 m")
         for layer in self.layers:
             x = layer(x, bias)
@@ -92,28 +97,27 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextContext:
-        """Encode prompts one at a time, so that none depends on its neighbours."""
-        rows, lost = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
+        """Encode prompts one at a time: results do not depend on the batch."""
+        rows, truncated = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
         hidden = [self(torch.tensor([row], device=self.segment.device))[0] for row in rows]
-        return self._collect(hidden, rows, lost)
+        return self._collect(hidden, rows, truncated)
 
     @torch.no_grad()
     def encode_together(self, prompts: Sequence[str]) -> TextContext:
         """Encode prompts in one padded batch: faster, equal up to rounding."""
-        rows, lost = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
-        longest = max(map(len, rows))
+        rows, truncated = zip(*(self._tokens(prompt) for prompt in prompts), strict=True)
+        length = max(map(len, rows))
         device = self.segment.device
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        tokens = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(longest, device=device) < lengths[:, None]
+        mask = torch.arange(length, device=device) < lengths[:, None]
         hidden = self(tokens, mask)
-        return self._collect(
-            [h[: len(row)] for h, row in zip(hidden, rows, strict=True)], rows, lost
-        )
+        unpadded = [h[: len(row)] for h, row in zip(hidden, rows, strict=True)]
+        return self._collect(unpadded, rows, truncated)
 
     @torch.no_grad()
     def word_vectors(self, tokens: Sequence[int]) -> Float[Tensor, "m d"]:
-        """The words' own vectors, normalised and centred, at about unit scale."""
+        """Return the word embeddings of tokens, normalised and centred to about unit scale."""
         if self._lexicon is None:
             table = F.layer_norm(self.words.weight, (self.config.width,))
             table = table - table.mean(0)
@@ -121,23 +125,24 @@ class TextEncoder(nn.Module):
         return self._lexicon[list(tokens)]
 
     def _tokens(self, prompt: str) -> tuple[list[int], int]:
-        tokens, limit = self.tokenizer(prompt), self.config.max_tokens
-        return (
-            (tokens, 0)
-            if len(tokens) <= limit
-            else ([*tokens[: limit - 1], tokens[-1]], len(tokens) - limit)
-        )
+        """Return token ids cut to `max_tokens`, and the number of dropped tokens."""
+        tokens = self.tokenizer(prompt)
+        limit = self.config.max_tokens
+        if len(tokens) <= limit:
+            return tokens, 0
+        return [*tokens[: limit - 1], tokens[-1]], len(tokens) - limit
 
     def _collect(
-        self, hidden: Sequence[Tensor], rows: Sequence[Sequence[int]], lost: tuple[int, ...]
+        self, hidden: Sequence[Tensor], rows: Sequence[Sequence[int]], truncated: tuple[int, ...]
     ) -> TextContext:
-        """Hidden states and pooled vectors at about unit scale, then word vectors and their sum over the words."""
-        width, lengths = self.config.width, [len(h) for h in hidden]
-        longest = -(-max(lengths) // _PAD_TO) * _PAD_TO
+        """Pad to a batch at about unit scale; append word vectors and prompt attributes."""
+        width = self.config.width
+        lengths = [len(h) for h in hidden]
+        length = -(-max(lengths) // _PAD_TO) * _PAD_TO
         context = torch.zeros(
-            len(hidden), longest, self.config.context_width, device=self.segment.device
+            len(hidden), length, self.config.context_width, device=self.segment.device
         )
-        mask = torch.zeros(len(hidden), longest, dtype=torch.bool, device=self.segment.device)
+        mask = torch.zeros(len(hidden), length, dtype=torch.bool, device=self.segment.device)
         for index, h in enumerate(hidden):
             context[index, : len(h), :width] = h * _CONTEXT_SCALE
             mask[index, : len(h)] = True
@@ -145,24 +150,21 @@ class TextEncoder(nn.Module):
         if self.config.lexical:
             for index, row in enumerate(rows):
                 context[index, : len(row), width:] = self.word_vectors(row)
-            bags = [
+            sums = [
                 self.word_vectors(row[1:-1]).sum(0) / max(1, len(row) - 2) ** 0.5 for row in rows
             ]
-            pooled = torch.cat([pooled, torch.stack(bags)], dim=1)
+            pooled = torch.cat([pooled, torch.stack(sums)], dim=1)
         if self.meaning is not None:
-            meanings = [
+            attributes = [
                 self.meaning(context[i : i + 1, : len(h)], mask[i : i + 1, : len(h)])
                 for i, h in enumerate(hidden)
             ]
-            pooled = torch.cat([pooled, torch.cat(meanings)], dim=1)
-        return TextContext(context, mask, pooled, lost)
-
-
-_CONTEXT_SCALE = 2.0
+            pooled = torch.cat([pooled, torch.cat(attributes)], dim=1)
+        return TextContext(context, mask, pooled, truncated)
 
 
 class TextLayer(nn.Module):
-    """Self-attention and feed-forward, each followed by its norm."""
+    """Self-attention and feed-forward, each followed by a layer norm."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -175,14 +177,14 @@ class TextLayer(nn.Module):
         self.norm_ffn = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x: Float[Tensor, "b m d"], bias: Tensor | None) -> Float[Tensor, "b m d"]:
-        """One layer."""
+        """Apply the layer; `bias` is added to the attention scores."""
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         x = self.norm(x + self.out(join_heads(attend(query, key, value, bias))))
         return self.norm_ffn(x + self.down(F.gelu(self.up(x))))
 
 
 def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, str]) -> list[Path]:
-    """Write the part `text`: matrices in int8 with an fp16 scale per row, the vocabulary as UTF-8 bytes."""
+    """Write the part `text`: matrices in int8, the vocabulary as UTF-8 bytes."""
     state = to_int8(encoder.state_dict())
     text = "\n".join(encoder.tokenizer.vocabulary).encode()
     state["vocabulary"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -190,9 +192,9 @@ def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, st
 
 
 def load_text_encoder(folder: Path) -> TextEncoder:
-    """Read the part `text` of a model folder, dequantised to fp32."""
+    """Load the part `text` of a model folder, dequantized to fp32."""
     config, state, _ = load_part(folder, "text", TextConfig)
-    vocabulary = bytes(state.pop("vocabulary").tolist()).decode().split("\n")
+    vocabulary = state.pop("vocabulary").numpy().tobytes().decode().split("\n")
     weights = from_int8(state)
     with torch.device("meta"):
         encoder = TextEncoder(config, vocabulary)

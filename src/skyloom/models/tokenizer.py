@@ -1,35 +1,38 @@
-"""WordPiece, as the uncased BERT models use it (Wu et al. 2016, arXiv 1609.08144).
+"""WordPiece tokenizer of the uncased BERT models (Wu et al. 2016, arXiv 1609.08144).
 
-Text is lowered, stripped of accents, split at spaces and punctuation, and each word is cut greedily into
-the longest known pieces; pieces inside a word begin with "##".
+Text is lowercased, stripped of accents and split at spaces and punctuation; each word is split
+greedily into the longest known pieces. Pieces inside a word begin with "##".
 """
 
 import unicodedata
 from collections.abc import Sequence
 
-START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
-_LONGEST_WORD = 100
+START = "[CLS]"
+END = "[SEP]"
+UNKNOWN = "[UNK]"
+_MAX_WORD_LENGTH = 100
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
 
 
 class Tokenizer:
-    """Prompts to piece numbers; piece i is `vocabulary[i]`."""
+    """Convert text to token ids; id i is the piece `vocabulary[i]`."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary = list(vocabulary)
         self._ids = {piece: index for index, piece in enumerate(vocabulary)}
 
     def __call__(self, text: str) -> list[int]:
-        """Piece numbers of a text between the start and end marks."""
+        """Return the token ids of a text, with the start and end tokens."""
         pieces = [piece for word in split_words(text) for piece in self.split(word)]
         return [self._ids[piece] for piece in (START, *pieces, END)]
 
     def split(self, word: str) -> list[str]:
-        """The pieces of one word, or the unknown mark when some part of it has no piece."""
-        if len(word) > _LONGEST_WORD:
+        """Split a word into pieces; the unknown token if any part has none."""
+        if len(word) > _MAX_WORD_LENGTH:
             return [UNKNOWN]
-        pieces, start = [], 0
+        pieces: list[str] = []
+        start = 0
         while start < len(word):
             prefix = "##" if start else ""
             ends = range(len(word), start, -1)
@@ -42,7 +45,7 @@ class Tokenizer:
 
 
 def split_words(text: str) -> list[str]:
-    """Lowered words without accents; every punctuation mark and ideograph is a word of its own."""
+    """Split into lowercase words without accents; punctuation and ideographs are single words."""
     words: list[str] = []
     current = ""
     for character in unicodedata.normalize("NFD", _clean(text).lower()):

@@ -1,9 +1,10 @@
-"""The causal video autoencoder: 4 frames x 16 x 16 pixels become one latent cell; the first frame stays alone.
+# pyright: basic
+"""Causal video autoencoder: 4 frames x 16 x 16 pixels per latent cell; the first frame stays alone.
 
-The first frame is repeated three times in front, so that every latent frame covers four frames and the
-first one sees only frame 0. The encoder is linear: the principal components of 4x16x16 patches. The decoder
-is their inverse plus a convolutional path that restores what a linear map cannot, the seams of the patches
-above all. Why not the Wan autoencoder: docs/decisions/0003-autoencoder.md.
+The first frame is repeated three times in front, so that every latent frame covers four frames and
+the first one depends on frame 0 only. The encoder is linear: the principal components of 4x16x16
+patches. The decoder is their inverse plus a convolutional correction, mostly of patch borders.
+Compared with the Wan autoencoder in docs/decisions/0003-autoencoder.md.
 """
 
 from dataclasses import dataclass
@@ -15,33 +16,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
-from skyloom.models.conv import ShiftBlock, split_frames
+from skyloom.models.conv import DecoderCache, ShiftBlock, split_frames
+from skyloom.models.diorama.autoencoder import principal_components
 
-TIME, SPACE = 4, 16
+TIME = 4
+SPACE = 16
 
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Channels of the latent, and of the decoder at 1/2, 1/4, 1/8 and 1/16 of the pixels."""
+    """Channels of the latent, and of the decoder at 1/2, 1/4, 1/8 and 1/16 of the resolution."""
 
     latent_channels: int = 48
     decoder_widths: tuple[int, int, int, int] = (32, 64, 128, 192)
 
     @property
     def scale(self) -> ScaleFactors:
-        """Frames and pixels per latent cell."""
+        """Number of frames and pixels per latent cell."""
         return ScaleFactors(time=TIME, space=SPACE)
 
 
-@dataclass(frozen=True)
-class DecoderCache:
-    """What a decoder remembers of the window before: one frame of features per block."""
-
-    features: tuple[Tensor, ...]
-
-
 class Vae(nn.Module):
-    """Encode videos to normalised latents and back."""
+    """Encode videos to normalised latents and decode them."""
 
     mean: Tensor
     std: Tensor
@@ -49,26 +45,26 @@ class Vae(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = VaeEncoder(config)
+        self.decoder = VaeDecoder(config)
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
-        """Pixels in [-1, 1] to a latent of about unit scale; t = 4k + 1, h and w multiples of 16."""
+        """Encode pixels in [-1, 1]; t = 4k + 1, h and w multiples of 16; about unit scale."""
         latent = self.encoder(video).float()
         return (latent - self._per_channel(self.mean)) / self._per_channel(self.std)
 
     def decode(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "b 3 t h w"]:
-        """A whole latent to pixels in about [-1, 1] (not clamped); t = 4 (u - 1) + 1."""
+        """Decode to pixels in about [-1, 1] (not clamped); t = 4 (u - 1) + 1."""
         return self.decode_step(latent, None)[0]
 
     def decode_step(
         self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
     ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
-        """Decode the next window of a latent; the first window (cache None) gives three frames fewer.
+        """Decode the next window; the first one (cache None) yields three frames fewer.
 
-        Windows decoded one after another equal the whole decode.
+        Windows decoded in order equal the video decoded whole.
         """
         raw = latent * self._per_channel(self.std) + self._per_channel(self.mean)
         video, after = self.decoder(raw, cache)
@@ -78,15 +74,15 @@ class Vae(nn.Module):
         return rearrange(values, "c -> 1 c 1 1 1")
 
 
-class Encoder(nn.Module):
-    """Pixels to raw latents (before normalisation): the principal components of 4x16x16 patches."""
+class VaeEncoder(nn.Module):
+    """Pixels to raw latents (not normalised): principal components of 4x16x16 patches."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3 * TIME, config.latent_channels, SPACE, stride=SPACE)
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
-        """Whole videos only; the first frame is repeated in front."""
+        """Encode whole videos; the first frame is repeated in front."""
         padded = torch.cat(
             [repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2
         )
@@ -94,10 +90,10 @@ class Encoder(nn.Module):
         return rearrange(self.linear(groups), "(b u) c y x -> b c u y x", b=len(video))
 
 
-class Decoder(nn.Module):
-    """Raw latents to pixels, window by window: a linear path, and convolutions that add detail.
+class VaeDecoder(nn.Module):
+    """Raw latents to pixels, by window: a linear path plus a convolutional correction.
 
-    The convolutions may have a narrower type than the linear path, which keeps the precision of the whole.
+    The convolutions may have a narrower dtype than the linear path.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -120,7 +116,7 @@ class Decoder(nn.Module):
     def forward(
         self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
     ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
-        """Four frames per latent frame, and the cache for the next window."""
+        """Return four frames per latent frame, and the cache for the next window."""
         batch = latent.shape[0]
         before = cache.features if cache else (None,) * len(self.blocks)
         after: list[Tensor] = []
@@ -162,53 +158,41 @@ def _enlarge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c4 h2 w2"]:
 
 
 def _start_small(module: nn.Module, head: nn.Conv2d) -> None:
-    """Keep the scale through the convolutions and start with a silent head."""
+    """Initialise convolutions to keep the scale, and the head to zero."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d) and name != "linear" and not name.endswith("conv_out"):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            _silence(layer.bias)
-    _silence(head.weight)
-    _silence(head.bias)
+            _zero(layer.bias)
+    _zero(head.weight)
+    _zero(head.bias)
 
 
 def place(vae: Vae, device: torch.device, dtype: torch.dtype) -> Vae:
-    """Ready to decode on a device: the decoder in a dtype, its linear path and the encoder in fp32."""
+    """Move to a device: the decoder's convolutions in `dtype`, everything else in fp32."""
     vae = vae.eval().to(device, torch.float32)
     vae.decoder.to(dtype).linear.to(torch.float32)
     return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def principal_components(
-    centred: Float[Tensor, "n d"],
-) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
-    """Variances, falling, and their directions; of few samples by their inner products, which is far less work."""
-    count, width = centred.shape
-    if count >= width:
-        variances, directions = torch.linalg.eigh(centred.T @ centred / (count - 1))
-        return variances.flip(0), directions.flip(1)
-    variances, weights = torch.linalg.eigh(centred @ centred.T / (count - 1))
-    variances, weights = variances.flip(0), weights.flip(1)
-    return variances, centred.T @ (weights / ((count - 1) * variances.clamp(min=1e-8)).sqrt())
-
-
 @torch.no_grad()
-def _silence(parameter: Tensor | None) -> None:
+def _zero(parameter: Tensor | None) -> None:
     if parameter is not None:
         parameter.zero_()
 
 
 @torch.no_grad()
 def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
-    """Set both linear paths to the principal components of `patches`; returns the variance they explain.
+    """Set both linear paths to the principal components of `patches`; return explained variance.
 
-    A patch is 4 frames x 3 channels x 16 x 16 pixels in [-1, 1], flattened in that order. A component of
-    variance v is scaled to standard deviation v**0.25 (relative to the last one, at most 4), so that
-    coarse components stay louder than fine ones.
+    A patch is 4 frames x 3 channels x 16 x 16 pixels in [-1, 1], flattened in that order. A
+    component of variance v is scaled to standard deviation v**0.25 (relative to the last one, at
+    most 4), so that coarse components keep larger values than fine ones.
     """
     channels = vae.config.latent_channels
-    centre = patches.mean(0)
-    variances, directions = principal_components(patches - centre)
-    kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
+    center = patches.mean(0)
+    variances, directions = principal_components(patches - center)
+    kept = variances[:channels].clamp(min=1e-8)
+    axes = directions[:, :channels]
     scale = (kept / kept[-1]).pow(0.25).clamp(max=4.0) / kept.sqrt()
     forward = (axes * scale).T
     vae.encoder.linear.weight.copy_(
@@ -216,7 +200,7 @@ def initialise_linear_path(vae: Vae, patches: Float[Tensor, "n d"]) -> float:
     )
     assert vae.encoder.linear.bias is not None
     assert vae.decoder.linear.bias is not None
-    vae.encoder.linear.bias.copy_(-forward @ centre)
+    vae.encoder.linear.bias.copy_(-forward @ center)
     vae.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
-    vae.decoder.linear.bias.copy_(centre)
+    vae.decoder.linear.bias.copy_(center)
     return float(kept.sum() / variances.clamp(min=0).sum())

@@ -1,6 +1,7 @@
-"""Building, saving and loading the diorama's autoencoder, and training its decoder.
+"""Build, save and load the diorama's autoencoder, and train its decoder.
 
-`python -m skyloom.train.autoencoders --clips FOLDER --out FOLDER` writes the components of rendered clips.
+python -m skyloom.train.autoencoders --clips FOLDER --out FOLDER
+writes an autoencoder with the principal components of rendered clips and an untrained decoder.
 """
 
 import argparse
@@ -39,18 +40,20 @@ log = logging.getLogger(__name__)
 
 
 def load_encoder(folder: Path, device: str) -> tuple[Encode, torch.device]:
-    """The encoder in a folder, for renders at its own resolution, and the device that it runs on."""
+    """Load an encoder for renders at its own resolution; return it with its device."""
     where = torch.device(device)
     if any(folder.glob("vae*.safetensors")):
         config, state, _ = load_part(folder, "vae", VaeConfig)
         vae = Vae(config)
         load_into(vae, {name: value.float() for name, value in state.items()})
-        return vae.eval().to(where).to(memory_format=torch.channels_last).encode, where  # type: ignore[call-overload]
+        vae = vae.eval().to(where)
+        vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return vae.encode, where
     return load_autoencoder(folder).to(where).encode_small, where
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """The autoencoder in a folder, in fp32."""
+    """Load the autoencoder in a folder, in fp32."""
     config, state, _ = load_part(folder, PART, AutoencoderConfig)
     autoencoder = Autoencoder(config)
     load_into(autoencoder, {name: value.float() for name, value in state.items()})
@@ -60,7 +63,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 def save_components(
     folder: Path, config: AutoencoderConfig, clips: list[Path], patches: int, seed: int = 0
 ) -> float:
-    """Write an autoencoder whose components come from `clips`, its decoder untrained; return the explained variance."""
+    """Write an untrained autoencoder with the components of `clips`; return explained variance."""
     torch.manual_seed(seed)
     autoencoder = Autoencoder(config)
     explained = initialise_components(autoencoder, sample_patches(clips, patches, seed))
@@ -69,7 +72,7 @@ def save_components(
 
 
 def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, "n d"]:
-    """Random 4x8x8 patches of rendered clips; one clip in eight stands still."""
+    """Draw 4x8x8 patches of rendered clips; one clip in eight is a still frame."""
     random = np.random.default_rng(seed)
     shards = [frames for folder in folders for frames, _ in read_shards(folder)]
     parts: list[Tensor] = []
@@ -86,12 +89,14 @@ def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, 
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """Train the decoder of the autoencoder in `init` on renders at the decoder's resolution.
+    """Settings of decoder training on renders at the decoder's resolution.
 
-    Batches alternate between `clips` (runs of `frames` frames) and `stills`; `crop` is in pixels. Latents get normal
-    noise of a standard deviation drawn from [0, `noise`] per sample. `squared`, `gradient` and `coarse` weigh the
-    squared error, the error of neighbouring differences, and the absolute error of 4x4 averages, beside the absolute
-    error.
+    init: folder of the autoencoder.
+    clips, stills: folders; batches alternate between runs of `frames` frames and single frames.
+    crop: pixels per side.
+    noise: latents get normal noise of a standard deviation drawn from [0, `noise`] per sample.
+    squared, gradient, coarse: weights of the squared error, of the error of neighbouring
+        differences, and of the absolute error of 4x4 averages, relative to the absolute error.
     """
 
     init: str = ""
@@ -108,7 +113,7 @@ class DecoderRun:
 
 
 class StepLoader:
-    """Pixels for a step: a batch of clips on even steps, four times as many stills on odd ones."""
+    """Pixels of a step: clips on even steps, four times as many stills on odd ones."""
 
     def __init__(self, run: DecoderRun, seed: int) -> None:
         self._clips = PixelLoader(
@@ -119,12 +124,12 @@ class StepLoader:
         )
 
     def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
-        """The batch of one step, in [-1, 1]."""
+        """Load the batch of one step, in [-1, 1]."""
         return (self._stills if step % 2 else self._clips)(step)
 
 
 def decoder_task(run: DecoderRun, loop: LoopConfig) -> Task:
-    """The decoder's correction through latent noise; PSNR on held-out renders, clean and noisy."""
+    """Train the decoder's correction on noisy latents; evaluate PSNR, clean and noisy."""
     torch.manual_seed(loop.seed)
     autoencoder = load_autoencoder(Path(run.init))
     autoencoder.requires_grad_(requires_grad=False)
@@ -153,7 +158,7 @@ def decoder_losses(
     random: torch.Generator,
     run: DecoderRun,
 ) -> Losses:
-    """Errors of the decoded pixels of one batch."""
+    """Reconstruction losses of one batch of pixels."""
     with torch.no_grad():
         latent = autoencoder.encode(video)
         level = torch.rand(len(latent), 1, 1, 1, 1, generator=random) * run.noise
@@ -161,7 +166,8 @@ def decoder_losses(
     with torch.autocast(video.device.type, torch.bfloat16):
         decoded = autoencoder.decode(noisy)
     made, real = (rearrange(part.float(), "b c t h w -> (b t) c h w") for part in (decoded, video))
-    absolute, squared = (made - real).abs().mean(), (made - real).square().mean()
+    absolute = (made - real).abs().mean()
+    squared = (made - real).square().mean()
     gradient = (
         gradient_distance(made, real)
         + gradient_distance(F.avg_pool2d(made, 2), F.avg_pool2d(real, 2))
@@ -175,11 +181,12 @@ def decoder_losses(
 def measure_decoder(
     autoencoder: nn.Module, folder: Path, levels: Sequence[float] = (0.0, 0.2)
 ) -> dict[str, float]:
-    """PSNR in dB of held-out clips at the small picture's and the decoder's resolution, per level of latent noise."""
+    """Return PSNR in dB at the decoder's and the encoder's resolution, per latent noise level."""
     assert isinstance(autoencoder, Autoencoder)
-    found, clips = {}, torch.from_numpy(np.array(next(read_shards(folder))[0][:16]))
+    found: dict[str, float] = {}
+    clips = torch.from_numpy(np.array(next(read_shards(folder))[0][:16]))
     for level in levels:
-        values = []
+        values: list[list[float]] = []
         for index, clip in enumerate(clips.split(4)):
             video = to_pixels(clip)
             latent = autoencoder.encode(video)
@@ -191,23 +198,26 @@ def measure_decoder(
                 [rearrange(x / 2 + 0.5, "b c t h w -> (b t) c h w") for x in pair] for pair in pairs
             ]
             values.append([float(psnr(first, second).mean()) for first, second in flat])
-        found |= {f"psnr@{level}": sum(v[0] for v in values) / len(values)}
-        found |= {f"small@{level}": sum(v[1] for v in values) / len(values)}
+        found[f"psnr@{level}"] = sum(v[0] for v in values) / len(values)
+        found[f"small@{level}"] = sum(v[1] for v in values) / len(values)
     return found
 
 
 def main() -> None:
-    """Write an autoencoder with the components of rendered clips and an untrained decoder."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=Path, nargs="+", required=True)
     parser.add_argument("--channels", type=int, default=AutoencoderConfig.channels)
     parser.add_argument("--patches", type=int, default=120_000)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     explained = save_components(
-        given.out, AutoencoderConfig(channels=given.channels), given.clips, given.patches
+        arguments.out,
+        AutoencoderConfig(channels=arguments.channels),
+        arguments.clips,
+        arguments.patches,
     )
-    log.info("%d components explain %.4f of the variance", given.channels, explained)
+    log.info("%d components explain %.4f of the variance", arguments.channels, explained)
 
 
 if __name__ == "__main__":

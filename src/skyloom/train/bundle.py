@@ -1,7 +1,7 @@
-r"""Put trained parts together into one model folder with a manifest: what `skyloom generate` loads.
+r"""Assemble trained parts into one model folder with a manifest, as `skyloom generate` loads it.
 
-python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data CLIPS... --ledger FILE \
-    --info recipes/diorama.json [--from MODEL] --out FOLDER
+python -m skyloom.train.bundle --autoencoder A --text T --transformer D --data CLIPS... \
+    --ledger FILE --info recipes/diorama.json [--from MODEL] --out FOLDER
 """
 
 import argparse
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from skyloom.core.version import __version__
 from skyloom.data.clips import digest, read_plan, read_shards
 from skyloom.models.checkpoint import read_manifest, write_manifest
-from skyloom.train.run_log import Record
+from skyloom.train.run_log import RunLog
 
 
 def bundle(
@@ -30,9 +30,9 @@ def bundle(
 ) -> None:
     """Copy `PART*.safetensors` of every part into `out` and write the manifest.
 
-    `info` holds what the pipeline needs (sizes, fps, frames, defaults); digests of data and licence
-    ledger and a summary of each run's log are added. Where training went on from a model, what it was trained on and
-    how, in its `earlier` manifest, is kept.
+    info: settings of the pipeline (sizes, fps, frames, defaults). Digests of data and licence
+    ledger and a summary of each run's log are added. earlier: manifest of the model that training
+    continued from; its data and training entries are kept.
     """
     before = earlier or {}
     out.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def bundle(
         for path in sorted(folder.glob(f"{name}*.safetensors")):
             if path.parent != out:
                 shutil.copy2(path, out / path.name)
-    training = {name: summary for name, folder in parts.items() if (summary := summarise(folder))}
+    training = {name: summary for name, folder in parts.items() if (summary := summarize(folder))}
     write_manifest(
         out,
         {
@@ -61,7 +61,7 @@ def bundle(
 
 
 def count_parameters(folder: Path, part: str) -> int:
-    """How many numbers a part holds."""
+    """Count the parameters of a part."""
     total = 0
     for path in folder.glob(f"{part}*.safetensors"):
         with safe_open(path, framework="np") as file:
@@ -71,7 +71,7 @@ def count_parameters(folder: Path, part: str) -> int:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """The plan of a folder of clips, how many there are, and their digest."""
+    """Return the plan, count and digest of a folder of clips."""
     return {
         **asdict(read_plan(folder)),
         "count": sum(len(rows) for _, rows in read_shards(folder)),
@@ -79,17 +79,17 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def summarise(folder: Path) -> dict[str, Any]:
-    """Steps, minutes and the last measurement of a run, from its log."""
-    record = Record(folder) if (folder / "log.jsonl").exists() else None
-    if record is None:
+def summarize(folder: Path) -> dict[str, Any]:
+    """Return steps, minutes and the last evaluation of a run, from its log."""
+    if not (folder / "log.jsonl").exists():
         return {}
-    steps, measured = record.lines("step"), record.lines("evaluate")
+    log = RunLog(folder)
+    steps = log.lines("step")
+    measured = log.lines("evaluate")
     seconds = 0.0
     for before, after in zip([{"seconds": 0.0}, *steps], steps, strict=False):
-        seconds += after["seconds"] - (
-            before["seconds"] if after["seconds"] > before["seconds"] else 0.0
-        )
+        resumed = after["seconds"] <= before["seconds"]  # a new process counts from 0
+        seconds += after["seconds"] - (0.0 if resumed else before["seconds"])
     return {
         "steps": steps[-1]["step"],
         "minutes": round(seconds / 60, 1),
@@ -99,18 +99,25 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("autoencoder", "text", "transformer", "ledger", "info", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument(
-        "--from", dest="earlier", type=Path, help="the model that training went on from"
+        "--from", dest="earlier", type=Path, help="model that training continued from"
     )
-    given = parser.parse_args()
-    parts = {"vae": given.autoencoder, "text": given.text, "dit": given.transformer}
-    earlier = None if given.earlier is None else read_manifest(given.earlier)
-    bundle(parts, given.data, given.ledger, given.out, json.loads(given.info.read_text()), earlier)
+    arguments = parser.parse_args()
+    parts = {"vae": arguments.autoencoder, "text": arguments.text, "dit": arguments.transformer}
+    earlier = None if arguments.earlier is None else read_manifest(arguments.earlier)
+    bundle(
+        parts,
+        data=arguments.data,
+        ledger=arguments.ledger,
+        out=arguments.out,
+        info=json.loads(arguments.info.read_text()),
+        earlier=earlier,
+    )
 
 
 if __name__ == "__main__":

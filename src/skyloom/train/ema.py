@@ -1,11 +1,11 @@
-"""An exponential moving average of the weights, with a warm-up so that early averages are not the start."""
+"""Exponential moving average of the weights, with a warm-up of the decay."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Ema:
-    """Keeps `average = decay * average + (1 - decay) * weights` for every floating tensor of a module."""
+    """Average in fp32: `average = decay * average + (1 - decay) * weights`."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -15,16 +15,16 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move the average after optimizer step `step` (counted from 1)."""
+        """Update after optimizer step `step` (counted from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [value.detach().float() for value in module.state_dict().values()]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights, by the module's own names."""
+        """Return the averaged weights by parameter name."""
         return self.average
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from saved averages."""
+        """Restore saved averages."""
         for name, value in self.average.items():
             value.copy_(state[name])

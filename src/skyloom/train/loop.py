@@ -1,8 +1,7 @@
-"""The one loop: batch, losses, backward, step, average, log, save, resume.
+"""Training loop: batch, losses, backward, step, average, log, save, resume.
 
-A task (train/setups.py) brings the module, its batches and its losses; nothing in here knows what is
-being learned. Randomness comes from generators derived from (seed, step) alone, so a run that was
-stopped and resumed equals one that was not, bit for bit on a CPU.
+A task (train/setups.py) supplies module, batches and losses. Random numbers come from generators
+derived from (seed, step) alone, so a resumed run equals an uninterrupted one, bit for bit on a CPU.
 """
 
 import time
@@ -20,7 +19,7 @@ from skyloom.train.ema import Ema
 from skyloom.train.master import MasterWeights
 from skyloom.train.objectives import Losses
 from skyloom.train.optim import OptimizerConfig, build_optimizer, learning_rate, set_learning_rate
-from skyloom.train.run_log import Record
+from skyloom.train.run_log import RunLog
 from skyloom.train.state import STATE_FILE, load_state, save_state
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -28,11 +27,11 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Length and intervals of a run, in steps unless named otherwise.
+    """Length and intervals of a run, in steps unless the name has a unit.
 
-    `minutes` (wall time) and `cpu_minutes` (of this process) stop the process early; --resume continues the run.
-    `precision` "bf16" computes in bf16 and keeps fp32 master weights. The moving average is updated every
-    `ema_every` steps.
+    minutes, cpu_minutes: wall time and CPU time after which this process stops; --resume continues.
+    precision: "bf16" computes in bf16 with fp32 master weights.
+    ema_every: steps between updates of the moving average.
     """
 
     steps: int = 1000
@@ -52,7 +51,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: the module, a batch for a step, its losses, and what to measure and keep."""
+    """Module to train with callables: batch of a step, losses, evaluation, export of weights."""
 
     module: nn.Module
     batch: Callable[[int], Any]
@@ -64,15 +63,16 @@ class Task:
 def train(
     task: Task, config: LoopConfig, optimizer_config: OptimizerConfig, folder: Path, *, resume: bool
 ) -> int:
-    """Run until `config.steps` or `config.minutes`; returns the number of steps done in all."""
+    """Train until `config.steps` or a time limit; return the total number of steps done."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    record = Record(folder)
+    log = RunLog(folder)
     weights = MasterWeights(task.module, _DTYPES[config.precision])
-    module, master = weights.module, weights.master
+    module = weights.module
+    master = weights.master
     ema = Ema(master, config.ema_decay)
     optimizer = build_optimizer(master, optimizer_config)
-    step = _starting_step(folder, master, ema, optimizer, resume)
+    step = _starting_step(folder, master, ema, optimizer, resume=resume)
     weights.publish()
     module.train()
     while step < config.steps:
@@ -86,46 +86,46 @@ def train(
         step += 1
         if step % config.ema_every == 0:
             ema.update(master, step)
-        over = _is_over(config, record)
+        stop = _out_of_time(config, log)
         if step % config.log_every == 0 or step == 1:
             parts = {name: float(value.detach()) for name, value in losses.parts.items()}
-            spent = round(time.process_time(), 1)
-            record.write(
-                "step", step, cpu=spent, loss=float(losses.total.detach()), norm=norm, **parts
-            )
-        if step % config.save_every == 0 or over or step == config.steps:
+            cpu = round(time.process_time(), 1)
+            loss = float(losses.total.detach())
+            log.write("step", step, cpu=cpu, loss=loss, norm=norm, **parts)
+        if step % config.save_every == 0 or stop or step == config.steps:
             save_state(folder, master, ema, optimizer, step)
             task.export(ema.state_dict(), folder, step)
-        if step % config.evaluate_every == 0 or over or step == config.steps:
-            record.write("evaluate", step, **_evaluate_average(task, ema, folder, step))
+        if step % config.evaluate_every == 0 or stop or step == config.steps:
+            log.write("evaluate", step, **_evaluate_average(task, ema, folder, step))
             weights.publish()
-        if over:
+        if stop:
             break
     return step
 
 
-def _is_over(config: LoopConfig, record: Record) -> bool:
-    """Whether this process has used up its minutes."""
-    wall, spent = config.minutes, config.cpu_minutes
-    return (wall is not None and record.seconds > 60 * wall) or (
-        spent is not None and time.process_time() > 60 * spent
+def _out_of_time(config: LoopConfig, log: RunLog) -> bool:
+    """Whether this process has reached its limit of wall or CPU time."""
+    wall = config.minutes
+    cpu = config.cpu_minutes
+    return (wall is not None and log.seconds > 60 * wall) or (
+        cpu is not None and time.process_time() > 60 * cpu
     )
 
 
 def _starting_step(
-    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, resume: bool
+    folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, *, resume: bool
 ) -> int:
     exists = (folder / STATE_FILE).exists()
     if exists and not resume:
         raise ConfigError(
-            f"{folder} already holds a run.", hint="Add --resume, or name a new --run folder."
+            f"{folder} already contains a run.", hint="Add --resume, or choose a new --run folder."
         )
     return load_state(folder, module, ema, optimizer) if exists else 0
 
 
 @torch.no_grad()
 def _evaluate_average(task: Task, ema: Ema, folder: Path, step: int) -> dict[str, float]:
-    """Measure the averaged weights, then put the training weights back exactly."""
+    """Evaluate the averaged weights, then restore the training weights exactly."""
     module = task.module
     kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
     module.load_state_dict(ema.state_dict())

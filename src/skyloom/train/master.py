@@ -1,7 +1,8 @@
 """Training in bf16 with fp32 master weights.
 
-The working module computes in bf16. An fp32 copy of it receives the gradients, the optimizer's updates and the moving
-average, because bf16 cannot represent small updates; after every step the working weights are rounded from the copy.
+The working module computes in bf16. An fp32 copy of it receives gradients, optimizer updates and
+the moving average, because bf16 cannot represent small updates. After every step the working
+weights are rounded from the copy.
 """
 
 import copy
@@ -11,7 +12,7 @@ from torch import nn
 
 
 class MasterWeights:
-    """A working module and its fp32 master copy; the two are the same object for training in fp32."""
+    """A working module and its fp32 master copy; the same object when training in fp32."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module = module
@@ -21,7 +22,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip_gradients(self, limit: float) -> float:
-        """Move the gradients to the master weights, scaled to a total norm of at most `limit`; return their norm."""
+        """Move gradients to the master weights, clip their norm to `limit`, return the norm."""
         if self.master is self.module:
             return float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         working = [

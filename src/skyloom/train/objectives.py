@@ -1,12 +1,11 @@
-"""What a model is asked to be good at: (model, batch, generator) -> Losses. No optimizer in here.
+"""Training losses: (model, batch, generator) -> Losses.
 
-Autoencoder: squared error + L1 + gradient L1 + structural similarity, for the decoder alone (the encoder is
-principal components and stays).
-Distill: a student in the same weights takes the long steps of a guided teacher (progressive distillation, Salimans
-and Ho 2022, arXiv 2202.00512; longer ones from its own shorter ones: shortcut models, Frans et al. 2024, arXiv
-2410.12557).
+Autoencoder: squared error, L1, gradient L1 and structural similarity, for the decoder alone.
 Flow: velocity matching with a noise level per latent frame (diffusion forcing, Chen et al. 2024,
-arXiv 2407.01392) and the two readings of the canvas, bidirectional and causal, in one mix.
+arXiv 2407.01392), with bidirectional and causal attention in one mix.
+Distillation: a student in the same weights learns the long steps of a guided teacher (progressive
+distillation, Salimans and Ho 2022, arXiv 2202.00512), and longer ones from its own shorter ones
+(shortcut models, Frans et al. 2024, arXiv 2410.12557).
 """
 
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from skyloom.core.seeds import chain_frames
 from skyloom.data.loader import LatentBatch
-from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
+from skyloom.diffusion.flow import add_noise, mean_velocity, to_velocity, velocity_target
 from skyloom.diffusion.guidance import cfg_delta
-from skyloom.diffusion.sampling import mean_velocity
+from skyloom.diffusion.sampling import multistep_mean_velocity
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.diffusion.timesteps import (
     ContextConfig,
@@ -32,27 +31,26 @@ from skyloom.diffusion.timesteps import (
 )
 from skyloom.evaluate.metrics import ssim
 from skyloom.models.diorama.transformer import UNet
-from skyloom.models.dit import Dit, Reading, TextCondition
+from skyloom.models.dit import AttentionMode, Dit, TextCondition
 from skyloom.models.vae import Vae
 
 Network = Dit | UNet
 
-_MIDDLE_KNOWN = (
-    0.75  # of samples from the middle of a video: known first frames, and known last ones
-)
+# shares of excerpts from within a video with known first frames, and with known last frames
+_EXCERPT_KNOWN = 0.75
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The number to go down, and its parts for the log."""
+    """The loss to minimise, and its parts for the log."""
 
     total: Tensor
     parts: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    """Weights of the parts, and the noise that the decoder must bear (in units of the latent's scale)."""
+class AutoencoderLossConfig:
+    """Weights of the loss terms; latent_noise: standard deviation of noise on the latent."""
 
     squared: float = 2.0
     gradient: float = 0.5
@@ -63,7 +61,7 @@ class AutoencoderConfig:
 def latent_noise(
     vae: Vae, video: Float[Tensor, "b 3 t h w"], generator: torch.Generator
 ) -> Float[Tensor, "b c u y x"]:
-    """Standard normal noise in the shape of a video's latent."""
+    """Draw standard normal noise in the shape of a video's latent."""
     batch, _, frames, height, width = video.shape
     scale = vae.config.scale
     shape = (scale.latent_frames(frames), height // scale.space, width // scale.space)
@@ -74,9 +72,9 @@ def autoencoder_losses(
     vae: Vae,
     video: Float[Tensor, "b 3 t h w"],
     noise: Float[Tensor, "b c u y x"],
-    config: AutoencoderConfig,
+    config: AutoencoderLossConfig,
 ) -> Losses:
-    """Reconstruction losses of one batch of pixels in [-1, 1], decoded through a little latent noise."""
+    """Reconstruction losses of pixels in [-1, 1], decoded from a slightly noisy latent."""
     with torch.no_grad():
         latent = vae.encode(video)
     with torch.autocast(video.device.type, torch.bfloat16):
@@ -109,9 +107,14 @@ def _half(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """The noise to train on, the share of causal batches, of captions dropped and of those whose words' own vectors are
-    hidden (for words that training never saw), what the sketch's error counts, and what changes of the error from one
-    latent frame to the next do: they are what flickers."""
+    """Settings of velocity matching.
+
+    causal_share: share of batches with causal attention.
+    caption_dropout: share of samples with the empty caption.
+    hidden_words: share of samples without the tokens' own word vectors.
+    sketch_weight: weight of the mean-latent error.
+    steady_weight: weight of changes of the error between latent frames, which show as flicker.
+    """
 
     noise: NoiseConfig = NoiseConfig()
     causal_share: float = 0.5
@@ -124,16 +127,16 @@ class FlowConfig:
 def flow_losses(
     dit: Network, batch: LatentBatch, generator: torch.Generator, config: FlowConfig
 ) -> Losses:
-    """Velocity error of one batch, averaged over the latent frames that carry noise."""
-    latent, device = batch.latent, batch.latent.device
-    count, frames = latent.shape[0], latent.shape[2]
-    middle = batch.numbers is not None and not batch.past
+    """Velocity error of one batch, averaged over noisy latent frames."""
+    latent = batch.latent
+    device = latent.device
+    count, _, frames, _, _ = latent.shape
+    excerpt = batch.frame_indices is not None and not batch.past
     causal = (
-        float(torch.rand((), generator=generator)) < config.causal_share and not middle
+        float(torch.rand((), generator=generator)) < config.causal_share and not excerpt
     ) or batch.past > 0
-    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past, middle=middle).to(
-        device
-    )
+    sigma = sample_sigmas(count, frames, generator, config.noise, batch.past, middle=excerpt)
+    sigma = sigma.to(device)
     noise = chain_frames(
         torch.randn(latent.shape, generator=generator), config.noise.correlation
     ).to(latent)
@@ -146,51 +149,49 @@ def flow_losses(
     noisy = add_noise(latent, noise, sigma)
     with autocast(dit, device):
         text = dit.prepare_text(*batch.captions(dropped, hidden))
-        reading: Reading = "causal" if causal else "bidirectional"
-        prediction = dit(noisy, sigma, text, reading=reading, numbers=batch.numbers)
-    gap = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma) - velocity_target(
-        latent, noise
-    )
+        mode: AttentionMode = "causal" if causal else "bidirectional"
+        prediction = dit(noisy, sigma, text, attention_mode=mode, frame_indices=batch.frame_indices)
+    velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma)
+    error = velocity - velocity_target(latent, noise)
     weight = loss_weight(sigma)
-    total = squared_error(gap, weight)
-    parts = {"rollout" if batch.past else "middle" if middle else reading: total}
+    total = squared_error(error, weight)
+    parts = {"rollout" if batch.past else "middle" if excerpt else mode: total}
     if config.steady_weight:
-        total = total + config.steady_weight * unsteadiness(gap, weight)
-    if text.meaning is not None and batch.numbers is None:
+        total = total + config.steady_weight * temporal_error(error, weight)
+    if text.attributes is not None and batch.frame_indices is None:
         assert isinstance(dit, Dit)
-        parts["sketch"] = sketch_error(dit, latent, text.meaning)
+        parts["sketch"] = sketch_error(dit, latent, text.attributes)
         total = total + config.sketch_weight * parts["sketch"]
     return Losses(total, parts)
 
 
 def autocast(module: nn.Module, device: torch.device) -> torch.autocast:
-    """Compute in bf16 where the weights are fp32; weights that are bf16 already need no casts."""
+    """Autocast to bf16 if the weights are fp32."""
     needed = next(module.parameters()).dtype == torch.float32
     return torch.autocast(device.type, torch.bfloat16, enabled=needed)
 
 
-def squared_error(gap: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
-    """Mean square over the latent frames that count."""
-    error = gap.square().mean(dim=(1, 3, 4))
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+def squared_error(error: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
+    """Mean square over latent frames, weighted."""
+    squares = error.square().mean(dim=(1, 3, 4))
+    return (squares * weight).sum() / weight.sum().clamp(min=1)
 
 
-def unsteadiness(gap: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
-    """Half the mean square of how an error changes from one latent frame to the next; known frames have none.
+def temporal_error(error: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t"]) -> Tensor:
+    """Half the mean square of the change of an error between latent frames; known frames have 0.
 
-    As large as `squared_error` where errors of neighbours have nothing to do with each other, 0 where they are alike.
+    Equals `squared_error` in expectation if errors of neighbours are independent, 0 if equal.
     """
-    if gap.shape[2] == 1:
-        return gap.new_zeros(())
-    change = (gap * rearrange(weight, "b t -> b 1 t 1 1")).diff(dim=2).square().mean(
-        dim=(1, 3, 4)
-    ) / 2
+    if error.shape[2] == 1:
+        return error.new_zeros(())
+    change = (error * rearrange(weight, "b t -> b 1 t 1 1")).diff(dim=2)
+    squares = change.square().mean(dim=(1, 3, 4)) / 2
     counted = torch.maximum(weight[:, 1:], weight[:, :-1])
-    return (change * counted).sum() / counted.sum().clamp(min=1)
+    return (squares * counted).sum() / counted.sum().clamp(min=1)
 
 
 def sketch_losses(dit: Dit, batch: LatentBatch) -> Losses:
-    """The sketch's error alone; one caption in ten is dropped."""
+    """Error of the mean-latent predictor alone; one caption in ten is dropped."""
     dropped = torch.arange(len(batch.latent)) % 10 == 0
     pooled = batch.captions(dropped)[2]
     error = sketch_error(dit, batch.latent, pooled[:, -dit.config.sketch :])
@@ -198,19 +199,24 @@ def sketch_losses(dit: Dit, batch: LatentBatch) -> Losses:
 
 
 def sketch_error(
-    dit: Dit, latent: Float[Tensor, "b c t h w"], meaning: Float[Tensor, "b s"]
+    dit: Dit, latent: Float[Tensor, "b c t h w"], attributes: Float[Tensor, "b s"]
 ) -> Tensor:
-    """Mean squared error of the sketch that a meaning draws; at best the variance of the videos of one prompt."""
-    drawn = dit.draw_sketch(meaning.float(), latent.shape[2], latent.shape[3], latent.shape[4])
+    """Squared error of the predicted mean latent; at best the variance given the prompt."""
+    drawn = dit.draw_sketch(attributes.float(), latent.shape[2], latent.shape[3], latent.shape[4])
     return (drawn.float() - latent).square().mean()
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The student takes `num_steps` steps; the teacher `substeps` guided ones for each of them.
+    """Settings of distillation.
 
-    `halved` is the share of batches that learn half as many steps, or a quarter, from the student's own. In
-    `flow_share` of the batches the velocity is learned as before, so that the teacher in the weights stays.
+    num_steps: steps of the student. substeps: guided steps of the teacher per student step.
+    halved: share of batches in which the student learns half or a quarter as many steps from
+        itself.
+    flow_share: share of batches with velocity matching, which preserves the teacher.
+    causal_share, known_share, ends_share: shares with causal attention, known first frames, and
+        known last frames.
+    context_noise: highest noise level of known frames.
     """
 
     num_steps: int = 4
@@ -234,19 +240,20 @@ def distill_losses(
     generator: torch.Generator,
     config: DistillConfig,
 ) -> Losses:
-    """Squared distance from the student's long step to where the teacher's short, guided steps lead.
+    """Squared distance between the student's long step and the teacher's short, guided steps.
 
-    Half of the samples (`known_share`) have known first frames, as windows of a rollout have them; where the reading is
-    bidirectional, some (`ends_share`; most of those from the middle of a video) have known last ones, as edits have.
+    A `known_share` of the samples has known first frames, as windows of a rollout have; with
+    bidirectional attention an `ends_share` has known last frames, as edits have.
     """
-    latent, device = batch.latent, batch.latent.device
-    count, frames = latent.shape[0], latent.shape[2]
+    latent = batch.latent
+    device = latent.device
+    count, _, frames, _, _ = latent.shape
     chances = torch.rand(3, generator=generator).tolist()
-    middle = batch.numbers is not None and not batch.past
-    causal = (chances[0] < config.causal_share and not middle) or batch.past > 0
-    reading: Reading = "causal" if causal else "bidirectional"
-    known_share = _MIDDLE_KNOWN if middle else config.known_share
-    ends = 0.0 if causal else _MIDDLE_KNOWN if middle else config.ends_share
+    excerpt = batch.frame_indices is not None and not batch.past
+    causal = (chances[0] < config.causal_share and not excerpt) or batch.past > 0
+    mode: AttentionMode = "causal" if causal else "bidirectional"
+    known_share = _EXCERPT_KNOWN if excerpt else config.known_share
+    ends = 0.0 if causal else _EXCERPT_KNOWN if excerpt else config.ends_share
     own = chances[1] < config.halved
     steps = config.num_steps // (1 if not own else 2 if chances[2] < 2 / 3 else 4)
     sigmas = make_sigmas(steps, config.shift)
@@ -259,30 +266,34 @@ def distill_losses(
         for edge in (sigmas[index], sigmas[index + 1])
     )
     end = torch.where(known.to(device), start, end)
-    noise = chain_frames(torch.randn(latent.shape, generator=generator), config.correlation).to(
-        latent
-    )
-    noisy = add_noise(latent, noise, start)
+    drawn = torch.randn(latent.shape, generator=generator)
+    noisy = add_noise(latent, chain_frames(drawn, config.correlation).to(latent), start)
     kept = torch.zeros(count, dtype=torch.bool, device=device)
     with autocast(dit, device):
         text = dit.prepare_text(*batch.captions(kept))
         if own:
             halfway = make_sigmas(2 * steps, config.shift)[2 * index + 1].to(device)[:, None]
             path = (start, torch.where(start > end, halfway, start), end)
-            target = _own_target(dit, noisy, path, text, reading, batch.numbers)
+            target = _own_target(dit, batch, noisy, path, text=text, mode=mode)
         else:
-            target = _teacher_target(teacher, batch, noisy, (start, end), reading, config)
+            edges = (start, end)
+            target = _teacher_target(teacher, batch, noisy, edges, mode=mode, config=config)
         prediction = dit(
-            noisy, start, text, reading=reading, span=start - end, numbers=batch.numbers
+            noisy,
+            start,
+            text,
+            attention_mode=mode,
+            span=start - end,
+            frame_indices=batch.frame_indices,
         )
-    gap = to_velocity(dit.config.prediction, prediction.float(), noisy, start) - target
-    weight = (start > end).to(gap.dtype)
-    error = squared_error(gap, weight)
-    total = (
-        error + config.steady_weight * unsteadiness(gap, weight) if config.steady_weight else error
-    )
-    name = f"{steps} steps" if own else "rollout" if batch.past else "middle" if middle else reading
-    return Losses(total, {name: error})
+    error = to_velocity(dit.config.prediction, prediction.float(), noisy, start) - target
+    weight = (start > end).to(error.dtype)
+    squares = squared_error(error, weight)
+    total = squares
+    if config.steady_weight:
+        total = total + config.steady_weight * temporal_error(error, weight)
+    name = f"{steps} steps" if own else "rollout" if batch.past else "middle" if excerpt else mode
+    return Losses(total, {name: squares})
 
 
 @torch.no_grad()
@@ -291,39 +302,48 @@ def _teacher_target(
     batch: LatentBatch,
     noisy: Tensor,
     edges: tuple[Tensor, Tensor],
-    reading: Reading,
+    mode: AttentionMode,
     config: DistillConfig,
 ) -> Tensor:
-    """The guided teacher's mean velocity; with and without the prompt in one batch."""
+    """Mean velocity of the guided teacher; prompted and unprompted samples in one batch."""
     count = len(noisy)
     dropped = torch.arange(2 * count, device=noisy.device) >= count
     both = LatentBatch(batch.latent, batch.rows * 2, batch.table)
     text = teacher.prepare_text(*both.captions(dropped))
 
     def velocity(latent: Tensor, sigma: Tensor) -> Tensor:
-        twice, levels = torch.cat([latent, latent]), torch.cat([sigma, sigma])
-        made = teacher(twice, levels, text, reading=reading, numbers=batch.numbers).float()
+        twice = torch.cat([latent, latent])
+        levels = torch.cat([sigma, sigma])
+        made = teacher(
+            twice, levels, text, attention_mode=mode, frame_indices=batch.frame_indices
+        ).float()
         with_prompt, without = to_velocity(teacher.config.prediction, made, twice, levels).chunk(2)
         return with_prompt + cfg_delta(with_prompt, without, config.guidance_scale)
 
-    return mean_velocity(velocity, noisy, *edges, config.substeps)
+    return multistep_mean_velocity(velocity, noisy, *edges, config.substeps)
 
 
 @torch.no_grad()
 def _own_target(
     dit: Network,
+    batch: LatentBatch,
     noisy: Tensor,
     path: tuple[Tensor, Tensor, Tensor],
     text: TextCondition,
-    reading: Reading,
-    numbers: Tensor | None,
+    mode: AttentionMode,
 ) -> Tensor:
-    """The mean velocity of two of the student's own steps, one after the other."""
+    """Mean velocity of two consecutive steps of the student."""
     start, middle, end = path
     moved = noisy
     for level, after in ((start, middle), (middle, end)):
-        made = dit(moved, level, text, reading=reading, span=level - after, numbers=numbers).float()
+        made = dit(
+            moved,
+            level,
+            text,
+            attention_mode=mode,
+            span=level - after,
+            frame_indices=batch.frame_indices,
+        ).float()
         velocity = to_velocity(dit.config.prediction, made, moved, level)
         moved = moved - (level - after)[:, None, :, None, None] * velocity
-    span = (start - end)[:, None, :, None, None]
-    return torch.where(span > 0, (noisy - moved) / span.clamp(min=1e-6), torch.zeros_like(noisy))
+    return mean_velocity(noisy, moved, start, end)

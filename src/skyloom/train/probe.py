@@ -1,10 +1,10 @@
-"""Train the probe of evaluate/probe.py on rendered clips, through the one loop.
+"""Train the probe (evaluate/probe.py) on rendered clips.
 
 python -m skyloom.train.probe recipes/diorama_probe_cpu2.toml --run .runs/probe [--resume]
 
-Clips are mirrored and played backward at random, and their direction with them, so that neither the side a
-thing faces nor where it stands tells where it goes. Softening, noise and light make the probe bear what an
-autoencoder does to pictures.
+Clips are mirrored and reversed at random and their direction label with them, so that neither the
+side that a subject faces nor its position reveals the direction. Blur, noise and brightness changes
+make the probe robust to autoencoder artefacts.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from skyloom.core.config import dump_config, load_config
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import derive_seed
 from skyloom.data.clips import read_shards
-from skyloom.evaluate.probe import CATEGORIES, DIRECTIONS, NONE, Probe, ProbeConfig, read
+from skyloom.evaluate.probe import CATEGORIES, DIRECTIONS, NONE, Probe, ProbeConfig, predict
 from skyloom.models.checkpoint import save_part
 from skyloom.train.loop import LoopConfig, Task, train
 from skyloom.train.objectives import Losses
@@ -38,9 +38,10 @@ _OPPOSITE = tuple(DIRECTIONS.index(_MIRROR.get(name, name)) for name in DIRECTIO
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """What the probe reads and from which folders of clips and of stills it learns.
+    """Vocabulary, folders of clips and stills, and sizes.
 
-    `shown` is how many frames of a clip it sees at once, as far apart as `frames` in a whole clip are.
+    frames: frames of a whole clip that the probe sees in evaluation. shown: frames that it sees at
+    once in training, equally far apart. measured: clips per evaluation.
     """
 
     vocabulary: str = "small"
@@ -59,7 +60,7 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """One run."""
+    """Recipe of one training run."""
 
     loop: LoopConfig
     optimizer: OptimizerConfig
@@ -67,7 +68,7 @@ class ProbeRecipe:
 
     @property
     def config(self) -> ProbeConfig:
-        """The probe for the run's vocabulary."""
+        """Configuration of the probe for the run's vocabulary."""
         world = VOCABULARIES[self.probe.vocabulary]
         return ProbeConfig(
             nouns=world.nouns,
@@ -82,19 +83,20 @@ class ProbeRecipe:
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """Stills and clips at the probe's size, in [-1, 1], with the index of each answer (-100: no answer)."""
+    """Stills and clips in [-1, 1], and label indices per category (-100: no label)."""
 
     stills: Float[Tensor, "n 3 1 h w"]
     clips: Float[Tensor, "b 3 t h w"]
-    still_answers: dict[str, Int[Tensor, " n"]]
-    clip_answers: dict[str, Int[Tensor, " b"]]
+    still_labels: dict[str, Int[Tensor, " n"]]
+    clip_labels: dict[str, Int[Tensor, " b"]]
 
 
-def answers(config: ProbeConfig, facts: dict[str, Any]) -> dict[str, int]:
-    """Facts as indices into the probe's labels; an hour that does not exist is not asked for."""
-    found = {}
+def label_indices(config: ProbeConfig, facts: dict[str, Any]) -> dict[str, int]:
+    """Convert facts to indices of the probe's labels; -100 where the fact is unknown."""
+    found: dict[str, int] = {}
     for name in CATEGORIES:
-        labels, value = config.labels(name), facts[name]
+        labels = config.labels(name)
+        value = facts[name]
         value = NONE if value is None and NONE in labels else value
         found[name] = labels.index(value) if value is not None else _IGNORED
     return found
@@ -104,11 +106,14 @@ class ProbeLoader:
     """Batches by step number from folders of rendered stills and clips."""
 
     def __init__(self, run: ProbeRun, config: ProbeConfig, seed: int) -> None:
-        self.run, self.config, self.seed = run, config, seed
-        self.stills, self.clips = _rows(run.stills), _rows(run.clips)
+        self.run = run
+        self.config = config
+        self.seed = seed
+        self.stills = _rows(run.stills)
+        self.clips = _rows(run.clips)
 
     def __call__(self, step: int) -> ProbeBatch:
-        """The batch of one step."""
+        """Load the batch of one step."""
         random = np.random.default_rng(derive_seed(self.seed, "probe", step))
         stills = [self._one(random, self.stills, still=True) for _ in range(self.run.still_batch)]
         clips = [self._one(random, self.clips, still=False) for _ in range(self.run.clip_batch)]
@@ -123,19 +128,20 @@ class ProbeLoader:
         self, random: np.random.Generator, rows: list["_Row"], *, still: bool
     ) -> tuple[Tensor, dict[str, int]]:
         row = rows[random.integers(len(rows))]
-        found, total = answers(self.config, row.facts), len(row.frames)
-        video = row.frames[
-            [random.integers(total)] if still else self._moments(random, total, found)
-        ]
+        found = label_indices(self.config, row.facts)
+        total = len(row.frames)
+        shown = [random.integers(total)] if still else self._choose_frames(random, total, found)
+        video = row.frames[shown]
         if random.random() < 0.5:  # noqa: PLR2004 - half
             video = video[:, :, ::-1]
             found["direction"] = _OPPOSITE[found["direction"]]
-        return distort(
-            torch.from_numpy(np.ascontiguousarray(video)), self.config.size, random
-        ), found
+        frames = torch.from_numpy(np.ascontiguousarray(video))
+        return augment(frames, self.config.size, random), found
 
-    def _moments(self, random: np.random.Generator, total: int, found: dict[str, int]) -> list[int]:
-        """Which frames to show: forward, backward, or one again and again; changes the direction to match."""
+    def _choose_frames(
+        self, random: np.random.Generator, total: int, found: dict[str, int]
+    ) -> list[int]:
+        """Choose frames forward, backward or one repeatedly; updates the direction label."""
         if random.random() < 0.08:  # noqa: PLR2004 - a share
             found["direction"] = 0
             return [int(random.integers(total))] * self.run.shown
@@ -165,7 +171,8 @@ def _rows(folders: Sequence[str]) -> list[_Row]:
     ]
     if not rows:
         raise ConfigError(
-            f"No rendered clips in {', '.join(folders) or 'no folder'}.", hint="Render first."
+            f"No rendered clips found in {', '.join(folders) or 'no folder'}.",
+            hint="Run `skyloom data render` first.",
         )
     return rows
 
@@ -174,11 +181,12 @@ def _collate(found: list[dict[str, int]]) -> dict[str, Int[Tensor, " n"]]:
     return {name: torch.tensor([one[name] for one in found]) for name in CATEGORIES}
 
 
-def distort(frames: Tensor, size: int, random: np.random.Generator) -> Float[Tensor, "3 t h w"]:
-    """Cut a little off, soften, change the light, add noise: the same for every frame but the noise."""
+def augment(frames: Tensor, size: int, random: np.random.Generator) -> Float[Tensor, "3 t h w"]:
+    """Crop, blur, change brightness and contrast, add noise; only the noise differs by frame."""
     height, width = frames.shape[1:3]
     tall, wide = (round(side * random.uniform(0.9, 1)) for side in (height, width))
-    top, left = random.integers(height - tall + 1), random.integers(width - wide + 1)
+    top = random.integers(height - tall + 1)
+    left = random.integers(width - wide + 1)
     video = (
         rearrange(frames[:, top : top + tall, left : left + wide], "t h w c -> t c h w").float()
         / 127.5
@@ -201,16 +209,18 @@ def distort(frames: Tensor, size: int, random: np.random.Generator) -> Float[Ten
 
 
 def probe_losses(module: nn.Module, batch: object, smoothing: float) -> Losses:
-    """Cross-entropy of every category; the direction is asked of clips only."""
+    """Cross-entropy of every category; direction on clips only."""
     assert isinstance(batch, ProbeBatch)
     with torch.autocast("cpu", torch.bfloat16):
-        stills, clips = module(batch.stills), module(batch.clips)
-    parts = {}
+        stills = module(batch.stills)
+        clips = module(batch.clips)
+    parts: dict[str, Tensor] = {}
     for name in CATEGORIES:
-        scores, truth = clips.scores[name].float(), batch.clip_answers[name]
+        scores = clips.scores[name].float()
+        truth = batch.clip_labels[name]
         if name != "direction":
             scores = torch.cat([scores, stills.scores[name].float()])
-            truth = torch.cat([truth, batch.still_answers[name]])
+            truth = torch.cat([truth, batch.still_labels[name]])
         if bool((truth != _IGNORED).any()):
             parts[name] = F.cross_entropy(
                 scores, truth, ignore_index=_IGNORED, label_smoothing=smoothing
@@ -220,21 +230,22 @@ def probe_losses(module: nn.Module, batch: object, smoothing: float) -> Losses:
 
 @torch.no_grad()
 def measure_probe(probe: nn.Module, folder: Path, limit: int) -> dict[str, float]:
-    """The share of right answers per category on whole held-out clips."""
+    """Return the accuracy per category on whole held-out clips."""
     assert isinstance(probe, Probe)
-    right: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
+    correct: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
     for row in _rows((str(folder),))[:limit]:
-        truth = answers(probe.config, row.facts)
-        reading = read(probe, torch.from_numpy(np.array(row.frames)))
+        truth = label_indices(probe.config, row.facts)
+        predicted = predict(probe, torch.from_numpy(np.array(row.frames)))
         for name, index in truth.items():
             if index != _IGNORED:
-                right[name].append(probe.config.labels(name)[index] == getattr(reading, name))
-    return {name: sum(values) / len(values) for name, values in right.items() if values}
+                correct[name].append(probe.config.labels(name)[index] == getattr(predicted, name))
+    return {name: sum(values) / len(values) for name, values in correct.items() if values}
 
 
 def probe_task(recipe: ProbeRecipe) -> Task:
-    """What the loop needs."""
-    run, config = recipe.probe, recipe.config
+    """Build the training task of a recipe."""
+    run = recipe.probe
+    config = recipe.config
     torch.manual_seed(recipe.loop.seed)
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
@@ -254,16 +265,16 @@ def probe_task(recipe: ProbeRecipe) -> Task:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Train the probe.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    recipe = load_config(given.recipe, ProbeRecipe)
-    given.run.mkdir(parents=True, exist_ok=True)
-    (given.run / "recipe.toml").write_text(dump_config(recipe))
-    train(probe_task(recipe), recipe.loop, recipe.optimizer, given.run, resume=given.resume)
+    arguments = parser.parse_args()
+    recipe = load_config(arguments.recipe, ProbeRecipe)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    (arguments.run / "recipe.toml").write_text(dump_config(recipe))
+    train(probe_task(recipe), recipe.loop, recipe.optimizer, arguments.run, resume=arguments.resume)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A recipe is a TOML file that says everything about a run; this turns one into a run."""
+"""Recipes: TOML files with all settings of a training run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from skyloom.models.dit import DitConfig
 from skyloom.models.vae import VaeConfig
 from skyloom.train.autoencoders import DecoderRun, decoder_task
 from skyloom.train.loop import LoopConfig, Task, train
-from skyloom.train.objectives import AutoencoderConfig, DistillConfig, FlowConfig
+from skyloom.train.objectives import AutoencoderLossConfig, DistillConfig, FlowConfig
 from skyloom.train.optim import OptimizerConfig
 
 Objective = Literal["autoencoder", "decoder", "flow"]
@@ -20,10 +20,10 @@ Objective = Literal["autoencoder", "decoder", "flow"]
 
 @dataclass(frozen=True)
 class AutoencoderRun:
-    """The autoencoder, its losses, the rendered clips it learns from and the ones it is measured on."""
+    """The autoencoder, its losses, and folders of rendered clips for training and evaluation."""
 
     model: VaeConfig = VaeConfig()
-    losses: AutoencoderConfig = AutoencoderConfig()
+    losses: AutoencoderLossConfig = AutoencoderLossConfig()
     folders: tuple[str, ...] = ()
     held_out: str = ""
     batch: int = 4
@@ -34,11 +34,13 @@ class AutoencoderRun:
 
 @dataclass(frozen=True)
 class FlowRun:
-    """The network (exactly one of `unet` and `model`), its losses, encoded clips for training and for measuring.
+    """The network (exactly one of `unet` and `model`), its losses, and encoded clips.
 
-    `init` names a folder with exported weights to start from. With `distill`, they are also the teacher, and a
-    few-step student is trained into the same weights (a DiT needs `model.span`). With `sketch_only`, nothing but the
-    DiT's sketch is trained.
+    init: folder with exported weights to start from.
+    distill: train a few-step student; the `init` weights are the teacher (a DiT needs
+        `model.span`).
+    sketch_only: train only the DiT's mean-latent predictor.
+    held_out: folder of clips for evaluation.
     """
 
     unet: UNetConfig | None = None
@@ -64,7 +66,7 @@ class Recipe:
 
     @property
     def objective(self) -> Objective:
-        """Which of the three this recipe trains."""
+        """The one table that is given. Raises ConfigError."""
         parts: dict[Objective, object] = {
             "autoencoder": self.autoencoder,
             "decoder": self.decoder,
@@ -73,13 +75,17 @@ class Recipe:
         given: list[Objective] = [name for name, part in parts.items() if part is not None]
         if len(given) != 1:
             raise ConfigError(
-                "A recipe needs exactly one of the tables [autoencoder], [decoder] and [flow]."
+                "A recipe must have exactly one of the tables [autoencoder], [decoder] and [flow], "
+                f"got {', '.join(given) or 'no table'}."
             )
         return given[0]
 
 
 def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: bool = False) -> int:
-    """Run a recipe in a folder; returns the steps done in all. Paths in it are relative to the working folder."""
+    """Run a recipe in a folder; return the total number of steps done.
+
+    Paths in the recipe are relative to the working directory.
+    """
     recipe = load_config(path, Recipe, overrides)
     task = build_task(recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,14 +94,14 @@ def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: b
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The module, batches and losses that a recipe asks for."""
-    from skyloom.train import setups as tasks
+    """Build the module, batches and losses of a recipe."""
+    from skyloom.train.setups import autoencoder_task, flow_task
 
     if recipe.objective == "flow":
         assert recipe.flow is not None
-        return tasks.flow_task(recipe.flow, recipe.loop)
+        return flow_task(recipe.flow, recipe.loop)
     if recipe.objective == "decoder":
         assert recipe.decoder is not None
         return decoder_task(recipe.decoder, recipe.loop)
     assert recipe.autoencoder is not None
-    return tasks.autoencoder_task(recipe.autoencoder, recipe.loop)
+    return autoencoder_task(recipe.autoencoder, recipe.loop)

@@ -1,4 +1,4 @@
-"""A run's folder: the resolved recipe, one JSON line per logged step, and sample sheets."""
+"""Log of a training run: one JSON line per logged step."""
 
 import json
 import time
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 
-class Record:
-    """Appends to `log.jsonl`; `seconds` counts from when this process opened the folder."""
+class RunLog:
+    """Appends to `log.jsonl`; `seconds` counts from the creation of this object."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -16,18 +16,18 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the folder was opened."""
+        """Seconds since this object was created."""
         return time.monotonic() - self._started
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line, e.g. `write("step", 20, loss=0.5)`; floats are kept to six digits."""
+        """Append a line, e.g. `write("step", 20, loss=0.5)`; floats keep six significant digits."""
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         line = {"kind": kind, "step": step, "seconds": round(self.seconds, 1), **rounded}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
-        """Every line of one kind so far, earlier processes included."""
+        """Read all lines of one kind, including those of earlier processes."""
         path = self.folder / "log.jsonl"
         if not path.exists():
             return []

@@ -1,4 +1,4 @@
-"""The two tasks: what the loop needs to train the autoencoder and the transformer."""
+"""Training tasks of the autoencoder and of the denoising network."""
 
 import copy
 from collections.abc import Callable
@@ -36,13 +36,13 @@ from skyloom.train.objectives import (
 )
 from skyloom.train.recipe import AutoencoderRun, FlowRun
 
-_MEASURED_CLIPS = 24
-_MEASURED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_MEASURED_BATCHES = 4
+_EVALUATION_CLIPS = 24
+_EVALUATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_EVALUATION_BATCHES = 4
 
 
 def autoencoder_task(run: AutoencoderRun, loop: LoopConfig) -> Task:
-    """Start from the principal components of the data; crops of rendered clips; PSNR on held-out renders."""
+    """Train the decoder from principal components on crops of clips; evaluate PSNR and SSIM."""
     folders = [Path(folder) for folder in run.folders]
     torch.manual_seed(loop.seed)
     vae = Vae(run.model)
@@ -70,10 +70,10 @@ def autoencoder_task(run: AutoencoderRun, loop: LoopConfig) -> Task:
 
 
 def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, "n d"]:
-    """Random 4x16x16 patches of rendered clips; one in eight from a frame that stands still."""
+    """Draw 4x16x16 patches of rendered clips; one clip in eight is a still frame."""
     random = np.random.default_rng(seed)
     shards = [frames for folder in folders for frames, _ in read_shards(folder)]
-    patches = []
+    patches: list[Tensor] = []
     while sum(map(len, patches)) < count:
         clip = shards[random.integers(len(shards))]
         clip = clip[random.integers(len(clip))]
@@ -86,7 +86,7 @@ def sample_patches(folders: list[Path], count: int, seed: int) -> Float[Tensor, 
 
 @torch.no_grad()
 def normalise(vae: Vae, folder: Path) -> None:
-    """Set mean and scale from clips: zero mean per channel, unit scale over all channels together."""
+    """Set mean (per channel) and scale (over all channels) from clips."""
     frames, _ = next(read_shards(folder))
     flat = rearrange(
         vae.encode(to_pixels(torch.from_numpy(np.array(frames[:48])))), "b c t h w -> c (b t h w)"
@@ -97,12 +97,13 @@ def normalise(vae: Vae, folder: Path) -> None:
 
 @torch.no_grad()
 def measure_autoencoder(vae: nn.Module, folder: Path) -> dict[str, float]:
-    """PSNR in dB and SSIM on whole held-out clips."""
+    """Return PSNR in dB and SSIM on whole held-out clips."""
     assert isinstance(vae, Vae)
     device = next(vae.parameters()).device
-    decibels, similarities = [], []
+    decibels: list[Tensor] = []
+    similarities: list[Tensor] = []
     frames, _ = next(read_shards(folder))
-    for clip in torch.from_numpy(np.array(frames[:_MEASURED_CLIPS])).split(4):
+    for clip in torch.from_numpy(np.array(frames[:_EVALUATION_CLIPS])).split(4):
         video = to_pixels(clip.to(device))
         with torch.autocast(device.type, torch.bfloat16):
             made = vae.decode(vae.encode(video))
@@ -119,7 +120,7 @@ def measure_autoencoder(vae: nn.Module, folder: Path) -> dict[str, float]:
 
 
 def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
-    """Latents of rendered clips; velocity error at fixed noise levels on held-out clips, in both readings."""
+    """Train on latents of clips; evaluate the velocity error at fixed levels on held-out clips."""
     device = loop.device or "cpu"
     torch.manual_seed(loop.seed)
     part, network = _network(run)
@@ -152,10 +153,10 @@ def flow_task(run: FlowRun, loop: LoopConfig) -> Task:
 
 
 def _network(run: FlowRun) -> tuple[str, Network]:
-    """The network of a recipe with the name of its part, from the weights in `init` if given."""
+    """Return the part name and the network of a recipe, with the `init` weights if given."""
     if (run.unet is None) == (run.model is None):
         raise ConfigError(
-            "A flow recipe needs exactly one of the tables [flow.unet] and [flow.model]."
+            "A flow recipe must have exactly one of the tables [flow.unet] and [flow.model]."
         )
     if run.unet is not None:
         unet = UNet(run.unet)
@@ -166,16 +167,15 @@ def _network(run: FlowRun) -> tuple[str, Network]:
     dit = Dit(run.model)
     if run.init:
         state = load_part(Path(run.init), "dit", DitConfig)[1]
-        load_into(
-            dit, _grown({name: value.float() for name, value in state.items()}, dit.state_dict())
-        )
+        weights = {name: value.float() for name, value in state.items()}
+        load_into(dit, _expand_weights(weights, dit.state_dict()))
     return "dit", dit
 
 
-def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights to start from, for a model that has grown since: more parts, or a wider text to read.
+def _expand_weights(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fit weights to a larger model, which then computes the same function.
 
-    Columns for new text channels are 0 and new blocks of convolutions silent, so it answers as the old one did.
+    Columns for new text channels and the output of new refiner blocks are 0.
     """
     grown = {
         name: value
@@ -201,7 +201,7 @@ def _grown(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tens
 def _flow_losses(
     run: FlowRun, dit: Network
 ) -> Callable[[Any, LatentBatch, torch.Generator], Losses]:
-    """Velocity matching; with a student, distillation from a frozen copy of the weights it starts from."""
+    """Losses of a flow recipe; with `distill`, the teacher is a frozen copy of the weights."""
     if run.sketch_only:
         for name, parameter in dit.named_parameters():
             parameter.requires_grad_(
@@ -212,9 +212,10 @@ def _flow_losses(
         return lambda module, batch, random: flow_losses(module, batch, random, run.losses)
     if run.init is None or (run.model is not None and not run.model.span):
         raise ConfigError(
-            "A student needs the `init` of its teacher, and a DiT `model.span = true`."
+            "`distill` needs `init`, the weights of the teacher, and for a DiT `model.span = true`."
         )
-    config, teacher = run.distill, copy.deepcopy(dit).eval().requires_grad_(requires_grad=False)
+    config = run.distill
+    teacher = copy.deepcopy(dit).eval().requires_grad_(requires_grad=False)
 
     def losses(module: Network, batch: LatentBatch, random: torch.Generator) -> Losses:
         if float(torch.rand((), generator=random)) < config.flow_share:
@@ -228,13 +229,13 @@ def _flow_losses(
 def measure_flow(
     dit: nn.Module, held_out: LatentLoader, correlation: float = 0.0
 ) -> dict[str, float]:
-    """Mean squared velocity error per reading and noise level, the same samples and noise every time.
+    """Return the squared velocity error per attention mode and level, on fixed samples and noise.
 
-    Errors under noise of different `correlation` cannot be compared.
+    Errors at different `correlation` of the noise are not comparable.
     """
     assert isinstance(dit, Network)
     errors: dict[str, list[float]] = {}
-    for index in range(_MEASURED_BATCHES):
+    for index in range(_EVALUATION_BATCHES):
         batch = held_out(index)
         latent = batch.latent
         drawn = torch.randn(latent.shape, generator=generator(2, "measure", index))
@@ -242,16 +243,14 @@ def measure_flow(
         kept = torch.zeros(len(latent), dtype=torch.bool)
         with autocast(dit, latent.device):
             text = dit.prepare_text(*batch.captions(kept))
-        for level in _MEASURED_SIGMAS:
+        for level in _EVALUATION_SIGMAS:
             sigma = torch.full((len(latent), latent.shape[2]), level).to(latent)
             noisy = add_noise(latent, noise, sigma)
-            for reading in (
-                ("bidirectional", "causal") if latent.shape[2] > 1 else ("bidirectional",)
-            ):
+            for mode in ("bidirectional", "causal") if latent.shape[2] > 1 else ("bidirectional",):
                 with autocast(dit, latent.device):
-                    made = dit(noisy, sigma, text, reading=reading)
+                    made = dit(noisy, sigma, text, attention_mode=mode)
                 velocity = to_velocity(dit.config.prediction, made.float(), noisy, sigma)
                 error = float((velocity - velocity_target(latent, noise)).square().mean())
-                errors.setdefault(reading, []).append(error)
-                errors.setdefault(f"{reading}@{level}", []).append(error)
+                errors.setdefault(mode, []).append(error)
+                errors.setdefault(f"{mode}@{level}", []).append(error)
     return {name: sum(values) / len(values) for name, values in errors.items()}

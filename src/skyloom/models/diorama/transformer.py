@@ -1,12 +1,14 @@
-"""Denoising U-Net of the diorama family: convolutions per latent frame, spacetime attention at the coarse level.
+"""Denoising U-Net of the diorama family: convolutions and coarse spacetime attention.
 
-Two levels. The fine level keeps the latent's resolution; the coarse level halves height and width and holds the
-attention blocks, whose keys are the tokens of all visible latent frames and the words of the prompt. Between latent
-frames, information also passes through `FrameMix` layers. Noise level, pooled prompt, step length (for a few-step
-student) and frame number modulate every residual block, separately for each latent frame.
+Two levels. The fine level keeps the latent's resolution; the coarse level halves height and width
+and holds the attention blocks, whose keys are the tokens of all visible latent frames and the
+prompt's tokens. `FrameMix` layers also pass information between latent frames. Noise level, pooled
+prompt, step size (few-step student) and frame index modulate every residual block, separately for
+each latent frame.
 
-There is no norm at the fine level and none before the head, because per-pixel norms discard the magnitudes that a
-prediction at low noise needs; a learned gain per channel passes the noisy input to the output for the same reason.
+There is no norm at the fine level and none before the head: per-pixel norms discard the magnitudes
+that a prediction at low noise needs. For the same reason a learned gain per channel adds the noisy
+input to the output.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
-from skyloom.models.dit import Reading, TextCondition
+from skyloom.models.dit import AttentionMode, TextCondition
 from skyloom.models.embeddings import sinusoids
 from skyloom.models.rope import Angles, rope_angles, rotate
 
@@ -39,10 +41,13 @@ _GROUPS = 8
 class UNetConfig:
     """Sizes of the network.
 
-    channels: of the latent. widths: channels of the fine and the coarse level. blocks: residual blocks at the fine
-    level before and after, and at the coarse level before and after the attention. grid: height and width of the
-    latent for which the position map is stored (other sizes interpolate it). window: latent frames per window of the
-    causal reading. horizon: frame numbers from this one on share one embedding.
+    channels: of the latent.
+    widths: channels of the fine and the coarse level.
+    blocks: residual blocks at the fine level before and after the coarse level, and at the coarse
+        level before and after the attention.
+    grid: latent height and width for which the position map is stored; other sizes interpolate it.
+    window: latent frames per window of causal attention.
+    horizon: frame indices from this one on share one embedding.
     """
 
     channels: int = 48
@@ -63,21 +68,21 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class UNetCache(KvCache):
-    """Keys and values of the attention blocks, and the last latent frame's input `[b c h w]` of every FrameMix."""
+    """KvCache plus the input `[b c h w]` of every FrameMix at the last latent frame."""
 
     last: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
 class FrameLinks:
-    """Which latent frames may read their neighbours in a FrameMix: 1 where allowed, 0 elsewhere, each `[1 t 1 1 1]`."""
+    """Masks of FrameMix, `[1 t 1 1 1]`: 1 where a frame may read its neighbour, else 0."""
 
     before: Tensor
     after: Tensor
 
 
 class UNet(nn.Module):
-    """Predict the denoising direction of every latent frame from latent, noise levels and prompt."""
+    """Predict the denoising direction of every latent frame."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -125,7 +130,7 @@ class UNet(nn.Module):
         context_mask: Bool[Tensor, "b m"] | None = None,
         pooled: Float[Tensor, "b p"] | None = None,
     ) -> TextCondition:
-        """Project a prompt once for all layers and steps. Masked tokens are not attended to."""
+        """Project a prompt once for all layers and steps; masked tokens are not attended to."""
         dtype = self.text.weight.dtype
         projected = self.text(context.to(dtype))
         pairs = [block.text_keys_and_values(projected) for block in self.attention_blocks]
@@ -150,17 +155,26 @@ class UNet(nn.Module):
         sigma: Float[Tensor, "b t"],
         text: TextCondition,
         *,
-        reading: Reading = "bidirectional",
+        attention_mode: AttentionMode = "bidirectional",
         cache: KvCache | None = None,
         span: Float[Tensor, "b t"] | None = None,
-        numbers: Int[Tensor, " t"] | None = None,
+        frame_indices: Int[Tensor, " t"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Predict as `config.prediction` says; with a cache, the latent is one window that follows the cached frames.
+        """Predict every latent frame; with a cache, `latent` is the window after the cached frames.
 
-        With a `span` the few-step student answers: the mean velocity from `sigma` to `sigma - span`. `numbers` are the
-        latent frames' numbers in their video (default: they follow the cached ones).
+        The output is of the kind `config.prediction`. span: None predicts at `sigma`; else the
+        few-step student's mean velocity from `sigma` to `sigma - span`. frame_indices: indices of
+        the latent frames in their video; by default they follow the cached ones.
         """
-        return self._run(latent, sigma, text, reading, cache, span, numbers)[0]
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode=attention_mode,
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[0]
 
     def extend_cache(
         self,
@@ -169,27 +183,38 @@ class UNet(nn.Module):
         text: TextCondition,
         cache: KvCache,
         span: Float[Tensor, "b t"] | None = None,
-        numbers: Int[Tensor, " t"] | None = None,
+        frame_indices: Int[Tensor, " t"] | None = None,
     ) -> UNetCache:
-        """Return the cache after a finished window, stored at the noise level `sigma`."""
-        return self._run(latent, sigma, text, "causal", cache, span, numbers)[1]
+        """Append a finished window to the cache, stored at the noise level `sigma`."""
+        return self._run(
+            latent,
+            sigma,
+            text,
+            attention_mode="causal",
+            cache=cache,
+            span=span,
+            frame_indices=frame_indices,
+        )[1]
 
     def _run(
         self,
-        latent: Tensor,
-        sigma: Tensor,
+        latent: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b t"],
         text: TextCondition,
-        reading: Reading,
+        *,
+        attention_mode: AttentionMode,
         cache: KvCache | None,
-        span: Tensor | None,
-        numbers: Tensor | None,
-    ) -> tuple[Tensor, UNetCache]:
+        span: Float[Tensor, "b t"] | None,
+        frame_indices: Int[Tensor, " t"] | None,
+    ) -> tuple[Float[Tensor, "b c t h w"], UNetCache]:
+        """Forward pass; also return the extended cache (empty without one)."""
         batch, _, frames, height, width = latent.shape
         past = cache or KvCache(sink=0, recent=0)
-        if numbers is None:
-            numbers = torch.arange(frames, device=latent.device) + past.seen
-        embedded, level = self._embed(sigma, text, span, numbers)
-        links = self._links(reading if cache is None else "bidirectional", numbers, latent)
+        if frame_indices is None:
+            frame_indices = torch.arange(frames, device=latent.device) + past.seen
+        embedded, level = self._embed(sigma, text, span, frame_indices)
+        mode = attention_mode if cache is None else "bidirectional"
+        links = self._links(mode, frame_indices, latent)
         previous = past.last if isinstance(past, UNetCache) else ()
         mixer = _Mixer(self.mixes, batch, links, previous)
         x = _fold(latent.to(self.stem.weight.dtype))
@@ -198,7 +223,7 @@ class UNet(nn.Module):
             height // 2, width // 2
         )
         coarse = mixer(_residuals(self.coarse_in, coarse, embedded))
-        causal = reading == "causal" and cache is None
+        causal = attention_mode == "causal" and cache is None
         coarse, keys, values = self._attend(coarse, batch, text, embedded, past, causal=causal)
         coarse = _residuals(self.coarse_out, mixer(coarse), embedded)
         up = _channels_last(F.pixel_shuffle(self.to_fine(coarse), 2)) + self.skip(fine)
@@ -211,26 +236,30 @@ class UNet(nn.Module):
         return out, _extended(past, keys, values, frames, mixer.last)
 
     def _embed(
-        self, sigma: Tensor, text: TextCondition, span: Tensor | None, numbers: Tensor
+        self, sigma: Tensor, text: TextCondition, span: Tensor | None, frame_indices: Tensor
     ) -> tuple[Float[Tensor, "bt e"], Float[Tensor, "b t e"]]:
-        """The vector that modulates each latent frame of the batch, and the part of it that tells the noise level."""
-        width, dtype = self.config.frequencies, self.joint.weight.dtype
+        """Return the modulation vector of each latent frame, and its noise-level part."""
+        width = self.config.frequencies
+        dtype = self.joint.weight.dtype
         level = self.noise(sinusoids(sigma, width).to(dtype))
-        place = numbers.clamp(max=self.config.horizon).float()[None] / 100
-        total = level + self.number(sinusoids(place, width).to(dtype))
+        position = frame_indices.clamp(max=self.config.horizon).float()[None] / 100
+        total = level + self.number(sinusoids(position, width).to(dtype))
         if text.pooled is not None:
             total = total + text.pooled[:, None]
         if span is not None:
             total = total + self.span(sinusoids(span, width).to(dtype))
         return F.silu(self.joint(F.silu(total))).flatten(0, 1), level
 
-    def _links(self, reading: Reading, numbers: Tensor, like: Tensor) -> FrameLinks | None:
-        """Neighbours that each latent frame may read; None for a single frame."""
-        frames = len(numbers)
-        follows = numbers.diff() == 1
+    def _links(
+        self, attention_mode: AttentionMode, frame_indices: Tensor, like: Tensor
+    ) -> FrameLinks:
+        """Return the neighbours that each latent frame may read."""
+        frames = len(frame_indices)
+        follows = frame_indices.diff() == 1
         edge = torch.ones(1, dtype=torch.bool, device=like.device)
-        before, after = torch.cat([edge, follows]), torch.cat([follows, ~edge])
-        if reading == "causal":
+        before = torch.cat([edge, follows])
+        after = torch.cat([follows, ~edge])
+        if attention_mode == "causal":
             after = after & (
                 (torch.arange(frames, device=like.device) + 1) % self.config.window != 0
             )
@@ -257,7 +286,7 @@ class UNet(nn.Module):
         *,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Run the attention blocks over the coarse tokens of all latent frames; also return their keys and values."""
+        """Run the attention blocks over all coarse tokens; also return their keys and values."""
         config = self.config
         _, width, rows, columns = x.shape
         frames = x.shape[0] // batch
@@ -266,19 +295,25 @@ class UNet(nn.Module):
             past.frames + frames,
             rows,
             columns,
-            width // config.heads,
-            config.rope_theta,
-            x.device,
-            x.dtype,
+            head_width=width // config.heads,
+            theta=config.rope_theta,
+            device=x.device,
+            dtype=x.dtype,
         )
         bias = _attention_bias(
-            text, batch, (past.frames + frames) * tokens, frames * tokens, config, causal, x
+            text,
+            x,
+            config,
+            keys=(past.frames + frames) * tokens,
+            frames=frames,
+            causal=causal,
         )
         z = rearrange(x, "(b t) d h w -> b (t h w) d", b=batch)
-        keys, values = [], []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for index, block in enumerate(self.attention_blocks):
             before = (past.keys[index], past.values[index]) if past.frames else None
-            z, key, value = block(z, embedded, text, index, angles, bias, before)
+            z, key, value = block(z, embedded, text, index, angles=angles, bias=bias, before=before)
             keys.append(key)
             values.append(value)
         folded = rearrange(z, "b (t h w) d -> (b t) d h w", t=frames, h=rows)
@@ -308,7 +343,7 @@ class ResidualBlock(nn.Module):
 
 
 class FrameMix(nn.Module):
-    """Add a pointwise function of the latent frames before and after; 0 until trained."""
+    """Add a pointwise function of the latent frames before and after; zero-initialised."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -322,8 +357,8 @@ class FrameMix(nn.Module):
         links: FrameLinks,
         previous: Float[Tensor, "b c h w"] | None,
     ) -> Float[Tensor, "bt c h w"]:
-        """`previous` is the frame before the first one (None: there is none)."""
-        frames = x.unflatten(0, (batch, -1))
+        """Mix frames; previous: the cached frame before the first one, or None."""
+        frames = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
         if frames.shape[1] == 1 and previous is None:
             return x
         nothing = torch.zeros_like(frames[:, :1])
@@ -335,12 +370,15 @@ class FrameMix(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention (tokens of all visible latent frames, and words as further keys) beside a feed-forward layer."""
+    """Attention over visible latent frames and prompt tokens, parallel to a feed-forward layer."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        width, hidden = config.widths[1], 3 * config.widths[1]
-        self.width, self.hidden, self.heads = width, hidden, config.heads
+        width = config.widths[1]
+        hidden = 3 * width
+        self.width = width
+        self.hidden = hidden
+        self.heads = config.heads
         self.inner = nn.Linear(width, 3 * width + hidden)
         self.outer = nn.Linear(width + hidden, width)
         self.words = nn.Linear(width, 2 * width)
@@ -349,7 +387,7 @@ class AttentionBlock(nn.Module):
         _zero(self.modulation)
 
     def text_keys_and_values(self, projected: Float[Tensor, "b m d"]) -> tuple[Tensor, Tensor]:
-        """Keys (unit scale) and values of the prompt's words, by head."""
+        """Return keys (unit scale) and values of the prompt's tokens by head."""
         key, value = (split_heads(part, self.heads) for part in self.words(projected).chunk(2, -1))
         return _normalise(key), value
 
@@ -359,46 +397,51 @@ class AttentionBlock(nn.Module):
         embedded: Float[Tensor, "bt e"],
         text: TextCondition,
         index: int,
-        angles: Angles,
+        angles: tuple[Float[Tensor, "seen f"], Float[Tensor, "seen f"]],
         bias: Float[Tensor, "..."] | None,
         before: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
-        """The new tokens, and this window's keys (not rotated) and values."""
+        """Return the new tokens, and the window's keys (before rotation) and values."""
         shift, scale = rearrange(self.modulation(embedded), "(b t) c -> b t 1 c", b=len(x)).chunk(
             2, -1
         )
-        y = _normalise(x).unflatten(1, (shift.shape[1], -1))
+        y = rearrange(_normalise(x), "b (t p) d -> b t p d", t=shift.shape[1])
         y = torch.addcmul(shift, y, 1 + scale).flatten(1, 2)
         qkv, hidden = self.inner(y).split((3 * self.width, self.hidden), -1)
         query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, -1))
-        query, key = _normalise(query), _normalise(key)
-        all_keys, all_values = key, value
+        query = _normalise(query)
+        key = _normalise(key)
+        all_keys = key
+        all_values = value
         if before is not None:
-            all_keys, all_values = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
-        own = tuple(part[-x.shape[1] :] for part in angles)
+            all_keys = torch.cat([before[0], key], 2)
+            all_values = torch.cat([before[1], value], 2)
+        own = (angles[0][-x.shape[1] :], angles[1][-x.shape[1] :])
         all_keys = torch.cat([rotate(all_keys, angles), text.keys[index]], 2)
         all_values = torch.cat([all_values, text.values[index]], 2)
-        mixed = join_heads(attend(rotate(query, (own[0], own[1])), all_keys, all_values, bias))
+        mixed = join_heads(attend(rotate(query, own), all_keys, all_values, bias))
         return x + self.outer(torch.cat([mixed, F.silu(hidden)], -1)), key, value
 
 
 class _Mixer:
-    """Apply the FrameMix layers in order and collect what the next window needs of each."""
+    """Apply the FrameMix layers in order and collect their last frames for the cache."""
 
     def __init__(
         self,
         layers: nn.ModuleList,
         batch: int,
-        links: FrameLinks | None,
+        links: FrameLinks,
         previous: Sequence[Tensor],
     ) -> None:
-        self._layers, self._batch, self._links, self._previous = layers, batch, links, previous
+        self._layers = layers
+        self._batch = batch
+        self._links = links
+        self._previous = previous
         self.last: list[Tensor] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         index = len(self.last)
-        self.last.append(x.unflatten(0, (self._batch, -1))[:, -1])
-        assert self._links is not None
+        self.last.append(rearrange(x, "(b t) c h w -> b t c h w", b=self._batch)[:, -1])
         before = self._previous[index] if self._previous else None
         return self._layers[index](x, self._batch, self._links, before)
 
@@ -411,22 +454,26 @@ def _residuals(blocks: nn.ModuleList, x: Tensor, embedded: Tensor) -> Tensor:
 
 def _attention_bias(
     text: TextCondition,
-    batch: int,
-    keys: int,
-    queries: int,
-    config: UNetConfig,
-    causal: bool,
     like: Tensor,
+    config: UNetConfig,
+    *,
+    keys: int,
+    frames: int,
+    causal: bool,
 ) -> Tensor | None:
-    """Scores to add for frames and words; None where everything may be attended to."""
+    """Bias of attention scores for frames and prompt tokens; None if nothing is masked.
+
+    like: coarse features `[(b t) d h w]`. keys: number of tokens of all visible latent frames.
+    """
     if text.bias is None and not causal:
         return None
+    batch = like.shape[0] // frames
     words = text.keys[0].shape[2]
     to_words = like.new_zeros(1, 1, 1, words) if text.bias is None else text.bias.to(like.dtype)
     to_frames = like.new_zeros(1, 1, 1, keys)
     if causal:
-        per_frame = queries // (like.shape[0] // batch)
-        mask = block_causal_mask(like.shape[0] // batch, config.window, per_frame, like.device)
+        tokens = like.shape[2] * like.shape[3]
+        mask = block_causal_mask(frames, config.window, tokens, like.device)
         to_frames = mask_bias(mask).to(like.dtype)[None, None]
     rows = to_frames.shape[2]
     return torch.cat(
@@ -441,7 +488,7 @@ def _extended(
     frames: int,
     last: Sequence[Tensor],
 ) -> UNetCache:
-    """The cache after one more window."""
+    """Append a window to the cache."""
     after = past.extended(keys, values, frames)
     kept = {field.name: getattr(after, field.name) for field in fields(KvCache)}
     return UNetCache(**kept, last=tuple(last))

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from skyloom.core.errors import RequestError
-from skyloom.serve.queue.database import Database, Write, redacted_url
+from skyloom.serve.queue.database import Database, Write
 from skyloom.serve.queue.tables import (
     ASSET_SCHEME,
     assets,
@@ -131,9 +131,7 @@ class Inventory:
                 again = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
                 change = update(assets).where(_is(asset)).values(**again)
                 if not write.connection.execute(change).rowcount:
-                    write.connection.execute(
-                        insert(assets).values(name=redacted_url(asset), **again)
-                    )
+                    write.connection.execute(insert(assets).values(name=_name_of(asset), **again))
         except SQLAlchemyError as error:
             log.warning(
                 "an asset is stored but not recorded", extra={"cause": type(error).__name__}

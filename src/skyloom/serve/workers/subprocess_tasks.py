@@ -126,13 +126,13 @@ def _plan(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(request: Mapping[str, Any]) -> dict[str, Any]:
-    from skyloom.evaluate.subject_recognition import recognise
+    from skyloom.evaluate.subject_recognition import recognize_subject
     from skyloom.safety.frame_moderation import load_frame_moderator, moderate_file
 
     path = Path(request["path"])
     judge = load_frame_moderator()
     verdict = ModerationResult(True) if judge is None else moderate_file(judge, path)
-    subject = recognise(path) if verdict.allowed and request["recognise"] else None
+    subject = recognize_subject(path) if verdict.allowed and request["recognise"] else None
     return {"verdict": asdict(verdict), "likeness": None if subject is None else asdict(subject)}
 
 
