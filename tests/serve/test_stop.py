@@ -14,14 +14,14 @@ import pytest
 
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.tables import deliveries
-from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore
+from skyloom.serve.queue.webhooks import EVENT_TYPES, EndpointStore, enqueue_deliveries
 from skyloom.serve.settings import Settings
 
 # The socket layer never returns; each call writes a line to the file.
 SERVER = """
 import sys, threading
 from skyloom.serve.queue import http_client as outbound
-from skyloom.serve.queue import maintenance as upkeep
+from skyloom.serve import maintenance as upkeep
 calls = open(sys.argv.pop(1), "w")
 
 def hang(*_, **__):
@@ -50,7 +50,7 @@ def test_sigterm_ends_a_server_with_stuck_calls(
         for owner in ("local", "bob", "cy"):
             store.add(owner, "b", "https://example.org/", EVENT_TYPES)
             with database.write() as write:
-                announce(write, owner, "video.completed", "video_1")
+                enqueue_deliveries(write, owner, "video.completed", "video_1")
         command = [sys.executable, "-c", SERVER, str(calls), hanging]
         command += ["serve", "--port", "0", "--data", str(settings.data), "--json", "--no-worker"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -30,7 +30,7 @@ place.loader.exec_module(swarm)
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import load_settings
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 from skyloom.serve.workers import watchdog
 from skyloom.serve.workers.worker import Worker
 watchdog.HARD_SLACK_SECONDS = 1.0

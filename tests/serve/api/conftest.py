@@ -14,13 +14,14 @@ from skyloom.core.errors import RequestError
 from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.app import create_app, make_services
 from skyloom.serve.api.dependencies import Services, SideEffects
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.job import Job
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.serve.queue.webhook_delivery import WebhookSender
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, open_storage
+from skyloom.serve.storage import Asset, open_storage
 from skyloom.serve.workers.worker import Progress, Worker
 
 TOKEN = "token-of-this-run"
@@ -186,7 +187,7 @@ def make_server(data: Path, **changes: Any) -> Server:
     """A server on its own data folder."""
     changes = {"lease_seconds": 2.0, "heartbeat_seconds": 0.5, "disk_reserve": 0, **changes}
     settings, posts, stopping = Settings(data=data, **changes), Posts(), threading.Event()
-    viewer, children = Viewer(), [Health(wanted=1, alive=1, restarts=0)]
+    viewer, children = Viewer(), [WorkerHealth(expected=1, alive=1, restarts=0)]
     effects = SideEffects(
         moderate=moderate,
         view=viewer,

@@ -11,6 +11,7 @@ import pytest
 from skyloom.serve.api import events as event_streams
 from skyloom.serve.api.app import RESOURCES
 from skyloom.serve.api.events import EventBroadcaster
+from skyloom.serve.health import WorkerHealth
 from skyloom.serve.queue.event_feed import EventFeed
 from skyloom.serve.queue.job import record_event
 

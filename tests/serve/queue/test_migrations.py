@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import select
 
 from skyloom.core.errors import ConfigError
-from skyloom.serve.queue.batches import BatchStore, batch_jobs
+from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.migrations import upgrade
 from skyloom.serve.queue.migrations.upgrade import VERSION
-from skyloom.serve.queue.tables import metadata, schema
+from skyloom.serve.queue.tables import batch_jobs, batch_lines, metadata, schema
 from skyloom.serve.settings import Settings
 
 from .old_databases import (

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from skyloom.core.errors import QueueError
 from skyloom.serve.queue import job as job_module
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.errors import NotFoundError
@@ -122,7 +123,7 @@ def test_the_code_allows_exactly_the_documented_transitions(clock, source: str):
         refused = False
         try:
             call(world)
-        except (JobError, NotFoundError):
+        except (QueueError, NotFoundError):
             refused = True
         target = world.status()
         own = {end for name, start, end in table if (name, start) == (verb, source)}

@@ -186,7 +186,7 @@ def test_restore_keeps_newer_files_of_the_data_folder(here, tmp_path):
     put_beside(here.data)
     create_backup(here, tmp_path / "copy")
     (here.data / "settings.toml").write_text("max_queued = 8\n")
-    Registry(here.data / "registry.sqlite").add(Making("b.mp4", "cd", "cd", "ef", {}, ()))
+    Registry(here.data / "registry.sqlite").add(ProvenanceRecord("b.mp4", "cd", "cd", "ef", {}, ()))
     done = restore_backup(here, tmp_path / "copy")
     assert done.kept == ("registry.sqlite", "settings.toml")
     assert len(Registry(here.data / "registry.sqlite").find(sha256="cd")) == 1

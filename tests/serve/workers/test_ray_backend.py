@@ -7,6 +7,7 @@ import pytest
 
 from skyloom.cli.cluster import wait_for_workers, worker_rows
 from skyloom.core.errors import CapacityError, ConfigError
+from skyloom.serve.queue.leases import WorkerInfo
 from skyloom.serve.settings import Settings
 from skyloom.serve.workers.processes import remote_environment
 from skyloom.serve.workers.ray_backend import (

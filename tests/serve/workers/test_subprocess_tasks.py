@@ -10,7 +10,7 @@ from PIL import Image
 from skyloom.core.errors import MediaError, SkyloomError, UncheckedError
 from skyloom.media.video import Video
 from skyloom.safety.frame_moderation import perceptual_hashes
-from skyloom.serve.storage.folder import FolderStorage
+from skyloom.serve.storage import FolderStorage
 from skyloom.serve.workers import subprocess_tasks
 from skyloom.serve.workers.subprocess_tasks import inspect_in_subprocess, plan_in_subprocess
 

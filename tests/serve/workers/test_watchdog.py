@@ -14,7 +14,7 @@ from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.queue.tables import attempts
 from skyloom.serve.settings import Settings
-from skyloom.serve.storage.folder import Asset, FolderStorage
+from skyloom.serve.storage import Asset, FolderStorage
 from skyloom.serve.workers.watchdog import EXIT_STUCK
 from skyloom.serve.workers.worker import Progress, Worker
 
@@ -36,7 +36,7 @@ class Bench:
         self.leases = Leases(self.store.database, self.settings)
         self.storage = FolderStorage(Path(self.settings.storage))
         self.beats = 0
-        self.leases.wanted = self._counted(self.leases.wanted)
+        self.leases.requested_action = self._counted(self.leases.requested_action)
         self.leases.heartbeat = self._counted(self.leases.heartbeat)
         self.id = self.store.submit({"prompt": "a cat"}, owner="ada").id
 
