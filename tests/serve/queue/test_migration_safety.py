@@ -123,7 +123,7 @@ def test_of_processes_that_start_at_once_one_migrates(database_url, version):
     outputs = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     written = "".join(output for output, _ in outputs)
-    assert written.count("is migrated") == (1 if version == 1 else 0)
+    assert written.count("is migrated") == (0 if version is None else 1)
     assert read_versions(database_url) == (VERSION, f"{VERSION:04}")
 
 
@@ -174,12 +174,10 @@ def test_the_copy_holds_what_is_only_in_the_write_ahead_log(tmp_path):
     assert ("only in the log", 1.0) in copied["owners"]
 
 
-@pytest.mark.parametrize("version", [None, 4])
-def test_no_copy_is_written_where_nothing_is_migrated(tmp_path, version):
+def test_no_copy_is_written_where_nothing_is_migrated(tmp_path):
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    if version is not None:
-        make_old(url, version)
-    open_and_close(url)
+    for _ in range(2):
+        open_and_close(url)
     assert not list(tmp_path.glob("*.backup"))
 
 

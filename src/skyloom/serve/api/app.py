@@ -31,6 +31,7 @@ from skyloom.serve.api.routes import (
     models,
     moderations,
     provenance,
+    session,
     storyboards,
     videos,
     webhooks,
@@ -43,6 +44,7 @@ from skyloom.serve.queue.event_feed import EventFeed
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import Library
 from skyloom.serve.queue.quotas import Quotas
+from skyloom.serve.queue.sessions import SessionStore
 from skyloom.serve.queue.webhooks import EndpointStore
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import AssetStorage
@@ -59,6 +61,7 @@ RESOURCES = (
     webhooks,
     moderations,
     provenance,
+    session,
     health,
 )
 
@@ -96,6 +99,7 @@ def make_services(
     stopping: threading.Event,
 ) -> Services:
     """Stores and limits over one database and one storage."""
+    keys = KeyStore(database, token)
     quotas = Quotas(settings)
     jobs = JobStore(database, settings)
     library = Library(database, quotas)
@@ -112,7 +116,8 @@ def make_services(
         storage=storage,
         sources=sources,
         desk=JobSubmitter(settings, jobs, library, sources, effects.moderate),
-        keys=KeyStore(database, token),
+        keys=keys,
+        sessions=SessionStore(database, keys),
         metrics=Metrics(jobs.counts, jobs.refusals, effects.workers),
         effects=effects,
         reserve=reserve,

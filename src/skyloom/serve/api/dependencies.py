@@ -18,6 +18,7 @@ from skyloom.serve.api.events import EventBroadcaster
 from skyloom.serve.api.limits import BodyReservation, ByteBudget, ConcurrencyLimiters
 from skyloom.serve.api.media_inputs import Fetch, MediaResolver
 from skyloom.serve.api.metrics import Metrics
+from skyloom.serve.api.middleware import SAFE_METHODS
 from skyloom.serve.api.numbers import find_whole, read_whole
 from skyloom.serve.api.request_models import RequestBody, parse_body
 from skyloom.serve.api.submit import JobSubmitter, SubmitOptions
@@ -27,6 +28,7 @@ from skyloom.serve.queue.batches import BatchStore
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.library import CharacterLikeness, Library
+from skyloom.serve.queue.sessions import CODE_PREFIX, SessionStore
 from skyloom.serve.queue.webhooks import EndpointStore, Post
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, AssetStorage
@@ -38,6 +40,7 @@ _LARGE_BODY = 64 * 1024  # bytes; larger ones count as media without a search
 _RESERVE_CHECK_BYTES = 2**20  # bytes of a form between two checks of the disk reserve
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
+_SESSION_COOKIE = "skyloom_session"
 _bearer = HTTPBearer(auto_error=False, scheme_name="key")
 
 
@@ -78,6 +81,7 @@ class Services:
     sources: MediaResolver
     desk: JobSubmitter
     keys: KeyStore
+    sessions: SessionStore
     metrics: Metrics
     effects: SideEffects
     reserve: DiskReserve
@@ -102,11 +106,17 @@ async def get_caller(
     services: AppServices,
     _header: Annotated[object, Depends(_bearer)],
 ) -> Caller:
-    """Authenticate the caller; check scopes and id format. Raises ApiError (401, 403, 404)."""
-    authorization = request.headers.get("authorization")
-    caller = await services.gates["auth"].run(
-        "", partial(services.keys.authenticate, authorization)
-    )
+    """Authenticate the caller by API key or session cookie; check scopes and id format.
+
+    Raises ApiError (401, 403, 404).
+    """
+    cookie = session_of(request)
+    if cookie is None:
+        authenticate = partial(services.keys.authenticate, request.headers.get("authorization"))
+    else:
+        _check_same_origin(request)
+        authenticate = partial(services.sessions.authenticate, cookie)
+    caller = await services.gates["auth"].run("", authenticate)
     for scope in required.scopes:
         if scope not in caller.scopes:
             message = f"This key may not do that: it lacks the scope {scope}."
@@ -116,6 +126,50 @@ async def get_caller(
         raise missing("thing", id)
     request.state.owner = caller.owner
     return caller
+
+
+async def sign_in(
+    request: Request, services: AppServices, _header: Annotated[object, Depends(_bearer)]
+) -> Caller:
+    """Authenticate by an API key or a one-use code in the header. Raises ApiError (401)."""
+    authorization = request.headers.get("authorization", "")
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() == "bearer" and text.startswith(CODE_PREFIX):
+        authenticate = partial(services.sessions.redeem, text)
+    else:
+        authenticate = partial(services.keys.authenticate, authorization)
+    caller = await services.gates["auth"].run("", authenticate)
+    request.state.owner = caller.owner
+    return caller
+
+
+SignIn = Annotated[Caller, Depends(sign_in)]
+
+
+def session_cookie(request: Request) -> str:
+    """Name of the session cookie. It has the port, since browsers share cookies between ports."""
+    port = request.url.port
+    return _SESSION_COOKIE if port is None else f"{_SESSION_COOKIE}_{port}"
+
+
+def session_of(request: Request) -> str | None:
+    """The session cookie of a request without an Authorization header."""
+    if "authorization" in request.headers:
+        return None
+    return request.cookies.get(session_cookie(request))
+
+
+def _check_same_origin(request: Request) -> None:
+    """Check that a browser sends a change from a page of this server.
+
+    The middleware refuses foreign origins; a request with a cookie must name its origin. Raises
+    ApiError (403).
+    """
+    if request.method in SAFE_METHODS or "origin" in request.headers:
+        return
+    if request.headers.get("sec-fetch-site") != "same-origin":
+        message = "A change with a session cookie must have the header Origin."
+        raise ApiError(403, message, "origin_required", type="permission_error")
 
 
 def require_scope(scope: Scope) -> Any:

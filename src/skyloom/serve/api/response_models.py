@@ -12,6 +12,7 @@ from skyloom.serve.queue.job import BLOCKED, JobFailure
 from skyloom.serve.queue.job_metadata import JobMetadata
 from skyloom.serve.queue.jobs import Job
 from skyloom.serve.queue.library import Character
+from skyloom.serve.queue.sessions import Session
 
 MODEL_CREATED = 1758941485  # manifests have no date
 
@@ -155,6 +156,35 @@ class DeletedResponse(ResponseModel):
     id: str
     object: str
     deleted: bool = True
+
+
+class SessionResponse(ResponseModel):
+    """A signed-in caller. Times are seconds since 1970; None for a caller with an API key."""
+
+    object: Literal["session"] = "session"
+    owner: str
+    scopes: list[str]
+    expires_at: float | None
+
+    @classmethod
+    def from_session(cls, session: Session) -> "SessionResponse":
+        """Describe a new session."""
+        return cls(owner=session.owner, scopes=list(session.scopes), expires_at=session.expires_at)
+
+
+class SessionDeletedResponse(ResponseModel):
+    """Confirmation of a sign-out."""
+
+    object: Literal["session.deleted"] = "session.deleted"
+    deleted: bool = True
+
+
+class SignInCodeResponse(ResponseModel):
+    """A one-use sign-in code. `expires_at` is seconds since 1970."""
+
+    object: Literal["session.code"] = "session.code"
+    code: str
+    expires_at: float
 
 
 class CharacterResponse(Resource):

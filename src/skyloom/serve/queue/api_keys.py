@@ -34,6 +34,8 @@ class Caller:
 
     owner: str
     scopes: tuple[Scope, ...]
+    key_id: str | None = None  # None for the token of the run
+    token_digest: str | None = None  # of the token of the run
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class KeyStore:
 
     def __init__(self, database: Database, token: str | None = None) -> None:
         self._database = database
-        self._token = None if token is None else _digest(token)
+        self._token = None if token is None else digest_of(token)
 
     def create(
         self,
@@ -89,7 +91,7 @@ class KeyStore:
                 "owner": owner,
                 "name": name,
                 "scopes": sorted(set(scopes)),
-                "digest": _digest(key),
+                "digest": digest_of(key),
                 "created_at": write.now,
                 "expires_at": None if seconds is None else write.now + seconds,
             }
@@ -133,12 +135,23 @@ class KeyStore:
             message = "Send your key in the header: Authorization: Bearer sk-sky-..."
             raise AuthenticationError(message, "missing_api_key")
         if len(key) <= _MAX_HEADER:
-            digest = _digest(key)
+            digest = digest_of(key)
             if self._token is not None and hmac.compare_digest(digest, self._token):
-                return Caller(LOCAL_OWNER, SCOPES)
+                return Caller(LOCAL_OWNER, SCOPES, token_digest=digest)
             if found := _KEY.fullmatch(key):
                 return self._find_owner(found[1], digest)
         raise AuthenticationError("The API key is not valid.")
+
+    def is_valid(self, key_id: str | None, token_digest: str | None) -> bool:
+        """Whether a key, or a run's token, that authenticated a caller is still valid."""
+        if key_id is None:
+            return self._token is not None and token_digest == self._token
+        query = select(api_keys.c.revoked_at, api_keys.c.expires_at).where(api_keys.c.id == key_id)
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None or row.revoked_at is not None:
+            return False
+        return row.expires_at is None or row.expires_at > self._database.now()
 
     def _find_owner(self, id: str, digest: str) -> Caller:
         """Return the owner of a valid key; update the key's time of last use."""
@@ -154,7 +167,7 @@ class KeyStore:
             with self._database.write() as write:
                 change = update(api_keys).where(this_key).values(last_used_at=now)
                 write.connection.execute(change)
-        return Caller(row.owner, tuple(cast("list[Scope]", row.scopes)))
+        return Caller(row.owner, tuple(cast("list[Scope]", row.scopes)), key_id=id)
 
 
 def check_exposure(host: str, keys: KeyStore) -> None:
@@ -168,7 +181,8 @@ def check_exposure(host: str, keys: KeyStore) -> None:
         raise ConfigError(message, hint=hint)
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of a secret as hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -241,6 +241,26 @@ api_keys = Table(
     Column("revoked_at", Double),
 )
 
+
+def _grant_table(name: str) -> Table:
+    """Sessions and sign-in codes: a digest, whose it is, and the key or run that it came from."""
+    return Table(
+        name,
+        metadata,
+        Column("digest", String(64), primary_key=True),
+        Column("owner", String(128), nullable=False),
+        Column("scopes", JSON, nullable=False),
+        Column("key_id", String(12)),
+        Column("token_digest", String(64)),
+        Column("created_at", Double, nullable=False),
+        Column("expires_at", Double, nullable=False),
+        Index(f"{name}_of_owner", "owner", "created_at"),
+    )
+
+
+sessions = _grant_table("sessions")
+sign_in_codes = _grant_table("sign_in_codes")
+
 files = Table(
     "files",
     metadata,
