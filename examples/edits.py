@@ -27,7 +27,7 @@ from skyloom.generate.edit_spec import Edit
 from skyloom.generate.pipeline import Pipeline
 from skyloom.generate.request import Request
 from skyloom.generate.styles import find_style
-from skyloom.generate.timeline import Keep, Make
+from skyloom.generate.timeline import Generate, Keep
 from skyloom.media.masks import mask_frames, parse_region
 from skyloom.media.sheet import write_sheet
 from skyloom.media.source import open_source
@@ -237,10 +237,10 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
             kept.append(
                 torch.equal(run, before[span.clip.source][span.clip.start : span.clip.stop])
             )
-        elif isinstance(span, Make):
+        elif isinstance(span, Generate):
             changed.append(run)
             under += [
-                before[0][clip.start : clip.stop] for clip in span.under[:1] if len(span.under) == 1
+                before[0][clip.start : clip.stop] for clip in span.init_clips[:1] if len(span.init_clips) == 1
             ]
     if edit.region is not None:
         mask = mask_frames(parse_region(edit.region), plan.shape, plan.fps)

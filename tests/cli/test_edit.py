@@ -1,13 +1,17 @@
 """`skyloom edit`, `styles` and `show --tree`, on files that the tiny model made."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 
+from skyloom.cli.edit import SharedOptions, app
 from skyloom.generate import edit_sources as footage
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.media.read import read_video
 from skyloom.media.source import open_source
 from skyloom.media.write import write_video
@@ -95,10 +99,10 @@ def test_styles_are_listed_and_found(skyloom, tmp_path, source):
     ("words", "message"),
     [
         (("remix", "none.mp4", "a cat"), "none.mp4"),
-        (("remix", "a.mkv", "a cat", "--strength", "wild"), "strength of 'wild'"),
-        (("retake", "a.mkv", "--from", "3"), "outside of the video"),
+        (("remix", "a.mkv", "a cat", "--strength", "wild"), "got 'wild'"),
+        (("retake", "a.mkv", "--from", "3"), "start must be <"),
         (("inpaint", "a.mkv", "a cat"), "a region or a mask"),
-        (("recut", "a.mkv", "--keep", "x-y", "--seconds", "2"), "is no time"),
+        (("recut", "a.mkv", "--keep", "x-y", "--seconds", "2"), "start must be a time in seconds"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(skyloom, source, words, message):
@@ -158,3 +162,16 @@ def test_a_source_is_opened_once(skyloom, tiny_model, source, monkeypatch):
     how = ("--model", tiny_model, "--steps", 1, "-o", "b.mkv")
     assert skyloom("edit", "stitch", source, source, "--morph", "0.25", *how).code == 0
     assert len(opened) == 2
+
+
+def test_every_verb_has_a_command_with_its_fields():
+    commands = typer.main.get_command(app).commands
+    assert set(commands) == {*EDIT_VERBS, "animate"}
+    shared = {field.name for field in fields(SharedOptions)}
+    renamed = {"recut": {"keep": ("start", "stop")}}
+    extra = {"restyle": {"styles"}}
+    for name, verb in EDIT_VERBS.items():
+        options = {one.name for one in commands[name].params if one.opts[0].startswith("-")}
+        own = options - shared - extra.get(name, set()) - {"prompt"}
+        found = [part for one in own for part in renamed.get(name, {}).get(one, (one,))]
+        assert sorted(found) == sorted(verb.field_names), name

@@ -10,7 +10,8 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.edit_spec import VERBS, Edit
+from skyloom.generate.edit_spec import Edit
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.keyframes import picture_cards
 from skyloom.generate.request import Request
 from skyloom.generate.resume import clear, read_asked
@@ -88,7 +89,7 @@ def lives(pipeline, request, resume, calls):
 
 
 def test_every_verb_is_here():
-    assert {name.split()[0] for name in (*MAKING, *FILTERS)} == set(VERBS)
+    assert {name.split()[0] for name in (*MAKING, *FILTERS)} == set(EDIT_VERBS)
 
 
 @pytest.mark.parametrize("name", MAKING)

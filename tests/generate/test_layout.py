@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.layout import lay_out
-from skyloom.generate.timeline import Clip, Make
+from skyloom.generate.timeline import Clip, Generate
 from skyloom.models.registry import Rollout
 
 SCALE = ScaleFactors(4, 16)
@@ -16,7 +16,7 @@ def span(frames, before, after):
         Clip(0, 0, before) if before else None,
         Clip(0, before + frames, before + frames + after),
     )
-    return Make(frames, "a cat", "retake", sides[0], sides[1] if after else None)
+    return Generate(frames, "a cat", "retake", sides[0], sides[1] if after else None)
 
 
 @given(

@@ -91,5 +91,5 @@ def test_sizes_are_width_times_height(text):
 
 @pytest.mark.parametrize("text", ["", "128", "x", "-1x5", "1.5x2", "999999x1", "128x128x3"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(RequestError, match="is not a size"):
+    with pytest.raises(RequestError, match="size must be WIDTHxHEIGHT"):
         parse_size(text)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from skyloom.generate.span_cache import SpanIdentity, SpanStore, cache_folder
-from skyloom.generate.timeline import Clip, Make
+from skyloom.generate.timeline import Clip, Generate
 
-SPAN = Make(4, "a cat", "retake", before=Clip(0, 0, 4), after=Clip(0, 8, 12))
+SPAN = Generate(4, "a cat", "retake", before=Clip(0, 0, 4), after=Clip(0, 8, 12))
 LATENT = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
-from skyloom.generate.cards import Card, CardError, parse_clock
+from skyloom.generate.cards import Card, CardError
 from skyloom.generate.conditioning import fit_cells
+from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
 from skyloom.generate.storyboard import card_windows, place_cards, read_storyboard
 from skyloom.models.registry import Rollout
@@ -193,7 +194,7 @@ def test_a_file_is_read_and_its_fields_can_be_replaced(tmp_path):
     [
         ("at = 1.5", "at = 0", 9, "begins with card 1"),
         ("at = 1.5", "at = 7", 9, "the video ends at 3 s"),
-        ("at = 1.5", 'at = "soon"', 9, "no time"),
+        ("at = 1.5", 'at = "soon"', 9, "at must be a time"),
         ("at = 1.5", "at = 1.5\nimage = 'gone.png'", 10, "does not exist"),
         ("at = 0", "at = 0.5", 5, "begin at 0"),
         ('prompt = "a dog"', 'prompt = ""', 10, "empty"),

@@ -240,7 +240,7 @@ def _add_sound(plan: "Plan", writer: "VideoWriter") -> None:
     if plan.timeline is None or plan.footage is None:
         return
     lost = False
-    for at, clip in plan.timeline.runs:
+    for at, clip in plan.timeline.sound_clips:
         source = plan.footage.sources[clip.source]
         if source.sound is not None:
             lost |= not writer.add_sound(

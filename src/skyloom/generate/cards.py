@@ -1,17 +1,13 @@
 """Cards of a storyboard: what a video shows from when on. All times are exact fractions of a second."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from typing import Any
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
+from skyloom.generate.parsing import TIME_HINT, parse_clock
 
-_CLOCK = re.compile(
-    r"(?:(?P<hours>\d{1,2}):)?(?:(?P<minutes>\d{1,2}):)?(?P<seconds>\d+(?:\.\d+)?|\d+/\d+)"
-)
 _KINDS: dict[str, tuple[type, ...]] = {
     "at": (str, int, float),
     "prompt": (str,),
@@ -91,8 +87,8 @@ class Card:
         for key in ("at", "morph"):
             value = getattr(self, key)
             if value is not None and parse_clock(value) is None:
-                hint = 'Write seconds like 2.5, "1:02.5" or "13/16".'
-                raise CardError(number, key, f"{value!r:.40} is no time.", hint=hint)
+                message = f"{key} must be a time in seconds, got {value!r:.40}."
+                raise CardError(number, key, message, hint=TIME_HINT)
         if not self.prompt.strip():
             raise CardError(number, "prompt", "its prompt is empty.", hint="Say what to show.")
         if not 0 <= self.strength <= 1:
@@ -110,17 +106,3 @@ class Card:
             raise CardError(number, "video", "an image and a video.", hint="Pin one of them.")
         if self.cut and self.morph is not None:
             raise CardError(number, "morph", "a cut and a morph.", hint="Leave one of them out.")
-
-
-def parse_clock(text: str) -> Fraction | None:
-    """Seconds as an exact fraction: "2.5", "1:02.5", "1:00:00", "13/16"; None for anything else."""
-    found = _CLOCK.fullmatch(text.strip())
-    if found is None:
-        return None
-    hours, minutes = found["hours"], found["minutes"]
-    if hours is not None and minutes is None:  # one colon: what came first are minutes
-        hours, minutes = None, hours
-    try:
-        return Fraction(found["seconds"]) + 60 * int(minutes or 0) + 3600 * int(hours or 0)
-    except ZeroDivisionError:
-        return None

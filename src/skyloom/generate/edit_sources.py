@@ -7,11 +7,10 @@ from pathlib import Path
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
-from skyloom.generate.edit_spec import FILTERS, Edit
+from skyloom.generate.edit_spec import Edit
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.media.masks import Mask, open_mask, parse_region
 from skyloom.media.source import Source, open_source
-
-FEATHER = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class Footage:
 def open_footage(edit: Edit, fps: int, height: int, width: int) -> Footage:
     """Open and check an edit's files. Raises MediaError for what cannot be read, RequestError for a mask or region that
     masks nothing and, with `strict`, for videos of another rate or size than the model's."""
-    if edit.verb in FILTERS:
+    if EDIT_VERBS[edit.verb].is_filter:
         return Footage((open_source(edit.videos[0]),))
     sources = tuple(
         open_source(path, fps=Fraction(fps), size=(height, width)) for path in edit.videos
@@ -49,7 +48,7 @@ def open_footage(edit: Edit, fps: int, height: int, width: int) -> Footage:
     region = parse_region(edit.region) if edit.region is not None else Path(str(edit.mask))
     mask = open_mask(region, shape, Fraction(fps))
     _check_mask(mask, shape.frames)
-    return Footage(sources, mask, FEATHER if edit.feather is None else edit.feather)
+    return Footage(sources, mask, edit.value("feather"))
 
 
 def _changes(sources: tuple[Source, ...]) -> Iterator[str]:

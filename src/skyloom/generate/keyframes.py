@@ -5,7 +5,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from skyloom.core.errors import RequestError
-from skyloom.generate.cards import Card, parse_clock
+from skyloom.generate.cards import Card
+from skyloom.generate.parsing import parse_clock
 
 DEFAULT_SECONDS = 2.0
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.rollout import Window, make_windows
-from skyloom.generate.timeline import Make
+from skyloom.generate.timeline import Generate
 from skyloom.models.registry import Rollout
 
 KNOWN = 3  # latent frames that a window sees on a side, or less, where it has no room for something new between them
@@ -40,7 +40,7 @@ class Layout:
         return self.left + self.made + self.right
 
 
-def lay_out(span: Make, scale: ScaleFactors, native: int, rollout: Rollout | None) -> Layout:
+def lay_out(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout | None) -> Layout:
     """The layout of a span, for a model that makes `native` latent frames in one go, three or more."""
     assert native >= 3, "one before, one after, one to be made"  # noqa: PLR2004
     known = min(KNOWN, (native - 1) // 2)

@@ -237,7 +237,7 @@ class Pipeline:
         vault = None if cache is None else SpanStore(cache / "spans", identity)
         stores = [
             None if store is None else store.span(number, identity.of(span))
-            for number, span in enumerate(plan.timeline.made)
+            for number, span in enumerate(plan.timeline.generated_spans)
         ]
         return _kept(self._run_edit(plan, job, screen, vault, stores), store, vault)
 
@@ -298,7 +298,7 @@ class Pipeline:
         """The spans of a timeline in order: kept frames as they are, made ones as they come."""
         timeline, footage = plan.timeline, plan.footage
         assert timeline is not None and footage is not None
-        prompts = list(dict.fromkeys(span.prompt for span in timeline.made))
+        prompts = list(dict.fromkeys(span.prompt for span in timeline.generated_spans))
         scripts: dict[str, list[TextCondition]] = {}
         if prompts:
             context = self.lanes.run_one(

@@ -6,7 +6,8 @@ from fractions import Fraction
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.edit_sources import Footage, open_footage
-from skyloom.generate.edit_timelines import edit_timeline
+from skyloom.generate.edit_spec import check_source_limits
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.layout import Layout, lay_out
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import Window, make_windows
@@ -79,26 +80,25 @@ def _plan_edit(
     edit = request.edit
     assert edit is not None
     footage = open_footage(edit, model.fps, settled.height, settled.width)
-    fps = footage.sources[0].fps
-    timeline = edit_timeline(edit, request.prompt, footage.sources, fps)
+    source = footage.sources[0]
+    fps = source.fps
+    check_source_limits(
+        edit, width=source.width, height=source.height, fps=fps, frames=source.frames
+    )
+    timeline = EDIT_VERBS[edit.verb].build(edit, request.prompt.strip(), footage.sources, fps)
     if timeline.frames > MAX_SECONDS * fps:
         long = f"{float(timeline.frames / fps):.0f} seconds"
         raise RequestError(
             f"The edited video would have {long}.", hint=f"Cut it to {MAX_SECONDS} seconds at most."
         )
-    layouts = tuple(lay_out(span, scale, native, model.rollout) for span in timeline.made)
+    layouts = tuple(
+        lay_out(span, scale, native, model.rollout) for span in timeline.generated_spans
+    )
     height, width = settled.height, settled.width
     first = timeline.spans[0]
     if isinstance(first, Filter):
-        there = footage.sources[0].height, footage.sources[0].width
-        height, width = first.size or there
-        if first.size and (first.size == there or height < there[0] or width < there[1]):
-            raise RequestError(
-                f"{width}x{height} is not larger than the video, {there[1]}x{there[0]}.",
-                hint=f"Use {2 * there[1]}x{2 * there[0]}, say.",
-                field="size",
-            )
-        fps *= first.times
+        height, width = first.size or (source.height, source.width)
+        fps *= first.rate_factor
     return Plan(
         request,
         VideoShape(timeline.frames, height, width),

@@ -7,10 +7,12 @@ from skyloom.core.device import choose_device, choose_dtype
 from skyloom.generate.estimate import Estimate, estimate, read_config, read_history, work_of
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
-from skyloom.generate.timeline import Make
+from skyloom.generate.timeline import Filter, Generate, Keep
 from skyloom.models.dit import DitConfig
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.models.vae import VaeConfig
+
+_SPAN_KINDS = {Keep: "keep", Generate: "make", Filter: "filter"}
 
 
 def foresee(request: Request, device: str | None = None) -> tuple[Plan, Estimate]:
@@ -64,13 +66,17 @@ def describe_card(plan: Plan, index: int) -> dict[str, Any]:
 
 
 def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
-    """What an edit keeps and what it makes, in order."""
-    layouts, at = iter(plan.layouts), 0
+    """Describe the spans of an edit, in order: frames, kind, and of generated ones the windows."""
+    layouts = iter(plan.layouts)
+    position = 0
     for span in plan.timeline.spans if plan.timeline else ():
-        told = {"first_frame": at, "frames": span.frames, "kind": type(span).__name__.lower()}
-        yield (
-            {**told, "windows": len(next(layouts).windows), "prompt": span.prompt}
-            if isinstance(span, Make)
-            else told
-        )
-        at += span.frames
+        row: dict[str, Any] = {
+            "first_frame": position,
+            "frames": span.frames,
+            "kind": _SPAN_KINDS[type(span)],
+        }
+        if isinstance(span, Generate):
+            row["windows"] = len(next(layouts).windows)
+            row["prompt"] = span.prompt
+        yield row
+        position += span.frames

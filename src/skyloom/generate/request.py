@@ -7,7 +7,6 @@ import difflib
 import json
 import math
 import operator
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,8 +18,8 @@ from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
 from skyloom.generate.edit_spec import Edit
+from skyloom.generate.parsing import parse_size  # noqa: F401 - part of this module's interface
 
-_SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
 _WHOLE = ("seed", "num_steps", "retakes")
 _NUMBERS = ("seconds", "fps", "guidance_scale")
 
@@ -143,16 +142,6 @@ def _table(value: object, number: int) -> Mapping[str, Any]:
             number, "at", f"{value!r:.60} is no card.", hint="Write a table with `at` and `prompt`."
         )
     return value
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height from "128x96". Raises RequestError."""
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise RequestError(
-            f"{text!r} is not a size.", hint="Write width x height, like 128x128.", field="size"
-        )
-    return int(found[1]), int(found[2])
 
 
 def check_seed(seed: int) -> int:

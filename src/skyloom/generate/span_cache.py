@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from skyloom.generate.timeline import Make
+from skyloom.generate.timeline import Generate
 
 CACHE_VARIABLE = "SKYLOOM_CACHE"
 MAX_BYTES = 2 * 2**30
+_STORED_NAMES = {"init_clips": "under", "mix_shares": "shares"}  # as in existing caches
 
 
 def cache_folder() -> Path | None:
@@ -41,13 +42,13 @@ class SpanIdentity:
     about: Mapping[str, Any]
     clips: Sequence[str]
 
-    def of(self, span: Make) -> dict[str, Any]:
+    def of(self, span: Generate) -> dict[str, Any]:
         """Everything that a span's latents hang on, as JSON has it."""
-        told = asdict(span)
-        for clip in (told["before"], told["after"], *told["under"]):
+        values = {_STORED_NAMES.get(name, name): value for name, value in asdict(span).items()}
+        for clip in (values["before"], values["after"], *values["under"]):
             if clip is not None:
                 clip["source"] = self.clips[clip["source"]]
-        return {"about": dict(self.about), "span": told}
+        return {"about": dict(self.about), "span": values}
 
 
 class SpanStore:
@@ -58,7 +59,7 @@ class SpanStore:
         self.found = 0
         self._used: list[Path] = []
 
-    def load(self, span: Make) -> Float[Tensor, "1 c t h w"] | None:
+    def load(self, span: Generate) -> Float[Tensor, "1 c t h w"] | None:
         """The latents of a span, if it was made before and its file is whole."""
         path = self._path(span)
         try:
@@ -70,7 +71,7 @@ class SpanStore:
         self.found += 1
         return latent
 
-    def save(self, span: Make, latent: Float[Tensor, "1 c t h w"]) -> None:
+    def save(self, span: Generate, latent: Float[Tensor, "1 c t h w"]) -> None:
         """Keep a span; where that is not possible, it will be made again."""
         path = self._path(span)
         partial = path.with_suffix(f".{os.getpid()}.part")
@@ -89,7 +90,7 @@ class SpanStore:
         for path in self._used:
             path.unlink(missing_ok=True)
 
-    def _path(self, span: Make) -> Path:
+    def _path(self, span: Generate) -> Path:
         text = json.dumps(self.identity.of(span), sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
-from skyloom.generate.cards import Card, CardError, parse_clock
+from skyloom.generate.cards import Card, CardError
+from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import Window
 from skyloom.media.read import read_image

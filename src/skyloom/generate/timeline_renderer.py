@@ -27,7 +27,7 @@ from skyloom.generate.resume import WindowStore
 from skyloom.generate.rollout import Job, Projector, Window, WindowStep, roll_out
 from skyloom.generate.seam_blending import Fade
 from skyloom.generate.span_cache import SpanIdentity, SpanStore
-from skyloom.generate.timeline import Clip, Filter, Make
+from skyloom.generate.timeline import Clip, Filter, Generate
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.frames import to_pixels
 from skyloom.media.masks import Mask, feather
@@ -62,7 +62,7 @@ class Splicer:
     kept: SpanStore | None = None
 
     def make(
-        self, span: Make, layout: Layout, store: WindowStore | None = None
+        self, span: Generate, layout: Layout, store: WindowStore | None = None
     ) -> Iterator[WindowStep | Frames]:
         """The steps of a span's windows, and its frames as they are done; what a `store` has is not made again."""
         tape = Tape(span, layout, self)
@@ -84,7 +84,7 @@ class Splicer:
         yield from map(screen.finish, projector.ready(most_waiting=0))
 
     def _windows(
-        self, span: Make, layout: Layout, tape: "Tape", store: WindowStore | None
+        self, span: Generate, layout: Layout, tape: "Tape", store: WindowStore | None
     ) -> Iterator[tuple[int, WindowStep | Tensor]]:
         """Steps, and runs of made latent frames in the order of time with the number of their first."""
         before = None if self.kept is None else self.kept.load(span)
@@ -113,7 +113,7 @@ class Splicer:
             self.kept.save(span, torch.cat(whole, dim=2))
 
     def _roll_out(
-        self, span: Make, layout: Layout, tape: "Tape", store: WindowStore | None
+        self, span: Generate, layout: Layout, tape: "Tape", store: WindowStore | None
     ) -> Iterator[WindowStep]:
         denoiser = self.speaker(span.prompt)
         rollout = self.job.rollout
@@ -134,7 +134,7 @@ class Splicer:
 class Tape:
     """The frames and latent frames around a span: what is before, what lies under it, what is after."""
 
-    span: Make
+    span: Generate
     layout: Layout
     tools: Splicer
     _cells: dict[int, Tensor] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Tape:
         for cell in range(window.start, window.stop):
             if not first <= cell < end:
                 canvas = canvas.keep(cell - window.start, self._cells[cell][:, None])
-        if not span.under:
+        if not span.init_clips:
             return canvas
         latent, mask = canvas.latent.clone(), canvas.denoise_mask.clone()
         here = slice(first - window.start, end - window.start)
@@ -194,7 +194,7 @@ class Tape:
         return (scale.video_frames(first) if first else 0), scale.video_frames(end)
 
     def _mask_cells(self, first: int, end: int) -> Bool[Tensor, "t h w"]:
-        assert self.tools.mask is not None and self.span.under
+        assert self.tools.mask is not None and self.span.init_clips
         start, stop = self._frames_of(first, end)
         mask = self._mask(start, stop)
         cells = to_latent_mask(
@@ -204,7 +204,7 @@ class Tape:
 
     def _mask(self, start: int, stop: int) -> Bool[Tensor, "t h w"]:
         """The mask of local frames; beside the span nothing is masked."""
-        lead, count, origin = self.layout.lead, self.span.frames, self.span.under[0].start
+        lead, count, origin = self.layout.lead, self.span.frames, self.span.init_clips[0].start
         begin, end = max(start, lead), min(stop, lead + count)
         assert self.tools.mask is not None
         inside = self.tools.mask.read(origin + begin - lead, origin + end - lead)
@@ -222,7 +222,7 @@ class Tape:
             back = self.span.before.frames - lead
             parts.append(self._clip(self.span.before, start + back, min(stop, lead) + back))
         begin, end = max(start, lead) - lead, min(stop, lead + count) - lead
-        if begin < end and self.span.under:
+        if begin < end and self.span.init_clips:
             parts.append(self.underlay(begin, end))
         elif begin < end:
             parts.append(self._blank(end - begin))
@@ -250,11 +250,11 @@ class Tape:
 
     def underlay(self, start: int, stop: int) -> Frames:
         """What lies under frames `start` to `stop` of the span: one source's frames, or a mix of two."""
-        first = self._clip(self.span.under[0], start, stop)
-        if len(self.span.under) == 1:
+        first = self._clip(self.span.init_clips[0], start, stop)
+        if len(self.span.init_clips) == 1:
             return first
-        other = self._clip(self.span.under[1], start, stop).float()
-        shares = rearrange(torch.tensor(self.span.shares[start:stop]), "t -> t 1 1 1")
+        other = self._clip(self.span.init_clips[1], start, stop).float()
+        shares = rearrange(torch.tensor(self.span.mix_shares[start:stop]), "t -> t 1 1 1")
         return torch.lerp(first.float(), other, shares).round().to(torch.uint8)
 
     def _clip(self, clip: Clip, start: int, stop: int) -> Frames:
@@ -269,7 +269,7 @@ class _Composer:
     """Fades made frames into those beside them and puts them over their source: inside of the mask, softly at its
     edge; outside, not a bit changes."""
 
-    span: Make
+    span: Generate
     tools: Splicer
     fade: Fade
     _at: int = 0
@@ -281,7 +281,7 @@ class _Composer:
         if not self.span.masked or not len(frames):
             return self.tools.mark(frames, None)
         assert self.tools.mask is not None
-        clip = self.span.under[0]
+        clip = self.span.init_clips[0]
         begin, end = clip.start + start, clip.start + self._at
         source = self.tools.sources[clip.source].read(begin, end)
         weight = rearrange(
@@ -303,7 +303,7 @@ def filtered(source: Source, span: Filter) -> Iterator[Frames]:
     return (
         upscale(frames, span.size)
         if span.size is not None
-        else interpolate(frames, source.fps, source.fps * span.times)
+        else interpolate(frames, source.fps, source.fps * span.rate_factor)
     )
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors
-from skyloom.generate.request import Request, check_seed, parse_size
+from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.generate.parsing import parse_size
+from skyloom.generate.request import Request, check_seed
 from skyloom.models.registry import ModelInfo, Quality
 from skyloom.safety.moderation import refuse_prompt
 
@@ -106,6 +108,13 @@ def _check_edit(request: Request) -> None:
     """An edit has the length, the rate and the pictures of its videos."""
     if request.edit is None:
         return
+    verb = EDIT_VERBS[request.edit.verb]
+    if "prompt" in verb.required and not request.prompt.strip():
+        raise RequestError(
+            f"prompt is required for {verb.name}.",
+            hint="Describe what the result shows.",
+            field="prompt",
+        )
     for name in ("seconds", "fps", "image", "retakes"):
         if getattr(request, name) is not None:
             raise RequestError(

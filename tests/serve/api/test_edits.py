@@ -6,7 +6,7 @@ import pytest
 from openai import BadRequestError
 
 from skyloom.generate import edit_spec as edits
-from skyloom.generate.edit_spec import STRENGTHS
+from skyloom.generate.edit_verbs import EDIT_VERBS, STRENGTHS
 from skyloom.serve.api.edit_fields import VERBS
 from skyloom.serve.api.request_models import EditFields, parse
 from skyloom.serve.workers.worker import Progress
@@ -107,7 +107,7 @@ def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(server, video,
 
 def test_the_wire_has_every_verb_with_the_fields_it_takes():
     assert {verb: set(known.takes) for verb, known in VERBS.items()} == {
-        verb: set(fields) for verb, fields in edits.VERBS.items()
+        verb.name: set(verb.field_names) for verb in EDIT_VERBS.values()
     }
 
 

@@ -182,7 +182,7 @@ def _with_cast(
 def _add_sound(plan: Plan, writer: VideoWriter) -> None:
     """The sound of an edit's sources, as far as an mp4 can hold it."""
     if plan.timeline is not None and plan.footage is not None:
-        for at, clip in plan.timeline.runs:
+        for at, clip in plan.timeline.sound_clips:
             source = plan.footage.sources[clip.source]
             if source.sound is not None:
                 writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)
