@@ -9,7 +9,7 @@ import torch
 import typer.main
 
 from skyloom.cli.edit import SharedOptions, app
-from skyloom.generate import edit_sources as footage
+from skyloom.generate import edit_sources
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.media.read import read_video
@@ -52,7 +52,7 @@ def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, so
     ):
         refused = skyloom(*cut, *option)
         assert refused.code == 2
-        assert "A hard cut has no use for" in refused.err
+        assert "must be left out for a hard cut" in refused.err
     ran = skyloom(*cut)
     assert (ran.code, "seed" in ran.err) == (0, False), ran.err
     lines = skyloom("show", "--tree", "c.mkv").out.splitlines()
@@ -155,7 +155,7 @@ def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(
 def test_a_source_is_opened_once(skyloom, tiny_model, source, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        footage,
+        edit_sources,
         "open_source",
         lambda *given, **how: opened.append(given) or open_source(*given, **how),
     )

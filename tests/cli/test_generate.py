@@ -124,14 +124,14 @@ def test_a_picture_to_start_from(make):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["  "], 2, "The prompt is empty."),
-        (["x" * 10_000], 2, "The prompt has 10,000 characters."),
+        (["  "], 2, "prompt must not be empty."),
+        (["x" * 10_000], 2, "prompt must be at most 2,000 characters, got 10,000."),
         (["a", "--size", "33x32"], 2, "The nearest sizes are 32x32"),
-        (["a", "--seconds", 3601], 2, "3601 seconds are out of range."),
-        (["a", "--quality", "fine"], 2, "It has: fast, best."),
-        (["a", "--play", "x.mp4"], 2, "Use --play -"),
-        (["a", "--fps", 30], 2, "Use --fps 16"),
-        (["a", "--seed", -1], 2, "The seed -1 is out of range."),
+        (["a", "--seconds", 3601], 2, "seconds must be > 0 and <= 3600, got 3601."),
+        (["a", "--quality", "fine"], 2, "quality must be one of fast, best for tiny, got 'fine'."),
+        (["a", "--play", "x.mp4"], 2, "--play must be -, got x.mp4."),
+        (["a", "--fps", 30], 2, "fps must be one of 16, 8, 4, 2, 1 for tiny, got 30."),
+        (["a", "--seed", -1], 2, "seed must be from 0 to 2^63 - 1, got -1."),
         (["a", "--device", "abacus"], 2, "not a device"),
         (["a", "-o", "x.avi"], 2, "'x.avi' ends in no known format."),
         (["a", "-o", "none/x.mp4"], 1, "The folder none does not exist."),
@@ -193,7 +193,7 @@ def test_retakes_are_told_and_replayed(make, skyloom, tiny_model, tmp_path, monk
     assert not (tmp_path / "kept").exists()
     shown = skyloom("show", "x.mp4").out
     assert "retakes    2" in shown
-    assert "2 windows, made again: 1" in shown
+    assert "2 windows, sampled again: 1" in shown
     again = json.loads(
         skyloom("replay", "x.mp4", "-o", "y.mp4", "--model", tiny_model, "--json").out
     )
@@ -210,7 +210,7 @@ def test_without_retakes_there_is_no_critic(make):
 def test_retakes_out_of_range_are_refused(make, tmp_path, number):
     ran = make("a cat", "--retake", number)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
-    assert f"{number} retakes are out of range" in ran.err
+    assert f"retakes must be from 1 to 20, got {number}." in ran.err
     assert not list(tmp_path.iterdir())
 
 
@@ -224,7 +224,7 @@ def test_a_folder_to_resume_from_must_have_room(make, tmp_path, monkeypatch):
     ran = make("a cat", "--seconds", 9, "-o", "x.mp4", "--resume-dir", "small/a/b")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     # 38 latent frames of 4 channels and 2 x 2 cells; the last window has one more
-    assert "small/a/b needs 2 KiB of disk, 1 KiB are free" in ran.err
+    assert "small/a/b must be at least 2 KiB, got 1 KiB" in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     assert make("a cat", "--seconds", 1, "-o", "x.mp4", "--resume-dir", "small/a/b").code == 0
 

@@ -8,7 +8,7 @@ import typer.main
 
 from skyloom.cli.app import app
 from skyloom.generate import estimate
-from skyloom.generate.estimate import Run, Work, record_run
+from skyloom.generate.estimate import Run, Workload, record_run
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_it_tells_people_and_programs_and_makes_nothing(plan, tmp_path):
 
 def test_it_learns(plan):
     told = json.loads(plan("a cat", "--json").out)["estimate"]
-    work = Work(**told["work"])
+    work = Workload(**told["work"])
     record_run(Run(work, 1.0, 2.0, 3.0, 2**28))
     again = json.loads(plan("a cat", "--json").out)["estimate"]
     assert again["seconds"] == pytest.approx(6.0)
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(plan, monkeypatch):
     monkeypatch.setattr(estimate, "free_memory", lambda: 2**20)
     ran = plan("a cat")
     assert ran.code == 1
-    assert "of memory, 1 MiB are free" in ran.err
+    assert "got 1 MiB" in ran.err
     assert ran.out.startswith("time")
 
 
@@ -76,7 +76,7 @@ def test_bad_requests_are_refused_as_by_generate(plan):
     for words, message in {
         ("",): "empty",
         ("a cat", "--size", "31x31"): "32x32",
-        ("a cat", "--fps", 7): "not 7",
+        ("a cat", "--fps", 7): "got 7",
     }.items():
         ran = plan(*words)
         assert ran.code == 2

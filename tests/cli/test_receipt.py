@@ -90,7 +90,7 @@ def test_replay_names_its_file_and_overwrites_none(skyloom, file, tiny_model, tm
     names = [skyloom("replay", file, "--model", tiny_model).out.splitlines()[0] for _ in range(2)]
     assert names == ["a-again.mp4", "a-again-2.mp4"]
     before = sorted(tmp_path.iterdir())
-    assert "exact: every frame" in skyloom("replay", file, "--model", tiny_model, "--verify").out
+    assert "exact: all frames" in skyloom("replay", file, "--model", tiny_model, "--verify").out
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -99,7 +99,7 @@ def test_a_video_with_anothers_receipt_is_found_out(skyloom, file, made, tiny_mo
     write_video(255 - video.frames, video.fps, file, receipt.to_dict())
     ran = skyloom("replay", file, "--model", tiny_model, "--verify")
     assert ran.code == 1
-    assert "exact: every frame" in ran.out
+    assert "exact: all frames" in ran.out
     assert "the file shows something else" in ran.out
 
 

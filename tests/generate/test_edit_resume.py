@@ -14,7 +14,7 @@ from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.keyframes import picture_cards
 from skyloom.generate.request import Request
-from skyloom.generate.resume import clear, read_asked
+from skyloom.generate.resume import clear, read_identity
 
 FILTERS = {"upscale": {"size": "64x64"}, "interpolate": {"fps": "32"}}
 MAKING = {
@@ -182,16 +182,16 @@ def test_another_edit_or_a_changed_source_is_refused(pipeline, folder, tmp_path)
     edit = Edit("retake", (str(folder / "c.mkv"),), start="0.5", stop="1")
     request = Request("a dog", seed=3, num_steps=1, edit=edit)
     pipeline.generate(request, resume=tmp_path / "kept")
-    with pytest.raises(RequestError, match="holds another video: its `edit`"):
+    with pytest.raises(RequestError, match="belongs to another video: its `edit`"):
         pipeline.stream(replace(request, edit=replace(edit, stop="1.25")), resume=tmp_path / "kept")
     (folder / "c.mkv").write_bytes((folder / "b.mkv").read_bytes())
-    with pytest.raises(RequestError, match="holds another video: its `parents`"):
+    with pytest.raises(RequestError, match="belongs to another video: its `parents`"):
         pipeline.stream(request, resume=tmp_path / "kept")
 
 
 def test_clearing_takes_the_spans_along(pipeline, folder, tmp_path):
     pipeline.generate(asked("recut", folder), resume=tmp_path / "kept")
-    assert read_asked(tmp_path / "kept")["request"]["seed"] == 3
+    assert read_identity(tmp_path / "kept")["request"]["seed"] == 3
     clear(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 

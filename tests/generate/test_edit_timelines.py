@@ -10,7 +10,7 @@ import skyloom
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.receipt import read_receipt
-from skyloom.generate.replay import request_again
+from skyloom.generate.replay import request_from_receipt
 from skyloom.generate.request import Request
 from skyloom.media.read import read_video
 from skyloom.media.write import write_video
@@ -92,7 +92,9 @@ def test_extending_backward_ends_with_the_source(edit, frames):
 
 @pytest.mark.parametrize("verb", ["remix", "restyle", "retake", "inpaint"])
 def test_without_strength_the_source_comes_back(edit, frames, verb):
-    parameters = {"restyle": {"style": "at night"}, "inpaint": {"region": "0,0,16,16"}}.get(verb, {})
+    parameters = {"restyle": {"style": "at night"}, "inpaint": {"region": "0,0,16,16"}}.get(
+        verb, {}
+    )
     assert torch.equal(edit(verb, strength=0, **parameters).frames, frames[0])
 
 
@@ -197,7 +199,7 @@ def test_where_nothing_is_sampled_no_setting_of_sampling_is_taken(
 ):
     videos = [folder / "a.mkv", folder / "b.mkv"] if verb == "stitch" else [folder / "a.mkv"]
     edit = Edit(verb, videos, **parameters)
-    with pytest.raises(RequestError, match="has no use for") as raised:
+    with pytest.raises(RequestError, match="must be left out for") as raised:
         pipeline.plan(Request("", edit=edit, **setting))
     assert raised.value.field in setting
     assert pipeline.plan(Request("", edit=edit)).request.seed is None
@@ -255,13 +257,13 @@ def test_an_edit_is_made_again_from_the_very_files(edit, folder, pipeline, tmp_p
     (folder / "c.mkv").write_bytes((folder / "a.mkv").read_bytes())
     video = edit("retake", videos=("c",), start="1", stop="1.25")
     receipt = read_receipt(video.save(tmp_path / "out.mkv"))
-    assert torch.equal(pipeline.generate(request_again(receipt)).frames, video.frames)
+    assert torch.equal(pipeline.generate(request_from_receipt(receipt)).frames, video.frames)
     (folder / "c.mkv").write_bytes((folder / "b.mkv").read_bytes())
     with pytest.raises(RequestError, match=r"c\.mkv is not the file that was edited"):
-        request_again(receipt)
+        request_from_receipt(receipt)
     (folder / "c.mkv").unlink()
     with pytest.raises(MediaError, match=r"c\.mkv cannot be read"):
-        request_again(receipt)
+        request_from_receipt(receipt)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_an_edit_is_made_again_from_the_very_files(edit, folder, pipeline, tmp_p
         ("recut", {"start": "0", "stop": "2", "seconds": "1"}, "seconds must be >= 1.94"),
         ("extend", {"seconds": "0"}, "at least one frame"),
         ("extend", {"seconds": "9:00:00"}, "seconds must be <= 3600"),
-        ("extend", {"seconds": "3600"}, "would have 3602 seconds"),
+        ("extend", {"seconds": "3600"}, "at most 3600 seconds long, got 3602"),
         ("inpaint", {"region": "0,0,8,8@5-6"}, "outside of the video"),
         ("inpaint", {"region": "100,100,8,8"}, "outside of the video"),
         ("interpolate", {"fps": "16"}, "fps must be > 16"),
@@ -315,7 +317,7 @@ def test_what_is_no_video_or_no_mask_is_told(pipeline, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "fields",
     [
         {"seconds": 3},
         {"fps": 8},
@@ -324,6 +326,6 @@ def test_what_is_no_video_or_no_mask_is_told(pipeline, folder, tmp_path):
         {"cards": ({"at": "0", "prompt": "a"},)},
     ],
 )
-def test_what_an_edit_has_from_its_videos_cannot_be_asked_for(pipeline, folder, asked):
-    with pytest.raises(RequestError, match="An edit has no"):
-        pipeline.plan(Request("a cat", edit=Edit("remix", (folder / "a.mkv",)), **asked))
+def test_fields_that_an_edit_takes_from_its_videos_are_refused(pipeline, folder, fields):
+    with pytest.raises(RequestError, match="must be left out for an edit"):
+        pipeline.plan(Request("a cat", edit=Edit("remix", (folder / "a.mkv",)), **fields))

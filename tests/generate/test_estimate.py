@@ -12,7 +12,7 @@ from skyloom.generate import estimate as module
 from skyloom.generate.estimate import (
     MAX_HISTORY,
     Run,
-    Work,
+    Workload,
     check_capacity,
     estimate,
     free_memory,
@@ -20,15 +20,15 @@ from skyloom.generate.estimate import (
     read_config,
     read_history,
     record_run,
-    recorded,
-    work_of,
+    record_steps,
+    workload_of,
 )
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.models.dit import DitConfig
 from skyloom.models.registry import read_model
 
-WORK = Work("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
+WORK = Workload("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
 RUN = Run(WORK, 2.0, 3.0, 0.5, 400 * 2**20, 10_000)
 SCALE = ScaleFactors(4, 16)
 MIB = 2**20
@@ -45,7 +45,9 @@ def work(tiny_model, **fields):
     """The tiny model's work on a request."""
     info = read_model(tiny_model)
     plan = make_plan(Request("a cat", seed=1, **fields), info, SCALE)
-    return work_of(plan, info, read_config(tiny_model, "dit", DitConfig), SCALE, "cpu", "float32")
+    return workload_of(
+        plan, info, read_config(tiny_model, "dit", DitConfig), SCALE, device="cpu", dtype="float32"
+    )
 
 
 def test_what_was_measured_is_expected_again():
@@ -115,7 +117,7 @@ def test_memory_does_not_grow_with_windows_but_disk_does(tiny_model):
 def test_a_full_disk_is_told_before_any_work_with_what_would_fit():
     expected = estimate(replace(WORK, frames=961, seconds=60.0), [RUN])
     check_capacity(expected, free_disk=expected.disk_bytes, free_memory=expected.memory_bytes)
-    with pytest.raises(CapacityError, match="fits up to 41 s at this size"):
+    with pytest.raises(CapacityError, match="Up to 41 s at this size would fit"):
         check_capacity(
             expected, free_disk=round(expected.disk_bytes * 41.5 / 60), free_memory=2**40
         )
@@ -125,15 +127,15 @@ def test_a_full_disk_is_told_before_any_work_with_what_would_fit():
 
 def test_short_memory_is_told_before_any_work():
     many = estimate(replace(WORK, windows=3), [RUN])
-    with pytest.raises(CapacityError, match="Ask for a smaller size"):
+    with pytest.raises(CapacityError, match="Choose a smaller size"):
         check_capacity(many, free_disk=2**40, free_memory=many.memory_bytes - 1)
     with pytest.raises(
-        CapacityError, match=r"needs 400 MiB of memory, 100 MiB.*close other programs"
+        CapacityError, match=r"memory must be at least 400 MiB, got 100 MiB.*close other programs"
     ):
         check_capacity(many, free_disk=2**40, free_memory=100 * MIB)
     one = estimate(replace(WORK, seconds=10.0), [RUN])
     half = one.memory_bytes - one.work.working_bytes // 2
-    with pytest.raises(CapacityError, match="fits up to 5 s"):
+    with pytest.raises(CapacityError, match="Up to 5 s"):
         check_capacity(one, free_disk=2**40, free_memory=half)
 
 
@@ -192,7 +194,7 @@ def test_a_watched_run_is_recorded_at_its_end_only(monkeypatch):
     clock = iter([10.0, 12.0, 15.0, 15.5, 16.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     steps = [SimpleNamespace(phase=phase) for phase in ("text", "denoise", "denoise", "decode")]
-    watched = recorded(steps, WORK)
+    watched = record_steps(steps, WORK)
     taken = [next(watched) for _ in steps]
     assert taken == steps
     assert read_history() == []

@@ -17,7 +17,7 @@ from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.request import Request
-from skyloom.generate.resume import Kept, WindowStore, clear
+from skyloom.generate.resume import FinishedWindow, WindowStore, clear
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5, num_steps=2, guidance_scale=1.0)
 BEST = Request(
@@ -62,7 +62,7 @@ def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     with pytest.raises(
         RequestError,
-        match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'",
+        match="belongs to another video: its `prompt` is 'a red cat on the beach', not 'a dog'",
     ):
         pipeline.stream(replace(LONG, prompt="a dog"), resume=tmp_path / "a")
     with pytest.raises(RequestError, match=r"its `seconds` is 2\.5, not 3\.0"):
@@ -126,7 +126,7 @@ def state(store, kind):
     """A store with one state of a kind, and that state's file."""
     latent = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
     if kind == "window":
-        store.save(0, Kept(latent, 2, ({"score": 1.5},)))
+        store.save(0, FinishedWindow(latent, 2, ({"score": 1.5},)))
     else:
         store.save_step(0, 1, 3, latent)
     return next(store.folder.glob(f"{kind}-*.state"))
@@ -170,7 +170,7 @@ def test_a_damaged_step_falls_back_to_the_one_before(tmp_path):
     last.write_bytes(last.read_bytes()[:-1])
     done, latent = store.load_step(5, 0)
     assert (done, latent.unique().tolist()) == (2, [2.0])
-    store.save(5, Kept(latents[0]))
+    store.save(5, FinishedWindow(latents[0]))
     assert not list(tmp_path.glob("step-*"))
 
 
@@ -179,7 +179,7 @@ def names(folder):
 
 
 def test_what_is_written_together_is_what_is_needed(tmp_path):
-    store = WindowStore(tmp_path, {"prompt": "a cat"}, every=3600.0)
+    store = WindowStore(tmp_path, {"prompt": "a cat"}, interval=3600.0)
     for done in (1, 2, 3):
         store.save_step(0, 0, done, torch.full((1, 2, 3, 2, 2), float(done)))
     store.save_step(0, 1, 1, torch.zeros(1, 2, 3, 2, 2))
@@ -190,7 +190,7 @@ def test_what_is_written_together_is_what_is_needed(tmp_path):
         "step-000000-000-0003.state",
         "step-000000-001-0001.state",
     ]
-    store.save(0, Kept(torch.ones(1, 2, 3, 2, 2)))
+    store.save(0, FinishedWindow(torch.ones(1, 2, 3, 2, 2)))
     store.save_step(1, 0, 1, torch.zeros(1, 2, 3, 2, 2))
     store.flush()
     assert names(tmp_path) == ["asked.json", "step-000001-000-0001.state", "window-000000.state"]

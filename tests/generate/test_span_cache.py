@@ -52,7 +52,7 @@ def test_the_oldest_go_when_there_are_too_many(tmp_path):
         newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         os.utime(newest, (number, number))
     size = next(tmp_path.iterdir()).stat().st_size
-    bounded = SpanStore(tmp_path, SpanIdentity({}, ["cat.mp4"]), most=3 * size)
+    bounded = SpanStore(tmp_path, SpanIdentity({}, ["cat.mp4"]), max_bytes=3 * size)
     bounded.save(replace(SPAN, name="3"), LATENT)
     assert [bounded.load(span) is None for span in spans] == [True, False, False]
 

@@ -47,18 +47,14 @@ class SharedOptions:
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse videos that would have to be resampled.")
     ] = False
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Print the plan without generating.")
-    ] = False
+    only_plan: options.OnlyPlan = False
     play: options.Play = None
     receipt: options.Receipt = True
     sidecar: options.Sidecar = False
     credentials: options.Credentials = True
     resume_dir: options.ResumeDir = None
     force: options.Force = False
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one line of JSON.")
-    ] = False
+    as_json: options.AsJson = False
     device: options.Device = None
 
 
@@ -189,7 +185,7 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
         plan.show(request, shared.as_json, shared.device)
         return
     request = with_seed(request, shared.resume_dir)
-    playing = options.plays(shared.play)
+    playing = options.streams_to_stdout(shared.play)
     drawn = shared.seed is None and request.seed is not None
     delivery = Delivery(
         output=shared.output or (None if playing else _default_output(request, name)),

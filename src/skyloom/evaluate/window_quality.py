@@ -21,7 +21,7 @@ from skyloom.evaluate.probe import Probe, load_probe, read
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report
 from skyloom.evaluate.suite import Generator
-from skyloom.generate.rollout import Verdict
+from skyloom.generate.rollout import WindowScore
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
@@ -66,7 +66,7 @@ class WindowCritic:
         """What is allowed, by measure."""
         return asdict(self.limits)
 
-    def __call__(self, frames: Frames, first: Frames | None, before: Frames) -> Verdict:
+    def __call__(self, frames: Frames, first: Frames | None, before: Frames) -> WindowScore:
         """Hold frames against the first ones and against those right before them; what cannot be told is not judged."""
         measures = measure_window(frames, first, before, self.probe)
         towards = {
@@ -74,7 +74,7 @@ class WindowCritic:
             for name, bound in self.bounds.items()
             if (value := measures.get(name)) is not None
         }
-        return Verdict(round(max(towards.values(), default=0.0), _DIGITS), measures)
+        return WindowScore(round(max(towards.values(), default=0.0), _DIGITS), measures)
 
 
 def load_critic(bounds: Mapping[str, float] | None = None) -> WindowCritic:
@@ -131,7 +131,7 @@ def compare_windows(
 ) -> Report:
     """Make every prompt (its number is the seed), render its scene at the same length, and measure the windows of both
     that begin at the frames `edges`: quantiles of every measure, and the share of windows beyond a bound."""
-    found: dict[str, list[Verdict]] = {"made": [], "real": []}
+    found: dict[str, list[WindowScore]] = {"made": [], "real": []}
     for number, prompt in enumerate(prompts):
         video = pipeline.generate(prompt.text, seed=number).frames
         shape = VideoShape(len(video), prompt.scene.shape.height, prompt.scene.shape.width)

@@ -142,7 +142,8 @@ def check_source_limits(edit: Edit, *, width: int, height: int, fps: Fraction, f
         raise RequestError(f"stop must be <= {length}, got {edit.stop}.", field="stop")
     if stop is not None and nearest_frame(stop, fps) <= nearest_frame(start or Fraction(0), fps):
         raise RequestError(
-            f"stop must be at least one frame after start ({edit.value('start')}), got {edit.stop}.",
+            f"stop must be at least one frame after start ({edit.value('start')} s), "
+            f"got {edit.stop}.",
             field="stop",
         )
 

@@ -14,7 +14,7 @@ _SIZE = re.compile(r"(\d{1,5})\s*[xX\u00d7]\s*(\d{1,5})")
 
 
 def parse_clock(text: str) -> Fraction | None:
-    """Parse a time into exact seconds: "2.5", "1:02.5", "1:00:00", "13/16". Returns None if invalid."""
+    """Parse "2.5", "1:02.5", "1:00:00" or "13/16" into seconds; None if the text is invalid."""
     found = _TIME.fullmatch(text.strip())
     if found is None:
         return None

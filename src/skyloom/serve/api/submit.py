@@ -12,7 +12,7 @@ from typing import Any
 
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
-from skyloom.generate.validate import MAX_PROMPT, settle
+from skyloom.generate.validate import MAX_PROMPT, resolve_defaults
 from skyloom.safety.moderation import Verdict, current_policy
 from skyloom.serve.api.character_prompts import ends_at, notice, put_in
 from skyloom.serve.api.edit_fields import VERBS, check_fields, check_source, edit_fields
@@ -176,7 +176,7 @@ class Desk:
             "edit": edit,
         }
         request = self._request(values)
-        settled = settle(request, named.info)
+        settled = resolve_defaults(request, named.info)
         consent = self._consent(owner, body.consent, sources)
         told = replace(
             self._told_of_edit(named, verb, body, sources), prompt=prompt, consent=consent
@@ -224,7 +224,7 @@ class Desk:
         made = named.made_size(asked)
         request = self._request({**values, "seconds": length, "size": made, "model": info.name})
         self.allow(request.prompt, *(card.prompt for card in request.cards))
-        settled = settle(request, info)
+        settled = resolve_defaults(request, info)
         told = Told(
             model=named.name,
             prompt=request.prompt,

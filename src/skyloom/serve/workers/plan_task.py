@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from skyloom.generate.plan_summary import describe, foresee
+from skyloom.generate.plan_summary import plan_to_dict, plan_and_estimate
 from skyloom.generate.request import Request
 from skyloom.serve.workers.subprocess_tasks import answer
 
 
 def plan(question: dict[str, Any]) -> dict[str, Any]:
     """What a request would take on this machine."""
-    return describe(*foresee(Request.from_dict(question)))
+    return plan_to_dict(*plan_and_estimate(Request.from_dict(question)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from skyloom.core.errors import RequestError
 from skyloom.evaluate.window_quality import load_critic
-from skyloom.generate.export import check_ready, publish, sources_of
+from skyloom.generate.export import check_ready, sign_and_register, sources_of
 from skyloom.generate.pipeline import Pipeline, Step, load
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
@@ -79,7 +79,7 @@ class PipelineRenderer:
             receipt = _with_cast(receipt, job.extra.get("described"))
             writer.receipt = clean_receipt(receipt, job.request)
         pictures = sampler.write(output)
-        publish(target, receipt, looks=glimpses.looks)
+        sign_and_register(target, receipt, perceptual_hashes=glimpses.looks)
         for picture in pictures.values():
             sign(picture, generation_of(receipt), find_signer(), sources=sources_of(receipt))
         files = {"video": target, **pictures}
@@ -181,9 +181,9 @@ def _with_cast(
 
 def _add_sound(plan: Plan, writer: VideoWriter) -> None:
     """The sound of an edit's sources, as far as an mp4 can hold it."""
-    if plan.timeline is not None and plan.footage is not None:
+    if plan.timeline is not None and plan.edit_sources is not None:
         for at, clip in plan.timeline.sound_clips:
-            source = plan.footage.sources[clip.source]
+            source = plan.edit_sources.sources[clip.source]
             if source.sound is not None:
                 writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)
 
