@@ -80,10 +80,10 @@ def main() -> None:
     pipeline = skyloom.load(given.model)
     loading = time.perf_counter() - started
     parts = parts_of(pipeline)
-    told = measure(parts, given.repeats)
+    results = measure(parts, given.repeats)
     print(
         json.dumps(
-            {"torch": torch.__version__, "load_seconds": round(loading, 2), "milliseconds": told}
+            {"torch": torch.__version__, "load_seconds": round(loading, 2), "milliseconds": results}
         )
     )
     if given.operations:

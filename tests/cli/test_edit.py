@@ -69,7 +69,7 @@ def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, so
 
 def test_a_plan_shows_spans_and_makes_nothing(skyloom, tiny_model, source, tmp_path):
     before = sorted(tmp_path.iterdir())
-    told = skyloom(
+    result = skyloom(
         "edit",
         "retake",
         source,
@@ -81,7 +81,7 @@ def test_a_plan_shows_spans_and_makes_nothing(skyloom, tiny_model, source, tmp_p
         "--plan",
         "--json",
     )
-    spans = json.loads(told.out)["spans"]
+    spans = json.loads(result.out)["spans"]
     assert [(span["kind"], span["first_frame"], span["frames"]) for span in spans] == [
         ("keep", 0, 8),
         ("make", 8, 8),
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said_in_one_sentence(skyloom, source, words, message):
 def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(
     skyloom, tiny_model, source, monkeypatch
 ):
-    """Every verb takes a folder to resume from; the seed that was drawn is the one that is gone on with."""
+    """Every verb resumes from a folder, with the seed drawn in the interrupted run."""
     calls, velocity = [], Denoiser.velocity
 
     def stopping(*given):
@@ -146,10 +146,10 @@ def test_a_stopped_edit_goes_on_where_it_was_with_its_seed(
     assert len(calls) == 2
     assert not state.exists()
     assert not Path("kept").exists()
-    told = json.loads(ran.out)
+    result = json.loads(ran.out)
     monkeypatch.setenv("SKYLOOM_CACHE", "off")
-    again = skyloom(*words, "--seed", told["request"]["seed"], "-o", "c.mkv", "--json")
-    assert json.loads(again.out)["frames"] == told["frames"]
+    again = skyloom(*words, "--seed", result["request"]["seed"], "-o", "c.mkv", "--json")
+    assert json.loads(again.out)["frames"] == result["frames"]
 
 
 def test_a_source_is_opened_once(skyloom, tiny_model, source, monkeypatch):

@@ -43,7 +43,7 @@ def test_names_are_plain(tmp_path, prompt, name):
     assert free_name(prompt, tmp_path).name == name
 
 
-def test_a_drawn_seed_is_told_and_makes_the_same_video_again(make):
+def test_a_drawn_seed_is_printed_and_makes_the_same_video_again(make):
     first = make("a cat", "--seconds", 0.25, "-o", "one.gif")
     seed = first.err.split("seed ")[1].split()[0]
     second = make("a cat", "--seconds", 0.25, "-o", "two.gif", "--seed", seed)
@@ -67,10 +67,10 @@ def test_json_tells_everything_in_one_line(make):
         8,
     ]
     ran = make("a cat", "-o", "x.webm", "--json", "--size", "64x32", *words)
-    told = json.loads(ran.out)
+    result = json.loads(ran.out)
     assert ran.out.count("\n") == 1
-    assert told["file"] == "x.webm"
-    assert told["request"] == {
+    assert result["file"] == "x.webm"
+    assert result["request"] == {
         "prompt": "a cat",
         "model": "tiny",
         "seconds": 0.25,
@@ -177,16 +177,16 @@ def test_a_disk_that_fills_up_leaves_no_half_file(make, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_retakes_are_told_and_replayed(make, skyloom, tiny_model, tmp_path, monkeypatch):
-    """The tiny model's windows join badly, so bounds of its own make sure that some are made again."""
+def test_retakes_are_reported_and_replayed(make, skyloom, tiny_model, tmp_path, monkeypatch):
+    """Tighter bounds make sure that some windows of the tiny model are sampled again."""
     strict = critic.Bounds(seam=0.1, identity=0.001)
     words = ["--seconds", 1.5, "--seed", 3, "--json", "--resume-dir", tmp_path / "kept"]
     with monkeypatch.context() as patched:
         patched.setattr(critic, "Bounds", lambda **given: replace(strict, **given))
         ran = make("a cat", "-o", "x.mp4", "--retake", 2, *words)
-    told = json.loads(ran.out)
-    assert told["request"]["retakes"] == 2
-    notes = told["notes"]["critic"]
+    result = json.loads(ran.out)
+    assert result["request"]["retakes"] == 2
+    notes = result["notes"]["critic"]
     assert notes["bounds"]["seam"] == 0.1
     assert [one["window"] for one in notes["windows"]] == [0, 1]
     assert [len(one["takes"]) for one in notes["windows"]] == [1, 3]
@@ -201,9 +201,9 @@ def test_retakes_are_told_and_replayed(make, skyloom, tiny_model, tmp_path, monk
 
 
 def test_without_retakes_there_is_no_critic(make):
-    told = json.loads(make("a cat", "-o", "x.mp4", "--seconds", 1.5, "--seed", 3, "--json").out)
-    assert "retakes" not in told["request"]
-    assert told["notes"] == {}
+    result = json.loads(make("a cat", "-o", "x.mp4", "--seconds", 1.5, "--seed", 3, "--json").out)
+    assert "retakes" not in result["request"]
+    assert result["notes"] == {}
 
 
 @pytest.mark.parametrize("number", [0, -1, 21])
@@ -229,13 +229,13 @@ def test_a_folder_to_resume_from_must_have_room(make, tmp_path, monkeypatch):
     assert make("a cat", "--seconds", 1, "-o", "x.mp4", "--resume-dir", "small/a/b").code == 0
 
 
-def test_a_file_is_signed_unless_told_otherwise(make, skyloom, tmp_path):
+def test_a_file_is_signed_unless_disabled(make, skyloom, tmp_path):
     assert make("a cat", "-o", "x.mp4").code == 0
     assert "whole, signed by this machine" in skyloom("verify", "x.mp4").out
     assert make("a cat", "--no-credentials", "-o", "y.mp4").code == 0
-    told = skyloom("verify", "y.mp4").out
-    assert "manifest   none" in told
-    assert "registry   by file: y.mp4" in told
+    result = skyloom("verify", "y.mp4").out
+    assert "manifest   none" in result
+    assert "registry   by file: y.mp4" in result
 
 
 def test_a_refused_prompt_costs_nothing_and_names_its_rule(make, tmp_path):

@@ -1,4 +1,4 @@
-"""`skyloom plan`: what generate would be asked, in numbers, with nothing made."""
+"""`skyloom plan`: the cost of `skyloom generate`, without generating."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_it_takes_what_generate_takes():
     here, there = (
         {option.name: option.help for option in verbs[verb].params} for verb in ("plan", "generate")
     )
-    asked = {
+    names = {
         "prompt",
         "seconds",
         "size",
@@ -36,8 +36,8 @@ def test_it_takes_what_generate_takes():
         "image",
         "model",
     }
-    assert asked < here.keys()
-    assert {name: here[name] for name in asked} == {name: there[name] for name in asked}
+    assert names < here.keys()
+    assert {name: here[name] for name in names} == {name: there[name] for name in names}
 
 
 def test_it_tells_people_and_programs_and_makes_nothing(plan, tmp_path):
@@ -47,15 +47,15 @@ def test_it_tells_people_and_programs_and_makes_nothing(plan, tmp_path):
     assert lines["video"] == "49 frames of 32x32 at 16 fps, 3 s"
     assert lines["windows"].startswith("4 of 5 tokens")
     assert "a first guess" in lines["time"]
-    told = json.loads(plan("a cat", "--seconds", 3, "--fps", 8, "--json").out)
-    assert (told["frames"], told["kept_frames"], told["fps"]) == (49, 25, 8.0)
-    assert told["estimate"]["first_guess"]
+    result = json.loads(plan("a cat", "--seconds", 3, "--fps", 8, "--json").out)
+    assert (result["frames"], result["kept_frames"], result["fps"]) == (49, 25, 8.0)
+    assert result["estimate"]["first_guess"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_learns(plan):
-    told = json.loads(plan("a cat", "--json").out)["estimate"]
-    work = Workload(**told["work"])
+    result = json.loads(plan("a cat", "--json").out)["estimate"]
+    work = Workload(**result["work"])
     record_run(Run(work, 1.0, 2.0, 3.0, 2**28))
     again = json.loads(plan("a cat", "--json").out)["estimate"]
     assert again["seconds"] == pytest.approx(6.0)

@@ -58,7 +58,7 @@ def test_a_foreign_receipt_cannot_steer_the_terminal(skyloom, file, made):
 
 
 @pytest.mark.parametrize("verb", ["show", "replay"])
-def test_what_has_no_receipt_is_told(skyloom, file, made, tmp_path, verb):
+def test_what_has_no_receipt_is_an_error(skyloom, file, made, tmp_path, verb):
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "cut.mp4").write_bytes(file.read_bytes()[:600])
     (tmp_path / "bad.mp4.receipt.json").write_text("{")
@@ -80,9 +80,9 @@ def test_what_has_no_receipt_is_told(skyloom, file, made, tmp_path, verb):
 
 def test_replay_makes_the_same_frames_and_proves_it(skyloom, file, tiny_model):
     ran = skyloom("replay", file, "--verify", "--model", tiny_model, "--json", "-o", "b.mp4")
-    told = json.loads(ran.out)
-    assert (ran.code, told["exact"], told["same"], told["file"]) == (0, True, True, "b.mp4")
-    assert told["difference"]["mean"] == pytest.approx(told["codec"]["mean"], rel=0.01)
+    result = json.loads(ran.out)
+    assert (ran.code, result["exact"], result["same"], result["file"]) == (0, True, True, "b.mp4")
+    assert result["difference"]["mean"] == pytest.approx(result["codec"]["mean"], rel=0.01)
     assert len(read_video("b.mp4").frames) == 9
 
 

@@ -1,4 +1,4 @@
-"""Every verb on the tiny model: what is not edited is the source bit for bit; what is made hangs on what it says."""
+"""Every verb on the tiny model: kept frames are bit-identical, generated ones follow the request."""
 
 from fractions import Fraction
 
@@ -296,7 +296,7 @@ def test_impossible_edits_are_refused_by_the_plan(pipeline, folder, verb, parame
         pipeline.plan(Request("a cat", edit=Edit(verb, videos, **parameters)))
 
 
-def test_what_is_no_video_or_no_mask_is_told(pipeline, folder, tmp_path):
+def test_invalid_videos_and_masks_are_refused(pipeline, folder, tmp_path):
     text, black, small = tmp_path / "text.mp4", tmp_path / "black.png", tmp_path / "small.png"
     text.write_text("not a video")
     Image.new("RGB", (SIDE, SIDE)).save(black)

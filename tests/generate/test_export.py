@@ -35,7 +35,7 @@ def test_a_file_is_signed_and_registered(tmp_path):
     assert b"secret" not in Registry().path.read_bytes()
 
 
-def test_less_is_told_where_less_is_wanted(tmp_path):
+def test_without_disclosure_the_manifest_names_only_the_model(tmp_path):
     path = write_video(FRAMES, 16, tmp_path / "a.mp4")
     sign_and_register(path, RECEIPT, disclose=False)
     assert read(path).generation == {"version": "0.1.0", "model": "tiny"}
@@ -63,7 +63,7 @@ def test_the_id_of_a_making_hangs_on_what_makes_the_video_alone():
     assert identity_of_making(same) == identity_of_making(RECEIPT) != identity_of_making(other)
 
 
-def test_what_could_not_be_signed_or_registered_is_told_before_any_work(tmp_path, monkeypatch):
+def test_check_ready_fails_if_signing_or_registering_would(tmp_path, monkeypatch):
     check_ready()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path / "file"))

@@ -1,4 +1,4 @@
-"""Layouts, whatever the span: its windows make every latent frame once, fit the model, and see what is known."""
+"""Layouts: windows generate every latent frame once, fit the model and see known frames."""
 
 from hypothesis import given
 from hypothesis import strategies as st

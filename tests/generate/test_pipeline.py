@@ -1,4 +1,4 @@
-"""The pipeline: the same request gives the same frames however it is run; pictures are kept; damage is refused."""
+"""The pipeline: reproducible frames, first pictures, refused requests and damaged models."""
 
 import shutil
 from dataclasses import replace
@@ -57,7 +57,7 @@ def test_the_prompt_and_the_negative_prompt_matter(pipeline):
     assert not torch.equal(pipeline.generate(replace(ASK, negative_prompt="a dog")).frames, guided)
 
 
-def test_the_student_answers_unless_something_is_asked_that_only_the_teacher_can(pipeline):
+def test_the_student_is_used_unless_the_request_needs_guidance(pipeline):
     assert pipeline.plan(ASK).student
     for fields in (
         {"quality": "best"},
@@ -205,7 +205,7 @@ def test_fields_given_beside_a_request_take_effect(pipeline):
 
 
 def test_a_request_for_another_model_is_refused(pipeline):
-    with pytest.raises(RequestError, match="model must be tiny, .* got diorama"):
+    with pytest.raises(RequestError, match=r"model must be tiny, .* got diorama"):
         pipeline.stream(replace(ASK, model="diorama"))
     pipeline.stream(replace(ASK, model="tiny"))
     pipeline.stream(replace(ASK, model=str(pipeline.info.folder)))
@@ -235,10 +235,10 @@ def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):
 
 @pytest.mark.parametrize("fps", [16, 8])
 def test_every_frame_is_watermarked_with_the_id_of_its_receipt(pipeline, monkeypatch, fps):
-    asked = Request("a cat", size="64x64", seed=3, fps=fps)
-    video = pipeline.generate(asked)
+    request = Request("a cat", size="64x64", seed=3, fps=fps)
+    video = pipeline.generate(request)
     monkeypatch.setattr(Marker, "mark", lambda self, frames: frames)
-    plain = pipeline.generate(asked)
+    plain = pipeline.generate(request)
     monkeypatch.undo()
     assert torch.equal(video.frames, embed(plain.frames, identity_of_making(video.receipt)))
     assert not torch.equal(video.frames, plain.frames)

@@ -1,4 +1,4 @@
-"""Receipts: what goes in comes out, a digest is of frames and not of how they came, damage is told."""
+"""Receipts: round trip, chunk-independent digests, damaged receipts."""
 
 import hashlib
 import json

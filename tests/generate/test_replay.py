@@ -1,4 +1,4 @@
-"""Replay: the same bits are exact, another video is not the file's, and what a codec loses is told apart from both."""
+"""Replay: bit-exact frames, differences explained by the codec, and other videos."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -61,7 +61,7 @@ def test_differences_are_of_pixel_values():
         (ramp()[:, :30], "48x30, not"),
     ],
 )
-def test_other_frames_than_were_made_are_told(decoded, message):
+def test_frames_of_another_number_or_size_are_errors(decoded, message):
     with pytest.raises(MediaError, match=message):
         compare(ramp(), decoded, "x")
 

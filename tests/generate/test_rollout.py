@@ -1,4 +1,4 @@
-"""Rollouts: one video whatever its length, the memory equals the whole, frames come as they are done."""
+"""Rollouts: independent of length, cached equals uncached, frames stream in order."""
 
 import copy
 from dataclasses import replace
@@ -122,7 +122,7 @@ def test_the_memory_equals_the_whole(horizon):
 
 
 class Uncached:
-    """A denoiser without a memory: every step reads the whole video so far once more, under the block-causal mask."""
+    """A denoiser without a cache: every step reads all frames under the block-causal mask."""
 
     def __init__(self, dit, text):
         self.dit, self.text = dit, text
@@ -145,7 +145,7 @@ class Uncached:
 @pytest.mark.parametrize(("native", "context_sigma"), [(3, 0.0), (6, 0.0), (6, 0.1)])
 @torch.no_grad()
 def test_a_rollout_with_a_memory_equals_one_without(native, context_sigma):
-    """Five windows of three steps, each sampled from what the one before became, to 1e-5 in fp32."""
+    """Five windows of three steps, each continued from the one before, to 1e-5 in fp32."""
     dit = _tiny_dit(6)
     text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
     rollout = Rollout(sink=9, recent=9, window=3, context_sigma=context_sigma)
@@ -178,7 +178,7 @@ def test_a_rollout_with_a_memory_equals_one_without(native, context_sigma):
 
 @torch.no_grad()
 def test_the_memory_of_a_late_window_is_what_training_shows():
-    """A window far into a video sees its first latent frames and the last ones, numbered in the video."""
+    """A late window sees the first latent frames and the last ones at absolute positions."""
     dit = _tiny_dit(9)
     text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
     seen = torch.randn(1, 4, 9, 4, 4)
@@ -194,7 +194,7 @@ def test_the_memory_of_a_late_window_is_what_training_shows():
 
 
 def test_chained_noise_runs_on_from_window_to_window(pipeline, tmp_path):
-    """As without: the beginning does not hang on the length, and a stopped video goes on to the same frames."""
+    """The start does not depend on the length, and a stopped video resumes to the same frames."""
     chained = copy.copy(pipeline)
     chained.info = replace(
         pipeline.info, manifest={**pipeline.info.manifest, "noise_correlation": 0.8}

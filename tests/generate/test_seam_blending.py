@@ -1,4 +1,4 @@
-"""Joins: made frames begin in the light of what is beside them, whatever runs they come in; the others do not move."""
+"""Seam blending: joins match in light for any chunking; other frames do not change."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_short_spans_have_room_for_both_sides(count):
     assert count == 1 or (made[0], made[-1]) == (40, 190)
 
 
-def test_a_join_that_jumps_cannot_be_told_from_an_ordinary_step():
+def test_a_blended_join_changes_like_an_ordinary_step():
     def worst(made):
         meter = SeamMeter([COUNT])
         meter.take(torch.cat([moving(60), made]))

@@ -1,4 +1,4 @@
-"""Storyboards: cards on exact frames, each seeing its own text alone; files that are wrong are told by line."""
+"""Storyboards: cards on exact frames, each with its own prompt; errors name the line."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_what_is_no_time(text: str):
     st.integers(1, 4),
 )
 def test_every_frame_is_shown_once_by_its_own_card(cuts, tail, native, size):
-    """Whatever the cards: the frames of all parts, cut to what their windows show, follow one another."""
+    """For any cards, the displayed frames of all windows follow one another."""
     starts = sorted({frame for frame, _ in cuts})
     cards = [
         Card("0", "a"),
@@ -127,7 +127,7 @@ def test_a_seed_of_its_own_keeps_a_card_as_it_is(pipeline):
 
 @pytest.mark.parametrize("at", ["0", "1", "1.1", "17/16"])
 def test_a_picture_is_pinned_where_its_card_begins(pipeline, tmp_path, at):
-    """The latent frame there decodes to the same wherever it is pinned; the frames before are not the picture's."""
+    """Known latent frames decode the same at any position; earlier frames are generated."""
     Image.new("RGB", (32, 32), (250, 20, 60)).save(tmp_path / "red.png")
     pinned = Card(at, "a cat", image=str(tmp_path / "red.png"), morph=None if at == "0" else "0")
     cards = (pinned,) if at == "0" else (Card("0", "a dog"), pinned)
@@ -206,7 +206,7 @@ def test_a_file_is_read_and_its_fields_can_be_replaced(tmp_path):
         ('prompt = "a dog"', 'prompt = "a dog"\ncut = true\nmorph = 1', 12, "morph"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(pipeline, tmp_path, old, new, line, words):
+def test_errors_name_the_line_of_the_file(pipeline, tmp_path, old, new, line, words):
     path = tmp_path / "board.toml"
     path.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(RequestError) as caught:

@@ -73,7 +73,7 @@ def test_known_frames_stay_and_the_next_goes_on_from_them():
 def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees_the_same(
     tiny_model, tmp_path, monkeypatch
 ):
-    """A first picture, and one pinned in the middle of a shot, which may not move; one that may is held steady."""
+    """Fixed pictures at the start and inside a shot are not smoothed; others are."""
     import skyloom
 
     for number, name in enumerate(("first", "middle")):
@@ -81,7 +81,7 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
     pipeline = copy.copy(skyloom.load(str(tiny_model), dtype="float32"))
     steps = {"seed": 3, "seconds": 3.0, "num_steps": 1}
     middle = {"at": "1.5", "prompt": "a dog", "image": str(tmp_path / "middle.png")}
-    asked = Request(
+    request = Request(
         "", cards=(Card("0", "a cat", image=str(tmp_path / "first.png")), Card(**middle)), **steps
     )
     decode, velocity = pipeline.vae.decode_step, Denoiser.velocity
@@ -104,14 +104,14 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
         pipeline.generate(request)
         return torch.cat(decoded, dim=2)[0].unbind(1), list(seen)
 
-    (plain, network), (held, same) = shown(asked, 0.0), shown(asked, 2.0)
+    (plain, network), (held, same) = shown(request, 0.0), shown(request, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(network, same, strict=True))
-    conditions = pipeline._conditions(pipeline.plan(asked))
+    conditions = pipeline._conditions(pipeline.plan(request))
     for condition in conditions:
         assert any(torch.equal(cell, condition.latent[:, 0]) for cell in plain)
         assert any(torch.equal(cell, condition.latent[:, 0]) for cell in held)
     assert torch.equal(held[0], conditions[0].latent[:, 0])
-    picture = replace(asked, prompt="a cat", cards=(), image=str(tmp_path / "first.png"))
+    picture = replace(request, prompt="a cat", cards=(), image=str(tmp_path / "first.png"))
     assert torch.equal(shown(picture, 2.0)[0][0], conditions[0].latent[:, 0])
-    moving = replace(asked, cards=(asked.cards[0], Card(**middle, strength=0.01)))
+    moving = replace(request, cards=(request.cards[0], Card(**middle, strength=0.01)))
     assert not any(torch.equal(cell, conditions[1].latent[:, 0]) for cell in shown(moving, 2.0)[0])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from skyloom.generate.plan_summary import plan_to_dict, plan_and_estimate
+from skyloom.generate.plan_summary import plan_and_estimate, plan_to_dict
 from skyloom.generate.request import Request
 from skyloom.serve.workers.subprocess_tasks import answer
 
