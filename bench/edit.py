@@ -21,11 +21,11 @@ from pathlib import Path
 import skyloom
 from skyloom.generate.request import Request
 from skyloom.media.write import open_video
-asked, target = Request.from_dict(json.loads(sys.argv[2])), Path(sys.argv[3])
+request, target = Request.from_dict(json.loads(sys.argv[2])), Path(sys.argv[3])
 pipeline = skyloom.load(sys.argv[1])
 started, calls = time.perf_counter(), 0
 with open_video(target, pipeline.info.fps) as writer:
-    for step in pipeline.stream(asked, collect=False):
+    for step in pipeline.stream(request, collect=False):
         calls += step.phase == "denoise"
         if step.frames is not None:
             writer.append(step.frames)
@@ -38,9 +38,9 @@ NOTHING_KEPT = {**os.environ, "SKYLOOM_CACHE": "off"}
 PROMPT = "a dog running to the right on the beach"
 
 
-def run(model: str, asked: dict[str, object], target: Path) -> dict[str, float]:
+def run(model: str, request: dict[str, object], target: Path) -> dict[str, float]:
     """One video in a process of its own, which nothing of an earlier one can help."""
-    words = [sys.executable, "-c", RUN, model, json.dumps(asked), str(target)]
+    words = [sys.executable, "-c", RUN, model, json.dumps(request), str(target)]
     return json.loads(
         subprocess.run(words, check=True, capture_output=True, text=True, env=NOTHING_KEPT).stdout
     )
@@ -72,7 +72,7 @@ def main() -> None:
                 )
             )
             windows.append(run(given.model, {**window, "seed": seed}, other))
-    told = {
+    results = {
         "retake": {
             name: round(statistics.median(one[name] for one in retakes), 3) for name in whole
         },
@@ -81,14 +81,18 @@ def main() -> None:
         },
         "whole": {name: round(value, 3) for name, value in whole.items()},
     }
-    took = {name: one["seconds"] for name, one in told.items()}
+    took = {name: one["seconds"] for name, one in results.items()}
     ratios = {
         "time_of_a_window": round(took["retake"] / took["window"], 3),
         "time_of_the_whole": round(took["retake"] / took["whole"], 4),
-        "network_calls_of_a_window": round(told["retake"]["calls"] / told["window"]["calls"], 3),
-        "memory_of_a_window": round(told["retake"]["peak_mib"] / told["window"]["peak_mib"], 3),
+        "network_calls_of_a_window": round(
+            results["retake"]["calls"] / results["window"]["calls"], 3
+        ),
+        "memory_of_a_window": round(
+            results["retake"]["peak_mib"] / results["window"]["peak_mib"], 3
+        ),
     }
-    print(json.dumps({"seconds": given.seconds, "runs": told, "ratios": ratios}))
+    print(json.dumps({"seconds": given.seconds, "runs": results, "ratios": ratios}))
 
 
 if __name__ == "__main__":

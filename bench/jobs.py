@@ -95,7 +95,6 @@ def one_round(url: str | None) -> dict[str, float]:
 
 def videos(count: int, seconds: float) -> dict[str, float]:
     """Seconds of a video by a worker and by the pipeline alone."""
-    from skyloom.generate.export import publish
     from skyloom.generate.pipeline import load
     from skyloom.generate.request import Request
     from skyloom.media.write import open_video

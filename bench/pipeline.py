@@ -106,14 +106,14 @@ def make_ours(pipe: Pipeline, seconds: float, seed: int) -> dict[str, float]:
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     """Least and middle time of each kind, in seconds."""
-    told = {}
+    results = {}
     for kind in ("whole", "first_frames"):
         values = [run[kind] for run in runs]
-        told[f"{kind}_min"], told[f"{kind}_median"] = (
+        results[f"{kind}_min"], results[f"{kind}_median"] = (
             round(min(values), 3),
             round(statistics.median(values), 3),
         )
-    return told
+    return results
 
 
 def main() -> None:
@@ -135,11 +135,13 @@ def main() -> None:
         if turn:
             for name, times in made.items():
                 runs[name].append(times)
-    told = {name: summary(times) for name, times in runs.items()}
+    results = {name: summary(times) for name, times in runs.items()}
     ratios = {
         name: {
-            "of_minima": round(told[name]["whole_min"] / told["skyloom"]["whole_min"], 2),
-            "of_medians": round(told[name]["whole_median"] / told["skyloom"]["whole_median"], 2),
+            "of_minima": round(results[name]["whole_min"] / results["skyloom"]["whole_min"], 2),
+            "of_medians": round(
+                results[name]["whole_median"] / results["skyloom"]["whole_median"], 2
+            ),
         }
         for name in sides
     }
@@ -150,10 +152,10 @@ def main() -> None:
                 "frames": frames,
                 "threads": given.threads,
                 "torch": torch.__version__,
-                "seconds": told,
+                "seconds": results,
                 "ratios": ratios,
                 "plays_seconds": round(plays, 2),
-                "faster_than_it_plays": round(plays / told["skyloom"]["whole_median"], 2),
+                "faster_than_it_plays": round(plays / results["skyloom"]["whole_median"], 2),
             }
         )
     )

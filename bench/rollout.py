@@ -21,10 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-Told = dict[str, float]
+Measurement = dict[str, float]
 
 
-def make_ours(model: str, seconds: float) -> Told:
+def make_ours(model: str, seconds: float) -> Measurement:
     """One video of ours, in this process."""
     started = time.perf_counter()
     import skyloom
@@ -44,10 +44,10 @@ def make_ours(model: str, seconds: float) -> Told:
                 writer.append(step.frames)
     done = time.perf_counter()
     assert first is not None
-    return _told(started, loaded, done, first, writer.frames)
+    return _measurement(started, loaded, done, first, writer.frames)
 
 
-def make_theirs(autoencoder: str, model: str, seconds: float) -> Told:
+def make_theirs(autoencoder: str, model: str, seconds: float) -> Measurement:
     """One video of theirs of the same length, in this process; their first frame is there when the last one is."""
     started = time.perf_counter()
     import pipeline as short
@@ -63,16 +63,18 @@ def make_theirs(autoencoder: str, model: str, seconds: float) -> Told:
     del ours
     loaded = time.perf_counter()
     first = short.make_theirs(theirs, frames)["first_frames"]
-    return _told(started, loaded, time.perf_counter(), first, frames)
+    return _measurement(started, loaded, time.perf_counter(), first, frames)
 
 
-def _told(started: float, loaded: float, done: float, first: float, frames: int) -> Told:
+def _measurement(
+    started: float, loaded: float, done: float, first: float, frames: int
+) -> Measurement:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     times = {"load": loaded - started, "first_frames": first, "after_load": done - loaded}
     return {**times, "frames": frames, "peak_mib": peak}
 
 
-def run(side: str, model: str, seconds: float, limit: float) -> Told | str:
+def run(side: str, model: str, seconds: float, limit: float) -> Measurement | str:
     """One video in a process of its own; why, if there is none."""
     words = [sys.executable, __file__, "--one", side, "--model", model, "--lengths", str(seconds)]
     try:
@@ -86,7 +88,7 @@ def run(side: str, model: str, seconds: float, limit: float) -> Told | str:
     return json.loads(ran.stdout)
 
 
-def middle(runs: list[Told | str]) -> Told | str:
+def middle(runs: list[Measurement | str]) -> Measurement | str:
     """The median of each number; of failed runs the first reason."""
     failed = [one for one in runs if isinstance(one, str)]
     if failed:
@@ -96,10 +98,10 @@ def middle(runs: list[Told | str]) -> Told | str:
 
 
 def compare(
-    told: dict[str, Told | str], lengths: list[float], theirs: list[str]
+    results: dict[str, Measurement | str], lengths: list[float], theirs: list[str]
 ) -> dict[str, float]:
     """Ratios of ours at the longest to the shortest length, and of theirs to ours."""
-    short, long = (told[f"{length:g} s"] for length in (min(lengths), max(lengths)))
+    short, long = (results[f"{length:g} s"] for length in (min(lengths), max(lengths)))
     if isinstance(short, str) or isinstance(long, str):
         return {}
     ratios = {
@@ -109,7 +111,7 @@ def compare(
         "first_frames": long["first_frames"] / short["first_frames"],
     }
     for name in theirs:
-        other = told[name]
+        other = results[name]
         if not isinstance(other, str):
             ratios |= {
                 f"{name}, {kind}": other[kind] / long[kind] for kind in ("after_load", "peak_mib")
@@ -139,12 +141,12 @@ def main() -> None:
         return
     sides = {f"{length:g} s": ("", length) for length in given.lengths}
     sides |= {name: (name, max(given.lengths)) for name in given.theirs}
-    runs: dict[str, list[Told | str]] = {name: [] for name in sides}
+    runs: dict[str, list[Measurement | str]] = {name: [] for name in sides}
     for _ in range(given.repeats):
         for name, (side, length) in sides.items():
             runs[name].append(run(side, given.model, length, given.limit))
-    told = {name: middle(each) for name, each in runs.items()}
-    print(json.dumps({"runs": told, "ratios": compare(told, given.lengths, given.theirs)}))
+    results = {name: middle(each) for name, each in runs.items()}
+    print(json.dumps({"runs": results, "ratios": compare(results, given.lengths, given.theirs)}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Edits of every verb: sheets before and after, what the probe reads in the changed part, and whether the rest is kept.
+"""Run edits of every verb and measure them: sheets, probe readings, kept frames.
 
 python examples/edits.py [--only VERB ...] [--keep FOLDER]
 
-Writes docs/images/editing/ and the part of docs/editing.md after "## Measured". Sources are made first, or found in the
-folder to keep them in. With --only, the sheets of these verbs are written and the page stays as it is.
+Writes docs/images/editing/ and the part of docs/editing.md after "## Measured". Sources are
+generated first, or taken from FOLDER. With --only, only the sheets of these verbs are written.
 """
 
 import argparse
@@ -22,16 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 import skyloom
-from skyloom.evaluate.probe import Probe, ProbePrediction, load_probe, predict
-from skyloom.generate.edit_spec import Edit
-from skyloom.generate.pipeline import Pipeline
-from skyloom.generate.request import Request
+from skyloom.evaluate.probe import Probe, load_probe
 from skyloom.generate.styles import find_style
-from skyloom.generate.timeline import Keep, Make
-from skyloom.media.masks import open_mask, parse_region
+from skyloom.generate.timeline import Generate, Keep
+from skyloom.media.masks import mask_frames, parse_region
 from skyloom.media.sheet import write_sheet
 from skyloom.media.source import open_source
-from skyloom.media.video import Video
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHEETS = DOCS / "images" / "editing"
@@ -51,12 +47,12 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Case:
-    """An edit of some sources; `wants` is what the probe should read in the part that changes, as category:word."""
+    """An edit; `wants` is what the probe should read in the changed part, as category:word."""
 
     verb: str
     sources: tuple[str, ...]
     prompt: str = ""
-    said: Mapping[str, object] = field(default_factory=dict[str, object])
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
     wants: str = ""
 
     @property
@@ -66,15 +62,15 @@ class Case:
 
     @property
     def command(self) -> str:
-        """As it is typed."""
-        told = {_OPTIONS.get(name, name): value for name, value in self.said.items()}
+        """The command line of the edit."""
+        values = {_OPTIONS.get(name, name): value for name, value in self.options.items()}
         if self.verb == "recut":
-            told = {"keep": f"{told.pop('from')}-{told.pop('to')}", **told}
+            values = {"keep": f"{values.pop('from')}-{values.pop('to')}", **values}
         videos = " ".join(f"{source}.mp4" for source in self.sources)
         prompt = f' "{self.prompt}"' if self.prompt else ""
         options = "".join(
             f" --{name}" if value is True else f" --{name} {shlex.quote(str(value))}"
-            for name, value in told.items()
+            for name, value in values.items()
         )
         return f"skyloom edit {self.verb} {videos}{prompt}{options}"
 
@@ -206,25 +202,32 @@ CASES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: its sources and its result, what was read, how much is kept and how the joins are."""
+    """Sources, result and measurements of a case."""
 
     case: Case
     before: list[UInt8[Tensor, "t h w c"]]
     after: UInt8[Tensor, "t h w c"]
     kept: float | None
     right: int
-    said: str
+    read: str
     seam: float | None
     moved: float | None
 
 
-def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int = 1) -> Outcome:
-    """Make an edit and measure it."""
+def make(
+    case: Case, pipeline: skyloom.Pipeline, probe: Probe, folder: Path, seed: int = 1
+) -> Outcome:
+    """Run an edit and measure it."""
     videos = tuple(str(folder / f"{source}.mp4") for source in case.sources)
-    style = {"style": find_style(str(case.said["style"]), None)} if "style" in case.said else {}
-    edit = Edit.from_dict({"verb": case.verb, "videos": videos, **case.said, **style})
-    request = Request(case.prompt, seed=seed if edit.samples else None, edit=edit)
-    plan, video = pipeline.plan(request), pipeline.generate(request)
+    style = (
+        {"style": find_style(str(case.options["style"]), None)} if "style" in case.options else {}
+    )
+    edit = {"verb": case.verb, "videos": videos, **case.options, **style}
+    request = skyloom.Request(case.prompt, edit=edit)
+    if request.samples:
+        request = request.with_fields({"seed": seed})
+    plan = pipeline.plan(request)
+    video = pipeline.generate(request)
     sources = [open_source(name) for name in videos]
     before = [source.read(0, source.frames) for source in sources]
     assert plan.timeline is not None
@@ -237,13 +240,15 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
             kept.append(
                 torch.equal(run, before[span.clip.source][span.clip.start : span.clip.stop])
             )
-        elif isinstance(span, Make):
+        elif isinstance(span, Generate):
             changed.append(run)
             under += [
-                before[0][clip.start : clip.stop] for clip in span.under[:1] if len(span.under) == 1
+                before[0][clip.start : clip.stop]
+                for clip in span.init_clips[:1]
+                if len(span.init_clips) == 1
             ]
-    if edit.region is not None:
-        mask = open_mask(parse_region(edit.region), plan.shape, plan.fps).read(0, plan.shape.frames)
+    if "region" in edit:
+        mask = mask_frames(parse_region(str(edit["region"])), plan.shape, plan.fps)
         kept.append(torch.equal(video.frames[~mask], before[0][~mask]))
         changed, under = [boxed(video.frames, mask)], [boxed(before[0], mask)]
     part = torch.cat(changed) if changed else video.frames
@@ -257,7 +262,7 @@ def make(case: Case, pipeline: Pipeline, probe: Probe, folder: Path, seed: int =
         video.frames,
         kept=sum(kept) / len(kept) if kept else None,
         right=sum(getattr(reading, name) == wanted for name, wanted in case.wanted.items()),
-        said=words(case, reading),
+        read=words(case, reading),
         seam=max(joins) if joins else None,
         moved=float((part.float() - torch.cat(under).float()).abs().mean()) if under else None,
     )
@@ -319,31 +324,30 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         seam = "" if one.seam is None else f"{one.seam:.1f}"
         moved = "" if one.moved is None else f"{one.moved:.1f}"
         lines.append(
-            f"| `{one.case.command.removeprefix('skyloom edit ')}` | {one.said} | {kept} | {seam} | {moved} |"
+            f"| `{one.case.command.removeprefix('skyloom edit ')}` "
+            f"| {one.read} | {kept} | {seam} | {moved} |"
         )
     lines += ["", "| verb | edits | read right | kept, bit for bit |", "|---|---|---|---|"]
     for verb, members in by_verb.items():
-        right, asked = (
-            sum(one.right for one in members),
-            sum(len(one.case.wanted) for one in members),
-        )
-        holding = [one.kept == 1 for one in members if one.kept is not None]
-        share = f"{right} of {asked}" if asked else ""
-        lines.append(
-            f"| {verb} | {len(members)} | {share} | {f'{sum(holding)} of {len(holding)}' if holding else ''} |"
-        )
+        right = sum(one.right for one in members)
+        total = sum(len(one.case.wanted) for one in members)
+        checked = [one.kept == 1 for one in members if one.kept is not None]
+        exact = f"{sum(checked)} of {len(checked)}" if checked else ""
+        share = f"{right} of {total}" if total else ""
+        lines.append(f"| {verb} | {len(members)} | {share} | {exact} |")
     return lines
 
 
 def write_page(outcomes: Sequence[Outcome]) -> None:
     """The measured part of docs/editing.md anew."""
     page = DOCS / "editing.md"
-    told = [
+    lines = [
         HEADING,
         "",
-        f"{len(outcomes)} edits with seed 1 and the default quality, by `make edits`. The probe reads the changed part",
-        "alone: the made frames, or the region. A join of 1 changes as much as any frame to the next; *moved* is the",
-        "mean difference of pixel values (of 255) from the source. Wrong readings are bold.",
+        f"{len(outcomes)} edits with seed 1 and the default quality, by `make edits`. The probe",
+        "reads only the changed part: the generated frames, or the region. A join of 1 changes as",
+        "much as any frame to the next; *moved* is the mean difference of pixel values (of 255) from",
+        "the source. Wrong readings are bold.",
         "",
         *table(outcomes),
     ]
@@ -352,7 +356,7 @@ def write_page(outcomes: Sequence[Outcome]) -> None:
         if page.exists()
         else "# Editing"
     )
-    page.write_text("\n".join([head, "", *told]) + "\n", encoding="utf-8")
+    page.write_text("\n".join([head, "", *lines]) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -370,21 +374,21 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (prompt, seed) in SOURCES.items():
             if not (folder / f"{name}.mp4").exists():
-                made: Video = pipeline.generate(prompt, seed=seed)
+                made: skyloom.Video = pipeline.generate(prompt, seed=seed)
                 made.save(folder / f"{name}.mp4")
         for verb in given.only:
             members = []
             for case in (case for case in CASES if case.verb == verb):
                 members.append(make(case, pipeline, probe, folder))
                 one = members[-1]
-                told = {
+                row = {
                     "edit": case.command,
-                    "read": one.said,
+                    "read": one.read,
                     "kept": one.kept,
                     "join": one.seam,
                     "moved": one.moved,
                 }
-                print(json.dumps(told), flush=True)
+                print(json.dumps(row), flush=True)
             write_verb(members, SHEETS / f"{verb}.png")
             outcomes += members
     if given.only == verbs:

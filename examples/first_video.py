@@ -1,4 +1,4 @@
-"""The shortest way from a sentence to a file: python examples/first_video.py [MODEL]."""
+"""Generate a video file from a sentence: python examples/first_video.py [MODEL]."""
 
 import sys
 

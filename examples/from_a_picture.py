@@ -1,6 +1,6 @@
-"""A video that starts with a picture: python examples/from_a_picture.py [MODEL].
+"""Generate a video from a first picture: python examples/from_a_picture.py [MODEL].
 
-The picture is the first frame of another video here; any PNG or JPEG does as well.
+Here the picture is a frame of another video; any PNG or JPEG works.
 """
 
 import sys

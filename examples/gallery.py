@@ -1,9 +1,10 @@
-"""Twenty-four prompts with the default settings: contact sheets, short GIFs, what the probe reads, and digests.
+"""Generate the gallery: 24 prompts, contact sheets, GIFs, probe readings and digests.
 
 python examples/gallery.py [--only N]
 
-Writes docs/gallery.md and docs/images/gallery*, and says whether the frames are those of docs/gallery.sha256: on a CPU
-they should be, whatever its number of threads. With --only, the first N prompts are made and nothing is written.
+Writes docs/gallery.md and docs/images/gallery*, and compares the frames with docs/gallery.sha256:
+on a CPU they should be equal for any number of threads. With --only, the first N prompts are
+generated and nothing is written.
 """
 
 import argparse
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import skyloom
-from skyloom.evaluate.probe import ProbePrediction, load_probe, predict
+from skyloom.evaluate.probe import load_probe, predict
 from skyloom.media.sheet import write_sheet
-from skyloom.media.video import Video
 from skyloom.media.write import write_video
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,53 +36,131 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("a red car driving to the left on the beach at sunset", 1, ("car",), "beach", "red", "left", "sunset"),
+    Entry(
+        "a red car driving to the left on the beach at sunset",
+        1,
+        ("car",),
+        "beach",
+        "red",
+        "left",
+        "sunset",
+    ),
     Entry("a whale swimming to the right underwater", 1, ("whale",), "underwater", "", "right"),
-    Entry("a red rocket flying over the ocean at sunset", 1, ("rocket",), "ocean", "red", "", "sunset"),
-    Entry("a penguin walking to the right in the snow in daylight", 1, ("penguin",), "mountains", "", "right", "day"),
-    Entry("a yellow balloon floating in the sky during the day", 1, ("balloon",), "sky", "yellow", "", "day"),
+    Entry(
+        "a red rocket flying over the ocean at sunset", 1, ("rocket",), "ocean", "red", "", "sunset"
+    ),
+    Entry(
+        "a penguin walking to the right in the snow in daylight",
+        1,
+        ("penguin",),
+        "mountains",
+        "",
+        "right",
+        "day",
+    ),
+    Entry(
+        "a yellow balloon floating in the sky during the day",
+        1,
+        ("balloon",),
+        "sky",
+        "yellow",
+        "",
+        "day",
+    ),
     Entry("a kitten in a meadow on a sunny day", 1, ("cat",), "meadow", "", "", "day"),
-    Entry("a green dragon flying to the left over the sea at night", 1, ("dragon",), "ocean", "green", "left", "night"),
-    Entry("an elephant walking in the desert at sunset", 1, ("elephant",), "desert", "", "", "sunset"),
-    Entry("a bus driving to the right in the city at night", 1, ("bus",), "city", "", "right", "night"),
+    Entry(
+        "a green dragon flying to the left over the sea at night",
+        1,
+        ("dragon",),
+        "ocean",
+        "green",
+        "left",
+        "night",
+    ),
+    Entry(
+        "an elephant walking in the desert at sunset", 1, ("elephant",), "desert", "", "", "sunset"
+    ),
+    Entry(
+        "a bus driving to the right in the city at night", 1, ("bus",), "city", "", "right", "night"
+    ),
     Entry("an octopus at the bottom of the ocean", 1, ("octopus",), "underwater"),
     Entry("a helicopter flying to the left in the sky", 1, ("helicopter",), "sky", "", "left"),
-    Entry("a sailboat sailing to the right on the ocean at sunset", 1, ("sailboat",), "ocean", "", "right", "sunset"),
+    Entry(
+        "a sailboat sailing to the right on the ocean at sunset",
+        1,
+        ("sailboat",),
+        "ocean",
+        "",
+        "right",
+        "sunset",
+    ),
     Entry("a ufo hovering in the desert at night", 1, ("ufo",), "desert", "", "", "night"),
     Entry("a robot walking to the left in the city", 1, ("robot",), "city", "", "left"),
     Entry("a soccer ball bouncing in a meadow", 1, ("soccer ball",), "meadow"),
     Entry("a dinosaur walking to the left in the desert", 1, ("dinosaur",), "desert", "", "left"),
-    Entry("a parrot flying to the right in the sky at sunset", 1, ("parrot",), "sky", "", "right", "sunset"),
-    Entry("a blue fish swimming to the left underwater", 1, ("fish",), "underwater", "blue", "left"),
+    Entry(
+        "a parrot flying to the right in the sky at sunset",
+        1,
+        ("parrot",),
+        "sky",
+        "",
+        "right",
+        "sunset",
+    ),
+    Entry(
+        "a blue fish swimming to the left underwater", 1, ("fish",), "underwater", "blue", "left"
+    ),
     Entry("a turtle on the beach, the camera zooms in", 1, ("turtle",), "beach"),
-    Entry("a horse running to the left in a meadow in the rain", 1, ("horse",), "meadow", "", "left"),
-    Entry("a rabbit hopping to the right in the snow at night", 1, ("rabbit",), "mountains", "", "right", "night"),
-    Entry("a car and a bus driving to the right in the city", 1, ("car", "bus"), "city", "", "right"),
+    Entry(
+        "a horse running to the left in a meadow in the rain", 1, ("horse",), "meadow", "", "left"
+    ),
+    Entry(
+        "a rabbit hopping to the right in the snow at night",
+        1,
+        ("rabbit",),
+        "mountains",
+        "",
+        "right",
+        "night",
+    ),
+    Entry(
+        "a car and a bus driving to the right in the city", 1, ("car", "bus"), "city", "", "right"
+    ),
     Entry("a dog next to a cat on the beach", 1, ("dog", "cat"), "beach"),
-    Entry("a dolphin and a fish swimming to the left underwater", 1, ("dolphin", "fish"), "underwater", "", "left"),
-)  # fmt: skip
+    Entry(
+        "a dolphin and a fish swimming to the left underwater",
+        1,
+        ("dolphin", "fish"),
+        "underwater",
+        "",
+        "left",
+    ),
+)
 
 
-def judged(entry: Entry, said: ProbePrediction) -> str:
-    """What the probe reads beside what was asked, in words."""
-    found = said.things[: len(entry.nouns)] if len(entry.nouns) > 1 else (said.noun,)
+def describe_reading(entry: Entry, reading: Reading) -> str:
+    """The probe's readings, wrong ones in bold."""
+    found = reading.things[: len(entry.nouns)] if len(entry.nouns) > 1 else (reading.noun,)
     parts = [(" and ".join(found), set(found) == set(entry.nouns))]
     for name in ("place", "colour", "direction", "time_of_day"):
-        if asked := getattr(entry, name):
-            parts.append((getattr(said, name), getattr(said, name) == asked))
+        expected = getattr(entry, name)
+        if expected:
+            word = getattr(reading, name)
+            parts.append((word, word == expected))
     return ", ".join(word if right else f"**{word}** (wrong)" for word, right in parts)
 
 
-def write_pages(videos: list[Video], readings: list[ProbePrediction], digests: list[str]) -> None:
+def write_pages(videos: list[skyloom.Video], readings: list[Reading], digests: list[str]) -> None:
     """The page, its pictures and the digests."""
     images = DOCS / "images" / "gallery"
     images.mkdir(parents=True, exist_ok=True)
     lines = [
         "# Gallery: twenty-four prompts, nothing picked out",
         "",
-        "Made by `make gallery` with the bundled model, its default quality and seed 1. It gives the same frames on",
-        "any CPU that computes as ours does (digests: [gallery.sha256](gallery.sha256)). Under each picture stands",
-        "what the [probe](model-card.md) reads in it, wrong words in bold. The GIFs show every second frame.",
+        "Generated by `make gallery` with the bundled model, its default quality and seed 1. CPUs",
+        "with the same kernels give the same frames (digests: [gallery.sha256](gallery.sha256)).",
+        "Below each picture are the readings of the [probe](model-card.md), wrong ones in bold. The",
+        "GIFs show every second frame.",
         "",
     ]
     for part in range(0, len(ENTRIES), COLUMNS * ROWS):
@@ -93,14 +171,16 @@ def write_pages(videos: list[Video], readings: list[ProbePrediction], digests: l
         number = part // (COLUMNS * ROWS) + 1
         write_sheet(rows, DOCS / "images" / f"gallery-{number}.png", columns=COLUMNS)
         lines += [f"![Contact sheet {number}](images/gallery-{number}.png)", ""]
-    for number, (entry, video, said) in enumerate(zip(ENTRIES, videos, readings, strict=True), 1):
+    for number, (entry, video, reading) in enumerate(
+        zip(ENTRIES, videos, readings, strict=True), 1
+    ):
         write_video(video.frames[::EVERY], video.fps / EVERY, images / f"{number:02}.gif")
         command = f'skyloom generate "{entry.prompt}" --seed {entry.seed}'
         lines += [
             f"![{entry.prompt}](images/gallery/{number:02}.gif)",
             "",
             f"`{command}`  ",
-            judged(entry, said),
+            describe_reading(entry, reading),
             "",
         ]
     (DOCS / "gallery.md").write_text("\n".join(lines).rstrip() + "\n")

@@ -1,9 +1,10 @@
-"""Sixty seconds with the ways of going on that there are: drift curves, contact sheets and a table.
+"""Compare rollout settings over 60 seconds: drift curves, contact sheets and a table.
 
 python examples/long.py [--seconds S] [--count N] [--only NAME ...]
 
-Needs the atlas (`skyloom world assets`): real renders of the same scenes stand beside. Writes docs/images/long/ and
-docs/images/long/drift.json, from which docs/long.md quotes; options that were measured before are kept.
+Needs the atlas (`skyloom world assets`) for real renders of the same scenes. Writes
+docs/images/long/ and docs/images/long/drift.json, the source of the table in docs/long.md. Earlier
+measurements of other settings are kept.
 """
 
 import argparse
@@ -20,15 +21,13 @@ import skyloom
 from skyloom.evaluate.drift import compare_drift
 from skyloom.evaluate.probe import load_probe
 from skyloom.evaluate.prompts import prompts_for
-from skyloom.generate.pipeline import Pipeline
-from skyloom.generate.request import Request
 from skyloom.models.registry import Rollout
 from skyloom.world.assets import load_atlas
 from skyloom.world.vocabulary import SMALL
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "long"
 DEFAULT = "default"
-EARLIER = {"window": 3, "steadiness": 0.0}  # what the rejected ones were compared with
+EARLIER = {"window": 3, "steadiness": 0.0}  # base of the rejected settings
 OPTIONS: dict[str, dict[str, float]] = {
     DEFAULT: {},
     "window-of-3": {"window": 3},
@@ -57,33 +56,34 @@ COLOURS = (
 
 
 class Fixed:
-    """A pipeline with a rollout, a steadiness and a length of its own."""
+    """A pipeline with fixed rollout settings, smoothing level and length."""
 
     def __init__(
-        self, pipeline: Pipeline, rollout: Rollout, steadiness: float, seconds: float
+        self, pipeline: skyloom.Pipeline, rollout: Rollout, steadiness: float, seconds: float
     ) -> None:
         manifest = {**pipeline.info.manifest, "rollout": asdict(rollout), "steadiness": steadiness}
         pipeline.info = replace(pipeline.info, manifest=manifest)
-        self.pipeline, self.seconds = pipeline, seconds
+        self.pipeline = pipeline
+        self.seconds = seconds
 
     def generate(self, request: str, /, *, seed: int) -> skyloom.Video:
         return self.pipeline.generate(request, seed=seed, seconds=self.seconds)
 
 
 def measure(name: str, model: str, seconds: float, count: int) -> dict[str, float]:
-    """Drift of one way of going on; its contact sheet is written on the way."""
+    """Measure the drift of a rollout setting and write its contact sheet."""
     pipeline = skyloom.load(model)
     assert pipeline.info.rollout is not None
-    said = dict(OPTIONS.get(name, {}))
-    steadiness = said.pop("steadiness", pipeline.info.steadiness)
+    settings = dict(OPTIONS.get(name, {}))
+    steadiness = settings.pop("steadiness", pipeline.info.steadiness)
     rollout = replace(
         pipeline.info.rollout,
-        **{key: int(value) if value >= 1 else value for key, value in said.items()},
+        **{key: int(value) if value >= 1 else value for key, value in settings.items()},
     )
     scale, fps = pipeline.vae.config.scale, pipeline.info.fps
     fixed = Fixed(pipeline, rollout, steadiness, seconds)
     write_seconds(fixed.generate(SHEET_PROMPT, seed=1).frames, fps, OUT / f"{name}.png")
-    windows = pipeline.plan(Request(SHEET_PROMPT, seconds=seconds)).windows
+    windows = pipeline.plan(skyloom.Request(SHEET_PROMPT, seconds=seconds)).windows
     report = compare_drift(
         fixed,
         prompts_for(SMALL, count),
@@ -152,7 +152,7 @@ def _curve(numbers: dict[str, float], measure_name: str) -> list[float]:
 
 
 def main() -> None:
-    """Measure what is asked for, keep what was measured before, draw."""
+    """Measure the chosen settings, merge with earlier results and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--count", type=int, default=8)

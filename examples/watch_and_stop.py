@@ -1,4 +1,4 @@
-"""Every step is an event: look at the video in the making, and stop when it goes wrong.
+"""Preview a video during generation, and stop if it is too dark.
 
 python examples/watch_and_stop.py [MODEL]
 """
@@ -19,7 +19,7 @@ for step in pipeline.stream(request):
     if picture is not None and step.index == step.total:
         write_picture(picture, Path("preview.png"))
         if picture.float().mean() < DARK:
-            print("It came out black: stopped before it was decoded.")
+            print("The preview is black: stopped before decoding.")
             break
     if step.video is not None:
         print(step.video.save("balloon.gif"))

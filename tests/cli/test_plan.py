@@ -1,4 +1,4 @@
-"""`skyloom plan`: what generate would be asked, in numbers, with nothing made."""
+"""`skyloom plan`: the cost of `skyloom generate`, without generating."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import typer.main
 
 from skyloom.cli.commands import app
 from skyloom.generate import estimate
-from skyloom.generate.estimate import Run, Work, record_run
+from skyloom.generate.estimate import Run, Workload, record_run
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_it_takes_what_generate_takes():
         {option.name: option.help for option in root.get_command(None, verb).params}
         for verb in ("plan", "generate")
     )
-    asked = {
+    names = {
         "prompt",
         "seconds",
         "size",
@@ -37,8 +37,8 @@ def test_it_takes_what_generate_takes():
         "image",
         "model",
     }
-    assert asked < here.keys()
-    assert {name: here[name] for name in asked} == {name: there[name] for name in asked}
+    assert names < here.keys()
+    assert {name: here[name] for name in names} == {name: there[name] for name in names}
 
 
 def test_it_tells_people_and_programs_and_makes_nothing(plan, tmp_path):
@@ -48,15 +48,15 @@ def test_it_tells_people_and_programs_and_makes_nothing(plan, tmp_path):
     assert lines["video"] == "49 frames of 32x32 at 16 fps, 3 s"
     assert lines["windows"].startswith("4 of 5 tokens")
     assert "a first guess" in lines["time"]
-    told = json.loads(plan("a cat", "--seconds", 3, "--fps", 8, "--json").out)
-    assert (told["frames"], told["kept_frames"], told["fps"]) == (49, 25, 8.0)
-    assert told["estimate"]["first_guess"]
+    result = json.loads(plan("a cat", "--seconds", 3, "--fps", 8, "--json").out)
+    assert (result["frames"], result["kept_frames"], result["fps"]) == (49, 25, 8.0)
+    assert result["estimate"]["first_guess"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_learns(plan):
-    told = json.loads(plan("a cat", "--json").out)["estimate"]
-    work = Work(**told["work"])
+    result = json.loads(plan("a cat", "--json").out)["estimate"]
+    work = Workload(**result["work"])
     record_run(Run(work, 1.0, 2.0, 3.0, 2**28))
     again = json.loads(plan("a cat", "--json").out)["estimate"]
     assert again["seconds"] == pytest.approx(6.0)
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused(plan, monkeypatch):
     monkeypatch.setattr(estimate, "free_memory", lambda: 2**20)
     ran = plan("a cat")
     assert ran.code == 1
-    assert "of memory, 1 MiB are free" in ran.err
+    assert "got 1 MiB" in ran.err
     assert ran.out.startswith("time")
 
 
@@ -77,7 +77,7 @@ def test_bad_requests_are_refused_as_by_generate(plan):
     for words, message in {
         ("",): "empty",
         ("a cat", "--size", "31x31"): "32x32",
-        ("a cat", "--fps", 7): "not 7",
+        ("a cat", "--fps", 7): "got 7",
     }.items():
         ran = plan(*words)
         assert ran.code == 2

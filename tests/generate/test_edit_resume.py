@@ -1,4 +1,4 @@
-"""Edits go on after a stop at any step, to the same frames; no step is made twice, whatever the verb."""
+"""Edits resume after a stop at any step, give the same frames and repeat no step."""
 
 import json
 from dataclasses import replace
@@ -10,10 +10,11 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.edit_spec import VERBS, Edit
+from skyloom.generate.edit_spec import Edit
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.keyframes import picture_cards
 from skyloom.generate.request import Request
-from skyloom.generate.resume import clear, read_asked
+from skyloom.generate.resume import clear, read_identity
 
 FILTERS = {"upscale": {"size": "64x64"}, "interpolate": {"fps": "32"}}
 MAKING = {
@@ -29,7 +30,7 @@ MAKING = {
     "stitch": {"morph": "0.25"},
 }
 VIDEOS = {"blend": ("a", "b"), "stitch": ("a", "b", "a")}
-MOST_LIVES = 60
+MAX_LIVES = 60
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +64,21 @@ def calls(monkeypatch):
     return calls
 
 
-def asked(name, folder, **told):
+def make_request(name, folder, **parameters):
     verb = name.split()[0]
     videos = [str(folder / f"{one}.mkv") for one in VIDEOS.get(verb, ("a",))]
-    edit = Edit(verb, videos, **(MAKING | FILTERS)[name], **told)
+    edit = Edit(verb, videos, **(MAKING | FILTERS)[name], **parameters)
     return Request(
         "a dog on the beach", edit=edit, **({} if name in FILTERS else {"seed": 3, "num_steps": 2})
     )
 
 
 def lives(pipeline, request, resume, calls):
-    """Stop after every single new call of the network until the video is done; the frames of the last life, and how
-    many lives there were."""
-    for life in range(MOST_LIVES):
+    """Stop after every new call of the network until the video is done.
+
+    Returns the frames of the last run and the number of runs.
+    """
+    for life in range(MAX_LIVES):
         stream, before, frames = pipeline.stream(request, resume=resume), len(calls), []
         for step in stream:
             frames += [] if step.frames is None else [step.frames]
@@ -88,14 +91,14 @@ def lives(pipeline, request, resume, calls):
 
 
 def test_every_verb_is_here():
-    assert {name.split()[0] for name in (*MAKING, *FILTERS)} == set(VERBS)
+    assert {name.split()[0] for name in (*MAKING, *FILTERS)} == set(EDIT_VERBS)
 
 
 @pytest.mark.parametrize("name", MAKING)
 def test_stopped_at_every_step_it_goes_on_to_the_same_frames_and_makes_none_twice(
     pipeline, folder, tmp_path, calls, name
 ):
-    request = asked(name, folder)
+    request = make_request(name, folder)
     whole = pipeline.generate(request)
     once = len(calls)
     assert once == len(pipeline.plan(request).windows) * request.num_steps
@@ -118,7 +121,7 @@ def test_pictures_set_in_motion_go_on_too(pipeline, folder, tmp_path, calls):
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters_take_a_folder_and_begin_again(pipeline, folder, tmp_path, name):
-    request = asked(name, folder)
+    request = make_request(name, folder)
     whole = pipeline.generate(request).frames
     next(pipeline.stream(request, resume=tmp_path / "kept"))
     assert torch.equal(pipeline.generate(request, resume=tmp_path / "kept").frames, whole)
@@ -127,8 +130,8 @@ def test_filters_take_a_folder_and_begin_again(pipeline, folder, tmp_path, name)
 def test_a_span_that_the_cache_has_is_shown_with_the_bits_that_it_was_made_with(
     pipeline, folder, tmp_path, calls, monkeypatch
 ):
-    """The first span comes from the cache, the second from the folder, where it was left in the middle."""
-    request = asked("recut", folder)
+    """The first span comes from the cache, the second resumes from the folder."""
+    request = make_request("recut", folder)
     whole = pipeline.generate(request).frames
     once = len(calls)
     monkeypatch.setenv("SKYLOOM_CACHE", str(tmp_path / "cache"))
@@ -139,21 +142,21 @@ def test_a_span_that_the_cache_has_is_shown_with_the_bits_that_it_was_made_with(
 
 
 def test_progress_goes_on_where_it_was(pipeline, folder, tmp_path):
-    request = asked("recut", folder)
+    request = make_request("recut", folder)
     stream = pipeline.stream(request, resume=tmp_path / "kept")
-    told = [step for step in stream if step.phase == "denoise"]
-    assert [step.index for step in told] == list(range(1, told[-1].total + 1))
+    steps = [step for step in stream if step.phase == "denoise"]
+    assert [step.index for step in steps] == list(range(1, steps[-1].total + 1))
     again = [
         step.index
         for step in pipeline.stream(request, resume=tmp_path / "kept")
         if step.phase == "denoise"
     ]
-    assert again == [step.index for step in told if step.index % request.num_steps == 0]
+    assert again == [step.index for step in steps if step.index % request.num_steps == 0]
 
 
 @pytest.mark.parametrize("cut", [slice(0, -9), slice(0, 0)])
 def test_torn_states_of_a_span_are_made_again(pipeline, folder, tmp_path, cut):
-    request = asked("recut", folder)
+    request = make_request("recut", folder)
     whole = pipeline.generate(request, resume=tmp_path / "kept")
     states = sorted((tmp_path / "kept").glob("span-*/window-*.state"))
     assert len({path.parent for path in states}) == 2
@@ -164,7 +167,7 @@ def test_torn_states_of_a_span_are_made_again(pipeline, folder, tmp_path, cut):
 
 
 def test_the_state_of_one_span_is_not_taken_for_another(pipeline, folder, tmp_path, calls):
-    request = asked("stitch", folder)
+    request = make_request("stitch", folder)
     whole = pipeline.generate(request, resume=tmp_path / "kept")
     once = len(calls)
     first, second = (
@@ -181,22 +184,22 @@ def test_another_edit_or_a_changed_source_is_refused(pipeline, folder, tmp_path)
     edit = Edit("retake", (str(folder / "c.mkv"),), start="0.5", stop="1")
     request = Request("a dog", seed=3, num_steps=1, edit=edit)
     pipeline.generate(request, resume=tmp_path / "kept")
-    with pytest.raises(RequestError, match="holds another video: its `edit`"):
+    with pytest.raises(RequestError, match="belongs to another video: its `edit`"):
         pipeline.stream(replace(request, edit=replace(edit, stop="1.25")), resume=tmp_path / "kept")
     (folder / "c.mkv").write_bytes((folder / "b.mkv").read_bytes())
-    with pytest.raises(RequestError, match="holds another video: its `parents`"):
+    with pytest.raises(RequestError, match="belongs to another video: its `parents`"):
         pipeline.stream(request, resume=tmp_path / "kept")
 
 
 def test_clearing_takes_the_spans_along(pipeline, folder, tmp_path):
-    pipeline.generate(asked("recut", folder), resume=tmp_path / "kept")
-    assert read_asked(tmp_path / "kept")["request"]["seed"] == 3
+    pipeline.generate(make_request("recut", folder), resume=tmp_path / "kept")
+    assert read_identity(tmp_path / "kept")["request"]["seed"] == 3
     clear(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_damaged_word_of_a_span_is_told_before_any_work(pipeline, folder, tmp_path, calls):
-    request = asked("retake", folder)
+def test_a_damaged_span_identity_is_refused_before_any_work(pipeline, folder, tmp_path, calls):
+    request = make_request("retake", folder)
     pipeline.generate(request, resume=tmp_path / "kept")
     words = tmp_path / "kept" / "span-000" / "asked.json"
     words.write_text(json.dumps({"asked": {}, "sha256": ""}))

@@ -1,4 +1,4 @@
-"""Estimates: learned runs are predicted back, numbers follow the plan, broken histories do no harm."""
+"""Estimates: recorded runs are predicted, numbers follow the plan, broken lines are skipped."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from skyloom.generate import estimate as module
 from skyloom.generate.estimate import (
     MAX_HISTORY,
     Run,
-    Work,
+    Workload,
     check_capacity,
     estimate,
     free_memory,
@@ -20,15 +20,15 @@ from skyloom.generate.estimate import (
     read_config,
     read_history,
     record_run,
-    recorded,
-    work_of,
+    record_steps,
+    workload_of,
 )
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.models.dit import DitConfig
 from skyloom.models.registry import read_model
 
-WORK = Work("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
+WORK = Workload("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
 RUN = Run(WORK, 2.0, 3.0, 0.5, 400 * 2**20, 10_000)
 SCALE = ScaleFactors(4, 16)
 MIB = 2**20
@@ -45,10 +45,12 @@ def work(tiny_model, **fields):
     """The tiny model's work on a request."""
     info = read_model(tiny_model)
     plan = make_plan(Request("a cat", seed=1, **fields), info, SCALE)
-    return work_of(plan, info, read_config(tiny_model, "dit", DitConfig), SCALE, "cpu", "float32")
+    return workload_of(
+        plan, info, read_config(tiny_model, "dit", DitConfig), SCALE, device="cpu", dtype="float32"
+    )
 
 
-def test_what_was_measured_is_expected_again():
+def test_a_measured_run_is_the_next_estimate():
     again = estimate(WORK, [RUN])
     assert (again.fixed_seconds, again.decode_seconds, again.runs, again.first_guess) == (
         2.0,
@@ -79,7 +81,7 @@ def test_only_like_runs_teach_and_the_middle_one_counts():
     assert estimate(WORK, [slow] * 10 + [RUN] * 20).denoise_seconds == pytest.approx(3.0)
 
 
-def test_calls_are_counted_as_the_network_is_asked(tiny_model):
+def test_network_calls_are_counted(tiny_model):
     assert work(tiny_model).calls == 2
     assert work(tiny_model, num_steps=5, guidance_scale=3.0).calls == 10
     whole = work(tiny_model, seconds=3)
@@ -89,20 +91,20 @@ def test_calls_are_counted_as_the_network_is_asked(tiny_model):
     assert work(tiny_model, size="64x32").tokens == 10
 
 
-def test_the_denoiser_asks_as_often_as_is_planned(tiny_model, monkeypatch):
+def test_the_denoiser_calls_the_network_as_often_as_planned(tiny_model, monkeypatch):
     import skyloom
     from skyloom.models.dit import Dit
 
-    asked = []
+    calls = []
     for name in ("forward", "extend_cache"):
         real = getattr(Dit, name)
         monkeypatch.setattr(
-            Dit, name, lambda *args, _real=real, **more: asked.append(1) or _real(*args, **more)
+            Dit, name, lambda *args, _real=real, **more: calls.append(1) or _real(*args, **more)
         )
     skyloom.load(str(tiny_model)).generate(
         "a cat", seconds=3, seed=1, num_steps=3, guidance_scale=2.0
     )
-    assert len(asked) == work(tiny_model, seconds=3, num_steps=3, guidance_scale=2.0).calls
+    assert len(calls) == work(tiny_model, seconds=3, num_steps=3, guidance_scale=2.0).calls
 
 
 def test_memory_does_not_grow_with_windows_but_disk_does(tiny_model):
@@ -112,10 +114,10 @@ def test_memory_does_not_grow_with_windows_but_disk_does(tiny_model):
     assert long.denoise_seconds > short.denoise_seconds
 
 
-def test_a_full_disk_is_told_before_any_work_with_what_would_fit():
+def test_a_full_disk_is_refused_with_what_would_fit():
     expected = estimate(replace(WORK, frames=961, seconds=60.0), [RUN])
     check_capacity(expected, free_disk=expected.disk_bytes, free_memory=expected.memory_bytes)
-    with pytest.raises(CapacityError, match="fits up to 41 s at this size"):
+    with pytest.raises(CapacityError, match="Up to 41 s at this size would fit"):
         check_capacity(
             expected, free_disk=round(expected.disk_bytes * 41.5 / 60), free_memory=2**40
         )
@@ -123,17 +125,17 @@ def test_a_full_disk_is_told_before_any_work_with_what_would_fit():
         check_capacity(expected, free_disk=10, free_memory=2**40)
 
 
-def test_short_memory_is_told_before_any_work():
+def test_short_memory_is_refused():
     many = estimate(replace(WORK, windows=3), [RUN])
-    with pytest.raises(CapacityError, match="Ask for a smaller size"):
+    with pytest.raises(CapacityError, match="Choose a smaller size"):
         check_capacity(many, free_disk=2**40, free_memory=many.memory_bytes - 1)
     with pytest.raises(
-        CapacityError, match=r"needs 400 MiB of memory, 100 MiB.*close other programs"
+        CapacityError, match=r"memory must be at least 400 MiB, got 100 MiB.*close other programs"
     ):
         check_capacity(many, free_disk=2**40, free_memory=100 * MIB)
     one = estimate(replace(WORK, seconds=10.0), [RUN])
     half = one.memory_bytes - one.work.working_bytes // 2
-    with pytest.raises(CapacityError, match="fits up to 5 s"):
+    with pytest.raises(CapacityError, match="Up to 5 s"):
         check_capacity(one, free_disk=2**40, free_memory=half)
 
 
@@ -145,7 +147,7 @@ def test_runs_are_written_and_read_back(state):
     assert read_history() == [RUN, replace(RUN, decode_seconds=9.0)]
 
 
-def test_broken_lines_are_passed_over(state):
+def test_invalid_lines_are_skipped(state):
     record_run(RUN)
     good = state.read_text()
     bad = json.loads(good)
@@ -192,7 +194,7 @@ def test_a_watched_run_is_recorded_at_its_end_only(monkeypatch):
     clock = iter([10.0, 12.0, 15.0, 15.5, 16.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     steps = [SimpleNamespace(phase=phase) for phase in ("text", "denoise", "denoise", "decode")]
-    watched = recorded(steps, WORK)
+    watched = record_steps(steps, WORK)
     taken = [next(watched) for _ in steps]
     assert taken == steps
     assert read_history() == []
@@ -207,7 +209,7 @@ def test_the_machine_has_some_memory():
     assert 0 <= free_memory() < 2**60
 
 
-def test_a_config_is_read_without_weights_and_damage_is_told(tiny_model, tmp_path):
+def test_a_config_is_read_without_weights_and_damage_is_an_error(tiny_model, tmp_path):
     assert read_config(tiny_model, "dit", DitConfig).width == 32
     with pytest.raises(CheckpointError, match=r"dit\.safetensors is damaged"):
         read_config(tmp_path, "dit", DitConfig)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from skyloom.core.errors import MediaError, SafetyError
-from skyloom.generate.export import check_ready, publish, sources_of
+from skyloom.generate.export import check_ready, sign_and_register, sources_of
 from skyloom.generate.request import Request
-from skyloom.generate.validate import settle
+from skyloom.generate.validate import resolve_defaults
 from skyloom.media.write import write_picture, write_video
 from skyloom.models.registry import find_model
 from skyloom.safety.credentials import read
@@ -26,7 +26,7 @@ RECEIPT = {
 
 def test_a_file_is_signed_and_registered(tmp_path):
     path = write_video(FRAMES, 16, tmp_path / "a.mp4", RECEIPT)
-    publish(path, RECEIPT, looks=["0" * 16])
+    sign_and_register(path, RECEIPT, perceptual_hashes=["0" * 16])
     found = read(path)
     assert found is not None
     assert (found.state, found.generation["seed"]) == ("trusted", 7)
@@ -35,12 +35,12 @@ def test_a_file_is_signed_and_registered(tmp_path):
     assert b"secret" not in Registry().path.read_bytes()
 
 
-def test_less_is_told_where_less_is_wanted(tmp_path):
+def test_without_disclosure_the_manifest_names_only_the_model(tmp_path):
     path = write_video(FRAMES, 16, tmp_path / "a.mp4")
-    publish(path, RECEIPT, told=False)
+    sign_and_register(path, RECEIPT, disclose=False)
     assert read(path).generation == {"version": "0.1.0", "model": "tiny"}
     plain = write_video(FRAMES, 16, tmp_path / "b.mp4")
-    publish(plain, RECEIPT, credentials=False)
+    sign_and_register(plain, RECEIPT, credentials=False)
     assert read(plain) is None
     assert len(Registry().find(frames="f")) == 2
 
@@ -53,7 +53,7 @@ def test_what_it_was_made_from_is_named(tmp_path):
     }
     assert [source.path for source in sources_of(receipt)] == [picture]
     path = write_video(FRAMES, 16, tmp_path / "a.mp4")
-    publish(path, receipt)
+    sign_and_register(path, receipt)
     assert read(path).source_type == "compositeWithTrainedAlgorithmicMedia"
 
 
@@ -67,7 +67,7 @@ def test_the_id_of_a_making_hangs_on_what_makes_the_video_alone():
     )
 
 
-def test_what_could_not_be_signed_or_registered_is_told_before_any_work(tmp_path, monkeypatch):
+def test_check_ready_fails_if_signing_or_registering_would(tmp_path, monkeypatch):
     check_ready()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path / "file"))
@@ -83,4 +83,4 @@ def test_what_could_not_be_signed_or_registered_is_told_before_any_work(tmp_path
 def test_a_refused_prompt_is_refused_where_requests_are_checked(tiny_model, cards):
     prompt = "" if cards else "a naked child"
     with pytest.raises(SafetyError, match="sexual-minors"):
-        settle(Request(prompt, cards=cards), find_model(str(tiny_model)))
+        resolve_defaults(Request(prompt, cards=cards), find_model(str(tiny_model)))

@@ -1,11 +1,11 @@
-"""Layouts, whatever the span: its windows make every latent frame once, fit the model, and see what is known."""
+"""Layouts: windows generate every latent frame once, fit the model and see known frames."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.types import ScaleFactors
-from skyloom.generate.layout import lay_out
-from skyloom.generate.timeline import Clip, Make
+from skyloom.generate.layout import layout_span
+from skyloom.generate.timeline import Clip, Generate
 from skyloom.models.registry import Rollout
 
 SCALE = ScaleFactors(4, 16)
@@ -16,7 +16,7 @@ def span(frames, before, after):
         Clip(0, 0, before) if before else None,
         Clip(0, before + frames, before + frames + after),
     )
-    return Make(frames, "a cat", "retake", sides[0], sides[1] if after else None)
+    return Generate(frames, "a cat", "retake", sides[0], sides[1] if after else None)
 
 
 @given(
@@ -28,52 +28,58 @@ def span(frames, before, after):
 )
 def test_windows_make_every_cell_once_and_see_what_is_known(frames, before, after, native, size):
     rollout = None if size is None else Rollout(2, 3, size)
-    layout = lay_out(span(frames, before, after), SCALE, native, rollout)
-    made = sorted(cell for first, end in layout.makes for cell in range(first, end))
-    known = {*range(layout.left), *range(layout.left + layout.made, layout.cells)}
-    wanted = list(range(layout.left, layout.left + layout.made))
-    assert made[: len(wanted)] == wanted
-    assert made == list(range(layout.left, layout.left + len(made)))
-    assert len(made) - len(wanted) < (size or 1)
-    for number, (window, (first, end)) in enumerate(zip(layout.windows, layout.makes, strict=True)):
+    layout = layout_span(span(frames, before, after), SCALE, native, rollout)
+    generated = sorted(cell for first, end in layout.generated_ranges for cell in range(first, end))
+    known = {
+        *range(layout.known_before),
+        *range(layout.known_before + layout.generated, layout.latent_frames),
+    }
+    expected = list(range(layout.known_before, layout.known_before + layout.generated))
+    assert generated[: len(expected)] == expected
+    assert generated == list(range(layout.known_before, layout.known_before + len(generated)))
+    assert len(generated) - len(expected) < (size or 1)
+    for number, (window, (first, end)) in enumerate(
+        zip(layout.windows, layout.generated_ranges, strict=True)
+    ):
         assert window.start <= first < end <= window.stop
         assert window.stop - window.start <= native or (
-            layout.memory and number and window.stop - window.start == size
+            layout.uses_cache and number and window.stop - window.start == size
         )
         seen = {*range(window.start, first), *range(end, window.stop)}
         assert seen <= known
         assert (
             seen
-            or layout.memory
+            or layout.uses_cache
             or (number == 0 and not before and not after)
-            or not (layout.left or layout.right)
+            or not (layout.known_before or layout.known_after)
         )
         known |= set(range(first, end))
 
 
 @given(st.integers(1, 300), st.integers(0, 40), st.integers(0, 40))
 def test_the_frames_of_a_span_lie_on_its_cells(frames, before, after):
-    layout = lay_out(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
-    first = SCALE.video_frames(layout.left) if layout.left else 0
-    assert layout.lead == first, "a boundary of latent frames falls on the first frame"
-    assert SCALE.video_frames(layout.left + layout.made) >= layout.lead + frames
+    layout = layout_span(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
+    first = SCALE.video_frames(layout.known_before) if layout.known_before else 0
+    assert layout.lead_frames == first, "a boundary of latent frames falls on the first frame"
+    assert SCALE.video_frames(layout.known_before + layout.generated) >= layout.lead_frames + frames
     assert (
-        SCALE.video_frames(layout.left + layout.made - 1) < layout.lead + frames or layout.made == 1
+        SCALE.video_frames(layout.known_before + layout.generated - 1) < layout.lead_frames + frames
+        or layout.generated == 1
     )
 
 
 @given(st.integers(1, 20), st.integers(9, 40), st.integers(12, 40))
 def test_a_short_span_between_two_sides_takes_one_window(frames, before, after):
-    layout = lay_out(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
+    layout = layout_span(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
     assert len(layout.windows) == 1
-    assert layout.left
-    assert layout.right
+    assert layout.known_before
+    assert layout.known_after
 
 
 def test_what_goes_on_has_a_memory_and_what_meets_something_has_not():
-    assert lay_out(span(160, 33, 0), SCALE, 9, Rollout(2, 3, 3)).memory
-    assert not lay_out(span(160, 33, 33), SCALE, 9, Rollout(2, 3, 3)).memory
-    backward = lay_out(span(160, 0, 33), SCALE, 9, Rollout(2, 3, 3))
-    assert [first for first, _ in backward.makes] == sorted(
-        (first for first, _ in backward.makes), reverse=True
+    assert layout_span(span(160, 33, 0), SCALE, 9, Rollout(2, 3, 3)).uses_cache
+    assert not layout_span(span(160, 33, 33), SCALE, 9, Rollout(2, 3, 3)).uses_cache
+    backward = layout_span(span(160, 0, 33), SCALE, 9, Rollout(2, 3, 3))
+    assert [first for first, _ in backward.generated_ranges] == sorted(
+        (first for first, _ in backward.generated_ranges), reverse=True
     )

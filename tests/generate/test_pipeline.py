@@ -1,4 +1,4 @@
-"""The pipeline: the same request gives the same frames however it is run; pictures are kept; damage is refused."""
+"""The pipeline: reproducible frames, first pictures, refused requests and damaged models."""
 
 import shutil
 from dataclasses import replace
@@ -12,7 +12,7 @@ from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import to_frames
-from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id_of_receipt
+from skyloom.safety.watermark import embed, watermark_id_of_receipt
 
 ASK = Request("a red cat on the beach", seed=7, seconds=0.5)
 
@@ -57,7 +57,7 @@ def test_the_prompt_and_the_negative_prompt_matter(pipeline):
     assert not torch.equal(pipeline.generate(replace(ASK, negative_prompt="a dog")).frames, guided)
 
 
-def test_the_student_answers_unless_something_is_asked_that_only_the_teacher_can(pipeline):
+def test_the_student_is_used_unless_the_request_needs_guidance(pipeline):
     assert pipeline.plan(ASK).student
     for fields in (
         {"quality": "best"},
@@ -84,7 +84,7 @@ def test_a_receipt_makes_the_same_video_again(pipeline):
     assert torch.equal(video.frames, again.frames)
 
 
-def test_steps_are_told_in_order_and_can_be_left_at_any(pipeline):
+def test_steps_are_in_order_and_the_stream_can_stop_at_any(pipeline):
     steps = [(step.phase, step.index, step.total) for step in pipeline.stream(ASK)]
     assert steps == [("text", 1, 1), ("denoise", 1, 2), ("denoise", 2, 2), ("decode", 1, 1)]
     for count in range(1, len(steps)):
@@ -101,20 +101,20 @@ def test_previews_are_frames(pipeline):
     assert pictures[1].shape == (32, 32, 3)
 
 
-def test_a_first_picture_is_kept(pipeline, tmp_path):
+def test_the_first_picture_is_the_first_frame(pipeline, tmp_path):
     path = tmp_path / "first.png"
     Image.effect_noise((50, 40), 80).convert("RGB").save(path)
     video = pipeline.generate(replace(ASK, image=str(path)))
     plan = pipeline.plan(replace(ASK, image=str(path)))
-    canvas = pipeline._canvas_at(plan, pipeline._pins(plan))(plan.windows[0])
+    canvas = pipeline._canvas_at(plan, pipeline._conditions(plan))(plan.windows[0])
     alone = to_frames(pipeline.vae.decode(canvas.latent[None, :, :1])[0])
     assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
 
 
-def test_a_model_that_cannot_go_on_says_so(pipeline):
+def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
     manifest = {key: value for key, value in pipeline.info.manifest.items() if key != "rollout"}
-    with pytest.raises(RequestError, match="makes 1 seconds at most, not 5"):
+    with pytest.raises(RequestError, match="seconds must be <= 1 for tiny, got 5"):
         make_plan(
             replace(ASK, seconds=5),
             replace(pipeline.info, manifest=manifest),
@@ -125,35 +125,38 @@ def test_a_model_that_cannot_go_on_says_so(pipeline):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "  "}, "prompt is empty"),
-        ({"prompt": "x" * 10_000}, "10,000 characters"),
+        ({"prompt": "  "}, "prompt must not be empty"),
+        ({"prompt": "x" * 10_000}, "prompt must be at most 2,000 characters, got 10,000"),
         ({"size": "30x30"}, "nearest sizes are 32x32"),
-        ({"size": "big"}, "not a size"),
-        ({"seconds": 0}, "out of range"),
-        ({"seconds": 3601}, "out of range"),
-        ({"fps": 24}, "Use --fps 16"),
-        ({"fps": 5}, "or 8, 4, 2, 1: fewer"),
-        ({"fps": 0.5}, "Use --fps 16"),
-        ({"negative_prompt": "x" * 10_000}, "negative prompt has 10,000"),
-        ({"prompt": "a \udcff"}, "not valid Unicode"),
-        ({"seed": -1}, "out of range"),
-        ({"num_steps": 0}, "out of range"),
-        ({"quality": "better"}, "no quality 'better'"),
+        ({"size": "big"}, "size must be WIDTHxHEIGHT"),
+        ({"seconds": 0}, "seconds must be > 0"),
+        ({"seconds": 3601}, "seconds must be > 0 and <= 3600, got 3601"),
+        ({"fps": 24}, "fps must be one of 16, 8"),
+        ({"fps": 5}, "fps must be one of 16, 8, 4, 2, 1 for tiny, got 5"),
+        ({"fps": 0.5}, "fps must be one of 16, 8"),
+        (
+            {"negative_prompt": "x" * 10_000},
+            "negative_prompt must be at most 2,000 characters, got 10,000",
+        ),
+        ({"prompt": "a \udcff"}, "prompt must be valid Unicode"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"num_steps": 0}, "num_steps must be from 1 to 500, got 0"),
+        ({"quality": "better"}, "quality must be one of fast, best for tiny, got 'better'"),
         (
             {"quality": "fast", "negative_prompt": "a dog"},
-            "cannot take guidance or a negative prompt",
+            "quality must be best for guidance or a negative prompt, got fast",
         ),
-        ({"quality": "fast", "guidance_scale": 2}, "cannot take guidance"),
-        ({"quality": "fast", "num_steps": 3}, "cannot take 3 steps"),
-        ({"guidance_scale": -1}, "out of range"),
+        ({"quality": "fast", "guidance_scale": 2}, "quality must be best for guidance"),
+        ({"quality": "fast", "num_steps": 3}, "quality must be best for 3 steps"),
+        ({"guidance_scale": -1}, "guidance_scale must be from 0 to 30, got -1"),
     ],
 )
-def test_what_cannot_be_made_is_refused_before_work(pipeline, fields, message):
+def test_invalid_requests_are_refused(pipeline, fields, message):
     with pytest.raises(RequestError, match=message):
         pipeline.stream(replace(ASK, **fields))
 
 
-def test_pictures_that_are_none_are_refused(pipeline, tmp_path):
+def test_invalid_pictures_are_refused(pipeline, tmp_path):
     path = tmp_path / "text.png"
     path.write_text("not a picture")
     with pytest.raises(MediaError, match=r"text\.png cannot be read"):
@@ -202,7 +205,7 @@ def test_fields_given_beside_a_request_take_effect(pipeline):
 
 
 def test_a_request_for_another_model_is_refused(pipeline):
-    with pytest.raises(RequestError, match="holds tiny, not diorama"):
+    with pytest.raises(RequestError, match=r"model must be tiny, .* got diorama"):
         pipeline.stream(replace(ASK, model="diorama"))
     pipeline.stream(replace(ASK, model="tiny"))
     pipeline.stream(replace(ASK, model=str(pipeline.info.folder)))
@@ -217,25 +220,25 @@ def test_a_slower_rate_keeps_some_of_the_same_frames(pipeline):
     assert "one in 4 is kept" in next(pipeline.stream(ASK, fps=4)).notice
 
 
-def test_long_prompts_say_what_was_not_read(pipeline):
+def test_truncated_prompts_give_a_notice(pipeline):
     assert next(pipeline.stream(ASK)).notice is None
     notice = next(pipeline.stream(ASK, prompt="a cat " * 20, negative_prompt="dog " * 40)).notice
-    assert "prompt is long: its last" in notice
-    assert "negative prompt is long: its last 30 tokens" in notice
+    assert "prompt is too long: its last" in notice
+    assert "negative prompt is too long: its last 30 tokens" in notice
 
 
-def test_a_picture_of_any_aspect_is_taken(pipeline, tmp_path):
+def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):
     path = tmp_path / "line.png"
     Image.new("RGB", (60_000, 1), "red").save(path)
     assert pipeline.generate(ASK, image=path).frames.shape == (9, 32, 32, 3)
 
 
 @pytest.mark.parametrize("fps", [16, 8])
-def test_every_frame_is_marked_with_the_id_of_its_making(pipeline, monkeypatch, fps):
-    asked = Request("a cat", size="64x64", seed=3, fps=fps)
-    video = pipeline.generate(asked)
-    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames: frames)
-    plain = pipeline.generate(asked)
+def test_every_frame_is_watermarked_with_the_id_of_its_receipt(pipeline, monkeypatch, fps):
+    request = Request("a cat", size="64x64", seed=3, fps=fps)
+    video = pipeline.generate(request)
+    monkeypatch.setattr(Marker, "mark", lambda self, frames: frames)
+    plain = pipeline.generate(request)
     monkeypatch.undo()
     assert torch.equal(video.frames, embed(plain.frames, watermark_id_of_receipt(video.receipt)))
     assert not torch.equal(video.frames, plain.frames)

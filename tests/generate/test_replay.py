@@ -1,4 +1,4 @@
-"""Replay: the same bits are exact, another video is not the file's, and what a codec loses is told apart from both."""
+"""Replay: bit-exact frames, differences explained by the codec, and other videos."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -13,12 +13,12 @@ from skyloom.generate.plan import make_plan
 from skyloom.generate.receipt import FramesHash, make_receipt
 from skyloom.generate.replay import (
     Difference,
-    Verdict,
+    ReplayComparison,
     check_weights,
     compare,
     compare_file,
     is_exact,
-    request_again,
+    request_from_receipt,
 )
 from skyloom.generate.request import Request
 from skyloom.media.video import Video
@@ -61,7 +61,7 @@ def test_differences_are_of_pixel_values():
         (ramp()[:, :30], "48x30, not"),
     ],
 )
-def test_other_frames_than_were_made_are_told(decoded, message):
+def test_frames_of_another_number_or_size_are_errors(decoded, message):
     with pytest.raises(MediaError, match=message):
         compare(ramp(), decoded, "x")
 
@@ -69,12 +69,12 @@ def test_other_frames_than_were_made_are_told(decoded, message):
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_a_file_of_the_same_frames_is_as_far_as_its_codec(tiny_model, tmp_path, suffix):
     video = Video(ramp(), Fraction(8))
-    verdict = compare_file(
+    comparison = compare_file(
         video.save(tmp_path / f"a{suffix}"), receipt_of(tiny_model, ramp()), video
     )
-    assert verdict.exact
-    assert verdict.file.mean == pytest.approx(verdict.codec.mean, abs=0.5)
-    assert verdict.same
+    assert comparison.exact
+    assert comparison.file.mean == pytest.approx(comparison.codec.mean, abs=0.5)
+    assert comparison.same
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
@@ -82,20 +82,20 @@ def test_a_file_of_other_frames_is_found_out_although_the_receipt_is_right(
     tiny_model, tmp_path, suffix
 ):
     path = Video(ramp(start=40), Fraction(8)).save(tmp_path / f"a{suffix}")
-    verdict = compare_file(path, receipt_of(tiny_model, ramp()), Video(ramp(), Fraction(8)))
-    assert verdict.exact
-    assert not verdict.same
-    assert verdict.file.mean > 10 > verdict.codec.mean
+    comparison = compare_file(path, receipt_of(tiny_model, ramp()), Video(ramp(), Fraction(8)))
+    assert comparison.exact
+    assert not comparison.same
+    assert comparison.file.mean > 10 > comparison.codec.mean
 
 
 def test_one_changed_bit_is_not_exact_yet_the_same_to_the_eye(tiny_model, tmp_path):
     changed = ramp()
     changed[0, 0, 0, 0] ^= 1
     path = Video(ramp(), Fraction(8)).save(tmp_path / "a.mp4")
-    verdict = compare_file(path, receipt_of(tiny_model, ramp()), Video(changed, Fraction(8)))
-    assert not verdict.exact
-    assert verdict.same
-    assert verdict.to_dict()["exact"] is False
+    comparison = compare_file(path, receipt_of(tiny_model, ramp()), Video(changed, Fraction(8)))
+    assert not comparison.exact
+    assert comparison.same
+    assert comparison.to_dict()["exact"] is False
 
 
 def test_exactness_needs_a_digest_and_the_same_rate(tiny_model):
@@ -106,9 +106,9 @@ def test_exactness_needs_a_digest_and_the_same_rate(tiny_model):
 
 
 def test_a_local_change_is_not_what_a_codec_does():
-    verdict = Verdict(True, Difference(200, 0.4), Difference(20, 0.4))
-    assert not verdict.same
-    assert replace(verdict, file=Difference(30, 0.5)).same
+    comparison = ReplayComparison(True, Difference(200, 0.4), Difference(20, 0.4))
+    assert not comparison.same
+    assert replace(comparison, file=Difference(30, 0.5)).same
 
 
 def test_other_weights_are_refused_by_both_their_names(tiny_model):
@@ -126,12 +126,12 @@ def test_the_picture_must_be_the_one_it_started_from(tiny_model, tmp_path):
     Image.new("RGB", (8, 8), "red").save(first)
     Image.new("RGB", (8, 8), "blue").save(other)
     receipt = receipt_of(tiny_model, ramp(), Request("a cat", seed=1, image=str(first)))
-    assert request_again(receipt).image == str(first)
+    assert request_from_receipt(receipt).image == str(first)
     with pytest.raises(RequestError, match=r"other\.png is not the picture"):
-        request_again(receipt, other)
+        request_from_receipt(receipt, other)
     moved = first.rename(tmp_path / "moved.png")
     with pytest.raises(MediaError, match=r"first\.png cannot be read"):
-        request_again(receipt)
-    assert request_again(receipt, moved).image == str(moved)
+        request_from_receipt(receipt)
+    assert request_from_receipt(receipt, moved).image == str(moved)
     with pytest.raises(RequestError, match="did not start from a picture"):
-        request_again(receipt_of(tiny_model, ramp()), moved)
+        request_from_receipt(receipt_of(tiny_model, ramp()), moved)

@@ -1,4 +1,4 @@
-"""Going on after a stop: the same frames wherever it happened; other requests are refused, damage costs a step."""
+"""Resuming: the same frames wherever the run stopped; other requests are refused."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.request import Request
-from skyloom.generate.resume import Kept, WindowStore, clear
+from skyloom.generate.resume import FinishedWindow, WindowStore, clear
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5, num_steps=2, guidance_scale=1.0)
 BEST = Request(
@@ -62,7 +62,7 @@ def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     with pytest.raises(
         RequestError,
-        match="holds another video: its `prompt` is 'a red cat on the beach', not 'a dog'",
+        match="belongs to another video: its `prompt` is 'a red cat on the beach', not 'a dog'",
     ):
         pipeline.stream(replace(LONG, prompt="a dog"), resume=tmp_path / "a")
     with pytest.raises(RequestError, match=r"its `seconds` is 2\.5, not 3\.0"):
@@ -112,13 +112,14 @@ def test_a_finished_step_is_not_made_again(pipeline, tmp_path, monkeypatch, ever
 
 def test_known_frames_survive_a_stop_inside_a_window(pipeline, tmp_path):
     Image.effect_noise((32, 32), 80).convert("RGB").save(tmp_path / "first.png")
-    asked = replace(LONG, image=str(tmp_path / "first.png"))
-    stream = pipeline.stream(asked, resume=tmp_path / "a")
+    request = replace(LONG, image=str(tmp_path / "first.png"))
+    stream = pipeline.stream(request, resume=tmp_path / "a")
     for _ in range(3):
         next(stream)
     stream.close()
     assert torch.equal(
-        frames_of(pipeline.stream(asked, resume=tmp_path / "a")), pipeline.generate(asked).frames
+        frames_of(pipeline.stream(request, resume=tmp_path / "a")),
+        pipeline.generate(request).frames,
     )
 
 
@@ -126,7 +127,7 @@ def state(store, kind):
     """A store with one state of a kind, and that state's file."""
     latent = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
     if kind == "window":
-        store.save(0, Kept(latent, 2, ({"score": 1.5},)))
+        store.save(0, FinishedWindow(latent, 2, ({"score": 1.5},)))
     else:
         store.save_step(0, 1, 3, latent)
     return next(store.folder.glob(f"{kind}-*.state"))
@@ -170,7 +171,7 @@ def test_a_damaged_step_falls_back_to_the_one_before(tmp_path):
     last.write_bytes(last.read_bytes()[:-1])
     done, latent = store.load_step(5, 0)
     assert (done, latent.unique().tolist()) == (2, [2.0])
-    store.save(5, Kept(latents[0]))
+    store.save(5, FinishedWindow(latents[0]))
     assert not list(tmp_path.glob("step-*"))
 
 
@@ -179,7 +180,7 @@ def names(folder):
 
 
 def test_what_is_written_together_is_what_is_needed(tmp_path):
-    store = WindowStore(tmp_path, {"prompt": "a cat"}, every=3600.0)
+    store = WindowStore(tmp_path, {"prompt": "a cat"}, interval=3600.0)
     for done in (1, 2, 3):
         store.save_step(0, 0, done, torch.full((1, 2, 3, 2, 2), float(done)))
     store.save_step(0, 1, 1, torch.zeros(1, 2, 3, 2, 2))
@@ -190,7 +191,7 @@ def test_what_is_written_together_is_what_is_needed(tmp_path):
         "step-000000-000-0003.state",
         "step-000000-001-0001.state",
     ]
-    store.save(0, Kept(torch.ones(1, 2, 3, 2, 2)))
+    store.save(0, FinishedWindow(torch.ones(1, 2, 3, 2, 2)))
     store.save_step(1, 0, 1, torch.zeros(1, 2, 3, 2, 2))
     store.flush()
     assert names(tmp_path) == ["asked.json", "step-000001-000-0001.state", "window-000000.state"]
@@ -206,20 +207,20 @@ def test_states_of_other_places_and_other_requests_are_not_taken(tmp_path):
     assert theirs.load(0) is None
 
 
-def test_a_damaged_word_of_what_was_asked_is_told(tmp_path):
-    asked = {"prompt": "a cat", "request": {"seed": 7}}
-    WindowStore(tmp_path, asked)
+def test_a_damaged_identity_file_is_refused(tmp_path):
+    request = {"prompt": "a cat", "request": {"seed": 7}}
+    WindowStore(tmp_path, request)
     path = tmp_path / "asked.json"
     sound = path.read_bytes()
     for position in range(len(sound)):
         path.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
         with pytest.raises(RequestError, match="damaged"):
-            WindowStore(tmp_path, asked)
+            WindowStore(tmp_path, request)
     path.write_bytes(sound)
-    WindowStore(tmp_path, asked)
+    WindowStore(tmp_path, request)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     store = WindowStore(tmp_path, {"prompt": "a cat"})
 
     def refuse(_):
@@ -245,20 +246,20 @@ def pause(*words):
     tell(*words)
     os.read(0, 1)  # until the parent lets it go on, or kills it
 
-def child(folder, inside, asked):
+def child(folder, inside, request):
     velocity, fsync = Denoiser.velocity, os.fsync
     def counted(*given):
         tell("call")
         return velocity(*given)
-    def told(file):
+    def paused_fsync(file):
         pause("write")
         fsync(file)
         pause("write")
     Denoiser.velocity = counted
     if inside:
-        os.fsync = told
+        resume.os.fsync = paused_fsync
     pipeline = skyloom.load(sys.argv[1], dtype="bfloat16")
-    for step in pipeline.stream(Request.from_dict(asked), resume=Path(folder), collect=False):
+    for step in pipeline.stream(Request.from_dict(request), resume=Path(folder), collect=False):
         if step.phase == "denoise" and not inside:
             pause("step")
     tell("done", step.receipt["frames"]["sha256"])
@@ -274,8 +275,10 @@ for line in iter(lambda: sys.stdin.readline(), ""):
 
 
 class Nursery:
-    """Real processes, one at a time, that make a video step by step and may be killed at each; forked off one that
-    has everything imported."""
+    """Processes that generate a video and may be killed at any step.
+
+    They are forked from one that has all modules imported.
+    """
 
     def __init__(self, model):
         words = [sys.executable, "-u", "-c", NURSERY, str(model)]
@@ -284,11 +287,13 @@ class Nursery:
             words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
 
-    def run(self, folder, inside, kill_at, asked=BEST):
-        """Let a child go on, and kill it at its pause `kill_at`; how often it asked the network, and the digest of
-        what it made, if it came to its end."""
+    def run(self, folder, inside, kill_at, request=BEST):
+        """Run a child and kill it at its pause `kill_at`.
+
+        Returns the number of network calls, and the digest of the video if it was finished.
+        """
         self.process.stdin.write(
-            json.dumps([str(folder), inside, asked.to_dict()]).encode() + b"\n"
+            json.dumps([str(folder), inside, request.to_dict()]).encode() + b"\n"
         )
         pid, calls, pauses, digest = None, 0, 0, None
         while True:
@@ -321,7 +326,7 @@ def nursery(tiny_model):
 def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_same(
     nursery, pipeline, tmp_path
 ):
-    """SIGKILL after the first new step of every life, until the video is done: 2 windows of 4 steps."""
+    """SIGKILL after the first new step of every run, until the video is done."""
     lives, calls, digest, finished = 0, 0, None, 0
     while digest is None:
         # windows that were finished in earlier lives tell of themselves once more
@@ -339,19 +344,19 @@ def test_an_edit_killed_after_every_step_makes_none_twice_and_the_frames_are_the
     """SIGKILL after every new step of a recut: two spans, one before and one after what is kept."""
     pipeline.generate(BEST).save(tmp_path / "a.mkv")
     edit = Edit("recut", (str(tmp_path / "a.mkv"),), start="0.5", stop="1", seconds="1.5")
-    asked = Request("a dog on the beach", seed=3, num_steps=2, edit=edit)
+    request = Request("a dog on the beach", seed=3, num_steps=2, edit=edit)
     kept, calls, digest, lives = tmp_path / "kept", 0, None, 0
     while digest is None:
         finished = len(list(kept.glob("span-*/window-*.state")))
-        made, digest = nursery.run(kept, False, finished, asked)
+        made, digest = nursery.run(kept, False, finished, request)
         assert made == (0 if digest else 1)
         lives, calls = lives + 1, calls + made
-    assert (lives - 1, calls) == (2 * len(pipeline.plan(asked).windows),) * 2
-    assert digest == pipeline.generate(asked).receipt["frames"]["sha256"]
+    assert (lives - 1, calls) == (2 * len(pipeline.plan(request).windows),) * 2
+    assert digest == pipeline.generate(request).receipt["frames"]["sha256"]
 
 
 def test_killed_inside_every_write_the_frames_are_the_same(nursery, pipeline, tmp_path):
-    """SIGKILL before and after fsyncs of files and of the folder; every life gets a little further."""
+    """SIGKILL before and after fsyncs of files and the folder; every run progresses."""
     digest, kill_at = None, 0
     while digest is None:
         _, digest = nursery.run(tmp_path / "a", True, kill_at)

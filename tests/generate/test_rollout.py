@@ -1,4 +1,4 @@
-"""Rollouts: one video whatever its length, the memory equals the whole, frames come as they are done."""
+"""Rollouts: independent of length, cached equals uncached, frames stream in order."""
 
 import copy
 from dataclasses import replace
@@ -14,9 +14,9 @@ from skyloom.core.types import LatentShape
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.executor import Lanes
+from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.request import Request
-from skyloom.generate.rollout import Job, make_windows, roll_out
+from skyloom.generate.rollout import SamplingSpec, generate_windows, make_windows
 from skyloom.models.attention import KvCache
 from skyloom.models.dit import Dit, DitConfig
 from skyloom.models.registry import Rollout
@@ -33,7 +33,7 @@ def pipeline(tiny_model):
 @given(st.integers(1, 200), st.integers(1, 21), st.integers(1, 7))
 def test_windows_follow_one_another_and_show_every_frame_once(frames, native, size):
     windows = make_windows(frames, native, Rollout(1, 2, size))
-    shown = [frame for window in windows for frame in range(window.start, window.wanted)]
+    shown = [frame for window in windows for frame in range(window.start, window.decode_until)]
     assert shown == list(range(frames))
     assert [window.index for window in windows] == list(range(len(windows)))
     assert all(window.stop - window.start == size for window in windows[1:])
@@ -110,8 +110,8 @@ def test_the_memory_equals_the_whole(horizon):
     dit = _tiny_dit(horizon)
     text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
     latent = torch.randn(1, 4, 9, 4, 4)
-    denoiser = Denoiser(dit, Lanes(torch.device("cpu")), [text], 1.0, student=True)
-    denoiser.remember(latent[:, :, :6], THREES, 0.0)
+    denoiser = Denoiser(dit, DeterministicExecutor(torch.device("cpu")), [text], 1.0, student=True)
+    denoiser.cache_frames(latent[:, :, :6], THREES, 0.0)
     sigma = torch.full((1, 3), 0.6)
     made = denoiser.velocity(latent[:, :, 6:], sigma, torch.full((1, 3), 0.2))
     levels, spans = (
@@ -122,7 +122,7 @@ def test_the_memory_equals_the_whole(horizon):
 
 
 class Uncached:
-    """A denoiser without a memory: every step reads the whole video so far once more, under the block-causal mask."""
+    """A denoiser without a cache: every step reads all frames under the block-causal mask."""
 
     def __init__(self, dit, text):
         self.dit, self.text = dit, text
@@ -137,7 +137,7 @@ class Uncached:
             :, :, self.past.shape[2] :
         ]
 
-    def remember(self, latent, rollout, level):
+    def cache_frames(self, latent, rollout, level):
         self.past = torch.cat([self.past, latent], 2)
         self.levels = torch.cat([self.levels, torch.full((1, latent.shape[2]), level)], 1)
 
@@ -145,36 +145,40 @@ class Uncached:
 @pytest.mark.parametrize(("native", "context_sigma"), [(3, 0.0), (6, 0.0), (6, 0.1)])
 @torch.no_grad()
 def test_a_rollout_with_a_memory_equals_one_without(native, context_sigma):
-    """Five windows of three steps, each sampled from what the one before became, to 1e-5 in fp32."""
+    """Five windows of three steps, each continued from the one before, to 1e-5 in fp32."""
     dit = _tiny_dit(6)
     text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
     rollout = Rollout(sink=9, recent=9, window=3, context_sigma=context_sigma)
     windows = make_windows(native + 12, native, rollout)
     assert len(windows) == 5
     blank = LatentShape(0, 4, 4)
-    job = Job(
+    spec = SamplingSpec(
         windows,
         lambda window: Canvas.text_to_video(4, replace(blank, frames=window.stop - window.start)),
         make_sigmas(3, 2.0),
         5,
         rollout,
     )
-    cached = Denoiser(dit, Lanes(torch.device("cpu")), [text], 1.0, student=True)
+    cached = Denoiser(dit, DeterministicExecutor(torch.device("cpu")), [text], 1.0, student=True)
     made, whole = (
-        [step.finished for step in roll_out(job, one) if step.finished is not None]
+        [step.finished for step in generate_windows(spec, one) if step.finished is not None]
         for one in (cached, Uncached(dit, text))
     )
     for ours, theirs in zip(made, whole, strict=True):
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    forgetful = Job(windows, job.canvas_at, job.sigmas, 5, replace(rollout, sink=1, recent=1))
-    fresh = Denoiser(dit, Lanes(torch.device("cpu")), [text], 1.0, student=True)
-    other = [step.finished for step in roll_out(forgetful, fresh) if step.finished is not None][-1]
+    forgetful = SamplingSpec(
+        windows, spec.canvas_at, spec.sigmas, 5, replace(rollout, sink=1, recent=1)
+    )
+    fresh = Denoiser(dit, DeterministicExecutor(torch.device("cpu")), [text], 1.0, student=True)
+    other = [
+        step.finished for step in generate_windows(forgetful, fresh) if step.finished is not None
+    ][-1]
     assert (other - whole[-1]).abs().max() > 1e-3 * whole[-1].abs().max()
 
 
 @torch.no_grad()
 def test_the_memory_of_a_late_window_is_what_training_shows():
-    """A window far into a video sees its first latent frames and the last ones, numbered in the video."""
+    """A late window sees the first latent frames and the last ones at absolute positions."""
     dit = _tiny_dit(9)
     text = dit.prepare_text(torch.randn(1, 5, 16), None, torch.randn(1, 16))
     seen = torch.randn(1, 4, 9, 4, 4)
@@ -190,7 +194,7 @@ def test_the_memory_of_a_late_window_is_what_training_shows():
 
 
 def test_chained_noise_runs_on_from_window_to_window(pipeline, tmp_path):
-    """As without: the beginning does not hang on the length, and a stopped video goes on to the same frames."""
+    """The start does not depend on the length, and a stopped video resumes to the same frames."""
     chained = copy.copy(pipeline)
     chained.info = replace(
         pipeline.info, manifest={**pipeline.info.manifest, "noise_correlation": 0.8}

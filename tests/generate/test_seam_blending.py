@@ -1,9 +1,9 @@
-"""Joins: made frames begin in the light of what is beside them, whatever runs they come in; the others do not move."""
+"""Seam blending: joins match in light for any chunking; other frames do not change."""
 
 import pytest
 import torch
 
-from skyloom.generate.seam_blending import FADE, Fade
+from skyloom.generate.seam_blending import BLEND_FRAMES, SeamBlender
 from skyloom.media.seam_metric import SeamMetric
 
 COUNT = 20
@@ -20,15 +20,15 @@ def textured(seed: int) -> torch.Tensor:
 
 
 def run(frames: torch.Tensor, before=None, after=None, sizes=(COUNT,)) -> torch.Tensor:
-    fade = Fade(len(frames), before, after)
-    return torch.cat([fade.take(part) for part in frames.split(sizes)])
+    blender = SeamBlender(len(frames), before, after)
+    return torch.cat([blender.blend(part) for part in frames.split(sizes)])
 
 
 def test_another_light_is_faded_out_and_in():
     made = run(flat(100), flat(40)[0], flat(190)[0])[:, 0, 0, 0].tolist()
-    assert made[:FADE] == [40, 55, 70, 85]
-    assert made[FADE:-FADE] == [100] * (COUNT - 2 * FADE)
-    assert made[-FADE:] == [122, 145, 168, 190]
+    assert made[:BLEND_FRAMES] == [40, 55, 70, 85]
+    assert made[BLEND_FRAMES:-BLEND_FRAMES] == [100] * (COUNT - 2 * BLEND_FRAMES)
+    assert made[-BLEND_FRAMES:] == [122, 145, 168, 190]
 
 
 @pytest.mark.parametrize("sides", [(True, True), (True, False), (False, True)])
@@ -42,12 +42,12 @@ def test_the_runs_that_frames_come_in_make_no_difference(sides, sizes):
 def test_what_is_further_in_and_what_has_nothing_beside_it_stays():
     frames, (before, after) = textured(1), textured(2)[:2]
     made = run(frames, before, after)
-    assert torch.equal(made[FADE:-FADE], frames[FADE:-FADE])
+    assert torch.equal(made[BLEND_FRAMES:-BLEND_FRAMES], frames[BLEND_FRAMES:-BLEND_FRAMES])
     assert not torch.equal(made[0], frames[0])
     assert not torch.equal(made[-1], frames[-1])
     assert torch.equal(run(frames), frames)
-    assert torch.equal(run(frames, after=after)[:-FADE], frames[:-FADE])
-    assert torch.equal(run(frames, before)[FADE:], frames[FADE:])
+    assert torch.equal(run(frames, after=after)[:-BLEND_FRAMES], frames[:-BLEND_FRAMES])
+    assert torch.equal(run(frames, before)[BLEND_FRAMES:], frames[BLEND_FRAMES:])
 
 
 def test_edges_of_the_frame_beside_do_not_show():
@@ -65,7 +65,7 @@ def test_short_spans_have_room_for_both_sides(count):
     assert count == 1 or (made[0], made[-1]) == (40, 190)
 
 
-def test_a_join_that_jumps_cannot_be_told_from_an_ordinary_step():
+def test_a_blended_join_changes_like_an_ordinary_step():
     def worst(made):
         meter = SeamMetric([COUNT])
         meter.take(torch.cat([moving(60), made]))

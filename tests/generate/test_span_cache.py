@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from skyloom.core.paths import cache_folder
-from skyloom.generate.span_cache import SpanIdentity, SpanStore
-from skyloom.generate.timeline import Clip, Make
+from skyloom.generate.span_cache import SpanIdentity, SpanStore, cache_folder
+from skyloom.generate.timeline import Clip, Generate
 
-SPAN = Make(4, "a cat", "retake", before=Clip(0, 0, 4), after=Clip(0, 8, 12))
+SPAN = Generate(4, "a cat", "retake", before=Clip(0, 0, 4), after=Clip(0, 8, 12))
 LATENT = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
 
 
@@ -53,7 +52,7 @@ def test_the_oldest_go_when_there_are_too_many(tmp_path):
         newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         os.utime(newest, (number, number))
     size = next(tmp_path.iterdir()).stat().st_size
-    bounded = SpanStore(tmp_path, SpanIdentity({}, ["cat.mp4"]), most=3 * size)
+    bounded = SpanStore(tmp_path, SpanIdentity({}, ["cat.mp4"]), max_bytes=3 * size)
     bounded.save(replace(SPAN, name="3"), LATENT)
     assert [bounded.load(span) is None for span in spans] == [True, False, False]
 

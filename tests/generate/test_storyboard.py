@@ -1,4 +1,4 @@
-"""Storyboards: cards on exact frames, each seeing its own text alone; files that are wrong are told by line."""
+"""Storyboards: cards on exact frames, each with its own prompt; errors name the line."""
 
 import json
 from dataclasses import replace
@@ -12,8 +12,9 @@ from PIL import Image
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
-from skyloom.generate.cards import Card, CardError, parse_clock
-from skyloom.generate.conditioning import fit_cells
+from skyloom.generate.cards import Card, CardError
+from skyloom.generate.conditioning import align_to_latent_frames
+from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
 from skyloom.generate.storyboard import card_windows, place_cards, read_storyboard
 from skyloom.models.registry import Rollout
@@ -60,7 +61,7 @@ def test_what_is_no_time(text: str):
     st.integers(1, 4),
 )
 def test_every_frame_is_shown_once_by_its_own_card(cuts, tail, native, size):
-    """Whatever the cards: the frames of all parts, cut to what their windows show, follow one another."""
+    """For any cards, the displayed frames of all windows follow one another."""
     starts = sorted({frame for frame, _ in cuts})
     cards = [
         Card("0", "a"),
@@ -74,9 +75,9 @@ def test_every_frame_is_shown_once_by_its_own_card(cuts, tail, native, size):
         card = placed[window.card]
         assert window.shot == card.shot
         assert window.stop - window.start <= max(native if window.start == 0 else size, 1)
-        for first, end in window.parts:
+        for first, end in window.decode_chunks:
             begin, until = (SCALE.video_frames(cell) if cell else 0 for cell in (first, end))
-            shown = range(max(begin, window.shown[0]), min(until, window.shown[1]))
+            shown = range(max(begin, window.display_range[0]), min(until, window.display_range[1]))
             seen += [card.frame - card.offset + frame for frame in shown]
     assert seen == list(range(frames))
 
@@ -126,7 +127,7 @@ def test_a_seed_of_its_own_keeps_a_card_as_it_is(pipeline):
 
 @pytest.mark.parametrize("at", ["0", "1", "1.1", "17/16"])
 def test_a_picture_is_pinned_where_its_card_begins(pipeline, tmp_path, at):
-    """The latent frame there decodes to the same wherever it is pinned; the frames before are not the picture's."""
+    """Known latent frames decode the same at any position; earlier frames are generated."""
     Image.new("RGB", (32, 32), (250, 20, 60)).save(tmp_path / "red.png")
     pinned = Card(at, "a cat", image=str(tmp_path / "red.png"), morph=None if at == "0" else "0")
     cards = (pinned,) if at == "0" else (Card("0", "a dog"), pinned)
@@ -140,11 +141,13 @@ def test_a_picture_is_pinned_where_its_card_begins(pipeline, tmp_path, at):
 
 def test_what_is_pinned_inside_a_latent_frame_is_repeated_back_to_its_begin():
     frames = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 1, 3)
-    fitted, cell, skip = fit_cells(frames, 7, SCALE)  # frames 5 to 8 are latent frame 2
+    fitted, cell, skip = align_to_latent_frames(
+        frames, 7, SCALE
+    )  # frames 5 to 8 are latent frame 2
     assert fitted[:, 0, 0, 0].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5]
     assert (cell, skip) == (2, 1)
-    assert fit_cells(frames, 0, SCALE)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
-    assert fit_cells(frames[:1], 5, SCALE)[0][:, 0, 0, 0].tolist() == [0] * 5
+    assert align_to_latent_frames(frames, 0, SCALE)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert align_to_latent_frames(frames[:1], 5, SCALE)[0][:, 0, 0, 0].tolist() == [0] * 5
 
 
 def test_a_storyboard_is_stopped_and_goes_on(pipeline, tmp_path):
@@ -191,19 +194,19 @@ def test_a_file_is_read_and_its_fields_can_be_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("at = 1.5", "at = 0", 9, "begins with card 1"),
-        ("at = 1.5", "at = 7", 9, "the video ends at 3 s"),
-        ("at = 1.5", 'at = "soon"', 9, "no time"),
+        ("at = 1.5", "at = 0", 9, "at must be later than card 1"),
+        ("at = 1.5", "at = 7", 9, "at must be <= 3 s"),
+        ("at = 1.5", 'at = "soon"', 9, "at must be a time"),
         ("at = 1.5", "at = 1.5\nimage = 'gone.png'", 10, "does not exist"),
-        ("at = 0", "at = 0.5", 5, "begin at 0"),
+        ("at = 0", "at = 0.5", 5, "at must be 0 for the first card"),
         ('prompt = "a dog"', 'prompt = ""', 10, "empty"),
-        ('prompt = "a dog"', "prompt = 3", 10, "It must be str"),
+        ('prompt = "a dog"', "prompt = 3", 10, "prompt must be text"),
         ('prompt = "a dog"', 'promt = "a dog"', 10, "promt"),
         ('prompt = "a dog"', 'prompt = "a dog"\nstrength = 2', 11, "strength"),
         ('prompt = "a dog"', 'prompt = "a dog"\ncut = true\nmorph = 1', 12, "morph"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(pipeline, tmp_path, old, new, line, words):
+def test_errors_name_the_line_of_the_file(pipeline, tmp_path, old, new, line, words):
     path = tmp_path / "board.toml"
     path.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(RequestError) as caught:

@@ -10,7 +10,7 @@ from PIL import Image
 from skyloom.generate.cards import Card
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.request import Request
-from skyloom.generate.temporal_smoothing import steady
+from skyloom.generate.temporal_smoothing import smooth_latent
 
 LEVEL = 0.5
 
@@ -27,25 +27,25 @@ def change(latent: torch.Tensor) -> float:
 
 
 def test_small_changes_nearly_vanish_and_large_ones_stay():
-    assert change(steady(clip(0.1), None, LEVEL)) < 0.1 * change(clip(0.1))
-    assert change(steady(clip(2.0), None, LEVEL)) > 0.95 * change(clip(2.0))
+    assert change(smooth_latent(clip(0.1), None, LEVEL)) < 0.1 * change(clip(0.1))
+    assert change(smooth_latent(clip(2.0), None, LEVEL)) > 0.95 * change(clip(2.0))
     one = torch.zeros(1, 48, 2, 1, 1)
     one[:, :, 1] = LEVEL
-    assert steady(one, None, LEVEL)[0, 0, 1, 0, 0] == pytest.approx(LEVEL / 2)
+    assert smooth_latent(one, None, LEVEL)[0, 0, 1, 0, 0] == pytest.approx(LEVEL / 2)
 
 
 def test_the_first_frame_stays_and_no_level_changes_nothing():
     latent = clip(0.1)
-    assert torch.equal(steady(latent, None, LEVEL)[:, :, 0], latent[:, :, 0])
-    assert steady(latent, None, 0.0) is latent
+    assert torch.equal(smooth_latent(latent, None, LEVEL)[:, :, 0], latent[:, :, 0])
+    assert smooth_latent(latent, None, 0.0) is latent
 
 
 def test_parts_one_after_another_equal_the_whole():
     latent = clip(0.3)
-    whole = steady(latent, None, LEVEL)
-    first = steady(latent[:, :, :5], None, LEVEL)
+    whole = smooth_latent(latent, None, LEVEL)
+    first = smooth_latent(latent[:, :, :5], None, LEVEL)
     assert torch.equal(
-        torch.cat([first, steady(latent[:, :, 5:], first[:, :, -1], LEVEL)], dim=2), whole
+        torch.cat([first, smooth_latent(latent[:, :, 5:], first[:, :, -1], LEVEL)], dim=2), whole
     )
 
 
@@ -64,16 +64,16 @@ def test_a_steady_video_begins_the_same_however_long_it_is(tiny_model):
 
 def test_known_frames_stay_and_the_next_goes_on_from_them():
     latent = clip(0.1)
-    held = steady(latent, None, LEVEL, known=(4, 5))
+    held = smooth_latent(latent, None, LEVEL, known=(4, 5))
     assert torch.equal(held[:, :, 4:6], latent[:, :, 4:6])
-    assert torch.equal(held[:, :, :4], steady(latent, None, LEVEL)[:, :, :4])
-    assert torch.equal(held[:, :, 6:], steady(latent[:, :, 6:], latent[:, :, 5], LEVEL))
+    assert torch.equal(held[:, :, :4], smooth_latent(latent, None, LEVEL)[:, :, :4])
+    assert torch.equal(held[:, :, 6:], smooth_latent(latent[:, :, 6:], latent[:, :, 5], LEVEL))
 
 
 def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees_the_same(
     tiny_model, tmp_path, monkeypatch
 ):
-    """A first picture, and one pinned in the middle of a shot, which may not move; one that may is held steady."""
+    """Fixed pictures at the start and inside a shot are not smoothed; others are."""
     import skyloom
 
     for number, name in enumerate(("first", "middle")):
@@ -81,7 +81,7 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
     pipeline = copy.copy(skyloom.load(str(tiny_model), dtype="float32"))
     steps = {"seed": 3, "seconds": 3.0, "num_steps": 1}
     middle = {"at": "1.5", "prompt": "a dog", "image": str(tmp_path / "middle.png")}
-    asked = Request(
+    request = Request(
         "", cards=(Card("0", "a cat", image=str(tmp_path / "first.png")), Card(**middle)), **steps
     )
     decode, velocity = pipeline.vae.decode_step, Denoiser.velocity
@@ -104,14 +104,14 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
         pipeline.generate(request)
         return torch.cat(decoded, dim=2)[0].unbind(1), list(seen)
 
-    (plain, network), (held, same) = shown(asked, 0.0), shown(asked, 2.0)
+    (plain, network), (held, same) = shown(request, 0.0), shown(request, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(network, same, strict=True))
-    pins = pipeline._pins(pipeline.plan(asked))
-    for pin in pins:
-        assert any(torch.equal(cell, pin.latent[:, 0]) for cell in plain)
-        assert any(torch.equal(cell, pin.latent[:, 0]) for cell in held)
-    assert torch.equal(held[0], pins[0].latent[:, 0])
-    picture = replace(asked, prompt="a cat", cards=(), image=str(tmp_path / "first.png"))
-    assert torch.equal(shown(picture, 2.0)[0][0], pins[0].latent[:, 0])
-    moving = replace(asked, cards=(asked.cards[0], Card(**middle, strength=0.01)))
-    assert not any(torch.equal(cell, pins[1].latent[:, 0]) for cell in shown(moving, 2.0)[0])
+    conditions = pipeline._conditions(pipeline.plan(request))
+    for condition in conditions:
+        assert any(torch.equal(cell, condition.latent[:, 0]) for cell in plain)
+        assert any(torch.equal(cell, condition.latent[:, 0]) for cell in held)
+    assert torch.equal(held[0], conditions[0].latent[:, 0])
+    picture = replace(request, prompt="a cat", cards=(), image=str(tmp_path / "first.png"))
+    assert torch.equal(shown(picture, 2.0)[0][0], conditions[0].latent[:, 0])
+    moving = replace(request, cards=(request.cards[0], Card(**middle, strength=0.01)))
+    assert not any(torch.equal(cell, conditions[1].latent[:, 0]) for cell in shown(moving, 2.0)[0])

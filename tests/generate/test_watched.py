@@ -1,4 +1,4 @@
-"""Every way of making passes the policy's eyes: what it starts from before any work, what is made as it comes."""
+"""Moderation: source media before any work, generated frames as they are decoded."""
 
 import pytest
 from PIL import Image

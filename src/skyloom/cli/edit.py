@@ -1,8 +1,10 @@
-"""`skyloom edit VERB`: videos that exist in, a changed one out. What is not changed stays as it is, bit for bit."""
+"""`skyloom edit VERB`: change existing videos. Frames and pixels that an edit keeps are copied.
+
+The command of each verb is generated from EDIT_VERBS; `animate` is added by hand.
+"""
 
 import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,43 +13,29 @@ import typer
 
 from skyloom.cli import options, plan
 from skyloom.cli.generate import Delivery, free_name, make, with_seed
+from skyloom.generate.edit_verbs import EDIT_VERBS, EditField, EditVerb
 
 if TYPE_CHECKING:
     from skyloom.generate.request import Request
 
-app = typer.Typer(
-    help="Change videos by words: docs/editing.md shows every verb.", no_args_is_help=True
-)
+app = typer.Typer(help="Edit videos: docs/editing.md shows every verb.", no_args_is_help=True)
 
-Video = Annotated[Path, typer.Argument(help="A video: ours, or any other.")]
-Words = Annotated[
-    str, typer.Argument(help="What it is to show (default: what the video was made of, if known)")
-]
-Strength = Annotated[
-    str | None,
-    typer.Option(
-        help="How far from the source: 0 to 1, subtle, mild or strong (default: the verb's own)"
-    ),
-]
-Overlap = Annotated[
-    str | None, typer.Option(help="Seconds of the source that are looked at (default: two)")
-]
-From = Annotated[
-    str | None, typer.Option("--from", help='Where the range begins: 2.5, "1:02.5" (default: 0)')
-]
-To = Annotated[str | None, typer.Option("--to", help="Where it ends (default: at the end)")]
+_OPTION_NAMES = {"start": "--from", "stop": "--to"}
+_OPTION_DEFAULTS = {("extend", "seconds"): "2", ("blend", "curve"): "transition"}
+_PROMPT_HELP = "What the result shows"
+_SOURCE_PROMPT = "(default: the prompt of the video, if known)"
 
 
 @dataclass(frozen=True)
-class How:
-    """The options that every verb takes."""
+class SharedOptions:
+    """Options of every edit command."""
 
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="File (.mp4, .webm, .gif, lossless .mkv) (default: named after the video)",
+            help="Output file (.mp4, .webm, .gif, lossless .mkv) (default: named after the video)",
         ),
     ] = None
     seed: options.Seed = None
@@ -57,307 +45,232 @@ class How:
     negative: options.Negative = ""
     model: options.Model = "diorama"
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse videos of another rate or size.")
+        bool, typer.Option("--strict", help="Refuse videos that would have to be resampled.")
     ] = False
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Print what it would take; make nothing.")
-    ] = False
+    only_plan: options.OnlyPlan = False
     play: options.Play = None
     receipt: options.Receipt = True
     sidecar: options.Sidecar = False
     credentials: options.Credentials = True
     resume_dir: options.ResumeDir = None
     force: options.Force = False
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON about the result.")
-    ] = False
+    as_json: options.AsJson = False
     device: options.Device = None
 
 
-Wish = tuple[str, dict[str, Any]]  # a prompt, and what an Edit or a Request says besides
+_STYLES_FILE = Annotated[Path | None, typer.Option(help="TOML file with your own styles.")]
 
 
-def verb(function: Callable[..., Wish]) -> Callable[..., Wish]:
-    """Make a function that says what is wished a command, with the options that every verb takes after its own."""
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
-        )
-        for field in fields(How)
-    ]
+def _edit_command(verb: EditVerb) -> None:
+    """Add the command of a verb: its videos, prompt and fields, then the shared options."""
 
-    def run(**given: Any) -> None:
-        how = How(**{one.name: given.pop(one.name) for one in shared})
-        prompt, said = function(**given)
-        _make(function.__name__, prompt, said, how)
+    def run(**values: Any) -> None:
+        shared = _take_shared_options(values)
+        prompt = values.pop("prompt", "")
+        edit = {"verb": verb.name, "strict": shared.strict, **_edit_values(verb, values)}
+        _run(verb.name, prompt, {"edit": edit}, shared)
 
-    signature = inspect.signature(function)
-    own = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()
-    ]
-    run.__signature__ = signature.replace(parameters=[*own, *shared], return_annotation=None)  # type: ignore[attr-defined]
+    run.__doc__ = verb.summary
+    own = [*_video_parameters(verb), *_prompt_parameters(verb), *_field_parameters(verb)]
+    _add_command(verb.name, run, own)
+
+
+def _add_command(name: str, run: Any, own: list[inspect.Parameter]) -> None:
+    """Add a command with its own parameters and the shared ones."""
+    shared = [_parameter(field.name, field.type, field.default) for field in fields(SharedOptions)]
+    run.__signature__ = inspect.Signature([*own, *shared])
     run.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
-    run.__doc__ = function.__doc__
-    app.command(function.__name__)(run)
-    return function
+    app.command(name)(run)
 
 
-def _make(name: str, prompt: str, said: dict[str, Any], how: How) -> None:
-    """Plan or make what a verb wishes."""
+def _take_shared_options(values: dict[str, Any]) -> SharedOptions:
+    """Remove the shared options from a command's values."""
+    return SharedOptions(**{field.name: values.pop(field.name) for field in fields(SharedOptions)})
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> Any:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+    )
+
+
+def _video_parameters(verb: EditVerb) -> list[inspect.Parameter]:
+    """One argument per video, or one for all where their number varies."""
+    if verb.max_videos > verb.min_videos:
+        text = f"{verb.min_videos} to {verb.max_videos} videos, in order."
+        return [_parameter("videos", Annotated[list[Path], typer.Argument(help=text)])]
+    names = ("video",) if verb.max_videos == 1 else ("first", "second")
+    return [_parameter(name, Annotated[Path, typer.Argument(help="Video file.")]) for name in names]
+
+
+def _prompt_parameters(verb: EditVerb) -> list[inspect.Parameter]:
+    """The prompt: required, optional, or an option after several videos; filters have none."""
+    if verb.is_filter:
+        return []
+    if "prompt" in verb.required:
+        return [_parameter("prompt", Annotated[str, typer.Argument(help=f"{_PROMPT_HELP}.")])]
+    if verb.max_videos > 1:
+        text = f"{_PROMPT_HELP} in generated frames (default: the prompt of the later video)"
+        return [_parameter("prompt", Annotated[str, typer.Option(help=text)], "")]
+    text = f"{_PROMPT_HELP} {_SOURCE_PROMPT}"
+    return [_parameter("prompt", Annotated[str, typer.Argument(help=text)], "")]
+
+
+def _field_parameters(verb: EditVerb) -> list[inspect.Parameter]:
+    """One option per field of a verb."""
+    if verb.name == "recut":  # one option for both ends of the range
+        text = "Time range to keep in seconds, like 1.0-2.5."
+        keep = _parameter("keep", Annotated[str, typer.Option(help=text)])
+        rest = [field for field in verb.fields if field.name not in _OPTION_NAMES]
+        return [keep, *(_field_parameter(verb, field) for field in rest)]
+    parameters = [_field_parameter(verb, field) for field in verb.fields]
+    if verb.name == "restyle":
+        parameters.append(_parameter("styles", _STYLES_FILE, None))
+    return parameters
+
+
+def _field_parameter(verb: EditVerb, field: EditField) -> inspect.Parameter:
+    """The option of a field: required, or None by default, which leaves it to the verb."""
+    name = _OPTION_NAMES.get(field.name, f"--{field.name}")
+    kind = {"integer": int, "file": Path, "flag": bool}.get(field.kind, str)
+    default = _OPTION_DEFAULTS.get((verb.name, field.name))
+    text = field.description
+    if kind is bool:
+        return _parameter(field.name, Annotated[bool, typer.Option(name, help=text)], False)
+    if default is not None:
+        return _parameter(field.name, Annotated[kind, typer.Option(name, help=text)], default)
+    if field.name in verb.required:
+        return _parameter(field.name, Annotated[kind, typer.Option(name, help=text)])
+    if field.default is not None:
+        text = f"{text.removesuffix('.')} (default: {field.default})"
+    return _parameter(field.name, Annotated[kind | None, typer.Option(name, help=text)], None)
+
+
+def _edit_values(verb: EditVerb, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an Edit from the values of a command."""
+    own_styles = values.pop("styles", None)
+    keep = values.pop("keep", None)
+    videos = [values.pop(name) for name in ("video", "first", "second") if name in values]
+    found = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if value is not None and name != "videos"
+    }
+    found["videos"] = [str(path) for path in values.get("videos", videos)]
+    if verb.name == "restyle":
+        from skyloom.generate.styles import find_style
+
+        found["style"] = find_style(found["style"], own_styles)
+    if keep is not None:
+        start, _, stop = keep.partition("-")
+        found.update({name: text for name, text in (("start", start), ("stop", stop)) if text})
+    return found
+
+
+def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: SharedOptions) -> None:
+    """Plan a request, or generate and write its video."""
     from skyloom.generate.request import Request
 
     request = Request(
         prompt,
-        model=how.model,
-        seed=how.seed,
-        num_steps=how.steps,
-        guidance_scale=how.guidance,
-        quality=how.quality,
-        negative_prompt=how.negative,
-        **_asked(name, said, how),
+        model=shared.model,
+        seed=shared.seed,
+        num_steps=shared.steps,
+        guidance_scale=shared.guidance,
+        quality=shared.quality,
+        negative_prompt=shared.negative,
+        **fields_of_request,
     )
-    if how.only_plan:
-        plan.show(request, how.as_json, how.device)
+    if shared.only_plan:
+        plan.show(request, shared.as_json, shared.device)
         return
-    request, playing = with_seed(request, how.resume_dir), options.plays(how.play)
-    announce = f"seed {request.seed}" if how.seed is None and request.seed is not None else None
-    target = how.output or (None if playing else _free(request, name))
+    request = with_seed(request, shared.resume_dir)
+    playing = options.streams_to_stdout(shared.play)
+    drawn = shared.seed is None and request.seed is not None
     delivery = Delivery(
-        target, None, playing, how.receipt, how.sidecar, how.credentials, how.resume_dir
+        output=shared.output or (None if playing else _default_output(request, name)),
+        preview=None,
+        play=playing,
+        receipt=shared.receipt,
+        sidecar=shared.sidecar,
+        credentials=shared.credentials,
+        resume=shared.resume_dir,
     )
-    told = make(request, delivery, how.device, force=how.force, announce=announce, name=name)
-    typer.echo(json.dumps(told) if how.as_json else told["file"] or "", err=playing)
-    if not how.as_json:
-        for line in _joins(told.get("notes", {})):
+    result = make(
+        request,
+        delivery,
+        shared.device,
+        force=shared.force,
+        announce=f"seed {request.seed}" if drawn else None,
+        name=name,
+    )
+    typer.echo(json.dumps(result) if shared.as_json else result["file"] or "", err=playing)
+    if not shared.as_json:
+        for line in _describe_joins(result.get("notes", {})):
             typer.echo(line, err=True)
 
 
-def _asked(name: str, said: dict[str, Any], how: How) -> dict[str, Any]:
-    """What a request says besides its prompt: an edit, or, where there are cards, a storyboard."""
-    if "cards" in said:
-        return said
-    edit = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in said.items()
-        if value is not None
-    }
-    return {"edit": {"verb": name, "strict": how.strict, **edit}}
-
-
-def _free(request: "Request", name: str) -> Path:
+def _default_output(request: "Request", name: str) -> Path:
+    """A free file name from the source's name and the verb."""
     source = request.edit.videos[0] if request.edit else str(request.cards[0].image)
     return free_name(f"{Path(source).stem} {name}", Path())
 
 
-def _joins(notes: dict[str, Any]) -> list[str]:
-    """How the joins came out: their change over the ordinary change from frame to frame."""
+def _describe_joins(notes: dict[str, Any]) -> list[str]:
+    """One line per join: its change divided by the change between ordinary frames."""
     seams = notes.get("seams") or {}
     lines = [
-        f"join at frame {at}: {ratio:g} times the ordinary change" for at, ratio in seams.items()
+        f"join at frame {frame}: {ratio:g} times the ordinary change"
+        for frame, ratio in seams.items()
     ]
-    closure = notes.get("closure")
-    return (
-        lines
-        if closure is None
-        else [*lines, f"the loop closes at {closure:g} times the ordinary change"]
-    )
+    if (closure := notes.get("closure")) is not None:
+        lines.append(f"join of the loop: {closure:g} times the ordinary change")
+    return lines
 
 
-@verb
-def remix(
-    video: Video,
-    prompt: Annotated[str, typer.Argument(help="What it is to show.")],
-    strength: Strength = None,
-) -> Wish:
-    """Imagine a whole video anew, by another prompt."""
-    return prompt, {"videos": [str(video)], "strength": strength}
-
-
-@verb
-def restyle(
-    video: Video,
-    style: Annotated[str, typer.Option(help="A style by name: `skyloom styles` lists them.")],
-    prompt: Words = "",
-    strength: Strength = None,
-    styles: Annotated[
-        Path | None, typer.Option(help="A TOML file with styles of your own.")
-    ] = None,
-) -> Wish:
-    """Give a whole video another style, light or weather."""
-    from skyloom.generate.styles import find_style
-
-    return prompt, {
-        "videos": [str(video)],
-        "style": find_style(style, styles),
-        "strength": strength,
-    }
-
-
-@verb
-def retake(
-    video: Video, prompt: Words = "", start: From = None, stop: To = None, strength: Strength = None
-) -> Wish:
-    """Make a range of time again; what is before and after stays."""
-    return prompt, {"videos": [str(video)], "start": start, "stop": stop, "strength": strength}
-
-
-@verb
-def inpaint(
-    video: Video,
-    prompt: Annotated[str, typer.Argument(help="What the region is to show.")],
-    region: Annotated[
-        str | None,
-        typer.Option(
-            help="x,y,w,h in pixels or %; @1-2.5 for a while; or keys: x,y,w,h@0; x,y,w,h@2"
-        ),
-    ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="A picture or video: white is made, black is kept.")
-    ] = None,
-    feather: Annotated[
-        int | None, typer.Option(help="Pixels over which the change comes in (default: 4)")
-    ] = None,
-    strength: Strength = None,
-) -> Wish:
-    """Make a region again; not a bit outside of it changes."""
-    return prompt, {
-        "videos": [str(video)],
-        "region": region,
-        "mask": mask,
-        "feather": feather,
-        "strength": strength,
-    }
-
-
-@verb
-def extend(
-    video: Video,
-    prompt: Words = "",
-    seconds: Annotated[str, typer.Option(help="How much is added.")] = "2",
-    backward: Annotated[
-        bool, typer.Option("--backward", help="At the beginning, not at the end.")
-    ] = False,
-    overlap: Overlap = None,
-) -> Wish:
-    """Let a video go on at its end, or begin earlier."""
-    return prompt, {
-        "videos": [str(video)],
-        "seconds": seconds,
-        "backward": backward,
-        "overlap": overlap,
-    }
-
-
-@verb
-def recut(
-    video: Video,
-    keep: Annotated[str, typer.Option(help="The part that stays, in seconds, like 1.0-2.5")],
-    seconds: Annotated[str, typer.Option(help="How long the whole becomes.")],
-    prompt: Words = "",
-    overlap: Overlap = None,
-) -> Wish:
-    """Keep the best part of a video and let it grow on both sides."""
-    start, _, stop = keep.partition("-")
-    return prompt, {
-        "videos": [str(video)],
-        "start": start or None,
-        "stop": stop or None,
-        "seconds": seconds,
-        "overlap": overlap,
-    }
-
-
-@verb
-def loop(
-    video: Video,
-    prompt: Words = "",
-    start: From = None,
-    stop: To = None,
-    bridge: Annotated[
-        str | None, typer.Option(help="Seconds from the end back to the beginning (default: 1)")
-    ] = None,
-) -> Wish:
-    """Make a loop: the end is led back to the beginning."""
-    return prompt, {"videos": [str(video)], "start": start, "stop": stop, "bridge": bridge}
-
-
-@verb
-def blend(
-    first: Video,
-    second: Video,
-    prompt: Annotated[
-        str, typer.Option(help="What is seen where both are (default: the second's prompt)")
-    ] = "",
-    curve: Annotated[
-        str,
-        typer.Option(
-            help='transition, mix, sample, or times and shares of the second: "0:0,1.5:1,3:0"'
-        ),
-    ] = "transition",
-    seconds: Annotated[
-        str | None, typer.Option(help="How long a transition lasts (default: 1)")
-    ] = None,
-    strength: Strength = None,
-) -> Wish:
-    """Make one video of two: cross over, mix, or borrow for a while."""
-    return prompt, {
-        "videos": [str(first), str(second)],
-        "curve": curve,
-        "seconds": seconds,
-        "strength": strength,
-    }
-
-
-@verb
-def stitch(
-    videos: Annotated[list[Path], typer.Argument(help="Two videos or more, in order.")],
-    prompt: Annotated[
-        str, typer.Option(help="What is seen in between (default: the following video's prompt)")
-    ] = "",
-    morph: Annotated[
-        str | None, typer.Option(help="Seconds made in between; 0 is a cut (default: 0.5)")
-    ] = None,
-) -> Wish:
-    """Put videos one after another, with made transitions or hard cuts."""
-    return prompt, {"videos": [str(video) for video in videos], "morph": morph}
-
-
-@verb
 def animate(
-    image: Annotated[Path, typer.Argument(help="The picture that the video begins with.")],
-    prompt: Annotated[str, typer.Argument(help="What it is to show.")],
+    image: Annotated[Path, typer.Argument(help="First picture of the video.")],
+    prompt: Annotated[str, typer.Argument(help=f"{_PROMPT_HELP}.")],
     seconds: options.Seconds = None,
-    last: Annotated[Path | None, typer.Option(help="A picture that it ends with.")] = None,
+    last: Annotated[Path | None, typer.Option(help="Last picture of the video.")] = None,
     keyframe: Annotated[
-        list[str] | None, typer.Option(help="A picture at a time, like 1.5=middle.png")
+        list[str] | None, typer.Option(help="Picture at a time, like 1.5=middle.png.")
     ] = None,
-) -> Wish:
-    """Let a picture move; with a last one, or more on the way, from picture to picture."""
+) -> dict[str, Any]:
+    """The fields of a storyboard request that moves from picture to picture."""
     from skyloom.generate.keyframes import picture_cards
 
-    cards, long = picture_cards(image, prompt, last, keyframe or [], seconds)
-    return "", {"cards": cards, "seconds": long}
+    cards, length = picture_cards(image, prompt, last, keyframe or [], seconds)
+    return {"cards": cards, "seconds": length}
 
 
-@verb
-def upscale(
-    video: Video, size: Annotated[str, typer.Option(help="Width x height, like 512x512")]
-) -> Wish:
-    """Enlarge by a filter (Lanczos): smooth, no detail is invented."""
-    return "", {"videos": [str(video)], "size": size}
+def _animate_command() -> None:
+    """Add `animate`: a storyboard of pictures with the shared options of edits."""
+
+    def run(**values: Any) -> None:
+        shared = _take_shared_options(values)
+        _run("animate", "", animate(**values), shared)
+
+    run.__doc__ = "Animate a picture; with --last or --keyframe, move from picture to picture."
+    own = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in inspect.signature(animate).parameters.values()
+    ]
+    _add_command("animate", run, own)
 
 
-@verb
-def interpolate(
-    video: Video,
-    fps: Annotated[str, typer.Option(help="Frames a second, more than it has, like 32")],
-) -> Wish:
-    """More frames a second, by motion between the frames that are there; those stay as they are."""
-    return "", {"videos": [str(video)], "fps": fps}
+def _add_commands() -> None:
+    for verb in EDIT_VERBS.values():
+        if verb.name == "upscale":
+            _animate_command()
+        _edit_command(verb)
+
+
+_add_commands()
 
 
 def styles(
-    file: Annotated[Path | None, typer.Option(help="A TOML file with styles of your own.")] = None,
+    file: Annotated[Path | None, typer.Option(help="TOML file with your own styles.")] = None,
 ) -> None:
     """List the styles for `skyloom edit restyle`."""
     from skyloom.generate.styles import list_styles

@@ -1,4 +1,4 @@
-"""`skyloom generate`: a sentence in, a video file out."""
+"""`skyloom generate`: generate a video file from a sentence."""
 
 import json
 import re
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from torch import Tensor
 
-    from skyloom.generate.pipeline import Step
+    from skyloom.generate.estimate import Workload
+    from skyloom.generate.pipeline import Pipeline, Step
     from skyloom.generate.plan import Plan
     from skyloom.generate.request import Request
     from skyloom.generate.rollout import Critic
@@ -35,7 +36,9 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File (.mp4, .webm, .gif) (default: named after the prompt)"
+            "--output",
+            "-o",
+            help="Output file (.mp4, .webm, .gif) (default: named after the prompt)",
         ),
     ] = None,
     seconds: options.Seconds = None,
@@ -48,9 +51,9 @@ def generate(
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = "diorama",
-    retake: options.Retake = None,
+    window_retries: options.WindowRetries = None,
     preview: Annotated[
-        Path | None, typer.Option(help="Keep a PNG of the video in the making here.")
+        Path | None, typer.Option(help="Write the latest preview to this picture file.")
     ] = None,
     play: options.Play = None,
     receipt: options.Receipt = True,
@@ -58,15 +61,12 @@ def generate(
     credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON about the result.")
-    ] = False,
+    as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
-    """Make a video from a sentence."""
+    """Generate a video from a sentence."""
     from skyloom.generate.request import Request
 
-    playing = options.plays(play)
     request = Request(
         prompt,
         model=model,
@@ -79,37 +79,45 @@ def generate(
         quality=quality,
         negative_prompt=negative,
         image=None if image is None else str(image),
-        retakes=retake,
+        retakes=window_retries,
+    )
+    delivery = Delivery(
+        output=output,
+        preview=preview,
+        play=options.streams_to_stdout(play),
+        receipt=receipt,
+        sidecar=sidecar,
+        credentials=credentials,
+        resume=resume_dir,
     )
     request = with_seed(request, resume_dir)
     announce = f"seed {request.seed}" if seed is None else None
-    delivery = Delivery(output, preview, playing, receipt, sidecar, credentials, resume_dir)
-    told = make(request, delivery, device, force=force, announce=announce)
-    typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
+    result = make(request, delivery, device, force=force, announce=announce)
+    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)
 
 
 def critic_for(request: "Request", bounds: Mapping[str, float] | None = None) -> "Critic | None":
-    """Who judges the windows of a request, if it asks for retakes; by bounds of its own, if given."""
+    """The critic of a request with `retakes`; `bounds` replace the default ones."""
     from skyloom.evaluate.window_quality import load_critic
 
     return None if request.retakes is None else load_critic(bounds)
 
 
 def with_seed(request: "Request", resume: Path | None) -> "Request":
-    """A request with a seed: the one of the video that is gone on with, if there is one, else a drawn one."""
-    from skyloom.generate.resume import read_asked
+    """A request with a seed: that of the checkpoints in `resume`, else a random one."""
+    from skyloom.generate.resume import read_identity
 
-    begun = (
-        None
-        if resume is None or request.seed is not None or not request.samples
-        else read_asked(resume)
-    )
-    return request.with_fields({"seed": begun["request"]["seed"]}) if begun else request.with_seed()
+    if resume is None or request.seed is not None or not request.samples:
+        return request.with_seed()
+    stored = read_identity(resume)
+    if stored is None:
+        return request.with_seed()
+    return request.with_fields({"seed": stored["request"]["seed"]})
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where a video and what is said of it go."""
+    """Outputs of a generation: files, standard output (`play`), receipt, signature, checkpoints."""
 
     output: Path | None
     preview: Path | None
@@ -119,14 +127,14 @@ class Delivery:
     credentials: bool
     resume: Path | None
 
-    def check(self, prompt: str) -> None:
-        """Raise, before any work, for what cannot be written or signed."""
+    def check(self, name: str) -> None:
+        """Raise an error before any work if a file cannot be written or signed."""
         from skyloom.generate.export import check_ready
         from skyloom.media.write import PICTURE_SUFFIXES, check_target
 
         if self.preview is not None:
             check_target(self.preview, PICTURE_SUFFIXES)
-        check_target(self.output or free_name(prompt, Path()))
+        check_target(self.output or free_name(name, Path()))
         check_ready(credentials=self.credentials)
 
 
@@ -139,19 +147,12 @@ def make(
     announce: str | None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Check everything, then make the video; `announce` is said once it is sure that there will be one.
+    """Check a request, generate its video and write it.
 
-    Without an output the file is named after `name`, or the prompt.
+    `announce` is printed once all checks have passed. Without an output, the file is named after
+    `name`, or the prompt. Returns the receipt with the file and its length in seconds.
     """
-    from skyloom.generate.estimate import (
-        check_capacity,
-        check_states,
-        estimate,
-        free_memory,
-        read_history,
-        recorded,
-        work_of,
-    )
+    from skyloom.generate.estimate import record_steps, workload_of
     from skyloom.generate.pipeline import load
     from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
@@ -161,35 +162,23 @@ def make(
     since = time.perf_counter()
     pipeline = load(request.model or "diorama", device=device)
     plan = pipeline.plan(request)
-    dtype = str(pipeline.dtype).removeprefix("torch.")
-    work = work_of(
+    workload = workload_of(
         plan,
         pipeline.info,
         pipeline.dit.config,
         pipeline.vae.config.scale,
-        pipeline.device.type,
-        dtype,
+        device=pipeline.device.type,
+        dtype=str(pipeline.dtype).removeprefix("torch."),
     )
     if not force:
-        free_disk = shutil.disk_usage((delivery.output or Path()).absolute().parent).free
-        check_capacity(
-            estimate(work, read_history()), free_disk=free_disk, free_memory=free_memory()
-        )
-        if delivery.resume is not None:
-            check_states(
-                plan,
-                pipeline.vae.config.scale,
-                pipeline.vae.config.latent_channels,
-                delivery.resume,
-            )
+        _check_capacity(workload, delivery, pipeline, plan)
     steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic_for(request))
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))
-    if (
-        request.retakes is None and request.edit is None
-    ):  # takes thrown away, and frames kept, would teach it wrong
-        steps = recorded(steps, work, since=since)
+    # rejected takes and kept frames would distort the run history
+    if request.retakes is None and request.edit is None:
+        steps = record_steps(steps, workload, since=since)
     receipt, frames = _deliver(steps, plan, target, delivery)
     if delivery.sidecar and target is not None:
         write_sidecar(target, receipt)
@@ -198,66 +187,91 @@ def make(
     return {"file": str(target) if target else None, "seconds": frames / float(plan.fps), **receipt}
 
 
+def _check_capacity(
+    workload: "Workload", delivery: Delivery, pipeline: "Pipeline", plan: "Plan"
+) -> None:
+    """Raise CapacityError if memory or disk are too small."""
+    from skyloom.generate.estimate import (
+        check_capacity,
+        check_checkpoint_space,
+        estimate,
+        free_memory,
+        read_history,
+    )
+
+    folder = (delivery.output or Path()).absolute().parent
+    check_capacity(
+        estimate(workload, read_history()),
+        free_disk=shutil.disk_usage(folder).free,
+        free_memory=free_memory(),
+    )
+    if delivery.resume is not None:
+        config = pipeline.vae.config
+        check_checkpoint_space(plan, config.scale, config.latent_channels, delivery.resume)
+
+
 def _deliver(
     steps: "Iterator[Step]", plan: "Plan", target: Path | None, delivery: Delivery
 ) -> tuple[dict[str, object], int]:
-    """Write a video while it is made, to a file, to a player at standard output, or to both."""
+    """Write frames to a file, a player or both while they are decoded, then sign the file.
+
+    Returns the receipt and the number of frames.
+    """
     from skyloom.core.errors import SafetyError
-    from skyloom.generate.export import publish
+    from skyloom.generate.export import sign_and_register
     from skyloom.media.write import open_pipe, open_video
     from skyloom.safety.provenance import FrameHasher
 
     glimpses = FrameHasher(plan.fps)
     with ExitStack() as stack:
         writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
-        pipe = (
-            stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps)) if delivery.play else None
-        )
+        pipe = None
+        if delivery.play:
+            pipe = stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps))
         if writer is not None:
             _add_sound(plan, writer)
-        takers = [taker.append for taker in (writer, pipe, glimpses) if taker is not None]
+        sinks = [sink.append for sink in (writer, pipe, glimpses) if sink is not None]
         try:
-            receipt, frames = show_progress(steps, delivery.preview, takers)
+            receipt, frames = show_progress(steps, delivery.preview, sinks)
         except SafetyError:
-            if delivery.preview is not None:  # of what may not be seen
+            if delivery.preview is not None:  # it shows blocked content
                 delivery.preview.unlink(missing_ok=True)
             raise
         if writer is not None and delivery.receipt:
             writer.receipt = receipt
     if target is not None:
-        publish(
+        sign_and_register(
             target,
             receipt,
-            looks=glimpses.hashes,
+            perceptual_hashes=glimpses.hashes,
             credentials=delivery.credentials,
-            told=delivery.receipt,
+            disclose=delivery.receipt,
         )
     return receipt, frames
 
 
 def _add_sound(plan: "Plan", writer: "VideoWriter") -> None:
-    """The sound of an edit's sources goes where their time goes by, as far as the file can hold it."""
-    if plan.timeline is None or plan.footage is None:
+    """Copy the sound of an edit's sources; print a warning if the file cannot hold all of it."""
+    if plan.timeline is None or plan.edit_sources is None:
         return
     lost = False
-    for at, clip in plan.timeline.runs:
-        source = plan.footage.sources[clip.source]
+    for position, clip in plan.timeline.sound_clips:
+        source = plan.edit_sources.sources[clip.source]
         if source.sound is not None:
-            lost |= not writer.add_sound(
-                source.sound, source.sound_packets(clip.start, clip.stop), at
-            )
+            packets = source.sound_packets(clip.start, clip.stop)
+            lost |= not writer.add_sound(source.sound, packets, position)
     if lost:
-        typer.echo("Not all sound could be kept: only .mp4 holds it, and of one kind.", err=True)
+        typer.echo("Some sound was dropped: only .mp4 holds sound, in one codec.", err=True)
 
 
 def show_progress(
     steps: "Iterator[Step]",
     preview: Path | None,
-    takers: "Sequence[Callable[[UInt8[Tensor, 't h w c']], None]]",
+    sinks: "Sequence[Callable[[UInt8[Tensor, 't h w c']], None]]",
 ) -> tuple[dict[str, object], int]:
-    """Hand out frames as they are done, behind a progress bar with phase, step and time left.
+    """Pass frames to all sinks and show a progress bar with phase, step and time left.
 
-    The latest preview goes to a file. Returns the receipt and how many frames there were.
+    The latest preview is written to `preview`. Returns the receipt and the number of frames.
     """
     from rich.console import Console
     from rich.progress import (
@@ -270,7 +284,8 @@ def show_progress(
 
     from skyloom.media.write import write_picture
 
-    console, frames = Console(stderr=True), 0
+    console = Console(stderr=True)
+    frames = 0
     receipt: dict[str, object] | None = None
     columns = (
         TextColumn("{task.description:8}"),
@@ -290,20 +305,21 @@ def show_progress(
                 write_picture(picture, preview)
             if step.frames is not None and len(step.frames):
                 frames += len(step.frames)
-                for take in takers:
-                    take(step.frames)
+                for sink in sinks:
+                    sink(step.frames)
             receipt = step.receipt or receipt
     assert receipt is not None, "a stream ends with a receipt"
     return receipt, frames
 
 
 def free_name(prompt: str, folder: Path) -> Path:
-    """A file name made of the prompt's words that is not taken yet."""
+    """An unused file name made of the prompt's words."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
     words = (
         re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"
     )
-    path, number = folder / f"{words}.mp4", 1
+    path = folder / f"{words}.mp4"
+    number = 1
     while path.exists():
         number += 1
         path = folder / f"{words}-{number}.mp4"

@@ -1,4 +1,4 @@
-"""The options that ask for a video, the same for every verb that takes them."""
+"""Options shared by the commands that generate a video."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,18 +6,18 @@ from typing import Annotated
 import typer
 
 Prompt = Annotated[str, typer.Argument(help="What to show, in a sentence.")]
-Seconds = Annotated[float | None, typer.Option(help="Length (default: the model's window)")]
+Seconds = Annotated[float | None, typer.Option(help="Length (default: one window of the model)")]
 Size = Annotated[
     str | None, typer.Option(help="Width x height, like 128x128 (default: the model's own)")
 ]
-Fps = Annotated[float | None, typer.Option(help="Frames a second (default: the model's own)")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second (default: the model's own)")]
 Seed = Annotated[
-    int | None, typer.Option(help="The same seed gives the same video (default: drawn)")
+    int | None, typer.Option(help="The same seed gives the same video (default: random)")
 ]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own)")]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="How strictly to follow the prompt; 1 is off (default: the model's own)"),
+    typer.Option(help="Classifier-free guidance scale; 1 is off (default: the model's own)"),
 ]
 Quality = Annotated[
     str | None,
@@ -25,45 +25,46 @@ Quality = Annotated[
         help="fast (few steps) or best (many, guided) (default: fast, if the model has it)"
     ),
 ]
-Negative = Annotated[str, typer.Option(help="What to avoid.")]
-Picture = Annotated[Path | None, typer.Option(help="A picture to start from.")]
+Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
+Picture = Annotated[Path | None, typer.Option(help="First picture of the video.")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is)")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if available)")]
 Play = Annotated[
     str | None,
     typer.Option(
-        metavar="-", help="Write the video to standard output while it is made: --play - | mpv -"
+        metavar="-",
+        help="Stream the video to standard output during generation: --play - | mpv -",
     ),
 ]
-Receipt = Annotated[bool, typer.Option(help="Write into the file how it was made.")]
-Sidecar = Annotated[bool, typer.Option("--sidecar", help="Write that beside the file too.")]
+Receipt = Annotated[bool, typer.Option(help="Store in the file how it was generated.")]
+Sidecar = Annotated[bool, typer.Option("--sidecar", help="Also write the receipt to a sidecar.")]
 Credentials = Annotated[
     bool,
-    typer.Option(
-        help="Sign the file as made by a model (C2PA). The watermark and the registry stay on."
-    ),
+    typer.Option(help="Sign the file as generated (C2PA). Watermark and registry are always on."),
 ]
 ResumeDir = Annotated[
     Path | None,
-    typer.Option(
-        help="Keep finished windows and steps here; the same command goes on where it was stopped."
-    ),
+    typer.Option(help="Folder of checkpoints; the same command continues an interrupted run."),
 ]
-Retake = Annotated[
+WindowRetries = Annotated[
     int | None,
     typer.Option(
-        help="Make a window that does not hold together with the first one again, this often at most."
+        "--retake",
+        help="Rejection sampling: sample a window that does not match the first one again, "
+        "at most this often. Unrelated to `skyloom edit retake`.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Start even if disk or memory may not do.")]
+Force = Annotated[bool, typer.Option("--force", help="Start even if disk or memory may be short.")]
+OnlyPlan = Annotated[bool, typer.Option("--plan", help="Print the plan without generating.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 
 
-def plays(play: str | None) -> bool:
-    """Whether to write to standard output. Raises RequestError for a place that is none."""
+def streams_to_stdout(play: str | None) -> bool:
+    """Whether --play is set. Raises RequestError for values other than "-"."""
     from skyloom.core.errors import RequestError
 
     if play not in (None, "-"):
         raise RequestError(
-            f"--play {play} is not known.", hint="Use --play - and a player that reads a pipe."
+            f"--play must be -, got {play}.", hint="Pipe it to a player: --play - | mpv -"
         )
     return play is not None

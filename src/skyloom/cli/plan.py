@@ -1,9 +1,9 @@
-"""`skyloom plan`: what a video would take, before anything is made or loaded."""
+"""`skyloom plan`: estimate the cost of a video without generating it."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -29,10 +29,10 @@ def plan(
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = "diorama",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
-    """What a video would take: shape, windows, network calls, memory, disk and time. Nothing is made."""
+    """Print shape, windows, network calls, memory, disk and time of a video; generate nothing."""
     from skyloom.generate.request import Request
 
     request = Request(
@@ -52,32 +52,49 @@ def plan(
 
 
 def show(request: "Request", as_json: bool, device: str | None) -> None:
-    """Print what a request would take. Raises RequestError or CapacityError for what cannot be made."""
+    """Print the plan of a request. Raises RequestError or CapacityError."""
     from skyloom.generate.estimate import check_capacity, free_memory
-    from skyloom.generate.plan_summary import describe, foresee
+    from skyloom.generate.plan_summary import plan_and_estimate, plan_to_dict
 
-    made, expected = foresee(request, device)
-    typer.echo(
-        json.dumps(describe(made, expected)) if as_json else "\n".join(_lines(made, expected))
-    )
+    found, expected = plan_and_estimate(request, device)
+    if as_json:
+        typer.echo(json.dumps(plan_to_dict(found, expected)))
+    else:
+        typer.echo("\n".join(_lines(found, expected)))
     check_capacity(expected, free_disk=shutil.disk_usage(Path()).free, free_memory=free_memory())
 
 
 def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
-    """What people ask about first comes first."""
+    """The plan as text, most important lines first."""
     from skyloom.generate.plan_summary import describe_card, describe_spans
 
-    work, kept = expected.work, -(-plan.shape.frames // plan.keep_every)
+    work = expected.work
+    frames = -(-plan.shape.frames // plan.keep_every)
     basis = "a first guess" if expected.first_guess else f"from {expected.runs} earlier runs"
-    parts = (expected.fixed_seconds, expected.denoise_seconds, expected.decode_seconds)
-    load, denoise, decode = map(_duration, parts)
+    load = _duration(expected.fixed_seconds)
+    denoise = _duration(expected.denoise_seconds)
+    decode = _duration(expected.decode_seconds)
+    rows = (
+        (
+            "time",
+            f"{_duration(expected.seconds)} ({basis}): "
+            f"loading {load}, denoising {denoise}, decoding {decode}",
+        ),
+        ("memory", f"{expected.memory_bytes / 2**20:,.0f} MiB"),
+        ("disk", f"{expected.disk_bytes / 2**20:,.1f} MiB while it is written"),
+        (
+            "video",
+            f"{frames} frames of {plan.shape.size} at {float(plan.fps):g} fps, {plan.seconds:g} s",
+        ),
+        ("windows", f"{work.windows} of {work.tokens:,} tokens at most"),
+        (
+            "network",
+            f"{work.calls} calls: {plan.num_steps} steps a window, "
+            f"guidance {plan.guidance_scale:g}",
+        ),
+    )
     return [
-        f"{'time':8} {_duration(expected.seconds)} ({basis}): loading {load}, denoising {denoise}, decoding {decode}",
-        f"{'memory':8} {expected.memory_bytes / 2**20:,.0f} MiB",
-        f"{'disk':8} {expected.disk_bytes / 2**20:,.1f} MiB while it is written",
-        f"{'video':8} {kept} frames of {plan.shape.size} at {float(plan.fps):g} fps, {plan.seconds:g} s",
-        f"{'windows':8} {work.windows} of {work.tokens:,} tokens at most",
-        f"{'network':8} {work.calls} calls: {plan.num_steps} steps a window, guidance {plan.guidance_scale:g}",
+        *(f"{name:8} {text}" for name, text in rows),
         *(_card_line(describe_card(plan, index)) for index in range(len(plan.cards))),
         *(_span_line(span) for span in describe_spans(plan)),
     ]
@@ -85,19 +102,25 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
 
 def _span_line(span: dict[str, Any]) -> str:
     last = span["first_frame"] + span["frames"] - 1
-    made = f", {span['windows']} windows: {span['prompt']}" if "windows" in span else ""
-    return f"{span['kind']:8} frames {span['first_frame']} to {last}{made}"
+    windows = f", {span['windows']} windows: {span['prompt']}" if "windows" in span else ""
+    return f"{span['kind']:8} frames {span['first_frame']} to {last}{windows}"
 
 
 def _card_line(card: dict[str, Any]) -> str:
     last = card["first_frame"] + card["frames"] - 1
-    fade = f", fades in over {card['fade_frames']} frames" if card["fade_frames"] else ""
-    pinned = f", from {card['pinned']}" if card["pinned"] else ""
-    where = f"shot {card['shot']}, frames {card['first_frame']} to {last}, {card['windows']} windows{fade}{pinned}"
-    return f"card {card['card']:<3} {where}: {card['prompt']}"
+    parts = [
+        f"shot {card['shot']}",
+        f"frames {card['first_frame']} to {last}",
+        f"{card['windows']} windows",
+    ]
+    if card["fade_frames"]:
+        parts.append(f"fades in over {card['fade_frames']} frames")
+    if card["pinned"]:
+        parts.append(f"from {card['pinned']}")
+    return f"card {card['card']:<3} {', '.join(parts)}: {card['prompt']}"
 
 
 def _duration(seconds: float) -> str:
-    """Like 4.2 s or 3 min 5 s."""
+    """Format seconds like 4.2 s or 3 min 5 s."""
     minutes, rest = divmod(round(seconds), _MINUTE)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""`skyloom storyboard`: a file of cards in, a video file out."""
+"""`skyloom storyboard`: generate a video file from a file of cards."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from skyloom.cli.generate import Delivery, make, with_seed
 
 
 def storyboard(
-    file: Annotated[Path, typer.Argument(help="Cards as TOML or JSON: docs/long.md shows some.")],
+    file: Annotated[Path, typer.Argument(help="Cards as TOML or JSON; docs/long.md has examples.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File (.mp4, .webm, .gif) (default: named after FILE)"),
+        typer.Option(
+            "--output", "-o", help="Output file (.mp4, .webm, .gif) (default: named after FILE)"
+        ),
     ] = None,
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Print what it would take; make nothing.")
-    ] = False,
+    only_plan: options.OnlyPlan = False,
     seconds: options.Seconds = None,
     size: options.Size = None,
     fps: options.Fps = None,
@@ -26,7 +26,7 @@ def storyboard(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     quality: options.Quality = None,
-    retake: options.Retake = None,
+    window_retries: options.WindowRetries = None,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: FILE's)")
     ] = None,
@@ -36,37 +36,46 @@ def storyboard(
     credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON about the result.")
-    ] = False,
+    as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
-    """Make a video from a storyboard: cards with times, prompts, pictures, cuts and morphs.
+    """Generate a video from a storyboard: cards with times, prompts, media, cuts and crossfades.
 
-    Options come on top of what FILE says.
+    Options override the settings in FILE.
     """
     from skyloom.generate.cards import CardError
     from skyloom.generate.storyboard import read_storyboard
 
-    said: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "seconds": seconds,
         "size": size,
         "fps": fps,
         "seed": seed,
         "num_steps": steps,
+        "guidance_scale": guidance,
+        "quality": quality,
+        "model": model,
+        "retakes": window_retries,
     }
-    said |= {"guidance_scale": guidance, "quality": quality, "model": model, "retakes": retake}
-    board = read_storyboard(file, {key: value for key, value in said.items() if value is not None})
+    board = read_storyboard(
+        file, {key: value for key, value in overrides.items() if value is not None}
+    )
+    delivery = Delivery(
+        output=output,
+        preview=None,
+        play=options.streams_to_stdout(play),
+        receipt=receipt,
+        sidecar=sidecar,
+        credentials=credentials,
+        resume=resume_dir,
+    )
     request = with_seed(board.request, resume_dir)
+    announce = f"seed {request.seed}" if board.request.seed is None else None
     try:
         if only_plan:
             plan.show(request, as_json, device)
             return
-        announce = f"seed {request.seed}" if board.request.seed is None else None
-        delivery = Delivery(
-            output, None, options.plays(play), receipt, sidecar, credentials, resume_dir
-        )
-        told = make(request, delivery, device, force=force, announce=announce, name=file.stem)
+        result = make(request, delivery, device, force=force, announce=announce, name=file.stem)
     except CardError as error:
         raise board.explain(error) from error
-    typer.echo(json.dumps(told) if as_json else told["file"] or "", err=bool(play))
+    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)

@@ -22,7 +22,7 @@ from skyloom.evaluate.probe import Probe, load_probe, predict
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report
 from skyloom.evaluate.suite import VideoGenerator
-from skyloom.generate.rollout import Verdict
+from skyloom.generate.rollout import WindowScore
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
@@ -78,13 +78,13 @@ class WindowCritic:
         frames: UInt8[Tensor, "t h w c"],
         first: UInt8[Tensor, "t1 h w c"] | None,
         before: UInt8[Tensor, "t0 h w c"],
-    ) -> Verdict:
+    ) -> WindowScore:
         """Compare frames with the first window and with the frames right before them."""
         measures = measure_window(frames, first, before, self.probe)
         relative = [
             _relative_to_bound(name, value, self.bounds[name]) for name, value in measures.items()
         ]
-        return Verdict(round(max(relative, default=0.0), _DIGITS), measures)
+        return WindowScore(round(max(relative, default=0.0), _DIGITS), measures)
 
 
 def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
@@ -154,7 +154,7 @@ def compare_windows(
     The index of a prompt is its seed; windows start at the frames `edges`. Reports quantiles of
     every measure and the share of windows beyond a bound.
     """
-    found: dict[str, list[Verdict]] = {"made": [], "real": []}
+    found: dict[str, list[WindowScore]] = {"made": [], "real": []}
     for number, prompt in enumerate(prompts):
         video = pipeline.generate(prompt.text, seed=number).frames
         shape = VideoShape(len(video), prompt.scene.shape.height, prompt.scene.shape.width)

@@ -1,43 +1,42 @@
-"""Cards of a storyboard: what a video shows from when on. All times are exact fractions of a second."""
+"""Cards of a storyboard: prompts and media at times. All times are exact fractions of a second."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from typing import Any
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
+from skyloom.generate.parsing import TIME_HINT, parse_clock
 
-_CLOCK = re.compile(
-    r"(?:(?P<hours>\d{1,2}):)?(?:(?P<minutes>\d{1,2}):)?(?P<seconds>\d+(?:\.\d+)?|\d+/\d+)"
-)
-_KINDS: dict[str, tuple[type, ...]] = {
-    "at": (str, int, float),
-    "prompt": (str,),
-    "image": (str,),
-    "video": (str,),
-    "strength": (int, float),
-    "seed": (int,),
-    "cut": (bool,),
-    "morph": (str, int, float),
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "at": ("a time in seconds", (str, int, float)),
+    "prompt": ("text", (str,)),
+    "image": ("a path", (str,)),
+    "video": ("a path", (str,)),
+    "strength": ("a number", (int, float)),
+    "seed": ("an integer", (int,)),
+    "cut": ("true or false", (bool,)),
+    "morph": ("a time in seconds", (str, int, float)),
 }
 
 
 class CardError(RequestError):
-    """A card that cannot be made: `card` counts from 1, `key` is the field that is wrong."""
+    """An invalid card: `card` counts from 1, `key` is the invalid field."""
 
     def __init__(self, card: int, key: str, message: str, hint: str = "") -> None:
         super().__init__(f"Card {card}: {message}", hint=hint, field="cards")
-        self.card, self.key, self.reason = card, key, message
+        self.card = card
+        self.key = key
+        self.reason = message
 
 
 @dataclass(frozen=True)
 class Card:
-    """From `at` on (seconds: 2.5, "1:02.5" or "13/16") the video shows `prompt`.
+    """A prompt from the time `at` on (seconds: 2.5, "1:02.5" or "13/16").
 
-    An `image` or `video` is pinned there; it may move from it as far as `strength` says (0: not at all). `cut` begins a
-    new shot; without it the new prompt comes in over `morph` seconds (half a second). `seed` makes its take its own.
+    An `image` or `video` is placed at that time; `strength` is 0 (fixed) to 1 (unconstrained).
+    `cut` starts a new shot. Without it, the prompt is crossfaded over `morph` seconds (default:
+    0.5). `seed` makes the noise of the card independent of the request's seed.
     """
 
     at: str
@@ -50,77 +49,56 @@ class Card:
     morph: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what a card does not say is left out."""
-        unsaid = {"strength": 0.0, "cut": False}
+        """Plain values; defaults are left out."""
+        defaults = {"strength": 0.0, "cut": False}
         return {
             key: value
             for key, value in asdict(self).items()
-            if value is not None and unsaid.get(key) != value
+            if value is not None and defaults.get(key) != value
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], number: int) -> "Card":
-        """A card from plain values. Raises CardError for unknown keys and values of the wrong kind."""
+        """Build card `number` from plain values. Raises CardError."""
         known = {field.name for field in fields(cls)}
         for key, value in values.items():
             if key not in known:
-                raise CardError(
-                    number, key, f"no field {key!r}.", hint=f"Fields: {', '.join(sorted(known))}."
-                )
-            if not isinstance(value, _KINDS[key]) or (isinstance(value, bool) and key != "cut"):
-                kinds = " or ".join(kind.__name__ for kind in _KINDS[key])
-                raise CardError(
-                    number, key, f"{key} is {value!r:.60}.", hint=f"It must be {kinds}."
-                )
+                hint = f"Fields: {', '.join(sorted(known))}."
+                raise CardError(number, key, f"no field {key!r}.", hint=hint)
+            constraint, types = _TYPES[key]
+            if not isinstance(value, types) or (isinstance(value, bool) and key != "cut"):
+                raise CardError(number, key, f"{key} must be {constraint}, got {value!r:.60}.")
         for key in ("at", "prompt"):
             if key not in values:
-                raise CardError(
-                    number,
-                    key,
-                    f"it has no {key!r}.",
-                    hint="A card needs at least `at` and `prompt`.",
-                )
-        clock = {key: str(values[key]) for key in ("at", "morph") if key in values}
-        strength = {"strength": float(values["strength"])} if "strength" in values else {}
-        card = cls(**{**values, **clock, **strength})
+                raise CardError(number, key, f"{key} is required.")
+        converted = dict(values)
+        for key in ("at", "morph"):
+            if key in values:
+                converted[key] = str(values[key])
+        if "strength" in values:
+            converted["strength"] = float(values["strength"])
+        card = cls(**converted)
         card.check(number)
         return card
 
     def check(self, number: int) -> None:
-        """Raise CardError for what is wrong with this card alone."""
+        """Raise CardError for invalid values of this card alone."""
         for key in ("at", "morph"):
             value = getattr(self, key)
             if value is not None and parse_clock(value) is None:
-                hint = 'Write seconds like 2.5, "1:02.5" or "13/16".'
-                raise CardError(number, key, f"{value!r:.40} is no time.", hint=hint)
+                message = f"{key} must be a time in seconds, got {value!r:.40}."
+                raise CardError(number, key, message, hint=TIME_HINT)
         if not self.prompt.strip():
-            raise CardError(number, "prompt", "its prompt is empty.", hint="Say what to show.")
+            raise CardError(number, "prompt", "prompt must not be empty.")
         if not 0 <= self.strength <= 1:
-            raise CardError(
-                number,
-                "strength",
-                f"a strength of {self.strength:g}.",
-                hint="Use 0 (as it is) to 1 (free).",
-            )
+            message = f"strength must be from 0 to 1, got {self.strength:g}."
+            raise CardError(number, "strength", message)
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise CardError(
-                number, "seed", f"the seed {self.seed} is out of range.", hint="Use 0 to 2^63 - 1."
-            )
+            message = f"seed must be from 0 to 2^63 - 1, got {self.seed}."
+            raise CardError(number, "seed", message)
         if self.image and self.video:
-            raise CardError(number, "video", "an image and a video.", hint="Pin one of them.")
+            message = "image and video exclude each other."
+            raise CardError(number, "video", message, hint="Leave one of them out.")
         if self.cut and self.morph is not None:
-            raise CardError(number, "morph", "a cut and a morph.", hint="Leave one of them out.")
-
-
-def parse_clock(text: str) -> Fraction | None:
-    """Seconds as an exact fraction: "2.5", "1:02.5", "1:00:00", "13/16"; None for anything else."""
-    found = _CLOCK.fullmatch(text.strip())
-    if found is None:
-        return None
-    hours, minutes = found["hours"], found["minutes"]
-    if hours is not None and minutes is None:  # one colon: what came first are minutes
-        hours, minutes = None, hours
-    try:
-        return Fraction(found["seconds"]) + 60 * int(minutes or 0) + 3600 * int(hours or 0)
-    except ZeroDivisionError:
-        return None
+            message = "cut and morph exclude each other."
+            raise CardError(number, "morph", message, hint="Leave one of them out.")

@@ -1,7 +1,8 @@
-"""The transformer at work on one video: guided by its prompts or as a few-step student, with or without a past.
+"""The transformer applied to one video: classifier-free guidance or a distilled student, with a
+cache of finished windows.
 
-A model is asked with the prompt and, for guidance, without: two branches, side by side, each with its own memory of
-the windows that are finished.
+With guidance the model runs with the prompt and with the negative prompt: two branches in parallel,
+each with its own key-value cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.guidance import cfg_delta
-from skyloom.generate.executor import Lanes
+from skyloom.generate.executor import DeterministicExecutor
 from skyloom.models.attention import KvCache
 from skyloom.models.dit import Dit, TextCondition
 from skyloom.models.registry import Rollout
@@ -26,33 +27,37 @@ T = TypeVar("T")
 
 @dataclass
 class _Branch:
-    """One way of asking, and what it remembers."""
+    """A guidance branch: its text condition, cache and, during a crossfade, the previous text."""
 
     text: TextCondition
     cache: KvCache | None = None
-    before: TextCondition | None = None
+    previous_text: TextCondition | None = None
 
 
 class Denoiser:
-    """Velocities of one video, window by window. Latents go in and come out in fp32 on the CPU."""
+    """Velocities of one video, window by window. Latents enter and leave in fp32 on the CPU."""
 
     def __init__(
         self,
         dit: Dit,
-        lanes: Lanes,
+        executor: DeterministicExecutor,
         conditions: Sequence[TextCondition],
         guidance_scale: float,
         *,
         student: bool,
     ) -> None:
         assert len(conditions) == (1 if guidance_scale == 1.0 else 2), (
-            "guidance needs a second prompt, and only that"
+            "guidance needs exactly one further condition, the negative prompt"
         )
-        self._dit, self._lanes, self._student = dit, lanes, student
+        self._dit = dit
+        self._executor = executor
+        self._student = student
         self._branches = [_Branch(text) for text in conditions]
-        self._guidance_scale, self._fade = guidance_scale, torch.zeros(0)
-        self._first: int | None = None
-        self._device, self._dtype = dit.head.weight.device, dit.head.weight.dtype
+        self._guidance_scale = guidance_scale
+        self._previous_weight = torch.zeros(0)
+        self._frame_offset: int | None = None
+        self._device = dit.head.weight.device
+        self._dtype = dit.head.weight.dtype
 
     def velocity(
         self,
@@ -60,30 +65,37 @@ class Denoiser:
         sigma: Float[Tensor, "b t"],
         span: Float[Tensor, "b t"],
     ) -> Float[Tensor, "b c t h w"]:
-        """What carries a window on; all branches at once. The first window is read bidirectionally."""
-        noisy, levels = latent.to(self._device), sigma.to(self._device)
+        """The guided velocity at noise level `sigma`. `span` is the step size for a student.
+
+        Without a cache, all latent frames attend to one another.
+        """
+        noisy = latent.to(self._device)
+        levels = sigma.to(self._device)
         steps = span.to(self._device) if self._student else None
 
-        def ask(text: TextCondition, cache: KvCache | None) -> Tensor:
+        def predict(text: TextCondition, cache: KvCache | None) -> Tensor:
             numbers = None
-            if self._first is not None and cache is None:
-                numbers = torch.arange(noisy.shape[2], device=self._device) + self._first
-            made = self._dit(
+            if self._frame_offset is not None and cache is None:
+                numbers = torch.arange(noisy.shape[2], device=self._device) + self._frame_offset
+            output = self._dit(
                 noisy.to(self._dtype), levels, text, cache=cache, span=steps, frame_indices=numbers
             ).float()
-            return to_velocity(self._dit.config.prediction, made, noisy, levels)
+            return to_velocity(self._dit.config.prediction, output, noisy, levels)
 
-        def predict(branch: _Branch) -> Tensor:
-            made = ask(branch.text, branch.cache)
-            if branch.before is None:
-                return made
-            return torch.lerp(made, ask(branch.before, branch.cache), self._fade)
+        def predict_branch(branch: _Branch) -> Tensor:
+            current = predict(branch.text, branch.cache)
+            if branch.previous_text is None:
+                return current
+            previous = predict(branch.previous_text, branch.cache)
+            return torch.lerp(current, previous, self._previous_weight)
 
-        made = self._run(predict)
-        return (made[0] + cfg_delta(made[0], made[-1], self._guidance_scale)).cpu()
+        outputs = self._run(predict_branch)
+        return (outputs[0] + cfg_delta(outputs[0], outputs[-1], self._guidance_scale)).cpu()
 
-    def remember(self, latent: Float[Tensor, "b c t h w"], rollout: Rollout, level: float) -> None:
-        """Take finished latent frames into every branch's memory, a window at a time, as noisy as `level` says."""
+    def cache_frames(
+        self, latent: Float[Tensor, "b c t h w"], rollout: Rollout, level: float
+    ) -> None:
+        """Add finished latent frames, at noise level `level`, to the cache of every branch."""
         for window in latent.split(rollout.window, dim=2):
             clean = window.to(self._device, self._dtype)
             sigma = torch.full((len(window), window.shape[2]), level, device=self._device)
@@ -100,37 +112,38 @@ class Denoiser:
 
             self._run(extend)
 
-    def say(
+    def set_prompt(
         self,
         conditions: Sequence[TextCondition],
-        before: Sequence[TextCondition] | None = None,
-        fade: Sequence[float] = (),
+        previous: Sequence[TextCondition] | None = None,
+        previous_weights: Sequence[float] = (),
     ) -> None:
-        """Go on with other prompts; what is remembered stays.
+        """Change the prompts and keep the cache.
 
-        With a `fade`, the prompts from `before` still say that much of each latent frame of the next window.
+        `previous_weights` crossfades: the weight of `previous` per latent frame of the next window.
         """
-        fading = before is not None and len(fade) > 0
+        crossfade = previous is not None and len(previous_weights) > 0
         for index, branch in enumerate(self._branches):
             branch.text = conditions[index]
-            branch.before = before[index] if before is not None and fading else None
-        if fading:
-            self._fade = rearrange(torch.tensor(fade, device=self._device), "t -> 1 1 t 1 1")
+            branch.previous_text = previous[index] if previous is not None and crossfade else None
+        if crossfade:
+            weights = torch.tensor(previous_weights, device=self._device)
+            self._previous_weight = rearrange(weights, "t -> 1 1 t 1 1")
 
-    def stand(self, first: int | None) -> None:
-        """Where in its video the next window without a memory begins, in latent frames (None: at its beginning)."""
-        self._first = first
+    def set_frame_offset(self, first: int | None) -> None:
+        """Set the index of the next uncached window's first latent frame (None: 0)."""
+        self._frame_offset = first
 
-    def pass_by(self, frames: int, rollout: Rollout) -> None:
-        """Latent frames went by that nothing is remembered of."""
+    def skip_frames(self, frames: int, rollout: Rollout) -> None:
+        """Advance the frame counter without caching keys and values."""
         for branch in self._branches:
             cache = branch.cache or KvCache(rollout.sink, rollout.recent)
             branch.cache = replace(cache, seen=cache.seen + frames)
 
-    def forget(self) -> None:
-        """Remember nothing: a new shot begins."""
+    def reset_cache(self) -> None:
+        """Drop all cached frames, at the start of a new shot."""
         for branch in self._branches:
             branch.cache = None
 
     def _run(self, call: Callable[[_Branch], T]) -> list[T]:
-        return self._lanes.run([partial(call, branch) for branch in self._branches])
+        return self._executor.run([partial(call, branch) for branch in self._branches])

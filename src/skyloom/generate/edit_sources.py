@@ -1,4 +1,4 @@
-"""The sources of an edit, opened: videos at the model's own rate and size, and what of them may change."""
+"""Open the source videos of an edit at the model's frame rate and size, and its mask."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,52 +7,57 @@ from pathlib import Path
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
-from skyloom.generate.edit_spec import FILTERS, Edit
+from skyloom.generate.edit_spec import Edit
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.media.masks import Mask, open_mask, parse_region
 from skyloom.media.source import VideoSource, open_source
 
-FEATHER = 4
-
 
 @dataclass(frozen=True, eq=False)
-class Footage:
-    """The sources, where `mask` (of the first one) allows a change, and how softly it begins at its edge, in pixels."""
+class EditSources:
+    """Open source videos. `mask` marks the pixels of the first one that may change; `feather` is
+    the width of its soft edge in pixels."""
 
     sources: tuple[VideoSource, ...]
     mask: Mask | None = None
-    softness: int = 0
+    feather: int = 0
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What was done to the sources, a sentence each."""
+        """One sentence per conversion of a source."""
         return tuple(
             f"{source.path}: {notice}." for source in self.sources for notice in source.notices
         )
 
 
-def open_footage(edit: Edit, fps: int, height: int, width: int) -> Footage:
-    """Open and check an edit's files. Raises MediaError for what cannot be read, RequestError for a mask or region that
-    masks nothing and, with `strict`, for videos of another rate or size than the model's."""
-    if edit.verb in FILTERS:
-        return Footage((open_source(edit.videos[0]),))
+def open_edit_sources(edit: Edit, fps: int, height: int, width: int) -> EditSources:
+    """Open and check the files of an edit.
+
+    Raises MediaError for an unreadable file, RequestError for an empty mask and, with `strict`,
+    for a video that would have to be resampled.
+    """
+    if EDIT_VERBS[edit.verb].is_filter:
+        return EditSources((open_source(edit.videos[0]),))
     sources = tuple(
         open_source(path, fps=Fraction(fps), size=(height, width)) for path in edit.videos
     )
-    changed = list(_changes(sources))
-    if changed and edit.strict:
+    conversions = list(_conversions(sources))
+    if conversions and edit.strict:
         raise RequestError(
-            changed[0], hint=f"Bring it to {width}x{height} at {fps} fps, or leave out --strict."
+            conversions[0],
+            hint=f"Convert it to {width}x{height} at {fps} fps, or leave out --strict.",
         )
     if edit.verb != "inpaint":
-        return Footage(sources)
+        return EditSources(sources)
     shape = VideoShape(sources[0].frames, height, width)
     region = parse_region(edit.region) if edit.region is not None else Path(str(edit.mask))
     mask = open_mask(region, shape, Fraction(fps))
     _check_mask(mask, shape.frames)
-    return Footage(sources, mask, FEATHER if edit.feather is None else edit.feather)
+    return EditSources(sources, mask, edit.value("feather"))
 
 
-def _changes(sources: tuple[VideoSource, ...]) -> Iterator[str]:
+def _conversions(sources: tuple[VideoSource, ...]) -> Iterator[str]:
+    """One sentence per source that is resampled or resized."""
     for source in sources:
         for notice in source.notices:
             if notice.startswith(("resampled", "resized")):
@@ -60,6 +65,7 @@ def _changes(sources: tuple[VideoSource, ...]) -> Iterator[str]:
 
 
 def _check_mask(mask: Mask, frames: int, run: int = 64) -> None:
+    """Raise RequestError if no pixel of any frame is set."""
     for start in range(0, frames, run):
         if bool(mask.read(start, min(start + run, frames)).any()):
             return

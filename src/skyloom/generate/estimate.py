@@ -1,8 +1,8 @@
-"""Time, memory and disk of a plan before any work, learned from earlier runs on this machine.
+"""Estimate time, memory and disk of a plan from the run history of this machine.
 
-A plan becomes plain numbers (`Work`). Each run leaves a line in the history: how long its parts took and how much
-memory it had at most. The medians of like runs give the next estimate; before there are any, constants do, and the
-estimate says that it is a first guess.
+A plan is reduced to numbers (`Workload`). Each run appends its measured times and peak memory to
+the history; the medians of similar runs give the next estimate. Without history, constants are
+used and the estimate is marked as a first guess.
 """
 
 import json
@@ -22,30 +22,26 @@ from skyloom.core.config import from_table
 from skyloom.core.device import peak_memory_bytes
 from skyloom.core.errors import CapacityError, CheckpointError
 from skyloom.core.files import write_atomically
-from skyloom.core.paths import state_folder
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import Plan
 from skyloom.models.dit import DitConfig
 from skyloom.models.registry import ModelInfo
 
-MAX_HISTORY = 256 * 1024  # bytes; the older half goes when it is passed
-_LIKE_RUNS = 20
-_FIXED_SECONDS, _FLOPS, _DECODE_PIXELS = (
-    5.0,
-    4e10,
-    3e6,
-)  # before any run: load, FLOP/s, pixels decoded a second
-_BASE_BYTES, _FLOATS_PER_WIDTH = (
-    600 * 2**20,
-    24,
-)  # the program itself; live fp32 values per token and channel
-_DECODE_BYTES = 1_200  # live bytes per pixel of the frames that are decoded at a time
-_FILE_BYTES = 0.12  # per pixel and frame, twice what the bundled model's mp4 take; there are two files at the end
+MAX_HISTORY = 256 * 1024  # bytes; beyond it the older half is dropped
+_SIMILAR_RUNS = 20
+# defaults without history
+_FIXED_SECONDS = 5.0  # loading and text encoding
+_FLOPS = 4e10  # per second
+_DECODE_PIXELS = 3e6  # per second
+_BASE_BYTES = 600 * 2**20  # the process without model activations
+_FLOATS_PER_WIDTH = 24  # live fp32 values per token and channel
+_DECODE_BYTES = 1_200  # live bytes per pixel of the frames in the decoder
+_FILE_BYTES = 0.12  # per pixel and frame: twice the bundled model's mp4; two files exist at the end
 _DECODED_AT_A_TIME = 12  # frames
 
 
 class Phased(Protocol):
-    """A step of a pipeline, as far as timing goes."""
+    """A step of a pipeline; only its phase is used."""
 
     @property
     def phase(self) -> str:
@@ -58,9 +54,13 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class Work:
-    """A plan in plain numbers. `calls` of the network over `tokens` at most take `flops` in all; `frames` of `height`
-    x `width` are decoded, `seconds` long as shown; `kind` names what runs are alike: model, device, number format."""
+class Workload:
+    """A plan in numbers; the field names are keys of the history.
+
+    `calls` of the network with at most `tokens` take `flops` in total. `frames` of `height` x
+    `width` pixels are decoded, `seconds` long. `memory_unit` is bytes per token. Runs of the same
+    `kind` (model, device, dtype) are comparable.
+    """
 
     kind: str
     windows: int
@@ -75,22 +75,22 @@ class Work:
 
     @property
     def pixels(self) -> int:
-        """Of all frames."""
+        """Pixels of all frames."""
         return self.frames * self.height * self.width
 
     @property
     def working_bytes(self) -> int:
-        """What the work needs at its peak, besides the program and the weights; the same however many windows."""
+        """Peak bytes of activations; independent of the number of windows."""
         decoded = min(self.frames, _DECODED_AT_A_TIME) * self.height * self.width
         return self.tokens * self.memory_unit + decoded * _DECODE_BYTES
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run measured: seconds until the first step (loading, reading the prompt), of denoising and of decoding,
-    the bytes of memory it had at most, and those of the file (0: none was written)."""
+    """Measurements of one run: seconds of loading and text encoding (`fixed_seconds`), denoising
+    and decoding; peak memory; size of the file (0 if none was written)."""
 
-    work: Work
+    work: Workload
     fixed_seconds: float
     denoise_seconds: float
     decode_seconds: float
@@ -100,10 +100,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan will take: seconds in all and of each part, bytes of memory and of disk at their peaks. `runs` of
-    the same kind were learned from; none makes it a first guess."""
+    """Expected seconds per phase and peak bytes of memory and disk, from `runs` similar runs."""
 
-    work: Work
+    work: Workload
     fixed_seconds: float
     denoise_seconds: float
     decode_seconds: float
@@ -113,63 +112,70 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """From the start to the file."""
+        """Total seconds."""
         return self.fixed_seconds + self.denoise_seconds + self.decode_seconds
 
     @property
     def first_guess(self) -> bool:
-        """Whether nothing was learned yet."""
+        """Whether the history has no similar run."""
         return not self.runs
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
+        """Plain values for JSON."""
         return {**asdict(self), "seconds": self.seconds, "first_guess": self.first_guess}
 
 
-def work_of(
-    plan: Plan, model: ModelInfo, config: DitConfig, scale: ScaleFactors, device: str, dtype: str
-) -> Work:
-    """A plan in plain numbers: every step asks the transformer once, with guidance twice, and a finished window is
-    read once more, piece by piece, into the memory of the next."""
-    depth, tall, wide = config.patch
-    rows, columns = (
-        math.ceil(side / scale.space) for side in (plan.shape.height, plan.shape.width)
-    )
-    per_frame = math.ceil(rows / tall) * math.ceil(columns / wide) // depth
+def workload_of(
+    plan: Plan,
+    model: ModelInfo,
+    config: DitConfig,
+    scale: ScaleFactors,
+    *,
+    device: str,
+    dtype: str,
+) -> Workload:
+    """The workload of a plan.
+
+    Every step calls the transformer once, with guidance twice. A finished window is read once more,
+    in pieces, into the cache.
+    """
+    depth, patch_height, patch_width = config.patch
+    rows = math.ceil(math.ceil(plan.shape.height / scale.space) / patch_height)
+    columns = math.ceil(math.ceil(plan.shape.width / scale.space) / patch_width)
+    per_frame = rows * columns // depth
     branches = 1 if plan.guidance_scale == 1.0 else 2
-    seen = 0 if model.rollout is None else model.rollout.sink + model.rollout.recent
-    calls, flops, tokens = 0, 0.0, 0
+    rollout = model.rollout
+    context = 0 if rollout is None else rollout.sink + rollout.recent
+    calls = 0
+    flops = 0.0
+    tokens = 0
     for window in plan.windows:
-        here = (window.stop - window.start) * per_frame
-        keys = here + (seen * per_frame if window.index else 0)
-        again = model.rollout is not None and window is not plan.windows[-1]
-        pieces = (
-            math.ceil((window.stop - window.start) / model.rollout.window)
-            if model.rollout and again
-            else 0
-        )
-        calls, tokens = calls + branches * (plan.num_steps + pieces), max(tokens, here)
-        asked = branches * (plan.num_steps * (2 if window.fade else 1) + again)
-        flops += asked * here * _flops_per_token(config, keys)
-    shape = plan.shape
-    kind = f"{model.name} {device} {dtype}"
-    unit = config.width * _FLOATS_PER_WIDTH * 4 * branches
-    return Work(
-        kind,
-        len(plan.windows),
-        calls,
-        tokens,
-        flops,
-        shape.frames,
-        shape.height,
-        shape.width,
-        plan.seconds,
-        unit,
+        frames = window.stop - window.start
+        window_tokens = frames * per_frame
+        keys = window_tokens + (context * per_frame if window.index else 0)
+        cached = rollout is not None and window is not plan.windows[-1]
+        pieces = math.ceil(frames / rollout.window) if rollout is not None and cached else 0
+        prompts = 2 if window.prompt_fade else 1
+        passes = branches * (plan.num_steps * prompts + cached)
+        calls += branches * (plan.num_steps + pieces)
+        tokens = max(tokens, window_tokens)
+        flops += passes * window_tokens * _flops_per_token(config, keys)
+    return Workload(
+        kind=f"{model.name} {device} {dtype}",
+        windows=len(plan.windows),
+        calls=calls,
+        tokens=tokens,
+        flops=flops,
+        frames=plan.shape.frames,
+        height=plan.shape.height,
+        width=plan.shape.width,
+        seconds=plan.seconds,
+        memory_unit=config.width * _FLOATS_PER_WIDTH * 4 * branches,
     )
 
 
 def read_config(folder: Path, part: str, config_class: type[C]) -> C:
-    """The config in a part's header; no tensor is read. Raises CheckpointError when it is missing or damaged."""
+    """Read the config in a part's header, without tensors. Raises CheckpointError."""
     path = next(iter(sorted(folder.glob(f"{part}*.safetensors"))), folder / f"{part}.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
@@ -182,60 +188,66 @@ def read_config(folder: Path, part: str, config_class: type[C]) -> C:
         ) from error
 
 
-def estimate(work: Work, history: Iterable[Run]) -> Estimate:
-    """What the work will take, by the medians of the latest runs of its kind."""
-    like = [run for run in history if run.work.kind == work.kind][-_LIKE_RUNS:]
-    per_flop = _typical(
-        [run.denoise_seconds / run.work.flops for run in like if run.work.flops], 1 / _FLOPS
+def estimate(work: Workload, history: Iterable[Run]) -> Estimate:
+    """Estimate a workload by the medians of the latest similar runs."""
+    similar = [run for run in history if run.work.kind == work.kind][-_SIMILAR_RUNS:]
+    per_flop = _median(
+        [run.denoise_seconds / run.work.flops for run in similar if run.work.flops], 1 / _FLOPS
     )
-    per_pixel = _typical([run.decode_seconds / run.work.pixels for run in like], 1 / _DECODE_PIXELS)
-    base = _typical([run.peak_bytes - run.work.working_bytes for run in like], _BASE_BYTES)
-    written = [run.file_bytes / run.work.pixels for run in like if run.file_bytes]
+    per_pixel = _median(
+        [run.decode_seconds / run.work.pixels for run in similar], 1 / _DECODE_PIXELS
+    )
+    base = _median([run.peak_bytes - run.work.working_bytes for run in similar], _BASE_BYTES)
+    written = [run.file_bytes / run.work.pixels for run in similar if run.file_bytes]
     return Estimate(
         work,
-        fixed_seconds=_typical([run.fixed_seconds for run in like], _FIXED_SECONDS),
+        fixed_seconds=_median([run.fixed_seconds for run in similar], _FIXED_SECONDS),
         denoise_seconds=work.flops * per_flop,
         decode_seconds=work.pixels * per_pixel,
         memory_bytes=max(0, round(base)) + work.working_bytes,
-        disk_bytes=round(2 * work.pixels * _typical(written, _FILE_BYTES)),
-        runs=len(like),
+        disk_bytes=round(2 * work.pixels * _median(written, _FILE_BYTES)),
+        runs=len(similar),
     )
 
 
 def check_capacity(expected: Estimate, *, free_disk: int, free_memory: int) -> None:
-    """Raise CapacityError, with what would fit, when bytes of disk or memory will not do."""
-    need, length = expected.disk_bytes, expected.work.seconds
+    """Raise CapacityError if disk or memory (bytes) are too small; the hint says what would fit."""
+    need = expected.disk_bytes
+    length = expected.work.seconds
     if need > free_disk:
         fits = math.floor(length * free_disk / need)
-        hint = f"What is free fits up to {fits} s at this size." if fits else "Free some space."
+        hint = f"Up to {fits} s at this size would fit." if fits else "Free some space."
         raise CapacityError(
-            f"This video needs {_mebibytes(need)} of disk, {_mebibytes(free_disk)} are free.",
+            f"Free disk space must be at least {_mebibytes(need)}, got {_mebibytes(free_disk)}.",
             hint=hint,
         )
     if expected.memory_bytes > free_memory:
         raise CapacityError(
-            f"This video needs {_mebibytes(expected.memory_bytes)} of memory, {_mebibytes(free_memory)} are free.",
-            hint=_fitting(expected, free_memory),
+            f"Free memory must be at least {_mebibytes(expected.memory_bytes)}, "
+            f"got {_mebibytes(free_memory)}.",
+            hint=_memory_hint(expected, free_memory),
         )
 
 
-def check_states(plan: Plan, scale: ScaleFactors, channels: int, folder: Path) -> None:
-    """Raise CapacityError when the latents that a folder to resume from is to keep, in fp32, will not fit there."""
+def check_checkpoint_space(plan: Plan, scale: ScaleFactors, channels: int, folder: Path) -> None:
+    """Raise CapacityError if the checkpoints (fp32 latents) do not fit on the disk of `folder`."""
     across = (plan.shape.height // scale.space) * (plan.shape.width // scale.space)
     cells = sum(window.stop - window.start for window in plan.windows) * across
-    need, there = 4 * channels * cells, folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    need = 4 * channels * cells
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if need > free:
         raise CapacityError(
-            f"To go on after a stop, {folder} needs {_mebibytes(need)} of disk, {_mebibytes(free)} are free.",
-            hint="Name a folder on a larger disk, or leave it out.",
+            f"Free disk space for checkpoints in {folder} must be at least {_mebibytes(need)}, "
+            f"got {_mebibytes(free)}.",
+            hint="Choose a folder on a larger disk, or leave it out.",
         )
 
 
 def record_run(run: Run, path: Path | None = None) -> bool:
-    """Add a run to the history (by default this user's); False when it cannot be written, which stops nobody."""
+    """Append a run to the history (by default the user's). Returns False on an I/O error."""
     path = path or history_path()
     line = (json.dumps(asdict(run)) + "\n").encode()
     try:
@@ -244,7 +256,7 @@ def record_run(run: Run, path: Path | None = None) -> bool:
             _shorten(path)
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(file, line)  # one call: lines of several programs do not mix
+            os.write(file, line)  # one call, so that concurrent writers do not mix lines
         finally:
             os.close(file)
     except OSError:
@@ -252,13 +264,13 @@ def record_run(run: Run, path: Path | None = None) -> bool:
     return True
 
 
-def recorded(
-    steps: Iterable[S], work: Work, *, since: float | None = None, path: Path | None = None
+def record_steps(
+    steps: Iterable[S], work: Workload, *, since: float | None = None, path: Path | None = None
 ) -> Iterator[S]:
-    """The same steps; when they have come to their end, the run is recorded.
+    """Pass steps through and record the run when they end.
 
-    `since` is when loading began, by time.perf_counter(); without it, it began now. A run that is left early, or
-    fails, is not recorded: it would teach something wrong.
+    `since` is the time.perf_counter() at which loading began (default: now). A run that fails or is
+    stopped early is not recorded.
     """
     last = time.perf_counter() if since is None else since
     spent = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
@@ -273,7 +285,7 @@ def recorded(
 
 
 def read_history(path: Path | None = None) -> list[Run]:
-    """The runs on this machine, oldest first; a line that is cut or broken is passed over."""
+    """The runs on this machine, oldest first; invalid lines are skipped."""
     try:
         content = (path or history_path()).read_bytes()[-2 * MAX_HISTORY :]
     except OSError:
@@ -282,12 +294,16 @@ def read_history(path: Path | None = None) -> list[Run]:
 
 
 def history_path() -> Path:
-    """Return the path of the run history in the state folder."""
-    return state_folder() / "runs.jsonl"
+    """Path of the history: in SKYLOOM_STATE, XDG_STATE_HOME/skyloom or ~/.local/state/skyloom."""
+    folder = os.environ.get("SKYLOOM_STATE")
+    if folder:
+        return Path(folder) / "runs.jsonl"
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local/state") / "skyloom" / "runs.jsonl"
 
 
 def free_memory() -> int:
-    """Bytes that programs can still get: of this machine, and of the group that this process is in."""
+    """Available bytes of memory: of the machine, limited by the process's cgroup."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         rows = {
@@ -308,26 +324,26 @@ def free_memory() -> int:
 
 
 def _flops_per_token(config: DitConfig, keys: int) -> float:
-    """Of one call: the weights of every layer, and the attention to `keys` tokens. Two for a multiplied weight."""
+    """FLOPs per token of one call: two per weight, and attention to `keys` tokens."""
     weights = config.layers * (
         4 * config.width**2 + 2 * config.width**2 + 2 * config.width * config.ffn
     )
     return 2.0 * weights + 4.0 * config.layers * config.width * keys
 
 
-def _typical(values: Sequence[float], default: float) -> float:
+def _median(values: Sequence[float], default: float) -> float:
     return median(values) if values else default
 
 
-def _fitting(expected: Estimate, free: int) -> str:
-    """What could be asked for instead, when memory is short."""
+def _memory_hint(expected: Estimate, free: int) -> str:
+    """A hint at a request that would fit into memory."""
     fixed = expected.memory_bytes - expected.work.working_bytes
     share = (free - fixed) / max(1, expected.work.working_bytes)
     if share <= 0:
-        return "Not even the smallest would fit: close other programs, or go on with --force."
+        return "No size fits: close other programs, or continue with --force."
     if expected.work.windows == 1 and (fits := math.floor(expected.work.seconds * share)):
-        return f"What is free fits up to {fits} s at this size."
-    return "Ask for a smaller size, or close other programs."
+        return f"Up to {fits} s at this size would fit."
+    return "Choose a smaller size, or close other programs."
 
 
 def _mebibytes(size: float) -> str:
@@ -335,16 +351,16 @@ def _mebibytes(size: float) -> str:
 
 
 def _shorten(path: Path) -> None:
-    """Keep the newer half of the history, whole lines only."""
+    """Drop the older half of the history."""
     content = path.read_bytes()[-MAX_HISTORY // 2 :]
     write_atomically(path, content[content.find(b"\n") + 1 :])
 
 
 def _parse(line: bytes) -> Run | None:
-    """A line's run, if it is one and has sound numbers."""
+    """The run of a line, if it is valid."""
     try:
         values = json.loads(line)
-        run = Run(Work(**values.pop("work")), **values)
+        run = Run(Workload(**values.pop("work")), **values)
         numbers = [*list(vars(run.work).values())[1:], *list(vars(run).values())[1:]]
         sound = isinstance(run.work.kind, str) and all(
             isinstance(number, int | float) and math.isfinite(number) and number >= 0

@@ -1,8 +1,8 @@
-"""Work side by side on a CPU without changing a bit: whole calls in parallel, never the inside of an operation.
+"""Run independent calls in parallel on a CPU with results that do not depend on the core count.
 
-An operation that is split over threads adds up in another order, so its last bits depend on their number. Here
-every call runs on one thread, and independent calls (with and without the prompt) run on two at a time; the
-result is the same on one core, two or sixty-four.
+An operation split over threads sums in another order, so its last bits depend on their number.
+Here every call uses one thread per operation, and two independent calls (such as the guidance
+branches) run at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,35 +14,31 @@ import torch
 T = TypeVar("T")
 
 
-class Lanes:
-    """Runs calls on worker threads that give each operation one thread; on a GPU simply one after another."""
+class DeterministicExecutor:
+    """Thread pool with single-threaded operations on a CPU; runs calls in sequence on a GPU."""
 
     def __init__(self, device: torch.device, count: int = 2) -> None:
-        single = device.type == "cpu"
-        self._pool = (
-            ThreadPoolExecutor(count, "skyloom", initializer=_use_one_thread) if single else None
-        )
-        self._side = (
-            ThreadPoolExecutor(1, "skyloom-side", initializer=_use_one_thread) if single else None
-        )
+        self._pool: ThreadPoolExecutor | None = None
+        self._background: ThreadPoolExecutor | None = None
+        if device.type == "cpu":
+            self._pool = ThreadPoolExecutor(count, "skyloom", initializer=_use_one_thread)
+            self._background = ThreadPoolExecutor(1, "skyloom-side", initializer=_use_one_thread)
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """The results of all calls, in order."""
+        """Run all calls and return their results in order."""
         if self._pool is None:
             return [call() for call in calls]
-        return [
-            future.result()
-            for future in [self._pool.submit(_without_gradients, call) for call in calls]
-        ]
+        futures = [self._pool.submit(_without_gradients, call) for call in calls]
+        return [future.result() for future in futures]
 
     def run_one(self, call: Callable[[], T]) -> T:
-        """The result of one call."""
+        """Run one call and return its result."""
         return self.run([call])[0]
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Start a call beside all others; such calls are done in their order."""
-        if self._side is not None:
-            return self._side.submit(_without_gradients, call)
+        """Start a call on the background thread; such calls run one at a time, in order."""
+        if self._background is not None:
+            return self._background.submit(_without_gradients, call)
         done: Future[T] = Future()
         done.set_result(_without_gradients(call))
         return done

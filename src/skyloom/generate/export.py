@@ -1,6 +1,6 @@
-"""What happens to a finished file: a signed manifest, last of all, and a line in this machine's registry.
+"""Finish a written video file: sign it (C2PA) and register it in this machine's registry.
 
-One place for the command line and the server. Frames are marked before that, in the pipeline.
+The command line and the server use it. Watermarks are applied earlier, by the pipeline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,55 +14,54 @@ from skyloom.safety.watermark import watermark_id_of_receipt
 
 
 def check_ready(*, credentials: bool = True) -> None:
-    """Raise, before any work, if a file could not be signed or registered: MediaError or ConfigError."""
+    """Raise MediaError or ConfigError if a file could not be signed or registered."""
     if credentials:
         find_signer()
     Registry().prepare()
 
 
-def publish(
+def sign_and_register(
     path: Path,
     receipt: Mapping[str, Any],
     *,
-    looks: Sequence[str] = (),
+    perceptual_hashes: Sequence[str] = (),
     credentials: bool = True,
-    told: bool = True,
+    disclose: bool = True,
     registry: Registry | None = None,
 ) -> None:
-    """Sign a finished file (`credentials`) and register it, by its receipt (Receipt.to_dict).
+    """Sign a finished file, if `credentials`, and register it.
 
-    The manifest says how the file was made, or, where that is not to be `told`, only by which model; never the
-    prompt. `looks` are those of a FrameHasher. Raises MediaError.
+    `receipt` is Receipt.to_dict. The C2PA manifest holds the generation settings, without the
+    prompt; without `disclose`, only the model. Raises MediaError.
     """
     generation = generation_assertion(receipt)
     if credentials:
-        said = (
-            generation
-            if told
-            else {key: generation[key] for key in ("version", "model") if key in generation}
-        )
+        assertion = generation
+        if not disclose:
+            assertion = {key: generation[key] for key in ("version", "model") if key in generation}
         edit = (receipt.get("request") or {}).get("edit") or {}
-        sign(path, said, find_signer(), sources=sources_of(receipt), verb=edit.get("verb"))
+        sign(path, assertion, find_signer(), sources=sources_of(receipt), verb=edit.get("verb"))
     frames = (receipt.get("frames") or {}).get("sha256", "")
-    identity = watermark_id_of_receipt(receipt)
     making = ProvenanceRecord(
-        path.name, content_sha256(path), frames, identity, generation, tuple(looks)
+        path.name,
+        content_sha256(path),
+        frames,
+        watermark_id_of_receipt(receipt),
+        generation,
+        tuple(perceptual_hashes),
     )
     (registry or Registry()).add(making)
 
 
 def sources_of(receipt: Mapping[str, Any]) -> list[Ingredient]:
-    """The files, still there, that a video was made from: first picture, what cards pin, what it is an edit of."""
-    asked = receipt.get("request") or {}
-    named = [
-        asked.get("image"),
-        *(card.get(key) for card in asked.get("cards", []) for key in ("image", "video")),
-    ]
-    videos = dict.fromkeys((asked.get("edit") or {}).get("videos", []))
-    alone = (
-        len(videos) == 1
-    )  # a manifest names one video that was edited; of several, all went into it
-    there = [(name, False) for name in dict.fromkeys(named) if name] + [
-        (name, alone) for name in videos
-    ]
-    return [Ingredient(Path(name), edited=edited) for name, edited in there if Path(name).is_file()]
+    """Existing files that a video was made from: first image, media of cards, edited videos."""
+    request = receipt.get("request") or {}
+    media = [request.get("image")]
+    for card in request.get("cards", []):
+        media += [card.get("image"), card.get("video")]
+    videos = dict.fromkeys((request.get("edit") or {}).get("videos", []))
+    # C2PA has one parent that was edited; several videos are ingredients
+    edited = len(videos) == 1
+    sources = [Ingredient(Path(name), edited=False) for name in dict.fromkeys(media) if name]
+    sources += [Ingredient(Path(name), edited=edited) for name in videos]
+    return [source for source in sources if source.path.is_file()]

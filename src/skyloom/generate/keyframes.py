@@ -1,11 +1,12 @@
-"""Pictures at times of a video, as the cards of a storyboard that says one prompt throughout."""
+"""Pictures at times as the cards of a storyboard with a single prompt."""
 
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from skyloom.core.errors import RequestError
-from skyloom.generate.cards import Card, parse_clock
+from skyloom.generate.cards import Card
+from skyloom.generate.parsing import parse_clock
 
 DEFAULT_SECONDS = 2.0
 
@@ -13,30 +14,32 @@ DEFAULT_SECONDS = 2.0
 def picture_cards(
     image: Path, prompt: str, last: Path | None, keyframes: Sequence[str], seconds: float | None
 ) -> tuple[tuple[Card, ...], float]:
-    """Cards with the pictures pinned at their times, the last one on the last frame; and how long the video is.
+    """Cards for a first picture, keyframes written TIME=PICTURE and a `last` picture.
 
-    Raises RequestError for a keyframe that is not written TIME=PICTURE.
+    Returns the cards and the length in seconds. Raises RequestError.
     """
-    long = DEFAULT_SECONDS if seconds is None else seconds
-    pinned = {Fraction(0): image}
+    length = DEFAULT_SECONDS if seconds is None else seconds
+    pictures = {Fraction(0): image}
     for text in keyframes:
         time, _, path = text.partition("=")
         at = parse_clock(time)
         if at is None or not path:
             raise RequestError(
-                f"{text!r:.80} is no keyframe.",
-                hint="Write a time and a picture, like 1.5=middle.png.",
+                f"keyframe must be TIME=PICTURE, got {text!r:.80}.",
+                hint="Write it like 1.5=middle.png.",
             )
-        if at in pinned:
-            raise RequestError(f"Two pictures at {time} s.", hint="Give each a time of its own.")
-        pinned[at] = Path(path)
+        if at in pictures:
+            raise RequestError(f"keyframe times must differ, got {time} s twice.")
+        pictures[at] = Path(path)
     if last is not None:
-        end = Fraction(str(long))
-        if end in pinned:
+        end = Fraction(str(length))
+        if end in pictures:
             raise RequestError(
-                "The last picture stands where another does.", hint="Leave one of them out."
+                f"The last picture and a keyframe are both at {length:g} s.",
+                hint="Leave one of them out.",
             )
-        pinned[end] = last
-    return tuple(
-        Card(str(at), prompt, image=str(path), morph="0") for at, path in sorted(pinned.items())
-    ), long
+        pictures[end] = last
+    cards = tuple(
+        Card(str(at), prompt, image=str(path), morph="0") for at, path in sorted(pictures.items())
+    )
+    return cards, length

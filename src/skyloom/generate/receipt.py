@@ -1,7 +1,7 @@
-"""The receipt: what made a video, enough to make it again and to prove that it came out the same.
+"""The receipt of a video: everything needed to generate it again and verify the result.
 
-It travels in the video file's own comment and, where asked for, in a sidecar beside it (media/write.py). The digest
-is taken of the frames as they were made, before any codec, so that a lossy file can still be proven.
+It is stored in the video file's comment and, optionally, in a sidecar (media/write.py). Its digest
+covers the raw frames before encoding, so a lossy file can be verified too.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _AXES = "thwc"
 
 @dataclass(frozen=True)
 class FramesDigest:
-    """The sha256 of raw uint8 frames in their order, their shape (t, h, w, c) and their rate."""
+    """The sha256 of raw uint8 frames, their shape (t, h, w, c) and frame rate."""
 
     sha256: str
     shape: tuple[int, ...]
@@ -40,25 +40,27 @@ class FramesDigest:
 
 
 class FramesHash:
-    """Takes a video's frames in order, some at a time; `digest` is the same however they were cut."""
+    """Incremental digest of a video's frames, independent of how they are chunked."""
 
     def __init__(self, fps: Fraction) -> None:
-        self._hash, self._fps, self._shape = hashlib.sha256(), fps, (0, 0, 0, 0)
+        self._hash = hashlib.sha256()
+        self._fps = fps
+        self._shape: tuple[int, ...] = (0, 0, 0, 0)
 
     def add(self, frames: UInt8[Tensor, "t h w c"]) -> None:
-        """Take the next frames."""
+        """Add the next frames."""
         if len(frames):
             self._shape = (self._shape[0] + len(frames), *frames.shape[1:])
             self._hash.update(frames.cpu().contiguous().numpy().data)
 
     def digest(self) -> FramesDigest:
-        """Of what was taken so far."""
+        """The digest of the frames so far."""
         return FramesDigest(self._hash.hexdigest(), self._shape, self._fps)
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A file that a video was made from: its sha256, what it was used as, and the verb that used it."""
+    """A source file: its sha256, its role ("video", "image", "mask") and the verb that used it."""
 
     sha256: str
     role: str
@@ -67,9 +69,11 @@ class Parent:
 
 @dataclass(frozen=True)
 class Receipt:
-    """How a video was made. `request` has every default filled in, the seed too; `weights` is one digest of the
-    model's files; `image` is the sha256 of the picture it started from; `notes` hold whatever else there is to say.
-    What a receipt does not say is "" or None, and `extra` keeps the keys that only a newer skyloom knows.
+    """How a video was generated.
+
+    `request` has every default filled in, including the seed. `weights` is one digest of the
+    model's files. `image` is the sha256 of the first picture. `notes` hold measurements and
+    warnings. Missing values are "" or None. `extra` keeps keys of newer versions.
     """
 
     skyloom: str
@@ -86,23 +90,25 @@ class Receipt:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them; what the receipt does not say is left out."""
+        """Plain values for JSON; missing values are left out."""
         values: dict[str, Any] = {
             "skyloom": self.skyloom,
             "request": self.request.to_dict(),
             "model": self.model,
-        }
-        values |= {
             "weights": self.weights,
             "torch": self.torch,
             "device": self.device,
             "dtype": self.dtype,
+            "image": self.image,
+            "parents": [vars(parent) for parent in self.parents],
+            "notes": dict(self.notes),
         }
-        values |= {"image": self.image, "parents": [vars(parent) for parent in self.parents]}
-        values["notes"] = dict(self.notes)
         if self.frames is not None:
-            shape, fps = list(self.frames.shape), str(self.frames.fps)
-            values["frames"] = {"sha256": self.frames.sha256, "shape": shape, "fps": fps}
+            values["frames"] = {
+                "sha256": self.frames.sha256,
+                "shape": list(self.frames.shape),
+                "fps": str(self.frames.fps),
+            }
         return {
             **self.extra,
             **{key: value for key, value in values.items() if value not in ("", None)},
@@ -110,45 +116,46 @@ class Receipt:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Receipt":
-        """The inverse of `to_dict`; receipts of version 0.1, with a table of weights, are read too.
+        """The inverse of `to_dict`. Also reads receipts of version 0.1, with a table of weights.
 
-        Raises MediaError for a receipt that lacks something, or holds a value of the wrong kind.
+        Raises MediaError for missing keys or values of the wrong type.
         """
         try:
-            return cls._parsed(dict(values))
+            return cls._parse(dict(values))
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
             cause = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise MediaError(
                 f"The receipt is damaged ({cause:.120}).", hint="Ask for the original file."
             ) from error
         except RequestError as error:
-            made = (
-                f"It was made by skyloom {str(values.get('skyloom'))[:20]}, this is {__version__}."
-            )
+            version = str(values.get("skyloom"))[:20]
             raise MediaError(
-                f"The receipt's request cannot be read: {error.message}", hint=made
+                f"The receipt's request cannot be read: {error.message}",
+                hint=f"It was made by skyloom {version}; this is {__version__}.",
             ) from error
 
     @classmethod
-    def _parsed(cls, values: dict[str, Any]) -> "Receipt":
+    def _parse(cls, values: dict[str, Any]) -> "Receipt":
         request = Request.from_dict(_table(values.pop("request")))
         weights = values.pop("weights")
         digest = weights if isinstance(weights, str) else weights_digest(_table(weights))
         frames = values.pop("frames", None)
-        told: dict[str, Any] = {
-            "model": _text(values.pop("model", request.model or "")),
-            "frames": None if frames is None else _frames(_table(frames)),
-            "parents": tuple(
-                Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])
-            ),
-            "notes": _table(values.pop("notes", {})),
-        }
-        told |= {
-            name: _text(values.pop(name))
-            for name in ("torch", "device", "dtype", "image")
-            if name in values
-        }
-        return cls(_text(values.pop("skyloom")), request, weights=digest, **told, extra=values)
+        model = _text(values.pop("model", request.model or ""))
+        parents = [Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])]
+        notes = _table(values.pop("notes", {}))
+        names = ("torch", "device", "dtype", "image")
+        texts: dict[str, Any] = {name: _text(values.pop(name)) for name in names if name in values}
+        return cls(
+            _text(values.pop("skyloom")),
+            request,
+            model,
+            digest,
+            frames=None if frames is None else _frames(_table(frames)),
+            parents=tuple(parents),
+            notes=notes,
+            **texts,
+            extra=values,
+        )
 
 
 def make_receipt(
@@ -158,73 +165,78 @@ def make_receipt(
     dtype: torch.dtype,
     frames: FramesDigest | None = None,
     *,
-    parents: tuple[Parent, ...] = (),
     notes: Mapping[str, Any] | None = None,
 ) -> Receipt:
-    """What a pipeline says about a video that it made. Raises MediaError when the picture to start from is gone."""
-    asked = (
-        plan.request
-        if plan.timeline
-        else replace(plan.request, seconds=plan.seconds, fps=float(plan.fps))
-    )
-    filled = replace(
-        asked, model=info.name, size=plan.request.size if plan.timeline else plan.shape.size
-    )
-    if asked.samples:
-        quality = "fast" if plan.student else "best"
-        sampled = {
-            "num_steps": plan.num_steps,
-            "guidance_scale": plan.guidance_scale,
-            "quality": quality,
-        }
-        filled = replace(filled, seed=plan.seed, **sampled)
-    pinned = tuple(
-        Parent(hash_picture(Path(one.pinned)), "video" if one.card.video else "image", "storyboard")
-        for one in plan.cards
-        if one.pinned
-    )
+    """The receipt of a plan. Raises MediaError if a source file cannot be read."""
+    image = plan.request.image
     return Receipt(
         __version__,
-        filled,
+        _filled_request(plan, info.name),
         info.name,
         weights_digest(info.manifest.get("files", {})),
         torch=str(torch.__version__),
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        image=None if plan.request.image is None else hash_picture(Path(plan.request.image)),
+        image=None if image is None else hash_source_file(Path(image)),
         frames=frames,
-        parents=(*parents, *pinned, *_sources(plan)),
-        notes={**(notes or {}), **_edited(plan)},
+        parents=(*_card_media(plan), *_edited_files(plan)),
+        notes={**(notes or {}), **_edit_notes(plan)},
     )
 
 
-def _sources(plan: Plan) -> Iterator[Parent]:
-    """The videos of an edit in their order, then its mask."""
+def _filled_request(plan: Plan, model: str) -> Request:
+    """The plan's request with defaults filled in."""
+    filled = replace(plan.request, model=model)
+    if plan.timeline is None:
+        filled = replace(filled, seconds=plan.seconds, fps=float(plan.fps), size=plan.shape.size)
+    if filled.samples:
+        filled = replace(
+            filled,
+            seed=plan.seed,
+            num_steps=plan.num_steps,
+            guidance_scale=plan.guidance_scale,
+            quality="fast" if plan.student else "best",
+        )
+    return filled
+
+
+def _card_media(plan: Plan) -> Iterator[Parent]:
+    """The media of a storyboard's cards."""
+    for placed in plan.cards:
+        if placed.media:
+            role = "video" if placed.card.video else "image"
+            yield Parent(hash_source_file(Path(placed.media)), role, "storyboard")
+
+
+def _edited_files(plan: Plan) -> Iterator[Parent]:
+    """The videos of an edit in order, then its mask."""
     edit = plan.request.edit
-    if edit is None or plan.footage is None:
+    if edit is None or plan.edit_sources is None:
         return
-    for source in plan.footage.sources:
+    for source in plan.edit_sources.sources:
         yield Parent(source.sha256, "video", edit.verb)
     if edit.mask is not None:
-        yield Parent(hash_picture(Path(edit.mask)), "mask", edit.verb)
+        yield Parent(hash_source_file(Path(edit.mask)), "mask", edit.verb)
 
 
-def _edited(plan: Plan) -> dict[str, Any]:
-    """What an edit kept and made, in frames, and what was done to its sources."""
-    if plan.timeline is None or plan.footage is None:
+def _edit_notes(plan: Plan) -> dict[str, Any]:
+    """The kept and generated frames of an edit, and the conversions of its sources."""
+    if plan.timeline is None or plan.edit_sources is None:
         return {}
-    spans, at = [], 0
+    spans: list[list[int | str]] = []
+    position = 0
     for span in plan.timeline.spans:
-        spans.append([at, at + span.frames, "kept" if isinstance(span, Keep) else "made"])
-        at += span.frames
-    notices = list(plan.footage.notices)
+        kind = "kept" if isinstance(span, Keep) else "made"
+        spans.append([position, position + span.frames, kind])
+        position += span.frames
+    notices = list(plan.edit_sources.notices)
     return {"spans": spans, **({"notices": notices} if notices else {})}
 
 
 def read_receipt(path: Path) -> Receipt:
-    """The receipt in a video, else in the sidecar beside it, or in a sidecar given itself.
+    """Read the receipt in a video or its sidecar; `path` may also be the sidecar itself.
 
-    Raises MediaError for what is no video, holds no receipt, or holds a damaged one.
+    Raises MediaError if there is no receipt, or a damaged one.
     """
     if is_sidecar(path):
         return Receipt.from_dict(read_sidecar(path))
@@ -232,18 +244,18 @@ def read_receipt(path: Path) -> Receipt:
     if not values and sidecar_of(path).exists():
         values = read_sidecar(sidecar_of(path))
     if not values:
-        hint = "Only videos that skyloom made, and that were not made with --no-receipt, have one."
+        hint = "Only videos generated by skyloom without --no-receipt have one."
         raise MediaError(f"{path} holds no receipt.", hint=hint)
     return Receipt.from_dict(values)
 
 
 def weights_digest(files: Mapping[str, str]) -> str:
-    """One sha256 over the names and hashes of a model's files."""
+    """One sha256 of the names and hashes of a model's files."""
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
-def hash_picture(path: Path) -> str:
-    """The sha256 of a file that a video is made from. Raises MediaError when it cannot be read."""
+def hash_source_file(path: Path) -> str:
+    """The sha256 of a source file. Raises MediaError if it cannot be read."""
     try:
         return sha256_file(path)
     except OSError as error:
@@ -255,13 +267,13 @@ def hash_picture(path: Path) -> str:
 def _frames(values: Mapping[str, Any]) -> FramesDigest:
     shape = tuple(values["shape"])
     if len(shape) != len(_AXES) or not all(type(size) is int and size > 0 for size in shape):
-        raise ValueError(f"frames of shape {shape}")
+        raise ValueError(f"frames.shape must be four positive integers, got {shape}")
     return FramesDigest(_text(values["sha256"]), shape, Fraction(_text(values["fps"])))
 
 
 def _table(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{value!r:.40} is no table")
+        raise TypeError(f"{value!r:.40} must be a table")
     return dict(value)
 
 
@@ -271,5 +283,5 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} must be text")
     return value

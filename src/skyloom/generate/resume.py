@@ -1,11 +1,11 @@
-"""A rollout's state on disk, so that a crash costs no step that was finished.
+"""Checkpoints of a generation on disk, so that a crash loses no finished step.
 
-A folder holds what was asked, the clean latent of every finished window and, of the window in the making, the latent
-after the last steps of each take; an edit's folder holds such a folder for every span that is made. Everything else
-follows from these, bit for bit: noise is drawn again from its path (seed, window, take), which is all the state that
-the random numbers have; memory and decoder are fed with the finished latents again, which is quick. Every file is
-written whole or not at all and carries a sha256 of its name, of what was asked and of its content: one that was torn
-or changed counts as not there, and the state before it is taken.
+A folder holds the receipt of the request, the clean latent of every finished window and, for the
+current window, the latents after the last steps of each take. An edit's folder has one such folder
+per generated span. Everything else is recomputed bit for bit: noise is drawn from the seed, window
+and take; key-value and decoder caches are refilled from the finished latents. Files are written
+atomically and carry a sha256 of their name, the receipt and their content; a damaged file counts
+as missing.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from torch import Tensor
 from skyloom.core.errors import DiskFullError, MediaError, RequestError
 from skyloom.core.files import TEMPORARY_SUFFIX, write_atomically
 
-_ASKED = "asked.json"
+_IDENTITY_FILE = "asked.json"  # name and key are those of existing folders
+_IDENTITY_KEY = "asked"
 _OLD_TEMPORARY_SUFFIX = ".part"  # of version 0.1.0
 _STATES = (
     "window-*.state",
@@ -35,76 +36,75 @@ _STATES = (
     f"*{_OLD_TEMPORARY_SUFFIX}",
     f"*{TEMPORARY_SUFFIX}",
 )
-_PARTS = "span-*"
+_SPANS = "span-*"
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_STEPS_KEPT = 2  # the latest one, and the one before in case that it is damaged
+_STEPS_KEPT = 2  # the latest step, and the one before in case that it is damaged
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """A finished window: its clean latent, which take of it that is, and what was said of every take."""
+class FinishedWindow:
+    """A finished window: clean latent, number of the accepted take, scores of every take."""
 
     latent: Float[Tensor, "1 c t h w"]
     take: int = 0
-    said: Sequence[Mapping[str, Any]] = ()
+    scores: Sequence[Mapping[str, Any]] = ()
 
 
 class WindowStore:
-    """A folder for one request and the weights that answer it. Raises RequestError if it holds another's windows,
-    MediaError if it cannot be written.
+    """A folder of checkpoints that belongs to one `identity` (a receipt or span, as JSON values).
 
-    What is done within `every` seconds goes to the disk together, so that keeping it costs a quick model little; 0
-    writes every step at once. `flush` writes what is not on disk yet.
+    States are written at most every `interval` seconds, together; 0 writes every step at once.
+    `flush` writes what is pending. Raises RequestError if the folder belongs to another identity,
+    MediaError if it cannot be written.
     """
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any], every: float = 0.0) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], interval: float = 0.0) -> None:
         self.folder = folder
-        self._every, self._written = every, time.monotonic()
-        self._waiting: dict[Path, dict[str, Tensor]] = {}
+        self._interval = interval
+        self._last_write = time.monotonic()
+        self._pending: dict[Path, dict[str, Tensor]] = {}
         self._spans: list[WindowStore] = []
-        self._asked = json.dumps(asked, sort_keys=True).encode()
-        found, wanted = read_asked(folder), json.loads(self._asked)
-        if found is not None and found != wanted:
+        self._identity = json.dumps(identity, sort_keys=True).encode()
+        stored = read_identity(folder)
+        expected = json.loads(self._identity)
+        if stored is not None and stored != expected:
             raise RequestError(
-                f"{folder} holds another video: {_difference(found, wanted)}.",
-                hint="Ask for that one, or name another folder.",
+                f"{folder} belongs to another video: {_difference(stored, expected)}.",
+                hint="Repeat that request, or choose another folder.",
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if found is None:
-                write_atomically(
-                    folder / _ASKED,
-                    json.dumps({"asked": wanted, "sha256": _digest(wanted)}).encode(),
-                )
+            if stored is None:
+                content = {_IDENTITY_KEY: expected, "sha256": _digest(expected)}
+                write_atomically(folder / _IDENTITY_FILE, json.dumps(content).encode())
         except OSError as error:
             raise MediaError(
                 f"{folder} cannot be written.", hint="Choose another folder."
             ) from error
 
-    def span(self, number: int, asked: Mapping[str, Any]) -> "WindowStore":
-        """The folder of a span of an edit, inside of this one. Raises what a new one raises."""
-        self._spans.append(WindowStore(self.folder / f"span-{number:03}", asked, self._every))
-        return self._spans[-1]
+    def span(self, number: int, identity: Mapping[str, Any]) -> "WindowStore":
+        """The store of an edit's span, in a folder inside this one."""
+        store = WindowStore(self.folder / f"span-{number:03}", identity, self._interval)
+        self._spans.append(store)
+        return store
 
-    def load(self, index: int) -> Kept | None:
+    def load(self, index: int) -> FinishedWindow | None:
         """A window, if it was finished."""
-        tensors = self._read(self._window(index))
+        tensors = self._read(self._window_path(index))
         if tensors is None:
             return None
         note = json.loads(bytes(tensors["note"].tolist()))
-        return Kept(tensors["latent"], note["take"], note["said"])
+        return FinishedWindow(tensors["latent"], note["take"], note["said"])
 
-    def save(self, index: int, kept: Kept) -> None:
-        """Keep a finished window; its steps are not needed any more. Raises like `flush`."""
-        note = json.dumps({"take": kept.take, "said": [dict(one) for one in kept.said]}).encode()
-        self._forget(f"step-{index:06}-")
-        self._keep(
-            self._window(index),
-            {"latent": kept.latent, "note": torch.tensor(list(note), dtype=torch.uint8)},
-        )
+    def save(self, index: int, window: FinishedWindow) -> None:
+        """Save a finished window and drop its steps. Raises like `flush`."""
+        note = {"take": window.take, "said": [dict(scores) for scores in window.scores]}
+        encoded = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+        self._drop_pending(f"step-{index:06}-")
+        self._add(self._window_path(index), {"latent": window.latent, "note": encoded})
 
     def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
-        """How many steps of a take of a window were done, and the latent after them."""
+        """The number of finished steps of a take, and the latent after them."""
         for path in sorted(self.folder.glob(f"step-{index:06}-{take:03}-*.state"), reverse=True):
             tensors = self._read(path)
             if tensors is not None:
@@ -114,38 +114,46 @@ class WindowStore:
     def save_step(
         self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]
     ) -> None:
-        """Keep the latent after `done` steps. Raises like `flush`."""
-        self._forget(f"step-{index:06}-{take:03}-")
-        self._keep(self._step(index, take, done), {"latent": latent})
+        """Save the latent after `done` steps. Raises like `flush`."""
+        self._drop_pending(f"step-{index:06}-{take:03}-")
+        self._add(self._step_path(index, take, done), {"latent": latent})
 
     def flush(self) -> None:
-        """Write what waits, of spans too. Raises MediaError, or DiskFullError when the disk is full."""
+        """Write pending states, of spans too. Raises MediaError or DiskFullError."""
         for span in self._spans:
             span.flush()
-        for path, tensors in self._waiting.items():
+        for path, tensors in self._pending.items():
             self._save(path, tensors)
-            kind, *numbers = path.stem.split("-")
-            of_take, last = ("", None) if kind == "window" else (f"{numbers[1]}-", -_STEPS_KEPT)
-            for old in sorted(self.folder.glob(f"step-{numbers[0]}-{of_take}*.state"))[:last]:
-                old.unlink(missing_ok=True)
-        self._waiting.clear()
-        self._written = time.monotonic()
+            self._remove_old_steps(path)
+        self._pending.clear()
+        self._last_write = time.monotonic()
 
-    def _keep(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        self._waiting[path] = tensors
-        if time.monotonic() - self._written >= self._every:
+    def _remove_old_steps(self, path: Path) -> None:
+        """Remove steps that a state replaces: all of a window, or older ones of a take."""
+        kind, *numbers = path.stem.split("-")
+        if kind == "window":
+            replaced = sorted(self.folder.glob(f"step-{numbers[0]}-*.state"))
+        else:
+            steps = sorted(self.folder.glob(f"step-{numbers[0]}-{numbers[1]}-*.state"))
+            replaced = steps[:-_STEPS_KEPT]
+        for old in replaced:
+            old.unlink(missing_ok=True)
+
+    def _add(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        self._pending[path] = tensors
+        if time.monotonic() - self._last_write >= self._interval:
             self.flush()
 
-    def _forget(self, begins: str) -> None:
-        """What waits and was overtaken."""
-        self._waiting = {
-            path: state for path, state in self._waiting.items() if not path.name.startswith(begins)
+    def _drop_pending(self, prefix: str) -> None:
+        """Drop pending states whose file names begin with `prefix`."""
+        self._pending = {
+            path: state for path, state in self._pending.items() if not path.name.startswith(prefix)
         }
 
-    def _window(self, index: int) -> Path:
+    def _window_path(self, index: int) -> Path:
         return self.folder / f"window-{index:06}.state"
 
-    def _step(self, index: int, take: int, done: int) -> Path:
+    def _step_path(self, index: int, take: int, done: int) -> Path:
         return self.folder / f"step-{index:06}-{take:03}-{done:04}.state"
 
     def _save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -155,69 +163,70 @@ class WindowStore:
         try:
             write_atomically(path, self._seal(path, body) + body)
         except OSError as error:
+            hint = "Free some space and run the same command again."
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(
-                    "The disk is full.", hint="Free some space and go on."
-                ) from error
-            raise MediaError(
-                f"{path} cannot be written ({error}).", hint="Free some space and go on."
-            ) from error
+                raise DiskFullError("The disk is full.", hint=hint) from error
+            raise MediaError(f"{path} cannot be written ({error}).", hint=hint) from error
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
-        """What a state holds; None if there is none, or none that is whole."""
+        """The tensors of a state; None if it is missing or damaged."""
         try:
             content = path.read_bytes()
-            seal, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            seal = content[:_DIGEST_BYTES]
+            body = content[_DIGEST_BYTES:]
             return safetensors.torch.load(body) if seal == self._seal(path, body) else None
         except (OSError, SafetensorError):
             return None
 
     def _seal(self, path: Path, body: bytes) -> bytes:
-        parts = (self._asked, path.name.encode(), body)
+        parts = (self._identity, path.name.encode(), body)
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def clear(folder: Path) -> None:
-    """Remove the windows of a video that is done, and their folder if nothing else lies in it."""
-    for part in folder.glob(_PARTS):
-        clear(part)
-    for path in [*(path for pattern in _STATES for path in folder.glob(pattern)), folder / _ASKED]:
+    """Remove the checkpoints of a finished video, and their folder if it is then empty."""
+    for span in folder.glob(_SPANS):
+        clear(span)
+    states = [path for pattern in _STATES for path in folder.glob(pattern)]
+    for path in [*states, folder / _IDENTITY_FILE]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
-def read_asked(folder: Path) -> dict[str, Any] | None:
-    """What the windows in a folder belong to; None for a folder without any. Raises RequestError for other files."""
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity that a folder's checkpoints belong to; None for a new or empty folder.
+
+    Raises RequestError if the folder holds other files.
+    """
+    hint = "Choose an empty folder, or a new one."
     if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{folder} is no folder.", hint="Name an empty folder, or a new one.")
-    if not folder.is_dir() or all(
-        path.suffix in {_OLD_TEMPORARY_SUFFIX, TEMPORARY_SUFFIX} for path in folder.iterdir()
-    ):
-        return None  # it is new, or was stopped before the first word
+        raise RequestError(f"{folder} must be a folder.", hint=hint)
+    temporary = {_OLD_TEMPORARY_SUFFIX, TEMPORARY_SUFFIX}
+    if not folder.is_dir() or all(path.suffix in temporary for path in folder.iterdir()):
+        return None  # the folder is new, or was stopped before the first file was in place
     try:
-        written = json.loads((folder / _ASKED).read_bytes())
-        if written["sha256"] == _digest(written["asked"]):
-            return dict(written["asked"])
+        content = json.loads((folder / _IDENTITY_FILE).read_bytes())
+        if content["sha256"] == _digest(content[_IDENTITY_KEY]):
+            return dict(content[_IDENTITY_KEY])
     except FileNotFoundError as error:
-        raise RequestError(
-            f"{folder} holds other files.", hint="Name an empty folder, or a new one."
-        ) from error
+        raise RequestError(f"{folder} holds other files.", hint=hint) from error
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise RequestError(
-        f"{folder / _ASKED} is damaged.", hint="Remove that folder, or name another one."
+        f"{folder / _IDENTITY_FILE} is damaged.", hint="Remove that folder, or choose another one."
     )
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first thing in which two requests differ, else two receipts."""
-    for there, here in ((found.get("request", {}), wanted.get("request", {})), (found, wanted)):
-        for name in [*there, *here]:
-            if there.get(name) != here.get(name):
-                return f"its `{name}` is {there.get(name)!r:.60}, not {here.get(name)!r:.60}"
-    return "its receipt is another"
+def _difference(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """The first key in which two requests differ, else two receipts."""
+    pairs = ((stored.get("request", {}), expected.get("request", {})), (stored, expected))
+    for old, new in pairs:
+        for name in [*old, *new]:
+            if old.get(name) != new.get(name):
+                return f"its `{name}` is {old.get(name)!r:.60}, not {new.get(name)!r:.60}"
+    return "its receipt differs"
 
 
-def _digest(asked: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def _digest(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""Videos of any length, window by window, at constant memory.
+"""Sample a video of any length window by window, in constant memory.
 
-The first window is as long as the clips that the model was trained on and is made in one go. Every later one sees
-the keys and values of the video's first latent frames and of those right before it (a sink and a recent past:
-Xiao et al. 2023, arXiv 2309.17453; keys are kept un-rotated and get window-local positions). Noise is drawn per
-window, so that second 40 is the same however long the video becomes. While one window is being made, the one before
-is decoded.
+The first window has the model's native length and is sampled in one pass. Later windows attend to
+cached keys and values of the first latent frames and of those right before the window (attention
+sink and recent frames: Xiao et al. 2023, arXiv 2309.17453; keys are cached without rotary
+embedding and get window-local positions). Noise is drawn per window, so a frame does not depend on
+the length of the video. While one window is sampled, the previous one is decoded.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,39 +23,41 @@ from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.flow import add_noise
 from skyloom.diffusion.sampling import SampleStep, sample_euler
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.executor import Lanes
-from skyloom.generate.resume import Kept, WindowStore
-from skyloom.generate.temporal_smoothing import steady
+from skyloom.generate.executor import DeterministicExecutor
+from skyloom.generate.resume import FinishedWindow, WindowStore
+from skyloom.generate.temporal_smoothing import smooth_latent
 from skyloom.media.frames import to_frames
 from skyloom.models.registry import Rollout
 from skyloom.models.vae import DecoderCache, Vae
 
-DECODE_FRAMES = 3  # latent frames that are decoded at a time
+DECODE_FRAMES = 3  # latent frames per call of the decoder
 
 
 @dataclass(frozen=True)
 class Window:
-    """Latent frames `start` to `stop` of a shot, made together: those before `wanted` are decoded, those before `kept`
-    are remembered, and of what is decoded the frames `shown` (first, end; None: all) are.
+    """Latent frames [start, stop) of a shot, sampled together.
 
-    `card` is the card of a storyboard that it belongs to; `fade` how much the card before still says, per latent frame.
+    Latent frames before `decode_until` are decoded; those before `cache_until` are cached for
+    later windows. `display_range` is the (first, end) video frames of the shot to output; None
+    outputs all decoded frames. `card` is the storyboard card of the window; `prompt_fade` is the
+    weight of the previous card's prompt per latent frame.
     """
 
     index: int
     start: int
     stop: int
-    wanted: int
-    kept: int
-    shown: tuple[int, int] | None = None
+    decode_until: int
+    cache_until: int
+    display_range: tuple[int, int] | None = None
     shot: int = 0
     card: int = 0
-    fade: tuple[float, ...] = ()
+    prompt_fade: tuple[float, ...] = ()
 
     @property
-    def parts(self) -> tuple[tuple[int, int], ...]:
-        """The runs of latent frames that are decoded at a time; none holds kept ones and others."""
-        firm = min(self.kept, self.wanted)
-        runs = ((self.start, firm), (firm, self.wanted))
+    def decode_chunks(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of latent frames per decoder call; none mixes cached and uncached frames."""
+        cached = min(self.cache_until, self.decode_until)
+        runs = ((self.start, cached), (cached, self.decode_until))
         return tuple(
             (first, min(first + DECODE_FRAMES, end))
             for begin, end in runs
@@ -64,36 +66,35 @@ class Window:
 
 
 def make_windows(frames: int, native: int, rollout: Rollout | None) -> tuple[Window, ...]:
-    """The windows of a video of that many latent frames, when a model makes `native` in one go."""
+    """The windows of `frames` latent frames, for a model that samples `native` of them at once."""
     if rollout is None or frames <= native:
-        return (Window(0, 0, frames, frames, frames),)
+        return (Window(0, 0, frames, decode_until=frames, cache_until=frames),)
     count = -(-(frames - native) // rollout.window)
     edges = [0, *(native + rollout.window * index for index in range(count + 1))]
     return tuple(
-        Window(index, start, stop, min(stop, frames), stop)
+        Window(index, start, stop, decode_until=min(stop, frames), cache_until=stop)
         for index, (start, stop) in enumerate(pairwise(edges))
     )
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a critic says of a window's frames: how far its worst measure is towards its bound (1: at it, more: beyond
-    it), and every measure."""
+class WindowScore:
+    """A critic's result. `score` is the worst measure divided by its bound: above 1 it fails."""
 
     score: float
     measures: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
+        """Plain values for JSON."""
         return {"score": self.score, "measures": dict(self.measures)}
 
 
 class Critic(Protocol):
-    """Judges a window by its frames. The same frames must always get the same verdict."""
+    """Scores a window by its frames. Must be deterministic."""
 
     @property
     def bounds(self) -> Mapping[str, float]:
-        """What is allowed, by measure."""
+        """Largest accepted value per measure."""
         ...
 
     def __call__(
@@ -101,35 +102,35 @@ class Critic(Protocol):
         frames: UInt8[Tensor, "t h w c"],
         first: UInt8[Tensor, "u h w c"] | None,
         before: UInt8[Tensor, "v h w c"],
-    ) -> Verdict:
-        """Hold frames against those that the card began with (None: these are they) and those right before them in
-        the shot, of which there may be none."""
+    ) -> WindowScore:
+        """Compare frames with the first window of the card (None: this is it) and with the frames
+        right before them in the shot (may be empty)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class WindowStep:
-    """A step of a window's sampling; after the last one, `finished` holds the window's clean latent, and `kept` which
-    take of it that is and what was said of all."""
+    """One sampler step of a window. The last step of the accepted take has a `result`."""
 
     window: Window
     step: SampleStep
-    kept: Kept | None = None
+    result: FinishedWindow | None = None
 
     @property
     def finished(self) -> Float[Tensor, "1 c t h w"] | None:
         """The window's clean latent, after its last step."""
-        return None if self.kept is None else self.kept.latent
+        return None if self.result is None else self.result.latent
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What a rollout makes: the windows, a canvas for each, the noise levels to go through, the seed.
+class SamplingSpec:
+    """What to sample: windows, a canvas per window, noise levels and a seed.
 
-    `speak` tells the denoiser what a window is to show, where that changes; `seeds` are cards' own, by card. Windows
-    and steps that a `store` has from an earlier run are not made again, new ones are kept in it. `correlation` is that
-    of the noise of neighbouring latent frames that the model was trained with. `judge` says how good a window became:
-    one that is beyond a bound is made again with other noise, up to `retakes` times, and the best take is kept.
+    `set_prompt` is called before each window. `card_seeds` are seeds of single cards, by index.
+    `store` holds windows and steps of an interrupted run, which are not sampled again.
+    `noise_correlation` is the correlation between the noise of neighbouring latent frames.
+    `score_window` rates a finished window: one with a score above 1 is sampled again with other
+    noise, up to `retakes` times, and the take with the lowest score is kept.
     """
 
     windows: tuple[Window, ...]
@@ -138,240 +139,251 @@ class Job:
     seed: int
     rollout: Rollout | None
     store: WindowStore | None = None
-    speak: Callable[[Window], None] | None = None
-    seeds: Mapping[int, int] = field(default_factory=dict[int, int])
-    correlation: float = 0.0
-    judge: Callable[[Window, Tensor], Verdict] | None = None
+    set_prompt: Callable[[Window], None] | None = None
+    card_seeds: Mapping[int, int] = field(default_factory=dict[int, int])
+    noise_correlation: float = 0.0
+    score_window: Callable[[Window, Tensor], WindowScore] | None = None
     retakes: int = 0
 
     @property
     def steps(self) -> int:
-        """Of a window."""
+        """Sampler steps per window."""
         return len(self.sigmas) - 1
 
-    def noise_for(
+    def window_noise(
         self, window: Window, shape: tuple[int, ...], *purpose: str | int
     ) -> Float[Tensor, "..."]:
-        """Noise of a window. That of a card with a seed of its own hangs on nothing but this card."""
-        own = self.seeds.get(window.card)
-        if own is None:
+        """Noise of a window. For a card with its own seed it depends on that card only."""
+        card_seed = self.card_seeds.get(window.card)
+        if card_seed is None:
             return noise(self.seed, shape, "window", window.index, *purpose)
         number = sum(one.card == window.card for one in self.windows[: window.index])
-        return noise(own, shape, "card", number, *purpose)
+        return noise(card_seed, shape, "card", number, *purpose)
 
-    def take_noise(
+    def initial_noise(
         self, window: Window, canvas: Canvas, take: int, last: Float[Tensor, "1 c h w"] | None
     ) -> Float[Tensor, "1 c t h w"]:
-        """The noise that a take of a window starts from, going on from the noise before it."""
+        """Noise that a take starts from, correlated with `last`, the noise before the window."""
         purpose = ("take", take) if take else ()
-        fresh = self.noise_for(window, (1, *canvas.latent.shape), *purpose)
-        return chain_frames(fresh, self.correlation, last)
+        fresh = self.window_noise(window, (1, *canvas.latent.shape), *purpose)
+        return chain_frames(fresh, self.noise_correlation, last)
 
-    def alone(self, window: Window, before: Window | None) -> bool:
-        """Whether a window's noise does not go on from that of the window before."""
+    def starts_new_noise_chain(self, window: Window, before: Window | None) -> bool:
+        """Whether a window's noise is independent of the previous window's."""
         return (
             before is None
             or before.shot != window.shot
-            or (before.card != window.card and window.card in self.seeds)
+            or (before.card != window.card and window.card in self.card_seeds)
         )
 
 
-def roll_out(job: Job, denoiser: Denoiser) -> Iterator[WindowStep]:
-    """Sample all windows in order; may be left after any step."""
+def generate_windows(spec: SamplingSpec, denoiser: Denoiser) -> Iterator[WindowStep]:
+    """Sample all windows in order and update the denoiser's cache. May be stopped at any step."""
     before: Window | None = None
     last: Tensor | None = None  # noise of the latent frame before the window
-    for window, following in zip(job.windows, (*job.windows[1:], None), strict=True):
-        if job.speak is not None:
-            job.speak(window)
-        canvas = job.canvas_at(window)
-        last = None if job.alone(window, before) else last
-        for made in _make(job, window, denoiser, canvas, last):
-            if made.kept is not None and following is not None and following.shot != window.shot:
-                denoiser.forget()
-            elif made.kept is not None and following is not None and window.kept > window.start:
-                assert job.rollout is not None
-                remembered = _remembered(made.kept.latent, job, window)
-                denoiser.remember(remembered, job.rollout, job.rollout.context_sigma)
-            if made.kept is not None and window.kept > window.start:
-                last = job.take_noise(window, canvas, made.kept.take, last)[
-                    :, :, window.kept - window.start - 1
-                ]
-            yield made
+    for window, following in zip(spec.windows, (*spec.windows[1:], None), strict=True):
+        if spec.set_prompt is not None:
+            spec.set_prompt(window)
+        canvas = spec.canvas_at(window)
+        if spec.starts_new_noise_chain(window, before):
+            last = None
+        cached = window.cache_until - window.start
+        for step in _sample_window(spec, window, denoiser, canvas, last=last):
+            if step.result is not None and following is not None:
+                if following.shot != window.shot:
+                    denoiser.reset_cache()
+                elif cached > 0:
+                    assert spec.rollout is not None
+                    context = _context_latent(step.result.latent, spec, window)
+                    denoiser.cache_frames(context, spec.rollout, spec.rollout.context_sigma)
+            if step.result is not None and cached > 0:
+                start = spec.initial_noise(window, canvas, step.result.take, last)
+                last = start[:, :, cached - 1]
+            yield step
         before = window
 
 
-def _make(
-    job: Job,
+def _sample_window(
+    spec: SamplingSpec,
     window: Window,
     denoiser: Denoiser,
     canvas: Canvas,
+    *,
     last: Float[Tensor, "1 c h w"] | None,
 ) -> Iterator[WindowStep]:
-    """The steps of one window, of every take that it needs; only the last one, if it was finished before."""
-    kept = None if job.store is None else job.store.load(window.index)
-    if kept is not None:
-        yield WindowStep(
-            window, SampleStep(job.steps - 1, job.steps, kept.latent, kept.latent), kept
-        )
+    """The steps of every take of a window; one step if the store has the finished window."""
+    stored = None if spec.store is None else spec.store.load(window.index)
+    if stored is not None:
+        step = SampleStep(spec.steps - 1, spec.steps, stored.latent, stored.latent)
+        yield WindowStep(window, step, stored)
         return
-    takes: list[tuple[SampleStep, Verdict | None]] = []
+    takes: list[tuple[SampleStep, WindowScore | None]] = []
     while True:
-        start = job.take_noise(window, canvas, len(takes), last)
-        for step in _take(job, window, denoiser, canvas, start, len(takes)):
+        start = spec.initial_noise(window, canvas, len(takes), last)
+        for step in _sample_take(spec, window, denoiser, canvas, start=start, take=len(takes)):
             end = step
-            if step.index < job.steps - 1:
+            if step.index < spec.steps - 1:
                 yield WindowStep(window, step)
-        verdict = None if job.judge is None else job.judge(window, end.latent)
-        takes.append((end, verdict))
-        if verdict is None or verdict.score <= 1 or len(takes) > job.retakes:
+        score = None if spec.score_window is None else spec.score_window(window, end.latent)
+        takes.append((end, score))
+        if score is None or score.score <= 1 or len(takes) > spec.retakes:
             break
         yield WindowStep(window, end)
-    kept, end = _best(takes)
-    if job.store is not None:
-        job.store.save(window.index, kept)
-    yield WindowStep(window, end, kept)
+    result, end = _best_take(takes)
+    if spec.store is not None:
+        spec.store.save(window.index, result)
+    yield WindowStep(window, end, result)
 
 
-def _take(
-    job: Job,
+def _sample_take(
+    spec: SamplingSpec,
     window: Window,
     denoiser: Denoiser,
     canvas: Canvas,
+    *,
     start: Float[Tensor, "1 c t h w"],
-    number: int,
+    take: int,
 ) -> Iterator[SampleStep]:
-    """The steps of one take that are not done yet; the last one always."""
-    begun = None if job.store is None else job.store.load_step(window.index, number)
-    if begun is not None and begun[0] == job.steps:
-        yield SampleStep(job.steps - 1, job.steps, begun[1], begun[1])
+    """The remaining steps of one take; at least the last one."""
+    resume_from = None if spec.store is None else spec.store.load_step(window.index, take)
+    if resume_from is not None and resume_from[0] == spec.steps:
+        yield SampleStep(spec.steps - 1, spec.steps, resume_from[1], resume_from[1])
         return
-    for step in sample_euler(denoiser.velocity, start, job.sigmas, canvas, begun):
-        if job.store is not None and (step.index < job.steps - 1 or job.judge is not None):
-            job.store.save_step(window.index, number, step.index + 1, step.latent)
+    for step in sample_euler(denoiser.velocity, start, spec.sigmas, canvas, resume_from):
+        if spec.store is not None and (
+            step.index < spec.steps - 1 or spec.score_window is not None
+        ):
+            spec.store.save_step(window.index, take, step.index + 1, step.latent)
         yield step
 
 
-def _best(takes: Sequence[tuple[SampleStep, Verdict | None]]) -> tuple[Kept, SampleStep]:
-    """The take that is least far beyond a bound, of equal ones the first."""
-    scores = [0.0 if verdict is None else verdict.score for _, verdict in takes]
+def _best_take(
+    takes: Sequence[tuple[SampleStep, WindowScore | None]],
+) -> tuple[FinishedWindow, SampleStep]:
+    """The take with the lowest score; the first of equal ones."""
+    scores = [0.0 if score is None else score.score for _, score in takes]
     best = scores.index(min(scores))
     end = takes[best][0]
-    return Kept(
-        end.latent, best, [verdict.to_dict() for _, verdict in takes if verdict is not None]
-    ), end
+    rows = [score.to_dict() for _, score in takes if score is not None]
+    return FinishedWindow(end.latent, best, rows), end
 
 
-def _remembered(
-    latent: Float[Tensor, "1 c t h w"], job: Job, window: Window
+def _context_latent(
+    latent: Float[Tensor, "1 c t h w"], spec: SamplingSpec, window: Window
 ) -> Float[Tensor, "1 c t h w"]:
-    """What is kept of a finished window, as later ones see it: with a little noise of its own, if the model likes that
-    better."""
-    latent = latent[:, :, : window.kept - window.start]
-    level = job.rollout.context_sigma if job.rollout else 0.0
+    """The latent frames to cache, re-noised to the rollout's `context_sigma`."""
+    latent = latent[:, :, : window.cache_until - window.start]
+    level = spec.rollout.context_sigma if spec.rollout else 0.0
     if not level:
         return latent
-    own = job.noise_for(window, tuple(latent.shape), "context")
-    return add_noise(latent, own, torch.full((1, latent.shape[2]), level))
+    fresh = spec.window_noise(window, tuple(latent.shape), "context")
+    return add_noise(latent, fresh, torch.full((1, latent.shape[2]), level))
 
 
 @dataclass(frozen=True, eq=False)
-class _Memory:
-    """What decoding goes on from: the decoder's cache, and the latent frame that was decoded last."""
+class _DecoderState:
+    """The decoder's cache and the last decoded latent frame."""
 
     cache: DecoderCache
     last: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
-    """A window decoded on trial: the frames of its parts, and the decoder's memory after it."""
+class _TrialDecode:
+    """A window decoded on trial: frames per chunk, and the decoder's state after it."""
 
     latent: Tensor
-    parts: list[Tensor]
-    after: _Memory | None
+    chunks: list[Tensor]
+    after: _DecoderState | None
 
 
 @dataclass
-class Projector:
-    """Decodes windows to the frames that they show, a few at a time, on a lane of its own; `ready` hands frames out.
+class StreamingDecoder:
+    """Decodes windows in chunks on a background thread; `ready` yields the frames in order.
 
-    Latent frames are held steady by the model's `steadiness` on the way (generate/temporal_smoothing.py), but for those that are
-    `pinned`: (shot, latent frame) pairs.
+    Latent frames are smoothed over time at `smoothing_level` (generate/temporal_smoothing.py),
+    except for `known` ones: pairs of (shot, latent frame).
     """
 
     vae: Vae
-    lanes: Lanes
+    executor: DeterministicExecutor
     device: torch.device
-    steadiness: float = 0.0
-    pinned: Collection[tuple[int, int]] = frozenset()
-    _memory: _Memory | None = None
-    _parts: list[Future[Tensor]] = field(default_factory=list)
-    _trials: list[_Trial] = field(default_factory=list)
+    smoothing_level: float = 0.0
+    known: Collection[tuple[int, int]] = frozenset()
+    _state: _DecoderState | None = None
+    _chunks: list[Future[Tensor]] = field(default_factory=list)
+    _trials: list[_TrialDecode] = field(default_factory=list)
 
     def put(self, latent: Float[Tensor, "1 c t h w"], window: Window) -> None:
-        """Hand in the next window; one that was tried out is not decoded again."""
+        """Queue the next window. A latent that was decoded on trial is not decoded again."""
         trial = next((one for one in self._trials if one.latent is latent), None)
         self._trials.clear()
         if trial is not None:
-            self._memory = trial.after
-            self._parts += [self.lanes.submit(partial(_itself, part)) for part in trial.parts]
+            self._state = trial.after
+            for chunk in trial.chunks:
+                self._chunks.append(self.executor.submit(partial(_identity, chunk)))
             return
-        for first, end in window.parts:
-            part = latent[:, :, first - window.start : end - window.start]
-            self._parts.append(self.lanes.submit(partial(self._decode, part, window, first)))
+        for first, end in window.decode_chunks:
+            chunk = latent[:, :, first - window.start : end - window.start]
+            self._chunks.append(self.executor.submit(partial(self._decode, chunk, window, first)))
 
-    def try_out(
+    def decode_trial(
         self, latent: Float[Tensor, "1 c t h w"], window: Window
     ) -> UInt8[Tensor, "t h w c"]:
-        """The frames that a window would show if it were handed in next. It leaves no trace in the decoder's memory:
-        that of the trial becomes the decoder's own when this very latent is handed in."""
+        """Decode a window without changing the decoder's state. The result is reused if this same
+        tensor is then passed to `put`."""
         for one in self._trials:
             if one.latent is latent:
-                return torch.cat(one.parts)
-        # the lane has decoded all that was handed in before it comes to this, and is idle when it is done
-        self._trials.append(self.lanes.submit(partial(self._try, latent, window)).result())
-        return torch.cat(self._trials[-1].parts)
+                return torch.cat(one.chunks)
+        # calls run in order, so every queued window is decoded before this one
+        self._trials.append(self.executor.submit(partial(self._try, latent, window)).result())
+        return torch.cat(self._trials[-1].chunks)
 
-    def ready(self, *, most_waiting: int | None = None) -> Iterator[UInt8[Tensor, "t h w c"]]:
-        """The frames that are done; waits for some while more than `most_waiting` parts are not."""
-        while self._parts and (
-            self._parts[0].done() or (most_waiting is not None and len(self._parts) > most_waiting)
+    def ready(self, *, max_pending: int | None = None) -> Iterator[UInt8[Tensor, "t h w c"]]:
+        """Yield decoded frames; block while more than `max_pending` chunks are not decoded."""
+        while self._chunks and (
+            self._chunks[0].done() or (max_pending is not None and len(self._chunks) > max_pending)
         ):
-            yield self._parts.pop(0).result()
+            yield self._chunks.pop(0).result()
 
-    def _try(self, latent: Tensor, window: Window) -> _Trial:
-        memory, parts = self._memory, list[Tensor]()
-        for first, end in window.parts:
-            part = latent[:, :, first - window.start : end - window.start]
-            frames, memory = self._shown(part, window, first, memory)
-            parts.append(frames)
-        return _Trial(latent, parts, memory)
+    def _try(self, latent: Tensor, window: Window) -> _TrialDecode:
+        state = self._state
+        chunks: list[Tensor] = []
+        for first, end in window.decode_chunks:
+            chunk = latent[:, :, first - window.start : end - window.start]
+            frames, state = self._decode_chunk(chunk, window, first, state)
+            chunks.append(frames)
+        return _TrialDecode(latent, chunks, state)
 
     def _decode(self, latent: Tensor, window: Window, first: int) -> Tensor:
-        frames, self._memory = self._shown(latent, window, first, self._memory)
+        frames, self._state = self._decode_chunk(latent, window, first, self._state)
         return frames
 
-    def _shown(
-        self, latent: Tensor, window: Window, first: int, memory: _Memory | None
-    ) -> tuple[Tensor, _Memory | None]:
-        """The shown frames of a part, and the decoder's memory after it: what is not kept leaves no trace in it."""
-        before = memory if first else None
+    def _decode_chunk(
+        self, latent: Tensor, window: Window, first: int, state: _DecoderState | None
+    ) -> tuple[Tensor, _DecoderState | None]:
+        """The displayed frames of a chunk and the next state, which uncached chunks leave as is."""
+        before = state if first else None
         known = [
             number
             for number in range(latent.shape[2])
-            if (window.shot, first + number) in self.pinned
+            if (window.shot, first + number) in self.known
         ]
-        held = steady(latent, None if before is None else before.last, self.steadiness, known)
-        pixels, after = self.vae.decode_step(
-            held.to(self.device), None if before is None else before.cache
+        smooth = smooth_latent(
+            latent, None if before is None else before.last, self.smoothing_level, known
         )
-        memory = _Memory(after, held[:, :, -1]) if first < window.kept else memory
+        pixels, cache = self.vae.decode_step(
+            smooth.to(self.device), None if before is None else before.cache
+        )
+        if first < window.cache_until:
+            state = _DecoderState(cache, smooth[:, :, -1])
         frames = to_frames(pixels[0]).cpu()
-        if window.shown is None:
-            return frames, memory
+        if window.display_range is None:
+            return frames, state
         begin = self.vae.config.scale.video_frames(first) if first else 0
-        return frames[max(0, window.shown[0] - begin) : max(0, window.shown[1] - begin)], memory
+        start, stop = window.display_range
+        return frames[max(0, start - begin) : max(0, stop - begin)], state
 
 
-def _itself(frames: Tensor) -> Tensor:
+def _identity(frames: Tensor) -> Tensor:
     return frames

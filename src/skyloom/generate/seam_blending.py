@@ -1,8 +1,8 @@
-"""Soft joins: made frames begin, and end, in the light and the colours of the kept frames beside them.
+"""Blend generated frames into the kept frames beside them, in light and colour.
 
-What the model makes first differs from the kept frame before it above all in the large: light, colours, where the mass
-of a thing is (docs/log.md). That difference, blurred until no edge of it shows, is laid over the made frames beside the
-join, less of it from frame to frame. Kept frames are not touched.
+The first generated frame differs from the kept frame before it mostly in low frequencies: light,
+colour, large shapes (docs/log.md). That difference is blurred and added to the generated frames
+next to the join with a weight that falls to 0. Kept frames are not changed.
 """
 
 from dataclasses import dataclass
@@ -13,79 +13,81 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-FADE = 4  # made frames beside a join over which the difference goes to nothing; six cost short retakes their prompt
-BLUR = 16  # the blur reaches this part of the frame's height, twice
-_BRIGHTEST = 255
+BLEND_FRAMES = 4  # generated frames that change per join; with 6, short retakes follow prompts less
+BLUR = 16  # the blur radius is the frame height divided by this, applied twice
+_WHITE = 255
 
 
 @dataclass
-class Fade:
-    """The `count` made frames of a span, which come in order, between the kept frame `before` them and that `after`
-    (None: nothing is kept there)."""
+class SeamBlender:
+    """Blends the `frames` generated frames of a span, which arrive in order.
 
-    count: int
+    `before` and `after` are the kept frames beside the span; None if there is none.
+    """
+
+    frames: int
     before: UInt8[Tensor, "h w c"] | None
     after: UInt8[Tensor, "h w c"] | None
-    _came: int = 0
-    _opening: Float[Tensor, "h w c"] | None = None
+    _received: int = 0
+    _start_difference: Float[Tensor, "h w c"] | None = None
     _waiting: UInt8[Tensor, "t h w c"] | None = None
 
     @property
     def length(self) -> int:
-        """Frames that change on each side; the two sides do not meet."""
-        sides = (self.before is not None) + (self.after is not None)
-        return min(FADE, self.count // max(1, sides))
+        """Frames that change per join; the two joins do not overlap."""
+        joins = (self.before is not None) + (self.after is not None)
+        return min(BLEND_FRAMES, self.frames // max(1, joins))
 
-    def take(self, frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
-        """The next frames as they are shown; those beside the frame after wait until all have come."""
+    def blend(self, frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
+        """Blend the next frames. Frames near the end are held back until the span is complete."""
         if not len(frames) or not self.length:
             return frames
-        opened = self._open(frames) if self.before is not None else frames
-        self._came += len(frames)
+        blended = self._blend_start(frames) if self.before is not None else frames
+        self._received += len(frames)
         if self.after is None:
-            return opened
-        waiting = opened if self._waiting is None else torch.cat([self._waiting, opened])
-        if self._came == self.count:
-            return self._close(waiting, self.after)
-        firm = max(0, self.count - self.length - (self._came - len(waiting)))
-        self._waiting = waiting[firm:]
-        return waiting[:firm]
+            return blended
+        waiting = blended if self._waiting is None else torch.cat([self._waiting, blended])
+        if self._received == self.frames:
+            return self._blend_end(waiting, self.after)
+        done = max(0, self.frames - self.length - (self._received - len(waiting)))
+        self._waiting = waiting[done:]
+        return waiting[:done]
 
-    def _open(self, frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
-        if self._opening is None:
+    def _blend_start(self, frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
+        if self._start_difference is None:
             assert self.before is not None
-            self._opening = _blurred(self.before.float() - frames[0].float())
-        numbers = torch.arange(self._came, self._came + len(frames))
-        return _over(frames, self._opening, 1 - numbers / self.length)
+            self._start_difference = _blur(self.before.float() - frames[0].float())
+        numbers = torch.arange(self._received, self._received + len(frames))
+        return _add(frames, self._start_difference, 1 - numbers / self.length)
 
-    def _close(
+    def _blend_end(
         self, frames: UInt8[Tensor, "t h w c"], after: UInt8[Tensor, "h w c"]
     ) -> UInt8[Tensor, "t h w c"]:
-        closing = _blurred(after.float() - frames[-1].float())
-        return _over(frames, closing, 1 - torch.arange(len(frames)).flip(0) / self.length)
+        difference = _blur(after.float() - frames[-1].float())
+        return _add(frames, difference, 1 - torch.arange(len(frames)).flip(0) / self.length)
 
 
-def _over(
+def _add(
     frames: UInt8[Tensor, "t h w c"],
     difference: Float[Tensor, "h w c"],
-    shares: Float[Tensor, " t"],
+    weights: Float[Tensor, " t"],
 ) -> UInt8[Tensor, "t h w c"]:
-    """Frames with a share of a difference over each; not a bit changes where that is 0 or less."""
-    parts = [
-        (frame.float() + float(share) * difference).round().clamp(0, _BRIGHTEST).to(torch.uint8)
-        if share > 0
+    """Add a weighted difference to each frame; frames of weight <= 0 are returned bit for bit."""
+    blended = [
+        (frame.float() + float(weight) * difference).round().clamp(0, _WHITE).to(torch.uint8)
+        if weight > 0
         else frame
-        for frame, share in zip(frames, shares, strict=True)
+        for frame, weight in zip(frames, weights, strict=True)
     ]
-    return torch.stack(parts)
+    return torch.stack(blended)
 
 
-def _blurred(difference: Float[Tensor, "h w c"]) -> Float[Tensor, "h w c"]:
-    """The mean over a square around every pixel, twice; edges go on beyond the frame."""
-    reach = max(1, len(difference) // BLUR)
+def _blur(difference: Float[Tensor, "h w c"]) -> Float[Tensor, "h w c"]:
+    """Box blur, applied twice, with replicated borders."""
+    radius = max(1, len(difference) // BLUR)
     blurred = rearrange(difference, "h w c -> 1 c h w")
-    for across in (True, False) * 2:
-        border = (reach, reach, 0, 0) if across else (0, 0, reach, reach)
-        size = (1, 2 * reach + 1) if across else (2 * reach + 1, 1)
+    for horizontal in (True, False) * 2:
+        border = (radius, radius, 0, 0) if horizontal else (0, 0, radius, radius)
+        size = (1, 2 * radius + 1) if horizontal else (2 * radius + 1, 1)
         blurred = F.avg_pool2d(F.pad(blurred, border, mode="replicate"), size, stride=1)
     return rearrange(blurred, "1 c h w -> h w c")

@@ -1,4 +1,4 @@
-"""Whether this machine decodes as it should: processors and their kernels have been wrong in bf16 (docs/log.md)."""
+"""Compare decoding on a device with fp32 on the CPU: some bf16 kernels are wrong (docs/log.md)."""
 
 from pathlib import Path
 
@@ -9,22 +9,23 @@ from skyloom.models.checkpoint import load_into, load_part
 from skyloom.models.vae import Vae, VaeConfig, place
 
 TOLERANCE = 16
-"""The largest difference, of 255, that rounding to bf16 explains; the bundled model's is 1 where bf16 is right."""
-_FRAMES, _CELLS = 3, 8
+"""Largest pixel difference (of 255) that bf16 rounding explains; the bundled model's is 1."""
+_LATENT_FRAMES = 3
+_LATENT_SIDE = 8
 
 
 def compare_decoders(folder: Path, device: torch.device, dtype: torch.dtype) -> int:
-    """The largest difference, of 255, of frames by a model's decoder on a device in a dtype from the CPU in fp32.
-
-    Both decode the same noise (8x8 cells, 9 frames). Raises CheckpointError.
-    """
+    """The largest pixel difference (of 255) between a model's decoder on `device` and in fp32 on
+    the CPU, for the same noise latent (9 frames). Raises CheckpointError."""
     config, state, _ = load_part(folder, "vae", VaeConfig)
-    random = torch.Generator().manual_seed(0)
-    latent = torch.randn(1, config.latent_channels, _FRAMES, _CELLS, _CELLS, generator=random)
-    made: list[torch.Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, config.latent_channels, _LATENT_FRAMES, _LATENT_SIDE, _LATENT_SIDE)
+    latent = torch.randn(shape, generator=generator)
+    decoded: list[torch.Tensor] = []
     for where, kind in ((torch.device("cpu"), torch.float32), (device, dtype)):
         vae = Vae(config)
         load_into(vae, state)
         with torch.no_grad():
-            made.append(to_frames(place(vae, where, kind).decode(latent.to(where))[0]).cpu().int())
-    return int((made[0] - made[1]).abs().max())
+            pixels = place(vae, where, kind).decode(latent.to(where))[0]
+            decoded.append(to_frames(pixels).cpu().int())
+    return int((decoded[0] - decoded[1]).abs().max())

@@ -1,7 +1,8 @@
-"""Latents of spans that were made before, found by what made them: an edit that changes makes only what changed.
+"""Cache of the latents of generated spans, keyed by everything that determines them.
 
-A folder that may be deleted at any time. Its files are named after a digest of everything that a span hangs on: prompt,
-seed, steps, weights, and the very frames that it sees. When it grows beyond its bound, the oldest go.
+A repeated edit generates only the spans that changed. The folder may be deleted at any time. File
+names are digests of prompt, seed, steps, weights and the frames that condition the span. When the
+folder exceeds its size limit, the least recently used files are removed.
 """
 
 import hashlib
@@ -18,38 +19,40 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skyloom.core.files import atomic_path
-from skyloom.generate.timeline import Make
+from skyloom.generate.timeline import Generate
 
 MAX_BYTES = 2 * 2**30
+_STORED_NAMES = {"init_clips": "under", "mix_shares": "shares"}  # keys of existing caches
 
 
 @dataclass(frozen=True)
 class SpanIdentity:
-    """What makes a span of an edit the same: `about` says what it hangs on besides its own words, `clips` what each
-    source is."""
+    """What determines the spans of an edit: `settings` common to all, and an id per source."""
 
-    about: Mapping[str, Any]
-    clips: Sequence[str]
+    settings: Mapping[str, Any]
+    source_ids: Sequence[str]
 
-    def of(self, span: Make) -> dict[str, Any]:
-        """Everything that a span's latents hang on, as JSON has it."""
-        told = asdict(span)
-        for clip in (told["before"], told["after"], *told["under"]):
+    def of(self, span: Generate) -> dict[str, Any]:
+        """Everything that determines a span's latents, as JSON values."""
+        values = {_STORED_NAMES.get(name, name): value for name, value in asdict(span).items()}
+        for clip in (values["before"], values["after"], *values["under"]):
             if clip is not None:
-                clip["source"] = self.clips[clip["source"]]
-        return {"about": dict(self.about), "span": told}
+                clip["source"] = self.source_ids[clip["source"]]
+        return {"about": dict(self.settings), "span": values}
 
 
 class SpanStore:
-    """Latents of made spans."""
+    """A folder of span latents with a size limit in bytes."""
 
-    def __init__(self, folder: Path, identity: SpanIdentity, most: int = MAX_BYTES) -> None:
-        self.folder, self.identity, self.most = folder, identity, most
-        self.found = 0
+    def __init__(self, folder: Path, identity: SpanIdentity, max_bytes: int = MAX_BYTES) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.max_bytes = max_bytes
+        self.hits = 0
         self._used: list[Path] = []
 
-    def load(self, span: Make) -> Float[Tensor, "1 c t h w"] | None:
-        """The latents of a span, if it was made before and its file is whole."""
+    def load(self, span: Generate) -> Float[Tensor, "1 c t h w"] | None:
+        """The latents of a span, if they are cached and the file is intact."""
         path = self._path(span)
         try:
             latent = load_file(path)["latent"]
@@ -57,11 +60,11 @@ class SpanStore:
             self._used.append(path)
         except (OSError, SafetensorError, KeyError):
             return None
-        self.found += 1
+        self.hits += 1
         return latent
 
-    def save(self, span: Make, latent: Float[Tensor, "1 c t h w"]) -> None:
-        """Keep a span; where that is not possible, it will be made again."""
+    def save(self, span: Generate, latent: Float[Tensor, "1 c t h w"]) -> None:
+        """Cache a span's latents. Write errors are ignored."""
         path = self._path(span)
         with suppress(OSError, SafetensorError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,12 +73,12 @@ class SpanStore:
             self._used.append(path)
             self._prune()
 
-    def forget(self) -> None:
-        """Remove every span that was saved or found: the policy refuses to show one of them."""
+    def remove_used(self) -> None:
+        """Remove every span that was saved or loaded, after moderation blocked the video."""
         for path in self._used:
             path.unlink(missing_ok=True)
 
-    def _path(self, span: Make) -> Path:
+    def _path(self, span: Generate) -> Path:
         text = json.dumps(self.identity.of(span), sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
@@ -86,5 +89,5 @@ class SpanStore:
         total = 0
         for path in files:
             total += path.stat().st_size
-            if total > self.most:
+            if total > self.max_bytes:
                 path.unlink(missing_ok=True)

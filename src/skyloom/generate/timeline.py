@@ -1,7 +1,7 @@
-"""A timeline: the spans that a video is put together of, in order. Every verb of editing is one.
+"""A timeline: the ordered spans of an edited video. Positions are frame indices.
 
-What is kept is copied bit for bit; what is made knows the frames before and after it and, with a strength below 1, what
-it starts from. Positions are frames; nothing here touches pixels.
+Kept frames are copied bit for bit. Generated frames are conditioned on the frames before and after
+them and, at a strength below 1, start from source frames.
 """
 
 import math
@@ -14,7 +14,7 @@ from skyloom.core.errors import RequestError
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames `start` to `stop`, without `stop`, of one of an edit's sources."""
+    """Frames [start, stop) of the edit's source number `source`."""
 
     source: int
     start: int
@@ -22,29 +22,30 @@ class Clip:
 
     @property
     def frames(self) -> int:
-        """How many."""
+        """Number of frames."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Frames that stay as they are."""
+    """Frames that are copied unchanged."""
 
     clip: Clip
 
     @property
     def frames(self) -> int:
-        """How many."""
+        """Number of frames."""
         return self.clip.frames
 
 
 @dataclass(frozen=True)
-class Make:
-    """Frames to be made of a prompt, between what comes `before` and `after`.
+class Generate:
+    """Frames to generate from a prompt, conditioned on the clips `before` and `after`.
 
-    `under` is what they start from, as far as `strength` leaves it (0: not at all; 1: nothing of it): one clip of the
-    same length, or two, of which the second has a share in each frame. Where it is `masked`, only the edit's mask is
-    made. `seen` frames before and after it are looked at, at most. Spans of one `name` get the same noise.
+    `init_clips` is what they start from: one clip of the same length, or two, mixed with the
+    second one's share per frame in `mix_shares`. `strength` is 0 (the initial frames) to 1 (pure
+    noise). A `masked` span changes only pixels inside the edit's mask. Spans of the same `name`
+    get the same noise.
     """
 
     frames: int
@@ -52,103 +53,118 @@ class Make:
     name: str
     before: Clip | None = None
     after: Clip | None = None
-    under: tuple[Clip, ...] = ()
-    shares: tuple[float, ...] = ()
+    init_clips: tuple[Clip, ...] = ()
+    mix_shares: tuple[float, ...] = ()
     strength: float = 1.0
     masked: bool = False
 
     def __post_init__(self) -> None:
         assert self.frames > 0
-        assert all(clip.frames == self.frames for clip in self.under), (
-            "what lies under a span is as long"
+        assert all(clip.frames == self.frames for clip in self.init_clips), (
+            "an initial clip has as many frames as the span"
         )
-        assert len(self.under) < 2 or len(self.shares) == self.frames  # noqa: PLR2004
+        assert len(self.init_clips) < 2 or len(self.mix_shares) == self.frames  # noqa: PLR2004
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A clip gone over by a filter that invents nothing: to a `size` (height, width), or to `times` as many frames."""
+    """A clip resized to `size` (height, width), or interpolated to `rate_factor` times the rate."""
 
     clip: Clip
     size: tuple[int, int] | None = None
-    times: Fraction = Fraction(1)
+    rate_factor: Fraction = Fraction(1)
 
     @property
     def frames(self) -> int:
-        """How many come out."""
-        return math.ceil(self.clip.frames * self.times)
+        """Number of frames after the filter."""
+        return math.ceil(self.clip.frames * self.rate_factor)
 
 
-Span = Keep | Make | Filter
+Span = Keep | Generate | Filter
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Spans in order; a loop's end meets its beginning."""
+    """Spans in order. With `loops`, the last frame leads back to the first."""
 
     spans: tuple[Span, ...]
     loops: bool = False
 
     @property
     def frames(self) -> int:
-        """Of the whole video."""
+        """Total number of frames."""
         return sum(span.frames for span in self.spans)
 
     @property
     def joins(self) -> tuple[int, ...]:
-        """The first frames of all spans but the first."""
-        edges, at = [], 0
+        """First frame of every span but the first."""
+        edges: list[int] = []
+        position = 0
         for span in self.spans[:-1]:
-            at += span.frames
-            edges.append(at)
+            position += span.frames
+            edges.append(position)
         return tuple(edges)
 
     @property
-    def made(self) -> tuple[Make, ...]:
-        """What is made."""
-        return tuple(span for span in self.spans if isinstance(span, Make))
+    def generated_spans(self) -> tuple[Generate, ...]:
+        """The spans to generate."""
+        return tuple(span for span in self.spans if isinstance(span, Generate))
 
     @property
-    def runs(self) -> tuple[tuple[int, Clip], ...]:
-        """Where the time of a source goes by, and its sound with it: the first frames, and the clips."""
+    def sound_clips(self) -> tuple[tuple[int, Clip], ...]:
+        """Source clips whose sound is copied, each with its first frame in the edited video."""
         found: list[tuple[int, Clip]] = []
-        for at, span in zip((0, *self.joins), self.spans, strict=True):
-            clip = span.under[0] if isinstance(span, Make) and len(span.under) == 1 else None
-            clip = clip if isinstance(span, Make) else span.clip
+        for position, span in zip((0, *self.joins), self.spans, strict=True):
+            clip = _sound_clip(span)
             if clip is None:
                 continue
             begin, last = found[-1] if found else (0, None)
-            if last is not None and begin + last.frames == at and _follows(last, clip):
+            if last is not None and begin + last.frames == position and _continues(last, clip):
                 found[-1] = (begin, replace(last, stop=clip.stop))
             else:
-                found.append((at, clip))
+                found.append((position, clip))
         return tuple(found)
 
 
 def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timeline:
-    """A timeline of what is there: empty spans are left out, what may not move from its source is kept, and clips that
-    follow one another in one source are one. Raises RequestError where nothing is there."""
+    """Build a timeline: drop empty spans, turn spans of strength 0 into kept clips, and join kept
+    clips that follow one another in a source. Raises RequestError if no frame is left."""
     joined: list[Span] = []
-    for span in _settled(spans):
+    for span in _simplified(spans):
         last = joined[-1] if joined else None
-        if isinstance(span, Keep) and isinstance(last, Keep) and _follows(last.clip, span.clip):
+        if isinstance(span, Keep) and isinstance(last, Keep) and _continues(last.clip, span.clip):
             joined[-1] = Keep(replace(last.clip, stop=span.clip.stop))
         else:
             joined.append(span)
     if not joined:
-        raise RequestError("Nothing is left of the video.", hint="Keep or make at least one frame.")
+        raise RequestError(
+            "The edited video must have at least one frame, got 0.",
+            hint="Keep or generate at least one frame.",
+        )
     return Timeline(tuple(joined), loops)
 
 
-def _follows(before: Clip, after: Clip) -> bool:
+def nearest_frame(seconds: Fraction, fps: Fraction) -> int:
+    """Index of the frame nearest to a time; halves are rounded up."""
+    return int(seconds * fps + Fraction(1, 2))
+
+
+def _sound_clip(span: Span) -> Clip | None:
+    """The clip whose sound accompanies a span."""
+    if isinstance(span, Generate):
+        return span.init_clips[0] if len(span.init_clips) == 1 else None
+    return span.clip
+
+
+def _continues(before: Clip, after: Clip) -> bool:
     return before.source == after.source and before.stop == after.start
 
 
-def _settled(spans: Sequence[Span | None]) -> Iterator[Span]:
+def _simplified(spans: Sequence[Span | None]) -> Iterator[Span]:
     for span in spans:
         if span is None or span.frames == 0:
             continue
-        if isinstance(span, Make) and span.strength == 0 and len(span.under) == 1:
-            yield Keep(span.under[0])
+        if isinstance(span, Generate) and span.strength == 0 and len(span.init_clips) == 1:
+            yield Keep(span.init_clips[0])
         else:
             yield span

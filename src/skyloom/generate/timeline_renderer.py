@@ -1,7 +1,8 @@
-"""The executor of timelines: frames that are kept pass by, spans that are made are made between them.
+"""Generate the spans of a timeline, conditioned on the kept frames around them.
 
-Everything streams: a span reads only the frames that it sees, starts from or covers, and what is kept of a film of an
-hour never lies in memory at once. Noise hangs on the seed and the span's name, never on where in the video it lies.
+Everything streams: a span reads only the frames that condition it, start it or lie under its mask,
+so memory does not grow with the length of the sources. Noise depends on the seed and the span's
+name, not on its position.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +20,21 @@ from skyloom.core.types import LatentShape
 from skyloom.core.version import __version__
 from skyloom.diffusion.canvas import Canvas, to_latent_mask
 from skyloom.generate.denoiser import Denoiser
-from skyloom.generate.executor import Lanes
-from skyloom.generate.layout import Layout
+from skyloom.generate.executor import DeterministicExecutor
+from skyloom.generate.layout import SpanLayout
 from skyloom.generate.plan import Plan
-from skyloom.generate.receipt import hash_picture, weights_digest
+from skyloom.generate.receipt import hash_source_file, weights_digest
 from skyloom.generate.resume import WindowStore
-from skyloom.generate.rollout import Job, Projector, Window, WindowStep, roll_out
-from skyloom.generate.seam_blending import Fade
+from skyloom.generate.rollout import (
+    SamplingSpec,
+    StreamingDecoder,
+    Window,
+    WindowStep,
+    generate_windows,
+)
+from skyloom.generate.seam_blending import SeamBlender
 from skyloom.generate.span_cache import SpanIdentity, SpanStore
-from skyloom.generate.timeline import Clip, Filter, Make
+from skyloom.generate.timeline import Clip, Filter, Generate
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.frames import to_pixels
 from skyloom.media.masks import Mask, feather
@@ -39,138 +46,163 @@ Frames = UInt8[Tensor, "t h w c"]
 
 
 @dataclass(frozen=True, eq=False)
-class Splicer:
-    """What spans are made with, at a `size` of height and width.
+class TimelineRenderer:
+    """Renders generated spans at `size` (height, width) with the parts of a model.
 
-    `speaker` gives a fresh denoiser that says a prompt; `job` is a rollout's but for what is made; `mark` puts the
-    watermark on frames, or where it is told; `kept` finds and keeps the latents of spans that were made before. Windows
-    in the middle of something stand at latent frame `horizon`, where no sketch of the prompt fights with what is known.
+    `make_denoiser` returns a new denoiser for a prompt. `sampling` is completed per span. `mark`
+    watermarks frames, or the pixels of a mask. `cache` holds latents of earlier spans.
+    `frame_offset` is the position, in latent frames, of windows without a cache; the model's
+    prompt-based latent prediction ends before it.
     """
 
     vae: Vae
-    lanes: Lanes
+    executor: DeterministicExecutor
     device: torch.device
     sources: Sequence[VideoSource]
-    job: Job
-    speaker: Callable[[str], Denoiser]
+    sampling: SamplingSpec
+    make_denoiser: Callable[[str], Denoiser]
     mark: Callable[[Frames, Bool[Tensor, "t h w"] | None], Frames]
-    steadiness: float
-    horizon: int
+    smoothing_level: float
+    frame_offset: int
     size: tuple[int, int]
     mask: Mask | None = None
-    softness: int = 0
-    kept: SpanStore | None = None
+    feather: int = 0
+    cache: SpanStore | None = None
 
-    def make(
-        self, span: Make, layout: Layout, store: WindowStore | None = None
+    def render(
+        self, span: Generate, layout: SpanLayout, store: WindowStore | None = None
     ) -> Iterator[WindowStep | Frames]:
-        """The steps of a span's windows, and its frames as they are done; what a `store` has is not made again."""
-        tape = Tape(span, layout, self)
-        known = frozenset((0, cell) for cell in range(layout.left))
-        screen = _Composer(span, self, Fade(span.frames, *tape.beside()))
-        projector = Projector(self.vae, self.lanes, self.device, self.steadiness, known)
-        shown = (layout.lead, layout.lead + span.frames)
-        if layout.left:
-            projector.put(tape.known(0, layout.left)[None], _part(0, layout.left, shown))
-        for at, made in self._windows(span, layout, tape, store):
-            if isinstance(made, WindowStep):
-                yield made
-                continue
-            yield from map(screen.finish, projector.ready(most_waiting=0))
-            projector.put(
-                made, _part(at, min(at + made.shape[2], layout.left + layout.made), shown)
-            )
-            yield from map(screen.finish, projector.ready())
-        yield from map(screen.finish, projector.ready(most_waiting=0))
+        """Yield the sampler steps of a span and its frames as they are decoded.
 
-    def _windows(
-        self, span: Make, layout: Layout, tape: "Tape", store: WindowStore | None
+        Windows that `store` has are not sampled again.
+        """
+        context = SpanContext(span, layout, self)
+        known = frozenset((0, cell) for cell in range(layout.known_before))
+        blender = SeamBlender(span.frames, *context.neighbours())
+        compositor = MaskCompositor(span, self, blender)
+        decoder = StreamingDecoder(
+            self.vae, self.executor, self.device, self.smoothing_level, known
+        )
+        display = (layout.lead_frames, layout.lead_frames + span.frames)
+        end = layout.known_before + layout.generated
+        if layout.known_before:
+            latent = context.encode(0, layout.known_before)[None]
+            decoder.put(latent, _decode_window(0, layout.known_before, display))
+        for first, item in self._latents(span, layout, context, store):
+            if isinstance(item, WindowStep):
+                yield item
+                continue
+            yield from map(compositor.finish, decoder.ready(max_pending=0))
+            stop = min(first + item.shape[2], end)
+            decoder.put(item, _decode_window(first, stop, display))
+            yield from map(compositor.finish, decoder.ready())
+        yield from map(compositor.finish, decoder.ready(max_pending=0))
+
+    def _latents(
+        self,
+        span: Generate,
+        layout: SpanLayout,
+        context: "SpanContext",
+        store: WindowStore | None,
     ) -> Iterator[tuple[int, WindowStep | Tensor]]:
-        """Steps, and runs of made latent frames in the order of time with the number of their first."""
-        before = None if self.kept is None else self.kept.load(span)
-        if before is not None:
-            for first, end in sorted(
-                layout.makes
-            ):  # as they were made: they are decoded to the same bits
-                yield first, before[:, :, first - layout.left : end - layout.left]
+        """Yield sampler steps, and runs of generated latent frames in order of time with the index
+        of their first."""
+        offset = layout.known_before
+        cached = None if self.cache is None else self.cache.load(span)
+        if cached is not None:
+            for first, end in sorted(layout.generated_ranges):  # same chunks, hence the same bits
+                yield first, cached[:, :, first - offset : end - offset]
             return
-        done: dict[int, Tensor] = {}
+        finished: dict[int, Tensor] = {}
         whole: list[Tensor] = []
-        at = layout.left
-        for step in self._roll_out(span, layout, tape, store):
+        position = offset
+        for step in self._sample(span, layout, context, store):
             yield 0, step
             if step.finished is None:
                 continue
-            first, end = layout.makes[step.window.index]
+            first, end = layout.generated_ranges[step.window.index]
             run = step.finished[:, :, first - step.window.start : end - step.window.start]
-            tape.learn(first, run[0])
-            done[first] = run
-            while at in done:
-                whole.append(done.pop(at))
-                yield at, whole[-1]
-                at += whole[-1].shape[2]
-        if self.kept is not None:
-            self.kept.save(span, torch.cat(whole, dim=2))
+            context.add_known(first, run[0])
+            finished[first] = run
+            while position in finished:
+                whole.append(finished.pop(position))
+                yield position, whole[-1]
+                position += whole[-1].shape[2]
+        if self.cache is not None:
+            self.cache.save(span, torch.cat(whole, dim=2))
 
-    def _roll_out(
-        self, span: Make, layout: Layout, tape: "Tape", store: WindowStore | None
+    def _sample(
+        self,
+        span: Generate,
+        layout: SpanLayout,
+        context: "SpanContext",
+        store: WindowStore | None,
     ) -> Iterator[WindowStep]:
-        denoiser = self.speaker(span.prompt)
-        rollout = self.job.rollout
-        if layout.memory and layout.left:
+        """Sample the windows of a span."""
+        denoiser = self.make_denoiser(span.prompt)
+        rollout = self.sampling.rollout
+        if layout.uses_cache and layout.known_before:
             assert rollout is not None and span.before is not None
-            denoiser.pass_by(span.before.start // self.vae.config.scale.time, rollout)
-            denoiser.remember(tape.known(0, layout.left)[None], rollout, rollout.context_sigma)
-        if not layout.memory:
-            denoiser.stand(self.horizon)
-        seed = derive_seed(self.job.seed, "span", span.name)
-        own = replace(
-            self.job, windows=layout.windows, canvas_at=tape.canvas, seed=seed, store=store
+            denoiser.skip_frames(span.before.start // self.vae.config.scale.time, rollout)
+            known = context.encode(0, layout.known_before)[None]
+            denoiser.cache_frames(known, rollout, rollout.context_sigma)
+        if not layout.uses_cache:
+            denoiser.set_frame_offset(self.frame_offset)
+        spec = replace(
+            self.sampling,
+            windows=layout.windows,
+            canvas_at=context.canvas,
+            seed=derive_seed(self.sampling.seed, "span", span.name),
+            store=store,
         )
-        yield from roll_out(own, denoiser)
+        yield from generate_windows(spec, denoiser)
 
 
 @dataclass
-class Tape:
-    """The frames and latent frames around a span: what is before, what lies under it, what is after."""
+class SpanContext:
+    """Frames and latent frames around a span: before it, under it (its initial clips), after it.
 
-    span: Make
-    layout: Layout
-    tools: Splicer
-    _cells: dict[int, Tensor] = field(default_factory=dict)
+    Local frame numbers start at the first known frame; `layout.lead_frames` is the span's first.
+    """
+
+    span: Generate
+    layout: SpanLayout
+    renderer: TimelineRenderer
+    _known: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """What is known is read once."""
+        """Encode the known latent frames on both sides."""
         layout = self.layout
-        for first, end in ((0, layout.left), (layout.left + layout.made, layout.cells)):
-            if first < end:
-                self.learn(first, self.known(first, end))
+        end = layout.known_before + layout.generated
+        for first, stop in ((0, layout.known_before), (end, layout.latent_frames)):
+            if first < stop:
+                self.add_known(first, self.encode(first, stop))
 
-    def learn(self, first: int, run: Float[Tensor, "c t h w"]) -> None:
-        """Latent frames that are known now."""
-        self._cells.update({first + index: cell for index, cell in enumerate(run.unbind(1))})
+    def add_known(self, first: int, run: Float[Tensor, "c t h w"]) -> None:
+        """Add latent frames that later windows may be conditioned on."""
+        self._known.update({first + index: cell for index, cell in enumerate(run.unbind(1))})
 
     def canvas(self, window: Window) -> Canvas:
-        """What a window begins with: known and made latent frames, and what lies under those it is to make."""
-        span, layout = self.span, self.layout
-        first, end = layout.makes[window.index]
-        scale, config = self.tools.vae.config.scale, self.tools.vae.config
-        height, width = (side // scale.space for side in self.tools.size)
-        canvas = Canvas.text_to_video(
-            config.latent_channels, LatentShape(window.stop - window.start, height, width)
-        )
+        """The canvas of a window: known latent frames, and the initial clips under the others."""
+        span = self.span
+        first, end = self.layout.generated_ranges[window.index]
+        config = self.renderer.vae.config
+        height, width = (side // config.scale.space for side in self.renderer.size)
+        shape = LatentShape(window.stop - window.start, height, width)
+        canvas = Canvas.text_to_video(config.latent_channels, shape)
         for cell in range(window.start, window.stop):
             if not first <= cell < end:
-                canvas = canvas.set_known(cell - window.start, self._cells[cell][:, None])
-        if not span.under:
+                canvas = canvas.set_known(cell - window.start, self._known[cell][:, None])
+        if not span.init_clips:
             return canvas
-        latent, mask = canvas.latent.clone(), canvas.denoise_mask.clone()
-        here = slice(first - window.start, end - window.start)
-        latent[:, here] = self.known(first, end)
+        latent = canvas.latent.clone()
+        mask = canvas.denoise_mask.clone()
+        generated = slice(first - window.start, end - window.start)
+        latent[:, generated] = self.encode(first, end)
         if span.masked:
-            mask[here] = self._mask_cells(first, end)
+            mask[generated] = self._latent_mask(first, end)
         strength = torch.ones(canvas.frames)
-        strength[here] = span.strength
+        strength[generated] = span.strength
         return replace(
             canvas,
             latent=latent,
@@ -179,68 +211,49 @@ class Tape:
         )
 
     @torch.no_grad()
-    def known(self, first: int, end: int) -> Float[Tensor, "c t h w"]:
-        """Latent frames `first` to `end` of the sources' frames: the encoder takes each by itself."""
-        start, stop = self._frames_of(first, end)
+    def encode(self, first: int, end: int) -> Float[Tensor, "c t h w"]:
+        """Latent frames [first, end) of the source frames; each is encoded independently."""
+        start, stop = self._video_range(first, end)
         frames = self.read(start, stop)
         if first:
             frames = torch.cat([frames[:1], frames])
-        pixels = to_pixels(frames)[None].to(self.tools.device)
-        latent = self.tools.lanes.run_one(partial(self.tools.vae.encode, pixels))[0].cpu()
+        pixels = to_pixels(frames)[None].to(self.renderer.device)
+        vae = self.renderer.vae
+        latent = self.renderer.executor.run_one(partial(vae.encode, pixels))[0].cpu()
         return latent[:, 1:] if first else latent
 
-    def _frames_of(self, first: int, end: int) -> tuple[int, int]:
-        scale = self.tools.vae.config.scale
-        return (scale.video_frames(first) if first else 0), scale.video_frames(end)
-
-    def _mask_cells(self, first: int, end: int) -> Bool[Tensor, "t h w"]:
-        assert self.tools.mask is not None and self.span.under
-        start, stop = self._frames_of(first, end)
-        mask = self._mask(start, stop)
-        cells = to_latent_mask(
-            torch.cat([mask[:1], mask]) if first else mask, self.tools.vae.config.scale
-        )
-        return cells[1:] if first else cells
-
-    def _mask(self, start: int, stop: int) -> Bool[Tensor, "t h w"]:
-        """The mask of local frames; beside the span nothing is masked."""
-        lead, count, origin = self.layout.lead, self.span.frames, self.span.under[0].start
-        begin, end = max(start, lead), min(stop, lead + count)
-        assert self.tools.mask is not None
-        inside = self.tools.mask.read(origin + begin - lead, origin + end - lead)
-        none = inside.new_zeros(1, *inside.shape[1:])
-        return torch.cat(
-            [none.expand(begin - start, -1, -1), inside, none.expand(stop - end, -1, -1)]
-        )
-
     def read(self, start: int, stop: int) -> Frames:
-        """Local frames: number `lead` is the span's first. Beyond the last known one, that stands still."""
-        lead, count = self.layout.lead, self.span.frames
-        parts = []
+        """Local frames [start, stop). After the last known frame, that frame is repeated."""
+        lead = self.layout.lead_frames
+        count = self.span.frames
+        parts: list[Frames] = []
         if start < lead:
             assert self.span.before is not None
-            back = self.span.before.frames - lead
-            parts.append(self._clip(self.span.before, start + back, min(stop, lead) + back))
-        begin, end = max(start, lead) - lead, min(stop, lead + count) - lead
-        if begin < end and self.span.under:
-            parts.append(self.underlay(begin, end))
+            shift = self.span.before.frames - lead
+            parts.append(self._clip(self.span.before, start + shift, min(stop, lead) + shift))
+        begin = max(start, lead) - lead
+        end = min(stop, lead + count) - lead
+        if begin < end and self.span.init_clips:
+            parts.append(self._initial_frames(begin, end))
         elif begin < end:
             parts.append(self._blank(end - begin))
-        begin, end = max(start - lead - count, 0), stop - lead - count
+        begin = max(start - lead - count, 0)
+        end = stop - lead - count
         if end > 0:
             after = self.span.after
-            there = 0 if after is None else min(end, after.frames)
-            if after is not None and begin < there:
-                parts.append(self._clip(after, begin, there))
-            missing = end - max(begin, there)
+            available = 0 if after is None else min(end, after.frames)
+            if after is not None and begin < available:
+                parts.append(self._clip(after, begin, available))
+            missing = end - max(begin, available)
             if missing:
                 still = parts[-1][-1:] if parts else self._blank(1)
                 parts.append(still.expand(missing, -1, -1, -1))
         return torch.cat(parts)
 
-    def beside(self) -> tuple[UInt8[Tensor, "h w c"] | None, UInt8[Tensor, "h w c"] | None]:
-        """The kept frames right before and right after the span, as far as it may look at them."""
-        before, after = self.span.before, self.span.after
+    def neighbours(self) -> tuple[UInt8[Tensor, "h w c"] | None, UInt8[Tensor, "h w c"] | None]:
+        """The kept frames directly before and after the span."""
+        before = self.span.before
+        after = self.span.after
         return (
             self._clip(before, before.frames - 1, before.frames)[0]
             if before and before.frames
@@ -248,72 +261,101 @@ class Tape:
             self._clip(after, 0, 1)[0] if after and after.frames else None,
         )
 
-    def underlay(self, start: int, stop: int) -> Frames:
-        """What lies under frames `start` to `stop` of the span: one source's frames, or a mix of two."""
-        first = self._clip(self.span.under[0], start, stop)
-        if len(self.span.under) == 1:
+    def _video_range(self, first: int, end: int) -> tuple[int, int]:
+        """Video frames of the latent frames [first, end)."""
+        scale = self.renderer.vae.config.scale
+        return (scale.video_frames(first) if first else 0), scale.video_frames(end)
+
+    def _latent_mask(self, first: int, end: int) -> Bool[Tensor, "t h w"]:
+        """The edit's mask on latent frames [first, end)."""
+        start, stop = self._video_range(first, end)
+        mask = self._mask(start, stop)
+        padded = torch.cat([mask[:1], mask]) if first else mask
+        cells = to_latent_mask(padded, self.renderer.vae.config.scale)
+        return cells[1:] if first else cells
+
+    def _mask(self, start: int, stop: int) -> Bool[Tensor, "t h w"]:
+        """The edit's mask on local frames; False outside the span."""
+        assert self.renderer.mask is not None and self.span.init_clips
+        lead = self.layout.lead_frames
+        origin = self.span.init_clips[0].start
+        begin = max(start, lead)
+        end = min(stop, lead + self.span.frames)
+        inside = self.renderer.mask.read(origin + begin - lead, origin + end - lead)
+        outside = inside.new_zeros(1, *inside.shape[1:])
+        return torch.cat(
+            [outside.expand(begin - start, -1, -1), inside, outside.expand(stop - end, -1, -1)]
+        )
+
+    def _initial_frames(self, start: int, stop: int) -> Frames:
+        """Frames [start, stop) that the span starts from: one clip, or a mix of two."""
+        clips = self.span.init_clips
+        first = self._clip(clips[0], start, stop)
+        if len(clips) == 1:
             return first
-        other = self._clip(self.span.under[1], start, stop).float()
-        shares = rearrange(torch.tensor(self.span.shares[start:stop]), "t -> t 1 1 1")
-        return torch.lerp(first.float(), other, shares).round().to(torch.uint8)
+        second = self._clip(clips[1], start, stop).float()
+        shares = rearrange(torch.tensor(self.span.mix_shares[start:stop]), "t -> t 1 1 1")
+        return torch.lerp(first.float(), second, shares).round().to(torch.uint8)
 
     def _clip(self, clip: Clip, start: int, stop: int) -> Frames:
-        return self.tools.sources[clip.source].read(clip.start + start, clip.start + stop)
+        return self.renderer.sources[clip.source].read(clip.start + start, clip.start + stop)
 
     def _blank(self, count: int) -> Frames:
-        return torch.zeros(count, *self.tools.size, 3, dtype=torch.uint8)
+        return torch.zeros(count, *self.renderer.size, 3, dtype=torch.uint8)
 
 
 @dataclass
-class _Composer:
-    """Fades made frames into those beside them and puts them over their source: inside of the mask, softly at its
-    edge; outside, not a bit changes."""
+class MaskCompositor:
+    """Blends generated frames at the joins, composites them over the source and watermarks them.
 
-    span: Make
-    tools: Splicer
-    fade: Fade
-    _at: int = 0
+    Inside the mask pixels are generated, at its soft edge mixed, outside copied bit for bit.
+    """
+
+    span: Generate
+    renderer: TimelineRenderer
+    blender: SeamBlender
+    _position: int = 0
 
     def finish(self, frames: Frames) -> Frames:
-        """The next frames of the span as they are shown; some may wait for those after them."""
-        frames, start = self.fade.take(frames), self._at
-        self._at += len(frames)
+        """The next output frames of the span; frames near a join may be held back."""
+        frames = self.blender.blend(frames)
+        start = self._position
+        self._position += len(frames)
         if not self.span.masked or not len(frames):
-            return self.tools.mark(frames, None)
-        assert self.tools.mask is not None
-        clip = self.span.under[0]
-        begin, end = clip.start + start, clip.start + self._at
-        source = self.tools.sources[clip.source].read(begin, end)
-        weight = rearrange(
-            feather(self.tools.mask.read(begin, end), self.tools.softness), "t h w -> t h w 1"
-        )
+            return self.renderer.mark(frames, None)
+        assert self.renderer.mask is not None
+        clip = self.span.init_clips[0]
+        begin = clip.start + start
+        end = clip.start + self._position
+        source = self.renderer.sources[clip.source].read(begin, end)
+        soft_mask = feather(self.renderer.mask.read(begin, end), self.renderer.feather)
+        weight = rearrange(soft_mask, "t h w -> t h w 1")
         mixed = torch.lerp(source.float(), frames.float(), weight).round().to(torch.uint8)
         composed = torch.where(weight > 0, mixed, source)
-        return self.tools.mark(composed, rearrange(weight > 0, "t h w 1 -> t h w"))
+        return self.renderer.mark(composed, rearrange(weight > 0, "t h w 1 -> t h w"))
 
 
-def _part(start: int, stop: int, shown: tuple[int, int]) -> Window:
+def _decode_window(start: int, stop: int, display: tuple[int, int]) -> Window:
     """A run of latent frames to decode."""
-    return Window(0, start, stop, stop, stop, shown)
+    return Window(0, start, stop, decode_until=stop, cache_until=stop, display_range=display)
 
 
-def filtered(source: VideoSource, span: Filter) -> Iterator[Frames]:
-    """A clip's frames gone over by a filter."""
+def filter_frames(source: VideoSource, span: Filter) -> Iterator[Frames]:
+    """The frames of a clip after its filter."""
     frames = source.stream(span.clip.start, span.clip.stop)
-    return (
-        upscale(frames, span.size)
-        if span.size is not None
-        else interpolate(frames, source.fps, source.fps * span.times)
-    )
+    if span.size is not None:
+        return upscale(frames, span.size)
+    return interpolate(frames, source.fps, source.fps * span.rate_factor)
 
 
 def span_identity(
     plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype
 ) -> SpanIdentity:
-    """What the made spans of an edit's plan hang on."""
-    footage, edit = plan.footage, plan.request.edit
-    assert footage is not None and edit is not None
-    about = {
+    """What determines the generated spans of an edit's plan. Keys are those of existing caches."""
+    opened = plan.edit_sources
+    edit = plan.request.edit
+    assert opened is not None and edit is not None
+    settings = {
         "skyloom": __version__,
         "weights": weights_digest(info.manifest.get("files", {})),
         "made with": f"{device.type} {dtype}",
@@ -322,10 +364,10 @@ def span_identity(
         "guidance": plan.guidance_scale,
         "student": plan.student,
         "negative": plan.request.negative_prompt,
-        "mask": edit.region if edit.mask is None else hash_picture(Path(edit.mask)),
+        "mask": edit.region if edit.mask is None else hash_source_file(Path(edit.mask)),
         "size": plan.shape.size,
     }
-    clips = [
-        f"{source.sha256} {source.fps} {source.width}x{source.height}" for source in footage.sources
+    source_ids = [
+        f"{source.sha256} {source.fps} {source.width}x{source.height}" for source in opened.sources
     ]
-    return SpanIdentity(about, clips)
+    return SpanIdentity(settings, source_ids)

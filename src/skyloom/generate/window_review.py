@@ -1,4 +1,4 @@
-"""The jury of one video: decodes a window for its critic, and keeps the frames that later windows are held against."""
+"""Rejection sampling of windows: decode each take for a critic and record the scores."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,47 +8,54 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.generate.rollout import Critic, Projector, Verdict, Window, WindowStep
+from skyloom.generate.rollout import Critic, StreamingDecoder, Window, WindowScore, WindowStep
 
-_BEFORE = 12  # frames before a window that are kept for its critic
+_FRAMES_BEFORE = 12  # frames before a window that the critic sees
 
 
-class Jury:
-    """Asks a critic about windows in their order. A window is held against the first whole window of its card, which
-    in a video without cards is the video's first; while a morph lasts, only against the frames right before it."""
+class WindowReviewer:
+    """Scores the windows of one video in order.
 
-    def __init__(self, critic: Critic, projector: Projector) -> None:
-        self._critic, self._projector = critic, projector
+    A window is compared with the first whole window of its card (of the video, if it has no
+    cards); during a prompt crossfade, only with the frames right before it.
+    """
+
+    def __init__(self, critic: Critic, decoder: StreamingDecoder) -> None:
+        self._critic = critic
+        self._decoder = decoder
         self._card: tuple[int, int] | None = None
         self._first: Tensor | None = None
         self._shot = 0
         self._before: Tensor | None = None
-        self._told: list[dict[str, Any]] = []
+        self._windows: list[dict[str, Any]] = []
 
-    def judge(self, window: Window, latent: Float[Tensor, "1 c t h w"]) -> Verdict:
-        """What the critic says of a take."""
-        frames = self._projector.try_out(latent, window)
+    def score(self, window: Window, latent: Float[Tensor, "1 c t h w"]) -> WindowScore:
+        """Score one take of a window."""
+        frames = self._decoder.decode_trial(latent, window)
         first = self._first if self._card == (window.shot, window.card) else None
         before = frames[:0] if self._before is None or self._shot != window.shot else self._before
-        return self._projector.lanes.run_one(partial(self._critic, frames, first, before))
+        return self._decoder.executor.run_one(partial(self._critic, frames, first, before))
 
-    def keep(self, made: WindowStep) -> None:
-        """Take note of the window that was kept, before it is handed to the projector."""
-        assert made.kept is not None, "only finished windows are kept"
-        window, frames = made.window, self._projector.try_out(made.kept.latent, made.window)
-        if self._card != (window.shot, window.card) and not window.fade and len(frames):
-            self._card, self._first = (window.shot, window.card), frames
+    def accept(self, step: WindowStep) -> None:
+        """Record the accepted take of a window. Call it before the decoder gets the window."""
+        assert step.result is not None, "only finished windows are accepted"
+        window = step.window
+        frames = self._decoder.decode_trial(step.result.latent, window)
+        if self._card != (window.shot, window.card) and not window.prompt_fade and len(frames):
+            self._card = (window.shot, window.card)
+            self._first = frames
         if self._before is not None and self._shot == window.shot:
             frames = torch.cat([self._before, frames])
-        self._shot, self._before = window.shot, frames[-_BEFORE:]
-        self._told.append(
+        self._shot = window.shot
+        self._before = frames[-_FRAMES_BEFORE:]
+        self._windows.append(
             {
                 "window": window.index,
-                "kept": made.kept.take,
-                "takes": [dict(one) for one in made.kept.said],
+                "kept": step.result.take,
+                "takes": [dict(scores) for scores in step.result.scores],
             }
         )
 
     def notes(self) -> Mapping[str, Any]:
-        """What was allowed and what was found, for the receipt."""
-        return {"critic": {"bounds": dict(self._critic.bounds), "windows": self._told}}
+        """The bounds and the scores of every window, for the receipt."""
+        return {"critic": {"bounds": dict(self._critic.bounds), "windows": self._windows}}

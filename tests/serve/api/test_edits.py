@@ -6,7 +6,7 @@ import pytest
 from openai import BadRequestError
 
 from skyloom.generate import edit_spec as edits
-from skyloom.generate.edit_spec import STRENGTHS
+from skyloom.generate.edit_verbs import STRENGTHS
 from skyloom.serve.api.edit_fields import VERBS
 from skyloom.serve.api.request_models import EditFields, parse_body
 from skyloom.serve.workers.worker import Progress

@@ -13,7 +13,7 @@ from typing import Any
 
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
-from skyloom.generate.validate import MAX_PROMPT, settle
+from skyloom.generate.validate import MAX_PROMPT, resolve_defaults
 from skyloom.safety.moderation import ModerationResult, current_policy
 from skyloom.serve.api.character_prompts import (
     check_characters_named,
@@ -157,7 +157,7 @@ class JobSubmitter:
         edit = edit_fields(verb, body, videos, None if mask is None else mask.reference)
         request = _edit_request(body, described_prompt, alias, edit)
         self.moderate(prompt, request.prompt, str(edit.get("style", "")))
-        resolved = settle(request, alias.info, moderate=False)
+        resolved = resolve_defaults(request, alias.info, moderate=False)
         metadata = self._edit_metadata(alias, verb, body, media).replace(
             prompt=prompt,
             consent=self._check_media_consent(owner, body.consent, media),
@@ -326,7 +326,7 @@ class JobSubmitter:
             {**values, "seconds": length, "size": output_size, "model": info.name}
         )
         self.moderate(client_prompt, request.prompt, *(card.prompt for card in request.cards))
-        resolved = settle(request, info, moderate=False)
+        resolved = resolve_defaults(request, info, moderate=False)
         notices: list[str] = []
         if output_size != requested_size:
             supported = ", ".join(info.sizes)

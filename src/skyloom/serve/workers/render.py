@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skyloom.core.errors import RequestError
 from skyloom.evaluate.window_quality import load_critic
-from skyloom.generate.export import check_ready, publish, sources_of
+from skyloom.generate.export import check_ready, sign_and_register, sources_of
 from skyloom.generate.pipeline import Pipeline, Step, load
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
@@ -75,7 +75,7 @@ class PipelineRenderer:
             receipt = _with_characters(receipt, job.extra.get("described"))
             writer.receipt = clean_receipt(receipt, job.request)
         pictures = sampler.write(output)
-        publish(target, receipt, looks=hasher.hashes)
+        sign_and_register(target, receipt, perceptual_hashes=hasher.hashes)
         for picture in pictures.values():
             sign(picture, generation_assertion(receipt), find_signer(), sources=sources_of(receipt))
         yield Progress(_percent(1.0, 1.0), "decode", {"video": target, **pictures}, receipt)
@@ -191,8 +191,8 @@ def _with_characters(
 
 def _add_sound(plan: Plan, writer: VideoWriter) -> None:
     """Copy the sound of an edit's sources, where an mp4 can hold it."""
-    if plan.timeline is not None and plan.footage is not None:
-        for at, clip in plan.timeline.runs:
-            source = plan.footage.sources[clip.source]
+    if plan.timeline is not None and plan.edit_sources is not None:
+        for at, clip in plan.timeline.sound_clips:
+            source = plan.edit_sources.sources[clip.source]
             if source.sound is not None:
                 writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)

@@ -120,9 +120,9 @@ def _error_from(error: Mapping[str, Any], hidden_path: str) -> SkyloomError:
 
 
 def _plan(request: Mapping[str, Any]) -> dict[str, Any]:
-    from skyloom.generate.plan_summary import describe, foresee
+    from skyloom.generate.plan_summary import plan_and_estimate, plan_to_dict
 
-    return describe(*foresee(Request.from_dict(request)))
+    return plan_to_dict(*plan_and_estimate(Request.from_dict(request)))
 
 
 def _inspect(request: Mapping[str, Any]) -> dict[str, Any]:
