@@ -22,10 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 import skyloom
-from skyloom.evaluate.probe import Probe, load_probe
+from skyloom.evaluate.probe import Probe, ProbePrediction, load_probe, predict
 from skyloom.generate.styles import find_style
 from skyloom.generate.timeline import Generate, Keep
-from skyloom.media.masks import mask_frames, parse_region
+from skyloom.media.masks import open_mask, parse_region
 from skyloom.media.sheet import write_sheet
 from skyloom.media.source import open_source
 
@@ -248,7 +248,9 @@ def make(
                 if len(span.init_clips) == 1
             ]
     if "region" in edit:
-        mask = mask_frames(parse_region(str(edit["region"])), plan.shape, plan.fps)
+        mask = open_mask(parse_region(str(edit["region"])), plan.shape, plan.fps).read(
+            0, plan.shape.frames
+        )
         kept.append(torch.equal(video.frames[~mask], before[0][~mask]))
         changed, under = [boxed(video.frames, mask)], [boxed(before[0], mask)]
     part = torch.cat(changed) if changed else video.frames

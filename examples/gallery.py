@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import skyloom
-from skyloom.evaluate.probe import load_probe, predict
+from skyloom.evaluate.probe import ProbePrediction, load_probe, predict
 from skyloom.media.sheet import write_sheet
 from skyloom.media.write import write_video
 
@@ -138,7 +138,7 @@ ENTRIES = (
 )
 
 
-def describe_reading(entry: Entry, reading: Reading) -> str:
+def describe_reading(entry: Entry, reading: ProbePrediction) -> str:
     """The probe's readings, wrong ones in bold."""
     found = reading.things[: len(entry.nouns)] if len(entry.nouns) > 1 else (reading.noun,)
     parts = [(" and ".join(found), set(found) == set(entry.nouns))]
@@ -150,7 +150,9 @@ def describe_reading(entry: Entry, reading: Reading) -> str:
     return ", ".join(word if right else f"**{word}** (wrong)" for word, right in parts)
 
 
-def write_pages(videos: list[skyloom.Video], readings: list[Reading], digests: list[str]) -> None:
+def write_pages(
+    videos: list[skyloom.Video], readings: list[ProbePrediction], digests: list[str]
+) -> None:
     """The page, its pictures and the digests."""
     images = DOCS / "images" / "gallery"
     images.mkdir(parents=True, exist_ok=True)
@@ -209,7 +211,7 @@ def main() -> None:
         readings.append(predict(probe, videos[-1].frames))
         digests.append(hashlib.sha256(videos[-1].frames.numpy().tobytes()).hexdigest())
         same += before.get(f"{entry.seed}  {entry.prompt}") == digests[-1]
-        print(f"{entry.prompt}: {judged(entry, readings[-1])}")
+        print(f"{entry.prompt}: {describe_reading(entry, readings[-1])}")
     if given.only >= len(ENTRIES):
         write_pages(videos, readings, digests)
     print(f"{same} of {len(videos)} videos have the frames of docs/gallery.sha256.")

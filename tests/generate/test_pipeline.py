@@ -12,7 +12,7 @@ from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import to_frames
-from skyloom.safety.watermark import embed, watermark_id_of_receipt
+from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id_of_receipt
 
 ASK = Request("a red cat on the beach", seed=7, seconds=0.5)
 
@@ -237,7 +237,7 @@ def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):
 def test_every_frame_is_watermarked_with_the_id_of_its_receipt(pipeline, monkeypatch, fps):
     request = Request("a cat", size="64x64", seed=3, fps=fps)
     video = pipeline.generate(request)
-    monkeypatch.setattr(Marker, "mark", lambda self, frames: frames)
+    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames: frames)
     plain = pipeline.generate(request)
     monkeypatch.undo()
     assert torch.equal(video.frames, embed(plain.frames, watermark_id_of_receipt(video.receipt)))

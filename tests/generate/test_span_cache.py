@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from skyloom.generate.span_cache import SpanIdentity, SpanStore, cache_folder
+from skyloom.core.paths import cache_folder
+from skyloom.generate.span_cache import SpanIdentity, SpanStore
 from skyloom.generate.timeline import Clip, Generate
 
 SPAN = Generate(4, "a cat", "retake", before=Clip(0, 0, 4), after=Clip(0, 8, 12))

@@ -61,7 +61,7 @@ def test_the_worker_checks_the_prompt_again(server, texts):
     request, metadata = server.services.desk.plan(parse_body(CreateBody, {"prompt": "a cat"}))
     texts.clear()
     alias = find_model_alias(server.services.settings, metadata.model)
-    validate.settle(request, alias.info)
+    validate.resolve_defaults(request, alias.info)
     assert texts == ["a cat\n"]
 
 

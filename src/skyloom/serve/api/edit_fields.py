@@ -1,13 +1,11 @@
-"""Edit verbs of the API: accepted and required fields, and their conversion to a Request's edit.
+"""Checks of an edit's fields against generate/edit_verbs.py, and their conversion to a Request's edit.
 
 generate/edit_spec.py validates the result again; errors here use the parameter names of the API.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from skyloom.generate.edit_spec import FILTERS
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.request import parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.serve.api.errors import invalid
@@ -16,69 +14,9 @@ from skyloom.serve.api.request_models import EditFields
 SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality"})
 
 
-@dataclass(frozen=True)
-class VerbFields:
-    """Parameters of an edit verb.
-
-    `accepted` fields come in addition to the prompt and the sampling fields; `videos` is the range
-    (minimum, maximum) of their number.
-    """
-
-    summary: str
-    accepted: frozenset[str] = frozenset()
-    required: frozenset[str] = frozenset()
-    videos: tuple[int, int] = (1, 1)
-
-
-VERBS: Mapping[str, VerbFields] = {
-    "remix": VerbFields(
-        "generate the whole video again from another prompt",
-        frozenset({"strength"}),
-        frozenset({"prompt"}),
-    ),
-    "restyle": VerbFields(
-        "render the whole video in another style",
-        frozenset({"style", "strength"}),
-        frozenset({"style"}),
-    ),
-    "retake": VerbFields(
-        "generate a time range again",
-        frozenset({"start", "stop", "strength"}),
-        frozenset({"start", "stop"}),
-    ),
-    "inpaint": VerbFields(
-        "generate a region again",
-        frozenset({"region", "mask", "feather", "strength"}),
-        frozenset({"prompt"}),
-    ),
-    "extend": VerbFields(
-        "continue the video at either end",
-        frozenset({"seconds", "backward", "overlap"}),
-        frozenset({"seconds"}),
-    ),
-    "recut": VerbFields(
-        "keep a time range and extend it at both ends",
-        frozenset({"start", "stop", "seconds", "overlap"}),
-        frozenset({"start", "stop", "seconds"}),
-    ),
-    "loop": VerbFields("make a seamless loop", frozenset({"start", "stop", "bridge"})),
-    "upscale": VerbFields(
-        "enlarge the frames with a filter", frozenset({"size"}), frozenset({"size"})
-    ),
-    "interpolate": VerbFields(
-        "raise the frame rate with a filter", frozenset({"fps"}), frozenset({"fps"})
-    ),
-    "blend": VerbFields(
-        "cross from one video into another",
-        frozenset({"curve", "seconds", "strength"}),
-        videos=(2, 2),
-    ),
-    "stitch": VerbFields(
-        "join videos by hard cuts or generated transitions",
-        frozenset({"morph"}),
-        videos=(2, 20),
-    ),
-}
+# required by the API in addition to EDIT_VERBS: a client names both ends of a range
+_RANGE = frozenset({"start", "stop"})
+_ALSO_REQUIRED = {"retake": _RANGE, "recut": _RANGE}
 _COMMON = frozenset({"prompt", "model", "consent", "video", "videos"})
 
 
@@ -97,16 +35,16 @@ def check_fields(verb: str, body: EditFields) -> None:
 
     Raises ApiError.
     """
-    fields = VERBS[verb]
+    spec = EDIT_VERBS[verb]
     given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "")}
     hard_cut = verb == "stitch" and body.morph == 0
-    sampled = not hard_cut and verb not in FILTERS
-    unused = given - fields.accepted - _COMMON - (SAMPLING if sampled else frozenset())
+    sampled = not hard_cut and not spec.is_filter
+    unused = given - set(spec.field_names) - _COMMON - (SAMPLING if sampled else frozenset())
     for name in sorted(unused):
         target = "stitch with morph 0" if hard_cut else verb
         message = f"{name} has no effect on {target}. Leave it out."
         raise invalid(name, message, "unsupported_parameter")
-    for name in sorted(fields.required - given):
+    for name in sorted({*spec.required, *_ALSO_REQUIRED.get(verb, ())} - given):
         raise invalid(name, f"Missing required parameter: '{name}'.", "missing_required_parameter")
     if verb == "inpaint" and (body.region is None) == (body.mask is None):
         message = "inpaint needs exactly one of region and mask."
@@ -139,7 +77,7 @@ def check_source(body: EditFields, size: str, fps: float, seconds: float) -> Non
 def edit_fields(verb: str, body: EditFields, videos: list[str], mask: str | None) -> dict[str, Any]:
     """Build the `edit` of a Request as plain values; `videos` and `mask` are asset references."""
     edit: dict[str, Any] = {"verb": verb, "videos": videos, "mask": mask}
-    for name in sorted(VERBS[verb].accepted - {"mask"}):
+    for name in sorted(set(EDIT_VERBS[verb].field_names) - {"mask"}):
         edit[name] = getattr(body, name)
     if body.style is not None:
         edit["style"] = list_styles().get(body.style, body.style)

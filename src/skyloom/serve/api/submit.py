@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import MAX_PROMPT, resolve_defaults
@@ -22,7 +23,7 @@ from skyloom.serve.api.character_prompts import (
     notice,
     parse_expiry,
 )
-from skyloom.serve.api.edit_fields import VERBS, check_fields, check_source, edit_fields
+from skyloom.serve.api.edit_fields import check_fields, check_source, edit_fields
 from skyloom.serve.api.errors import ApiError, invalid
 from skyloom.serve.api.media_inputs import PICTURE, VIDEO, MediaInput, MediaResolver, store_media
 from skyloom.serve.api.model_aliases import ModelAlias, find_model_alias
@@ -294,7 +295,7 @@ class JobSubmitter:
             references.append((f"videos[{index}]", reference))
         for param, reference in references:
             media.append(self._media.prepare(owner, reference, param, VIDEO))
-        minimum, maximum = VERBS[verb].videos
+        minimum, maximum = EDIT_VERBS[verb].min_videos, EDIT_VERBS[verb].max_videos
         param = "video" if maximum == 1 else "videos"
         if len(media) < minimum:
             message = f"Missing required parameter: '{param}'."

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from skyloom.serve.api.edit_fields import VERBS, verb_of
+from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.serve.api.edit_fields import verb_of
 from skyloom.serve.api.openapi import errors
 from skyloom.serve.api.request_models import EditBody, EditFields, ExtendBody, RemixBody
 from skyloom.serve.api.response_models import VideoResponse
 from skyloom.serve.api.routes.videos import NewJob
 from skyloom.serve.api.routing import make_router
 
-_ONE_VIDEO = ("retake", "inpaint", "recut", "loop", "restyle", "upscale", "interpolate")
-_MANY_VIDEOS = ("blend", "stitch")
+_OPENAI_VERBS = ("remix", "extend")  # have routes of their own
 _ERRORS = errors(404, 409)
 router = make_router()
 
@@ -57,12 +57,13 @@ def _edit_many(verb: str) -> Callable[..., VideoResponse]:
     return edit
 
 
-for _verb in (*_MANY_VIDEOS, *_ONE_VIDEO):
-    _is_one = _verb in _ONE_VIDEO
-    router.add_api_route(
-        f"/v1/videos/{{id}}/{_verb}" if _is_one else f"/v1/videos/{_verb}",
-        _edit_one(_verb) if _is_one else _edit_many(_verb),
-        methods=["POST"],
-        summary=f"{_verb.title()}: {VERBS[_verb].summary}.",
-        responses=_ERRORS,
-    )
+for _verb in EDIT_VERBS.values():
+    if _verb.name not in _OPENAI_VERBS:
+        _is_one = _verb.max_videos == 1
+        router.add_api_route(
+            f"/v1/videos/{{id}}/{_verb.name}" if _is_one else f"/v1/videos/{_verb.name}",
+            _edit_one(_verb.name) if _is_one else _edit_many(_verb.name),
+            methods=["POST"],
+            summary=_verb.summary,
+            responses=_ERRORS,
+        )
