@@ -106,7 +106,7 @@ def test_a_recipe_with_an_unknown_key_is_refused(skyloom, tmp_path):
     assert "unknown key 'stepz'. Did you mean 'steps'?" in ran.err
     assert not (tmp_path / "run").exists()
     ran = skyloom("train", recipe, "--run", "run", "--set", "loop.steps")
-    assert "--set loop.steps has no value." in ran.err
+    assert "--set must be KEY=VALUE, got 'loop.steps'." in ran.err
     assert skyloom("train", "none.toml", "--run", "run").code == 2
 
 

@@ -37,7 +37,7 @@ def test_later_sources_override_earlier_ones(tmp_path):
         ("models = 3", "models must be a table of names, got 3"),
         ("lease_seconds = 15.0", "lease_seconds must be >= 2 \\* heartbeat_seconds > 0"),
         ("max_queued = 0", "max_queued must be >= 1, got 0"),
-        ("port = ", "not TOML"),
+        ("port = ", "is not valid TOML"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, text: str, words: str):

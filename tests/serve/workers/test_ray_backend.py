@@ -60,7 +60,7 @@ class FakeLeases:
     def __init__(self, *names: str) -> None:
         self.workers = {name: WorkerInfo("cpu", 5.0, None, None) for name in names}
 
-    def hands(self):
+    def list_workers(self):
         return self.workers
 
 

@@ -87,9 +87,7 @@ class Bench:
     @property
     def causes(self) -> list[str | None]:
         """Error code of each attempt."""
-        return [
-            attempt.error and attempt.error["code"] for attempt in self.store.attempts(self.job)
-        ]
+        return [attempt.error and attempt.error.code for attempt in self.store.attempts(self.job)]
 
 
 @pytest.fixture
@@ -151,9 +149,7 @@ def test_loading_is_limited_by_load_seconds(bench):
 
     bench.work(hanging_after(bench, 0, stop))
     assert bench.ended == [EXIT_STUCK]
-    assert (
-        "1800 s while the model was loaded" in bench.store.attempts(bench.job)[0].error["message"]
-    )
+    assert "1800 s while the model was loaded" in bench.store.attempts(bench.job)[0].error.message
 
 
 def test_storing_is_limited_by_load_seconds(bench, monkeypatch):
@@ -353,7 +349,7 @@ def test_lost_attempts_count_toward_the_total_limit(database, tmp_path, clock):
 def test_a_job_leased_by_an_older_version_is_retried(bench):
     lease = bench.leases.lease("old")
     with bench.store.database.write() as write:
-        attempts.drop(write.connection)  # as that version's database is
+        write.connection.execute(attempts.delete())  # that version wrote none
     bench.store.database.close()
     again = Database(bench.settings.database, bench.clock)
     bench.store, bench.leases = JobStore(again, bench.settings), Leases(again, bench.settings)
