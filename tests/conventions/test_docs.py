@@ -89,6 +89,19 @@ def test_the_architecture_page_has_a_current_tree():
     assert text("ARCHITECTURE.md") == writer.page(), "run `make docs`"
 
 
+def test_pages_name_only_modules_that_exist():
+    packages = "api|queue|storage|workers|cli|core|data|diffusion|evaluate|generate|media|models"
+    pattern = rf"\b((?:serve/)?(?:{packages}|safety|serve|train|world)/[\w/]+\.py)\b"
+    dead = {
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        if page.name not in ("log.md", "CHANGELOG.md") and "results" not in page.parts
+        for name in re.findall(pattern, page.read_text(encoding="utf-8"))
+        if not any((root / name).exists() for root in (ROOT, ROOT / "src/skyloom", ROOT / "tests"))
+    }
+    assert not dead, dead
+
+
 def test_decision_pages_are_numbered_and_short():
     decisions = sorted((ROOT / "docs/decisions").glob("*.md"))
     assert [path.name[:4] for path in decisions] == [
