@@ -43,12 +43,12 @@ def sign_and_register(
         sign(path, assertion, find_signer(), sources=sources_of(receipt), verb=edit.get("verb"))
     frames = (receipt.get("frames") or {}).get("sha256", "")
     making = Making(
-        path.name,
-        hash_content(path),
-        frames,
-        identity_of_making(receipt),
-        generation,
-        tuple(perceptual_hashes),
+        name=path.name,
+        sha256=hash_content(path),
+        frames=frames,
+        identity=identity_of_making(receipt),
+        generation=generation,
+        looks=tuple(perceptual_hashes),
     )
     (registry or Registry()).add(making)
 
