@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.layout import layout_span
-from skyloom.generate.timeline import Clip, Generate
+from skyloom.generate.timeline import Generate, SourceClip
 from skyloom.models.registry import Rollout
 
 SCALE = ScaleFactors(4, 16)
@@ -13,8 +13,8 @@ SCALE = ScaleFactors(4, 16)
 
 def span(frames, before, after):
     sides = (
-        Clip(0, 0, before) if before else None,
-        Clip(0, before + frames, before + frames + after),
+        SourceClip(0, 0, before) if before else None,
+        SourceClip(0, before + frames, before + frames + after),
     )
     return Generate(frames, "a cat", "retake", sides[0], sides[1] if after else None)
 

@@ -8,9 +8,9 @@ import torch
 
 from skyloom.core.paths import cache_folder
 from skyloom.generate.span_cache import SpanIdentity, SpanStore
-from skyloom.generate.timeline import Clip, Generate
+from skyloom.generate.timeline import Generate, SourceClip
 
-SPAN = Generate(4, "a cat", "retake", before=Clip(0, 0, 4), after=Clip(0, 8, 12))
+SPAN = Generate(4, "a cat", "retake", before=SourceClip(0, 0, 4), after=SourceClip(0, 8, 12))
 LATENT = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
 
 
@@ -28,7 +28,7 @@ def test_what_was_kept_is_found_by_all_that_it_hangs_on(tmp_path):
         assert other.load(SPAN) is None
     for changed in (
         replace(SPAN, prompt="a dog"),
-        replace(SPAN, after=Clip(0, 8, 13)),
+        replace(SPAN, after=SourceClip(0, 8, 13)),
         replace(SPAN, strength=0.5),
     ):
         assert store.load(changed) is None

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 from skyloom.core.errors import RequestError
 from skyloom.generate.parsing import parse_size
 from skyloom.generate.timeline import (
-    Clip,
     Filter,
     Generate,
     Keep,
+    SourceClip,
     Span,
     Timeline,
     make_timeline,
@@ -100,7 +100,7 @@ def build_inpaint(
         raise RequestError(
             f"region must hold within the video ({length}), got {edit.region}.", field="region"
         )
-    part = Clip(0, begin, end)
+    part = SourceClip(0, begin, end)
     return _replace_part(
         sources[0], part, prompt, name="inpaint", strength=edit.value("strength"), masked=True
     )
@@ -110,7 +110,7 @@ def build_extend(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
     """The whole source, and generated frames after or before it."""
-    whole = Clip(0, 0, sources[0].frames)
+    whole = SourceClip(0, 0, sources[0].frames)
     context = _context_frames(edit, fps)
     added = _frames(edit, "seconds", fps)
     text = prompt or source_prompt(sources[0])
@@ -169,9 +169,9 @@ def build_stitch(
     transition = _frames(edit, "morph", fps)
     spans: list[Span | None] = []
     for index, source in enumerate(sources):
-        whole = Clip(index, 0, source.frames)
+        whole = SourceClip(index, 0, source.frames)
         if index and transition:
-            previous = Clip(index - 1, 0, sources[index - 1].frames)
+            previous = SourceClip(index - 1, 0, sources[index - 1].frames)
             spans.append(
                 Generate(
                     transition,
@@ -212,8 +212,8 @@ def build_blend(
         if len(clips) == 1:
             spans.append(Keep(clips[0]))
             continue
-        before = runs[index - 1][1][0] if index else Clip(0, 0, 0)
-        after = runs[index + 1][1][0] if index + 1 < len(runs) else Clip(1, 0, 0)
+        before = runs[index - 1][1][0] if index else SourceClip(0, 0, 0)
+        after = runs[index + 1][1][0] if index + 1 < len(runs) else SourceClip(1, 0, 0)
         frames = clips[0].frames
         spans.append(
             Generate(
@@ -235,7 +235,7 @@ def build_upscale(
 ) -> Timeline:
     """The whole source at a larger size."""
     width, height = parse_size(str(edit.size))
-    return make_timeline([Filter(Clip(0, 0, sources[0].frames), size=(height, width))])
+    return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), size=(height, width))])
 
 
 def build_interpolate(
@@ -243,23 +243,23 @@ def build_interpolate(
 ) -> Timeline:
     """The whole source at a higher frame rate."""
     factor = Fraction(str(edit.fps)) / fps
-    return make_timeline([Filter(Clip(0, 0, sources[0].frames), rate_factor=factor)])
+    return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), rate_factor=factor)])
 
 
 def _from_whole(source: SourceInfo, prompt: str, name: str, strength: float) -> Timeline:
     """One generated span that starts from the whole source."""
-    whole = Clip(0, 0, source.frames)
+    whole = SourceClip(0, 0, source.frames)
     return make_timeline(
         [Generate(whole.frames, prompt, name, init_clips=(whole,), strength=strength)]
     )
 
 
 def _replace_part(
-    source: SourceInfo, part: Clip, prompt: str, *, name: str, strength: float, masked: bool
+    source: SourceInfo, part: SourceClip, prompt: str, *, name: str, strength: float, masked: bool
 ) -> Timeline:
     """A part of the source generated again, between the kept rest."""
-    before = Clip(0, 0, part.start)
-    after = Clip(0, part.stop, source.frames)
+    before = SourceClip(0, 0, part.start)
+    after = SourceClip(0, part.stop, source.frames)
     generated = Generate(
         part.frames,
         prompt or source_prompt(source),
@@ -273,11 +273,11 @@ def _replace_part(
     return make_timeline([Keep(before), generated, Keep(after)])
 
 
-def _time_range(edit: "Edit", source: SourceInfo, fps: Fraction) -> Clip:
+def _time_range(edit: "Edit", source: SourceInfo, fps: Fraction) -> SourceClip:
     """The frames from `start` to `stop`; `check_source_limits` has checked them."""
     stop = edit.seconds_of("stop")
     end = source.frames if stop is None else nearest_frame(stop, fps)
-    return Clip(0, _frames(edit, "start", fps), end)
+    return SourceClip(0, _frames(edit, "start", fps), end)
 
 
 def _frames(edit: "Edit", name: str, fps: Fraction) -> int:
@@ -292,21 +292,23 @@ def _context_frames(edit: "Edit", fps: Fraction) -> int:
     return CONTEXT_FRAMES if edit.overlap is None else _frames(edit, "overlap", fps)
 
 
-def _tail(clip: Clip, frames: int = CONTEXT_FRAMES) -> Clip | None:
+def _tail(clip: SourceClip, frames: int = CONTEXT_FRAMES) -> SourceClip | None:
     """The last frames of a clip; None for an empty clip."""
     if not clip.frames:
         return None
-    return Clip(clip.source, max(clip.start, clip.stop - frames), clip.stop)
+    return SourceClip(clip.source, max(clip.start, clip.stop - frames), clip.stop)
 
 
-def _head(clip: Clip, frames: int = CONTEXT_FRAMES) -> Clip | None:
+def _head(clip: SourceClip, frames: int = CONTEXT_FRAMES) -> SourceClip | None:
     """The first frames of a clip; None for an empty clip."""
     if not clip.frames:
         return None
-    return Clip(clip.source, clip.start, min(clip.stop, clip.start + frames))
+    return SourceClip(clip.source, clip.start, min(clip.stop, clip.start + frames))
 
 
-def _share_runs(shares: Sequence[float], offset: int) -> Iterator[tuple[int, tuple[Clip, ...]]]:
+def _share_runs(
+    shares: Sequence[float], offset: int
+) -> Iterator[tuple[int, tuple[SourceClip, ...]]]:
     """Runs of frames of the first video, the second or both: first frame, then one or two clips.
 
     `offset` is the frame at which the second video begins.
@@ -317,7 +319,7 @@ def _share_runs(shares: Sequence[float], offset: int) -> Iterator[tuple[int, tup
         run = list(numbers)
         begin = run[0]
         end = run[-1] + 1
-        clips = (Clip(0, begin, end), Clip(1, begin - offset, end - offset))
+        clips = (SourceClip(0, begin, end), SourceClip(1, begin - offset, end - offset))
         yield begin, clips if share < 0 else (clips[int(share)],)
 
 

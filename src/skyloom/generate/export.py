@@ -42,15 +42,15 @@ def sign_and_register(
         edit = (receipt.get("request") or {}).get("edit") or {}
         sign(path, assertion, find_signer(), sources=sources_of(receipt), verb=edit.get("verb"))
     frames = (receipt.get("frames") or {}).get("sha256", "")
-    making = ProvenanceRecord(
-        path.name,
-        content_sha256(path),
-        frames,
-        watermark_id_of_receipt(receipt),
-        generation,
-        tuple(perceptual_hashes),
+    record = ProvenanceRecord(
+        name=path.name,
+        sha256=content_sha256(path),
+        frames=frames,
+        identity=watermark_id_of_receipt(receipt),
+        generation=generation,
+        hashes=tuple(perceptual_hashes),
     )
-    (registry or Registry()).add(making)
+    (registry or Registry()).add(record)
 
 
 def sources_of(receipt: Mapping[str, Any]) -> list[Ingredient]:

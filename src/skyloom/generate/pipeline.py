@@ -455,13 +455,14 @@ def load(
     dit_config, dit_state, _ = load_part(info.folder, "dit", DitConfig)
     vae_config, vae_state, _ = load_part(info.folder, "vae", VaeConfig)
     with torch.device("meta"):
-        dit, vae = Dit(dit_config), Vae(vae_config)
+        dit = Dit(dit_config)
+        vae = Vae(vae_config)
     for module, state in ((dit, dit_state), (vae, vae_state)):
         module.to_empty(device="cpu")
         load_into(module, state)
-    return Pipeline(
-        info, load_text_encoder(info.folder), dit, vae, where, choose_dtype(where, dtype)
-    )
+    text = load_text_encoder(info.folder)
+    dtype_here = choose_dtype(where, dtype)
+    return Pipeline(info, text, dit, vae, device=where, dtype=dtype_here)
 
 
 def _with_checkpoints(

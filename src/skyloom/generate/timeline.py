@@ -13,7 +13,7 @@ from skyloom.core.errors import RequestError
 
 
 @dataclass(frozen=True)
-class Clip:
+class SourceClip:
     """Frames [start, stop) of the edit's source number `source`."""
 
     source: int
@@ -30,7 +30,7 @@ class Clip:
 class Keep:
     """Frames that are copied unchanged."""
 
-    clip: Clip
+    clip: SourceClip
 
     @property
     def frames(self) -> int:
@@ -51,9 +51,9 @@ class Generate:
     frames: int
     prompt: str
     name: str
-    before: Clip | None = None
-    after: Clip | None = None
-    init_clips: tuple[Clip, ...] = ()
+    before: SourceClip | None = None
+    after: SourceClip | None = None
+    init_clips: tuple[SourceClip, ...] = ()
     mix_shares: tuple[float, ...] = ()
     strength: float = 1.0
     masked: bool = False
@@ -70,7 +70,7 @@ class Generate:
 class Filter:
     """A clip resized to `size` (height, width), or interpolated to `rate_factor` times the rate."""
 
-    clip: Clip
+    clip: SourceClip
     size: tuple[int, int] | None = None
     rate_factor: Fraction = Fraction(1)
 
@@ -111,9 +111,9 @@ class Timeline:
         return tuple(span for span in self.spans if isinstance(span, Generate))
 
     @property
-    def sound_clips(self) -> tuple[tuple[int, Clip], ...]:
+    def sound_clips(self) -> tuple[tuple[int, SourceClip], ...]:
         """Source clips whose sound is copied, each with its first frame in the edited video."""
-        found: list[tuple[int, Clip]] = []
+        found: list[tuple[int, SourceClip]] = []
         for position, span in zip((0, *self.joins), self.spans, strict=True):
             clip = _sound_clip(span)
             if clip is None:
@@ -149,14 +149,14 @@ def nearest_frame(seconds: Fraction, fps: Fraction) -> int:
     return int(seconds * fps + Fraction(1, 2))
 
 
-def _sound_clip(span: Span) -> Clip | None:
+def _sound_clip(span: Span) -> SourceClip | None:
     """The clip whose sound accompanies a span."""
     if isinstance(span, Generate):
         return span.init_clips[0] if len(span.init_clips) == 1 else None
     return span.clip
 
 
-def _continues(before: Clip, after: Clip) -> bool:
+def _continues(before: SourceClip, after: SourceClip) -> bool:
     return before.source == after.source and before.stop == after.start
 
 

@@ -34,7 +34,7 @@ from skyloom.generate.rollout import (
 )
 from skyloom.generate.seam_blending import SeamBlender
 from skyloom.generate.span_cache import SpanIdentity, SpanStore
-from skyloom.generate.timeline import Clip, Filter, Generate
+from skyloom.generate.timeline import Filter, Generate, SourceClip
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.frames import to_pixels
 from skyloom.media.masks import Mask, feather
@@ -297,7 +297,7 @@ class SpanContext:
         shares = rearrange(torch.tensor(self.span.mix_shares[start:stop]), "t -> t 1 1 1")
         return torch.lerp(first.float(), second, shares).round().to(torch.uint8)
 
-    def _clip(self, clip: Clip, start: int, stop: int) -> Frames:
+    def _clip(self, clip: SourceClip, start: int, stop: int) -> Frames:
         return self.renderer.sources[clip.source].read(clip.start + start, clip.start + stop)
 
     def _blank(self, count: int) -> Frames:

@@ -256,7 +256,7 @@ class EditFields(Sampling):
     strength: UnitInterval | Annotated[str, Field(max_length=20)] | None = None
     region: Annotated[str, Field(max_length=4_000)] | None = None
     size: Annotated[str, Field(max_length=40)] | None = None
-    feather: Annotated[WholeNumber, Field(ge=0, le=512)] | None = None
+    feather: Annotated[WholeNumber, Field(ge=0, le=256)] | None = None
     backward: bool | None = None
     overlap: Annotated[Number, Field(ge=0)] | None = None
     bridge: Annotated[Number, Field(gt=0)] | None = None
