@@ -257,7 +257,7 @@ def child(folder, inside, request):
         pause("write")
     Denoiser.velocity = counted
     if inside:
-        resume.os.fsync = paused_fsync
+        os.fsync = paused_fsync
     pipeline = skyloom.load(sys.argv[1], dtype="bfloat16")
     for step in pipeline.stream(Request.from_dict(request), resume=Path(folder), collect=False):
         if step.phase == "denoise" and not inside:

@@ -32,7 +32,7 @@ def test_shapes_follow_the_scale_factors(vae):
 
 
 def test_sizes_off_the_grid_are_refused():
-    with pytest.raises(RequestError, match="multiple of 16"):
+    with pytest.raises(RequestError, match="multiples of 16"):
         SMALL.scale.latent_shape(VideoShape(9, 40, 48))
 
 
