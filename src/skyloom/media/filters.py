@@ -8,7 +8,7 @@ import av
 import torch
 from av.error import FFmpegError
 from av.filter import Graph
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.core.errors import RequestError
@@ -18,6 +18,8 @@ MAX_FPS = 240
 _FORMAT = "yuv444p"
 _MIN_SIDE = 32  # minterpolate searches motion in blocks of 16 pixels and their neighbours
 _LOOKAHEAD = 3  # minterpolate uses two frames on each side
+_CUT_PERCENT = 10.0  # of the range of luma, as in FFmpeg's scene change detection
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def upscale(
@@ -78,6 +80,9 @@ class _Interpolator:
         self._step = fps / target
         self._inputs: dict[int, UInt8[Tensor, "h w c"]] = {}
         self._outputs: dict[int, UInt8[Tensor, "h w c"]] = {}
+        self._luma: Float[Tensor, "h w"] | None = None  # of the frame before
+        self._change = 0.0  # of the frame before, in percent
+        self._cuts: set[int] = set()  # last frames before a cut
         self._count = 0
         self._next = 0
         self._last: float = math.inf
@@ -86,11 +91,20 @@ class _Interpolator:
         source = self._graph.add_buffer(
             width=width, height=height, format=av.VideoFormat(_FORMAT), time_base=1 / fps
         )
-        motion = self._graph.add("minterpolate", f"fps={target}:mi_mode=mci:me_mode=bidir")
+        # FFmpeg's own scene change detection (scd) gives other frames from run to run
+        options = f"fps={target}:mi_mode=mci:me_mode=bidir:scd=none"
+        motion = self._graph.add("minterpolate", options)
         self._graph.link_nodes(source, motion, self._graph.add("buffersink")).configure()
 
     def push(self, frame: UInt8[Tensor, "h w c"]) -> None:
         """Add the next input frame."""
+        luma = frame.float() @ torch.tensor(_LUMA)
+        if self._luma is not None:
+            change = 100 * float((luma - self._luma).abs().mean()) / 256
+            if min(change, abs(change - self._change)) >= _CUT_PERCENT:
+                self._cuts.add(self._count - 1)
+            self._change = change
+        self._luma = luma
         self._inputs[self._count] = frame
         self._feed(frame)
 
@@ -122,7 +136,7 @@ class _Interpolator:
         while self._next < self._total:
             position = self._next * self._step
             before = math.floor(position)
-            copied = before in {position, self._last}
+            copied = before in {position, self._last} or before in self._cuts
             if before not in self._inputs or not (copied or self._next in self._outputs):
                 return
             yield self._inputs[before] if copied else self._outputs[self._next]
