@@ -348,8 +348,8 @@ def write_page(outcomes: Sequence[Outcome]) -> None:
         "",
         f"{len(outcomes)} edits with seed 1 and the default quality, by `make edits`. The probe",
         "reads only the changed part: the generated frames, or the region. A join of 1 changes as",
-        "much as any frame to the next; *moved* is the mean difference of pixel values (of 255) from",
-        "the source. Wrong readings are bold.",
+        "much as any frame to the next; *moved* is the mean difference of pixel values (of 255)",
+        "from the source. Wrong readings are bold.",
         "",
         *table(outcomes),
     ]
