@@ -1,4 +1,4 @@
-"""Attacks on a server with or without a key, and a concurrent client; also used by bench/attacks.py."""
+"""Attacks on a server with or without a key, and a concurrent client (used by bench/attacks.py)."""
 
 import contextlib
 import http.client

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import attack_cases
 import attack_server
 
-MOST_QUEUED = 1_000_000
+MAX_QUEUED = 1_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ class Stand:
 def stand(tmp_path_factory) -> Iterator[Stand]:
     """Run a server for the whole session; stop it at the end if no test did."""
     data = tmp_path_factory.mktemp("attacked")
-    limits = {"max_queued": MOST_QUEUED, "max_queued_per_owner": MOST_QUEUED, "disk_reserve": 0}
+    limits = {"max_queued": MAX_QUEUED, "max_queued_per_owner": MAX_QUEUED, "disk_reserve": 0}
     limits |= {
         "webhooks_to_loopback": "true",
         "stall_seconds": 3,

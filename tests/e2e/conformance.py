@@ -78,7 +78,10 @@ def _object_store(folder: Path) -> Iterator[dict[str, str]]:
         port = free.getsockname()[1]
     keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
     url = f"http://127.0.0.1:{port}"
-    make = f"import boto3; boto3.client('s3', 'us-east-1', endpoint_url='{url}').create_bucket(Bucket='videos')"
+    make = (
+        f"import boto3; store = boto3.client('s3', 'us-east-1', endpoint_url='{url}');"
+        " store.create_bucket(Bucket='videos')"
+    )
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(
         [programs / "moto_server", "-H", "127.0.0.1", "-p", str(port)], **quiet
@@ -121,7 +124,7 @@ def _environment(place: Path, *needs: str) -> Path:
 
 
 def ask_python(folder: Path, client: dict[str, str], need: str) -> dict[str, object]:
-    """By a Python client of its own version, in an environment of its own."""
+    """Run ask.py with a version of the Python client, in a new environment."""
     programs = _environment(
         folder / need.replace(">", "").replace("<", "").replace("=", "").replace(",", "-"), need
     )
@@ -136,7 +139,7 @@ def ask_python(folder: Path, client: dict[str, str], need: str) -> dict[str, obj
 
 
 def ask_javascript(folder: Path, client: dict[str, str]) -> dict[str, object]:
-    """By the JavaScript client."""
+    """Run conformance.js with the JavaScript client."""
     if shutil.which("npm") is None:
         return {"left out": "there is no npm"}
     place = folder / "javascript"

@@ -1,4 +1,4 @@
-"""Every verb on the tiny model: kept frames are bit-identical, generated ones follow the request."""
+"""Every edit verb on the tiny model: kept frames are bit-identical, others follow the request."""
 
 from fractions import Fraction
 
