@@ -1,10 +1,12 @@
-"""Attacks on a real server (tests/attacks), and what the client beside them notices.
+"""Measure a server under attack: latency of a concurrent client, memory, and shutdown time.
 
-`python bench/attacks.py [--data FOLDER]` starts a server with a fake renderer and the usual limits, attacks it in every
-way of tests/attacks/attack_cases.py while another client asks without pause, sends SIGTERM while clients hold
-connections open, and prints one JSON line: the other client's calls, failures and latency (p50, p95, worst, in
-seconds), for each attack too; the peak of resident memory of the API process and what it holds afterwards (MiB); and
-the seconds from SIGTERM to the end.
+python bench/attacks.py [--data FOLDER]
+
+Starts a server with a fake renderer and the default limits, runs the attacks of
+tests/attacks/attack_cases.py while another client sends requests, then sends SIGTERM while clients
+hold connections open. Prints one JSON line: requests, failures and latency of the other client
+(p50, p95, worst; in seconds), in total and per attack; peak and final resident memory of the API
+process (MiB); seconds from SIGTERM to exit.
 """
 
 import argparse
@@ -29,20 +31,20 @@ UNLIMITED = 1_000_000  # jobs in the queue
 
 
 def memory_mib(process: int, name: str) -> float:
-    """A row of /proc/PID/status, in MiB."""
+    """Read a row of /proc/PID/status, in MiB."""
     rows = Path(f"/proc/{process}/status").read_text().splitlines()
     return round(next(int(row.split()[1]) for row in rows if row.startswith(name)) / 1024, 1)
 
 
 def percentile(values: list[float], part: float) -> float:
-    """The value that `part` of the values do not exceed."""
+    """Return a quantile; `part` is in [0, 1]."""
     return (
         round(sorted(values)[min(len(values) - 1, int(part * len(values)))], 3) if values else 0.0
     )
 
 
 def attacks(attacker: cases.Client) -> dict[str, Callable[[], Any]]:
-    """What each comes to: how its requests were answered, or how its connections ended."""
+    """Return the attacks by name; each call counts response codes or ends of connections."""
 
     def count(answers: list[cases.Answer]) -> dict[str, int]:
         return dict(Counter(f"{answer.status} {answer.code or ''}".strip() for answer in answers))
@@ -52,9 +54,9 @@ def attacks(attacker: cases.Client) -> dict[str, Callable[[], Any]]:
             return count(list(pool.map(lambda _: cases.fields(attacker), range(3))))
 
     def ends(lines: list[Any]) -> dict[str, int]:
-        told = [cases.end_of(line)[9:12].decode() or "closed" for line in lines]
+        statuses = [cases.end_of(line)[9:12].decode() or "closed" for line in lines]
         cases.close(lines)
-        return dict(Counter(told))
+        return dict(Counter(statuses))
 
     def drip() -> dict[str, int]:
         with cases.dripping(attacker) as lines:
@@ -72,53 +74,57 @@ def attacks(attacker: cases.Client) -> dict[str, Callable[[], Any]]:
 
 
 def measure(data: Path) -> dict[str, Any]:
-    """Start, attack, end."""
+    """Start a server, run every attack, stop it; return the measurements."""
     server = attack_server.start(data, max_queued=UNLIMITED, max_queued_per_owner=UNLIMITED)
     pid = server.process.pid
     attacker, other = (
         cases.Client(server.url, attack_server.make_key(data, owner))
         for owner in ("mallory", "alice")
     )
-    told: dict[str, Any] = {"idle_mib": memory_mib(pid, "VmRSS"), "load": os.getloadavg()[0]}
+    results: dict[str, Any] = {"idle_mib": memory_mib(pid, "VmRSS"), "load": os.getloadavg()[0]}
     seconds: list[float] = []
     failed: Counter[str] = Counter()
     ways: dict[str, Callable[[], Any]] = {"quiet": lambda: time.sleep(5), **attacks(attacker)}
-    told["attacks"] = {}
+    results["attacks"] = {}
     for name, attack in ways.items():
         with cases.Beside(other) as beside:
             begun = time.monotonic()
-            came_to = attack()
+            outcome = attack()
             took = round(time.monotonic() - begun, 2)
         if name != "quiet":
             seconds += beside.seconds
             failed.update(f"{path} {status} {code}" for path, status, code in beside.failed)
-        p95, worst = percentile(beside.seconds, 0.95), round(max(beside.seconds), 3)
-        told["attacks"][name] = {
-            "came_to": came_to,
+        results["attacks"][name] = {
+            "came_to": outcome,
             "seconds": took,
-            "other_p95": p95,
-            "other_worst": worst,
+            "other_p95": percentile(beside.seconds, 0.95),
+            "other_worst": round(max(beside.seconds), 3),
         }
-    told["other"] = {"calls": len(seconds), "failed": dict(failed), "p50": percentile(seconds, 0.5)}
-    told["other"] |= {"p95": percentile(seconds, 0.95), "worst": round(max(seconds), 3)}
-    told |= {"peak_mib": memory_mib(pid, "VmHWM"), "after_mib": memory_mib(pid, "VmRSS")}
+    results["other"] = {
+        "calls": len(seconds),
+        "failed": dict(failed),
+        "p50": percentile(seconds, 0.5),
+        "p95": percentile(seconds, 0.95),
+        "worst": round(max(seconds), 3),
+    }
+    results["peak_mib"] = memory_mib(pid, "VmHWM")
+    results["after_mib"] = memory_mib(pid, "VmRSS")
     file = cases.keep_file(attacker, 64 * MIB)
     video = attacker.ask("POST", "/v1/videos", cases.JSON, b'{"prompt": "a cat"}').body["id"]
     lines = cases.hold_open(attacker, file, video)
-    told["sigterm_seconds"], told["exit_code"] = round(server.stop(), 2), server.process.returncode
+    results["sigterm_seconds"] = round(server.stop(), 2)
+    results["exit_code"] = server.process.returncode
     cases.close(lines)
-    return told
+    return results
 
 
 def main() -> None:
-    """Print the line."""
-    options = argparse.ArgumentParser()
-    options.add_argument(
-        "--data", type=Path, help="folder of the server (default: a temporary one)"
-    )
-    asked = options.parse_args()
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of the server (default: a temporary one)")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(asked.data or Path(folder))))
+        print(json.dumps(measure(arguments.data or Path(folder))))
 
 
 if __name__ == "__main__":

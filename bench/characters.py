@@ -1,11 +1,13 @@
-"""Who a character's clip shows: how sure the probe must be, and what it changes in the videos that are made.
+"""Measure subject recognition in characters' clips, and its effect on generated videos.
 
-python bench/characters.py bounds --atlas .atlas [--photos FOLDER]     # how many are believed, and rightly, by bounds
-python bench/characters.py videos --atlas .atlas [--count 20]          # videos of a named character, as the probe reads
+python bench/characters.py bounds --atlas .atlas [--photos FOLDER]
+python bench/characters.py videos --atlas .atlas [--count 20]
 
-Clips are rendered from seeds that no training has seen, written as mp4 without a receipt, and read as the server reads
-them. Videos are made three times by one seed: with who was read in the place of the name, with the name alone, and
-with who it truly is. Prints one JSON line.
+`bounds` counts accepted and correct predictions of the probe at several thresholds. `videos`
+generates each video three times from one seed, with the character's name replaced by the recognized
+subject, not replaced, or replaced by the true subject, and counts what the probe sees. Clips are
+rendered from seeds outside of the training data, written as mp4 without a receipt and read as the
+server reads them. Prints one JSON line.
 """
 
 import argparse
@@ -28,25 +30,26 @@ from skyloom.media.write import write_video
 from skyloom.serve.api.character_prompts import substitute_characters
 from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.world.assets import Atlas, load_atlas
-from skyloom.world.make import Clip, make_clip
+from skyloom.world.make import RenderedClip, make_clip
 from skyloom.world.places import PLACES
 from skyloom.world.scene import sample_scene
 from skyloom.world.vocabulary import DIORAMA, FULL, Vocabulary
 
-RENDERED, OTHERS, VIDEOS = (
-    20_900_000,
-    20_950_000,
-    20_970_000,
-)  # seeds of evaluation: training has none from 20 million to 21
-NAME, FPS, FRAMES = "Mossy", 16, 33
+# First seeds; training uses none between 20 and 21 million.
+RENDERED = 20_900_000
+OTHERS = 20_950_000
+VIDEOS = 20_970_000
+NAME = "Mossy"
+FPS = 16
+FRAMES = 33
 CLIPS = 300
 BOUNDS = (0.5, 0.8, 0.9, 0.95)
 
 
 def clips(
     first: int, count: int, atlas: Atlas, vocabulary: Vocabulary, nouns: frozenset[str]
-) -> Iterator[Clip]:
-    """Rendered clips whose first thing is one of some nouns."""
+) -> Iterator[RenderedClip]:
+    """Render clips whose first subject is one of `nouns`."""
     seed = first
     while count:
         if (
@@ -61,7 +64,7 @@ def clips(
 
 
 def textures(count: int) -> Iterator[Tensor]:
-    """Noise, and soft blobs of colour, both of which show nothing."""
+    """Generate clips without a subject: noise, and moving blobs of colour."""
     drawn = torch.Generator().manual_seed(0)
     for index in range(count):
         yield torch.randint(0, 256, (5, 128, 128, 3), generator=drawn, dtype=torch.uint8)
@@ -76,7 +79,7 @@ def textures(count: int) -> Iterator[Tensor]:
 
 
 def photos(folder: Path) -> Iterator[Tensor]:
-    """Pans over the pictures of a folder, four each: the whole, and three parts."""
+    """Generate four pans over every picture of a folder: over the whole, and over three crops."""
     for path in sorted(folder.iterdir()):
         try:
             picture = read_image(path)
@@ -95,7 +98,7 @@ def photos(folder: Path) -> Iterator[Tensor]:
 
 
 def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
-    """Of every kind of clip, the share in which the probe is believed, by the score of its noun that is asked for."""
+    """Count accepted and correct predictions for every kind of clip, by threshold."""
     atlas, known = load_atlas(given.atlas), frozenset(probe.config.nouns)
     shown = [(clip.frames, clip.facts) for clip in clips(RENDERED, CLIPS, atlas, DIORAMA, known)]
     others = clips(OTHERS, CLIPS // 2, atlas, FULL, frozenset(atlas.nouns) - known)
@@ -109,7 +112,7 @@ def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
         kind: [classify_subject(probe, frames) for frames in videos]
         for kind, videos in kinds.items()
     }
-    told: dict[str, object] = {kind: len(videos) for kind, videos in kinds.items()}
+    results: dict[str, object] = {kind: len(videos) for kind, videos in kinds.items()}
     for bound in BOUNDS:
         believed = {
             kind: [one for one in readings if _believed(one.scores, bound)]
@@ -117,7 +120,7 @@ def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
         }
         pairs = zip(found["its own things"], shown, strict=True)
         right = sum(_believed(one.scores, bound) == facts.noun for one, (_, facts) in pairs)
-        told[f"noun at {bound}"] = {
+        results[f"noun at {bound}"] = {
             **{kind: len(those) for kind, those in believed.items()},
             "right": right,
         }
@@ -125,19 +128,17 @@ def bounds(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
             (one, facts.colour)
             for one, (_, facts) in zip(found["its own things"], shown, strict=True)
         ]
-        said = [(_coloured(one.scores, bound), truly) for one, truly in coloured]
-        right = sum(one is not None and one == truly for one, truly in said)
-        there = sum(truly is not None for _, truly in said)
-        told[f"colour at {bound}"] = {
-            "said": sum(one is not None for one, _ in said),
-            "right": right,
-            "there": there,
+        pairs_of_colours = [(_coloured(one.scores, bound), truth) for one, truth in coloured]
+        results[f"colour at {bound}"] = {
+            "said": sum(one is not None for one, _ in pairs_of_colours),
+            "right": sum(one is not None and one == truth for one, truth in pairs_of_colours),
+            "there": sum(truth is not None for _, truth in pairs_of_colours),
         }
-    return told
+    return results
 
 
 def _believed(scores: dict[str, float], bound: float) -> str | None:
-    """The noun that both ways of looking say, the first with that score."""
+    """Return the noun if both heads of the probe agree and the first one reaches the threshold."""
     (noun, share), (thing, there), _ = scores.items()
     same = noun.removeprefix("noun ") == thing.removeprefix("thing ")
     return noun.removeprefix("noun ") if same and share >= bound and there >= 0.5 else None
@@ -149,42 +150,47 @@ def _coloured(scores: dict[str, float], bound: float) -> str | None:
 
 
 def videos(given: argparse.Namespace, probe: Probe) -> dict[str, object]:
-    """How often the probe sees the true noun and colour in videos of a character, by what the prompt says of it."""
-    atlas, pipeline = load_atlas(given.atlas), skyloom.load()
+    """Count videos in which the probe sees the true noun and colour, by kind of prompt."""
+    atlas = load_atlas(given.atlas)
+    pipeline = skyloom.load()
     cast = clips(VIDEOS, given.count, atlas, DIORAMA, frozenset(probe.config.nouns))
     ways = ("read", "name only", "truly")
-    nouns, colours = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
-    read_well, unsure, coloured = 0, 0, 0
+    nouns = dict.fromkeys(ways, 0)
+    colours = dict.fromkeys(ways, 0)
+    correct = 0
+    unsure = 0
+    coloured = 0
     with tempfile.TemporaryDirectory() as folder:
         for number, clip in enumerate(cast):
             path = write_video(clip.frames, FPS, Path(folder) / f"{number}.mp4")
-            found, facts = recognize_subject(path), clip.facts
-            read_well += found.noun == facts.noun
+            found = recognize_subject(path)
+            facts = clip.facts
+            correct += found.noun == facts.noun
             unsure += found.noun is None
             coloured += facts.colour is not None
-            asked = f"{NAME} {PLACES[facts.place].phrases[0]}"
+            template = f"{NAME} {PLACES[facts.place].phrases[0]}"
             known = {
                 "read": CharacterLikeness(found.noun, found.colour),
                 "truly": CharacterLikeness(facts.noun, facts.colour),
             }
             for way in ways:
-                prompt = substitute_characters(asked, {NAME: known.get(way, CharacterLikeness())})[
-                    0
-                ]
+                likeness = known.get(way, CharacterLikeness())
+                prompt = substitute_characters(template, {NAME: likeness})[0]
                 seen = predict(probe, pipeline.generate(prompt, seed=number).frames)
                 nouns[way] += seen.noun == facts.noun
                 colours[way] += facts.colour is not None and seen.colour == facts.colour
-    told = {
+    return {
         "clips": given.count,
-        "read rightly": read_well,
+        "read rightly": correct,
         "unsure": unsure,
         "with a colour": coloured,
+        "noun seen": nouns,
+        "colour seen": colours,
     }
-    return {**told, "noun seen": nouns, "colour seen": colours}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["bounds", "videos"])
     parser.add_argument("--atlas", type=Path, default=Path(".atlas"))

@@ -1,9 +1,10 @@
-"""Retaking one second of a long video against making one window, and against making the long video; fresh processes.
+"""Compare a retake of one second of a long video with generating one window and the whole video.
 
 python bench/edit.py [--seconds 60] [--repeats 3] [--model FOLDER]
 
-The long video is made once and kept as a file for all retakes. Loading the model is not counted; opening the file and
-handing on every kept frame is. Prints one JSON line; ratios are of the middle runs.
+Every run is a new process. The long video is generated once and used by all retakes. Times exclude
+loading the model and include opening the file and copying every kept frame. Prints one JSON line;
+ratios are of medians.
 """
 
 import argparse
@@ -39,7 +40,7 @@ PROMPT = "a dog running to the right on the beach"
 
 
 def run(model: str, request: dict[str, object], target: Path) -> dict[str, float]:
-    """One video in a process of its own, which nothing of an earlier one can help."""
+    """Generate one video in a new process without a cache."""
     words = [sys.executable, "-c", RUN, model, json.dumps(request), str(target)]
     return json.loads(
         subprocess.run(words, check=True, capture_output=True, text=True, env=NOTHING_KEPT).stdout
@@ -47,7 +48,7 @@ def run(model: str, request: dict[str, object], target: Path) -> dict[str, float
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,12 +1,14 @@
-"""What old jobs cost: the same calls with 1,000 and with 100,000 finished jobs in the database.
+"""Compare the latency of calls with 1,000 and with 100,000 finished jobs in the database.
 
 python bench/history.py [--fast] [--database postgresql://user@host/name] [--jobs 1000 100000]
 
-Two databases are filled, a server without workers is started on each, and every call is sent to both in turns, over
-kept-alive connections. Prints one JSON line: the middle of each call in milliseconds with few and with many jobs, and
-"ratios" of many over few (wanted: 1.1 at most) with start, until /ready answers, and memory after it. `kept_alive` is
-a plain GET as a client without settings sees it; all others acknowledge at once, so that no waiting of TCP hides what
-a call costs. With --database (a Postgres whose user may create databases) two databases are made there and dropped.
+Fills two databases, starts a server without workers on each, and sends every call to both in turns
+over keep-alive connections. Prints one JSON line: the median of each call in milliseconds with few
+and with many jobs, and the ratios of many to few (target: at most 1.1), including startup time
+until /ready succeeds, and memory after startup. `kept_alive` is a GET with default TCP settings;
+all other calls use TCP_QUICKACK, so that delayed acknowledgements do not hide the cost of a call.
+With --database (a Postgres whose user may create databases) two databases are created there and
+dropped.
 """
 
 import argparse
@@ -44,14 +46,18 @@ from skyloom.serve.queue.tables import (
 from skyloom.serve.settings import Settings
 
 _PROGRAM = "from skyloom.cli.app import main; main()"
-_OWNERS, _PIECE = 20, 2_000
+_OWNERS = 20
+_PIECE = 2_000  # rows per transaction
 _KINDS = ("queued", "in_progress", "progress", "progress", "progress")
-_SETTLE_SECONDS = 3.0  # after /ready, until the first tasks of upkeep are done
+_SETTLE_SECONDS = 3.0  # from /ready until the first upkeep tasks are done
 
 
 def seed(database: Database, count: int, owner: str = "local") -> None:
-    """Finished jobs as a server would leave them: nine in ten completed, with results, events, keys, deliveries and
-    some files. Every other job is `owner`'s and asks for the same as her others. None is older than 20 hours."""
+    """Insert finished jobs with results, events, idempotency keys, deliveries and some files.
+
+    Nine of ten jobs are completed. Every second job belongs to `owner`; those have the same prompt.
+    All are less than 20 hours old.
+    """
     with database.write() as write:
         row = {
             "owner": owner,
@@ -82,12 +88,12 @@ def seed(database: Database, count: int, owner: str = "local") -> None:
             write.connection.execute(
                 insert(results), [_result(number, row) for number, row in done]
             )
-            told = [
+            event_rows = [
                 _event(number, row, kind)
                 for number, row in numbered
                 for kind in (*_KINDS, row["status"])
             ]
-            write.connection.execute(insert(events), told)
+            write.connection.execute(insert(events), event_rows)
             write.connection.execute(
                 insert(idempotency_keys), [_key(number, row) for number, row in numbered]
             )
@@ -105,7 +111,7 @@ def seed(database: Database, count: int, owner: str = "local") -> None:
 def _job(index: int, owner: str, at: float) -> dict[str, Any]:
     mine = index % 2 == 0
     prompt = "a cat on the beach" if mine else f"a cat on beach {index}"
-    told = {
+    extra = {
         "model": "sora-2",
         "prompt": prompt,
         "seconds": "4",
@@ -125,7 +131,11 @@ def _job(index: int, owner: str, at: float) -> dict[str, Any]:
             "size": "128x128",
             "model": "diorama",
         },
-        "extra": {**told, "fps": 16.0, "notices": ["diorama makes 128x128: 128x128 for 720x1280."]},
+        "extra": {
+            **extra,
+            "fps": 16.0,
+            "notices": ["diorama makes 128x128: 128x128 for 720x1280."],
+        },
         "fingerprint": hashlib.sha256(prompt.encode()).hexdigest(),
         "progress": 99,
         "checkpoint": {"windows/0.bin": _asset(f"checkpoint {index}", "bin")} if failed else {},
@@ -162,8 +172,13 @@ def _result(number: int, job: dict[str, Any]) -> dict[str, Any]:
 
 def _event(number: int, job: dict[str, Any], kind: str) -> dict[str, Any]:
     data = {"progress": 50, "phase": "denoise"} if kind == "progress" else {}
-    told = {"job": number, "owner": job["owner"], "type": f"video.{kind}", "data": data}
-    return {**told, "created_at": job["created_at"]}
+    return {
+        "job": number,
+        "owner": job["owner"],
+        "type": f"video.{kind}",
+        "data": data,
+        "created_at": job["created_at"],
+    }
 
 
 def _key(number: int, job: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +218,7 @@ def _file(job: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Server:
-    """A server process without workers, and one kept-alive connection to it."""
+    """A server process without workers, and a keep-alive connection to it."""
 
     process: "subprocess.Popen[str]"
     connection: http.client.HTTPConnection
@@ -213,7 +228,7 @@ class Server:
     def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, quick: bool = True
     ) -> bytes:
-        """The content of a good answer. `quick`: acknowledge what comes at once."""
+        """Send a request and return the body. `quick`: set TCP_QUICKACK. Raises RuntimeError."""
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         self.connection.request(method, path, None if body is None else json.dumps(body), headers)
         if quick and self.connection.sock is not None:
@@ -225,14 +240,14 @@ class Server:
         return content
 
     def memory(self) -> int:
-        """Resident bytes."""
+        """Return the resident memory in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.split("VmRSS:")[1].split()[0])
 
 
 @contextmanager
 def serve(settings: Settings) -> Iterator[Server]:
-    """A server that answers /ready. It adopts its storage: the files that the seeded rows name do not exist."""
+    """Run a server during the block, once /ready succeeds; it adopts its (empty) storage."""
     command = [
         sys.executable,
         "-c",
@@ -255,10 +270,10 @@ def serve(settings: Settings) -> Iterator[Server]:
     )
     assert process.stdout is not None
     try:
-        told = json.loads(process.stdout.readline())
-        url = make_url(told["url"])
+        ready = json.loads(process.stdout.readline())
+        url = make_url(ready["url"])
         server = Server(
-            process, http.client.HTTPConnection(str(url.host), url.port or 80), told["token"], 0.0
+            process, http.client.HTTPConnection(str(url.host), url.port or 80), ready["token"], 0.0
         )
         server.ask("GET", "/ready")
         server.ready_seconds = time.perf_counter() - begun
@@ -271,7 +286,7 @@ def serve(settings: Settings) -> Iterator[Server]:
 
 
 def calls(server: Server, leases: Leases, some_id: str) -> dict[str, Callable[[], object]]:
-    """What is measured of a server."""
+    """Return the measured calls of a server by name."""
 
     def create() -> None:
         made.append(
@@ -296,7 +311,7 @@ def calls(server: Server, leases: Leases, some_id: str) -> dict[str, Callable[[]
 
 
 def measure(two: list[Settings], rounds: int) -> tuple[dict[str, list[float]], list[list[float]]]:
-    """Milliseconds of every call, and starts and memory, of both servers in turns."""
+    """Measure both servers in turns: median milliseconds per call; startup seconds and memory."""
     with ExitStack() as stack:
         databases = [Database(settings.database) for settings in two]
         servers = [stack.enter_context(serve(settings)) for settings in two]
@@ -323,7 +338,7 @@ def measure(two: list[Settings], rounds: int) -> tuple[dict[str, list[float]], l
 
 
 def run(two: list[Settings], rounds: int, starts: int) -> dict[str, Any]:
-    """All of it."""
+    """Measure all calls and `starts` startups; return medians and ratios."""
     middle, first = measure(two, rounds)
     ready, memory = [first[0]], [first[1]]
     for turn in range(starts - 1):
@@ -346,8 +361,8 @@ def run(two: list[Settings], rounds: int, starts: int) -> dict[str, Any]:
 
 
 @contextmanager
-def emptied(url: str | None, folder: Path, count: int) -> Iterator[Settings]:
-    """Settings with an empty database of its own: a file in `folder`, or a new database beside that of `url`."""
+def empty_database(url: str | None, folder: Path, count: int) -> Iterator[Settings]:
+    """Create an empty database (file in `folder`, or on the server of `url`); yield settings."""
     data = folder / str(count)
     if url is None:
         yield Settings(data=data)
@@ -365,8 +380,8 @@ def emptied(url: str | None, folder: Path, count: int) -> Iterator[Settings]:
 
 
 def main() -> None:
-    """Fill, measure, print."""
-    options = argparse.ArgumentParser()
+    """Run the command line."""
+    options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--fast", action="store_true", help="fewer rounds and starts")
     options.add_argument(
         "--database", default=None, help="a Postgres (default: SQLite in a temporary folder)"
@@ -374,22 +389,20 @@ def main() -> None:
     options.add_argument(
         "--jobs", type=int, nargs=2, default=[1_000, 100_000], metavar=("FEW", "MANY")
     )
-    asked = options.parse_args()
-    rounds, starts = (100, 3) if asked.fast else (400, 7)
+    arguments = options.parse_args()
+    rounds, starts = (100, 3) if arguments.fast else (400, 7)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         two = [
-            stack.enter_context(emptied(asked.database, Path(name), count)) for count in asked.jobs
+            stack.enter_context(empty_database(arguments.database, Path(name), count))
+            for count in arguments.jobs
         ]
-        for settings, count in zip(two, asked.jobs, strict=True):
+        for settings, count in zip(two, arguments.jobs, strict=True):
             database = Database(settings.database)
             seed(database, count)
             database.close()
-        told = run(two, rounds, starts)
-    print(
-        json.dumps(
-            {"jobs": asked.jobs, "database": "postgres" if asked.database else "sqlite", **told}
-        )
-    )
+        results = run(two, rounds, starts)
+    kind = "postgres" if arguments.database else "sqlite"
+    print(json.dumps({"jobs": arguments.jobs, "database": kind, **results}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How far looks of copies lie from those of their pictures, and looks of other pictures from each other, in bits of 64.
+"""Measure Hamming distances of 64-bit perceptual hashes: edited copies, and different pictures.
 
 python bench/looks.py --atlas .atlas [--count 200]
 
-Pictures are rendered from seeds that no training has seen; scenes of one world are more alike than photographs are.
-Prints one JSON line: of each kind of copy, and of pairs of different pictures, how many lie within each distance.
+Pictures are rendered from seeds outside of the training data; they resemble each other more than
+photographs do. Prints one JSON line: for each kind of copy, and for pairs of different pictures,
+the number of pairs within each distance.
 """
 
 import argparse
@@ -27,9 +28,10 @@ DISTANCES = (4, 6, 8, 10, 12)
 
 
 def copies(picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
-    """What becomes of a picture on its way."""
+    """Generate edited copies of a picture, with the name of each edit."""
     width, height = picture.size
-    half, edge = (width // 2, height // 2), width // 20
+    half = (width // 2, height // 2)
+    edge = width // 20
     yield "jpeg 30", coded(picture, 30)
     yield "half size, jpeg 60", coded(picture.resize(half), 60)
     yield "double size", picture.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
@@ -39,19 +41,19 @@ def copies(picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
 
 
 def coded(picture: Image.Image, quality: int) -> Image.Image:
-    """A picture as a jpeg shows it."""
+    """Encode a picture as JPEG and decode it."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
 
 
 def within(distances: list[int]) -> dict[int, int]:
-    """How many lie within each distance."""
-    return {most: sum(one <= most for one in distances) for most in DISTANCES}
+    """Count the values up to each bound of DISTANCES."""
+    return {bound: sum(distance <= bound for distance in distances) for bound in DISTANCES}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--atlas", type=Path, default=Path(".atlas"))
     parser.add_argument("--count", type=int, default=200)
@@ -61,22 +63,16 @@ def main() -> None:
         make_clip(FIRST_SEED + index, DIORAMA, atlas, frames=1).frames[0]
         for index in range(given.count)
     ]
-    looks = [int(phash(frame), 16) for frame in frames]
-    told: dict[str, list[int]] = {
-        "different pictures": [(a ^ b).bit_count() for a, b in itertools.combinations(looks, 2)]
+    hashes = [int(phash(frame), 16) for frame in frames]
+    distances: dict[str, list[int]] = {
+        "different pictures": [(a ^ b).bit_count() for a, b in itertools.combinations(hashes, 2)]
     }
-    for frame, look in zip(frames, looks, strict=True):
+    for frame, original in zip(frames, hashes, strict=True):
         for name, copy in copies(Image.fromarray(frame.numpy())):
             other = int(phash(torch.from_numpy(np.array(copy))), 16)
-            told.setdefault(name, []).append((look ^ other).bit_count())
-    print(
-        json.dumps(
-            {
-                "pictures": given.count,
-                **{name: within(distances) for name, distances in told.items()},
-            }
-        )
-    )
+            distances.setdefault(name, []).append((original ^ other).bit_count())
+    counts = {name: within(values) for name, values in distances.items()}
+    print(json.dumps({"pictures": given.count, **counts}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Files that would unpack to very much more than they are, or say so: each must be one error, soon and cheaply.
+"""Read decompression bombs and files with false sizes; each must raise one error quickly.
 
-`python bench/media_bombs.py` prints two JSON lines: how many, what was not refused, the slowest, the largest child;
-and the same of requests to a server (wire_bombs.py).
+`python bench/media_bombs.py` prints two JSON lines: number of files, files that were accepted, the
+slowest one, and peak memory of the decoding process; then the same for requests (wire_bombs.py).
 """
 
 import io
@@ -31,7 +31,7 @@ PICTURES = {".png", ".jpg", ".webp", ".bmp"}
 
 
 def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
-    """A png that claims a size, with chunks before its (missing) pixels."""
+    """Build a PNG with a false size and extra chunks before its (missing) pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
     packed = [
@@ -41,21 +41,24 @@ def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
 
 
 def still(name: str) -> bytearray:
-    """A small whole picture."""
+    """Encode a small valid picture."""
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, name, **({"lossless": True} if name == "WEBP" else {}))
     return bytearray(buffer.getvalue())
 
 
 def patched(content: bytearray, place: int, value: bytes) -> bytes:
-    """A file with some bytes changed."""
+    """Overwrite bytes at an offset."""
     content[place : place + len(value)] = value
     return bytes(content)
 
 
 def gif(width: int, height: int, count: int) -> bytes:
-    """A gif whose canvas is large and whose pictures are one pixel each."""
-    pixel = b"\x21\xf9\x04\x00\x05\x00\x00\x00\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x44\x01\x00"
+    """Build a GIF with a large canvas and frames of one pixel."""
+    pixel = (
+        b"\x21\xf9\x04\x00\x05\x00\x00\x00\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00"
+        b"\x02\x02\x44\x01\x00"
+    )
     return (
         b"GIF89a"
         + struct.pack("<HHBBB", width, height, 0x80, 0, 0)
@@ -74,7 +77,7 @@ def video(
     gap: int = 1,
     streams: int = 1,
 ) -> bytes:
-    """A black video of two frames, the second one repeated as it is, so often and so far apart."""
+    """Encode a black video whose second packet is repeated `repeat` times, `gap` frames apart."""
     with tempfile.TemporaryDirectory() as folder:
         with av.open(f"{folder}/a.mkv", "w") as container:
             stream = container.add_stream(
@@ -96,28 +99,26 @@ def video(
                 for number in range(1 + repeat):
                     packet = av.Packet(second if number else first)
                     packet.pts = packet.dts = number * gap
-                    packet.time_base, packet.stream, packet.is_keyframe = (
-                        Fraction(1, 24),
-                        copy,
-                        not number,
-                    )
+                    packet.time_base = Fraction(1, 24)
+                    packet.stream = copy
+                    packet.is_keyframe = not number
                     container.mux(packet)
         return Path(f"{folder}/b{suffix}").read_bytes()
 
 
 def box(name: bytes, content: bytes, size: int | None = None) -> bytes:
-    """An mp4 box, which may lie about its size."""
+    """Build an mp4 box, optionally with a false size."""
     return struct.pack(">I", 8 + len(content) if size is None else size) + name + content
 
 
 def claims(name: bytes, offset: int, value: int) -> bytes:
-    """An mp4 whose table `name` says that it has so many entries."""
+    """Build an mp4 whose table `name` has a false number of entries."""
     content = bytearray(video(".mp4", "libx264", (32, 32)))
     return patched(content, content.index(name) + offset, struct.pack(">I", value))
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """File names and contents."""
+    """Generate file names and contents."""
     bomb = zlib.compress(bytes(200_000_000), 9)
     yield "square.png", png(60_000, 60_000)
     yield "largest.png", png(2**31 - 1, 2**31 - 1)
@@ -173,7 +174,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def read(path: Path) -> str | None:
-    """The sentence that refuses a file, or nothing where it was read."""
+    """Read a file; return the error message, or None if it was accepted."""
     try:
         if path.suffix in PICTURES:
             read_image(path)
@@ -200,7 +201,7 @@ def measure(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the files, and let a fresh process read them: one that made them is larger than any of its children."""
+    """Write the files and read them in a new process, which has a smaller memory footprint."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in bombs():
             (Path(folder) / name).write_bytes(content)

@@ -1,6 +1,7 @@
-"""Files with flipped, cut and inserted bytes through the limited child: frames or one clear error each, and how long.
+"""Fuzz the media decoders: mutated files must decode or raise one MediaError; measures the time.
 
-`python bench/media_mutants.py 2000` prints one JSON line; `make fuzz` is that. A seed always makes the same mutants.
+`python bench/media_mutants.py 2000` (`make fuzz`) reads 2000 mutants and prints one JSON line.
+Mutants are determined by the seed.
 """
 
 import json
@@ -28,11 +29,11 @@ CODECS = {
     ".mkv": ("ffv1", "bgr0"),
 }
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
-MOST_FRAMES = 64
+MAX_FRAMES = 64
 
 
 def originals() -> dict[str, bytes]:
-    """A small whole file of each kind."""
+    """Encode a small valid file of each format."""
     still = np.kron(np.eye(8, dtype=np.uint8)[..., None] * 200, np.ones((4, 6, 3), np.uint8))
     drift = [np.roll(still, number, 1) for number in range(12)]
     images = [Image.fromarray(picture) for picture in drift]
@@ -51,42 +52,44 @@ def originals() -> dict[str, bytes]:
 
 
 def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Suffix and bytes of so many mutants, the kinds in turn."""
-    chance, whole = random.Random(seed), list(originals().items())
+    """Generate suffix and content of `count` mutants, alternating between formats."""
+    rng = random.Random(seed)
+    files = list(originals().items())
     for number in range(count):
-        suffix, content = whole[number % len(whole)]
-        yield suffix, _mutate(content, chance)
+        suffix, content = files[number % len(files)]
+        yield suffix, _mutate(content, rng)
 
 
-def _mutate(content: bytes, chance: random.Random) -> bytes:
-    """One to eight changes: bits flipped, bytes set, a run inserted, cut out or doubled, the end cut off."""
+def _mutate(content: bytes, rng: random.Random) -> bytes:
+    """Apply one to eight changes: flip, set, insert, delete or repeat bytes, or truncate."""
     changed = bytearray(content)
-    for _ in range(chance.randint(1, 8)):
-        place, length = chance.randrange(len(changed)), chance.randint(1, 32)
-        kind = chance.randrange(6)
+    for _ in range(rng.randint(1, 8)):
+        place = rng.randrange(len(changed))
+        length = rng.randint(1, 32)
+        kind = rng.randrange(6)
         if kind == 0:
-            changed[place] ^= 1 << chance.randrange(8)
+            changed[place] ^= 1 << rng.randrange(8)
         elif kind == 1:
-            changed[place] = chance.choice([0, 1, 127, 128, 255])
+            changed[place] = rng.choice([0, 1, 127, 128, 255])
         elif kind == 2:
-            changed[place:place] = chance.randbytes(length)
+            changed[place:place] = rng.randbytes(length)
         elif kind == 3 and len(changed) > 2 * length:
             del changed[place : place + length]
         elif kind == 4:
             changed[place:place] = changed[place : place + length]
-        elif kind == 5 and chance.random() < 0.3:
+        elif kind == 5 and rng.random() < 0.3:
             del changed[max(16, place) :]
     return bytes(changed)
 
 
 def read(path: Path) -> str:
-    """Read a file as its users would: "frames", or the sentence of its one error. Anything else is raised."""
+    """Read a file; return "frames" or the message of its MediaError. Other errors propagate."""
     try:
         if path.suffix in PICTURES:
             read_image(path)
             return "frames"
         source = open_source(path, fps=Fraction(12))
-        for _ in source.stream(0, min(source.frames, MOST_FRAMES)):
+        for _ in source.stream(0, min(source.frames, MAX_FRAMES)):
             pass
         return "frames"
     except MediaError as error:
@@ -94,7 +97,7 @@ def read(path: Path) -> str:
 
 
 def main(count: int) -> None:
-    """Read so many mutants and print one JSON line."""
+    """Read `count` mutants and print one JSON line."""
     outcomes: Counter[str] = Counter()
     slowest = 0.0
     begun = time.perf_counter()

@@ -1,12 +1,13 @@
-"""A whole video against diffusers' WanPipeline of the same shape: 5 s at 128x128, 4 steps, no guidance, CPU, one run.
+"""Compare the time of a video with diffusers' WanPipeline: 128x128, 4 steps, no guidance, CPU.
 
 python bench/pipeline.py [--repeats 5] [--seconds 5] [--model FOLDER]
 
-Everything after loading counts, up to frames in memory; ours reads its prompt, theirs is given embeddings. Their
-transformer has the sizes of ours and random weights, bf16 throughout, in inference mode, with both threads. Two
-autoencoders of theirs are tried, with few channels to be as fast as they can be: Wan 2.1's (8x8 pixels a cell) and
-Wan 2.2's (16x16, as ours, so that both transformers see as many tokens). Sides take turns; a ratio above 1 means
-that we are faster. Ours is always made in windows at constant memory, theirs in one piece. Prints one JSON line.
+Times run from the loaded model to frames in memory. skyloom encodes its prompt; diffusers gets
+embeddings. The diffusers transformer has the same size and random weights, in bf16 and inference
+mode, with the same threads. It runs with two autoencoders with few channels: Wan 2.1 (8x8 pixels
+per latent) and Wan 2.2 (16x16, as in skyloom, so both transformers have the same number of tokens).
+The sides take turns; a ratio above 1 means that skyloom is faster. skyloom generates in windows
+with constant memory, diffusers all frames at once. Prints one JSON line.
 """
 
 import argparse
@@ -21,7 +22,9 @@ import skyloom
 from skyloom.generate.pipeline import Pipeline
 from skyloom.generate.request import Request
 
-STEPS, TEXT_TOKENS, TEXT_WIDTH = 4, 32, 384
+STEPS = 4
+TEXT_TOKENS = 32
+TEXT_WIDTH = 384
 AUTOENCODERS = {
     "wan 2.1 autoencoder": {"base_dim": 32},
     "wan 2.2 autoencoder": {
@@ -40,9 +43,10 @@ AUTOENCODERS = {
 
 
 def build(autoencoder: dict[str, object], ours: Pipeline) -> WanPipeline:
-    """Their pipeline with a transformer of our sizes."""
+    """Build a WanPipeline with a transformer of the same size as skyloom's."""
     torch.manual_seed(0)
-    config, vae = ours.dit.config, AutoencoderKLWan(**autoencoder).eval().bfloat16()
+    config = ours.dit.config
+    vae = AutoencoderKLWan(**autoencoder).eval().bfloat16()
     channels = vae.config.z_dim
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -70,7 +74,7 @@ def build(autoencoder: dict[str, object], ours: Pipeline) -> WanPipeline:
 
 
 def make_theirs(pipe: WanPipeline, frames: int) -> dict[str, float]:
-    """One video of theirs; their first frame is there when the last one is."""
+    """Generate one video with diffusers; all frames become available at the end."""
     embeds = torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, dtype=torch.bfloat16)
     started = time.perf_counter()
     with torch.inference_mode():
@@ -89,12 +93,14 @@ def make_theirs(pipe: WanPipeline, frames: int) -> dict[str, float]:
 
 
 def make_ours(pipe: Pipeline, seconds: float, seed: int) -> dict[str, float]:
-    """One video of ours, and when its first frames are there."""
+    """Generate one video with skyloom; measure the total time and the time to the first frames."""
     request = Request(
         "a dog running to the right on the beach", seconds=seconds, seed=seed, num_steps=STEPS
     )
     request = request.with_fields({"guidance_scale": 1.0})
-    started, first, frames = time.perf_counter(), 0.0, []
+    started = time.perf_counter()
+    first = 0.0
+    frames: list[torch.Tensor] = []
     for step in pipe.stream(request, collect=False):
         if step.frames is not None:
             first = first or time.perf_counter() - started
@@ -105,19 +111,17 @@ def make_ours(pipe: Pipeline, seconds: float, seed: int) -> dict[str, float]:
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Least and middle time of each kind, in seconds."""
-    results = {}
+    """Compute minimum and median of each time, in seconds."""
+    results: dict[str, float] = {}
     for kind in ("whole", "first_frames"):
         values = [run[kind] for run in runs]
-        results[f"{kind}_min"], results[f"{kind}_median"] = (
-            round(min(values), 3),
-            round(statistics.median(values), 3),
-        )
+        results[f"{kind}_min"] = round(min(values), 3)
+        results[f"{kind}_median"] = round(statistics.median(values), 3)
     return results
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)

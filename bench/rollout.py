@@ -1,13 +1,15 @@
-"""Long videos against short ones and against diffusers: memory, time for each second of video, and to the first frames.
+"""Compare long videos with short ones and with diffusers: memory, time, time to first frames.
 
-python bench/rollout.py [--lengths 5 60] [--repeats 3] [--model FOLDER] [--theirs "wan 2.2 autoencoder" ...]
+python bench/rollout.py [--lengths 5 60] [--repeats 3] [--model FOLDER]
+    [--theirs "wan 2.2 autoencoder" ...]
 
-Every run is a process of its own: it loads the model, makes a video into a file while frames come, and tells its peak
-memory. Lengths take turns. With --theirs, diffusers' WanPipeline makes the longest video too, in four steps without
-guidance (bench/pipeline.py says how it is set up), once a turn and beside ours, up to frames in memory. "wan 2.2
-autoencoder" has as many tokens as ours, "wan 2.1 autoencoder" four times as many, all attended to at once: that may
-need more minutes or memory than there are. A side that fails tells why and has no ratio. Prints one JSON line; ratios
-of lengths are of the longest to the shortest, those against theirs are theirs to ours, from the middle of the runs.
+Every run is a new process that loads the model, streams a video into a file and measures its peak
+memory. Lengths take turns. With --theirs, diffusers' WanPipeline also generates the longest video
+into memory in every turn, in four steps without guidance (set up as in bench/pipeline.py).
+"wan 2.2 autoencoder" has as many tokens as skyloom, "wan 2.1 autoencoder" four times as many, all
+in one attention; it may exceed the memory or time limit. A failed side reports the reason and has
+no ratio. Prints one JSON line of medians with ratios of the longest to the shortest length, and of
+diffusers to skyloom.
 """
 
 import argparse
@@ -25,7 +27,7 @@ Measurement = dict[str, float]
 
 
 def make_ours(model: str, seconds: float) -> Measurement:
-    """One video of ours, in this process."""
+    """Generate one video with skyloom in this process."""
     started = time.perf_counter()
     import skyloom
     from skyloom.media.write import open_video
@@ -48,7 +50,7 @@ def make_ours(model: str, seconds: float) -> Measurement:
 
 
 def make_theirs(autoencoder: str, model: str, seconds: float) -> Measurement:
-    """One video of theirs of the same length, in this process; their first frame is there when the last one is."""
+    """Generate one video of the same length with diffusers in this process."""
     started = time.perf_counter()
     import pipeline as short
     import torch
@@ -75,21 +77,21 @@ def _measurement(
 
 
 def run(side: str, model: str, seconds: float, limit: float) -> Measurement | str:
-    """One video in a process of its own; why, if there is none."""
+    """Generate one video in a new process; return the measurement, or the reason of a failure."""
     words = [sys.executable, __file__, "--one", side, "--model", model, "--lengths", str(seconds)]
     try:
         ran = subprocess.run(words, check=False, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return f"not done after {limit:g} s"
     if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no word"])[-1]
-        why = "killed, most likely for its memory" if ran.returncode == -signal.SIGKILL else last
+        last = (ran.stderr.strip().splitlines() or ["no error message"])[-1]
+        why = "killed, probably out of memory" if ran.returncode == -signal.SIGKILL else last
         return f"failed: {why:.200}"
     return json.loads(ran.stdout)
 
 
 def middle(runs: list[Measurement | str]) -> Measurement | str:
-    """The median of each number; of failed runs the first reason."""
+    """Compute the median of each number, or return the first failure."""
     failed = [one for one in runs if isinstance(one, str)]
     if failed:
         return failed[0]
@@ -100,7 +102,7 @@ def middle(runs: list[Measurement | str]) -> Measurement | str:
 def compare(
     results: dict[str, Measurement | str], lengths: list[float], theirs: list[str]
 ) -> dict[str, float]:
-    """Ratios of ours at the longest to the shortest length, and of theirs to ours."""
+    """Compute ratios of the longest to the shortest length, and of diffusers to skyloom."""
     short, long = (results[f"{length:g} s"] for length in (min(lengths), max(lengths)))
     if isinstance(short, str) or isinstance(long, str):
         return {}
@@ -120,7 +122,7 @@ def compare(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=float, nargs="+", default=[5, 60])
     parser.add_argument("--repeats", type=int, default=3)

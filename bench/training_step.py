@@ -91,7 +91,7 @@ def step_of(
 
 
 def best(call: Callable[[], None], repeats: int) -> float:
-    """The least wall time of several calls, in seconds."""
+    """Return the minimum wall time of several calls, in seconds."""
     call()
     times = []
     for _ in range(repeats):
@@ -102,10 +102,11 @@ def best(call: Callable[[], None], repeats: int) -> float:
 
 
 def shares(call: Callable[[], None]) -> dict[str, float]:
-    """Shares of the operators' own time by kind."""
+    """Compute fractions of the operators' self time by kind."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         call()
-    total, kinds = 0.0, dict.fromkeys([*KINDS, "element-wise and the rest"], 0.0)
+    total = 0.0
+    kinds = dict.fromkeys([*KINDS, "element-wise and the rest"], 0.0)
     for event in found.key_averages():
         own = event.self_cpu_time_total
         total += own
@@ -118,7 +119,7 @@ def shares(call: Callable[[], None]) -> dict[str, float]:
 
 
 def processor() -> str:
-    """The processor's name and its bf16 instructions."""
+    """Return the processor's name and its bf16 instructions."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next(
         (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line),
@@ -142,22 +143,19 @@ def main() -> None:
             network, gradients, whole = step_of(name, batch, frames)
             with FlopCounterMode(display=False) as counter:
                 gradients()
-            flops, bare, full = (
-                counter.get_total_flops(),
-                best(gradients, arguments.repeats),
-                best(whole, arguments.repeats),
-            )
+            flops = counter.get_total_flops()
+            bare = best(gradients, arguments.repeats)
+            full = best(whole, arguments.repeats)
             row = {
                 "network": name,
                 "kind": kind,
                 "batch": batch,
                 "GFLOP a sample": round(flops / batch / 1e9, 2),
-            }
-            row |= {
                 "GFLOP/s": round(flops / bare / 1e9),
                 "with optimizer": round(flops / full / 1e9),
+                "samples/s": round(batch / full, 1),
+                "shares": shares(whole),
             }
-            row |= {"samples/s": round(batch / full, 1), "shares": shares(whole)}
             rows.append(row)
             del network
     print(

@@ -1,7 +1,8 @@
-"""How well the watermark is read back: share of ids found after each attack, PSNR, and luck on unmarked pictures.
+"""Measure the watermark: recovery rate after each attack, PSNR, and false positives.
 
-Prints a line of JSON per kind of video, then one about unmarked frames.
-    python bench/watermark.py --clips 40 --unmarked 10000
+python bench/watermark.py --clips 40 --unmarked 10000
+
+Prints one JSON line per kind of video, then one for unmarked frames.
 """
 
 import argparse
@@ -49,18 +50,17 @@ PLACES = (
 
 
 def bundled(count: int) -> Iterator[torch.Tensor]:
-    """Clips of the bundled model: 33 frames of 128 pixels, before any mark."""
+    """Generate unmarked clips with the bundled model: 33 frames of 128x128."""
     pipeline = load("diorama")
-    watermark.SpreadSpectrumWatermarker.mark = lambda self, frames, where=None: (
-        frames
-    )  # as they come out of the decoder
+    # Disable marking by the pipeline.
+    watermark.SpreadSpectrumWatermarker.mark = lambda self, frames, where=None: frames
     for index in range(count):
         words = SUBJECTS[index % len(SUBJECTS)], PLACES[index // len(SUBJECTS) % len(PLACES)]
         yield pipeline.generate("a {} {}".format(*words), seed=index).frames
 
 
 def leaves(count: int, size: int, frames: int = 33) -> Iterator[torch.Tensor]:
-    """A pan over discs that cover each other, with textured faces: the statistics of photographs (dead leaves)."""
+    """Generate pans over dead-leaves images (textured discs), with statistics as in photographs."""
     for seed in range(count):
         drawn = torch.Generator().manual_seed(seed)
         side = size + 40
@@ -83,7 +83,7 @@ def leaves(count: int, size: int, frames: int = 33) -> Iterator[torch.Tensor]:
 
 
 def coded(frames: torch.Tensor, crf: int) -> torch.Tensor:
-    """Through x264 and back."""
+    """Encode with x264 and decode."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "coded.mp4"
         with av.open(str(path), "w") as container:
@@ -96,13 +96,13 @@ def coded(frames: torch.Tensor, crf: int) -> torch.Tensor:
 
 
 def gif(frames: torch.Tensor) -> torch.Tensor:
-    """Through our own GIF and back."""
+    """Encode with skyloom's GIF writer and decode."""
     with tempfile.TemporaryDirectory() as folder:
         return open_source(write_video(frames, Fraction(16), Path(folder) / "a.gif")).read()
 
 
 def scaled(frames: torch.Tensor, factor: float) -> torch.Tensor:
-    """Resized, to even sides."""
+    """Resize to even sides."""
     size = [round(side * factor / 2) * 2 for side in frames.shape[1:3]]
     pictures = rearrange(frames, "t h w c -> t c h w").float()
     pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
@@ -110,10 +110,11 @@ def scaled(frames: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def cropped(frames: torch.Tensor, seed: int) -> torch.Tensor:
-    """A tenth of height and width cut off, somewhere."""
+    """Crop a tenth of height and width at a random position."""
     height, width = (round(side * 0.45) * 2 for side in frames.shape[1:3])
-    dice = random.Random(seed)
-    top, left = dice.randint(0, frames.shape[1] - height), dice.randint(0, frames.shape[2] - width)
+    rng = random.Random(seed)
+    top = rng.randint(0, frames.shape[1] - height)
+    left = rng.randint(0, frames.shape[2] - width)
     return frames[:, top : top + height, left : left + width]
 
 
@@ -132,34 +133,40 @@ ATTACKS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 
 
 def measure(name: str, clips: Iterator[torch.Tensor]) -> dict[str, object]:
-    """Recovered ids of each attack, the lowest PSNR and the slowest read."""
+    """Compute the recovery rate of each attack, the lowest PSNR and the slowest detection."""
     found: Counter[str] = Counter()
-    wrong, lowest, count, slowest = 0, math.inf, 0, 0.0
+    wrong = 0
+    lowest = math.inf
+    count = 0
+    slowest = 0.0
     for seed, frames in enumerate(clips):
         identity = watermark.watermark_id(f"{name}/{seed}")
         marked = embed(watermark.SpreadSpectrumWatermarker(identity), frames)
         error = (marked.float() - frames.float()).square().mean()
-        lowest, count = min(lowest, 10 * math.log10(255**2 / float(error))), count + 1
+        lowest = min(lowest, 10 * math.log10(255**2 / float(error)))
+        count += 1
         for attack, apply in ATTACKS.items():
-            attacked, since = apply(marked, seed), time.process_time()
+            attacked = apply(marked, seed)
+            since = time.process_time()
             mark = detector.detect(attacked)
             slowest = max(slowest, time.process_time() - since)
             found[attack] += mark is not None and mark.identity == identity
             wrong += mark is not None and mark.identity != identity
     shares = {attack: round(found[attack] / count, 3) for attack in ATTACKS}
-    told = {
+    return {
         "clips": name,
         "count": count,
         "psnr": round(lowest, 2),
         "wrong": wrong,
         "recovered": shares,
+        "slowest read, CPU s": round(slowest, 2),
     }
-    return told | {"slowest read, CPU s": round(slowest, 2)}
 
 
-def luck(count: int, searched: int) -> dict[str, object]:
-    """Unmarked textures: ids found, in some of them also in crops, and the highest score of any whole frame."""
-    highest, found = 0.0, 0
+def measure_false_positives(count: int, searched: int) -> dict[str, object]:
+    """Count ids found in unmarked textures; the first `searched` are also searched in crops."""
+    highest = 0.0
+    found = 0
     for seed in range(count):
         noise = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed))
         smooth = (
@@ -172,35 +179,35 @@ def luck(count: int, searched: int) -> dict[str, object]:
         )
         highest = max(highest, detector.highest_score(frames))
         found += detector.detect(frames, crops=seed < searched) is not None
-    told = {"unmarked": count, "searched for crops too": min(count, searched), "found": found}
-    return told | {"highest score": round(highest, 2), "needed": detector.THRESHOLD}
+    return {
+        "unmarked": count,
+        "searched for crops too": min(count, searched),
+        "found": found,
+        "highest score": round(highest, 2),
+        "needed": detector.THRESHOLD,
+    }
 
 
 def main() -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser()
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--large", type=int, default=6)
     parser.add_argument("--unmarked", type=int, default=1000)
     parser.add_argument("--searched", type=int, default=300, help="of the unmarked, also for crops")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     since = time.perf_counter()
     kinds = [
-        ("bundled 128x128", bundled(asked.clips)),
-        ("leaves 128x128", leaves(asked.clips // 2, 128)),
-    ]
-    kinds += [
-        ("leaves 256x256", leaves(asked.large, 256)),
-        ("leaves 512x512", leaves(asked.large, 512)),
+        ("bundled 128x128", bundled(arguments.clips)),
+        ("leaves 128x128", leaves(arguments.clips // 2, 128)),
+        ("leaves 256x256", leaves(arguments.large, 256)),
+        ("leaves 512x512", leaves(arguments.large, 512)),
     ]
     for name, clips in kinds:
         print(json.dumps(measure(name, clips)), flush=True)
-    print(
-        json.dumps(
-            luck(asked.unmarked, asked.searched) | {"seconds": round(time.perf_counter() - since)}
-        )
-    )
+    unmarked = measure_false_positives(arguments.unmarked, arguments.searched)
+    print(json.dumps({**unmarked, "seconds": round(time.perf_counter() - since)}))
 
 
 if __name__ == "__main__":

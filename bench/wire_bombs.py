@@ -1,7 +1,7 @@
-"""Requests that would cost a server very much more than they are, asked of a real `skyloom serve` without workers.
+"""Send requests designed to exhaust a server (deep JSON, large forms) to a real `skyloom serve`.
 
-`measure` starts the server, sends each and says which were not refused, the slowest answer and the server's peak of
-memory. `python bench/media_bombs.py` runs it after the files.
+`measure` starts the server without workers, sends each request, and returns the accepted ones, the
+slowest response and the server's peak memory. `bench/media_bombs.py` calls it.
 """
 
 import contextlib
@@ -21,33 +21,30 @@ from skyloom.serve.api.body import MAX_JSON
 
 SERVE = "from skyloom.cli.app import main; main()"
 BOUND = "bound-of-parts"
-JSON, FORM = (
-    {"content-type": "application/json"},
-    {"content-type": f"multipart/form-data; boundary={BOUND}"},
-)
-GZIP_MAGIC, ZIP_MAGIC = (
-    b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
-    b"PK\x03\x04\x14\x00\x00\x00\x08\x00",
-)
-Bomb = tuple[str, str, Mapping[str, str], bytes]  # its name, where it goes, headers, body
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": f"multipart/form-data; boundary={BOUND}"}
+GZIP_MAGIC = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03"
+ZIP_MAGIC = b"PK\x03\x04\x14\x00\x00\x00\x08\x00"
+Bomb = tuple[str, str, Mapping[str, str], bytes]  # name, path, headers, body
 
 
 def part(name: str, content: bytes, *, file: str | None = None, extra: bytes = b"") -> bytes:
-    """A part of a form."""
+    """Build one part of a form."""
     label = f'; filename="{file}"' if file else ""
     head = f'--{BOUND}\r\ncontent-disposition: form-data; name="{name}"{label}\r\n'.encode()
     return head + extra + b"\r\n" + content + b"\r\n"
 
 
 def form(*parts: bytes) -> bytes:
-    """A whole form."""
+    """Build a form."""
     return b"".join(parts) + f"--{BOUND}--\r\n".encode()
 
 
 def bombs() -> Iterator[Bomb]:
-    """Each in one request to make a video, unless it says otherwise."""
-    videos, prompt = "/v1/videos", part("prompt", b"a cat")
-    filled = MAX_JSON - 1_000  # as much as is read at all
+    """Generate the requests; the path "batch" means a batch's input file."""
+    videos = "/v1/videos"
+    prompt = part("prompt", b"a cat")
+    filled = MAX_JSON - 1_000  # just under the limit on a JSON body
     yield "deep JSON", videos, JSON, b'{"prompt": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}"
     yield "wide JSON", videos, JSON, b'{"prompt": [' + b"[]," * (filled // 3) + b"[]]}"
     yield (
@@ -106,29 +103,29 @@ def bombs() -> Iterator[Bomb]:
 
 
 class Client:
-    """Asks one server."""
+    """HTTP client of one server."""
 
     def __init__(self, url: str, token: str) -> None:
-        self._host, self._token = url.removeprefix("http://"), token
+        self._host = url.removeprefix("http://")
+        self._token = token
 
     def post(
         self, path: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, dict[str, Any]]:
-        """Status and answer. A server may answer before it has read all, and close."""
+        """Send a request; return status and body. The server may respond early and close."""
         host, port = self._host.split(":")
         with socket.create_connection((host, int(port)), timeout=60) as line:
-            told = {
+            fields = {
                 "host": self._host,
                 "authorization": f"Bearer {self._token}",
                 "content-length": str(len(body)),
+                **headers,
             }
             head = [
                 f"POST {path} HTTP/1.1",
-                *(f"{name}: {value}" for name, value in {**told, **headers}.items()),
+                *(f"{name}: {value}" for name, value in fields.items()),
             ]
-            with contextlib.suppress(
-                OSError
-            ):  # what it thinks of what it has read is in the answer
+            with contextlib.suppress(OSError):  # the response is still readable
                 line.sendall("\r\n".join([*head, "connection: close", "", ""]).encode() + body)
             answer = http.client.HTTPResponse(line, method="POST")
             answer.begin()
@@ -136,17 +133,17 @@ class Client:
         return answer.status, json.loads(content) if content.startswith(b"{") else {}
 
     def batch(self, lines: bytes) -> tuple[int, dict[str, Any]]:
-        """Upload a batch's file; whatever is refused first is the answer."""
-        sent = form(part("purpose", b"batch"), part("file", lines, file="a.jsonl"))
-        status, told = self.post("/v1/files", FORM, sent)
+        """Upload an input file and create a batch; return the first error or the last response."""
+        upload = form(part("purpose", b"batch"), part("file", lines, file="a.jsonl"))
+        status, file = self.post("/v1/files", FORM, upload)
         if status != 200:
-            return status, told
-        asked = {"input_file_id": told["id"], "endpoint": "/v1/videos", "completion_window": "24h"}
-        return self.post("/v1/batches", JSON, json.dumps(asked).encode())
+            return status, file
+        batch = {"input_file_id": file["id"], "endpoint": "/v1/videos", "completion_window": "24h"}
+        return self.post("/v1/batches", JSON, json.dumps(batch).encode())
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Send all; what came of it."""
+    """Start a server, send all requests, and return the measurements."""
     command = [
         sys.executable,
         "-c",
@@ -164,40 +161,41 @@ def measure(folder: Path) -> dict[str, Any]:
     ) as server:
         assert server.stdout
         client = Client(**json.loads(server.stdout.readline()))
-        seconds, work = {}, {}
-        taken: list[str] = []
+        seconds: dict[str, float] = {}
+        work: dict[str, float] = {}
+        accepted: list[str] = []
         for name, path, headers, body in bombs():
-            begun, before = time.perf_counter(), worked(server.pid)
-            status, told = (
+            begun = time.perf_counter()
+            before = cpu_seconds(server.pid)
+            status, response = (
                 client.batch(body) if path == "batch" else client.post(path, headers, body)
             )
             seconds[name] = round(time.perf_counter() - begun, 2)
-            work[name] = round(worked(server.pid) - before, 2)
+            work[name] = round(cpu_seconds(server.pid) - before, 2)
             if not 400 <= status < 500:
-                taken.append(f"{name}: {status} {told!s:.80}")
+                accepted.append(f"{name}: {status} {response!s:.80}")
         memory = peak(server.pid)
         server.terminate()
-    slowest, hardest = (
-        max(seconds, key=lambda name: seconds[name]),
-        max(work, key=lambda name: work[name]),
-    )
-    found = {"bombs": len(seconds), "not_refused": taken, "slowest": [slowest, seconds[slowest]]}
+    slowest = max(seconds, key=lambda name: seconds[name])
+    hardest = max(work, key=lambda name: work[name])
     return {
         "bench": "wire_bombs",
-        **found,
+        "bombs": len(seconds),
+        "not_refused": accepted,
+        "slowest": [slowest, seconds[slowest]],
         "most_cpu_seconds": [hardest, work[hardest]],
         "server_mib": memory,
     }
 
 
-def worked(process: int) -> float:
-    """Seconds of a processor that a process has had, which another's load does not change."""
-    told = Path(f"/proc/{process}/stat").read_text().rsplit(")", maxsplit=1)[1].split()
-    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(process: int) -> float:
+    """Return the processor time of a process, in seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", maxsplit=1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak(process: int) -> int:
-    """The most memory that a process had, in MiB."""
+    """Return the peak memory of a process, in MiB."""
     rows = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("VmHWM")) // 1024
 

@@ -80,13 +80,14 @@ def policy(monkeypatch, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def classifier(policy, monkeypatch, tmp_path_factory) -> ModuleType:
-    """The classifier of a policy; it keeps what it has `seen`, and calls what comes after `allowed` frames bad."""
+    """A policy's classifier; it records frames in `seen` and rejects those after `allowed`."""
     folder = tmp_path_factory.mktemp("classifier")
     name = f"classifier_of_{folder.name}"
     (folder / f"{name}.py").write_text(CLASSIFIER)
     monkeypatch.syspath_prepend(folder)
     policy(
-        f'[[classifiers]]\nname = "own"\ncall = "{name}:classify"\nthresholds = {{ bad = 0.5 }}\nmessage = "Not here."'
+        f'[[classifiers]]\nname = "own"\ncall = "{name}:classify"\n'
+        'thresholds = { bad = 0.5 }\nmessage = "Not here."'
     )
     return importlib.import_module(name)
 

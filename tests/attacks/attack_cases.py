@@ -1,4 +1,4 @@
-"""Attacks on a server by one key or by none, and the other client beside them. Tests and bench/attacks.py run both."""
+"""Attacks on a server with or without a key, and a concurrent client (used by bench/attacks.py)."""
 
 import contextlib
 import http.client
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, headers and JSON of an answer; status 0 where the connection ended without one."""
+    """Status, headers and JSON of a response; status 0 if the connection closed without one."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -28,13 +28,13 @@ class Answer:
 
     @property
     def code(self) -> str | None:
-        """The code of OpenAI's envelope."""
+        """Error code in OpenAI's error object."""
         return self.body.get("error", {}).get("code")
 
 
 @dataclass(frozen=True)
 class Client:
-    """Asks one server as one key, by a new connection each time, from a source address of this machine."""
+    """HTTP client with an API key and a source address; opens a new connection per request."""
 
     url: str
     key: str | None = None
@@ -46,21 +46,21 @@ class Client:
         return self.url.removeprefix("http://")
 
     def connect(self) -> socket.socket:
-        """A connection that has sent nothing."""
+        """Open a connection."""
         name, port = self.host.split(":")
         return socket.create_connection(
             (name, int(port)), timeout=120, source_address=(self.source, 0)
         )
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
-        """A request's head."""
-        told = {
+        """Build the request line and headers."""
+        fields = {
             "host": self.host,
             **({"authorization": f"Bearer {self.key}"} if self.key else {}),
             **headers,
         }
-        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
-        return "\r\n".join([*lines, "", ""]).encode()
+        lines = [f"{name}: {value}" for name, value in fields.items()]
+        return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
 
     def ask(
         self,
@@ -69,7 +69,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | Sequence[bytes] = b"",
     ) -> Answer:
-        """Send a request, also where the answer comes before its end."""
+        """Send a request; the response may arrive before the body is sent completely."""
         parts = [body] if isinstance(body, bytes) else body
         length = {"content-length": str(sum(map(len, parts))), "connection": "close"}
         with contextlib.suppress(OSError, http.client.HTTPException), self.connect() as line:
@@ -79,18 +79,20 @@ class Client:
             answer = http.client.HTTPResponse(line, method=method)
             answer.begin()
             content = answer.read()
-            told = json.loads(content) if content.startswith(b"{") else {}
             return Answer(
-                answer.status, {name.lower(): value for name, value in answer.getheaders()}, told
+                status=answer.status,
+                headers={name.lower(): value for name, value in answer.getheaders()},
+                body=json.loads(content) if content.startswith(b"{") else {},
             )
         return Answer(0)
 
 
 class Beside:
-    """Another client that goes on asking, by new connections, while the block runs: what it was answered and when."""
+    """Client that sends requests during the block; records failures and latencies."""
 
     def __init__(self, client: Client) -> None:
-        self._client, self._over = client, threading.Event()
+        self._client = client
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.served = 0
         self.failed: list[tuple[str, int, str | None]] = []
@@ -128,7 +130,7 @@ class Beside:
 
 
 def plans(client: Client, count: int = 45) -> list[Answer]:
-    """So many plans at once, as they are answered."""
+    """Request `count` plans at once."""
     body = json.dumps({"prompt": "a cat"}).encode()
     with ThreadPoolExecutor(count) as pool:
         return list(
@@ -137,18 +139,18 @@ def plans(client: Client, count: int = 45) -> list[Answer]:
 
 
 def escapes(client: Client, path: str = "/v1/videos") -> Answer:
-    """JSON of 30 MiB that is one text of escapes."""
+    """Send 30 MiB of JSON with one string of escapes."""
     return client.ask("POST", path, JSON, b'{"prompt": "' + b"\\u0061" * (5 * MIB) + b'"}')
 
 
 def utf16(client: Client, values: int = 5_000_000) -> Answer:
-    """JSON in UTF-16 of very many values."""
+    """Send JSON in UTF-16 with very many values."""
     text = '{"prompt": "a cat", "more": [' + "0," * values + "0]}"
     return client.ask("POST", "/v1/videos", JSON, text.encode("utf-16"))
 
 
 def fields(client: Client, count: int = 22, size: int = 22 * MIB) -> Answer:
-    """A form of large text fields."""
+    """Send a form with large text fields."""
     piece = b"a" * MIB
     parts: list[bytes] = []
     for number in range(count):
@@ -161,7 +163,7 @@ def fields(client: Client, count: int = 22, size: int = 22 * MIB) -> Answer:
 
 
 def half_open(client: Client, count: int = 520) -> list[socket.socket]:
-    """Connections that have sent a part of a head."""
+    """Open connections that have sent a part of the headers."""
     lines: list[socket.socket] = []
     for _ in range(count):
         lines.append(client.connect())
@@ -172,7 +174,7 @@ def half_open(client: Client, count: int = 520) -> list[socket.socket]:
 
 @contextlib.contextmanager
 def dripping(client: Client, heads: int = 5, bodies: int = 5) -> Iterator[list[socket.socket]]:
-    """Connections that send a byte of a head, or of a body, again and again."""
+    """Open connections that send headers or a body one byte at a time."""
     lines = [client.connect() for _ in range(heads + bodies)]
     for number, line in enumerate(lines):
         with_body = (
@@ -199,17 +201,19 @@ def dripping(client: Client, heads: int = 5, bodies: int = 5) -> Iterator[list[s
 
 
 def end_of(line: socket.socket) -> bytes:
-    """What comes on a connection until the server ends it."""
-    told = b""
+    """Receive until the server closes the connection."""
+    received = b""
     with contextlib.suppress(ConnectionError):
         while piece := line.recv(65_536):
-            told += piece
-    return told
+            received += piece
+    return received
 
 
 def hold_open(client: Client, file: str, video: str, count: int = 5) -> list[socket.socket]:
-    """Connections that would keep a server from ending: downloads that nobody reads, events of a video, half a head,
-    half a body, silence."""
+    """Open connections that could delay a shutdown.
+
+    Unread downloads, event streams, incomplete headers, incomplete bodies, and idle connections.
+    """
     heads = [
         client.head("GET", f"/v1/files/{file}/content", {}),
         client.head("GET", f"/v1/videos/{video}/events", {}),
@@ -225,23 +229,24 @@ def hold_open(client: Client, file: str, video: str, count: int = 5) -> list[soc
 
 
 def keep_file(client: Client, size: int) -> str:
-    """The id of a stored file of so many bytes."""
-    told = {"file": 'name="file"; filename="a.png"', "purpose": 'name="purpose"'}
-    content = {"file": PNG + bytes(size - len(PNG)), "purpose": b"vision"}
+    """Upload a file of `size` bytes; return its id."""
+    fields = {
+        'name="file"; filename="a.png"': PNG + bytes(size - len(PNG)),
+        'name="purpose"': b"vision",
+    }
     parts = [
-        f"--{BOUND}\r\ncontent-disposition: form-data; {told[name]}\r\n\r\n".encode()
-        + content[name]
-        + b"\r\n"
-        for name in told
+        f"--{BOUND}\r\ncontent-disposition: form-data; {name}\r\n\r\n".encode() + content + b"\r\n"
+        for name, content in fields.items()
     ]
     return client.ask("POST", "/v1/files", FORM, [*parts, f"--{BOUND}--\r\n".encode()]).body["id"]
 
 
 class Endpoint:
-    """A webhook endpoint on this machine; one that drips sends a byte of its answer's head now and then, for ever."""
+    """Webhook endpoint on this machine; with `drips` it sends endless headers byte by byte."""
 
     def __init__(self, *, drips: bool) -> None:
-        self._drips, self._over = drips, threading.Event()
+        self._drips = drips
+        self._over = threading.Event()
         self._door = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}/hook"
         self.called = 0
@@ -274,25 +279,25 @@ class Endpoint:
 
 
 def add_webhook(client: Client, url: str) -> str:
-    """The id of a new webhook endpoint that hears of ended videos."""
+    """Create a webhook endpoint for finished videos; return its id."""
     body = {"name": "hook", "url": url, "event_types": ["video.completed", "video.failed"]}
     return client.ask("POST", "/v1/webhook_endpoints", JSON, json.dumps(body).encode()).body["id"]
 
 
 def make_video(client: Client, prompt: str) -> str:
-    """The id of a new video."""
+    """Create a video; return its id."""
     return client.ask("POST", "/v1/videos", JSON, json.dumps({"prompt": prompt}).encode()).body[
         "id"
     ]
 
 
 def status_of(client: Client, video: str) -> str:
-    """Where a video is; its error's code once it has failed."""
-    told = client.ask("GET", f"/v1/videos/{video}").body
-    return told["error"]["code"] if told.get("error") else told["status"]
+    """Return the status of a video, or its error code if it failed."""
+    body = client.ask("GET", f"/v1/videos/{video}").body
+    return body["error"]["code"] if body.get("error") else body["status"]
 
 
 def close(lines: Iterable[socket.socket]) -> None:
-    """Let go of connections."""
+    """Close connections."""
     for line in lines:
         line.close()

@@ -1,7 +1,7 @@
-"""A real server with a fake renderer, for attacks: `start` starts it, and this file is its program.
+"""Real server with a fake renderer for attacks: `start` starts it; this file is its program.
 
-With `held`, plans wait until the file `held` is gone from the data folder, and requests must come sooner than usual, so
-that tests wait for conditions and not for minutes.
+With `held`, plans wait until the file `held` is removed from the data folder, and connection
+timeouts are short so that tests run quickly.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from skyloom.serve.settings import Settings  # noqa: E402
 
 __all__ = ["HANGS", "HELD", "make_key", "start", "wait_for"]
 HELD = "held"
-SOON = ConnectionTimeouts(head=2.0, body=3.0, rest=2.0, unread=60.0)
+SHORT_TIMEOUTS = ConnectionTimeouts(head=2.0, body=3.0, rest=2.0, unread=60.0)
 PLAN = {"size": "128x128", "fps": 16.0, "steps": 4, "guidance": 1.0, "estimate": {"seconds": 3.0}}
 
 
 def start(data: Path, *, held: bool = False, **settings: object) -> live.Server:
-    """A server that is ready; its log lies in `data`."""
+    """Start a server and wait until it is ready; its log is `data`/log."""
     data.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ME), str(data), *(["--held"] if held else [])]
-    told = {f"SKYLOOM_{name.upper()}": str(value) for name, value in settings.items()}
+    variables = {f"SKYLOOM_{name.upper()}": str(value) for name, value in settings.items()}
     paths = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "PYTHONPATH": paths, **told}
+    environment = {**os.environ, "PYTHONPATH": paths, **variables}
     with (data / "log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -51,7 +51,7 @@ def start(data: Path, *, held: bool = False, **settings: object) -> live.Server:
 
 
 def make_key(data: Path, owner: str) -> str:
-    """A new key of an owner."""
+    """Create an API key for an owner."""
     database = Database(Settings(data=data).database)
     try:
         return KeyStore(database).create(owner)[1]
@@ -60,7 +60,7 @@ def make_key(data: Path, owner: str) -> str:
 
 
 def wait_for(what: str, holds: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What `holds` returns once that is true. Raises AssertionError when it never is."""
+    """Poll `holds` until it is true; return its value. Raises AssertionError after `seconds`."""
     until = time.monotonic() + seconds
     while not (value := holds()):
         assert time.monotonic() < until, what
@@ -68,24 +68,24 @@ def wait_for(what: str, holds: Callable[[], Any], seconds: float = 120.0) -> Any
     return value
 
 
-def plan_when_let_go(mark: Path, _request: object) -> dict[str, Any]:
-    """A plan, once the mark is gone."""
+def plan_after_removal(mark: Path, _request: object) -> dict[str, Any]:
+    """Return a plan after the file `mark` is removed."""
     while mark.exists():
         time.sleep(0.05)
     return PLAN
 
 
 def main() -> None:
-    """Be the server."""
+    """Run the server."""
     options = argparse.ArgumentParser()
     options.add_argument("data", type=Path)
     options.add_argument("--held", action="store_true")
-    asked = options.parse_args()
+    arguments = options.parse_args()
     set_up_logging(style="human")
-    if asked.held:
-        listen.plan_in_subprocess = partial(plan_when_let_go, asked.data / HELD)
-        listen.Connections = partial(Connections, timeouts=SOON)
-    live.serve(asked.data, live.Fake(seconds=0.01))
+    if arguments.held:
+        listen.plan_in_subprocess = partial(plan_after_removal, arguments.data / HELD)
+        listen.Connections = partial(Connections, timeouts=SHORT_TIMEOUTS)
+    live.serve(arguments.data, live.Fake(seconds=0.01))
 
 
 if __name__ == "__main__":

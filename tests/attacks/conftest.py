@@ -1,4 +1,4 @@
-"""One real server for all attacks, and two keys: the attacker's, and that of the client beside."""
+"""Fixtures: one real server for all attacks, with clients of the attacker and of other owners."""
 
 import socket
 import sys
@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import attack_cases
 import attack_server
 
-MOST_QUEUED = 1_000_000
+MAX_QUEUED = 1_000_000
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Tests reach this machine, and no other."""
+    """Allow connections to this machine only."""
     connect = socket.socket.connect
 
     def reach(self, address):
@@ -31,7 +31,7 @@ def no_network(monkeypatch):
 
 @dataclass(frozen=True)
 class Stand:
-    """The server, and its clients; the third one has no backlog of jobs."""
+    """The server and its clients; `third` has no queued jobs."""
 
     data: Path
     server: Any
@@ -42,9 +42,9 @@ class Stand:
 
 @pytest.fixture(scope="session")
 def stand(tmp_path_factory) -> Iterator[Stand]:
-    """A server for the whole session, ended at its end if no test has ended it."""
+    """Run a server for the whole session; stop it at the end if no test did."""
     data = tmp_path_factory.mktemp("attacked")
-    limits = {"max_queued": MOST_QUEUED, "max_queued_per_owner": MOST_QUEUED, "disk_reserve": 0}
+    limits = {"max_queued": MAX_QUEUED, "max_queued_per_owner": MAX_QUEUED, "disk_reserve": 0}
     limits |= {
         "webhooks_to_loopback": "true",
         "stall_seconds": 3,

@@ -1,7 +1,8 @@
-"""What one client can do to a server, and what the client beside it notices: nothing.
+"""Attacks by one client must not affect other clients.
 
-Each case runs with another client beside it, whose calls must all be answered. What is asserted is that the attack is
-refused, limited or closed and that the process lives; never how long that took. The case of SIGTERM comes last.
+Each case runs with a concurrent client whose calls must all succeed. The attack must be rejected,
+limited or disconnected, and the process must stay alive; durations are not asserted. The SIGTERM
+case runs last.
 """
 
 import contextlib
@@ -17,14 +18,14 @@ import pytest
 from attack_server import HANGS, HELD, wait_for
 
 MIB = 2**20
-MOST_MIB = 600  # of memory, at the peak of everything here
+MAX_MIB = 600  # peak resident memory of the server during all cases
 
 
 @contextlib.contextmanager
 def beside(stand, *, dropped: bool = False) -> Iterator[cases.Beside]:
-    """The other client, whose every call in the block was answered; there was at least one round of them.
+    """Run the concurrent client during the block; assert that its calls succeed (at least four).
 
-    With `dropped`, connections may end without an answer, as where a flood comes from the client's own address.
+    With `dropped`, connections may close without a response, as in a flood from the same address.
     """
     with cases.Beside(stand.other) as other:
         yield other
@@ -38,7 +39,7 @@ def beside(stand, *, dropped: bool = False) -> Iterator[cases.Beside]:
 
 
 def memory_mib(stand, name: str = "VmRSS") -> float:
-    """Resident memory of the server's process now, or at its peak (VmHWM)."""
+    """Return the current (VmRSS) or peak (VmHWM) resident memory of the server process."""
     rows = Path(f"/proc/{stand.server.process.pid}/status").read_text().splitlines()
     return next(int(row.split()[1]) / 1024 for row in rows if row.startswith(name))
 
@@ -96,7 +97,7 @@ def test_forms_of_large_texts_are_refused_and_their_memory_is_given_back(stand):
 
 @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
 def test_520_half_open_connections_keep_nobody_out(stand, source):
-    """From another address, and from the very one of the other client."""
+    """From the address of the concurrent client, and from another one."""
     attacker = cases.Client(stand.server.url, None, source)
     with beside(stand, dropped=source == stand.other.source):
         lines = cases.half_open(attacker)
@@ -104,9 +105,9 @@ def test_520_half_open_connections_keep_nobody_out(stand, source):
             ends = [cases.end_of(line) for line in lines]
         finally:
             cases.close(lines)
-    told = [end for end in ends if end]
-    assert all(end.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")) for end in told)
-    assert all(b'"request_timeout"' in end or b'"too_many_connections"' in end for end in told)
+    responses = [end for end in ends if end]
+    assert all(end.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")) for end in responses)
+    assert all(b'"request_timeout"' in end or b'"too_many_connections"' in end for end in responses)
 
 
 def test_heads_and_bodies_that_drip_are_closed(stand):
@@ -116,8 +117,8 @@ def test_heads_and_bodies_that_drip_are_closed(stand):
     assert any(ends)
 
 
-def test_uploads_beyond_what_may_be_in_flight_are_told_to_wait(stand):
-    """Four of an owner run at once, four wait; what is more is 429, and the other owner's goes through."""
+def test_uploads_over_the_limit_of_an_owner_are_rejected(stand):
+    """Four uploads of an owner run at once, four wait, others get 429; other owners can upload."""
     with beside(stand):
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(lambda _: _upload(stand.attacker), range(12)))
@@ -153,7 +154,7 @@ def test_a_render_that_hangs_is_ended_and_the_queue_goes_on(stand):
 
 
 def test_sigterm_ends_the_server_whatever_clients_hold_open(stand):
-    """Downloads that nobody reads, events, half heads and bodies, and two plans that never come back."""
+    """Unread downloads, event streams, incomplete headers and bodies, and two plans in progress."""
     file = cases.keep_file(stand.attacker, 64 * MIB)
     body = json.dumps({"prompt": "a cat"}).encode()
     video = stand.attacker.ask("POST", "/v1/videos", cases.JSON, body).body["id"]
@@ -161,8 +162,8 @@ def test_sigterm_ends_the_server_whatever_clients_hold_open(stand):
     lines: list[socket.socket] = cases.hold_open(stand.attacker, file, video)
     asking = [stand.attacker.connect() for _ in range(2)]
     for line in asking:
-        told = {**cases.JSON, "content-length": str(len(body))}
-        line.sendall(stand.attacker.head("POST", "/v1/videos/plan", told) + body)
+        headers = {**cases.JSON, "content-length": str(len(body))}
+        line.sendall(stand.attacker.head("POST", "/v1/videos/plan", headers) + body)
     with beside(stand):
         peak = memory_mib(stand, "VmHWM")
     stand.server.process.terminate()
@@ -170,11 +171,11 @@ def test_sigterm_ends_the_server_whatever_clients_hold_open(stand):
         assert stand.server.process.wait(120) == 0
     finally:
         cases.close([*lines, *asking])
-    assert peak < MOST_MIB
+    assert peak < MAX_MIB
 
 
 def _upload(client: cases.Client) -> cases.Answer:
-    form = f'--{cases.BOUND}\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n'.encode()
-    return client.ask(
-        "POST", "/v1/files", cases.FORM, form + cases.PNG + f"\r\n--{cases.BOUND}--\r\n".encode()
-    )
+    disposition = 'content-disposition: form-data; name="file"; filename="a.png"'
+    head = f"--{cases.BOUND}\r\n{disposition}\r\n\r\n".encode()
+    end = f"\r\n--{cases.BOUND}--\r\n".encode()
+    return client.ask("POST", "/v1/files", cases.FORM, head + cases.PNG + end)

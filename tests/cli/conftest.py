@@ -1,4 +1,4 @@
-"""The command line, run inside the test: exit code, what it printed, and what it said on the side."""
+"""Fixture that runs the command line in the test process: exit code, stdout and stderr."""
 
 import os
 from collections.abc import Callable

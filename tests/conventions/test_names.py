@@ -27,8 +27,11 @@ HEAVY |= {"c2pa", "cryptography"}
 
 
 def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after a statement."""
-    probe = f"{statement}\nimport sys\nsys.stderr.write(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    """Run a statement in a new interpreter and return the names of its top-level modules."""
+    probe = (
+        f"{statement}\nimport sys\n"
+        "sys.stderr.write(' '.join({name.split('.')[0] for name in sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
 

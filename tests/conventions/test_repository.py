@@ -1,4 +1,4 @@
-"""What is in the repository: licences, sizes, no pickles, and dependencies that are pinned and have their reasons."""
+"""Repository content: licences, file sizes, no pickles, pinned dependencies with a reason each."""
 
 import re
 import subprocess

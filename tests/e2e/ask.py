@@ -1,5 +1,7 @@
-"""Asks the server at OPENAI_BASE_URL by whatever Python client is installed; needs nothing else. A line for each part
-that is as it should be; an exception at the first that is not."""
+"""Test the server at OPENAI_BASE_URL with the installed version of OpenAI's Python client.
+
+Prints one line per passed part; raises an exception at the first failure.
+"""
 
 import base64
 import io
@@ -14,12 +16,12 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 
 
 def say(part: str) -> None:
-    """A part is as it should be."""
+    """Report that a part passed."""
     sys.stdout.write(part + "\n")
 
 
 def main() -> None:
-    """All parts, with one video that is really made."""
+    """Run all parts; one video is really generated."""
     client = OpenAI(max_retries=0)
     video = client.videos.create_and_poll(
         prompt="a red rocket over the ocean", seconds="2", extra_body={"seed": 7}

@@ -1,8 +1,9 @@
-"""A real `skyloom serve` with its worker and the bundled model, asked by OpenAI's clients: Python 2 and 3, JavaScript.
+"""Test a real `skyloom serve` with OpenAI's clients: Python versions 2 and 3, and JavaScript.
 
-`make conformance` runs it. The clients are installed into a temporary folder, which needs the network; without npm the
-JavaScript client is left out, and the line says so. A second server keeps its files in an S3 store (moto's, on this
-machine) and is asked by Python alone. Prints one JSON line.
+`make conformance` runs it, with a worker and the bundled model. The clients are installed into a
+temporary folder, which needs the network; without npm the JavaScript client is skipped and reported
+as such. A second server with an S3 store (moto on this machine) is tested with Python 3 only.
+Prints one JSON line.
 """
 
 import json
@@ -24,21 +25,21 @@ SERVE = "from skyloom.cli.app import main; main()"
 
 
 def main() -> int:
-    """Ask a server by every client, and one over S3 by one; 0 when all agreed."""
+    """Test a server with every client, and one with S3 storage; return 0 if all passed."""
     with tempfile.TemporaryDirectory(prefix="skyloom-conformance-") as name:
         folder = Path(name)
-        with _serving(folder / "files", {}) as asked:
-            told = {name: ask_python(folder, asked, need) for name, need in PYTHONS.items()}
-            told["javascript"] = ask_javascript(folder, asked)
-        with _object_store(folder) as store, _serving(folder / "s3", store) as asked:
-            told["python 3, files in S3"] = ask_python(folder, asked, PYTHONS["python 3"])
-    sys.stdout.write(json.dumps(told) + "\n")
-    return int(any(result.get("exit") for result in told.values()))
+        with _serving(folder / "files", {}) as client:
+            results = {name: ask_python(folder, client, need) for name, need in PYTHONS.items()}
+            results["javascript"] = ask_javascript(folder, client)
+        with _object_store(folder) as store, _serving(folder / "s3", store) as client:
+            results["python 3, files in S3"] = ask_python(folder, client, PYTHONS["python 3"])
+    sys.stdout.write(json.dumps(results) + "\n")
+    return int(any(result.get("exit") for result in results.values()))
 
 
 @contextmanager
 def _serving(folder: Path, settings: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A server that runs while the block does; what a client's environment says of it."""
+    """Run a server during the block; yield the environment variables of its clients."""
     folder.mkdir()
     command = [
         sys.executable,
@@ -70,14 +71,17 @@ def _serving(folder: Path, settings: dict[str, str]) -> Iterator[dict[str, str]]
 
 @contextmanager
 def _object_store(folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 store with a bucket; the settings and keys by which a server finds it."""
+    """Run an S3 store with a bucket; yield the settings and keys for a server."""
     programs = _environment(folder / "moto", "moto[server]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
     url = f"http://127.0.0.1:{port}"
-    make = f"import boto3; boto3.client('s3', 'us-east-1', endpoint_url='{url}').create_bucket(Bucket='videos')"
+    make = (
+        f"import boto3; store = boto3.client('s3', 'us-east-1', endpoint_url='{url}');"
+        " store.create_bucket(Bucket='videos')"
+    )
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(
         [programs / "moto_server", "-H", "127.0.0.1", "-p", str(port)], **quiet
@@ -119,8 +123,8 @@ def _environment(place: Path, *needs: str) -> Path:
     return place / "bin"
 
 
-def ask_python(folder: Path, asked: dict[str, str], need: str) -> dict[str, object]:
-    """By a Python client of its own version, in an environment of its own."""
+def ask_python(folder: Path, client: dict[str, str], need: str) -> dict[str, object]:
+    """Run ask.py with a version of the Python client, in a new environment."""
     programs = _environment(
         folder / need.replace(">", "").replace("<", "").replace("=", "").replace(",", "-"), need
     )
@@ -130,12 +134,12 @@ def ask_python(folder: Path, asked: dict[str, str], need: str) -> dict[str, obje
     ).stdout
     return {
         "version": version.strip(),
-        **_run([str(programs / "python"), str(HERE / "ask.py")], asked),
+        **_run([str(programs / "python"), str(HERE / "ask.py")], client),
     }
 
 
-def ask_javascript(folder: Path, asked: dict[str, str]) -> dict[str, object]:
-    """By the JavaScript client."""
+def ask_javascript(folder: Path, client: dict[str, str]) -> dict[str, object]:
+    """Run conformance.js with the JavaScript client."""
     if shutil.which("npm") is None:
         return {"left out": "there is no npm"}
     place = folder / "javascript"
@@ -153,12 +157,12 @@ def ask_javascript(folder: Path, asked: dict[str, str]) -> dict[str, object]:
     ]
     subprocess.run(install, cwd=place, check=True)
     version = json.loads((place / "node_modules/openai/package.json").read_text())["version"]
-    return {"version": version, **_run(["node", str(place / "conformance.js")], asked)}
+    return {"version": version, **_run(["node", str(place / "conformance.js")], client)}
 
 
-def _run(command: list[str], asked: dict[str, str]) -> dict[str, object]:
+def _run(command: list[str], client: dict[str, str]) -> dict[str, object]:
     done = subprocess.run(
-        command, env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        command, env={**os.environ, **client}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.stderr.write(done.stdout + done.stderr)

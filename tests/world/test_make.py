@@ -153,7 +153,7 @@ def test_a_contact_sheet_has_a_row_per_clip():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_long_scene_begins_like_a_short_one_and_comes_back(seed):
-    """Acts take two seconds; after two of them everything that an act moves stands where it stood."""
+    """An act takes two seconds; after two acts, all moved objects are back at their start."""
     vocabulary = dataclasses.replace(TINY, two_objects=0.3)
     long = clip_of(seed, vocabulary, frames=73, fps=16)
     short = clip_of(seed, vocabulary, frames=33, fps=16)

@@ -116,7 +116,7 @@ def test_two_objects_belong_together():
 
 
 def test_an_empty_vocabulary_says_so():
-    with pytest.raises(ConfigError, match="nothing to show"):
+    with pytest.raises(ConfigError, match="no possible action"):
         sample_scene(0, dataclasses.replace(SMALL, nouns=()))
 
 

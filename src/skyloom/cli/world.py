@@ -1,4 +1,4 @@
-"""`skyloom world`: the diorama's art, pictures and clips."""
+"""`skyloom world`: build the sprite atlas; render contact sheets and clips."""
 
 import json
 from dataclasses import asdict
@@ -47,8 +47,9 @@ def sheet(
     from skyloom.world.vocabulary import find_vocabulary
 
     check_target(out, PICTURE_SUFFIXES)
-    sprites, words = load_atlas(atlas), find_vocabulary(vocabulary)
-    clips = [make_clip(seed + index, words, sprites, split="all") for index in range(count)]
+    sprites = load_atlas(atlas)
+    selected = find_vocabulary(vocabulary)
+    clips = [make_clip(seed + index, selected, sprites, split="all") for index in range(count)]
     write_sheet([(clip.captions.medium, clip.frames) for clip in clips], out, columns=2)
     typer.echo(str(out))
 

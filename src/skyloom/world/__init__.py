@@ -1,1 +1,1 @@
-"""The diorama: procedural videos with captions that are true by construction."""
+"""Procedural video generator with captions and labels; training data of the bundled model."""

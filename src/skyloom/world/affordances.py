@@ -1,64 +1,65 @@
-"""What each kind of noun can do in each medium. A missing pair means that it does not belong there."""
+"""Motions available to each kind of noun in each medium; a missing pair is not allowed."""
 
-_THING = (
-    "slide", "bounce along", "bounce", "spin", "float", "idle", "turn", "dance", "grow", "shrink", "fall",
+_OBJECT_MOTIONS = (
+    "slide", "bounce along", "bounce", "spin", "float", "idle", "turn", "dance", "grow", "shrink",
+    "fall",
 )  # fmt: skip
-_ADRIFT = ("drift", "float", "spin", "turn")
-_ALOFT = ("drift", "float", "spin", "fall")
-_DEEP = ("drift", "float", "sink")
-_WAVES = ("sail", "bob")
-_BEAST = ("walk", "run", "hop", "idle", "jump", "near", "away", "dance")
-_WINGED = ("fly", "arc", "hover", "near", "away", "circle")
-_MACHINE = ("fly", "hover", "near", "away")
+_DRIFT_MOTIONS = ("drift", "float", "spin", "turn")
+_AIR_MOTIONS = ("drift", "float", "spin", "fall")
+_UNDERWATER_MOTIONS = ("drift", "float", "sink")
+_SURFACE_MOTIONS = ("sail", "bob")
+_ANIMAL_MOTIONS = ("walk", "run", "hop", "idle", "jump", "near", "away", "dance")
+_FLYER_MOTIONS = ("fly", "arc", "hover", "near", "away", "circle")
+_AIRCRAFT_MOTIONS = ("fly", "hover", "near", "away")
 
-_GOODS = {
-    "ground": _THING,
-    "indoors": _THING,
-    "water": _WAVES,
-    "deep": _DEEP,
-    "air": _ALOFT,
-    "space": _ADRIFT,
+_OBJECT_MEDIA = {
+    "ground": _OBJECT_MOTIONS,
+    "indoors": _OBJECT_MOTIONS,
+    "water": _SURFACE_MOTIONS,
+    "deep": _UNDERWATER_MOTIONS,
+    "air": _AIR_MOTIONS,
+    "space": _DRIFT_MOTIONS,
 }
 _TABLE: dict[str, dict[str, tuple[str, ...]]] = {
-    "walker": {"ground": _BEAST, "indoors": _BEAST, "space": _ADRIFT},
+    "walker": {"ground": _ANIMAL_MOTIONS, "indoors": _ANIMAL_MOTIONS, "space": _DRIFT_MOTIONS},
     "person": {
         "ground": ("walk", "idle", "jump", "dance", "near", "away"),
         "indoors": ("walk", "idle", "jump", "dance"),
-        "space": _ADRIFT,
+        "space": _DRIFT_MOTIONS,
     },
     "runner": {"ground": ("run", "near"), "indoors": ("run",)},
     "car": {
         "ground": ("drive", "idle", "near", "away"),
-        "space": _ADRIFT,
+        "space": _DRIFT_MOTIONS,
         "deep": ("sink", "float"),
     },
     "flyer": {
-        "ground": _WINGED,
-        "water": _WINGED,
-        "air": _WINGED,
+        "ground": _FLYER_MOTIONS,
+        "water": _FLYER_MOTIONS,
+        "air": _FLYER_MOTIONS,
         "indoors": ("fly", "hover"),
         "space": ("drift", "float"),
     },
     "aircraft": {
-        "ground": (*_MACHINE, "take off"),
-        "water": _MACHINE,
-        "air": _MACHINE,
+        "ground": (*_AIRCRAFT_MOTIONS, "take off"),
+        "water": _AIRCRAFT_MOTIONS,
+        "air": _AIRCRAFT_MOTIONS,
         "deep": ("sink", "float"),
         "space": ("fly", "drift", "float", "near"),
     },
     "swimmer": {
         "water": ("leap", "swim"),
         "deep": ("swim", "arc", "hover", "near", "circle"),
-        "space": _ADRIFT,
+        "space": _DRIFT_MOTIONS,
     },
     "boat": {"water": ("sail", "bob", "near", "away"), "deep": ("sink", "float")},
-    "ball": _GOODS
+    "ball": _OBJECT_MEDIA
     | {
         "ground": ("roll", "bounce along", "bounce", "spin", "fall", "near"),
         "indoors": ("roll", "bounce along", "bounce"),
     },
-    "object": _GOODS,
-    "food": _GOODS,
+    "object": _OBJECT_MEDIA,
+    "food": _OBJECT_MEDIA,
     "building": {"ground": ("idle", "grow", "shrink")},
     "plant": {"ground": ("sway", "grow", "idle"), "indoors": ("sway", "idle")},
     "celestial": {
@@ -68,11 +69,11 @@ _TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "space": ("spin", "drift", "float", "near"),
     },
 }
-# A head or a bust has no legs: it may hop and spin, never walk.
-_BODILY = frozenset({"walk", "run", "near", "away", "idle"})
-_HEADY = ("hop", "jump", "spin")
-# Nouns that can do more than their kind.
-_SWIMS = frozenset(
+# Heads and busts have no legs: motions on legs are replaced by added and spins.
+_LEG_MOTIONS = frozenset({"walk", "run", "near", "away", "idle"})
+_HEAD_MOTIONS = ("hop", "jump", "spin")
+# Nouns with motions beyond those of their kind.
+_SWIMMING_NOUNS = frozenset(
     {
         "turtle",
         "penguin",
@@ -86,19 +87,19 @@ _SWIMS = frozenset(
         "crab",
     }
 )
-_FLOATS = frozenset({"duck", "swan", "goose", "seal", "turtle"})
+_FLOATING_NOUNS = frozenset({"duck", "swan", "goose", "seal", "turtle"})
 
 
 def motions_for(key: str, kind: str, medium: str, whole: bool) -> tuple[str, ...]:
-    """What a noun can do in a medium; heads and busts (`whole` false) never walk."""
-    if medium == "deep" and key in _SWIMS:
+    """List the motions of a noun in a medium; heads and busts (`whole` false) never walk."""
+    if medium == "deep" and key in _SWIMMING_NOUNS:
         return ("swim", "hover")
-    if medium == "water" and key in _FLOATS:
-        return _WAVES
+    if medium == "water" and key in _FLOATING_NOUNS:
+        return _SURFACE_MOTIONS
     if key == "balloon":
         return ("rise", "float") if medium == "indoors" else ("rise", "drift", "float")
     moves = _TABLE.get(kind, {}).get(medium, ())
     if whole or kind not in ("walker", "person", "runner"):
         return moves
-    hops = _HEADY if moves and medium in ("ground", "indoors") else ()
-    return tuple(dict.fromkeys((*(move for move in moves if move not in _BODILY), *hops)))
+    added = _HEAD_MOTIONS if moves and medium in ("ground", "indoors") else ()
+    return tuple(dict.fromkeys((*(move for move in moves if move not in _LEG_MOTIONS), *added)))

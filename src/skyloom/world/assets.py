@@ -1,9 +1,9 @@
-"""The atlas: sprites by noun, from npm packages pinned by name, version and integrity.
+"""Sprite atlas, built from npm packages pinned by name, version and integrity.
 
-An atlas folder holds `atlas.safetensors` (one WebP strip of square pictures per noun), `ledger.json` (a row
-per sprite: package, version, integrity, file, sha256, licence, upstream) and `ledger.sha256`. None of it is
-committed; only rendering training clips needs it. Pillow is imported where it is used: the built-in shapes
-need none.
+An atlas folder holds `atlas.safetensors` (one WebP strip of square pictures per noun),
+`ledger.json` (a row per sprite: package, version, integrity, file, sha256, licence, upstream) and
+`ledger.sha256`. The files are not committed; only rendering training clips needs them. Pillow is
+imported inside functions, because the built-in shapes work without it.
 """
 
 import base64
@@ -30,16 +30,19 @@ from torch import Tensor
 from skyloom.core.errors import ConfigError
 from skyloom.world.nouns import NOUNS, Noun
 
-SIZE, LOOP_FRAMES = 96, 24  # a loop lasts 3 s: 8 frames a second
-ATLAS_FILE, LEDGER_FILE, LEDGER_DIGEST_FILE = "atlas.safetensors", "ledger.json", "ledger.sha256"
-_QUALITY = 90
-_DECODED = 160  # loops kept decoded; one takes 0.9 MB
-_SOLID = 40  # alpha above which a pixel counts when the margins are trimmed
+SIZE = 96  # sprite side in pixels
+LOOP_FRAMES = 24  # 3 s at 8 frames per second
+ATLAS_FILE = "atlas.safetensors"
+LEDGER_FILE = "ledger.json"
+LEDGER_DIGEST_FILE = "ledger.sha256"
+_WEBP_QUALITY = 90
+_CACHED_LOOPS = 160  # decoded loops in memory; one takes 0.9 MB
+_OPAQUE_ALPHA = 40  # alpha above which a pixel counts when the margins are trimmed
 
 
 @dataclass(frozen=True)
 class Package:
-    """An npm package of Fluent emoji art, pinned by what the registry says of its file."""
+    """An npm package of Fluent emoji art, pinned by the registry's integrity hash."""
 
     name: str
     version: str
@@ -50,14 +53,12 @@ class Package:
 
     @property
     def file(self) -> str:
-        """The name that `npm pack` gives it."""
+        """File name written by `npm pack`."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-_LOOPS, _STILLS = (
-    "https://github.com/microsoft/fluentui-emoji-animated",
-    "https://github.com/microsoft/fluentui-emoji",
-)
+_LOOPS = "https://github.com/microsoft/fluentui-emoji-animated"
+_STILLS = "https://github.com/microsoft/fluentui-emoji"
 PACKAGES = (
     Package(
         "@lobehub/fluent-emoji-anim-1",
@@ -94,7 +95,7 @@ PACKAGES = (
 
 
 class Atlas:
-    """Sprites by noun key, decoded when first asked for. `digest` is a sha256 over keys and bytes."""
+    """Sprites by noun key, decoded on first use. `digest` is a sha256 over keys and bytes."""
 
     size = SIZE
 
@@ -102,16 +103,19 @@ class Atlas:
         self.nouns = dict(nouns)
         self.digest = _digest(strips)
         self._strips = strips
-        self._decode = lru_cache(maxsize=_DECODED)(self._read)
+        self._decode = lru_cache(maxsize=_CACHED_LOOPS)(self._read)
 
     def __len__(self) -> int:
         return len(self.nouns)
 
     def frames(self, key: str) -> UInt8[Tensor, "n s s 4"]:
-        """A noun's loop (8 frames a second) or its single picture, RGBA with straight alpha; read only."""
+        """Return a noun's loop (8 frames per second) or single picture.
+
+        RGBA with straight alpha; the tensor is cached and must not be modified. Raises ConfigError.
+        """
         if key not in self.nouns:
             raise ConfigError(
-                f"The atlas has no {key!r}.", hint="Run `skyloom world assets` again."
+                f"The atlas has no sprite for {key!r}.", hint="Run `skyloom world assets` again."
             )
         return self._decode(key)
 
@@ -126,7 +130,7 @@ class Atlas:
 
 
 def load_atlas(folder: Path) -> Atlas:
-    """Read an atlas. Raises ConfigError when the folder has none or it is damaged."""
+    """Read an atlas. Raises ConfigError if the file is missing or damaged."""
     path = folder / ATLAS_FILE
     try:
         strips = load_file(path)
@@ -138,17 +142,20 @@ def load_atlas(folder: Path) -> Atlas:
 
 
 def read_ledger(folder: Path) -> list[dict[str, Any]]:
-    """The rows of an atlas's ledger, a row per sprite."""
+    """Read the ledger of an atlas: one row per sprite."""
     return json.loads((folder / LEDGER_FILE).read_text(encoding="utf-8"))
 
 
 def ledger_digest(folder: Path) -> str:
-    """The sha256 of an atlas's ledger: what a checkpoint records of the art that it has seen."""
+    """Compute the sha256 of an atlas's ledger, which checkpoints record for their training art."""
     return hashlib.sha256((folder / LEDGER_FILE).read_bytes()).hexdigest()
 
 
 def fetch_packages(folder: Path, packages: Sequence[Package] = PACKAGES) -> list[Path]:
-    """Fetch the packages that are not in `folder` yet (0.75 GB); every file must match its integrity."""
+    """Download the packages missing from `folder` (0.75 GB) and check the integrity of all.
+
+    Raises ConfigError if npm is missing or fails, or if a file has another sha512.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for package in packages:
@@ -161,7 +168,7 @@ def fetch_packages(folder: Path, packages: Sequence[Package] = PACKAGES) -> list
 
 
 def check_integrity(path: Path, package: Package) -> None:
-    """Raise ConfigError unless the file is the one that was pinned."""
+    """Compare a file's sha512 with the package's integrity. Raises ConfigError on a mismatch."""
     try:
         with path.open("rb") as file:
             found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
@@ -172,7 +179,7 @@ def check_integrity(path: Path, package: Package) -> None:
     if f"sha512-{found}" != package.integrity:
         raise ConfigError(
             f"{path} is not {package.name} {package.version}: its sha512 differs.",
-            hint="Delete it and try again.",
+            hint="Delete the file and run the command again.",
         )
 
 
@@ -180,15 +187,16 @@ def _pack(package: Package, folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise ConfigError(
-            "npm is needed to fetch the art.", hint="Install Node.js; generating needs none of it."
+            "Downloading the art needs npm, which was not found.",
+            hint="Install Node.js. Generating videos does not need it.",
         )
     command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
         raise ConfigError(
-            f"npm could not fetch {package.name} {package.version}: {reason}.",
-            hint="Check the network and try again.",
+            f"npm could not download {package.name} {package.version}: {reason}.",
+            hint="Check the network and run the command again.",
         )
 
 
@@ -198,10 +206,10 @@ def build_atlas(
     nouns: Mapping[str, Noun] = NOUNS,
     packages: Sequence[Package] = PACKAGES,
 ) -> Atlas:
-    """Cut every noun's art out of the packages into an atlas with a ledger.
+    """Extract the art of every noun from the packages; write the atlas and its ledger.
 
-    Raises ConfigError if a package is not the pinned one (before anything is read from it) or art is
-    missing.
+    Raises ConfigError if a package differs from the pinned one (checked before reading it) or if
+    the art of a noun is missing.
     """
     strips: dict[str, np.ndarray] = {}
     rows: list[dict[str, Any]] = []
@@ -220,13 +228,14 @@ def build_atlas(
                 continue
             frames, box = cut_sprite(content)
             if noun.animated and len(frames) == 1:
-                continue  # the packages of loops also hold stills
+                continue  # the packages of loops also contain stills
             strips[noun.key] = _encode(frames)
             rows.append(_ledger_row(noun, package, member, content, box) | {"frames": len(frames)})
     missing = sorted(set(nouns) - set(strips))
     if missing:
         raise ConfigError(
-            f"No art for {', '.join(missing)}.", hint="Check their emoji codes in nouns.toml."
+            f"The packages have no art for {', '.join(missing)}.",
+            hint="Check their emoji codes in nouns.toml.",
         )
     _write(folder, {key: strips[key] for key in nouns}, sorted(rows, key=lambda row: row["key"]))
     return Atlas(nouns, strips)
@@ -275,7 +284,10 @@ def _pictures(path: Path, wanted: Mapping[str, Noun]) -> Iterator[tuple[str, byt
 
 
 def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int, int, int, int]]:
-    """Art as a loop of square frames, and the box that they were cut by: feet on its lower edge."""
+    """Decode art into square frames; return them and the crop box (left, top, right, bottom).
+
+    The lowest opaque row of any frame becomes the lower edge.
+    """
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
@@ -286,14 +298,13 @@ def cut_sprite(content: bytes) -> tuple[UInt8[np.ndarray, "n s s 4"], tuple[int,
         ):
             image.seek(index)
             pictures.append(image.convert("RGBA"))
-    solid = np.max([np.asarray(picture)[:, :, 3] for picture in pictures], axis=0) > _SOLID
-    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    top, bottom, left, right = (
-        int(rows[0]),
-        int(rows[-1]) + 1,
-        int(columns[0]),
-        int(columns[-1]) + 1,
-    )
+    solid = np.max([np.asarray(picture)[:, :, 3] for picture in pictures], axis=0) > _OPAQUE_ALPHA
+    rows = np.flatnonzero(solid.any(1))
+    columns = np.flatnonzero(solid.any(0))
+    top = int(rows[0])
+    bottom = int(rows[-1]) + 1
+    left = int(columns[0])
+    right = int(columns[-1]) + 1
     side = max(bottom - top, right - left)
     start = (left + right) // 2 - side // 2
     box = (start, bottom - side, start + side, bottom)
@@ -309,7 +320,7 @@ def _encode(frames: UInt8[np.ndarray, "n s s 4"]) -> UInt8[np.ndarray, " bytes"]
     visible = np.where(frames[..., 3:] > 0, frames, 0).astype(np.uint8)
     out = io.BytesIO()
     Image.fromarray(rearrange(visible, "n h w c -> (n h) w c")).save(
-        out, "WEBP", quality=_QUALITY, method=4
+        out, "WEBP", quality=_WEBP_QUALITY, method=4
     )
     return np.frombuffer(out.getvalue(), np.uint8)
 
@@ -329,17 +340,19 @@ def _digest(strips: Mapping[str, np.ndarray]) -> str:
 
 
 def builtin_atlas() -> Atlas:
-    """Eight shapes that we draw ourselves, for tests and for machines without the art. Needs no Pillow."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
-    x, y = (x + 0.5) / SIZE * 2 - 1, 1 - (y + 0.5) / SIZE * 2
-    nouns, strips = {}, {}
+    """Draw an atlas of eight simple shapes, for tests and machines without the downloaded art."""
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
+    x = (columns + 0.5) / SIZE * 2 - 1
+    y = 1 - (rows + 0.5) / SIZE * 2
+    nouns: dict[str, Noun] = {}
+    strips: dict[str, np.ndarray] = {}
     for key, (kind, layers) in _draw_shapes(x, y).items():
-        paint, alpha = np.zeros((SIZE, SIZE, 3)), np.zeros((SIZE, SIZE, 1))
+        paint = np.zeros((SIZE, SIZE, 3))
+        alpha = np.zeros((SIZE, SIZE, 1))
         for distance, colour in layers:
             cover = np.clip(0.5 - distance * SIZE / 2, 0, 1)[..., None]
-            over = (
-                cover if alpha.any() else 1
-            )  # no dark rim: the lowest layer's colour goes beyond its edge
+            # The lowest layer's colour extends beyond its edge, which avoids a dark rim.
+            over = cover if alpha.any() else 1
             paint = paint * (1 - over) + np.array(colour) * over
             alpha = np.maximum(alpha, cover)
         shaded = np.clip(paint * (0.88 + 0.18 * y[..., None]), 0, 255)
@@ -355,7 +368,10 @@ _Layers = list[tuple[_Plane, tuple[int, int, int]]]
 
 
 def _draw_shapes(x: _Plane, y: _Plane) -> dict[str, tuple[str, _Layers]]:
-    """Layers of (signed distance, colour), the first one underneath; x goes right and y up, from -1 to 1."""
+    """Return the kind and layers of every shape, from the lowest layer to the highest.
+
+    A layer is a signed distance field and an RGB colour; x (right) and y (up) run from -1 to 1.
+    """
 
     def circle(at_x: float, at_y: float, radius: float, flat: float = 1.0) -> _Plane:
         return np.hypot(x - at_x, (y - at_y) * flat) - radius
@@ -363,15 +379,18 @@ def _draw_shapes(x: _Plane, y: _Plane) -> dict[str, tuple[str, _Layers]]:
     def box(at_x: float, at_y: float, half_x: float, half_y: float) -> _Plane:
         return np.maximum(abs(x - at_x) - half_x, abs(y - at_y) - half_y)
 
-    ball, cube = circle(0.0, 0.0, 0.97), box(0.0, 0.0, 0.85, 0.85)
+    ball = circle(0.0, 0.0, 0.97)
+    cube = box(0.0, 0.0, 0.85, 0.85)
     star = np.hypot(x, y) - 0.65 - 0.3 * np.cos(5 * (np.arctan2(y, x) - np.pi / 2))
     hull = np.maximum(abs(x) - 0.85 - 0.35 * (y + 0.5), abs(y + 0.68) - 0.3)
     sail = np.maximum(np.maximum(-0.42 - y, y + 1.5 * abs(x + 0.05) - 0.95), x - 0.05)
-    body, tail = circle(-0.2, 0.0, 0.7, 1.6), np.maximum(abs(y) - 0.8 * (x - 0.1), x - 0.95)
+    body = circle(-0.2, 0.0, 0.7, 1.6)
+    tail = np.maximum(abs(y) - 0.8 * (x - 0.1), x - 0.95)
     breast = np.minimum(circle(-0.1, -0.15, 0.62, 1.9), circle(-0.6, 0.1, 0.3))
     wing = np.maximum(abs(x - 0.15) - 0.75 * (0.9 - y) * 0.5, abs(y - 0.4) - 0.45)
     wheels = np.minimum(circle(-0.5, -0.7, 0.28), circle(0.5, -0.7, 0.28))
-    dark, white = (40, 40, 60), (240, 240, 240)
+    dark = (40, 40, 60)
+    white = (240, 240, 240)
     return {
         "ball": ("ball", [(ball, (230, 80, 60)), (np.maximum(ball, abs(y) - 0.2), white)]),
         "cube": ("object", [(cube, (80, 120, 230)), (cube + 0.35, (120, 160, 250))]),

@@ -1,7 +1,8 @@
-"""Where the camera stands, what it does, and the rays through its pixels.
+"""Camera position and moves over time, and the ray of every pixel.
 
-x is right, y is up, z is forward; the ground is y = 0 and the camera looks along +z from `HEIGHT` above it.
-Screen coordinates run from -1 (bottom) to 1 (top), and as far to the sides as the frame is wide.
+World axes in metres: x right, y up, z forward. The ground is y = 0; the camera faces +z at `HEIGHT`
+above it. Vertical screen coordinates run from -1 (bottom) to 1 (top); horizontal ones use the same
+unit, from -width/height to width/height.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from skyloom.world.motion import Curve, there_and_back
 HEIGHT = 2.0
 FOCAL = 1.8
 PITCH = -0.08
-DEPTH = 6.5  # where subjects stand
-UNIT = DEPTH / FOCAL  # metres in half a frame height at that depth
-GROUND_LEVEL = -HEIGHT / UNIT - PITCH  # the screen height of the feet of a subject
+DEPTH = 6.5  # distance of subjects at rest
+UNIT = DEPTH / FOCAL  # metres per half frame height at that depth
+GROUND_LEVEL = -HEIGHT / UNIT - PITCH  # screen height of a subject's feet
 
-# camera: what to say
+# Caption phrases of each camera move.
 CAMERAS: dict[str, tuple[str, ...]] = {
     "static": ("the camera stands still", "the camera does not move", "static camera"),
     "pan left": ("the camera pans left", "the camera pans to the left", "panning shot to the left"),
@@ -39,12 +40,12 @@ CAMERAS: dict[str, tuple[str, ...]] = {
     "handheld": ("handheld camera", "slightly shaky handheld camera", "the camera shakes a little"),
 }
 
-# How much larger the middle of the frame becomes than it is with a camera at rest.
+# Largest magnification of the frame's centre relative to the static camera.
 CLOSENESS = {"zoom in": 1.26, "zoom out": 1.26, "push in": 1.2}
 
 
 def camera_suits(camera: str, motion: str, directed: bool) -> bool:
-    """Whether a moving camera leaves no doubt about what the subject does."""
+    """Whether a camera move keeps the subject's own motion recognizable."""
     if camera == "static" or motion in ("near", "away", "grow", "shrink"):
         return False
     return not camera.startswith(("pan", "orbit")) if directed else camera != "follow"
@@ -52,7 +53,7 @@ def camera_suits(camera: str, motion: str, directed: bool) -> bool:
 
 @dataclass
 class View:
-    """The camera at each time."""
+    """Position (metres), angles (radians) and focal length of the camera at each time."""
 
     x: Curve
     y: Curve
@@ -63,16 +64,17 @@ class View:
 
     @property
     def static(self) -> bool:
-        """Whether the camera stays as it is."""
+        """Whether no parameter changes over time."""
         return all(np.ptp(curve) == 0 for curve in vars(self).values())
 
 
 def view_at(
     camera: str, times: Curve, duration: float, sign: int, subject_x: Curve, airy: bool
 ) -> View:
-    """The camera at each of `times`; one move takes `duration`, `sign` is the side of an orbit.
+    """Compute the camera at each of `times`.
 
-    `subject_x` (metres) is what to follow.
+    `duration`: length of one move in seconds. `sign`: direction of an orbit. `subject_x`: position
+    to follow, in metres. `airy`: the place has no ground.
     """
     still = np.zeros_like(times)
     view = View(
@@ -109,7 +111,7 @@ def view_at(
 
 @dataclass
 class Rays:
-    """One ray for every pixel, [t h w] or broadcastable to it; t is 1 where the camera stands still."""
+    """One ray per pixel, broadcastable to [t h w]; t is 1 for a static camera."""
 
     across: Float[Tensor, "t h w"]
     up: Float[Tensor, "t h w"]
@@ -117,7 +119,7 @@ class Rays:
     x: Float[Tensor, "t 1 1"]
     y: Float[Tensor, "t 1 1"]
     z: Float[Tensor, "t 1 1"]
-    pixel: float  # the angle of one pixel, for soft edges
+    pixel: float  # angle of one pixel, for antialiased edges
 
     def __post_init__(self) -> None:
         self.level = (self.across**2 + self.forward**2).sqrt()
@@ -128,23 +130,31 @@ class Rays:
 def rows_and_columns(
     height: int, width: int, device: torch.device
 ) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]]:
-    """Screen coordinates of the middles of all pixel rows (top first) and columns."""
+    """Compute the screen coordinates of pixel centres: rows (top first) and columns."""
     rows = 1 - (torch.arange(height, device=device) + 0.5) / height * 2
     columns = ((torch.arange(width, device=device) + 0.5) / width * 2 - 1) * (width / height)
     return rows, columns
 
 
 def cast_rays(view: View, height: int, width: int, device: torch.device) -> Rays:
-    """The rays of every pixel; one set for all times if the camera stands still."""
+    """Compute the ray of every pixel; a static camera has one set for all times."""
     kept = slice(0, 1) if view.static else slice(None)
 
     def column(curve: Curve) -> Tensor:
         return rearrange(torch.from_numpy(curve[kept]).float().to(device), "t -> t 1 1")
 
     rows, columns = rows_and_columns(height, width, device)
-    focal, yaw = column(view.focal), column(view.yaw)
-    cosine, sine = column(np.cos(view.yaw)), column(np.sin(view.yaw))
+    focal = column(view.focal)
+    yaw = column(view.yaw)
+    cosine = column(np.cos(view.yaw))
+    sine = column(np.sin(view.yaw))
     u, v = torch.broadcast_tensors(columns[None, None], rows[None, :, None] + column(view.pitch))
-    across, forward = u * cosine + focal * sine, focal * cosine - u * sine
-    pixel = 2 / height / FOCAL
-    return Rays(across, v + 0 * yaw, forward, column(view.x), column(view.y), column(view.z), pixel)
+    return Rays(
+        across=u * cosine + focal * sine,
+        up=v + 0 * yaw,
+        forward=focal * cosine - u * sine,
+        x=column(view.x),
+        y=column(view.y),
+        z=column(view.z),
+        pixel=2 / height / FOCAL,
+    )

@@ -1,6 +1,7 @@
-"""Sentences for a scene, in three lengths, true by construction; and the same facts as data.
+"""Captions of a scene in three lengths, and the same facts as structured labels.
 
-Medium and long sentences always say direction and hour where there are any; short ones may leave them out.
+Captions are derived from the scene, so they are always correct. Medium and long captions always
+state direction and time of day if the scene has them; short ones may omit them.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ _COLOUR_WORDS = frozenset(COLOURS) - {"white", "black"} | {"mint", "colorful"}
 
 @dataclass(frozen=True)
 class Captions:
-    """One scene in three lengths."""
+    """Captions of one scene in three lengths."""
 
     short: str
     medium: str
@@ -49,7 +50,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption says, as data; `noun` is the key of the first subject."""
+    """Labels of a scene; `noun` is the key of the first subject."""
 
     noun: str
     place: str
@@ -64,7 +65,7 @@ class Facts:
 
 
 def facts(scene: Scene) -> Facts:
-    """What is true of a scene."""
+    """Return the labels of a scene."""
     first = scene.subjects[0]
     return Facts(
         noun=first.noun,
@@ -81,29 +82,29 @@ def facts(scene: Scene) -> Facts:
 
 
 def captions(scene: Scene) -> Captions:
-    """Say a scene in three lengths; the scene's seed chooses the words."""
-    chance = np.random.default_rng(derive_seed(scene.seed, "caption"))
-    words = _Words(scene, chance)
-    return Captions(words.short(), words.medium(), words.long())
+    """Write the captions of a scene; its seed determines the choice of words."""
+    rng = np.random.default_rng(derive_seed(scene.seed, "caption"))
+    writer = _CaptionWriter(scene, rng)
+    return Captions(writer.short(), writer.medium(), writer.long())
 
 
 def name_of(subject: Subject) -> str:
-    """A subject with its article, size and colour: "a tiny red bus"."""
+    """Return a subject's noun phrase with article, size and colour: "a tiny red bus"."""
     adjective = " ".join(word for word in (subject.size_word, subject.colour) if word)
     return article(subject.name, adjective or None)
 
 
 def hour_phrases(scene: Scene) -> tuple[str, ...]:
-    """What can be said of a scene's hour; nothing where there is none."""
+    """List the caption phrases for a scene's time of day; empty if the scene has none."""
     if scene.time_of_day is None:
         return ()
     if PLACES[scene.place].medium == "indoors":
         return INDOOR_PHRASES[scene.time_of_day]
-    return _seen(TIMES[scene.time_of_day].phrases, scene.style)
+    return _without_colours(TIMES[scene.time_of_day].phrases, scene.style)
 
 
-def _seen(phrases: tuple[str, ...], style: str | None) -> tuple[str, ...]:
-    """Without colour words if the style has no colours."""
+def _without_colours(phrases: tuple[str, ...], style: str | None) -> tuple[str, ...]:
+    """Remove phrases with colour words if the style is monochrome."""
     if style not in COLOURLESS:
         return phrases
     return (
@@ -112,42 +113,44 @@ def _seen(phrases: tuple[str, ...], style: str | None) -> tuple[str, ...]:
     )
 
 
-class _Words:
-    """The parts of a sentence, each drawn anew when asked for."""
+class _CaptionWriter:
+    """Writes captions; every call of a part draws its wording again."""
 
-    def __init__(self, scene: Scene, chance: np.random.Generator) -> None:
-        self.scene, self.chance = scene, chance
+    def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
+        self.scene = scene
+        self.rng = rng
         self.subject = scene.subjects[0]
 
     def pick(self, options: Sequence[str]) -> str:
-        return options[int(self.chance.integers(len(options)))]
+        return options[int(self.rng.integers(len(options)))]
 
-    def who(self) -> str:
-        first, rest = name_of(self.subject), self.scene.subjects[1:]
+    def subjects(self) -> str:
+        first = name_of(self.subject)
+        rest = self.scene.subjects[1:]
         return f"{first} {self.scene.relation} {name_of(rest[0])}" if rest else first
 
-    def act(self, direction: bool) -> str:
+    def action(self, direction: bool) -> str:
         words = self.subject.verb
         if direction and self.subject.direction:
             words += " " + self.pick(_DIRECTIONS[self.subject.direction])
         return words
 
-    def where(self) -> str:
+    def place(self) -> str:
         place = PLACES[self.scene.place]
         return self.pick(
             place.over if place.over and self.subject.motion in ALOFT else place.phrases
         )
 
-    def when(self) -> str:
+    def time_of_day(self) -> str:
         return self.pick(hour_phrases(self.scene)) if self.scene.time_of_day else ""
 
     def detail(self) -> str:
-        return self.pick(_seen(PLACES[self.scene.place].details, self.scene.style))
+        return self.pick(_without_colours(PLACES[self.scene.place].details, self.scene.style))
 
     def weather(self) -> str:
         return self.pick(WEATHERS[self.scene.weather].phrases) if self.scene.weather else ""
 
-    def be(self) -> str:
+    def auxiliary(self) -> str:
         plural = self.scene.relation == "and" or name_of(self.subject).split()[0] not in (
             "a",
             "an",
@@ -161,45 +164,58 @@ class _Words:
         )
 
     def short(self) -> str:
-        direction = bool(self.chance.random() < 0.4)
-        parts = [self.who(), self.act(direction), self.where()]
-        if self.chance.random() < 0.35:
-            parts.append(self.when())
+        direction = bool(self.rng.random() < 0.4)
+        parts = [self.subjects(), self.action(direction), self.place()]
+        if self.rng.random() < 0.35:
+            parts.append(self.time_of_day())
         return self.styled(_join(parts))
 
     def medium(self) -> str:
-        who, act, where, when, weather = (
-            self.who(),
-            self.act(True),
-            self.where(),
-            self.when(),
-            self.weather(),
-        )
-        form = int(self.chance.integers(4))
+        subjects = self.subjects()
+        action = self.action(True)
+        place = self.place()
+        hour = self.time_of_day()
+        weather = self.weather()
+        form = int(self.rng.integers(4))
         if self.scene.style:
-            sentence = self.styled(_join([who, act, where, weather, when]))
-        elif form == 0 and when:
-            sentence = _join([when + ",", who, self.be(), act, where, weather])
+            sentence = self.styled(_join([subjects, action, place, weather, hour]))
+        elif form == 0 and hour:
+            sentence = _join([hour + ",", subjects, self.auxiliary(), action, place, weather])
         elif form == 1:
-            sentence = _join([who, self.be(), act, where, weather, when])
+            sentence = _join([subjects, self.auxiliary(), action, place, weather, hour])
         elif form == 2:
-            sentence = _join([who, act, where, when, weather])
+            sentence = _join([subjects, action, place, hour, weather])
         else:
-            sentence = _join([who, where, when, weather]) + ", " + act
+            sentence = _join([subjects, place, hour, weather]) + ", " + action
         if self.scene.camera != "static":
             sentence += ", " + self.pick(CAMERAS[self.scene.camera])
         return sentence
 
     def long(self) -> str:
         opening = _join(
-            [self.who(), self.be(), self.act(True), self.where(), self.weather(), self.when()]
+            [
+                self.subjects(),
+                self.auxiliary(),
+                self.action(True),
+                self.place(),
+                self.weather(),
+                self.time_of_day(),
+            ]
         )
         if self.scene.style:
             opening = self.styled(
-                _join([self.who(), self.act(True), self.where(), self.weather(), self.when()])
+                _join(
+                    [
+                        self.subjects(),
+                        self.action(True),
+                        self.place(),
+                        self.weather(),
+                        self.time_of_day(),
+                    ]
+                )
             )
         sentences = [opening, self.detail()]
-        if self.scene.camera != "static" or self.chance.random() < 0.5:
+        if self.scene.camera != "static" or self.rng.random() < 0.5:
             sentences.append(self.pick(CAMERAS[self.scene.camera]))
         return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
 

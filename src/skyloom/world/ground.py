@@ -1,4 +1,4 @@
-"""The near half of a picture: what the rays below the horizon hit, and the walls of rooms."""
+"""Painting of everything below the horizon, and of walls in indoor scenes."""
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from skyloom.world.noise import hashed, mix, noise, smoothstep
 from skyloom.world.scene import Scene
 from skyloom.world.sky import Picture, colour, over, sun_azimuth
 
-# plain grounds: two colours, and how much of a slow pattern
+# The two colours of each plain ground, mixed by low-frequency noise.
 _PLAIN: dict[str, tuple[Colour, Colour]] = {
     "grass": ((0.36, 0.68, 0.22), (0.50, 0.79, 0.30)),
     "forest": ((0.20, 0.40, 0.17), (0.32, 0.48, 0.20)),
@@ -35,7 +35,11 @@ MOVING_GROUNDS = frozenset({"water", "beach", "seabed"})
 
 
 class Floor:
-    """Where each ray meets the plane y = 0: metres right and ahead, distance, how sharp detail may be."""
+    """Intersection of each ray with the plane y = 0.
+
+    `x`, `z` and `distance` are in metres. `detail` in (0, 1] attenuates patterns with distance.
+    `below` is the antialiased mask of rays below the horizon.
+    """
 
     def __init__(self, rays: Rays) -> None:
         reach = rays.y / (-rays.up).clamp(min=0.004)
@@ -49,7 +53,7 @@ class Floor:
 def paint_ground(
     sky: Picture, scene: Scene, ground: str, rays: Rays, light: Light, times: Float[Tensor, " t"]
 ) -> Picture:
-    """Lay the ground of the place under its sky; water moves with time."""
+    """Paint the ground of the place over the sky picture; water moves with time."""
     floor = Floor(rays)
     ambient = colour(light.ambient, sky)
     if ground == "cloudsea":
@@ -72,9 +76,9 @@ def paint_ground(
 
 
 def _plain(scene: Scene, ground: str, floor: Floor, sky: Tensor) -> Tensor:
-    """Two tones in slow patches, with a pattern of its own for each ground."""
+    """Paint two tones mixed by low-frequency noise, with a pattern per ground."""
     first, second = _PLAIN[ground]
-    offset = scene.look.offset
+    offset = scene.variation.offset
     patch = noise("soft", floor.x * 0.035 + offset, floor.z * 0.035)
     paint = over(colour(first, sky), colour(second, sky), smoothstep(patch, 0.25, 0.75))
     match ground:
@@ -143,13 +147,13 @@ def _water(
 def _beach(
     scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor, sky: Tensor
 ) -> Tensor:
-    """Sand in front, foam, and the sea behind it."""
+    """Paint sand in front, then foam, then the sea."""
     clock = times.view(-1, 1, 1)
     ambient = colour(light.ambient, sky)
     curve = 5 * (
-        noise("soft", floor.x * 0.02 + scene.look.offset, torch.full_like(floor.x, 0.3)) - 0.5
+        noise("soft", floor.x * 0.02 + scene.variation.offset, torch.full_like(floor.x, 0.3)) - 0.5
     )
-    shore = floor.z - 9.5 - 0.7 * torch.sin(clock * 1.5 + scene.look.offset * 6) - curve
+    shore = floor.z - 9.5 - 0.7 * torch.sin(clock * 1.5 + scene.variation.offset * 6) - curve
     sand = _plain(scene, "beach", floor, sky) * ambient
     sand = sand * (1 - 0.20 * smoothstep(shore, -2.2, -0.6))[:, None]
     shallow = (
@@ -180,7 +184,7 @@ def _road(scene: Scene, floor: Floor, ambient: Tensor, sky: Tensor) -> Tensor:
     paint = over(paint, pavement, edge)
     if dark:
         lamp = (
-            torch.exp(-(((torch.frac(floor.x / 9 + scene.look.offset + 100) - 0.5) * 6) ** 2))
+            torch.exp(-(((torch.frac(floor.x / 9 + scene.variation.offset + 100) - 0.5) * 6) ** 2))
             * floor.detail
         )
         paint = paint + colour((0.30, 0.20, 0.08), sky) * lamp[:, None]
@@ -188,7 +192,7 @@ def _road(scene: Scene, floor: Floor, ambient: Tensor, sky: Tensor) -> Tensor:
 
 
 def _cloudsea(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
-    """Banks of round cloud tops, the nearer the lower and the larger."""
+    """Paint three banks of round cloud tops; nearer banks are lower and larger."""
     dark = scene.time_of_day == "night"
     tone = (
         colour((0.34, 0.38, 0.62), sky)
@@ -197,7 +201,11 @@ def _cloudsea(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
     )
     shade = mix(tone * colour((0.80, 0.86, 0.96), sky), colour(light.zenith, sky), 0.18)
     for bank, (level, wide) in enumerate(((-0.03, 0.22), (-0.14, 0.32), (-0.29, 0.46))):
-        x = (rays.azimuth + rays.x * 0.02 * (bank + 1)) / wide + scene.look.offset * 7 + bank * 3.7
+        x = (
+            (rays.azimuth + rays.x * 0.02 * (bank + 1)) / wide
+            + scene.variation.offset * 7
+            + bank * 3.7
+        )
         top = torch.full_like(x, -1.0)
         for shift in (0.0, 0.5):
             column = (x + shift).floor()
@@ -217,7 +225,7 @@ def _cloudsea(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
 def _seabed(
     sky: Tensor, paint: Tensor, scene: Scene, rays: Rays, floor: Floor, light: Light, times: Tensor
 ) -> Tensor:
-    """Sand under deep water, with slow caustics and soft rays from above."""
+    """Paint sand under water, with slow caustics and soft light rays."""
     clock = times.view(-1, 1, 1)
     web = (noise("soft", floor.x * 0.07 + clock * 0.02, floor.z * 0.07 + clock * 0.015) - 0.5).abs()
     paint = paint * colour((0.62, 0.90, 0.98), sky)
@@ -231,7 +239,7 @@ def _seabed(
     slant = rays.azimuth + 0.35 * rays.elevation
     beam = noise(
         "soft",
-        slant * 0.42 + scene.look.offset + clock * 0.008,
+        slant * 0.42 + scene.variation.offset + clock * 0.008,
         torch.full_like(slant, 0.4) + clock * 0.01,
     )
     glow = smoothstep(beam, 0.50, 0.85) * smoothstep(rays.elevation, -0.25, 0.6)
@@ -241,10 +249,11 @@ def _seabed(
 def _indoors(
     sky: Tensor, scene: Scene, ground: str, rays: Rays, floor: Floor, light: Light
 ) -> Tensor:
-    """A floor, and a wall that stands across the view."""
-    look = scene.look
+    """Paint a floor and a wall perpendicular to the view."""
+    variation = scene.variation
     reach = (WALL_DEPTH - rays.z) / rays.forward.clamp(min=0.05)
-    x, y = rays.x + rays.across * reach, rays.y + rays.up * reach
+    x = rays.x + rays.across * reach
+    y = rays.y + rays.up * reach
     above = smoothstep(y / (rays.pixel * WALL_DEPTH), -0.8, 0.8)
     if ground == "wood":
         board = (floor.x * 0.8).floor()
@@ -257,19 +266,20 @@ def _indoors(
     boards = colour((0.44, 0.27, 0.18), sky) * (0.9 + 0.12 * ((floor.x * 0.8).floor() % 2))[:, None]
     spot = torch.exp(-(((floor.x / 3.2) ** 2 + ((floor.z - 6.5) / 2.6) ** 2) ** 2))
     boards = boards * 0.55 + colour((1.0, 0.93, 0.78), sky) * (0.45 * spot)[:, None]
-    cloth = colour(_CURTAINS[int(look.palette * 3) % 3], sky)
+    cloth = colour(_CURTAINS[int(variation.palette * 3) % 3], sky)
     fold = 0.55 + 0.40 * torch.sin(x * 1.9 + 0.3 * torch.sin(y)).abs()
     glow = 0.45 + 0.65 * torch.exp(-((x / 5) ** 2))
     return over(boards, cloth * (fold * glow)[:, None], above)
 
 
 def _wall(sky: Tensor, scene: Scene, x: Tensor, y: Tensor, light: Light) -> Tensor:
-    look = scene.look
+    variation = scene.variation
     tone = colour(light.ambient, sky) * 0.6 + 0.4
-    paint = colour(_WALLS[int(look.palette * 5) % 5], sky) * tone
+    paint = colour(_WALLS[int(variation.palette * 5) % 5], sky) * tone
     paint = over(paint, colour((0.96, 0.95, 0.91), sky) * tone, 1 - smoothstep(y, 0.30, 0.40))
-    middle = (look.accent - 0.5) * 7
-    side, lift = (x - middle).abs(), (y - HEIGHT - 1.6).abs()
+    middle = (variation.accent - 0.5) * 7
+    side = (x - middle).abs()
+    lift = (y - HEIGHT - 1.6).abs()
     frame = (1 - smoothstep(side, 1.85, 1.95)) * (1 - smoothstep(lift, 1.35, 1.45))
     pane = (1 - smoothstep(side, 1.60, 1.70)) * (1 - smoothstep(lift, 1.10, 1.20))
     bar = smoothstep(torch.minimum(side, lift), 0.06, 0.14)

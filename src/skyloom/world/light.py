@@ -1,4 +1,4 @@
-"""The light of each hour: colours of sky, sun and air. Colours are linear-looking RGB in [0, 1]."""
+"""Lighting of each time of day: colours of sky, sun and ambient light, as RGB in [0, 1]."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Light:
-    """Colours that one hour lends to everything; `sun_height` is in radians."""
+    """Colours of one time of day; `sun_height` is the elevation of sun or moon in radians."""
 
     zenith: Colour
     horizon: Colour
@@ -40,13 +40,13 @@ TIMES: dict[str, Light] = {
     ),
 }  # fmt: skip
 
-# What is said of the hour where no sky is seen but through a window.
+# Caption phrases for the time of day in indoor scenes.
 INDOOR_PHRASES: dict[str, tuple[str, ...]] = {
     "day": ("during the day", "in daylight", "on a bright day"),
     "night": ("at night", "late at night", "in the evening dark"),
 }
 
-# Places without a sky carry a light of their own.
+# Places without a time of day have a fixed light.
 INNER_LIGHTS: dict[str, Light] = {
     "underwater": Light(
         (0.10, 0.52, 0.78), (0.03, 0.30, 0.55), (0.8, 1.0, 1.0), (0.80, 0.94, 1.0), 0.5
@@ -60,5 +60,5 @@ INNER_LIGHTS: dict[str, Light] = {
 
 
 def light_of(place: str, time_of_day: str | None) -> Light:
-    """The light of a place at an hour; places without a sky have their own."""
+    """Return the light of a place at a time of day, or its fixed light if that is None."""
     return INNER_LIGHTS[place] if time_of_day is None else TIMES[time_of_day]

@@ -1,4 +1,4 @@
-"""From a seed to a clip: sample a scene, paint it, say it."""
+"""Generation of a labelled clip from a seed: sample a scene, render it, write its captions."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ from skyloom.world.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A short video, its sentences and facts, and where its subjects are."""
+class RenderedClip:
+    """A short video with captions, labels, and mask and bounding box of each subject per frame."""
 
     frames: UInt8[Tensor, "t h w c"]
     captions: Captions
@@ -39,21 +39,23 @@ def make_clip(
     fps: float = 16,
     split: Split = "train",
     times: Curve | None = None,
-) -> Clip:
-    """Make a clip. The same seed gives the same bytes, on any number of threads.
+) -> RenderedClip:
+    """Generate a clip. The same arguments give the same bytes with any number of threads.
 
-    One frame shows the middle of a two-second scene. `times` (seconds) paints other moments of the same
-    scene: `make_clip(seed, ..., times=[k / fps])` is exactly frame k of `make_clip(seed, ...)`.
+    A clip of one frame shows the middle of a two-second scene. `times` (seconds) selects other
+    moments: `make_clip(seed, ..., times=[k / fps])` equals frame k of `make_clip(seed, ...)`.
     """
     scene = sample_scene(seed, vocabulary, frames, height, width, fps, split, atlas.nouns)
     painted = render(
         scene, atlas, times=None if times is None else np.asarray(times, dtype=np.float64)
     )
-    return Clip(painted.frames, captions(scene), facts(scene), scene, painted.masks, painted.tracks)
+    return RenderedClip(
+        painted.frames, captions(scene), facts(scene), scene, painted.masks, painted.tracks
+    )
 
 
-def contact_sheet(clips: list[Clip], columns: int = 6) -> UInt8[Tensor, "h w c"]:
-    """One row per clip, `columns` moments of each, for looking at many clips at once."""
+def contact_sheet(clips: list[RenderedClip], columns: int = 6) -> UInt8[Tensor, "h w c"]:
+    """Tile clips into a picture: one row per clip, `columns` evenly spaced frames each."""
     rows = []
     for clip in clips:
         moments = torch.linspace(0, len(clip.frames) - 1, columns).round().long()

@@ -1,7 +1,7 @@
-"""How a subject moves: each motion is a function from time to a Pose, and the words for it.
+"""Motions of a subject: each one is a function from time to a Pose, with its verbs.
 
-Lengths are in half frame heights at the subject's own depth, so a path fits the frame whatever its size;
-`x` is 0 in the middle of the frame, `height` is what lies between the feet and the ground.
+Lengths are in half frame heights at the subject's depth, so a path fits frames of any size. `x` is
+0 in the middle of the frame; `height` is the distance from the ground to the feet.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,21 +16,25 @@ Curve: TypeAlias = Float[np.ndarray, " t"]
 
 @dataclass(frozen=True)
 class Path:
-    """What a motion may know of its subject: size in half frames, room to move, direction, chance."""
+    """Parameters of a subject's motion: size, limits, direction, random phases."""
 
     size: float
-    reach: float  # how far the middle of the subject may go from the middle of the frame
-    headroom: float  # how far the subject may rise from its base and stay in the frame
-    sign: int  # -1 to the left, 1 to the right
+    reach: float  # largest distance between the centres of subject and frame
+    headroom: float  # largest rise above the base that stays in the frame
+    sign: int  # -1: to the left, 1: to the right
     base: float  # height at rest
-    chance: tuple[float, float]  # two numbers in [0, 1)
+    phases: tuple[float, float]  # two random numbers in [0, 1)
     animated: bool = True
-    buoyant: float = 0.0  # how deep it sits in water, as a share of its size
+    buoyant: float = 0.0  # depth below the water line, as a fraction of the size
 
 
 @dataclass
 class Pose:
-    """Where a subject is at each time: `depth` multiplies its distance, `roll` turns it left (radians)."""
+    """Pose of a subject at each time.
+
+    `depth` multiplies its distance; `roll` is counterclockwise, in radians; `pace` multiplies the
+    speed of its animation.
+    """
 
     x: Curve
     height: Curve
@@ -42,13 +46,17 @@ class Pose:
     pace: float = 1.0
 
 
-_ONCE = ("fall",)  # what nobody does backwards
+_IRREVERSIBLE = ("fall",)  # motions without a reverse
 Move: TypeAlias = Callable[[Pose, Path, Curve, Curve], None]
 
 
 @dataclass(frozen=True)
 class Motion:
-    """A way to move. `verbs` maps a kind of noun to gerunds; "" is the default."""
+    """A motion function with its verbs.
+
+    `verbs` maps a kind of noun to gerunds; "" is the default. `directed` motions go left or right.
+    `tail` holds phrases appended to the verb.
+    """
 
     move: Move
     verbs: Mapping[str, tuple[str, ...]]
@@ -56,40 +64,42 @@ class Motion:
     tail: tuple[str, ...] = field(default=())
 
     def verbs_for(self, kind: str) -> tuple[str, ...]:
-        """The gerunds that fit a kind of noun."""
+        """Return the gerunds for a kind of noun."""
         return self.verbs.get(kind, self.verbs[""])
 
 
 def pose_at(motion: str, path: Path, times: Curve, duration: float) -> Pose:
-    """Where the subject is at each of `times` (seconds), when one act of what it does takes `duration`.
+    """Compute the pose at each of `times` (seconds); one act of the motion takes `duration`.
 
-    In a longer scene it turns around after every act and does it the other way; what has fallen lies.
+    In longer scenes the motion alternates between forward and reverse; motions without a reverse
+    stay at their end.
     """
-    still, one = np.zeros_like(times), np.ones_like(times)
+    still = np.zeros_like(times)
+    one = np.ones_like(times)
     base = path.base - path.buoyant * path.size
     pose = Pose(
         still.copy(), base + still, one.copy(), one.copy(), still.copy(), one.copy(), one.copy()
     )
     acts = times / duration
     MOTIONS[motion].move(
-        pose, path, times, acts.clip(max=1) if motion in _ONCE else there_and_back(acts)
+        pose, path, times, acts.clip(max=1) if motion in _IRREVERSIBLE else there_and_back(acts)
     )
     if MOTIONS[motion].directed:
-        pose.stretch_x = np.where(_is_back(acts), -pose.stretch_x, pose.stretch_x)
+        pose.stretch_x = np.where(_is_reverse(acts), -pose.stretch_x, pose.stretch_x)
     return pose
 
 
 def there_and_back(acts: Curve) -> Curve:
-    """Progress in [0, 1] from the number of acts done so far: up in the first act, down in the second."""
+    """Map a number of acts to progress in [0, 1]: rising in odd acts, falling in even ones."""
     return np.where(acts <= 1, acts, 1 - np.abs(1 - acts % 2))
 
 
-def _is_back(acts: Curve) -> np.ndarray:
+def _is_reverse(acts: Curve) -> np.ndarray:
     return (acts > 1) & (acts % 2 > 1)
 
 
 def _travel(pose: Pose, path: Path, progress: Curve) -> None:
-    reach = path.reach * (0.88 + 0.12 * path.chance[0])
+    reach = path.reach * (0.88 + 0.12 * path.phases[0])
     pose.x += path.sign * (2 * progress - 1) * reach
 
 
@@ -132,12 +142,12 @@ def _drive(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 def _fly(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     _travel(pose, path, progress)
-    pose.height += 0.08 * np.sin(times * 2.6 + 6.28 * path.chance[1])
+    pose.height += 0.08 * np.sin(times * 2.6 + 6.28 * path.phases[1])
 
 
 def _swim(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     _travel(pose, path, progress)
-    pose.height += 0.07 * np.sin(times * 2.6 + 6.28 * path.chance[1])
+    pose.height += 0.07 * np.sin(times * 2.6 + 6.28 * path.phases[1])
     pose.roll += 0.06 * np.sin(times * 4)
 
 
@@ -147,8 +157,8 @@ def _sail(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _bob(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    pose.height += 0.03 * np.sin(times * 2.4 + 6.28 * path.chance[1])
-    pose.roll += 0.06 * np.sin(times * 2.1 + 6.28 * path.chance[0])
+    pose.height += 0.03 * np.sin(times * 2.4 + 6.28 * path.phases[1])
+    pose.roll += 0.06 * np.sin(times * 2.1 + 6.28 * path.phases[0])
 
 
 def _roll(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
@@ -171,7 +181,7 @@ def _bounce_along(pose: Pose, path: Path, times: Curve, progress: Curve) -> None
 def _drift(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     _travel(pose, path, progress)
     pose.height += 0.05 * np.sin(times * 2)
-    pose.roll += 0.18 * np.sin(times * 1.6 + 6.28 * path.chance[1])
+    pose.roll += 0.18 * np.sin(times * 1.6 + 6.28 * path.phases[1])
 
 
 def _arc(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
@@ -193,36 +203,36 @@ def _idle(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _jump(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    hop = _hops(times + path.chance[0], 1.2)
+    hop = _hops(times + path.phases[0], 1.2)
     pose.height += hop * min(path.headroom, 0.5 * path.size)
     _squash(pose, path, hop)
 
 
 def _bounce(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    hop = _hops(times + path.chance[0], 1.1)
+    hop = _hops(times + path.phases[0], 1.1)
     pose.height += hop * min(path.headroom, 0.85)
     _squash(pose, path, hop)
 
 
 def _spin(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    pose.roll += 6.28 * (path.sign * times * 0.5 + path.chance[0])
+    pose.roll += 6.28 * (path.sign * times * 0.5 + path.phases[0])
     pose.height += 0.12
 
 
 def _turn(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    face = np.cos(np.pi * (times * 0.8 + path.chance[0]))
+    face = np.cos(np.pi * (times * 0.8 + path.phases[0]))
     pose.stretch_x *= np.where(np.abs(face) < 0.12, np.where(face < 0, -0.12, 0.12), face)
     pose.height += 0.1
 
 
 def _hover(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    pose.height += 0.10 * np.sin(times * 2.6 + 6.28 * path.chance[0])
+    pose.height += 0.10 * np.sin(times * 2.6 + 6.28 * path.phases[0])
     pose.roll += 0.05 * np.sin(times * 2.2)
 
 
 def _float(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    pose.height += 0.12 + 0.08 * np.sin(times * 1.7 + 6.28 * path.chance[0])
-    pose.roll += 0.2 * np.sin(times * 1.5 + 6.28 * path.chance[1])
+    pose.height += 0.12 + 0.08 * np.sin(times * 1.7 + 6.28 * path.phases[0])
+    pose.roll += 0.2 * np.sin(times * 1.5 + 6.28 * path.phases[1])
 
 
 def _rise(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
@@ -232,25 +242,25 @@ def _rise(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 def _fall(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     pose.height += (path.headroom + 0.5 * path.size) * (1 - np.minimum(1, progress / 0.8) ** 2)
-    pose.roll += (path.chance[0] - 0.5) * 2 * np.maximum(0, 1 - progress / 0.8)
+    pose.roll += (path.phases[0] - 0.5) * 2 * np.maximum(0, 1 - progress / 0.8)
 
 
 def _sink(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     pose.height += path.headroom * (1 - progress)
-    pose.roll += 0.25 * np.sin(times * 1.4 + 6.28 * path.chance[1])
+    pose.roll += 0.25 * np.sin(times * 1.4 + 6.28 * path.phases[1])
 
 
 def _near(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     ease = progress * progress * (3 - 2 * progress)
     pose.depth *= 1.9 / (1 + ease)
-    _waddle(pose, path, times)
+    _rock(pose, path, times)
 
 
 def _away(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
     _near(pose, path, times, 1 - progress)
 
 
-def _waddle(pose: Pose, path: Path, times: Curve) -> None:
+def _rock(pose: Pose, path: Path, times: Curve) -> None:
     if path.base < 0.1 and not path.animated:
         pose.roll += 0.06 * np.sin(times * 8)
 
@@ -270,10 +280,10 @@ def _shrink(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _circle(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    angle = 6.28 * (times * 0.5 + path.chance[0])
+    angle = 6.28 * (times * 0.5 + path.phases[0])
     pose.x += min(path.reach, 0.55) * np.cos(angle)
     pose.depth *= 1.15 + 0.25 * np.sin(angle)
-    # The sprite faces left: at positive sine the circle carries it to the left.
+    # The sprite faces left; it moves to the left where the sine is positive.
     turn = np.sin(angle)
     pose.stretch_x *= (
         np.where(np.abs(turn) < 0.2, np.where(turn < 0, -0.2, 0.2), turn).clip(-0.7, 0.7) / 0.7
@@ -286,15 +296,15 @@ def _take_off(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
 
 
 def _sway(pose: Pose, path: Path, times: Curve, progress: Curve) -> None:
-    pose.roll += 0.10 * np.sin(times * 3 + 6.28 * path.chance[0])
+    pose.roll += 0.10 * np.sin(times * 3 + 6.28 * path.phases[0])
 
 
-_GO_AWAY = (" into the distance", " away from the camera", " away")
-_COME = (" toward the camera", " towards us", " closer and closer")
-_GOING = {
-    "": ("moving",), "walker": ("walking", "running"), "person": ("walking",), "runner": ("running",),
-    "car": ("driving",), "boat": ("sailing",), "aircraft": ("flying",), "flyer": ("flying",),
-    "swimmer": ("swimming",), "ball": ("rolling",),
+_DEPART_PHRASES = (" into the distance", " away from the camera", " away")
+_APPROACH_PHRASES = (" toward the camera", " towards us", " closer and closer")
+_TRAVEL_VERBS = {
+    "": ("moving",), "walker": ("walking", "running"), "person": ("walking",),
+    "runner": ("running",), "car": ("driving",), "boat": ("sailing",), "aircraft": ("flying",),
+    "flyer": ("flying",), "swimmer": ("swimming",), "ball": ("rolling",),
 }  # fmt: skip
 
 MOTIONS: dict[str, Motion] = {
@@ -304,7 +314,8 @@ MOTIONS: dict[str, Motion] = {
     "drive": Motion(_drive, {"": ("driving", "rolling", "cruising")}, directed=True),
     "fly": Motion(
         _fly,
-        {"": ("flying", "soaring", "gliding"), "aircraft": ("flying", "cruising"), "person": ("flying",)},
+        {"": ("flying", "soaring", "gliding"), "aircraft": ("flying", "cruising"),
+         "person": ("flying",)},
         directed=True,
     ),
     "swim": Motion(_swim, {"": ("swimming", "gliding")}, directed=True),
@@ -320,7 +331,9 @@ MOTIONS: dict[str, Motion] = {
     "bounce along": Motion(_bounce_along, {"": ("bouncing", "bouncing along")}, directed=True),
     "drift": Motion(_drift, {"": ("drifting", "floating")}, directed=True),
     "arc": Motion(
-        _arc, {"": ("swooping", "flying in an arc"), "swimmer": ("swimming in an arc", "diving in a curve")},
+        _arc,
+        {"": ("swooping", "flying in an arc"),
+         "swimmer": ("swimming in an arc", "diving in a curve")},
         directed=True,
     ),
     "leap": Motion(
@@ -330,27 +343,30 @@ MOTIONS: dict[str, Motion] = {
         _idle,
         {"": ("resting", "standing still"), "walker": ("standing", "standing still", "waiting"),
          "person": ("standing", "standing still"), "car": ("parked", "standing still"),
-         "object": ("standing still", "resting"), "ball": ("resting", "lying still"), "food": ("resting",),
-         "building": ("standing",), "plant": ("growing", "standing")},
+         "object": ("standing still", "resting"), "ball": ("resting", "lying still"),
+         "food": ("resting",), "building": ("standing",), "plant": ("growing", "standing")},
     ),
     "bob": Motion(_bob, {"": ("bobbing", "floating", "bobbing up and down")}),
     "jump": Motion(_jump, {"": ("jumping", "jumping up and down", "leaping up and down")}),
     "bounce": Motion(_bounce, {"": ("bouncing", "bouncing up and down")}),
     "spin": Motion(_spin, {"": ("spinning", "rotating", "spinning around")}),
     "turn": Motion(_turn, {"": ("turning around", "revolving", "spinning like a coin")}),
-    "hover": Motion(_hover, {"": ("hovering", "floating in place"), "swimmer": ("floating", "hovering")}),
+    "hover": Motion(
+        _hover, {"": ("hovering", "floating in place"), "swimmer": ("floating", "hovering")}
+    ),
     "float": Motion(_float, {"": ("floating", "hovering", "floating gently")}),
     "rise": Motion(_rise, {"": ("rising", "floating up", "rising up")}),
     "fall": Motion(_fall, {"": ("falling down", "dropping down", "falling from above")}),
     "sink": Motion(_sink, {"": ("sinking", "slowly sinking")}),
-    "near": Motion(_near, _GOING, tail=_COME),
-    "away": Motion(_away, _GOING, tail=_GO_AWAY),
+    "near": Motion(_near, _TRAVEL_VERBS, tail=_APPROACH_PHRASES),
+    "away": Motion(_away, _TRAVEL_VERBS, tail=_DEPART_PHRASES),
     "dance": Motion(_dance, {"": ("dancing", "wiggling", "dancing around")}),
     "grow": Motion(_grow, {"": ("growing", "growing bigger", "getting bigger")}),
     "shrink": Motion(_shrink, {"": ("shrinking", "getting smaller")}),
     "circle": Motion(
         _circle,
-        {"": ("flying in circles", "circling around"), "swimmer": ("swimming in circles", "circling around")},
+        {"": ("flying in circles", "circling around"),
+         "swimmer": ("swimming in circles", "circling around")},
     ),
     "take off": Motion(_take_off, {"": ("taking off", "lifting off", "launching into the air")}),
     "sway": Motion(_sway, {"": ("swaying", "swaying gently")}),

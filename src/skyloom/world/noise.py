@@ -1,4 +1,4 @@
-"""Smooth random textures that tile, and the two little curves that all painting uses."""
+"""Tiling noise textures, hashing of grid cells, and interpolation functions for painting."""
 
 from functools import cache
 
@@ -13,13 +13,13 @@ _FALLOFFS = {"soft": 2.1, "cloud": 1.7, "rough": 1.1}
 
 
 def smoothstep(value: Tensor, low: float, high: float) -> Tensor:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Cubic Hermite step: 0 below `low`, 1 above `high`."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
-    """`first` where share is 0, `second` where it is 1."""
+    """Interpolate linearly from `first` (share 0) to `second` (share 1)."""
     return torch.lerp(first, second, share)
 
 
@@ -40,12 +40,12 @@ def _texture(kind: str, device: torch.device) -> Tensor:
 def noise(
     kind: str, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Tiling noise in [0, 1], mean one half, that repeats every 1 in x and y; kinds: soft, cloud, rough."""
+    """Sample noise in [0, 1] with mean 0.5 and period 1 in x and y; kinds: soft, cloud, rough."""
     x, y = torch.broadcast_tensors(x, y)
     grid = torch.stack([(x - x.floor()) * 2 - 1, (y - y.floor()) * 2 - 1], -1).reshape(1, 1, -1, 2)
     return F.grid_sample(_texture(kind, x.device), grid, align_corners=True).reshape(x.shape)
 
 
 def hashed(cell: Float[Tensor, "*shape"], salt: float) -> Float[Tensor, "*shape"]:
-    """A fixed random number in [0, 1) for every whole number."""
+    """Hash every integer to a fixed pseudorandom number in [0, 1)."""
     return torch.frac(torch.sin(cell * 12.9898 + salt * 78.233).abs() * 4375.85)

@@ -1,8 +1,8 @@
-"""The nouns that the world may show: their names, what kind of thing each is, and which way its art faces.
+"""Table of the nouns that scenes can show: names, kind, and orientation of the art.
 
-The table is `nouns.toml`: a table per kind, a row per noun. It lists only art that Microsoft released under
-the MIT licence (NOTICE): no flags, no video games, no couples or families, no skin tones. `world/assets.py`
-makes the atlas.
+The data is in `nouns.toml`: a table per kind, a row per noun. It lists only art that Microsoft
+released under the MIT licence (NOTICE), without flags, video games, couples, families and skin
+tones. `world/assets.py` builds the atlas.
 """
 
 import tomllib
@@ -14,8 +14,8 @@ from typing import Literal
 Facing = Literal["left", "right", "none"]
 
 KINDS = (
-    "walker", "flyer", "swimmer", "car", "boat", "aircraft", "person", "runner", "ball", "food", "object",
-    "building", "plant", "celestial",
+    "walker", "flyer", "swimmer", "car", "boat", "aircraft", "person", "runner", "ball", "food",
+    "object", "building", "plant", "celestial",
 )  # fmt: skip
 _FACING_LEFT = frozenset({"walker", "flyer", "swimmer", "car", "boat", "runner"})
 _PEOPLE = frozenset({"person", "runner"})
@@ -25,12 +25,17 @@ _SOUND_VOWEL = ("a", "e", "i", "o", "u", "hour", "honest", "heir", "suv")
 
 @dataclass(frozen=True)
 class Noun:
-    """One thing that can be shown.
+    """A noun with its art.
 
-    `emoji` is its code points in hex; `facing` is where the art looks (none: at us, or nowhere); `tilt` is
-    how far it points above the horizon, in degrees; `animated` art is a loop; a `hero` is drawn more often; a
-    `person` never gets a colour; what is not `whole` (heads, busts, fixed poses) never walks; a `mass` noun
-    takes no article; a plural noun has a `measure` ("pair of").
+    emoji: code points in hex.
+    facing: direction of the art; none if it faces the viewer or is symmetric.
+    tilt: angle of the art above the horizon, in degrees.
+    animated: the art is a loop.
+    hero: sampled more often.
+    person: never gets a colour.
+    whole: false for heads, busts and fixed poses, which never walk.
+    mass: takes no article.
+    measure: words before a plural noun ("pair of").
     """
 
     key: str
@@ -48,7 +53,7 @@ class Noun:
 
     @property
     def plural(self) -> bool:
-        """Whether the name means more than one thing, as in "a pair of scissors"."""
+        """Whether the name is a plural, as in "a pair of scissors"."""
         return self.measure is not None
 
 
@@ -68,7 +73,7 @@ NOUNS = _read_nouns()
 
 
 def article(name: str, adjective: str | None = None) -> str:
-    """A noun's name with its article: "an octopus", "a red car", "a pair of scissors", "popcorn"."""
+    """Prepend the article: "an octopus", "a red car", "a pair of scissors", "popcorn"."""
     phrase = f"{adjective} {name}" if adjective else name
     noun = _by_name().get(name)
     if noun and noun.mass:

@@ -1,6 +1,7 @@
-"""Where a scene may happen, and which kinds of noun belong there.
+"""Table of the places of scenes.
 
-A place's `medium` decides what can be done in it: ground, water (its surface), air, deep, space, indoors.
+A place's `medium` determines the possible motions: ground, water (its surface), air, deep, space,
+indoors.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ OUTDOOR_WEATHER = ("rain", "fog", "leaves", "petals")
 
 @dataclass(frozen=True)
 class Place:
-    """A stage set: what lies below, what stands far behind, what grows beside, and how people name it."""
+    """A place: ground, backdrop on the horizon, props, and caption phrases.
+
+    `over` holds the phrases for subjects in the air; `popularity` is a sampling weight.
+    """
 
     medium: str
     ground: str | None
@@ -47,7 +51,8 @@ PLACES: dict[str, Place] = {
     ),
     "mountains": Place(
         "ground", "snow", "mountains", ANY_TIME,
-        ("in the snowy mountains", "in the snow", "in front of snowy mountains", "on a snowy mountain field"),
+        ("in the snowy mountains", "in the snow", "in front of snowy mountains",
+         "on a snowy mountain field"),
         ("snowy peaks stand behind", "white mountain peaks rise in the distance"),
         props=("pine tree",), weathers=("snow", "fog"),
     ),
@@ -61,7 +66,8 @@ PLACES: dict[str, Place] = {
         ("on the ocean", "on the sea", "on the open water", "at sea"),
         ("calm water reaches to the horizon", "small waves cover the blue water"),
         weathers=("rain", "fog"),
-        over=("over the ocean", "over the sea", "above the waves", "above the open water"), popularity=2.0,
+        over=("over the ocean", "over the sea", "above the waves", "above the open water"),
+        popularity=2.0,
     ),
     "sky": Place(
         "air", "cloudsea", None, CLEAR_TIME,

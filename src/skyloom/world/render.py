@@ -1,6 +1,6 @@
-"""Paint a scene: sky, backdrop, ground, then sprites from far to near, weather, style.
+"""Render a scene: sky, backdrop, ground, sprites from far to near, weather, style.
 
-Every pixel of every frame depends on the scene and its time alone, so a still is exactly a frame of the clip.
+Every pixel depends only on the scene and the time, so a still equals the clip's frame at that time.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from skyloom.world.noise import mix
 from skyloom.world.places import PLACES
 from skyloom.world.scene import Scene
 from skyloom.world.sky import colour, paint_backdrop, paint_sky
-from skyloom.world.sprites import Placed, draw_sprite, place_prop, place_subject
+from skyloom.world.sprites import PlacedSprite, draw_sprite, place_prop, place_subject
 from skyloom.world.style import apply_style
 from skyloom.world.weather import fall, fog
 
-BLOCK = 16  # frames painted together: large enough to amortise calls, small enough to stay in cache
+BLOCK = 16  # frames rendered per batch; small enough to stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """Frames, and for each subject its mask and the box around it (x0 y0 x1 y1; zeros when unseen)."""
+    """Frames, with the mask and bounding box (x0 y0 x1 y1; zeros if invisible) of each subject."""
 
     frames: UInt8[Tensor, "t h w c"]
     masks: Bool[Tensor, "o t h w"]
@@ -39,7 +39,7 @@ class Rendering:
 def render(
     scene: Scene, atlas: Atlas, device: str | torch.device = "cpu", times: Curve | None = None
 ) -> Rendering:
-    """Paint a scene at its own frame times, or at any other `times` (seconds) within it."""
+    """Render a scene at its frame times, or at other `times` (seconds) within it."""
     moments = scene.times if times is None else np.asarray(times, dtype=np.float64)
     painter = _Painter(scene, atlas, torch.device(device))
     with torch.no_grad():
@@ -51,16 +51,19 @@ def render(
 
 
 class _Painter:
-    """Paints blocks of frames; keeps the background of a scene where nothing but the subjects moves."""
+    """Renders batches of frames; caches the background if camera and ground do not move."""
 
     def __init__(self, scene: Scene, atlas: Atlas, device: torch.device) -> None:
-        self.scene, self.atlas, self.device = scene, atlas, device
+        self.scene = scene
+        self.atlas = atlas
+        self.device = device
         self.light = light_of(scene.place, scene.time_of_day)
-        self.kept: Tensor | None = None
+        self.cached_background: Tensor | None = None
 
     def paint(self, times: Curve) -> tuple[UInt8[Tensor, "t h w c"], Bool[Tensor, "o t h w"]]:
-        """The frames at some times, and the masks of the subjects."""
-        scene, light = self.scene, self.light
+        """Render the frames at `times` and the masks of the subjects."""
+        scene = self.scene
+        light = self.light
         subjects = [place_subject(scene, subject, times) for subject in scene.subjects]
         airy = PLACES[scene.place].ground is None
         view = view_at(scene.camera, times, scene.act, scene.camera_sign, subjects[0].x, airy)
@@ -73,7 +76,9 @@ class _Painter:
         air = mix(colour(light.horizon, picture), colour(light.zenith, picture), 0.12)
         if scene.weather == "fog":
             rows, columns = rows_and_columns(scene.shape.height, scene.shape.width, self.device)
-            picture = fog(picture, columns, rows, clock, air[0] * 0.85 + 0.12, scene.look.offset)
+            picture = fog(
+                picture, columns, rows, clock, air[0] * 0.85 + 0.12, scene.variation.offset
+            )
         masks = _draw_sprites(
             picture, scene, self.atlas, subjects, view, times, tint * 0.8 + 0.2, air
         )
@@ -85,10 +90,11 @@ class _Painter:
         return frames, masks
 
     def background(self, view: View, clock: Float[Tensor, " t"]) -> Float[Tensor, "t 3 h w"]:
-        """Sky, backdrop and ground; one frame of them if neither camera nor ground moves."""
-        if self.kept is not None:
-            return self.kept
-        scene, place = self.scene, PLACES[self.scene.place]
+        """Paint sky, backdrop and ground; a single frame if neither camera nor ground moves."""
+        if self.cached_background is not None:
+            return self.cached_background
+        scene = self.scene
+        place = PLACES[scene.place]
         rays = cast_rays(view, scene.shape.height, scene.shape.width, self.device)
         picture = paint_sky(scene, rays, self.light)
         if place.backdrop and place.medium != "indoors":
@@ -96,7 +102,7 @@ class _Painter:
         if place.ground:
             picture = paint_ground(picture, scene, place.ground, rays, self.light, clock)
         if scene.camera == "static" and place.ground not in MOVING_GROUNDS:
-            self.kept = picture
+            self.cached_background = picture
         return picture
 
 
@@ -104,13 +110,13 @@ def _draw_sprites(
     picture: Tensor,
     scene: Scene,
     atlas: Atlas,
-    subjects: list[Placed],
+    subjects: list[PlacedSprite],
     view: View,
     times: Curve,
     tint: Tensor,
     air: Tensor,
 ) -> Bool[Tensor, "o t h w"]:
-    """Props, then subjects, the farthest first; a nearer subject hides a farther one."""
+    """Draw props, then subjects, from far to near; nearer subjects occlude farther ones."""
     haze = {"fog": 0.09}.get(scene.weather or "", 0.04 if scene.place == "underwater" else 0.015)
     for prop in sorted(scene.props, key=lambda prop: -prop.z):
         draw_sprite(picture, place_prop(prop, times), view, atlas, times, tint, air, haze)
@@ -125,10 +131,12 @@ def _draw_sprites(
 
 
 def boxes_of(masks: Bool[Tensor, "o t h w"]) -> Float[Tensor, "o t 4"]:
-    """The smallest box (x0 y0 x1 y1, in pixels, ends exclusive) around each mask; zeros around nothing."""
+    """Compute each mask's bounding box (x0 y0 x1 y1, pixels, exclusive ends; zeros if empty)."""
     height, width = masks.shape[-2:]
-    rows, columns = masks.any(3).float(), masks.any(2).float()
-    first_row, first_column = rows.argmax(-1), columns.argmax(-1)
+    rows = masks.any(3).float()
+    columns = masks.any(2).float()
+    first_row = rows.argmax(-1)
+    first_column = columns.argmax(-1)
     last_row = height - rows.flip(-1).argmax(-1)
     last_column = width - columns.flip(-1).argmax(-1)
     boxes = torch.stack([first_column, first_row, last_column, last_row], -1).float()

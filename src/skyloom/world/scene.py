@@ -1,4 +1,4 @@
-"""A scene: everything that will be seen, drawn from a vocabulary by a seed, before any pixel is painted."""
+"""Scene description, sampled from a vocabulary by a seed, as input for rendering."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
@@ -13,21 +13,22 @@ from skyloom.world.motion import MOTIONS
 from skyloom.world.nouns import NOUNS, Noun
 from skyloom.world.places import PLACES, Place
 from skyloom.world.style import COLOURLESS
-from skyloom.world.subject import Casting, Split, Subject, choose_action, make_subjects, pick
+from skyloom.world.subject import Split, Subject, SubjectContext, choose_action, make_subjects, pick
 from skyloom.world.vocabulary import Vocabulary
 
-STILL_SECONDS = 2.0  # how long the scene of a single picture would last
-ACT_SECONDS = 2.0  # how long one act takes in a scene that lasts longer
-# metres
+STILL_SECONDS = 2.0  # duration of the scene behind a still
+ACT_SECONDS = 2.0  # duration of one act in longer scenes
+# Sizes in metres.
 _PROP_SIZES = {
-    "tree": 4.2, "pine tree": 4.4, "palm tree": 4.8, "cactus": 3.0, "house": 4.5, "couch": 3.0, "chair": 2.2,
-    "potted plant": 2.0, "lollipop": 3.4, "cupcake": 2.6, "coral": 2.0, "mushroom": 1.5, "sheaf of rice": 2.0,
+    "tree": 4.2, "pine tree": 4.4, "palm tree": 4.8, "cactus": 3.0, "house": 4.5, "couch": 3.0,
+    "chair": 2.2, "potted plant": 2.0, "lollipop": 3.4, "cupcake": 2.6, "coral": 2.0,
+    "mushroom": 1.5, "sheaf of rice": 2.0,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prop:
-    """A tree or a stone that stands behind, in metres."""
+    """A static background object; position and size in metres."""
 
     noun: str
     x: float
@@ -36,8 +37,8 @@ class Prop:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What chance decides about the painting."""
+class PaintVariation:
+    """Random parameters of the painting, each in [0, 1)."""
 
     offset: float
     sun: float
@@ -48,7 +49,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that will be seen; pure data, a function of its seed and vocabulary."""
+    """Complete description of a scene, determined by seed, vocabulary and shape."""
 
     seed: int
     place: str
@@ -62,21 +63,21 @@ class Scene:
     style: str | None
     shape: VideoShape
     fps: float
-    look: Look
+    variation: PaintVariation
 
     @property
     def duration(self) -> float:
-        """Seconds from the first to the last frame; of a single picture, of the scene it is taken from."""
+        """Seconds from the first to the last frame; STILL_SECONDS for a still."""
         return (self.shape.frames - 1) / self.fps if self.shape.frames > 1 else STILL_SECONDS
 
     @property
     def act(self) -> float:
-        """Seconds that one act takes, from one side of the frame to the other: the whole scene, if it is short."""
+        """Seconds of one act, such as crossing the frame: the duration, at most ACT_SECONDS."""
         return min(self.duration, ACT_SECONDS)
 
     @property
     def times(self) -> Float[np.ndarray, " t"]:
-        """The time of each frame; a single picture shows the middle of its scene."""
+        """Time of each frame in seconds; a still shows the middle of its scene."""
         if self.shape.frames == 1:
             return np.array([self.duration / 2])
         return np.arange(self.shape.frames) / self.fps
@@ -92,20 +93,20 @@ def sample_scene(
     split: Split = "train",
     nouns: Mapping[str, Noun] = NOUNS,
 ) -> Scene:
-    """Draw one scene. The same seed, vocabulary and shape give the same scene."""
-    chance = np.random.default_rng(derive_seed(seed, "scene"))
+    """Sample a scene. The same arguments give the same scene."""
+    rng = np.random.default_rng(derive_seed(seed, "scene"))
     shape = VideoShape(frames, height, width)
-    noun, place_name, motion = choose_action(chance, vocabulary, split, nouns)
+    noun, place_name, motion = choose_action(rng, vocabulary, split, nouns)
     place = PLACES[place_name]
-    camera = _choose_camera(chance, vocabulary, motion)
-    style = pick(chance, vocabulary.styles) if chance.random() < vocabulary.style else None
+    camera = _choose_camera(rng, vocabulary, motion)
+    style = pick(rng, vocabulary.styles) if rng.random() < vocabulary.style else None
     if style in COLOURLESS:
         vocabulary = replace(vocabulary, coloured=0.0)
-    casting = Casting(
+    context = SubjectContext(
         vocabulary, split, nouns, place_name, motion, shape, CLOSENESS.get(camera, 1.0)
     )
-    subjects, relation = make_subjects(chance, casting, noun)
-    time_of_day, weather = _choose_air(chance, vocabulary, place)
+    subjects, relation = make_subjects(rng, context, noun)
+    time_of_day, weather = _choose_air(rng, vocabulary, place)
     return Scene(
         seed=seed,
         place=place_name,
@@ -113,64 +114,61 @@ def sample_scene(
         subjects=subjects,
         relation=relation,
         props=_make_props(
-            chance, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape
+            rng, vocabulary, place, set(nouns) - {subject.noun for subject in subjects}, shape
         ),
         camera=camera,
-        camera_sign=int(pick(chance, (-1, 1))),
+        camera_sign=int(pick(rng, (-1, 1))),
         weather=weather,
         style=style,
         shape=shape,
         fps=fps,
-        look=Look(*(float(value) for value in chance.random(5))),
+        variation=PaintVariation(*(float(value) for value in rng.random(5))),
     )
 
 
-def _choose_camera(chance: np.random.Generator, vocabulary: Vocabulary, motion: str) -> str:
-    """Draw from all moving cameras; one that does not suit the motion stands still instead."""
+def _choose_camera(rng: np.random.Generator, vocabulary: Vocabulary, motion: str) -> str:
+    """Sample a camera move; use the static camera if the move does not suit the motion."""
     moving = [name for name in vocabulary.cameras if name != "static"]
-    if not moving or chance.random() < vocabulary.static_camera:
+    if not moving or rng.random() < vocabulary.static_camera:
         return "static"
-    camera = pick(chance, moving)
+    camera = pick(rng, moving)
     return camera if camera_suits(camera, motion, MOTIONS[motion].directed) else "static"
 
 
 def _choose_air(
-    chance: np.random.Generator, vocabulary: Vocabulary, place: Place
+    rng: np.random.Generator, vocabulary: Vocabulary, place: Place
 ) -> tuple[str | None, str | None]:
-    """An hour and a weather that agree: what falls from clouds, falls from a gray or dark sky."""
+    """Sample time of day and weather; rain, snow and fog need a cloudy day or a night."""
     hours = [hour for hour in place.times if hour in vocabulary.times]
-    hour = pick(chance, hours) if hours else None
+    hour = pick(rng, hours) if hours else None
     weathers = [weather for weather in place.weathers if weather in vocabulary.weathers]
-    if not weathers or chance.random() >= vocabulary.weather:
+    if not weathers or rng.random() >= vocabulary.weather:
         return hour, None
-    weather = pick(chance, weathers)
+    weather = pick(rng, weathers)
     gray = [other for other in hours if other in ("cloudy", "night")]
     if weather in ("rain", "snow", "fog") and hour not in gray:
-        return (pick(chance, gray), weather) if gray else (hour, None)
+        return (pick(rng, gray), weather) if gray else (hour, None)
     return hour, weather
 
 
 def _make_props(
-    chance: np.random.Generator,
+    rng: np.random.Generator,
     vocabulary: Vocabulary,
     place: Place,
     nouns: Set[str],
     shape: VideoShape,
 ) -> tuple[Prop, ...]:
-    """A few props behind the subjects, to the sides."""
+    """Sample props behind the subjects, to the left and right."""
     known = [name for name in place.props if name in nouns]
     if not known:
         return ()
     props = []
-    for index in range(int(chance.integers(0, vocabulary.most_props + 1))):
-        name = pick(chance, known)
-        depth = float(chance.uniform(9.0, 14.0)) if place.medium != "indoors" else 9.3
+    for index in range(int(rng.integers(0, vocabulary.max_props + 1))):
+        name = pick(rng, known)
+        depth = float(rng.uniform(9.0, 14.0)) if place.medium != "indoors" else 9.3
         across = (
-            (1 if index % 2 else -1)
-            * float(chance.uniform(0.62, 1.05))
-            * shape.width
-            / shape.height
+            (1 if index % 2 else -1) * float(rng.uniform(0.62, 1.05)) * shape.width / shape.height
         )
-        size = _PROP_SIZES.get(name, 2.0) * float(chance.uniform(0.85, 1.15))
+        size = _PROP_SIZES.get(name, 2.0) * float(rng.uniform(0.85, 1.15))
         props.append(Prop(name, across * depth / FOCAL, depth, size))
     return tuple(props)

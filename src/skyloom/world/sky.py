@@ -1,4 +1,4 @@
-"""The far half of a picture: air, sun, moon, stars, clouds, and what stands on the horizon."""
+"""Painting of sky, sun, moon, stars, clouds, and the backdrop on the horizon."""
 
 import torch
 from jaxtyping import Float
@@ -20,19 +20,20 @@ _NEBULAE: tuple[Colour, ...] = (
 
 
 def colour(rgb: Colour, like: Tensor) -> Float[Tensor, "1 3 1 1"]:
-    """A colour that can be painted on a picture."""
+    """Convert an RGB colour to a tensor that broadcasts over pictures."""
     return like.new_tensor(rgb).view(1, 3, 1, 1)
 
 
 def over(picture: Tensor, paint: Tensor, share: Tensor) -> Tensor:
-    """Lay paint over a picture; `share` is [t h w]."""
+    """Blend `paint` over a picture; `share` is the opacity, [t h w]."""
     return mix(picture, paint, share[:, None])
 
 
 def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
-    """The air above the horizon and all that shines in it."""
+    """Paint the sky with sun or moon, stars and clouds."""
     height = rays.elevation.clamp(min=0)
-    zenith, horizon = colour(light.zenith, height), colour(light.horizon, height)
+    zenith = colour(light.zenith, height)
+    horizon = colour(light.horizon, height)
     if scene.time_of_day == "sunset":
         rose = colour((0.96, 0.42, 0.36), height)
         sky = over(
@@ -50,18 +51,18 @@ def paint_sky(scene: Scene, rays: Rays, light: Light) -> Picture:
     if scene.time_of_day is None:
         return sky
     if scene.time_of_day == "night":
-        sky = _paint_stars(sky, rays, 8.0, scene.look.offset, 0.22)
+        sky = _paint_stars(sky, rays, 8.0, scene.variation.offset, 0.22)
     if scene.time_of_day != "cloudy":
         sky = _paint_sun(sky, scene, rays, light)
     return sky if scene.time_of_day == "night" else _paint_clouds(sky, scene, rays, light)
 
 
 def sun_azimuth(scene: Scene) -> float:
-    """Where sun or moon stand, in radians to the right."""
-    side = 1 if scene.look.sun > 0.5 else -1
+    """Compute the azimuth of sun or moon, in radians to the right."""
+    side = 1 if scene.variation.sun > 0.5 else -1
     return (
         side
-        * (0.18 + 0.24 * abs(2 * scene.look.sun - 1))
+        * (0.18 + 0.24 * abs(2 * scene.variation.sun - 1))
         * min(1.5, scene.shape.width / scene.shape.height)
     )
 
@@ -69,9 +70,11 @@ def sun_azimuth(scene: Scene) -> float:
 def _paint_stars(
     sky: Tensor, rays: Rays, density: float, offset: float, share: float = 0.30
 ) -> Tensor:
-    """One round star in some cells of a grid; few and large enough to survive compression."""
-    x, y = rays.azimuth * density + offset * 7, rays.elevation * density
-    column, row = x.floor(), y.floor()
+    """Paint round stars in a fraction `share` of grid cells; they must survive compression."""
+    x = rays.azimuth * density + offset * 7
+    y = rays.elevation * density
+    column = x.floor()
+    row = y.floor()
     cell = column + 57 * row
     radius = 0.05 + 0.07 * hashed(cell, 1.3)
     near_x = x - column - 0.25 - 0.5 * hashed(cell, 0.7)
@@ -83,37 +86,38 @@ def _paint_stars(
 
 
 def _paint_space(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
-    look = scene.look
-    first = int(look.palette * len(_NEBULAE)) % len(_NEBULAE)
+    variation = scene.variation
+    first = int(variation.palette * len(_NEBULAE)) % len(_NEBULAE)
     if scene.place == "space":
         for index, strength in ((first, 0.65), ((first + 1) % len(_NEBULAE), 0.40)):
-            shift = look.offset + index * 0.31
+            shift = variation.offset + index * 0.31
             cloud = noise("soft", rays.azimuth * 0.22 + shift, rays.elevation * 0.22 + shift * 1.7)
             sky = (
                 sky
                 + colour(_NEBULAE[index], cloud)
                 * (smoothstep(cloud, 0.42, 0.85) * strength)[:, None]
             )
-    sky = _paint_stars(sky, rays, 7.0, look.offset, 0.25)
+    sky = _paint_stars(sky, rays, 7.0, variation.offset, 0.25)
     return _paint_planet(sky, scene, rays)
 
 
 def _paint_planet(sky: Tensor, scene: Scene, rays: Rays) -> Tensor:
-    """A round world with a lit side; on the moon it is the earth."""
-    look = scene.look
+    """Paint a planet with a lit side; it is the earth if the place is the moon."""
+    variation = scene.variation
     side = sun_azimuth(scene) * 1.25
-    east, north = (rays.azimuth - side) / 0.15, (rays.elevation - 0.36) / 0.15
+    east = (rays.azimuth - side) / 0.15
+    north = (rays.elevation - 0.36) / 0.15
     distance = (east**2 + north**2).sqrt()
     disc = 1 - smoothstep((distance - 1) * 0.15 / rays.pixel, -0.7, 0.7)
     shade = (0.62 + 0.45 * (0.6 * north - 0.6 * east)).clamp(0.15, 1.1)
     if scene.place == "moon":
-        land = smoothstep(noise("cloud", east * 0.12 + look.offset, north * 0.12), 0.50, 0.56)
+        land = smoothstep(noise("cloud", east * 0.12 + variation.offset, north * 0.12), 0.50, 0.56)
         paint = over(colour((0.16, 0.42, 0.88), east), colour((0.24, 0.62, 0.30), east), land)
     else:
-        band = 0.5 + 0.5 * torch.sin(north * 7 + 2 * look.accent)
+        band = 0.5 + 0.5 * torch.sin(north * 7 + 2 * variation.accent)
         paint = over(
             colour((0.95, 0.62, 0.36), east),
-            colour(((0.85, 0.42, 0.55), (0.55, 0.62, 0.95))[look.accent > 0.5], east),
+            colour(((0.85, 0.42, 0.55), (0.55, 0.62, 0.95))[variation.accent > 0.5], east),
             band,
         )
     return over(sky, paint * shade[:, None], disc)
@@ -125,26 +129,27 @@ def _paint_sun(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
     ).sqrt()
     if scene.time_of_day == "night":
         sky = sky + colour((0.22, 0.25, 0.36), distance) * torch.exp(-distance * 5)[:, None]
-        moon, size = colour((0.97, 0.96, 0.86), distance), 0.085
+        disc = colour((0.97, 0.96, 0.86), distance)
+        size = 0.085
     else:
         sky = sky + colour(light.sun, distance) * (torch.exp(-distance * 4.5) * 0.42)[:, None]
-        moon = colour(
+        disc = colour(
             (1.0, 0.97, 0.80) if scene.time_of_day == "day" else (1.0, 0.88, 0.55), distance
         )
         size = 0.085 if scene.time_of_day == "day" else 0.12
-    return over(sky, moon, 1 - smoothstep((distance - size) / rays.pixel, -0.8, 0.8))
+    return over(sky, disc, 1 - smoothstep((distance - size) / rays.pixel, -0.8, 0.8))
 
 
 def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor:
-    """Soft cumulus made of overlapping discs on two rows of a grid."""
-    look = scene.look
+    """Paint cumulus clouds made of overlapping discs, in two rows."""
+    variation = scene.variation
     white = mix(colour((1.0, 1.0, 1.0), sky), colour(light.horizon, sky), 0.22) * (
         colour(light.ambient, sky) * 0.85 + 0.15
     )
     shade = mix(white, colour(light.zenith, sky), 0.22)
-    likely = 0.95 if scene.time_of_day == "cloudy" else 0.30 + 0.45 * look.clouds
+    likely = 0.95 if scene.time_of_day == "cloudy" else 0.30 + 0.45 * variation.clouds
     for row, (level, wide) in enumerate(((0.34, 0.62), (0.60, 0.80))):
-        x = rays.azimuth / wide + look.offset * 5 + row * 3.3
+        x = rays.azimuth / wide + variation.offset * 5 + row * 3.3
         column = x.floor()
         middle = column + 0.5
         lift = level + 0.10 * (hashed(column, row + 0.5) - 0.5)
@@ -168,7 +173,7 @@ def _paint_clouds(sky: Tensor, scene: Scene, rays: Rays, light: Light) -> Tensor
     return sky
 
 
-# backdrop: layers from far to near, each (height, frequency, haze, colour)
+# Layers of each backdrop from far to near: height, frequency, haze, colour.
 _RANGES: dict[str, tuple[tuple[float, float, float, Colour], ...]] = {
     "hills": ((0.15, 0.55, 0.45, (0.38, 0.66, 0.42)), (0.09, 0.75, 0.15, (0.30, 0.62, 0.26))),
     "mountains": ((0.46, 0.60, 0.35, (0.48, 0.56, 0.72)), (0.28, 0.85, 0.10, (0.40, 0.50, 0.64))),
@@ -180,7 +185,7 @@ _RANGES: dict[str, tuple[tuple[float, float, float, Colour], ...]] = {
 
 
 def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light: Light) -> Picture:
-    """What stands on the horizon, far rows first; nearer rows move more with the camera."""
+    """Paint the layers on the horizon from far to near; nearer layers have more parallax."""
     air = mix(colour(light.horizon, sky), colour(light.zenith, sky), 0.12)
     ambient = colour(light.ambient, sky)
     if backdrop == "skyline":
@@ -189,7 +194,7 @@ def paint_backdrop(sky: Picture, scene: Scene, backdrop: str, rays: Rays, light:
         x = (
             rays.azimuth * frequency
             + rays.x * 0.012 * (1 + 0.5 * index)
-            + scene.look.offset * 3
+            + scene.variation.offset * 3
             + index * 0.37
         )
         top = height * _ridge(backdrop, x, index)
@@ -216,7 +221,7 @@ def _triangle(x: Tensor) -> Tensor:
 
 
 def _ridge(backdrop: str, x: Tensor, index: int) -> Tensor:
-    """The skyline of a range, about 0.3 to 1."""
+    """Compute the outline of a layer, about 0.3 to 1."""
     wave = 0.5 + 0.5 * torch.sin(x * 5 + index * 1.7)
     match backdrop:
         case "mountains":
@@ -232,13 +237,13 @@ def _ridge(backdrop: str, x: Tensor, index: int) -> Tensor:
 
 
 def _paint_skyline(sky: Tensor, scene: Scene, rays: Rays, air: Tensor, ambient: Tensor) -> Tensor:
-    """Two rows of houses with a few large windows, lit at night."""
+    """Paint two rows of buildings with large windows, lit at night."""
     dark = scene.time_of_day == "night"
     glowing = scene.time_of_day in ("night", "sunset", "dawn")
     for index, (height, wide, haze) in enumerate(((0.62, 0.20, 0.42), (0.40, 0.26, 0.05))):
         x = (
             (rays.azimuth + rays.x * 0.012 * (1 + index)) / wide
-            + scene.look.offset * 9
+            + scene.variation.offset * 9
             + index * 4.5
         )
         column = x.floor()
@@ -253,8 +258,10 @@ def _paint_skyline(sky: Tensor, scene: Scene, rays: Rays, air: Tensor, ambient: 
         base = over(colour((0.42, 0.50, 0.62), sky), colour((0.66, 0.56, 0.54), sky), tone)
         night = colour((0.07, 0.09, 0.19), sky) * (0.8 + 0.5 * tone)[:, None]
         base = night if dark else base * ambient
-        across, floor = inside * 3, rays.elevation * 11
-        pane_x, pane_y = (torch.frac(across) - 0.5).abs(), (torch.frac(floor + 20) - 0.5).abs()
+        across = inside * 3
+        floor = rays.elevation * 11
+        pane_x = (torch.frac(across) - 0.5).abs()
+        pane_y = (torch.frac(floor + 20) - 0.5).abs()
         pane = smoothstep((0.27 - pane_x) / (soft * 3), -0.8, 0.8) * smoothstep(
             (0.28 - pane_y) / (rays.pixel * 11), -0.8, 0.8
         )

@@ -1,4 +1,4 @@
-"""Sprites in the scene: where each one is on the screen, its shadow, its reflection, and its mask."""
+"""Projection and drawing of sprites, with shadow, reflection and mask."""
 
 from dataclasses import dataclass, replace
 
@@ -22,8 +22,8 @@ ATLAS_FPS = 8
 
 
 @dataclass
-class Placed:
-    """A sprite in metres at each time, ready to be projected."""
+class PlacedSprite:
+    """A sprite's pose at each time; position and size in metres."""
 
     noun: str
     x: Curve
@@ -33,7 +33,7 @@ class Placed:
     roll: Curve
     stretch_x: Curve
     stretch_y: Curve
-    nominal: float  # usual size on the screen, in half frame heights
+    nominal: float  # typical size on the screen, in half frame heights
     pace: float = 1.0
     phase: float = 0.0
     colour: str | None = None
@@ -41,8 +41,8 @@ class Placed:
     shadow: float = 0.0
 
 
-def place_subject(scene: Scene, subject: Subject, times: Curve) -> Placed:
-    """Where a subject is at each time, in metres."""
+def place_subject(scene: Scene, subject: Subject, times: Curve) -> PlacedSprite:
+    """Compute a subject's pose at each time, in metres."""
     pose = pose_at(subject.motion, subject.path, times, scene.act)
     depth = DEPTH * pose.depth
     tilt = np.radians(subject.tilt)
@@ -52,7 +52,7 @@ def place_subject(scene: Scene, subject: Subject, times: Curve) -> Placed:
     elif subject.tilt and subject.direction:
         roll = roll - subject.facing * tilt
     airborne = scene.place in ("sky", "space", "underwater")
-    return Placed(
+    return PlacedSprite(
         noun=subject.noun,
         x=(pose.x + subject.offset) * UNIT,
         y=pose.height * UNIT,
@@ -70,19 +70,19 @@ def place_subject(scene: Scene, subject: Subject, times: Curve) -> Placed:
     )
 
 
-def place_prop(prop: Prop, times: Curve) -> Placed:
-    """A prop stands where it is."""
+def place_prop(prop: Prop, times: Curve) -> PlacedSprite:
+    """Return the constant pose of a prop."""
     one = np.ones_like(times)
-    return Placed(
-        prop.noun,
-        prop.x * one,
-        0 * one,
-        prop.z * one,
-        prop.size * one,
-        0 * one,
-        one,
-        one,
-        prop.size / prop.z * FOCAL,
+    return PlacedSprite(
+        noun=prop.noun,
+        x=prop.x * one,
+        y=0 * one,
+        z=prop.z * one,
+        size=prop.size * one,
+        roll=0 * one,
+        stretch_x=one,
+        stretch_y=one,
+        nominal=prop.size / prop.z * FOCAL,
         shadow=0.30,
     )
 
@@ -92,8 +92,12 @@ def _column(curve: Curve, device: torch.device) -> Float[Tensor, "t 1 1"]:
 
 
 @dataclass
-class OnScreen:
-    """A projected sprite: middle of its box, half its size, the water line; all in screen units, [t]."""
+class ProjectedSprite:
+    """A projected sprite at each time, in screen units.
+
+    `x`, `y`: centre. `half`: half the size. `foot_y`, `ground_y`: height of the feet, and of the
+    ground or water below. `ahead`: distance from the camera in metres.
+    """
 
     x: Curve
     y: Curve
@@ -103,29 +107,31 @@ class OnScreen:
     ahead: Curve
 
 
-def project(placed: Placed, view: View, foot: float) -> OnScreen:
-    """Project a sprite; `foot` is how far its feet are below its middle, as a share of half its size."""
-    cosine, sine = np.cos(view.yaw), np.sin(view.yaw)
-    beside, forward = placed.x - view.x, placed.z - view.z
+def project(placed: PlacedSprite, view: View, foot: float) -> ProjectedSprite:
+    """Project a sprite; `foot` is the value of `foot_of`."""
+    cosine = np.cos(view.yaw)
+    sine = np.sin(view.yaw)
+    beside = placed.x - view.x
+    forward = placed.z - view.z
     ahead = np.maximum(beside * sine + forward * cosine, 0.5)
     across = beside * cosine - forward * sine
     half = placed.size / 2 / ahead * view.focal
     foot_y = (placed.y - view.y) / ahead * view.focal - view.pitch
     ground_y = -view.y / ahead * view.focal - view.pitch
-    return OnScreen(
-        across / ahead * view.focal,
-        foot_y + half * foot * placed.stretch_y,
-        half,
-        foot_y,
-        ground_y,
-        ahead,
+    return ProjectedSprite(
+        x=across / ahead * view.focal,
+        y=foot_y + half * foot * placed.stretch_y,
+        half=half,
+        foot_y=foot_y,
+        ground_y=ground_y,
+        ahead=ahead,
     )
 
 
 def sprite_frames(
-    atlas: Atlas, placed: Placed, times: Curve, device: torch.device
+    atlas: Atlas, placed: PlacedSprite, times: Curve, device: torch.device
 ) -> tuple[Float[Tensor, "n 4 s s"], np.ndarray, float]:
-    """The art of a sprite, premultiplied: its distinct frames, which of them each time shows, its feet."""
+    """Load a sprite: its distinct frames (premultiplied), frame index per time, and `foot_of`."""
     art = atlas.frames(placed.noun)
     index = np.floor(times * ATLAS_FPS * placed.pace + placed.phase * len(art)).astype(
         np.int64
@@ -140,14 +146,14 @@ def sprite_frames(
 
 
 def foot_of(art: Tensor) -> float:
-    """How far the lowest solid row of the first frame is below the middle, as a share of half the size."""
+    """Distance from the centre to the lowest opaque row, as a fraction of half the size."""
     solid = (art[0, :, :, 3] > 100).any(1).nonzero()
     size = art.shape[1]
     return float(solid.max() + 1) / size * 2 - 1 if len(solid) else 1.0
 
 
-def draw_shadow(picture: Picture, placed: Placed, screen: OnScreen) -> None:
-    """A soft dark ellipse on the ground, fainter the higher the sprite."""
+def draw_shadow(picture: Picture, placed: PlacedSprite, screen: ProjectedSprite) -> None:
+    """Draw a soft dark ellipse on the ground; it fades with the sprite's height."""
     frames, _, height, width = picture.shape
     lift = np.clip(placed.y / np.maximum(placed.size, 0.1), 0, 3)
     strength = placed.shadow * np.exp(-1.3 * lift)
@@ -176,27 +182,27 @@ def draw_shadow(picture: Picture, placed: Placed, screen: OnScreen) -> None:
 
 
 def _span(low: float, high: float, pixels: int, whole: float) -> tuple[int, int]:
-    """Pixel range, clipped to the frame, of a stretch measured from the top or left edge."""
-    return max(0, int(np.floor(low / whole * pixels))), min(
-        pixels, int(np.ceil(high / whole * pixels))
-    )
+    """Convert an interval, measured from the top or left edge, to a pixel range in the frame."""
+    start = max(0, int(np.floor(low / whole * pixels)))
+    stop = min(pixels, int(np.ceil(high / whole * pixels)))
+    return start, stop
 
 
 @dataclass
-class Windows:
-    """One square of `side` pixels around a sprite in every frame: the pixels that it may touch."""
+class SpriteWindows:
+    """A square of `side` pixels around a sprite in every frame: the pixels that it may cover."""
 
     top: np.ndarray
     left: np.ndarray
     side: int
-    rows: Float[Tensor, "t side"]  # screen coordinates of the pixel middles
+    rows: Float[Tensor, "t side"]  # screen coordinates of the pixel centres
     columns: Float[Tensor, "t side"]
 
 
 def windows_around(
-    screen: OnScreen, placed: Placed, height: int, width: int, device: torch.device
-) -> Windows:
-    """Squares that hold the sprite however it turns."""
+    screen: ProjectedSprite, placed: PlacedSprite, height: int, width: int, device: torch.device
+) -> SpriteWindows:
+    """Compute squares that contain the sprite at any rotation."""
     stretch = np.maximum(np.abs(placed.stretch_x), np.abs(placed.stretch_y))
     corner = np.where(np.abs(np.sin(2 * placed.roll)) > 1e-3, 1.4143, 1.0)
     side = int(np.ceil((screen.half * stretch * corner).max() * height)) + 2
@@ -205,7 +211,7 @@ def windows_around(
     steps = np.arange(side)
     rows = 1 - (top[:, None] + steps + 0.5) / height * 2
     columns = (left[:, None] + steps + 0.5) / height * 2 - width / height
-    return Windows(
+    return SpriteWindows(
         top,
         left,
         side,
@@ -215,30 +221,36 @@ def windows_around(
 
 
 def sample(
-    sprites: Float[Tensor, "t 4 s s"], placed: Placed, screen: OnScreen, windows: Windows
+    sprites: Float[Tensor, "t 4 s s"],
+    placed: PlacedSprite,
+    screen: ProjectedSprite,
+    windows: SpriteWindows,
 ) -> Float[Tensor, "t 4 side side"]:
-    """Each sprite as its window sees it: scaled, stretched, turned."""
+    """Resample each sprite into its window: scaled, stretched, rotated."""
     device = sprites.device
     half = _column(screen.half, device)
     right = (windows.columns[:, None, :] - _column(screen.x, device)) / half
     up = (windows.rows[:, :, None] - _column(screen.y, device)) / half
-    cosine, sine = _column(np.cos(placed.roll), device), _column(np.sin(placed.roll), device)
+    cosine = _column(np.cos(placed.roll), device)
+    sine = _column(np.sin(placed.roll), device)
     x = (right * cosine + up * sine) / _column(placed.stretch_x, device)
     y = (up * cosine - right * sine) / _column(placed.stretch_y, device)
     return F.grid_sample(sprites, torch.stack([x, -y], -1), align_corners=False)
 
 
 def blend(
-    picture: Picture, paint: Float[Tensor, "t 4 side side"], windows: Windows
+    picture: Picture, paint: Float[Tensor, "t 4 side side"], windows: SpriteWindows
 ) -> Bool[Tensor, "t h w"]:
-    """Lay premultiplied windows over every frame, in place; returns where they cover it."""
+    """Blend premultiplied windows over every frame, in place; return the mask of opaque pixels."""
     height, width = picture.shape[-2:]
     mask = torch.zeros(len(picture), height, width, dtype=torch.bool, device=picture.device)
     for index, (top, left) in enumerate(
         zip(windows.top.tolist(), windows.left.tolist(), strict=True)
     ):
-        y0, y1 = max(0, top), min(height, top + windows.side)
-        x0, x1 = max(0, left), min(width, left + windows.side)
+        y0 = max(0, top)
+        y1 = min(height, top + windows.side)
+        x0 = max(0, left)
+        x1 = min(width, left + windows.side)
         if y0 >= y1 or x0 >= x1:
             continue
         seen = paint[index, :, y0 - top : y1 - top, x0 - left : x1 - left]
@@ -249,7 +261,7 @@ def blend(
 
 def draw_sprite(
     picture: Picture,
-    placed: Placed,
+    placed: PlacedSprite,
     view: View,
     atlas: Atlas,
     times: Curve,
@@ -257,7 +269,7 @@ def draw_sprite(
     air: Float[Tensor, "1 3 1 1"],
     haze: float,
 ) -> Bool[Tensor, "t h w"]:
-    """Draw a sprite into every frame, with its shadow or reflection; returns where it covers the picture."""
+    """Draw a sprite with its shadow or reflection into every frame, in place; return its mask."""
     height, width = picture.shape[-2:]
     sprites, shown, foot = sprite_frames(atlas, placed, times, picture.device)
     if placed.nominal * height < 1.2 * sprites.shape[-1]:
@@ -282,11 +294,11 @@ def draw_sprite(
 def draw_reflection(
     picture: Picture,
     sprites: Float[Tensor, "t 4 s s"],
-    placed: Placed,
-    screen: OnScreen,
+    placed: PlacedSprite,
+    screen: ProjectedSprite,
     tint: Float[Tensor, "1 3 1 1"],
 ) -> None:
-    """The part above the water, upside down below its line, faint."""
+    """Draw a faint mirror image of the sprite below the water line."""
     height, width = picture.shape[-2:]
     flipped = replace(placed, roll=-placed.roll, stretch_y=-placed.stretch_y)
     mirrored = replace(screen, y=2 * screen.ground_y - screen.y)

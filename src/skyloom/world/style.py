@@ -1,4 +1,4 @@
-"""Colours for things, and looks for whole videos."""
+"""Recolouring of sprites, and style filters for whole videos."""
 
 from collections.abc import Callable
 
@@ -26,8 +26,9 @@ _GREY = (0.30, 0.59, 0.11)
 
 
 def recolour(sprites: Float[Tensor, "n 4 s s"], colour: str) -> Float[Tensor, "n 4 s s"]:
-    """Paint a sprite in one colour and keep its shading, its darkest lines and its highlights."""
-    rgb, alpha = sprites[:, :3], sprites[:, 3:]
+    """Recolour a sprite; keep its shading, darkest lines and highlights."""
+    rgb = sprites[:, :3]
+    alpha = sprites[:, 3:]
     paint = rgb.new_tensor(COLOURS[colour]).view(1, 3, 1, 1)
     light = (rgb * rgb.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     saturation = rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True)
@@ -45,7 +46,7 @@ def recolour(sprites: Float[Tensor, "n 4 s s"], colour: str) -> Float[Tensor, "n
 
 
 def apply_style(frames: Float[Tensor, "t 3 h w"], style: str | None) -> Float[Tensor, "t 3 h w"]:
-    """The whole video in another look; None leaves it as it is."""
+    """Apply a style filter to a video; None returns it unchanged."""
     return frames if style is None else STYLES[style][0](frames).clamp(0, 1)
 
 
@@ -68,13 +69,13 @@ def _vintage(frames: Tensor) -> Tensor:
 
 def _pixel_art(frames: Tensor) -> Tensor:
     height, width = frames.shape[-2:]
-    rows, columns = max(1, height // 4), max(1, width // 4)
-    coarse = (F.adaptive_avg_pool2d(frames, (rows, columns)) * 7).round() / 7
+    size = (max(1, height // 4), max(1, width // 4))
+    coarse = (F.adaptive_avg_pool2d(frames, size) * 7).round() / 7
     return F.interpolate(coarse, size=(height, width), mode="nearest")
 
 
 def _watercolor(frames: Tensor) -> Tensor:
-    """Kuwahara's filter: each pixel takes the mean of its calmest quadrant; then paper white."""
+    """Kuwahara filter (mean of the quadrant with the least variance), blended with white."""
     height, width = frames.shape[-2:]
     padded = F.pad(frames, (3, 3, 3, 3), mode="replicate")
     mean = F.avg_pool2d(padded, 4, 1)
@@ -97,12 +98,12 @@ def _neon(frames: Tensor) -> Tensor:
     return dark + vivid * (0.9 * edge + 1.1 * glow)
 
 
-Look = Callable[[Tensor], Tensor]
+StyleFilter = Callable[[Tensor], Tensor]
 
-COLOURLESS = frozenset({"black and white", "vintage"})  # no colour word is true of these
+COLOURLESS = frozenset({"black and white", "vintage"})  # their captions have no colour words
 
-# style: how to make it, and what to say before the sentence
-STYLES: dict[str, tuple[Look, tuple[str, ...]]] = {
+# Filter of each style, and the phrases before its caption.
+STYLES: dict[str, tuple[StyleFilter, tuple[str, ...]]] = {
     "black and white": (
         _black_and_white,
         ("a black and white film of", "a black and white video of"),

@@ -1,4 +1,4 @@
-"""How large a world to draw from: nouns, places, hours, motions, cameras, weathers, styles, colours."""
+"""Vocabularies: the sets of nouns, places, motions and other choices that scenes sample from."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,12 @@ from skyloom.world.weather import WEATHERS
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What may be drawn, and how often. Shares are probabilities; `sizes` are shares of the frame height."""
+    """Possible values of a scene's parameters, with probabilities.
+
+    two_objects, static_camera, directed, weather, style, coloured, size_words: probabilities.
+    sizes: range of a subject's height, as fractions of the frame height.
+    heroes: sampling weight of nouns marked as heroes.
+    """
 
     name: str
     nouns: tuple[str, ...]
@@ -36,18 +41,20 @@ class Vocabulary:
     sizes: tuple[float, float] = (0.40, 0.56)
     size_words: float = 0.0
     heroes: float = 1.0
-    most_props: int = 2
+    max_props: int = 2
 
 
 SMALL = Vocabulary(
     name="small",
     nouns=(
-        "cat", "dog", "horse", "elephant", "penguin", "rabbit", "turtle", "dinosaur", "tiger", "duck",
-        "car", "bus", "tractor", "motorcycle", "parrot", "butterfly", "bee", "owl", "dragon",
-        "helicopter", "rocket", "ufo", "balloon", "airplane", "fish", "whale", "octopus", "dolphin",
-        "sailboat", "snowman", "pumpkin", "robot", "soccer ball",
+        "cat", "dog", "horse", "elephant", "penguin", "rabbit", "turtle", "dinosaur", "tiger",
+        "duck", "car", "bus", "tractor", "motorcycle", "parrot", "butterfly", "bee", "owl",
+        "dragon", "helicopter", "rocket", "ufo", "balloon", "airplane", "fish", "whale", "octopus",
+        "dolphin", "sailboat", "snowman", "pumpkin", "robot", "soccer ball",
     ),
-    places=("beach", "meadow", "desert", "mountains", "city", "ocean", "sky", "underwater", "space"),
+    places=(
+        "beach", "meadow", "desert", "mountains", "city", "ocean", "sky", "underwater", "space",
+    ),
     times=("day", "sunset", "night"),
     motions=(
         "walk", "run", "drive", "fly", "swim", "sail", "roll", "hop", "leap", "drift",
@@ -94,7 +101,7 @@ FULL = Vocabulary(
     sizes=(0.34, 0.52),
     size_words=0.12,
     heroes=3.0,
-    most_props=4,
+    max_props=4,
 )
 
 TINY = Vocabulary(
@@ -111,9 +118,10 @@ VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (FULL, DIORAMA, SM
 
 
 def find_vocabulary(name: str) -> Vocabulary:
-    """A vocabulary by name. Raises ConfigError."""
+    """Look up a vocabulary by name. Raises ConfigError."""
     if name not in VOCABULARIES:
         raise ConfigError(
-            f"There is no vocabulary {name!r}.", hint=f"Use one of {', '.join(VOCABULARIES)}."
+            f"vocabulary must be one of {', '.join(VOCABULARIES)}, got {name!r}.",
+            hint="Use one of these names.",
         )
     return VOCABULARIES[name]

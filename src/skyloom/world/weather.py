@@ -1,4 +1,4 @@
-"""What falls through the air: a few large drops, flakes and leaves, so that a small model can learn them."""
+"""Weather particles and fog. Particles are few and large, so that a small model can learn them."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,11 @@ from skyloom.world.noise import mix, noise, smoothstep
 
 @dataclass(frozen=True)
 class Weather:
-    """How many particles fall (screen heights a second, negative is down), how large, in which colours."""
+    """Caption phrases and particles of a weather.
+
+    `speed` is in half screen heights per second, negative for down; `radius` in half screen
+    heights; `length` is the ratio of a particle's length to its width.
+    """
 
     phrases: tuple[str, ...]
     count: int = 0
@@ -58,7 +62,7 @@ def fall(
     seed: int,
     tint: Float[Tensor, "3 1 1"],
 ) -> Float[Tensor, "t 3 h w"]:
-    """Draw the weather over finished frames; None and fog draw nothing."""
+    """Draw weather particles over frames; None and fog return the frames unchanged."""
     kind = WEATHERS[weather] if weather else None
     if kind is None or not kind.count:
         return frames
@@ -67,19 +71,19 @@ def fall(
     height, width = frames.shape[-2:]
     aspect = width / height
     count = round(kind.count * max(1.0, aspect))
-    chance = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed % 2**31)).to(
+    random = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed % 2**31)).to(
         frames.device
     )
-    near = 0.8 + 0.5 * chance[:, 2]
+    near = 0.8 + 0.5 * random[:, 2]
     tall = 2 * 1.2
     clock = times[:, None]
-    y = (chance[:, 1] * tall + kind.speed * clock * near) % tall - tall / 2
+    y = (random[:, 1] * tall + kind.speed * clock * near) % tall - tall / 2
     sway = 0.0 if weather == "rain" else 0.06
-    x = (chance[:, 0] * 2 - 1) * (aspect + 0.1) + sway * torch.sin(clock * 2 + chance[:, 3] * 6.28)
+    x = (random[:, 0] * 2 - 1) * (aspect + 0.1) + sway * torch.sin(clock * 2 + random[:, 3] * 6.28)
     for index in range(count):
         radius = kind.radius * float(near[index])
         colour = frames.new_tensor(kind.colours[index % len(kind.colours)]).view(3, 1, 1) * tint
-        turn = float(chance[index, 4]) * 6.28 + (
+        turn = float(random[index, 4]) * 6.28 + (
             0 if kind.length == 1 or weather == "rain" else clock[:, 0] * 2.5
         )
         _draw(frames, x[:, index], y[:, index], radius, turn, kind, colour)
@@ -95,7 +99,7 @@ def _draw(
     kind: Weather,
     colour: Tensor,
 ) -> None:
-    """One particle in every frame, blended into a small window around it."""
+    """Draw one particle into every frame, in place, within a small window around it."""
     height, width = frames.shape[-2:]
     reach_y = int(radius * max(1.0, kind.length) * height / 2) + 2
     reach_x = int(radius * height / 2) + 2 if kind.length >= 1 else reach_y
@@ -118,7 +122,8 @@ def _draw(
         square = (dx / radius) ** 2 + (dy / (radius * kind.length)) ** 2
     elif kind.length < 1:
         turn = torch.as_tensor(turn).expand(len(x))[:, None, None]
-        along, beside = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
+        along = dx * turn.cos() + dy * turn.sin()
+        beside = dy * turn.cos() - dx * turn.sin()
         square = (along / radius) ** 2 + (beside / (radius * kind.length)) ** 2
     else:
         square = (dx**2 + dy**2) / radius**2
@@ -130,7 +135,8 @@ def _draw(
     for frame, r, c, a in zip(
         frames, (row - reach_y).tolist(), (column - reach_x).tolist(), alpha, strict=True
     ):
-        top, left = max(0, r), max(0, c)
+        top = max(0, r)
+        left = max(0, c)
         window = frame[:, top : max(top, r + a.shape[0]), left : max(left, c + a.shape[1])]
         if window.numel():
             share = a[top - r : top - r + window.shape[1], left - c : left - c + window.shape[2]]
@@ -145,7 +151,7 @@ def fog(
     colour: Float[Tensor, "3 1 1"],
     offset: float,
 ) -> Float[Tensor, "t 3 h w"]:
-    """Lay a slow bank of mist over the background."""
+    """Blend slowly drifting fog over the background."""
     drift = noise(
         "cloud",
         columns[None, None] * 0.16 + offset + times.view(-1, 1, 1) * 0.02,
@@ -154,4 +160,4 @@ def fog(
     share = (0.42 + 0.5 * (drift - 0.3) + 0.12 * smoothstep(-rows, -0.6, 0.6)[None, :, None]).clamp(
         0, 0.8
     )
-    return mix(frames, colour, share[:, None])  # fmt: skip
+    return mix(frames, colour, share[:, None])

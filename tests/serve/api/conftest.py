@@ -1,4 +1,4 @@
-"""A server in this process for OpenAI's client, without a socket, and workers with a fake renderer."""
+"""Fixtures: an in-process server for OpenAI's client, and workers with a fake renderer."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping

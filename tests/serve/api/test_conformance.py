@@ -476,7 +476,7 @@ def test_24_urls_are_fetched_where_the_settings_say_so(tmp_path, make_server):
 
 
 def test_25_a_reference_of_another_size_is_taken_and_filled(server):
-    """docs/server.md: it is cropped to fill the frame by the worker; the server only looks whether it is a picture."""
+    """docs/server.md: the worker crops the picture to the frame; the server checks its type."""
     video = server.openai().videos.create(
         prompt="a cat", size="1280x720", input_reference=("a.png", PNG, "image/png")
     )

@@ -1,4 +1,4 @@
-"""What calls cost does not depend on what is over: no statement scans what grows, and none reads more of it."""
+"""The cost of calls is independent of the number of finished jobs: no scans of growing tables."""
 
 import importlib.util
 import tracemalloc
@@ -77,7 +77,7 @@ def idle(server) -> None:
 
 
 def busy(server) -> None:
-    """A job that is taken, goes on and is finished, and a webhook for it; no worker, whose beats go by the clock."""
+    """Lease and finish a job with a webhook, without a worker, whose heartbeats depend on time."""
     leases = Leases(server.services.database, server.services.settings)
     lease = leases.lease("w")
     leases.heartbeat(lease, progress=40, phase="denoise", checkpoint={"0.bin": "asset:x"})

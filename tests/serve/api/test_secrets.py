@@ -1,7 +1,7 @@
 """No secret and no prompt in any line of the log, whatever goes wrong, unless the settings say so.
 
-Each text that a client sends, and each secret that it is given, is a canary. All that server and worker log is caught
-as programs write it, in both formats.
+Each text sent by a client and each secret given to it is a canary. The complete log output of
+server and worker is captured in both formats.
 """
 
 import io
@@ -50,7 +50,7 @@ def broken(error: Exception):
 
 
 def worker_failures(server, http) -> None:
-    """A render that quotes the prompt in an error of its own, and in one of ours; a chain; a group."""
+    """Run renderers that raise errors with the prompt: foreign, skyloom's, chained, grouped."""
 
     def chained(job, output):
         try:
@@ -119,8 +119,7 @@ def webhooks(server, http, monkeypatch) -> str:
 
 
 def database_errors(server, http, monkeypatch) -> str:
-    """A write that the database refuses, with a secret and a URL in its parameters, and one that fails before; the
-    secret of the endpoint that is there."""
+    """Provoke database errors with a secret and a URL in the parameters; return the secret."""
     monkeypatch.setattr("skyloom.serve.queue.webhooks.secrets.token_hex", lambda _: "same")
     hook = {"url": f"https://example.org/?token={QUERY}", "event_types": ["video.completed"]}
     answers = [http.post("/v1/webhook_endpoints", json=hook) for _ in range(2)]

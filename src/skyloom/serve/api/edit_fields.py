@@ -1,4 +1,4 @@
-"""Checks of an edit's fields against generate/edit_verbs.py, and their conversion to a Request's edit.
+"""Validation of an edit's fields against generate/edit_verbs.py; conversion to a Request's edit.
 
 generate/edit_spec.py validates the result again; errors here use the parameter names of the API.
 """

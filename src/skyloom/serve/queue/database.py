@@ -176,9 +176,10 @@ def read_page(
 
 
 def is_new(url: str) -> bool:
-    """Whether there is no database of skyloom's at a URL; looks only, and makes nothing.
+    """Whether no skyloom database exists at a URL; creates nothing.
 
-    False for one that cannot be reached or read: `Database` says why. Raises ConfigError for a URL that is none.
+    False if the database cannot be reached or read; opening it with `Database` reports the reason.
+    Raises ConfigError if the URL is invalid.
     """
     parsed, file = _parse(url), sqlite_file(url)
     postgres = parsed.get_backend_name() == "postgresql"

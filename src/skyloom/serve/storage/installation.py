@@ -279,8 +279,8 @@ def _refuse_new_database(
 
 def _mismatch_error(settings: Settings, database_id: str, storage_id: str) -> ConfigError:
     return ConfigError(
-        f"The database {redacted_url(settings.database)} belongs to installation {database_id}, and the"
-        f" storage {storage_name(settings)} to {storage_id}.",
+        f"The database {redacted_url(settings.database)} belongs to installation {database_id},"
+        f" and the storage {storage_name(settings)} to {storage_id}.",
         hint="Check the database URL, and that no second installation uses this bucket or folder."
         f" {_ADOPT_HINT}",
     )
@@ -288,8 +288,8 @@ def _mismatch_error(settings: Settings, database_id: str, storage_id: str) -> Co
 
 def _missing_marker_error(settings: Settings, database_id: str) -> ConfigError:
     return ConfigError(
-        f"The database {redacted_url(settings.database)} (installation {database_id}) references files,"
-        f" and the storage {storage_name(settings)} has no installation id.",
+        f"The database {redacted_url(settings.database)} (installation {database_id}) references"
+        f" files, and the storage {storage_name(settings)} has no installation id.",
         hint=f"Check that it is mounted, and its path or URL. {_ADOPT_HINT}",
     )
 
