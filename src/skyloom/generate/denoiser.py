@@ -1,3 +1,4 @@
+# pyright: basic
 """The transformer applied to one video: classifier-free guidance or a distilled student, with a
 cache of finished windows.
 

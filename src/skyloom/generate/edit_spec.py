@@ -1,3 +1,4 @@
+# pyright: basic
 """Edit: a verb and its parameters, as plain values that requests, receipts and jobs store."""
 
 import difflib

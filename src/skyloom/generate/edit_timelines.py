@@ -1,3 +1,4 @@
+# pyright: basic
 """Timeline builders of the edit verbs: kept, generated and filtered spans. No pixel is read here.
 
 remix and restyle start from the whole source; retake and inpaint from a part of it; extend, recut,

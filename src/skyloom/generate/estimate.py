@@ -1,3 +1,4 @@
+# pyright: basic
 """Estimate time, memory and disk of a plan from the run history of this machine.
 
 A plan is reduced to numbers (`Workload`). Each run appends its measured times and peak memory to

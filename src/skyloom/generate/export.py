@@ -1,3 +1,4 @@
+# pyright: basic
 """Finish a written video file: sign it (C2PA) and register it in this machine's registry.
 
 The command line and the server use it. Watermarks are applied earlier, by the pipeline.

@@ -1,3 +1,4 @@
+# pyright: basic
 """The receipt of a video: everything needed to generate it again and verify the result.
 
 It is stored in the video file's comment and, optionally, in a sidecar (media/write.py). Its digest

@@ -1,3 +1,4 @@
+# pyright: basic
 """Request: the frozen, JSON-serializable description of a video to generate.
 
 The command line, Python, the API and receipts all serialize to it, so any video can be repeated.

@@ -1,3 +1,4 @@
+# pyright: basic
 """Checkpoints of a generation on disk, so that a crash loses no finished step.
 
 A folder holds the receipt of the request, the clean latent of every finished window and, for the

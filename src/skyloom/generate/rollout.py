@@ -1,3 +1,4 @@
+# pyright: basic
 """Sample a video of any length window by window, in constant memory.
 
 The first window has the model's native length and is sampled in one pass. Later windows attend to

@@ -1,3 +1,4 @@
+# pyright: basic
 """Cache of the latents of generated spans, keyed by everything that determines them.
 
 A repeated edit generates only the spans that changed. The folder may be deleted at any time. File

@@ -1,3 +1,4 @@
+# pyright: basic
 """Storyboards: place cards on frames, divide them into windows, and read storyboard files.
 
 A card with `cut` starts a new shot with an empty cache. Without it, the shot continues with another

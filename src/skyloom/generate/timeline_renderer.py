@@ -1,3 +1,4 @@
+# pyright: basic
 """Generate the spans of a timeline, conditioned on the kept frames around them.
 
 Everything streams: a span reads only the frames that condition it, start it or lie under its mask,

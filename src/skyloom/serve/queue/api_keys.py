@@ -1,3 +1,4 @@
+# pyright: basic
 """API keys, and the token of a server's run.
 
 A key is `sk-sky-ID-SECRET` with 256 random bits. The database holds its SHA-256 only: a slow hash

@@ -1,3 +1,4 @@
+# pyright: basic
 """Batches: many videos from one file of JSON lines, one job per line.
 
 Lines become jobs in order, as the owner's queue has room; `next_line` is the first that was not

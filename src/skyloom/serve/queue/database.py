@@ -1,3 +1,4 @@
+# pyright: basic
 """The database: SQLite by file or Postgres by URL; one write at a time, backup and check.
 
 SQLite is the build of pysqlite3 (>= 3.51.3: older versions can corrupt a WAL written by two

@@ -1,3 +1,4 @@
+# pyright: basic
 """HTTP client for URLs that clients supply: it connects to public addresses only.
 
 The URL is parsed once, its host resolved once, every address must be public, and the connection

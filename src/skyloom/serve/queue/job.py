@@ -1,3 +1,4 @@
+# pyright: basic
 """The job row: columns, status transitions, attempts, events and the owners' virtual time.
 
 Statuses are in tables.py. A running job may have a requested action, written `in_progress+cancel`,

@@ -1,3 +1,4 @@
+# pyright: basic
 """JobStore: the clients' side of the queue.
 
 A job runs at least once and has at most one result: workers hold a lease, and each of their writes

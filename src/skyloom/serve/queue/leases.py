@@ -1,3 +1,4 @@
+# pyright: basic
 """Leases: the workers' side of the queue.
 
 A lease lasts `lease_seconds` from its last heartbeat and has a token, one more than the job's last

@@ -1,3 +1,4 @@
+# pyright: basic
 """Library: uploaded files and characters. Every query is scoped to one owner."""
 
 import secrets

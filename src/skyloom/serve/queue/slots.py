@@ -1,3 +1,4 @@
+# pyright: basic
 """Slots: limits on the work that runs at once, in total, per owner and per resource."""
 
 import threading

@@ -1,3 +1,4 @@
+# pyright: basic
 """Tables of the server: jobs, files, characters, batches, API keys, webhooks, workers, assets.
 
 Times are seconds since 1970 by the database's clock.

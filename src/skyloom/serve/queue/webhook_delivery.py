@@ -1,3 +1,4 @@
+# pyright: basic
 """Webhook delivery: send due deliveries on a few threads, sharing them fairly between owners.
 
 A delivery is claimed in the database before it is sent and recorded afterwards, so several

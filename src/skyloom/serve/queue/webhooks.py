@@ -1,3 +1,4 @@
+# pyright: basic
 """Webhooks: endpoints, event payloads, signatures and one HTTP request (webhook_delivery.py sends).
 
 The deliveries of an event are added in the transaction that ends the job, so none is lost or made

@@ -1,3 +1,4 @@
+# pyright: basic
 """Create a database, or bring an older one to this version, in one transaction.
 
 SQLite runs the transaction under BEGIN IMMEDIATE, Postgres under the advisory lock of every write:
