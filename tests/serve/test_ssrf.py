@@ -1,8 +1,7 @@
-"""More than 200 URLs that try to lead inside: no connection to an address that is not public,
-whatever they look like.
+"""More than 200 URLs that try to reach internal addresses: none leads to a connection.
 
-The network is a fake: a resolver that reads numbers as the C library does and knows a few names,
-and a door that notes who was called.
+The network is fake: a resolver that parses numbers as the C library does and knows a few names,
+and a `create_connection` that records the addresses called.
 """
 
 import ipaddress
@@ -121,7 +120,7 @@ REDIRECTS = list(
 
 
 class Internet:
-    """Records the hosts that are resolved and the addresses that are called."""
+    """Fake resolver and network; records resolved hosts and called addresses."""
 
     def __init__(self) -> None:
         self.resolved: list[str] = []
@@ -196,7 +195,7 @@ def test_the_corpus_has_200_urls():
 
 
 @pytest.mark.parametrize("url", dict.fromkeys(CORPUS))
-def test_no_private_address_is_called(internet, url: str):
+def test_no_internal_address_is_called(internet, url: str):
     with pytest.raises(RequestError):
         outbound.fetch(url)
     assert internet.called == []
@@ -217,7 +216,7 @@ def test_a_redirect_is_not_followed(internet, status: int, location: str):
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "10.0.0.7", "169.254.169.254", "::1", "fd00::1"])
-def test_a_name_is_resolved_once_per_call(internet, monkeypatch, inside: str):
+def test_a_name_is_resolved_once_against_rebinding(internet, monkeypatch, inside: str):
     answers = iter([[PUBLIC], [inside], [inside]])
     monkeypatch.setattr(
         socket,
@@ -241,7 +240,7 @@ def test_a_name_is_resolved_once_per_call(internet, monkeypatch, inside: str):
         "https://[2606:4700:4700::1111]/",
     ],
 )
-def test_public_urls_are_called(internet, url: str):
+def test_public_addresses_are_called(internet, url: str):
     internet.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
     assert outbound.fetch(url) == b"body"
     assert len(internet.called) == 1

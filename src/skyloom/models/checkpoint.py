@@ -103,7 +103,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
-    """Write `info` and the sha256 of every weights file."""
+    """Write `info` and the sha256 of every weights file; return the path."""
     hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     path = folder / MANIFEST_FILE
     path.write_text(json.dumps({**info, "files": hashes}, indent=1) + "\n")
@@ -118,9 +118,7 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise CheckpointError(f"{path} is missing.", hint=REPAIR)
         if sha256_file(path) != expected:
-            raise CheckpointError(
-                f"{path} is corrupt: its hash is not the manifest's.", hint=REPAIR
-            )
+            raise CheckpointError(f"{path} is corrupt: its hash differs.", hint=REPAIR)
     return manifest
 
 

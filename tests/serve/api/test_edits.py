@@ -138,13 +138,14 @@ def test_a_field_without_effect_is_rejected(verb):
     }
     needed = {name: values.get(name, "a cat") for name in VERBS[verb].required}
     needed |= {"region": "0,0,1,1"} if verb == "inpaint" else {}
-    needed |= {"start": 0, "stop": 1} if verb in ("retake", "recut") else {}
+    ends = {"start": 0, "stop": 1} if verb in ("retake", "recut") else {}
+    needed |= ends
     check_fields(verb, parse_body(EditFields, needed))
     for name in values.keys() - set(VERBS[verb].field_names):
         with pytest.raises(Exception, match="has no effect on") as caught:
             check_fields(verb, parse_body(EditFields, {**needed, name: values[name]}))
         assert caught.value.param == name
-    for name in VERBS[verb].required:
+    for name in (*VERBS[verb].required, *ends):
         with pytest.raises(Exception, match="Missing required") as caught:
             check_fields(
                 verb,

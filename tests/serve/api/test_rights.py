@@ -1,4 +1,4 @@
-"""SubmitOptions, scopes and isolation of owners, over every route."""
+"""Keys, scopes and isolation of owners, over every route."""
 
 import re
 

@@ -230,7 +230,7 @@ class JobSubmitter:
         if not has_media:
             message = "consent needs a picture or video. Leave it out."
             raise invalid("consent", message, "unsupported_parameter")
-        fields = consent.model_dump(exclude_none=True)
+        fields = consent.given_fields()
         self._check_expiry(fields, "consent.expiry", "The consent")
         return fields
 

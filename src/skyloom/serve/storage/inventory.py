@@ -120,18 +120,12 @@ class Inventory:
         collected.
         """
 
-        def add(write: Write) -> None:
-            values = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
-            change = update(assets).where(_is(asset)).values(**values)
-            if not write.connection.execute(change).rowcount:
-                write.connection.execute(insert(assets).values(name=_name_of(asset), **values))
-
         try:
             with self.database.write() as write:
-                again = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
-                change = update(assets).where(_is(asset)).values(**again)
+                values = {"stored_at": write.now, "unnamed_since": None, "trashed_at": None}
+                change = update(assets).where(_is(asset)).values(**values)
                 if not write.connection.execute(change).rowcount:
-                    write.connection.execute(insert(assets).values(name=_name_of(asset), **again))
+                    write.connection.execute(insert(assets).values(name=_name_of(asset), **values))
         except SQLAlchemyError as error:
             log.warning(
                 "an asset is stored but not recorded", extra={"cause": type(error).__name__}
