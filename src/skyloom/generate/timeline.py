@@ -96,7 +96,7 @@ class Timeline:
         return sum(span.frames for span in self.spans)
 
     @property
-    def joins(self) -> tuple[int, ...]:
+    def seams(self) -> tuple[int, ...]:
         """First frame of every span but the first."""
         edges: list[int] = []
         position = 0
@@ -114,7 +114,7 @@ class Timeline:
     def sound_clips(self) -> tuple[tuple[int, SourceClip], ...]:
         """Source clips whose sound is copied, each with its first frame in the edited video."""
         found: list[tuple[int, SourceClip]] = []
-        for position, span in zip((0, *self.joins), self.spans, strict=True):
+        for position, span in zip((0, *self.seams), self.spans, strict=True):
             clip = _sound_clip(span)
             if clip is None:
                 continue

@@ -306,7 +306,7 @@ class SpanContext:
 
 @dataclass
 class MaskCompositor:
-    """Blends generated frames at the joins, composites them over the source and watermarks them.
+    """Blends generated frames at the seams, composites them over the source and watermarks them.
 
     Inside the mask pixels are generated, at its soft edge mixed, outside copied bit for bit.
     """
@@ -317,7 +317,7 @@ class MaskCompositor:
     _position: int = 0
 
     def finish(self, frames: Frames) -> Frames:
-        """The next output frames of the span; frames near a join may be held back."""
+        """The next output frames of the span; frames near a seam may be held back."""
         frames = self.blender.blend(frames)
         start = self._position
         self._position += len(frames)
