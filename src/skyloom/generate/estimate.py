@@ -22,6 +22,7 @@ from skyloom.core.config import from_table
 from skyloom.core.device import peak_memory_bytes
 from skyloom.core.errors import CapacityError, CheckpointError
 from skyloom.core.files import write_atomically
+from skyloom.core.paths import state_folder
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import Plan
 from skyloom.models.dit import DitConfig
@@ -87,8 +88,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Run:
-    """Measurements of one run: seconds of loading and text encoding (`fixed_seconds`), denoising
-    and decoding; peak memory; size of the file (0 if none was written)."""
+    """Measurements of one run. `file_bytes` is 0 if no file was written.
+
+    `fixed_seconds` is the time of loading and text encoding.
+    """
 
     work: Workload
     fixed_seconds: float
@@ -294,12 +297,8 @@ def read_history(path: Path | None = None) -> list[Run]:
 
 
 def history_path() -> Path:
-    """Path of the history: in SKYLOOM_STATE, XDG_STATE_HOME/skyloom or ~/.local/state/skyloom."""
-    folder = os.environ.get("SKYLOOM_STATE")
-    if folder:
-        return Path(folder) / "runs.jsonl"
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local/state") / "skyloom" / "runs.jsonl"
+    """Path of the run history in the state folder."""
+    return state_folder() / "runs.jsonl"
 
 
 def free_memory() -> int:

@@ -127,8 +127,11 @@ class Timeline:
 
 
 def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timeline:
-    """Build a timeline: drop empty spans, turn spans of strength 0 into kept clips, and join kept
-    clips that follow one another in a source. Raises RequestError if no frame is left."""
+    """Build a timeline.
+
+    Drops empty spans, turns spans of strength 0 into kept clips, and merges kept clips that follow
+    one another in a source. Raises RequestError if no frame is left.
+    """
     joined: list[Span] = []
     for span in _simplified(spans):
         last = joined[-1] if joined else None

@@ -105,8 +105,10 @@ class TimelineRenderer:
         context: "SpanContext",
         store: WindowStore | None,
     ) -> Iterator[tuple[int, WindowStep | Tensor]]:
-        """Yield sampler steps, and runs of generated latent frames in order of time with the index
-        of their first."""
+        """Yield sampler steps, and runs of generated latent frames with the index of their first.
+
+        Runs come in order of time.
+        """
         offset = layout.known_before
         cached = None if self.cache is None else self.cache.load(span)
         if cached is not None:
@@ -351,7 +353,7 @@ def filter_frames(source: VideoSource, span: Filter) -> Iterator[Frames]:
 def span_identity(
     plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype
 ) -> SpanIdentity:
-    """What determines the generated spans of an edit's plan. Keys are those of existing caches."""
+    """Build the cache key of an edit's spans; its names are those of existing caches."""
     opened = plan.edit_sources
     edit = plan.request.edit
     assert opened is not None and edit is not None
