@@ -257,7 +257,7 @@ def make(
     reading = predict(probe, part)
     notes = video.receipt.get("notes")
     assert isinstance(notes, dict)
-    joins = [*notes.get("seams", {}).values(), *([notes["closure"]] if "closure" in notes else [])]
+    ratios = [*notes.get("seams", {}).values(), *([notes["closure"]] if "closure" in notes else [])]
     return Outcome(
         case,
         before,
@@ -265,7 +265,7 @@ def make(
         kept=sum(kept) / len(kept) if kept else None,
         right=sum(getattr(reading, name) == wanted for name, wanted in case.wanted.items()),
         read=words(case, reading),
-        seam=max(joins) if joins else None,
+        seam=max(ratios) if ratios else None,
         moved=float((part.float() - torch.cat(under).float()).abs().mean()) if under else None,
     )
 
@@ -316,7 +316,7 @@ def small(frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
 def table(outcomes: Sequence[Outcome]) -> list[str]:
     """A row for each edit, and what they come to for each verb."""
     lines = [
-        "| edit | read in the changed part | kept, bit for bit | worst join | moved |",
+        "| edit | read in the changed part | kept, bit for bit | worst seam | moved |",
         "|---|---|---|---|---|",
     ]
     by_verb: dict[str, list[Outcome]] = defaultdict(list)
@@ -347,8 +347,8 @@ def write_page(outcomes: Sequence[Outcome]) -> None:
         HEADING,
         "",
         f"{len(outcomes)} edits with seed 1 and the default quality, by `make edits`. The probe",
-        "reads only the changed part: the generated frames, or the region. A join of 1 changes as",
-        "much as any frame to the next; *moved* is the mean difference of pixel values (of 255)",
+        "reads only the changed part: the generated frames, or the region. *Worst seam* is the largest",
+        "change at a seam over the ordinary change between frames; *moved* is the mean difference of pixel values (of 255)",
         "from the source. Wrong readings are bold.",
         "",
         *table(outcomes),
@@ -387,7 +387,7 @@ def main() -> None:
                     "edit": case.command,
                     "read": one.read,
                     "kept": one.kept,
-                    "join": one.seam,
+                    "seam": one.seam,
                     "moved": one.moved,
                 }
                 print(json.dumps(row), flush=True)

@@ -90,7 +90,7 @@ def measure(name: str, model: str, seconds: float, count: int) -> dict[str, floa
         load_probe(),
         load_atlas(Path(".atlas")),
         part=PART_SECONDS * fps,
-        joins=[scale.video_frames(one.start) for one in windows[1:]],
+        seams=[scale.video_frames(one.start) for one in windows[1:]],
     )
     return report.numbers
 

@@ -1,4 +1,4 @@
-"""Seam blending: joins match in light for any chunking; other frames do not change."""
+"""Seam blending: seams match in light for any chunking; other frames do not change."""
 
 import pytest
 import torch

@@ -19,7 +19,7 @@ def test_empty_spans_vanish_and_clips_that_follow_are_one():
         ]
     )
     assert timeline.spans == (Keep(SourceClip(0, 0, 9)), Keep(SourceClip(1, 9, 12)))
-    assert (timeline.frames, timeline.joins, timeline.generated_spans) == (12, (9,), ())
+    assert (timeline.frames, timeline.seams, timeline.generated_spans) == (12, (9,), ())
 
 
 def test_what_may_not_move_from_its_source_is_kept():

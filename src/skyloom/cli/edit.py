@@ -206,7 +206,7 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
     )
     typer.echo(json.dumps(result) if shared.as_json else result["file"] or "", err=playing)
     if not shared.as_json:
-        for line in _describe_joins(result.get("notes", {})):
+        for line in _describe_seams(result.get("notes", {})):
             typer.echo(line, err=True)
 
 
@@ -216,15 +216,15 @@ def _default_output(request: "Request", name: str) -> Path:
     return free_name(f"{Path(source).stem} {name}", Path())
 
 
-def _describe_joins(notes: dict[str, Any]) -> list[str]:
-    """One line per join: its change divided by the change between ordinary frames."""
+def _describe_seams(notes: dict[str, Any]) -> list[str]:
+    """One line per seam: its change divided by the change between ordinary frames."""
     seams = notes.get("seams") or {}
     lines = [
-        f"join at frame {frame}: {ratio:g} times the ordinary change"
+        f"seam at frame {frame}: {ratio:g} times the ordinary change"
         for frame, ratio in seams.items()
     ]
     if (closure := notes.get("closure")) is not None:
-        lines.append(f"join of the loop: {closure:g} times the ordinary change")
+        lines.append(f"seam of the loop: {closure:g} times the ordinary change")
     return lines
 
 

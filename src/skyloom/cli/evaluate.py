@@ -164,7 +164,7 @@ def drift(
         load_probe(),
         load_atlas(atlas),
         part=round(part * pipeline.info.fps),
-        joins=_joins(pipeline, seconds),
+        seams=_seams(pipeline, seconds),
         on_video=_progress(count),
     )
     _finish(report, out, as_json)
@@ -189,8 +189,8 @@ def windows(
     from skyloom.world.vocabulary import DIORAMA
 
     pipeline = load(model)
-    joins = _joins(pipeline, seconds)
-    if not joins:
+    seams = _seams(pipeline, seconds)
+    if not seams:
         raise RequestError(
             f"--seconds must be more than one window of {model}, got {seconds:g}.",
             hint="Use a larger value.",
@@ -200,13 +200,13 @@ def windows(
         prompts_for(DIORAMA, count, seed=_WINDOWS_SEED),
         load_critic(),
         load_atlas(atlas),
-        joins,
+        seams,
         on_video=_progress(count),
     )
     _finish(report, out, as_json)
 
 
-def _joins(pipeline: "Pipeline", seconds: float) -> list[int]:
+def _seams(pipeline: "Pipeline", seconds: float) -> list[int]:
     """Return the first frames of all windows but the first one."""
     from skyloom.generate.request import Request
 

@@ -222,7 +222,7 @@ def _deliver(
     from skyloom.media.write import open_pipe, open_video
     from skyloom.safety.provenance import FrameHasher
 
-    glimpses = FrameHasher(plan.fps)
+    hasher = FrameHasher(plan.fps)
     with ExitStack() as stack:
         writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
         pipe = None
@@ -230,7 +230,7 @@ def _deliver(
             pipe = stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps))
         if writer is not None:
             _add_sound(plan, writer)
-        sinks = [sink.append for sink in (writer, pipe, glimpses) if sink is not None]
+        sinks = [sink.append for sink in (writer, pipe, hasher) if sink is not None]
         try:
             receipt, frames = show_progress(steps, delivery.preview, sinks)
         except SafetyError:
@@ -243,7 +243,7 @@ def _deliver(
         sign_and_register(
             target,
             receipt,
-            perceptual_hashes=glimpses.hashes,
+            perceptual_hashes=hasher.hashes,
             credentials=delivery.credentials,
             disclose=delivery.receipt,
         )

@@ -120,9 +120,9 @@ def replay(
 def _perceptual_hashes(video: "Video") -> list[str]:
     from skyloom.safety.provenance import FrameHasher
 
-    glimpses = FrameHasher(video.fps)
-    glimpses.append(video.frames)
-    return glimpses.hashes
+    hasher = FrameHasher(video.fps)
+    hasher.append(video.frames)
+    return hasher.hashes
 
 
 def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:

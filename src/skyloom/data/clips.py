@@ -29,7 +29,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What to render: `count` clips of one shape, with seeds from `first_seed` on."""
+    """Plan of a rendered dataset: `count` clips of one shape, with seeds from `first_seed` on."""
 
     vocabulary: str = "small"
     count: int = 1000

@@ -121,8 +121,8 @@ class LatentSource:
 
     rollout: (sink, recent, window) latent frames; samples are windows of a longer video after its
         first `sink + recent` frames.
-    excerpt: samples are runs of up to that many latent frames that start after as many, as an edit
-        within a video has.
+    excerpt: largest length of a sample in latent frames; a sample starts after at least as many
+        frames, like a span generated in the middle of a video.
     """
 
     folder: str = ""

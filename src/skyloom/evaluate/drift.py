@@ -53,20 +53,23 @@ def compare_drift(
     atlas: Atlas,
     *,
     part: int,
-    joins: Sequence[int],
+    seams: Sequence[int],
     on_video: Callable[[int], None] | None = None,
 ) -> Report:
-    """Generate every prompt (seed 0); compare segments of `part` frames with the first one."""
+    """Generate every prompt (seed 0); compare segments of `part` frames with the first one.
+
+    `seams` are the first frames of the windows after the first one.
+    """
     made: list[list[VideoSegment]] = []
     real: list[list[VideoSegment]] = []
-    seams: list[float] = []
+    seam_ratios: list[float] = []
     strips: list[Strip] = []
     for number, prompt in enumerate(prompts):
         video = pipeline.generate(prompt.text, seed=0).frames
         rendered = _render(prompt, 2 * part, atlas)
         made.append(split_segments(video, part, probe, prompt.facts.noun))
         real.append(split_segments(rendered, part, probe, prompt.facts.noun))
-        seams.append(seam_ratio(video, joins))
+        seam_ratios.append(seam_ratio(video, seams))
         shown = torch.linspace(0, len(video) - 1, _SHOWN).long()
         strips.append(Strip(video[shown], (prompt.text,)))
         if on_video:
@@ -74,7 +77,7 @@ def compare_drift(
     about = {"prompts": len(prompts), "parts": len(made[0]), "frames of a part": part}
     truth = torch.cat([one.features for each in real for one in each])
     numbers = dict(_numbers(made, truth))
-    numbers["seams"] = share_of([[seam] for seam in seams]).value
+    numbers["seams"] = share_of([[ratio] for ratio in seam_ratios]).value
     for name, value in _numbers(real, truth):
         numbers[f"real renders, {name}"] = value
     return Report("Drift", about, numbers=numbers, strips=tuple(strips))

@@ -76,11 +76,11 @@ def colour_change(first: VideoStatistics, last: VideoStatistics) -> float:
     return sum(changes) / len(changes)
 
 
-def seam_ratio(frames: UInt8[Tensor, "t h w c"], joins: Sequence[int]) -> float:
-    """Ratio of the change between frames at `joins` (first frames of windows) to elsewhere."""
+def seam_ratio(frames: UInt8[Tensor, "t h w c"], seams: Sequence[int]) -> float:
+    """Ratio of the change between frames at `seams` (first frames of windows) to elsewhere."""
     change = (frames[1:].float() - frames[:-1].float()).abs().mean(dim=(1, 2, 3))
     at = torch.zeros(len(change), dtype=torch.bool)
-    at[[join - 1 for join in joins if 0 < join < len(frames)]] = True
+    at[[seam - 1 for seam in seams if 0 < seam < len(frames)]] = True
     return float(change[at].mean() / change[~at].mean().clamp(min=1e-6)) if bool(at.any()) else 1.0
 
 

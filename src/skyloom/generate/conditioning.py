@@ -53,8 +53,10 @@ class LatentCondition:
 
 
 def read_card_media(placed: PlacedCard, shape: VideoShape, fps: int) -> UInt8[Tensor, "t h w c"]:
-    """A card's image, cropped to the frame, or its video at the model's rate up to the end of the
-    storyboard."""
+    """Read a card's image, cropped to the frame, or its video at the model's rate.
+
+    The video ends with the storyboard at the latest.
+    """
     card = placed.card
     if card.image is not None:
         return cover(read_image(Path(card.image)), shape.height, shape.width)

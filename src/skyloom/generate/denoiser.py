@@ -1,7 +1,7 @@
 # pyright: basic
-"""The transformer applied to one video: classifier-free guidance or a distilled student, with a
-cache of finished windows.
+"""Denoiser of one video: the transformer with guidance or as a student, and its cache.
 
+The cache holds keys and values of finished windows.
 With guidance the model runs with the prompt and with the negative prompt: two branches in parallel,
 each with its own key-value cache.
 """

@@ -15,8 +15,11 @@ from skyloom.media.source import VideoSource, open_source
 
 @dataclass(frozen=True, eq=False)
 class EditSources:
-    """Open source videos. `mask` marks the pixels of the first one that may change; `feather` is
-    the width of its soft edge in pixels."""
+    """Open source videos of an edit.
+
+    `mask` marks the pixels of the first one that may change; `feather` is the width of its soft
+    edge in pixels.
+    """
 
     sources: tuple[VideoSource, ...]
     mask: Mask | None = None

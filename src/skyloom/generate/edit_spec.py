@@ -118,8 +118,11 @@ _PARAMETERS = tuple(
 
 
 def check_source_limits(edit: Edit, *, width: int, height: int, fps: Fraction, frames: int) -> None:
-    """Check an edit against its first video. Raises RequestError for a size or rate that is not
-    larger than the video's, and for a time range outside it."""
+    """Check an edit against its first video.
+
+    Raises RequestError for a size or rate that is not larger than the video's, and for a time range
+    outside it.
+    """
     if edit.size is not None:
         wide, high = parse_size(edit.size)
         if wide < width or high < height or (wide, high) == (width, height):

@@ -89,8 +89,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Run:
-    """Measurements of one run: seconds of loading and text encoding (`fixed_seconds`), denoising
-    and decoding; peak memory; size of the file (0 if none was written)."""
+    """Measurements of one run. `file_bytes` is 0 if no file was written.
+
+    `fixed_seconds` is the time of loading and text encoding.
+    """
 
     work: Workload
     fixed_seconds: float
@@ -296,7 +298,7 @@ def read_history(path: Path | None = None) -> list[Run]:
 
 
 def history_path() -> Path:
-    """Path of the history, in the state folder."""
+    """Path of the run history in the state folder."""
     return state_folder() / "runs.jsonl"
 
 

@@ -109,7 +109,7 @@ class _OutputStage:
             self._total = sum(len(window.decode_chunks) for window in plan.windows)
         else:
             self._total = plan.shape.frames
-            self._seams = SeamMetric(plan.timeline.joins)
+            self._seams = SeamMetric(plan.timeline.seams)
 
     def add_notes(self, notes: Mapping[str, Any]) -> None:
         """Add notes to the receipt."""
@@ -148,11 +148,11 @@ class _OutputStage:
         return Step("decode", self._done, self._total, frames=output, receipt=receipt, video=video)
 
     def _seam_notes(self) -> dict[str, Any]:
-        """Per join of an edit, the change divided by the ordinary change; also of a loop's end."""
+        """Return the change at each seam over the ordinary change; also at the end of a loop."""
         if self._seams is None:
             return {}
         notes: dict[str, Any] = {
-            "seams": {str(join): round(ratio, 3) for join, ratio in self._seams.ratios().items()}
+            "seams": {str(seam): round(ratio, 3) for seam, ratio in self._seams.ratios().items()}
         }
         if self._plan.timeline is not None and self._plan.timeline.loops:
             notes["closure"] = round(self._seams.closure(), 3)

@@ -70,7 +70,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Receipt:
-    """How a video was generated.
+    """Record of how a video was generated.
 
     `request` has every default filled in, including the seed. `weights` is one digest of the
     model's files. `image` is the sha256 of the first picture. `notes` hold measurements and

@@ -28,13 +28,15 @@ _NUMBERS = ("seconds", "fps", "guidance_scale")
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. None is the model's default; a seed of None is drawn and reported.
+    """Description of a video to generate.
+
+    None is the model's default; a seed of None is drawn and reported.
 
     `model` None is the model of the pipeline. `quality` is "fast" (distilled student: few steps,
     no guidance) or "best" (many steps, guided), if the model has both. `cards` make a storyboard;
     its prompt, which may be empty, is appended to each card's. `edit` changes existing videos,
-    whose length and size the result has. `retakes` is how often a window that does not match the
-    first one is sampled again. Raises RequestError for values of the wrong type.
+    whose length and size the result has. `retakes` is how often a window may be sampled
+    again that does not match the first one. Raises RequestError for values of the wrong type.
     """
 
     prompt: str

@@ -104,8 +104,11 @@ class Critic(Protocol):
         first: UInt8[Tensor, "u h w c"] | None,
         before: UInt8[Tensor, "v h w c"],
     ) -> WindowScore:
-        """Compare frames with the first window of the card (None: this is it) and with the frames
-        right before them in the shot (may be empty)."""
+        """Score a window.
+
+        `first` is the first window of the card, None for that window itself; `before` are the
+        frames right before the window in its shot, and may be empty.
+        """
         ...
 
 
@@ -125,7 +128,7 @@ class WindowStep:
 
 @dataclass(frozen=True, eq=False)
 class SamplingSpec:
-    """What to sample: windows, a canvas per window, noise levels and a seed.
+    """Sampling settings: windows, a canvas per window, noise levels and a seed.
 
     `set_prompt` is called before each window. `card_seeds` are seeds of single cards, by index.
     `store` holds windows and steps of an interrupted run, which are not sampled again.
@@ -331,8 +334,10 @@ class StreamingDecoder:
     def decode_trial(
         self, latent: Float[Tensor, "1 c t h w"], window: Window
     ) -> UInt8[Tensor, "t h w c"]:
-        """Decode a window without changing the decoder's state. The result is reused if this same
-        tensor is then passed to `put`."""
+        """Decode a window without changing the decoder's state.
+
+        `put` reuses the result if it gets the same tensor.
+        """
         for one in self._trials:
             if one.latent is latent:
                 return torch.cat(one.chunks)

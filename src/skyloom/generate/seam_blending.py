@@ -2,7 +2,7 @@
 
 The first generated frame differs from the kept frame before it mostly in low frequencies: light,
 colour, large shapes (docs/log.md). That difference is blurred and added to the generated frames
-next to the join with a weight that falls to 0. Kept frames are not changed.
+next to the seam with a weight that falls to 0. Kept frames are not changed.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-BLEND_FRAMES = 4  # generated frames that change per join; with 6, short retakes follow prompts less
+BLEND_FRAMES = 4  # generated frames that change per seam; with 6, short retakes follow prompts less
 BLUR = 16  # the blur radius is the frame height divided by this, applied twice
 _WHITE = 255
 
@@ -34,9 +34,9 @@ class SeamBlender:
 
     @property
     def length(self) -> int:
-        """Frames that change per join; the two joins do not overlap."""
-        joins = (self.before is not None) + (self.after is not None)
-        return min(BLEND_FRAMES, self.frames // max(1, joins))
+        """Frames that change per seam; the two seams do not overlap."""
+        seams = (self.before is not None) + (self.after is not None)
+        return min(BLEND_FRAMES, self.frames // max(1, seams))
 
     def blend(self, frames: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "t h w c"]:
         """Blend the next frames. Frames near the end are held back until the span is complete."""

@@ -15,8 +15,10 @@ _LATENT_SIDE = 8
 
 
 def compare_decoders(folder: Path, device: torch.device, dtype: torch.dtype) -> int:
-    """The largest pixel difference (of 255) between a model's decoder on `device` and in fp32 on
-    the CPU, for the same noise latent (9 frames). Raises CheckpointError."""
+    """Return the largest pixel difference (of 255) of a model's decoder to fp32 on the CPU.
+
+    Both decode the same noise latent (9 frames). Raises CheckpointError.
+    """
     config, state, _ = load_part(folder, "vae", VaeConfig)
     generator = torch.Generator().manual_seed(0)
     shape = (1, config.latent_channels, _LATENT_FRAMES, _LATENT_SIDE, _LATENT_SIDE)

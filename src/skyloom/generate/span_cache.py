@@ -28,7 +28,7 @@ _STORED_NAMES = {"init_clips": "under", "mix_shares": "shares"}  # keys of exist
 
 @dataclass(frozen=True)
 class SpanIdentity:
-    """What determines the spans of an edit: `settings` common to all, and an id per source."""
+    """Cache key of an edit's spans: `settings` common to all, and an id per source."""
 
     settings: Mapping[str, Any]
     source_ids: Sequence[str]

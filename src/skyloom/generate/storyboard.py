@@ -122,8 +122,10 @@ def card_windows(
     native: int,
     rollout: Rollout | None,
 ) -> tuple[Window, ...]:
-    """The windows of all shots; a window belongs to one card. Raises RequestError if a shot needs
-    several windows and the model has no rollout."""
+    """Divide all shots into windows; a window belongs to one card.
+
+    Raises RequestError if a shot needs several windows and the model has no rollout.
+    """
     windows: list[Window] = []
     for index, placed in enumerate(cards):
         following = cards[index + 1] if index + 1 < len(cards) else None

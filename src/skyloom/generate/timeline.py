@@ -96,7 +96,7 @@ class Timeline:
         return sum(span.frames for span in self.spans)
 
     @property
-    def joins(self) -> tuple[int, ...]:
+    def seams(self) -> tuple[int, ...]:
         """First frame of every span but the first."""
         edges: list[int] = []
         position = 0
@@ -114,7 +114,7 @@ class Timeline:
     def sound_clips(self) -> tuple[tuple[int, SourceClip], ...]:
         """Source clips whose sound is copied, each with its first frame in the edited video."""
         found: list[tuple[int, SourceClip]] = []
-        for position, span in zip((0, *self.joins), self.spans, strict=True):
+        for position, span in zip((0, *self.seams), self.spans, strict=True):
             clip = _sound_clip(span)
             if clip is None:
                 continue
@@ -127,8 +127,11 @@ class Timeline:
 
 
 def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timeline:
-    """Build a timeline: drop empty spans, turn spans of strength 0 into kept clips, and join kept
-    clips that follow one another in a source. Raises RequestError if no frame is left."""
+    """Build a timeline.
+
+    Drops empty spans, turns spans of strength 0 into kept clips, and merges kept clips that follow
+    one another in a source. Raises RequestError if no frame is left.
+    """
     joined: list[Span] = []
     for span in _simplified(spans):
         last = joined[-1] if joined else None

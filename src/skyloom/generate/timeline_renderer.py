@@ -106,8 +106,10 @@ class TimelineRenderer:
         context: "SpanContext",
         store: WindowStore | None,
     ) -> Iterator[tuple[int, WindowStep | Tensor]]:
-        """Yield sampler steps, and runs of generated latent frames in order of time with the index
-        of their first."""
+        """Yield sampler steps, and runs of generated latent frames with the index of their first.
+
+        Runs come in order of time.
+        """
         offset = layout.known_before
         cached = None if self.cache is None else self.cache.load(span)
         if cached is not None:
@@ -307,7 +309,7 @@ class SpanContext:
 
 @dataclass
 class MaskCompositor:
-    """Blends generated frames at the joins, composites them over the source and watermarks them.
+    """Blends generated frames at the seams, composites them over the source and watermarks them.
 
     Inside the mask pixels are generated, at its soft edge mixed, outside copied bit for bit.
     """
@@ -318,7 +320,7 @@ class MaskCompositor:
     _position: int = 0
 
     def finish(self, frames: Frames) -> Frames:
-        """The next output frames of the span; frames near a join may be held back."""
+        """The next output frames of the span; frames near a seam may be held back."""
         frames = self.blender.blend(frames)
         start = self._position
         self._position += len(frames)
@@ -352,7 +354,7 @@ def filter_frames(source: VideoSource, span: Filter) -> Iterator[Frames]:
 def span_identity(
     plan: Plan, info: ModelInfo, device: torch.device, dtype: torch.dtype
 ) -> SpanIdentity:
-    """What determines the generated spans of an edit's plan. Keys are those of existing caches."""
+    """Build the cache key of an edit's spans; its names are those of existing caches."""
     opened = plan.edit_sources
     edit = plan.request.edit
     assert opened is not None and edit is not None

@@ -1,6 +1,6 @@
-"""Seam metric: frame change at joins relative to the frame change around them.
+"""Seam metric: frame change at seams relative to the frame change around them.
 
-A ratio of 1 means that a join is not visible by its change; a hard cut is far above. Frames come in
+A ratio of 1 means that a seam is not visible by its change; a hard cut is far above. Frames come in
 batches; only the changes of the last second or two are kept.
 """
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from jaxtyping import UInt8
 from torch import Tensor
 
-_CONTEXT = 8  # changes on either side that a join is compared with
+_CONTEXT = 8  # changes on either side that a seam is compared with
 _EPSILON = 1e-3  # in pixel values, so that still video has ratio 1
 
 
 @dataclass
 class SeamMetric:
-    """Measures the joins of a video from its frames in order.
+    """Measures the seams of a video from its frames in order.
 
-    `joins` are the numbers of the first frames after each join.
+    `seams` are the indices of the first frame after each seam.
     """
 
-    joins: Sequence[int]
+    seams: Sequence[int]
     _count: int = 0
     _last: "UInt8[Tensor, 'h w c'] | None" = None
     _first: "UInt8[Tensor, 'h w c'] | None" = None
@@ -37,7 +37,7 @@ class SeamMetric:
         for frame in frames:
             if self._last is not None:
                 self._changes.append((self._count, _change(self._last, frame)))
-                if self._count in self.joins:
+                if self._count in self.seams:
                     self._pending.append(self._count)
             else:
                 self._first = frame
@@ -47,7 +47,7 @@ class SeamMetric:
             self._count += 1
 
     def ratios(self) -> dict[int, float]:
-        """Return for each join its change over the mean change around it; after the last frame."""
+        """Return for each seam its change over the mean change around it; after the last frame."""
         while self._pending:
             self._measure_next()
         return dict(self._ratios)
@@ -60,12 +60,12 @@ class SeamMetric:
         return _ratio(_change(self._last, self._first), mean)
 
     def _measure_next(self) -> None:
-        join = self._pending.pop(0)
-        at_join = [change for at, change in self._changes if at == join]
-        around = [change for at, change in self._changes if at != join and at not in self.joins]
-        if at_join:
+        seam = self._pending.pop(0)
+        at_seam = [change for at, change in self._changes if at == seam]
+        around = [change for at, change in self._changes if at != seam and at not in self.seams]
+        if at_seam:
             mean = sum(around) / len(around) if around else 0.0
-            self._ratios[join] = _ratio(at_join[0], mean)
+            self._ratios[seam] = _ratio(at_seam[0], mean)
 
 
 def _change(before: "UInt8[Tensor, 'h w c']", after: "UInt8[Tensor, 'h w c']") -> float:

@@ -156,7 +156,7 @@ def load_policy(path: str | None) -> Policy:
 
 @dataclass(frozen=True)
 class _Match:
-    """Where a term was found: word indices, first character, last character + 1."""
+    """Position of a term: word indices, first character, last character + 1."""
 
     indices: tuple[int, ...]
     start: int

@@ -140,8 +140,11 @@ def _in_url(host: str) -> str:
 
 
 def _share_heaps() -> None:
-    """Use two heaps for all threads: glibc gives each of forty its own, which grow for minutes
-    under load. Large blocks, like bodies, are mapped by themselves and so returned when freed."""
+    """Limit glibc to two malloc arenas and map large blocks, like bodies, separately.
+
+    By default each of forty threads gets an arena of its own, which grows for minutes under load.
+    Separately mapped blocks are returned to the system when they are freed.
+    """
     with contextlib.suppress(AttributeError, TypeError):  # of another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)

@@ -54,7 +54,7 @@ def test_hanging_webhook_test_blocks_no_other_route(server, monkeypatch):
     "kind", [kind for kind, limit in LIMITS.items() if kind not in ("auth", "metrics")]
 )
 def test_health_and_metrics_answer_while_a_limit_is_full(server, kind):
-    gate = server.services.gates[kind]
+    gate = server.services.limiters[kind]
     gate._running["mallory"] = LIMITS[kind].total
     assert server.http(None).get("/health").status_code == 200
     assert server.http().get("/metrics").status_code == 200
@@ -76,9 +76,9 @@ def test_health_needs_no_thread(server, monkeypatch):
     ],
 )
 def test_requests_with_media_have_the_limit_of_uploads(server, body):
-    server.services.gates["upload"]._running["local"] = LIMITS["upload"].total
+    server.services.limiters["upload"]._running["local"] = LIMITS["upload"].total
     asked = {"prompt": "a cat", **body}
-    gate = server.services.gates["upload"]
+    gate = server.services.limiters["upload"]
     gate._limit = LIMITS["plan"]  # nobody waits
     assert server.http().post("/v1/videos", json=asked).status_code == 429
     assert server.http().post("/v1/videos", json={"prompt": "a cat"}).status_code == 200
@@ -87,7 +87,7 @@ def test_requests_with_media_have_the_limit_of_uploads(server, body):
 
 
 def test_moderated_pictures_have_the_limit_of_inspections(server):
-    gate = server.services.gates["inspect"]
+    gate = server.services.limiters["inspect"]
     gate._running["alice"] = LIMITS["inspect"].total
     pictures = [{"type": "image_url", "image_url": {"url": DATA_URL}}]
     assert server.http().post("/v1/moderations", json={"input": pictures}).status_code == 429
@@ -95,7 +95,7 @@ def test_moderated_pictures_have_the_limit_of_inspections(server):
 
 
 def test_stream_releases_its_place(server):
-    http, gate = server.http(), server.services.gates["stream"]
+    http, gate = server.http(), server.services.limiters["stream"]
     id = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
     server.work()
     for _ in range(3):

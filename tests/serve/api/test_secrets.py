@@ -84,7 +84,7 @@ def server_failures(server, http, monkeypatch) -> None:
         f"/v1/videos/{NAME}?{QUERY}=1", headers={"x-canary": QUERY, "origin": f"https://{QUERY}"}
     )
     with monkeypatch.context() as patch:
-        patch.setattr(type(server.services.desk), "create_video", broken(RuntimeError(PROMPT)))
+        patch.setattr(type(server.services.submitter), "create_video", broken(RuntimeError(PROMPT)))
         assert http.post("/v1/videos", json={"prompt": PROMPT}).status_code == 500
     video = http.post("/v1/videos", json={"prompt": PROMPT}).json()["id"]
     server.work()

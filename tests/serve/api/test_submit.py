@@ -25,7 +25,7 @@ def texts(server, monkeypatch) -> list[str]:
         span = None if start < 0 else (start, start + len("forbidden"))
         return ModerationResult(span is None, "own", span, "Not allowed.")
 
-    monkeypatch.setattr(server.services.desk, "_check_policy", check)
+    monkeypatch.setattr(server.services.submitter, "_check_policy", check)
     monkeypatch.setattr(validate, "refuse_prompt", seen.append)
     return seen
 
@@ -58,7 +58,7 @@ def test_the_policy_is_called_once_for_an_edit(server, texts):
 
 
 def test_the_worker_checks_the_prompt_again(server, texts):
-    request, metadata = server.services.desk.plan(parse_body(CreateBody, {"prompt": "a cat"}))
+    request, metadata = server.services.submitter.plan(parse_body(CreateBody, {"prompt": "a cat"}))
     texts.clear()
     alias = find_model_alias(server.services.settings, metadata.model)
     validate.resolve_defaults(request, alias.info)
@@ -101,7 +101,7 @@ def test_no_media_is_stored_or_fetched_over_a_quota(make_server, tmp_path):
     def fetch(url: str) -> bytes:
         raise AssertionError(f"fetched {url}")
 
-    server.services.sources._fetch = fetch
+    server.services.media._fetch = fetch
     card = {"at": 0, "prompt": "a cat", "image": DATA_URL}
     remote = {"image_url": "https://example.org/a.png"}
     rejected = [

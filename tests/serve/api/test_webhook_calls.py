@@ -44,7 +44,7 @@ def test_outgoing_requests_are_limited_per_owner_and_in_all(make_server, tmp_pat
     server = make_server(tmp_path, url_references=True)
     tarpit = Tarpit(200 if kind == "test" else b"\x89PNG\r\n\x1a\n" + bytes(100))
     object.__setattr__(server.services.effects, "post", tarpit)
-    server.services.sources._fetch = tarpit
+    server.services.media._fetch = tarpit
     clients = [server.http(server.key(f"owner{index}")) for index in range(6)]
     calls = [
         (client, endpoint(client), {"event_type": "video.failed"})
@@ -80,7 +80,7 @@ def test_failed_download_releases_its_slot(make_server, tmp_path):
     def refuse(url):
         raise RequestError("The URL cannot be reached.")
 
-    server.services.sources._fetch = refuse
+    server.services.media._fetch = refuse
     for _ in range(6):
         assert server.http().post("/v1/videos", json=PICTURE).status_code == 400
 

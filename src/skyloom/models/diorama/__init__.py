@@ -1,1 +1,1 @@
-"""Diorama model family: the bundled U-Net and autoencoder."""
+"""Diorama model family: U-Net and autoencoder of the next bundled model."""

@@ -105,7 +105,7 @@ def make_services(
     library = Library(database, quotas)
     reserve = DiskReserve(settings.data, settings.disk_reserve)
     fetch = effects.fetch if settings.url_references else None
-    sources = MediaResolver(jobs, library, storage, reserve, fetch)
+    media = MediaResolver(jobs, library, storage, reserve, fetch)
     return Services(
         settings=settings,
         database=database,
@@ -114,14 +114,14 @@ def make_services(
         batches=BatchStore(database, jobs, quotas),
         endpoints=EndpointStore(database, quotas),
         storage=storage,
-        sources=sources,
-        desk=JobSubmitter(settings, jobs, library, sources, effects.moderate),
+        media=media,
+        submitter=JobSubmitter(settings, jobs, library, media, effects.moderate),
         keys=keys,
         sessions=SessionStore(database, keys),
         metrics=Metrics(jobs.counts, jobs.refusals, effects.workers),
         effects=effects,
         reserve=reserve,
-        gates=ConcurrencyLimiters(),
+        limiters=ConcurrencyLimiters(),
         memory=ByteBudget(MEMORY_BYTES, MEMORY_BYTES_PER_OWNER),
         bodies=ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_owner),
         events=EventBroadcaster(EventFeed(database), stopping.is_set),

@@ -46,7 +46,7 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="key")
 
 @dataclass(frozen=True)
 class SideEffects:
-    """What reaches outside of the server's process; tests replace it.
+    """Functions that reach outside of the server process; tests replace them.
 
     moderate: the policy's verdict on a text
     view: the verdict on a stored picture or video and, if the flag is set, who it shows
@@ -78,14 +78,14 @@ class Services:
     batches: BatchStore
     endpoints: EndpointStore
     storage: AssetStorage
-    sources: MediaResolver
-    desk: JobSubmitter
+    media: MediaResolver
+    submitter: JobSubmitter
     keys: KeyStore
     sessions: SessionStore
     metrics: Metrics
     effects: SideEffects
     reserve: DiskReserve
-    gates: ConcurrencyLimiters
+    limiters: ConcurrencyLimiters
     memory: ByteBudget
     bodies: ByteBudget
     events: EventBroadcaster
@@ -116,7 +116,7 @@ async def get_caller(
     else:
         _check_same_origin(request)
         authenticate = partial(services.sessions.authenticate, cookie)
-    caller = await services.gates["auth"].run("", authenticate)
+    caller = await services.limiters["auth"].run("", authenticate)
     for scope in required.scopes:
         if scope not in caller.scopes:
             message = f"This key may not do that: it lacks the scope {scope}."
@@ -138,7 +138,7 @@ async def sign_in(
         authenticate = partial(services.sessions.redeem, text)
     else:
         authenticate = partial(services.keys.authenticate, authorization)
-    caller = await services.gates["auth"].run("", authenticate)
+    caller = await services.limiters["auth"].run("", authenticate)
     request.state.owner = caller.owner
     return caller
 
@@ -212,12 +212,12 @@ Order = Literal["asc", "desc"]
 
 async def hold_stream_place(services: AppServices, caller: Reader) -> AsyncIterator[None]:
     """Count a stream until its response has ended. Raises CapacityError over the limit."""
-    gate = services.gates["stream"]
-    await gate.acquire(caller.owner)
+    limiter = services.limiters["stream"]
+    await limiter.acquire(caller.owner)
     try:
         yield
     finally:
-        gate.release(caller.owner)
+        limiter.release(caller.owner)
 
 
 @dataclass(frozen=True)
@@ -233,22 +233,26 @@ class BodyOf:
         self, request: Request, services: AppServices, caller: Writer
     ) -> AsyncIterator[RequestBody]:
         """Read, check and parse. Raises ApiError (400, 413, 415, 429, 503), DiskFullError."""
-        owner, gates = caller.owner, services.gates
+        owner, limiters = caller.owner, services.limiters
         fields: dict[str, Any] = {}
-        with BodyReservation(owner, services.memory, services.bodies) as hold:
+        with BodyReservation(owner, services.memory, services.bodies) as reservation:
             try:
-                fields = await gates["body"].run_coroutine(
-                    owner, self._read(request, services, owner, hold)
+                fields = await limiters["body"].run_coroutine(
+                    owner, self._read(request, services, owner, reservation)
                 )
-                large = hold.size > _LARGE_BODY
+                large = reservation.size > _LARGE_BODY
                 request.state.has_media = self.model.takes_media and (large or has_media(fields))
                 parse = partial(parse_body, self.model, fields)
-                yield parse() if hold.size <= SMALL else await gates["parse"].run(owner, parse)
+                yield (
+                    parse()
+                    if reservation.size <= SMALL
+                    else await limiters["parse"].run(owner, parse)
+                )
             finally:
                 close_uploads(fields)
 
     async def _read(
-        self, request: Request, services: Services, owner: str, hold: BodyReservation
+        self, request: Request, services: Services, owner: str, reservation: BodyReservation
     ) -> dict[str, Any]:
         """Read the fields, within the limits on bytes in flight and the disk reserve."""
         kind = request.headers.get("content-type", "").strip().lower()
@@ -258,16 +262,19 @@ class BodyOf:
             services.reserve.check(min(length, MAX_BODY))
 
         def take(count: int) -> None:
-            before = hold.size
-            hold.add_body(count)
-            if is_form and before // _RESERVE_CHECK_BYTES < hold.size // _RESERVE_CHECK_BYTES:
+            before = reservation.size
+            reservation.add_body(count)
+            if (
+                is_form
+                and before // _RESERVE_CHECK_BYTES < reservation.size // _RESERVE_CHECK_BYTES
+            ):
                 services.reserve.check()
 
         intake = BodyOptions(
             media=self.model.takes_media,
-            off_loop=partial(services.gates["parse"].run, owner),
+            off_loop=partial(services.limiters["parse"].run, owner),
             on_read=take,
-            on_buffer=hold.add_memory,
+            on_buffer=reservation.add_memory,
         )
         return await read_body(request.headers, request.stream(), intake)
 

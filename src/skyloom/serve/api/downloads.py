@@ -46,7 +46,9 @@ def send_asset(
     status = 200 if part is None else 206
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=asset.media_type)
-    pieces = services.gates["download"].stream(owner, _read(services.storage, asset, start, stop))
+    pieces = services.limiters["download"].stream(
+        owner, _read(services.storage, asset, start, stop)
+    )
     return StreamingResponse(pieces, status, headers, asset.media_type)
 
 

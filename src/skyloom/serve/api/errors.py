@@ -185,7 +185,7 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
     code = FAILED if isinstance(error, UncheckedError) else BLOCKED
     count = partial(services.jobs.count_refusal, error.rule or "", error.target, code)
     with suppress(CapacityError, *DATABASE_ERRORS):
-        await services.gates["auth"].run("", count)
+        await services.limiters["auth"].run("", count)
     return await _on_error(request, error)
 
 

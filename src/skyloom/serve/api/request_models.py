@@ -187,10 +187,6 @@ class Consent(RequestBody):
     scope: Annotated[str, Field(max_length=500)] | None = None
     expiry: Annotated[str, Field(max_length=40), AfterValidator(_expiry)] | None = None
 
-    def given_fields(self) -> dict[str, str]:
-        """The fields that the client has set."""
-        return self.model_dump(exclude_none=True)
-
 
 ConsentField = Annotated[Consent, BeforeValidator(_decode_json)]
 

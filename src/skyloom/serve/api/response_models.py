@@ -137,7 +137,7 @@ class VideoResponse(Resource):
 
 
 class PlanResponse(ResponseModel):
-    """What a video would take; nothing is made."""
+    """Estimated cost of a video; nothing is generated."""
 
     object: Literal["video.plan"] = "video.plan"
     model: str
@@ -188,8 +188,11 @@ class SignInCodeResponse(ResponseModel):
 
 
 class CharacterResponse(Resource):
-    """A character. `description` ("red cat") comes from the clip's receipt or from the probe
-    (`source`), with scores; it is None if neither is certain."""
+    """A character.
+
+    `description` ("red cat") comes from the clip's receipt or from the probe (`source`), with
+    scores; it is None if neither is certain.
+    """
 
     object: Literal["character"] = "character"
     created_at: Timestamp
@@ -288,7 +291,7 @@ class NewEndpointResponse(EndpointResponse):
 
 
 class EndpointTestResponse(ResponseModel):
-    """How an endpoint answered a test event."""
+    """Response of a webhook endpoint to a test event."""
 
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     event_type: str

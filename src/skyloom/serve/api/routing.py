@@ -95,8 +95,8 @@ def _on_thread(
         kind = limits[1] if getattr(state, "has_media", False) else limits[0]
         if takes_request:
             arguments["request"] = request
-        gate = request.app.state.services.gates[kind]
-        return await gate.run(getattr(state, "owner", ""), partial(handler, **arguments))
+        limiter = request.app.state.services.limiters[kind]
+        return await limiter.run(getattr(state, "owner", ""), partial(handler, **arguments))
 
     request = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
     parameters = list(own.values()) if takes_request else [*own.values(), request]

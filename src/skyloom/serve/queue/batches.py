@@ -43,7 +43,7 @@ _OPEN = select(batches).where(batches.c.completed_at.is_(None)).order_by(batches
 
 @dataclass(frozen=True)
 class BatchActions:
-    """What `BatchStore.advance` needs from the API."""
+    """Functions of the API that `BatchStore.advance` calls."""
 
     submit: Callable[[str, Mapping[str, Any], str, float], Job]  # owner, body, key, deadline
     write_file: Callable[[str, str, bytes], str]  # owner, name, content; returns the file's id

@@ -91,7 +91,7 @@ class JobFailure:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job made: asset references by name ("video", "thumbnail", ...) and the receipt."""
+    """Result of a job: asset references by name ("video", "thumbnail", ...) and the receipt."""
 
     assets: Mapping[str, str]
     receipt: Mapping[str, Any]

@@ -121,7 +121,7 @@ class Leases:
     def lease(self, worker: str) -> Lease | None:
         """Lease the next job, if there is one.
 
-        The owner with the least usage is next; among her jobs the highest priority, then the
+        The owner with the least usage is next; among the owner's jobs the highest priority, then the
         oldest. A read comes first, so that idle workers take no write lock.
         """
         with self.database.read() as connection:

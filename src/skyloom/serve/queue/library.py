@@ -33,7 +33,7 @@ class File:
 
 @dataclass(frozen=True)
 class CharacterLikeness:
-    """What evaluate/subject_recognition.py recognises in a character's clip.
+    """Subject of a character's clip, as evaluate/subject_recognition.py recognises it.
 
     `noun` and `colour` are None where the recognition is below its thresholds; `source` is
     "receipt" or "probe"; `scores` are the probe's.

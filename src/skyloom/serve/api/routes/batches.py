@@ -76,7 +76,7 @@ def advance(services: Services) -> None:
 
     def submit(owner: str, fields: Mapping[str, Any], key: str, deadline: float) -> Job:
         body = parse_body(CreateBody, fields)
-        return services.desk.create_video(owner, body, SubmitOptions(key, deadline=deadline))
+        return services.submitter.create_video(owner, body, SubmitOptions(key, deadline=deadline))
 
     def write(owner: str, name: str, text: bytes) -> str:
         asset = services.storage.put(BytesIO(text), "jsonl")

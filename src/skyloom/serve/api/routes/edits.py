@@ -18,32 +18,32 @@ router = make_router()
 @router.post("/v1/videos/edits", responses=_ERRORS)
 def edit_video(body: EditBody, new: NewJob) -> VideoResponse:
     """Change one thing of a video."""
-    return new.show(new.desk.create_edit(new.owner, verb_of(body), body, new.keys))
+    return new.show(new.submitter.create_edit(new.owner, verb_of(body), body, new.options))
 
 
 @router.post("/v1/videos/{id}/edits", responses=_ERRORS)
 def edit_video_by_id(id: str, body: EditBody, new: NewJob) -> VideoResponse:
     """Change one thing of this video."""
-    return new.show(new.desk.create_edit(new.owner, verb_of(body), body, new.keys, id))
+    return new.show(new.submitter.create_edit(new.owner, verb_of(body), body, new.options, id))
 
 
 @router.post("/v1/videos/extensions", responses=_ERRORS)
 def extend_video(body: ExtendBody, new: NewJob) -> VideoResponse:
     """Make a video longer; the result is the whole."""
-    return new.show(new.desk.create_edit(new.owner, "extend", body, new.keys))
+    return new.show(new.submitter.create_edit(new.owner, "extend", body, new.options))
 
 
 @router.post("/v1/videos/{id}/remix", responses=_ERRORS)
 def remix_video(id: str, body: RemixBody, new: NewJob) -> VideoResponse:
     """Make a video again by another prompt."""
-    return new.show(new.desk.create_edit(new.owner, "remix", body, new.keys, id))
+    return new.show(new.submitter.create_edit(new.owner, "remix", body, new.options, id))
 
 
 def _edit_one(verb: str) -> Callable[..., VideoResponse]:
     """The handler of a verb for the video in the path."""
 
     def edit(id: str, body: EditFields, new: NewJob) -> VideoResponse:
-        return new.show(new.desk.create_edit(new.owner, verb, body, new.keys, id))
+        return new.show(new.submitter.create_edit(new.owner, verb, body, new.options, id))
 
     return edit
 
@@ -52,7 +52,7 @@ def _edit_many(verb: str) -> Callable[..., VideoResponse]:
     """The handler of a verb for the videos in the body."""
 
     def edit(body: EditFields, new: NewJob) -> VideoResponse:
-        return new.show(new.desk.create_edit(new.owner, verb, body, new.keys))
+        return new.show(new.submitter.create_edit(new.owner, verb, body, new.options))
 
     return edit
 

@@ -40,7 +40,7 @@ def create_file(body: FileBody, caller: Writer, services: AppServices) -> FileRe
     size = file.seek(0, io.SEEK_END)
     services.library.check_room(caller.owner, files=1, file_bytes=size)
     file.seek(0)
-    asset = services.sources.store_as(file, suffix)
+    asset = services.media.store_as(file, suffix)
     stored = services.library.add_file(
         caller.owner, body.purpose, body.file.name, asset.reference, size
     )

@@ -80,7 +80,7 @@ def _verdict(services: Services, owner: str, item: Any, param: str) -> Moderatio
     if _is_picture(item):
         inner = item.get("image_url")
         reference = {"image_url": inner.get("url") if isinstance(inner, dict) else inner}
-        source = services.sources.picture(owner, read_reference(reference, param), param)
+        source = services.media.picture(owner, read_reference(reference, param), param)
         return services.effects.view(source.asset, False)[0]
     is_text_part = isinstance(item, dict) and item.get("type") == "text"
     text = item.get("text") if is_text_part else item

@@ -16,6 +16,6 @@ def check_provenance(
     body: ProvenanceBody, caller: Writer, services: AppServices
 ) -> ProvenanceResponse:
     """Find provenance marks in a file: C2PA, watermark, local registry."""
-    asset = services.sources.store(cast(BinaryIO, body.file.file), "file")
+    asset = services.media.store(cast(BinaryIO, body.file.file), "file")
     results = services.effects.verify(asset)
     return ProvenanceResponse(created_at=int(services.database.now()), results=results)

@@ -25,8 +25,7 @@ router = make_router()
 def create_session(
     request: Request, response: Response, caller: SignIn, services: AppServices
 ) -> SessionResponse:
-    """Sign in: get a session cookie for the API key or the one-use code in the Authorization
-    header."""
+    """Sign in by the API key or one-use code in the Authorization header; sets a cookie."""
     cookie, session = services.sessions.create(caller)
     response.set_cookie(
         session_cookie(request),

@@ -12,4 +12,4 @@ router = make_router()
 @router.post("/v1/videos/storyboard", responses=errors(404, 409))
 def create_storyboard(body: StoryboardBody, new: NewJob) -> VideoResponse:
     """Make a video by cards."""
-    return new.show(new.desk.create_storyboard(new.owner, body, new.keys))
+    return new.show(new.submitter.create_storyboard(new.owner, body, new.options))

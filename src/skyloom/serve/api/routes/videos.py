@@ -49,27 +49,27 @@ def show_job(job: Job, response: Response) -> VideoResponse:
 
 @dataclass(frozen=True)
 class Submission:
-    """What a route needs that makes a job."""
+    """Arguments of a route that makes a job."""
 
     owner: str
-    desk: JobSubmitter
+    submitter: JobSubmitter
     jobs: JobStore
-    keys: SubmitOptions
+    options: SubmitOptions
     response: Response
 
     def show(self, job: Job) -> VideoResponse:
         """The new job, with headers about how many more may wait."""
         settings = self.jobs.settings
-        most = settings.max_queued_per_owner or settings.max_queued
-        self.response.headers.update(rate_limit(most, self.jobs.room(self.owner)))
+        max_jobs = settings.max_queued_per_owner or settings.max_queued
+        self.response.headers.update(rate_limit(max_jobs, self.jobs.room(self.owner)))
         return show_job(job, self.response)
 
 
 async def get_submission(
-    caller: Writer, services: AppServices, keys: Idempotency, response: Response
+    caller: Writer, services: AppServices, options: Idempotency, response: Response
 ) -> Submission:
     """Dependency of the routes that make a job."""
-    return Submission(caller.owner, services.desk, services.jobs, keys, response)
+    return Submission(caller.owner, services.submitter, services.jobs, options, response)
 
 
 NewJob = Annotated[Submission, Depends(get_submission)]
@@ -78,7 +78,7 @@ NewJob = Annotated[Submission, Depends(get_submission)]
 @router.post("/v1/videos", responses=errors(404, 409))
 def create_video(body: CreateBody, new: NewJob) -> VideoResponse:
     """Make a video."""
-    return new.show(new.desk.create_video(new.owner, body, new.keys))
+    return new.show(new.submitter.create_video(new.owner, body, new.options))
 
 
 @router.get("/v1/videos", responses=errors(404))
@@ -105,7 +105,7 @@ def plan_video(body: CreateBody, caller: Writer, services: AppServices) -> PlanR
 
     The workers' planner does it, in a process of its own.
     """
-    request, details = services.desk.plan(body)
+    request, details = services.submitter.plan(body)
     plan = services.effects.plan(request)
     return PlanResponse(
         model=details.model,
@@ -171,7 +171,7 @@ def stream_video_events(
     if after is None:
         message = "Last-Event-ID must be a number that this stream sent."
         raise ApiError(400, message, "invalid_header")
-    run = partial(services.gates["events"].run, caller.owner)
+    run = partial(services.limiters["events"].run, caller.owner)
     stream = stream_events(services.events, job, after, run)
     if request.method == "HEAD":
         return Response(headers=dict(stream.headers))

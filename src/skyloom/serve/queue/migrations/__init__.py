@@ -1,17 +1,17 @@
 '''Versions of the database: alembic revisions, run when a database is opened (upgrade.py).
 
-Revision 0007 is version 7. To add a revision:
+A revision's number is the version that it migrates to. To add one, here 0006:
 
 1. Change the tables (tables.py and the modules beside it), from which new databases are created.
    Append new columns at the end.
-2. Write `versions/0007_what_it_does.py`. Its first four digits are the version; no list names it.
+2. Write `versions/0006_what_it_does.py`. Its first four digits are the version; no list names it.
 
-       """Revision 0007: colour of a job."""
+       """Revision 0006: colour of a job."""
        import sqlalchemy as sa
        from alembic import op
 
-       revision = "0007"
-       down_revision = "0006"
+       revision = "0006"
+       down_revision = "0005"
 
        def upgrade() -> None:
            """Add jobs.colour."""
