@@ -100,7 +100,7 @@ def test_styles_are_listed_and_found(skyloom, tmp_path, source):
         (("remix", "none.mp4", "a cat"), "none.mp4"),
         (("remix", "a.mkv", "a cat", "--strength", "wild"), "got 'wild'"),
         (("retake", "a.mkv", "--from", "3"), "start must be <"),
-        (("inpaint", "a.mkv", "a cat"), "a region or a mask"),
+        (("inpaint", "a.mkv", "a cat"), "region or mask must be given"),
         (("recut", "a.mkv", "--keep", "x-y", "--seconds", "2"), "start must be a time in seconds"),
     ],
 )

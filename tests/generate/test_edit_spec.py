@@ -57,10 +57,10 @@ def test_videos_may_be_path_objects():
         ({"verb": "retake", "videos": ["a"], "start": "soon"}, "start must be a time in seconds"),
         ({"verb": "retake", "videos": ["a"], "start": "-1"}, "start must be a time in seconds"),
         ({"verb": "retake", "videos": ["a"], "stop": "2:00:00"}, "stop must be <= 3600 seconds"),
-        ({"verb": "inpaint", "videos": ["a"]}, "a region or a mask"),
+        ({"verb": "inpaint", "videos": ["a"]}, "region or mask must be given"),
         (
             {"verb": "inpaint", "videos": ["a"], "region": "0,0,1,1", "mask": "m.png"},
-            "a region or a mask",
+            "region or mask must be given",
         ),
         (
             {"verb": "inpaint", "videos": ["a"], "region": "0,0,1,1", "feather": -1},
@@ -72,10 +72,10 @@ def test_videos_may_be_path_objects():
         ),
         ({"verb": "upscale", "videos": ["a"], "size": "big"}, "size must be WIDTHxHEIGHT"),
         ({"verb": "interpolate", "videos": ["a"], "fps": "fast"}, "fps must be a number"),
-        ({"verb": "recut", "videos": ["a"]}, "seconds is required for recut"),
-        ({"verb": "restyle", "videos": ["a"]}, "style is required for restyle"),
+        ({"verb": "recut", "videos": ["a"]}, "seconds must be given for recut"),
+        ({"verb": "restyle", "videos": ["a"]}, "style must be given for restyle"),
         ({"verb": "remix", "videos": ["a"], "volume": 3}, "no parameter 'volume'"),
-        ({"verb": "remix"}, "videos is required"),
+        ({"verb": "remix"}, "videos must be given"),
     ],
 )
 def test_invalid_edits_are_refused(values, message):

@@ -286,7 +286,7 @@ def test_an_edit_is_made_again_from_the_very_files(edit, folder, pipeline, tmp_p
         (
             "blend",
             {"videos": ("a", "b"), "curve": "mix", "seconds": "1"},
-            "a parameter of the transition curve",
+            "seconds must be left out for the curve",
         ),
     ],
 )

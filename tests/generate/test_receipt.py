@@ -160,7 +160,7 @@ def test_the_file_is_believed_before_the_sidecar(receipt, tmp_path):
     ("change", "message"),
     [
         ({"request": "a cat"}, "must be a table"),
-        ({"request": {"seed": 1}}, "prompt is required"),
+        ({"request": {"seed": 1}}, "prompt must be given"),
         ({"request": {"prompt": "a cat", "mood": "blue"}}, "has no field 'mood'"),
         ({"weights": 7}, "must be a table"),
         ({"frames": {"sha256": "a", "shape": [1, 2], "fps": "8"}}, "frames.shape must be"),

@@ -39,7 +39,7 @@ def test_unknown_fields_name_the_nearest():
         Request.from_dict({"promt": "a"})
     with pytest.raises(RequestError, match=r"no field 'colour'\. Fields: prompt, model"):
         Request.from_dict({"prompt": "a", "colour": "red"})
-    with pytest.raises(RequestError, match="prompt is required"):
+    with pytest.raises(RequestError, match="prompt must be given"):
         Request.from_dict({"seed": 1})
 
 

@@ -105,7 +105,7 @@ def test_stopped_after_some_steps_it_goes_on_with_the_same_takes(pipeline, tmp_p
 
 
 def test_retakes_need_a_critic_and_a_number_in_range(pipeline):
-    with pytest.raises(RequestError, match="needs a critic"):
+    with pytest.raises(RequestError, match="critic must be given"):
         pipeline.stream(LONG, retakes=1)
     for number in (0, 21, -1):
         with pytest.raises(RequestError, match="retakes must be from 1 to 20"):

@@ -70,7 +70,7 @@ class Card:
                 raise CardError(number, key, f"{key} must be {constraint}, got {value!r:.60}.")
         for key in ("at", "prompt"):
             if key not in values:
-                raise CardError(number, key, f"{key} is required.")
+                raise CardError(number, key, f"{key} must be given, got none.")
         converted = dict(values)
         for key in ("at", "morph"):
             if key in values:

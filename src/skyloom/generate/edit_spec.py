@@ -61,10 +61,13 @@ class Edit:
         object.__setattr__(self, "videos", _parse_videos(verb, self.videos))
         for name in verb.required:
             if name != "prompt" and getattr(self, name) is None:
-                raise RequestError(f"{name} is required for {verb.name}.", hint=_DOCS, field=name)
+                raise RequestError(
+                    f"{name} must be given for {verb.name}, got none.", hint=_DOCS, field=name
+                )
         if verb.name == "inpaint" and (self.region is None) == (self.mask is None):
+            given = "neither" if self.region is None else "both"
             raise RequestError(
-                "inpaint needs a region or a mask, and not both.",
+                f"Either region or mask must be given for inpaint, got {given}.",
                 hint="Give a region like 40,40,48,48, or a mask file.",
                 field="region",
             )
@@ -108,7 +111,9 @@ class Edit:
                 )
         for name in ("verb", "videos"):
             if name not in values:
-                raise RequestError(f"{name} is required for an edit.", hint=_DOCS, field=name)
+                raise RequestError(
+                    f"{name} must be given for an edit, got none.", hint=_DOCS, field=name
+                )
         return cls(**values)
 
 

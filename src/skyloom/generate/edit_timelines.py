@@ -2,7 +2,7 @@
 """Timeline builders of the edit verbs: kept, generated and filtered spans. No pixel is read here.
 
 remix and restyle start from the whole source; retake and inpaint from a part of it; extend, recut,
-loop and stitch generate frames that join kept ones; blend mixes two videos by a curve.
+loop and stitch generate frames between or beside kept ones; blend mixes two videos by a curve.
 Importing this module does not import torch.
 """
 
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from skyloom.generate.edit_spec import Edit
 
 CURVES = ("transition", "mix", "sample")
-CONTEXT_FRAMES = (
-    33  # kept frames beside a span that condition it: the bundled model's native window
-)
+# kept frames beside a span that condition it: the bundled model's native window
+CONTEXT_FRAMES = 33
 _BLEND_SECONDS = Fraction(1)
 _SAMPLE_PEAK = 0.8  # largest share of the second video in a "sample" curve
 
@@ -200,8 +199,8 @@ def build_blend(
         offset = first.frames - overlap
     elif edit.seconds is not None:
         raise RequestError(
-            f"seconds is a parameter of the transition curve, not of {curve!r:.60}.",
-            hint="Leave seconds out.",
+            f"seconds must be left out for the curve {curve!r:.60}, got {edit.seconds}.",
+            hint="Only a transition has a length.",
             field="seconds",
         )
     shares = [0.0] * offset + [_share(curve, index, overlap, fps) for index in range(overlap)]

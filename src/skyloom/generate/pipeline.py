@@ -235,7 +235,8 @@ class Pipeline:
         conditions = self._conditions(plan)
         if plan.request.retakes is not None and critic is None:
             raise RequestError(
-                "`retakes` needs a critic.", hint="Pass critic=, or leave retakes out."
+                f"critic must be given for retakes = {plan.request.retakes}, got None.",
+                hint="Pass critic=, or leave retakes out.",
             )
         notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)

@@ -109,7 +109,9 @@ class Request:
                 hint = f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(known)}."
                 raise RequestError(f"A request has no field {name!r}.", hint=hint)
         if "prompt" not in values:
-            raise RequestError("prompt is required.", hint="Describe the video.", field="prompt")
+            raise RequestError(
+                "prompt must be given, got none.", hint="Describe the video.", field="prompt"
+            )
         return cls(**values)
 
 

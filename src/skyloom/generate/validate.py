@@ -103,7 +103,7 @@ def _check_edit(request: Request) -> None:
     verb = EDIT_VERBS[request.edit.verb]
     if "prompt" in verb.required and not request.prompt.strip():
         raise RequestError(
-            f"prompt is required for {verb.name}.",
+            f"prompt must be given for {verb.name}, got none.",
             hint="Describe what the result shows.",
             field="prompt",
         )

@@ -5,7 +5,6 @@ writes an autoencoder with the principal components of rendered clips and an unt
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,6 @@ from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import Losses, gradient_distance
 
 PART = "autoencoder"
-
-log = logging.getLogger(__name__)
 
 
 def load_encoder(folder: Path, device: str) -> tuple[Encode, torch.device]:
@@ -217,7 +214,8 @@ def main() -> None:
         arguments.clips,
         arguments.patches,
     )
-    log.info("%d components explain %.4f of the variance", arguments.channels, explained)
+    message = f"{arguments.channels} components explain {explained:.4f} of the variance"
+    print(message)  # noqa: T201 - output of the command
 
 
 if __name__ == "__main__":

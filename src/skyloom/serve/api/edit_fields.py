@@ -42,12 +42,12 @@ def check_fields(verb: str, body: EditFields) -> None:
     unused = given - set(spec.field_names) - _COMMON - (SAMPLING if sampled else frozenset())
     for name in sorted(unused):
         target = "stitch with morph 0" if hard_cut else verb
-        message = f"{name} has no effect on {target}. Leave it out."
+        message = f"{name} must be left out for {target}: it has no effect."
         raise invalid(name, message, "unsupported_parameter")
     for name in sorted({*spec.required, *_ALSO_REQUIRED.get(verb, ())} - given):
         raise invalid(name, f"Missing required parameter: '{name}'.", "missing_required_parameter")
     if verb == "inpaint" and (body.region is None) == (body.mask is None):
-        message = "inpaint needs exactly one of region and mask."
+        message = "Either region or mask must be given for inpaint, and not both."
         raise invalid("region", message, "missing_required_parameter")
     if body.start is not None and body.stop is not None and body.stop <= body.start:
         raise invalid("stop", f"stop must be > start ({body.start:g}), got {body.stop:g}.")

@@ -187,9 +187,8 @@ class JobSubmitter:
     def moderate(self, *texts: str, param: str = "prompt") -> None:
         """Check texts against the policy, all in one call.
 
-        Raises ApiError for blocked or too long texts.
-
-        Negative prompts are not checked: they describe what must not appear.
+        Negative prompts are not checked: they describe what must not appear. Raises ApiError for
+        blocked or too long texts.
         """
         for text in texts:
             if len(text) > MAX_PROMPT:
@@ -228,7 +227,7 @@ class JobSubmitter:
                 raise invalid("consent", message, "consent_required")
             return None
         if not has_media:
-            message = "consent needs a picture or video. Leave it out."
+            message = "consent must be left out without a picture or video."
             raise invalid("consent", message, "unsupported_parameter")
         fields = consent.given_fields()
         self._check_expiry(fields, "consent.expiry", "The consent")
@@ -492,13 +491,13 @@ def _with_characters(
 def _check_combinations(body: CreateBody) -> None:
     """Raise ApiError for fields that have no effect together."""
     if body.region is not None:
-        message = "region edits a video. Use /v1/videos/{id}/inpaint."
+        message = "region must be left out for a new video. Use /v1/videos/{id}/inpaint."
         raise invalid("region", message, "unsupported_parameter")
     if body.storyboard and body.input_reference is not None:
-        message = "input_reference has no effect on a storyboard. Put the image on a card."
+        message = "input_reference must be left out for a storyboard. Put the image on a card."
         raise invalid("input_reference", message, "unsupported_parameter")
     if body.strength is not None and body.input_reference is None:
-        message = "strength needs an input_reference."
+        message = "strength must be left out without an input_reference."
         raise invalid("strength", message, "unsupported_parameter")
 
 
