@@ -347,9 +347,9 @@ def write_page(outcomes: Sequence[Outcome]) -> None:
         HEADING,
         "",
         f"{len(outcomes)} edits with seed 1 and the default quality, by `make edits`. The probe",
-        "reads only the changed part: the generated frames, or the region. *Worst seam* is the largest",
-        "change at a seam over the ordinary change between frames; *moved* is the mean difference of pixel values (of 255)",
-        "from the source. Wrong readings are bold.",
+        "reads only the changed part: the generated frames, or the region. *Worst seam* is the",
+        "largest change at a seam over the ordinary change between frames; *moved* is the mean",
+        "difference of pixel values (of 255) from the source. Wrong readings are bold.",
         "",
         *table(outcomes),
     ]

@@ -229,7 +229,7 @@ class JobSubmitter:
         if not has_media:
             message = "consent must be left out without a picture or video."
             raise invalid("consent", message, "unsupported_parameter")
-        fields = consent.given_fields()
+        fields = consent.model_dump(exclude_none=True)
         self._check_expiry(fields, "consent.expiry", "The consent")
         return fields
 

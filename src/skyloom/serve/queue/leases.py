@@ -121,8 +121,8 @@ class Leases:
     def lease(self, worker: str) -> Lease | None:
         """Lease the next job, if there is one.
 
-        The owner with the least usage is next; among the owner's jobs the highest priority, then the
-        oldest. A read comes first, so that idle workers take no write lock.
+        The owner with the least usage is next; among the owner's jobs the highest priority, then
+        the oldest. A read comes first, so that idle workers take no write lock.
         """
         with self.database.read() as connection:
             if connection.execute(_ANY_QUEUED).first() is None:
