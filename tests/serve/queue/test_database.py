@@ -10,7 +10,8 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import OperationalError
 
 from skyloom.core.errors import CapacityError, ConfigError
-from skyloom.serve.queue.database import Database
+from skyloom.serve.queue import database as database_module
+from skyloom.serve.queue.database import Database, choose_sqlite
 from skyloom.serve.queue.tables import owners
 
 from ..conftest import load_beside
@@ -137,3 +138,32 @@ def test_a_password_is_in_no_error():
     with pytest.raises(ConfigError) as refused:
         Database("mysql://ada:secret@host/name")
     assert "secret" not in str(refused.value)
+
+
+class LockedOnce:
+    """A driver connection whose first change of the journal mode finds the database locked."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+
+    def execute(self, statement):
+        self.statements.append(statement)
+        if len(self.statements) == 1:
+            raise RuntimeError("database is locked")
+        return self
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_the_switch_to_wal_waits_for_other_processes():
+    connection = LockedOnce()
+    database_module._set_wal(connection)
+    assert connection.statements == ["PRAGMA journal_mode=WAL"] * 2
+
+
+def test_other_errors_of_the_switch_to_wal_are_raised():
+    connection = choose_sqlite().connect(":memory:")
+    connection.close()
+    with pytest.raises(Exception, match="closed"):
+        database_module._set_wal(connection)

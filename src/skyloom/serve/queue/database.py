@@ -256,10 +256,25 @@ def _sqlite_engine(url: URL, *, memory: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # no implicit transactions
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "mmap_size=0"):
+        _set_wal(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     return engine
+
+
+def _set_wal(connection: Any) -> None:
+    """Set the journal mode to WAL. SQLite does not wait for other processes that do so too."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except Exception as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def choose_sqlite() -> ModuleType:
