@@ -56,7 +56,7 @@ gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py
 
 SOAK := PYTHONPATH=src $(BIN)/python tests/serve
-soak: $(STAMP)  ## the queue and the server under 10,000 seeds, 2,000 kills, cancels, crowds and full disks (some as root)
+soak: $(STAMP)  ## the queue and the server under 10,000 seeds, 1,200 kills, cancels, crowds and full disks (some as root)
 	$(SOAK)/simulate.py --seeds 10000
 	$(SOAK)/swarm.py --kills 1000
 	$(SOAK)/swarm.py --kills 200 --postgres
