@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from skyloom.core import files
-from skyloom.core.files import atomic_path, is_temporary, sha256_file, sniff, write_atomically
+from skyloom.core.files import (
+    TEMPORARY_SUFFIX,
+    atomic_path,
+    sha256_file,
+    sniff,
+    write_atomically,
+)
 from skyloom.core.paths import cache_folder, data_folder, state_folder
 
 
@@ -21,7 +27,8 @@ def test_atomic_path_replaces_the_file_on_success(tmp_path: Path):
     path.write_text("old")
     with atomic_path(path) as temporary:
         temporary.write_text("new")
-        assert (temporary.parent, is_temporary(temporary)) == (tmp_path, True)
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == TEMPORARY_SUFFIX
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

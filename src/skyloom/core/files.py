@@ -64,11 +64,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def is_temporary(path: Path) -> bool:
-    """Return whether a file is an unfinished one of `atomic_path`."""
-    return path.suffix == TEMPORARY_SUFFIX
-
-
 def sniff(start: bytes) -> str | None:
     """Return the media type of a picture or video by its first SNIFF_BYTES bytes, or None.
 
