@@ -22,11 +22,11 @@ from torch import Tensor
 
 import skyloom
 from skyloom.core.errors import MediaError
-from skyloom.evaluate.probe import Probe, load_probe, predict
 from skyloom.evaluate.subject_recognition import classify_subject, recognize_subject
 from skyloom.media.frames import cover
 from skyloom.media.read import read_image
 from skyloom.media.write import write_video
+from skyloom.models.diorama.probe import Probe, load_probe, predict
 from skyloom.serve.api.character_prompts import substitute_characters
 from skyloom.serve.queue.library import CharacterLikeness
 from skyloom.world.assets import Atlas, load_atlas

@@ -17,8 +17,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from skyloom.models.checkpoint import load_into
-from skyloom.models.convert import wan_from_diffusers
-from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
+from skyloom.models.wan.state_dict import wan_from_diffusers
 
 SHAPES = {
     "bundled model, 33 frames at 128x128 (144 tokens)": (256, 4, 8, 1024, (9, 8, 8)),

@@ -25,9 +25,9 @@ from skyloom.data.encode import to_pixels
 from skyloom.data.loader import CaptionTable
 from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.schedule import make_sigmas
-from skyloom.evaluate.probe import load_probe, prepare
 from skyloom.models.checkpoint import from_int8, load_into, load_part
-from skyloom.models.diorama.autoencoder import Autoencoder, shrink
+from skyloom.models.diorama.autoencoder import DioramaAutoencoder, shrink
+from skyloom.models.diorama.probe import load_probe, prepare
 from skyloom.models.diorama.transformer import UNet, UNetConfig
 from skyloom.train.autoencoders import load_autoencoder
 
@@ -61,7 +61,7 @@ def sample(
 
 @torch.no_grad()
 def decode(
-    autoencoder: Autoencoder, latent: Float[Tensor, "n c 1 h w"], *, linear: bool = False
+    autoencoder: DioramaAutoencoder, latent: Float[Tensor, "n c 1 h w"], *, linear: bool = False
 ) -> UInt8[Tensor, "n h w c"]:
     """Decode, by default at the decoder's resolution, else by the components alone."""
     parts = []

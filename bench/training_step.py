@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from skyloom.models.diorama.transformer import UNet, UNetConfig
-from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.train.ema import Ema
 from skyloom.train.master import MasterWeights
 from skyloom.train.optim import OptimizerConfig, build_optimizer

@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 import skyloom
-from skyloom.evaluate.probe import Probe, ProbePrediction, load_probe, predict
 from skyloom.generate.styles import find_style
 from skyloom.generate.timeline import Generate, Keep
 from skyloom.media.masks import open_mask, parse_region
 from skyloom.media.sheet import write_sheet
 from skyloom.media.source import open_source
+from skyloom.models.diorama.probe import Probe, ProbePrediction, load_probe, predict
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHEETS = DOCS / "images" / "editing"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import skyloom
-from skyloom.evaluate.probe import ProbePrediction, load_probe, predict
 from skyloom.media.sheet import write_sheet
 from skyloom.media.write import write_video
+from skyloom.models.diorama.probe import ProbePrediction, load_probe, predict
 
 DOCS = Path(__file__).parent.parent / "docs"
 EVERY = 2  # the GIFs show every second frame

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import skyloom
 from skyloom.evaluate.drift import compare_drift
-from skyloom.evaluate.probe import load_probe
 from skyloom.evaluate.prompts import prompts_for
+from skyloom.models.diorama.probe import load_probe
 from skyloom.models.registry import Rollout
 from skyloom.world.assets import load_atlas
 from skyloom.world.vocabulary import SMALL

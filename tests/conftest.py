@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from skyloom.models.checkpoint import save_part, write_manifest
-from skyloom.models.dit import Dit, DitConfig
-from skyloom.models.text import TextConfig, TextEncoder, save_text_encoder
-from skyloom.models.vae import Vae, VaeConfig
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig, save_text_encoder
+from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 
 PIECES = [
     "[PAD]",
@@ -123,7 +123,7 @@ def tiny_model(tmp_path_factory) -> Path:
         prediction="angular",
     )
     vae_config = VaeConfig(latent_channels=4, decoder_widths=(8, 8, 8, 8))
-    text, dit, vae = TextEncoder(text_config, PIECES), Dit(dit_config), Vae(vae_config)
+    text, dit, vae = DioramaTextEncoder(text_config, PIECES), Dit(dit_config), Vae(vae_config)
     for module in (text, dit, vae):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.2)

@@ -9,7 +9,7 @@ import torch
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
 from skyloom.models import registry
-from skyloom.models.vae import Vae
+from skyloom.models.diorama.v1.autoencoder import Vae
 from skyloom.serve.queue.database import Database
 from skyloom.serve.settings import Settings
 from skyloom.world.assets import builtin_atlas

@@ -20,8 +20,8 @@ from skyloom.data.clips import (
 )
 from skyloom.data.encode import encode_captions, encode_clips, to_pixels
 from skyloom.data.loader import CaptionTable, LatentLoader, LatentSource
-from skyloom.models.text import load_text_encoder
-from skyloom.models.vae import Vae, VaeConfig
+from skyloom.models.diorama.text_encoder import load_text_encoder
+from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig
 from skyloom.world.assets import builtin_atlas
 
 PLAN = ClipPlan("tiny", count=5, frames=5, height=32, width=32, per_shard=2)

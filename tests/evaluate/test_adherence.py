@@ -13,9 +13,9 @@ from skyloom.evaluate.adherence import (
     accuracies,
     chance_baselines,
 )
-from skyloom.evaluate.probe import ProbePrediction
 from skyloom.evaluate.prompts import Prompt, prompts_for
 from skyloom.evaluate.report import Row
+from skyloom.models.diorama.probe import ProbePrediction
 from skyloom.world.vocabulary import SMALL
 
 

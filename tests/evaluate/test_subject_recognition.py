@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from skyloom.evaluate.probe import NONE, Probe, ProbeOutput, load_probe
 from skyloom.evaluate.subject_recognition import (
     classify_subject,
     first_subject,
@@ -11,6 +10,7 @@ from skyloom.evaluate.subject_recognition import (
     subject_in_receipt,
 )
 from skyloom.media.video import Video
+from skyloom.models.diorama.probe import NONE, Probe, ProbeOutput, load_probe
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from PIL import Image
 
 from skyloom.core.types import VideoShape
 from skyloom.evaluate.adherence import SHUFFLED
-from skyloom.evaluate.probe import Probe, ProbeConfig
 from skyloom.evaluate.prompts import Prompt, commonest_nouns, prompts_for
 from skyloom.evaluate.suite import (
     GENERATED,
@@ -21,7 +20,8 @@ from skyloom.evaluate.suite import (
     evaluate_ceiling,
     reconstruct,
 )
-from skyloom.models.vae import Vae, VaeConfig
+from skyloom.models.diorama.probe import Probe, ProbeConfig
+from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig
 from skyloom.world.assets import builtin_atlas
 from skyloom.world.render import render
 from skyloom.world.vocabulary import TINY

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from skyloom.core.errors import RequestError
-from skyloom.evaluate.probe import Probe, ProbeConfig
 from skyloom.evaluate.prompts import prompts_for
 from skyloom.evaluate.window_quality import Bounds, WindowCritic, compare_windows, load_critic
+from skyloom.models.diorama.probe import Probe, ProbeConfig
 from skyloom.world.assets import builtin_atlas
 from skyloom.world.vocabulary import SMALL
 

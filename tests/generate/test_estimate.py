@@ -25,7 +25,7 @@ from skyloom.generate.estimate import (
 )
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
-from skyloom.models.dit import DitConfig
+from skyloom.models.diorama.v1.transformer import DitConfig
 from skyloom.models.registry import read_model
 
 WORK = Workload("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
@@ -93,7 +93,7 @@ def test_network_calls_are_counted(tiny_model):
 
 def test_the_denoiser_calls_the_network_as_often_as_planned(tiny_model, monkeypatch):
     import skyloom
-    from skyloom.models.dit import Dit
+    from skyloom.models.diorama.v1.transformer import Dit
 
     calls = []
     for name in ("forward", "extend_cache"):

@@ -18,7 +18,7 @@ from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.request import Request
 from skyloom.generate.rollout import SamplingSpec, generate_windows, make_windows
 from skyloom.models.attention import KvCache
-from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.models.registry import Rollout
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5)

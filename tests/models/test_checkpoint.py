@@ -13,7 +13,7 @@ from skyloom.models.checkpoint import (
     verify_manifest,
     write_manifest,
 )
-from skyloom.models.vae import VaeConfig
+from skyloom.models.diorama.v1.autoencoder import VaeConfig
 
 STATE = {name: torch.randn(1000) for name in ("a", "b", "c")}
 

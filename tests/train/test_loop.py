@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from skyloom.core.config import load_config
 from skyloom.core.errors import CheckpointError, ConfigError
-from skyloom.models.vae import VaeConfig
+from skyloom.models.diorama.v1.autoencoder import VaeConfig
 from skyloom.train.loop import LoopConfig, train
 from skyloom.train.optim import OptimizerConfig, learning_rate
 from skyloom.train.recipe import AutoencoderRun, Recipe, build_task

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from skyloom.core.seeds import generator
 from skyloom.data.loader import CaptionTable, LatentBatch
 from skyloom.diffusion.timesteps import NoiseConfig
-from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.train.objectives import (
     DistillConfig,
     FlowConfig,

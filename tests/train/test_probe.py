@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from skyloom.core.errors import ConfigError
-from skyloom.evaluate.probe import DIRECTIONS, ProbeConfig
+from skyloom.models.diorama.probe import DIRECTIONS, ProbeConfig
 from skyloom.train.loop import LoopConfig, train
 from skyloom.train.optim import OptimizerConfig
 from skyloom.train.probe import (

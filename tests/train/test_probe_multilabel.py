@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from skyloom.evaluate.probe import Probe, ProbeConfig, predict
+from skyloom.models.diorama.probe import Probe, ProbeConfig, predict
 from skyloom.train.probe_multilabel import frozen_features, train_head
 
 COLOURS = {"cat": (250, 30, 30), "dog": (30, 30, 250), "car": (30, 250, 30)}

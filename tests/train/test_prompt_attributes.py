@@ -9,8 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from skyloom.data.loader import CaptionTable
-from skyloom.models.prompt_attributes import PromptAttributes
-from skyloom.models.text import TextConfig, TextEncoder, load_text_encoder, save_text_encoder
+from skyloom.models.diorama.prompt_attributes import PromptAttributes
+from skyloom.models.diorama.text_encoder import (
+    DioramaTextEncoder,
+    TextConfig,
+    load_text_encoder,
+    save_text_encoder,
+)
 from skyloom.train.prompt_attributes import (
     FACTS,
     AttributesConfig,
@@ -40,9 +45,9 @@ SMALL = AttributesConfig(width=32, steps=250, batch=32, hidden_words=0.2, noise=
 
 
 @pytest.fixture
-def encoder() -> TextEncoder:
+def encoder() -> DioramaTextEncoder:
     torch.manual_seed(0)
-    module = TextEncoder(CONFIG, PIECES).eval()
+    module = DioramaTextEncoder(CONFIG, PIECES).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module
@@ -103,7 +108,7 @@ def test_padding_does_not_count():
 
 
 def test_the_table_and_the_encoder_agree(folder, encoder):
-    whole = TextEncoder(replace(CONFIG, meaning=32), PIECES).eval()
+    whole = DioramaTextEncoder(replace(CONFIG, meaning=32), PIECES).eval()
     torch.manual_seed(1)
     for parameter in whole.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from skyloom.data.loader import CaptionTable
 from skyloom.evaluate.prompts import SYNONYMS
-from skyloom.models.text import TextConfig, TextEncoder
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig
 from skyloom.train.text_synonyms import (
     SynonymConfig,
     read_synonyms,
@@ -68,7 +68,7 @@ def test_synonyms_are_learned_and_old_words_kept(tmp_path):
     config = TextConfig(
         len(pieces), width=16, layers=1, heads=2, ffn=32, positions=20, lexical=True, meaning=32
     )
-    encoder = TextEncoder(config, pieces).eval()
+    encoder = DioramaTextEncoder(config, pieces).eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     texts = sorted(

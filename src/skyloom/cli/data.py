@@ -54,7 +54,7 @@ def encode(
 ) -> None:
     """Encode rendered clips to latents, and their captions to one table."""
     from skyloom.data.encode import encode_captions, encode_clips
-    from skyloom.models.text import load_text_encoder
+    from skyloom.models.diorama.text_encoder import load_text_encoder
     from skyloom.train.autoencoders import load_encoder
 
     encode, where = load_encoder(autoencoder, device)

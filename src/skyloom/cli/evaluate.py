@@ -45,7 +45,6 @@ def adherence(
     as_json: AsJson = False,
 ) -> None:
     """Measure prompt adherence with a probe trained on renders alone."""
-    from skyloom.evaluate.probe import load_probe
     from skyloom.evaluate.prompts import (
         commonest_nouns,
         prompts_for,
@@ -54,6 +53,7 @@ def adherence(
     )
     from skyloom.evaluate.suite import evaluate_adherence
     from skyloom.generate.pipeline import load
+    from skyloom.models.diorama.probe import load_probe
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import DIORAMA, SMALL
 
@@ -141,9 +141,9 @@ def drift(
 
     from skyloom.core.errors import RequestError
     from skyloom.evaluate.drift import compare_drift
-    from skyloom.evaluate.probe import load_probe
     from skyloom.evaluate.prompts import prompts_for
     from skyloom.generate.pipeline import load
+    from skyloom.models.diorama.probe import load_probe
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import SMALL
 
@@ -230,10 +230,10 @@ def ceiling(
     as_json: AsJson = False,
 ) -> None:
     """Measure the probe on real renders, the upper bound of prompt adherence."""
-    from skyloom.evaluate.probe import load_probe
     from skyloom.evaluate.prompts import prompts_for
     from skyloom.evaluate.suite import evaluate_ceiling
     from skyloom.generate.pipeline import load
+    from skyloom.models.diorama.probe import load_probe
     from skyloom.world.assets import load_atlas
     from skyloom.world.vocabulary import SMALL
 

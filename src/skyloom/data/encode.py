@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skyloom.core.files import atomic_path
 from skyloom.data.clips import read_shards, used_captions
-from skyloom.models.text import TextEncoder
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder
 
 LATENT_SUFFIX = ".latents.safetensors"
 Encode = Callable[[Tensor], Tensor]
@@ -55,7 +55,7 @@ def encode_clips(
 
 @torch.no_grad()
 def encode_captions(
-    folders: Iterable[Path], encoder: TextEncoder, target: Path, batch: int = 128
+    folders: Iterable[Path], encoder: DioramaTextEncoder, target: Path, batch: int = 128
 ) -> int:
     """Write one table of contexts for the training captions of all folders; return its length.
 

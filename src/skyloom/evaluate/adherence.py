@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from skyloom.evaluate.metrics import Share, share_of
-from skyloom.evaluate.probe import NONE, ProbePrediction
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Row
+from skyloom.models.diorama.probe import NONE, ProbePrediction
 from skyloom.world.caption import Facts
 
 # sources of chance baselines

@@ -14,10 +14,10 @@ from torch import Tensor
 from skyloom.core.types import VideoShape
 from skyloom.evaluate.metrics import frechet_distance, share_of
 from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
-from skyloom.evaluate.probe import Probe, predict
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
 from skyloom.evaluate.suite import VideoGenerator
+from skyloom.models.diorama.probe import Probe, predict
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 

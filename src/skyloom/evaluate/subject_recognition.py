@@ -16,8 +16,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from skyloom.evaluate.probe import NONE, Probe, choose_frames, load_probe, prepare
 from skyloom.media.source import open_source
+from skyloom.models.diorama.probe import NONE, Probe, choose_frames, load_probe, prepare
 from skyloom.world.nouns import NOUNS
 from skyloom.world.style import COLOURS
 

@@ -25,11 +25,11 @@ from skyloom.evaluate.adherence import (
     chance_baselines,
 )
 from skyloom.evaluate.metrics import frechet_distance, psnr, ratio_with_interval, share_of, ssim
-from skyloom.evaluate.probe import Probe, ProbePrediction, choose_frames, predict
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
 from skyloom.media.frames import to_frames, to_pixels
-from skyloom.models.vae import Vae
+from skyloom.models.diorama.probe import Probe, ProbePrediction, choose_frames, predict
+from skyloom.models.diorama.v1.autoencoder import Vae
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 

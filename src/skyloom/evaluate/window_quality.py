@@ -18,11 +18,11 @@ from torch import Tensor
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
 from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
-from skyloom.evaluate.probe import Probe, load_probe, predict
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report
 from skyloom.evaluate.suite import VideoGenerator
 from skyloom.generate.rollout import WindowScore
+from skyloom.models.diorama.probe import Probe, load_probe, predict
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 

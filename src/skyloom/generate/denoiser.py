@@ -20,7 +20,8 @@ from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.guidance import cfg_delta
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.models.attention import KvCache
-from skyloom.models.dit import Dit, TextCondition
+from skyloom.models.base import TextCondition
+from skyloom.models.diorama.v1.transformer import Dit
 from skyloom.models.registry import Rollout
 
 T = TypeVar("T")

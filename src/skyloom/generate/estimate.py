@@ -26,7 +26,7 @@ from skyloom.core.files import write_atomically
 from skyloom.core.paths import state_folder
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import Plan
-from skyloom.models.dit import DitConfig
+from skyloom.models.diorama.v1.transformer import DitConfig
 from skyloom.models.registry import ModelInfo
 
 MAX_HISTORY = 256 * 1024  # bytes; beyond it the older half is dropped

@@ -48,11 +48,12 @@ from skyloom.generate.window_review import WindowReviewer
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.seam_metric import SeamMetric
 from skyloom.media.video import Video
+from skyloom.models.base import TextCondition, TextContext
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
-from skyloom.models.dit import Dit, DitConfig, TextCondition
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder, load_text_encoder
+from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.models.registry import ModelInfo, find_model
-from skyloom.models.text import TextContext, TextEncoder, load_text_encoder
-from skyloom.models.vae import Vae, VaeConfig, place
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
 from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_receipt
 
@@ -165,7 +166,7 @@ class Pipeline:
     def __init__(
         self,
         info: ModelInfo,
-        text: TextEncoder,
+        text: DioramaTextEncoder,
         dit: Dit,
         vae: Vae,
         device: torch.device,

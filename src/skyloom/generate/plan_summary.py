@@ -14,9 +14,9 @@ from skyloom.generate.estimate import (
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
 from skyloom.generate.timeline import Filter, Generate, Keep
-from skyloom.models.dit import DitConfig
+from skyloom.models.diorama.v1.autoencoder import VaeConfig
+from skyloom.models.diorama.v1.transformer import DitConfig
 from skyloom.models.registry import DEFAULT_MODEL, find_model
-from skyloom.models.vae import VaeConfig
 
 _SPAN_KINDS = {Keep: "keep", Generate: "make", Filter: "filter"}
 

@@ -28,8 +28,8 @@ from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.resume import FinishedWindow, WindowStore
 from skyloom.generate.temporal_smoothing import smooth_latent
 from skyloom.media.frames import to_frames
+from skyloom.models.diorama.v1.autoencoder import DecoderCache, Vae
 from skyloom.models.registry import Rollout
-from skyloom.models.vae import DecoderCache, Vae
 
 DECODE_FRAMES = 3  # latent frames per call of the decoder
 

@@ -6,7 +6,7 @@ import torch
 
 from skyloom.media.frames import to_frames
 from skyloom.models.checkpoint import load_into, load_part
-from skyloom.models.vae import Vae, VaeConfig, place
+from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
 
 TOLERANCE = 16
 """Largest pixel difference (of 255) that bf16 rounding explains; the bundled model's is 1."""

@@ -40,8 +40,8 @@ from skyloom.media.filters import interpolate, upscale
 from skyloom.media.frames import to_pixels
 from skyloom.media.masks import Mask, feather
 from skyloom.media.source import VideoSource
+from skyloom.models.diorama.v1.autoencoder import Vae
 from skyloom.models.registry import ModelInfo
-from skyloom.models.vae import Vae
 
 Frames = UInt8[Tensor, "t h w c"]
 

@@ -24,12 +24,12 @@ from skyloom.models.checkpoint import load_into, load_part, save_part
 from skyloom.models.diorama.autoencoder import (
     PATCH,
     TIME,
-    Autoencoder,
     AutoencoderConfig,
+    DioramaAutoencoder,
     initialise_components,
     shrink,
 )
-from skyloom.models.vae import Vae, VaeConfig
+from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig
 from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import Losses, gradient_distance
 
@@ -49,10 +49,10 @@ def load_encoder(folder: Path, device: str) -> tuple[Encode, torch.device]:
     return load_autoencoder(folder).to(where).encode_small, where
 
 
-def load_autoencoder(folder: Path) -> Autoencoder:
+def load_autoencoder(folder: Path) -> DioramaAutoencoder:
     """Load the autoencoder in a folder, in fp32."""
     config, state, _ = load_part(folder, PART, AutoencoderConfig)
-    autoencoder = Autoencoder(config)
+    autoencoder = DioramaAutoencoder(config)
     load_into(autoencoder, {name: value.float() for name, value in state.items()})
     return autoencoder.eval()
 
@@ -62,7 +62,7 @@ def save_components(
 ) -> float:
     """Write an untrained autoencoder with the components of `clips`; return explained variance."""
     torch.manual_seed(seed)
-    autoencoder = Autoencoder(config)
+    autoencoder = DioramaAutoencoder(config)
     explained = initialise_components(autoencoder, sample_patches(clips, patches, seed))
     save_part(folder, PART, config, autoencoder.state_dict(), metadata={"step": "0"})
     return explained
@@ -150,7 +150,7 @@ def decoder_task(run: DecoderRun, loop: LoopConfig) -> Task:
 
 
 def decoder_losses(
-    autoencoder: Autoencoder,
+    autoencoder: DioramaAutoencoder,
     video: Float[Tensor, "b 3 t h w"],
     random: torch.Generator,
     run: DecoderRun,
@@ -179,7 +179,7 @@ def measure_decoder(
     autoencoder: nn.Module, folder: Path, levels: Sequence[float] = (0.0, 0.2)
 ) -> dict[str, float]:
     """Return PSNR in dB at the decoder's and the encoder's resolution, per latent noise level."""
-    assert isinstance(autoencoder, Autoencoder)
+    assert isinstance(autoencoder, DioramaAutoencoder)
     found: dict[str, float] = {}
     clips = torch.from_numpy(np.array(next(read_shards(folder))[0][:16]))
     for level in levels:

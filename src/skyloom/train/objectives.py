@@ -30,9 +30,10 @@ from skyloom.diffusion.timesteps import (
     sample_sigmas,
 )
 from skyloom.evaluate.metrics import ssim
+from skyloom.models.base import AttentionMode, TextCondition
 from skyloom.models.diorama.transformer import UNet
-from skyloom.models.dit import AttentionMode, Dit, TextCondition
-from skyloom.models.vae import Vae
+from skyloom.models.diorama.v1.autoencoder import Vae
+from skyloom.models.diorama.v1.transformer import Dit
 
 Network = Dit | UNet
 

@@ -1,4 +1,4 @@
-"""Train the probe (evaluate/probe.py) on rendered clips.
+"""Train the probe (models/diorama/probe.py) on rendered clips.
 
 python -m skyloom.train.probe recipes/diorama_probe_cpu2.toml --run .runs/probe [--resume]
 
@@ -24,8 +24,8 @@ from skyloom.core.config import dump_config, load_config
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import derive_seed
 from skyloom.data.clips import read_shards
-from skyloom.evaluate.probe import CATEGORIES, DIRECTIONS, NONE, Probe, ProbeConfig, predict
 from skyloom.models.checkpoint import save_part
+from skyloom.models.diorama.probe import CATEGORIES, DIRECTIONS, NONE, Probe, ProbeConfig, predict
 from skyloom.train.loop import LoopConfig, Task, train
 from skyloom.train.objectives import Losses
 from skyloom.train.optim import OptimizerConfig

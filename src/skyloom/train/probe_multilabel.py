@@ -20,8 +20,8 @@ from torch import Tensor
 
 from skyloom.core.seeds import derive_seed
 from skyloom.data.clips import read_shards
-from skyloom.evaluate.probe import Probe, load_probe
 from skyloom.models.checkpoint import save_part
+from skyloom.models.diorama.probe import Probe, load_probe
 from skyloom.train.probe import augment
 
 _BATCH = 200

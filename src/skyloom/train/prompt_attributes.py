@@ -1,4 +1,4 @@
-"""Train prompt attributes (models/prompt_attributes.py) and add them to a text encoder.
+"""Train prompt attributes (models/diorama/prompt_attributes.py) and add them to a text encoder.
 
 python -m skyloom.train.prompt_attributes --text FOLDER --captions TABLE --clips CLIPS... --out DIR
 
@@ -25,8 +25,12 @@ from skyloom.core.files import atomic_path
 from skyloom.core.seeds import generator
 from skyloom.data.clips import read_shards
 from skyloom.data.loader import CaptionTable
-from skyloom.models.prompt_attributes import PromptAttributes
-from skyloom.models.text import TextEncoder, load_text_encoder, save_text_encoder
+from skyloom.models.diorama.prompt_attributes import PromptAttributes
+from skyloom.models.diorama.text_encoder import (
+    DioramaTextEncoder,
+    load_text_encoder,
+    save_text_encoder,
+)
 
 FACTS = (
     "noun",
@@ -133,7 +137,7 @@ def _accuracies(
 
 
 @torch.no_grad()
-def add_attributes(table_path: Path, encoder: TextEncoder, batch: int = 512) -> None:
+def add_attributes(table_path: Path, encoder: DioramaTextEncoder, batch: int = 512) -> None:
     """Append prompt attributes to the pooled channels of a caption table, in place."""
     table = CaptionTable(table_path)
     assert encoder.meaning is not None
@@ -177,7 +181,9 @@ def main() -> None:
     table = CaptionTable(arguments.captions)
     network, shares = train_attributes(table, read_labels(table, arguments.clips), config)
     plain = load_text_encoder(arguments.text)
-    encoder = TextEncoder(replace(plain.config, meaning=config.width), plain.tokenizer.vocabulary)
+    encoder = DioramaTextEncoder(
+        replace(plain.config, meaning=config.width), plain.tokenizer.vocabulary
+    )
     added = {f"meaning.{name}": value for name, value in network.state_dict().items()}
     encoder.load_state_dict({**plain.state_dict(), **added})
     metadata = {

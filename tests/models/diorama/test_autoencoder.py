@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from skyloom.models.diorama.autoencoder import (
-    Autoencoder,
     AutoencoderConfig,
+    DioramaAutoencoder,
     initialise_components,
     shrink,
 )
@@ -14,16 +14,16 @@ CONFIG = AutoencoderConfig(channels=6, widths=(8, 8), blocks=(1, 1))
 
 
 @pytest.fixture
-def autoencoder() -> Autoencoder:
+def autoencoder() -> DioramaAutoencoder:
     torch.manual_seed(0)
-    autoencoder = Autoencoder(CONFIG).eval()
+    autoencoder = DioramaAutoencoder(CONFIG).eval()
     for parameter in autoencoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return autoencoder
 
 
 @torch.no_grad()
-def test_windows_decoded_one_after_another_equal_the_whole(autoencoder: Autoencoder):
+def test_windows_decoded_one_after_another_equal_the_whole(autoencoder: DioramaAutoencoder):
     latent = torch.randn(2, 6, 5, 3, 4)
     whole, cache, parts = autoencoder.decode(latent), None, []
     for start, stop in ((0, 2), (2, 3), (3, 5)):
@@ -34,7 +34,7 @@ def test_windows_decoded_one_after_another_equal_the_whole(autoencoder: Autoenco
 
 
 @torch.no_grad()
-def test_encoding_averages_pixels(autoencoder: Autoencoder):
+def test_encoding_averages_pixels(autoencoder: DioramaAutoencoder):
     video = torch.rand(1, 3, 5, 32, 32)
     torch.testing.assert_close(
         autoencoder.encode(video), autoencoder.encode_small(shrink(video, 2))
@@ -43,7 +43,7 @@ def test_encoding_averages_pixels(autoencoder: Autoencoder):
 
 
 @torch.no_grad()
-def test_the_first_latent_frame_sees_frame_0_alone(autoencoder: Autoencoder):
+def test_the_first_latent_frame_sees_frame_0_alone(autoencoder: DioramaAutoencoder):
     video = torch.rand(1, 3, 5, 16, 16)
     changed = video.clone()
     changed[:, :, 1:] += 1
@@ -58,7 +58,7 @@ def test_components_invert_what_they_span_and_have_unit_scale():
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(6, 4 * 3 * 8 * 8, generator=generator)
     patches = torch.randn(2000, 6, generator=generator) @ directions
-    autoencoder = Autoencoder(CONFIG)
+    autoencoder = DioramaAutoencoder(CONFIG)
     assert initialise_components(autoencoder, patches) > 0.999
     four = patches[:500].reshape(500, 4, 3, 8, 8).movedim(1, 2)
     video = torch.cat([four[:, :, :1], four], 2)  # the second latent frame holds the patch

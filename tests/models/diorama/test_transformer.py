@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from skyloom.models.attention import KvCache
+from skyloom.models.base import TextCondition
 from skyloom.models.diorama.transformer import UNet, UNetConfig
-from skyloom.models.dit import TextCondition
 
 CONFIG = UNetConfig(
     channels=8,

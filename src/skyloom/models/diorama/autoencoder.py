@@ -44,7 +44,7 @@ class AutoencoderConfig:
         return ScaleFactors(time=TIME, space=PATCH * self.enlarge)
 
 
-class Autoencoder(nn.Module):
+class DioramaAutoencoder(nn.Module):
     """Encode videos to latents of unit root mean square and decode them."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -161,7 +161,7 @@ def enlarge(frames: Float[Tensor, "n k h w"], factor: int) -> Float[Tensor, "n k
 
 
 @torch.no_grad()
-def initialise_components(autoencoder: Autoencoder, patches: Float[Tensor, "n d"]) -> float:
+def initialise_components(autoencoder: DioramaAutoencoder, patches: Float[Tensor, "n d"]) -> float:
     """Set encoder and inverse to the principal components of `patches`; return explained variance.
 
     A patch is 4 frames x 3 channels x 8 x 8 pixels in [-1, 1], flattened in that order. A component
@@ -205,7 +205,9 @@ def _eigh(matrix: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def to_inference(autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def to_inference(
+    autoencoder: DioramaAutoencoder, device: torch.device, dtype: torch.dtype
+) -> DioramaAutoencoder:
     """Move to a device: the decoder's convolutions in `dtype`, encoder and inverse in fp32."""
     autoencoder = autoencoder.eval().to(device, torch.float32)
     autoencoder.decoder.to(dtype).linear.to(torch.float32)

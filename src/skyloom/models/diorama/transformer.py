@@ -30,7 +30,7 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
-from skyloom.models.dit import AttentionMode, TextCondition
+from skyloom.models.base import AttentionMode, TextCondition
 from skyloom.models.embeddings import sinusoids
 from skyloom.models.rope import Angles, rope_angles, rotate
 

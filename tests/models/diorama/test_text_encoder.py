@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from skyloom.models.text import TextConfig, TextEncoder, load_text_encoder, save_text_encoder
+from skyloom.models.diorama.text_encoder import (
+    DioramaTextEncoder,
+    TextConfig,
+    load_text_encoder,
+    save_text_encoder,
+)
 from skyloom.train.text_encoder import convert_weights
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "##s", "dog", "c", "##a", "##t"]
@@ -15,9 +20,9 @@ CONFIG = TextConfig(
 
 
 @pytest.fixture
-def encoder() -> TextEncoder:
+def encoder() -> DioramaTextEncoder:
     torch.manual_seed(0)
-    module = TextEncoder(CONFIG, PIECES).eval()
+    module = DioramaTextEncoder(CONFIG, PIECES).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from skyloom.models.attention import KvCache
-from skyloom.models.dit import Dit, DitConfig, TextCondition
-from skyloom.models.refiner import Detail
+from skyloom.models.base import TextCondition
+from skyloom.models.diorama.v1.refiner import Detail
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 
 FRAMES = 9
 WINDOW = 3

@@ -1,3 +1,4 @@
+# pyright: basic
 """Probe: a small convolutional classifier of videos that measures prompt adherence.
 
 Trained on rendered clips alone (train/probe.py). Noun, place, time of day and colour are averaged
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from skyloom.models.checkpoint import load_into, load_part
 
-BUNDLED = Path(__file__).parent.parent / "bundled" / "probe"
+BUNDLED = Path(__file__).parents[2] / "bundled" / "probe"
 CATEGORIES = ("noun", "place", "time_of_day", "colour", "direction")
 DIRECTIONS = ("none", "left", "right")
 NONE = "none"

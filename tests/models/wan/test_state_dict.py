@@ -5,8 +5,8 @@ import torch
 
 from skyloom.core.errors import CheckpointError
 from skyloom.models.checkpoint import load_into
-from skyloom.models.convert import wan_from_diffusers
-from skyloom.models.dit import Dit, DitConfig
+from skyloom.models.diorama.v1.transformer import Dit, DitConfig
+from skyloom.models.wan.state_dict import wan_from_diffusers
 
 CONFIG = DitConfig(
     in_channels=6, out_channels=6, width=48, heads=4, layers=3, ffn=80, text_width=20

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
+from skyloom.models.base import TextContext
 from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part, to_int8
-from skyloom.models.prompt_attributes import PromptAttributes
-from skyloom.models.tokenizer import Tokenizer
+from skyloom.models.diorama.prompt_attributes import PromptAttributes
+from skyloom.models.diorama.tokenizer import Tokenizer
 
 _PAD_TO = 16
 _CONTEXT_SCALE = 2.0
@@ -31,8 +32,8 @@ class TextConfig:
     max_tokens: includes the start and end tokens.
     lexical: append each token's own word vector to its hidden state. The layers bring synonyms
         together, but also opposites such as left and right (docs/log.md).
-    meaning: width of the prompt attributes (models/prompt_attributes.py) appended to the pooled
-        vector; 0 for none.
+    meaning: width of the prompt attributes (models/diorama/prompt_attributes.py) appended to the
+        pooled vector; 0 for none.
     """
 
     vocabulary: int = 30522
@@ -57,17 +58,7 @@ class TextConfig:
         return self.width * (2 if self.lexical else 1)
 
 
-@dataclass(frozen=True)
-class TextContext:
-    """Encoded prompts, padded with zeros; truncated: number of dropped tokens per prompt."""
-
-    context: Float[Tensor, "b m d"]
-    context_mask: Bool[Tensor, "b m"]
-    pooled: Float[Tensor, "b p"]
-    truncated: tuple[int, ...]
-
-
-class TextEncoder(nn.Module):
+class DioramaTextEncoder(nn.Module):
     """BERT encoder: word, position and segment embeddings, then post-norm layers."""
 
     def __init__(self, config: TextConfig, vocabulary: Sequence[str]) -> None:
@@ -183,7 +174,9 @@ class TextLayer(nn.Module):
         return self.norm_ffn(x + self.down(F.gelu(self.up(x))))
 
 
-def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, str]) -> list[Path]:
+def save_text_encoder(
+    folder: Path, encoder: DioramaTextEncoder, metadata: dict[str, str]
+) -> list[Path]:
     """Write the part `text`: matrices in int8, the vocabulary as UTF-8 bytes."""
     state = to_int8(encoder.state_dict())
     text = "\n".join(encoder.tokenizer.vocabulary).encode()
@@ -191,13 +184,13 @@ def save_text_encoder(folder: Path, encoder: TextEncoder, metadata: dict[str, st
     return save_part(folder, "text", encoder.config, state, metadata=metadata)
 
 
-def load_text_encoder(folder: Path) -> TextEncoder:
+def load_text_encoder(folder: Path) -> DioramaTextEncoder:
     """Load the part `text` of a model folder, dequantized to fp32."""
     config, state, _ = load_part(folder, "text", TextConfig)
     vocabulary = state.pop("vocabulary").numpy().tobytes().decode().split("\n")
     weights = from_int8(state)
     with torch.device("meta"):
-        encoder = TextEncoder(config, vocabulary)
+        encoder = DioramaTextEncoder(config, vocabulary)
     encoder.to_empty(device="cpu")
     load_into(encoder, weights)
     return encoder.eval()

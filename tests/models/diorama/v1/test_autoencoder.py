@@ -6,7 +6,13 @@ from einops import rearrange
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
-from skyloom.models.vae import SPACE, TIME, Vae, VaeConfig, initialise_linear_path
+from skyloom.models.diorama.v1.autoencoder import (
+    SPACE,
+    TIME,
+    Vae,
+    VaeConfig,
+    initialise_linear_path,
+)
 
 SMALL = VaeConfig(latent_channels=8, decoder_widths=(8, 8, 16, 16))
 

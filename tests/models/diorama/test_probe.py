@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from skyloom.core.errors import CheckpointError
-from skyloom.evaluate.probe import (
+from skyloom.models.checkpoint import save_part
+from skyloom.models.diorama.probe import (
     BUNDLED,
     Probe,
     ProbeConfig,
@@ -15,7 +16,6 @@ from skyloom.evaluate.probe import (
     predict,
     prepare,
 )
-from skyloom.models.checkpoint import save_part
 from skyloom.world.vocabulary import SMALL
 
 CONFIG = ProbeConfig(

@@ -24,6 +24,8 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
+from skyloom.models.base import AttentionMode, TextCondition
+from skyloom.models.diorama.v1.refiner import Detail
 from skyloom.models.embeddings import (
     PlaceEmbedding,
     Sketch,
@@ -32,10 +34,7 @@ from skyloom.models.embeddings import (
     TimeEmbedding,
     place_waves,
 )
-from skyloom.models.refiner import Detail
 from skyloom.models.rope import Angles, rope_angles, rotate
-
-AttentionMode = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
@@ -77,17 +76,6 @@ class DitConfig:
     def head_width(self) -> int:
         """Number of channels of one head."""
         return self.width // self.heads
-
-
-@dataclass(frozen=True)
-class TextCondition:
-    """Prompt projected for every layer; keys and values are `[b heads m c]`."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    bias: Float[Tensor, "b 1 1 m"] | None
-    pooled: Float[Tensor, "b d"] | None
-    attributes: Float[Tensor, "b s"] | None = None
 
 
 class Dit(nn.Module):

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from skyloom.core.errors import CheckpointError
-from skyloom.models.dit import DitConfig
+from skyloom.models.diorama.v1.transformer import DitConfig
 
 State = dict[str, Tensor]
 

@@ -1,0 +1,1 @@
+"""Networks of the first bundled model, a transformer and its autoencoder."""
