@@ -29,7 +29,7 @@ _REQUESTS: dict[str, dict[str, Any]] = {
     "rollout": {"prompt": "a rocket flying over the city", "seconds": 7, "seed": 3},
     "negative": {"prompt": "a blue bird", "negative_prompt": "night", "seed": 4, "num_steps": 5},
     "low rate": {"prompt": "a yellow balloon", "seconds": 3, "seed": 5, "fps": 8},
-    "picture": {"prompt": "a boat", "seconds": 3, "seed": 6, "image": "SOURCE.png"},
+    "picture": {"prompt": "a boat", "seconds": 3, "seed": 6, "image": "source.png"},
     "storyboard": {
         "prompt": "on a sunny day",
         "seconds": 5,
@@ -45,9 +45,9 @@ _REQUESTS: dict[str, dict[str, Any]] = {
         "seconds": 6,
         "seed": 8,
         "cards": [
-            {"at": 0, "prompt": "a boat", "image": "SOURCE.png", "strength": 0.4},
-            {"at": "1.3", "prompt": "a car on the beach", "video": "SOURCE.mkv"},
-            {"at": 4, "prompt": "a rocket", "cut": True, "image": "SOURCE.png"},
+            {"at": 0, "prompt": "a boat", "image": "source.png", "strength": 0.4},
+            {"at": "1.3", "prompt": "a car on the beach", "video": "source.mkv"},
+            {"at": 4, "prompt": "a rocket", "cut": True, "image": "source.png"},
         ],
     },
     "retakes": {"prompt": "a whale in the ocean", "seconds": 5, "seed": 9, "retakes": 2},
@@ -88,26 +88,28 @@ def _score() -> Any:
     return WindowScore
 
 
-def digests(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and the digest of every video."""
+def digests() -> Iterator[tuple[str, str]]:
+    """Yield the name and the digest of every video. Files are written to the working folder.
+
+    Their names are relative, because the watermark depends on the names in the receipt.
+    """
     pipeline = skyloom.load(device="cpu")
     digest = weights_digest(pipeline.info.manifest["files"])
     yield "weights", digest
-    text = json.dumps(_REQUESTS).replace("SOURCE", str(folder / "source"))
-    for name, fields in json.loads(text).items():
+    for name, fields in _REQUESTS.items():
         critic = _Critic() if "retakes" in fields else None
         video = pipeline.generate(Request.from_dict(fields), critic=critic)
-        video.save(folder / f"{name}.mkv")
+        video.save(Path(f"{name}.mkv"))
         if name == "source":
             from PIL import Image
 
-            Image.fromarray(video.frames[20].numpy()).save(folder / "source.png")
+            Image.fromarray(video.frames[20].numpy()).save("source.png")
         yield name, str(video.receipt["frames"]["sha256"])
     for name, fields in _EDITS.items():
-        videos = [folder / "source.mkv"]
+        videos = ["source.mkv"]
         if fields["edit"]["verb"] in ("blend", "stitch"):
-            videos.append(folder / "second source.mkv")
-        edit = {**fields["edit"], "videos": [str(path) for path in videos]}
+            videos.append("second source.mkv")
+        edit = {**fields["edit"], "videos": videos}
         request = {"prompt": "a green train in the desert", "seed": 21, "edit": edit}
         yield name, str(pipeline.generate(Request.from_dict(request)).receipt["frames"]["sha256"])
 
@@ -115,10 +117,12 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
 def main(mode: str, file: Path) -> int:
     """Write the digests to a file, or compare with it; return the exit code."""
     expected = json.loads(file.read_text())["frames"] if mode == "check" else {}
+    file = file.absolute()
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SKYLOOM_CACHE"] = str(Path(folder) / "cache")
-        for name, digest in digests(Path(folder)):
+        os.chdir(folder)
+        for name, digest in digests():
             found[name] = digest
             verdict = "" if mode == "write" else expected.get(name) == digest
             print(f"{name:28} {digest[:16]} {verdict}", flush=True)  # noqa: T201
