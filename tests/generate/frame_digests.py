@@ -89,9 +89,10 @@ def _score() -> Any:
 
 
 def digests() -> Iterator[tuple[str, str]]:
-    """Yield the name and the digest of every video. Files are written to the working folder.
+    """Yield the name and the digest of every video. Sources are files in the working folder.
 
-    Their names are relative, because the watermark depends on the names in the receipt.
+    Names are relative and files are not written twice, because the watermark depends on the
+    receipt, which holds the names and digests of the sources.
     """
     pipeline = skyloom.load(device="cpu")
     digest = weights_digest(pipeline.info.manifest["files"])
@@ -99,7 +100,8 @@ def digests() -> Iterator[tuple[str, str]]:
     for name, fields in _REQUESTS.items():
         critic = _Critic() if "retakes" in fields else None
         video = pipeline.generate(Request.from_dict(fields), critic=critic)
-        video.save(Path(f"{name}.mkv"))
+        if "source" in name and not Path(f"{name}.mkv").exists():
+            video.save(Path(f"{name}.mkv"))
         if name == "source":
             from PIL import Image
 
@@ -119,9 +121,11 @@ def main(mode: str, file: Path) -> int:
     expected = json.loads(file.read_text())["frames"] if mode == "check" else {}
     file = file.absolute()
     found: dict[str, str] = {}
+    media = file.with_suffix(".media")
+    media.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["SKYLOOM_CACHE"] = str(Path(folder) / "cache")
-        os.chdir(folder)
+        os.environ["SKYLOOM_CACHE"] = folder
+        os.chdir(media)
         for name, digest in digests():
             found[name] = digest
             verdict = "" if mode == "write" else expected.get(name) == digest
