@@ -50,6 +50,21 @@ class Vae(nn.Module):
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
 
+    @property
+    def scale(self) -> ScaleFactors:
+        """Number of frames and pixels per latent cell."""
+        return self.config.scale
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of channels of a latent."""
+        return self.config.latent_channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.linear.weight.device
+
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Encode pixels in [-1, 1]; t = 4k + 1, h and w multiples of 16; about unit scale."""
         latent = self.encoder(video).float()

@@ -24,7 +24,7 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
-from skyloom.models.base import AttentionMode, TextCondition
+from skyloom.models.base import AttentionMode, Prediction, TextCondition
 from skyloom.models.diorama.v1.refiner import Detail
 from skyloom.models.embeddings import (
     PlaceEmbedding,
@@ -105,6 +105,26 @@ class Dit(nn.Module):
         self.head = nn.Linear(config.width, config.out_channels * patch)
         _initialise(self)
         self.detail = _detail(config) if config.detail else None
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the output is."""
+        return self.config.prediction
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.head.weight.dtype
+
+    @property
+    def uncached_frame_offset(self) -> int:
+        """Index of the first latent frame of a window inside a video without a cache."""
+        return self.config.horizon
 
     @property
     def layers(self) -> list["Block"]:

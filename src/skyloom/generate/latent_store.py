@@ -1,12 +1,16 @@
 # pyright: basic
-"""Checkpoints of a generation on disk, so that a crash loses no finished step.
+"""Latents on disk: checkpoints of a generation, and a cache of finished windows.
 
-A folder holds the receipt of the request, the clean latent of every finished window and, for the
-current window, the latents after the last steps of each take. An edit's folder has one such folder
-per generated span. Everything else is recomputed bit for bit: noise is drawn from the seed, window
+A crash loses no finished step. A folder of checkpoints holds the receipt of the request and one
+folder per run of windows, with the clean latent of every finished window and, for the current one,
+the latents after the last steps of each take. Everything else is recomputed bit for bit: noise is drawn from the seed, window
 and take; key-value and decoder caches are refilled from the finished latents. Files are written
 atomically and carry a sha256 of their name, the receipt and their content; a damaged file counts
 as missing.
+
+The cache is shared by all videos: a changed edit or storyboard generates only what changed. Its
+file names are digests of all that determines a window. When it exceeds its size limit, the least
+recently used files are removed; it may be deleted at any time.
 """
 
 import contextlib
@@ -37,8 +41,9 @@ _STATES = (
     f"*{_OLD_TEMPORARY_SUFFIX}",
     f"*{TEMPORARY_SUFFIX}",
 )
-_SPANS = "span-*"
+_RUNS = "span-*"
 _DIGEST_BYTES = hashlib.sha256().digest_size
+MAX_CACHE_BYTES = 2 * 2**30
 _STEPS_KEPT = 2  # the latest step, and the one before in case that it is damaged
 
 
@@ -51,21 +56,88 @@ class FinishedWindow:
     scores: Sequence[Mapping[str, Any]] = ()
 
 
+class WindowCache:
+    """A folder of finished windows by key, with a size limit in bytes. Write errors are ignored."""
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.hits = 0
+        self._used: list[Path] = []
+
+    def load(self, key: str) -> FinishedWindow | None:
+        """A window, if it is cached and the file is intact."""
+        path = self._path(key)
+        tensors = _read_state(path, key.encode())
+        if tensors is None:
+            return None
+        with contextlib.suppress(OSError):
+            path.touch()
+        self._used.append(path)
+        self.hits += 1
+        return _unpack(tensors)
+
+    def save(self, key: str, window: FinishedWindow) -> None:
+        """Cache a window and remove the least recently used ones above the limit."""
+        path = self._path(key)
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_state(path, key.encode(), _pack(window))
+            self._used.append(path)
+            self._prune()
+
+    def remove_used(self) -> None:
+        """Remove every window that was saved or loaded, after moderation blocked the video."""
+        for path in self._used:
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.state"
+
+    def _prune(self) -> None:
+        files = [
+            (path.stat().st_mtime, path.stat().st_size, path)
+            for pattern in ("*.state", "*.safetensors")  # the latter are of version 0.1.0
+            for path in self.folder.glob(pattern)
+        ]
+        total = 0
+        for _, size, path in sorted(files, reverse=True):
+            total += size
+            if total > self.max_bytes:
+                path.unlink(missing_ok=True)
+
+
 class WindowStore:
-    """A folder of checkpoints that belongs to one `identity` (a receipt or span, as JSON values).
+    """Windows of a run, or of the runs of a video: checkpoints in `folder`, and a `cache`.
+
+    The folder belongs to one `identity` (a receipt, as JSON values). `keys` are the cache's keys of
+    the windows; without a cache, windows are only in the folder, and without a folder only in the
+    cache.
 
     States are written at most every `interval` seconds, together; 0 writes every step at once.
     `flush` writes what is pending. Raises RequestError if the folder belongs to another identity,
     MediaError if it cannot be written.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], interval: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+        interval: float = 0.0,
+        *,
+        cache: WindowCache | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self.cache = cache
+        self._keys = keys
         self._interval = interval
         self._last_write = time.monotonic()
         self._pending: dict[Path, dict[str, Tensor]] = {}
-        self._spans: list[WindowStore] = []
+        self._runs: list[WindowStore] = []
         self._identity = json.dumps(identity, sort_keys=True).encode()
+        if folder is None:
+            return
         stored = read_identity(folder)
         expected = json.loads(self._identity)
         if stored is not None and stored != expected:
@@ -83,31 +155,35 @@ class WindowStore:
                 f"{folder} cannot be written.", hint="Choose another folder."
             ) from error
 
-    def span(self, number: int, identity: Mapping[str, Any]) -> "WindowStore":
-        """The store of an edit's span, in a folder inside this one."""
-        store = WindowStore(self.folder / f"span-{number:03}", identity, self._interval)
-        self._spans.append(store)
+    def run(self, number: int, keys: Sequence[str]) -> "WindowStore":
+        """The store of a run, in a folder inside this one."""
+        folder = None if self.folder is None else self.folder / f"span-{number:03}"
+        identity = json.loads(self._identity)
+        store = WindowStore(folder, identity, self._interval, cache=self.cache, keys=keys)
+        self._runs.append(store)
         return store
 
     def load(self, index: int) -> FinishedWindow | None:
         """A window, if it was finished."""
-        tensors = self._read(self._window_path(index))
-        if tensors is None:
-            return None
-        note = json.loads(bytes(tensors["note"].tolist()))
-        return FinishedWindow(tensors["latent"], note["take"], note["said"])
+        path = self._window_path(index)
+        tensors = None if path is None else _read_state(path, self._identity)
+        if tensors is not None:
+            return _unpack(tensors)
+        return None if self.cache is None else self.cache.load(self._keys[index])
 
     def save(self, index: int, window: FinishedWindow) -> None:
         """Save a finished window and drop its steps. Raises like `flush`."""
-        note = {"take": window.take, "said": [dict(scores) for scores in window.scores]}
-        encoded = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+        if self.cache is not None:
+            self.cache.save(self._keys[index], window)
         self._drop_pending(f"step-{index:06}-")
-        self._add(self._window_path(index), {"latent": window.latent, "note": encoded})
+        self._add(self._window_path(index), _pack(window))
 
     def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
         """The number of finished steps of a take, and the latent after them."""
+        if self.folder is None:
+            return None
         for path in sorted(self.folder.glob(f"step-{index:06}-{take:03}-*.state"), reverse=True):
-            tensors = self._read(path)
+            tensors = _read_state(path, self._identity)
             if tensors is not None:
                 return int(path.stem.rsplit("-", 1)[1]), tensors["latent"]
         return None
@@ -120,27 +196,36 @@ class WindowStore:
         self._add(self._step_path(index, take, done), {"latent": latent})
 
     def flush(self) -> None:
-        """Write pending states, of spans too. Raises MediaError or DiskFullError."""
-        for span in self._spans:
-            span.flush()
+        """Write pending states, of runs too. Raises MediaError or DiskFullError."""
+        for run in self._runs:
+            run.flush()
         for path, tensors in self._pending.items():
             self._save(path, tensors)
             self._remove_old_steps(path)
         self._pending.clear()
         self._last_write = time.monotonic()
 
+    def discard(self) -> None:
+        """Delete all checkpoints and the used part of the cache, after a refusal."""
+        if self.folder is not None:
+            clear(self.folder)
+        if self.cache is not None:
+            self.cache.remove_used()
+
     def _remove_old_steps(self, path: Path) -> None:
         """Remove steps that a state replaces: all of a window, or older ones of a take."""
         kind, *numbers = path.stem.split("-")
         if kind == "window":
-            replaced = sorted(self.folder.glob(f"step-{numbers[0]}-*.state"))
+            replaced = sorted(path.parent.glob(f"step-{numbers[0]}-*.state"))
         else:
-            steps = sorted(self.folder.glob(f"step-{numbers[0]}-{numbers[1]}-*.state"))
+            steps = sorted(path.parent.glob(f"step-{numbers[0]}-{numbers[1]}-*.state"))
             replaced = steps[:-_STEPS_KEPT]
         for old in replaced:
             old.unlink(missing_ok=True)
 
-    def _add(self, path: Path, tensors: dict[str, Tensor]) -> None:
+    def _add(self, path: Path | None, tensors: dict[str, Tensor]) -> None:
+        if path is None:
+            return
         self._pending[path] = tensors
         if time.monotonic() - self._last_write >= self._interval:
             self.flush()
@@ -151,43 +236,59 @@ class WindowStore:
             path: state for path, state in self._pending.items() if not path.name.startswith(prefix)
         }
 
-    def _window_path(self, index: int) -> Path:
-        return self.folder / f"window-{index:06}.state"
+    def _window_path(self, index: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"window-{index:06}.state"
 
-    def _step_path(self, index: int, take: int, done: int) -> Path:
-        return self.folder / f"step-{index:06}-{take:03}-{done:04}.state"
+    def _step_path(self, index: int, take: int, done: int) -> Path | None:
+        name = f"step-{index:06}-{take:03}-{done:04}.state"
+        return None if self.folder is None else self.folder / name
 
     def _save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        body = safetensors.torch.save(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}
-        )
         try:
-            write_atomically(path, self._seal(path, body) + body)
+            _write_state(path, self._identity, tensors)
         except OSError as error:
             hint = "Free some space and run the same command again."
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError("The disk is full.", hint=hint) from error
             raise MediaError(f"{path} cannot be written ({error}).", hint=hint) from error
 
-    def _read(self, path: Path) -> dict[str, Tensor] | None:
-        """The tensors of a state; None if it is missing or damaged."""
-        try:
-            content = path.read_bytes()
-            seal = content[:_DIGEST_BYTES]
-            body = content[_DIGEST_BYTES:]
-            return safetensors.torch.load(body) if seal == self._seal(path, body) else None
-        except (OSError, SafetensorError):
-            return None
 
-    def _seal(self, path: Path, body: bytes) -> bytes:
-        parts = (self._identity, path.name.encode(), body)
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+def _pack(window: FinishedWindow) -> dict[str, Tensor]:
+    note = {"take": window.take, "said": [dict(scores) for scores in window.scores]}
+    encoded = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+    return {"latent": window.latent, "note": encoded}
+
+
+def _unpack(tensors: Mapping[str, Tensor]) -> FinishedWindow:
+    note = json.loads(bytes(tensors["note"].tolist()))
+    return FinishedWindow(tensors["latent"], note["take"], note["said"])
+
+
+def _write_state(path: Path, identity: bytes, tensors: Mapping[str, Tensor]) -> None:
+    body = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    write_atomically(path, _seal(path, identity, body) + body)
+
+
+def _read_state(path: Path, identity: bytes) -> dict[str, Tensor] | None:
+    """The tensors of a state; None if it is missing, damaged or of another identity."""
+    try:
+        content = path.read_bytes()
+        seal = content[:_DIGEST_BYTES]
+        body = content[_DIGEST_BYTES:]
+        return safetensors.torch.load(body) if seal == _seal(path, identity, body) else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def _seal(path: Path, identity: bytes, body: bytes) -> bytes:
+    parts = (identity, path.name.encode(), body)
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a finished video, and their folder if it is then empty."""
-    for span in folder.glob(_SPANS):
-        clear(span)
+    for run in folder.glob(_RUNS):
+        clear(run)
     states = [path for pattern in _STATES for path in folder.glob(pattern)]
     for path in [*states, folder / _IDENTITY_FILE]:
         path.unlink(missing_ok=True)
