@@ -3,10 +3,10 @@
 
 A crash loses no finished step. A folder of checkpoints holds the receipt of the request and one
 folder per run of windows, with the clean latent of every finished window and, for the current one,
-the latents after the last steps of each take. Everything else is recomputed bit for bit: noise is drawn from the seed, window
-and take; key-value and decoder caches are refilled from the finished latents. Files are written
-atomically and carry a sha256 of their name, the receipt and their content; a damaged file counts
-as missing.
+the latents after the last steps of each take. Everything else is recomputed bit for bit: noise is
+drawn from the seed, window and take; key-value and decoder caches are refilled from the finished
+latents. Files are written atomically and carry a sha256 of their name, the receipt and their
+content; a damaged file counts as missing.
 
 The cache is shared by all videos: a changed edit or storyboard generates only what changed. Its
 file names are digests of all that determines a window. When it exceeds its size limit, the least

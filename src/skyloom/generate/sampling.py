@@ -192,22 +192,24 @@ def _fill_cache(
     spec: SamplingSpec, denoiser: Denoiser, waiting: list[tuple[Window, Tensor | None]]
 ) -> None:
     """Cache the finished windows that wait for it, with their own prompts."""
-    for window, latent in waiting:
-        if latent is None:
-            assert spec.store is not None
-            stored = spec.store.load(window.index)
-            if stored is None:
-                raise MediaError(
-                    f"Window {window.index} was removed from the cache during the generation.",
-                    hint="Run the same command again.",
-                )
-            latent = stored.latent
+    for window, sampled in waiting:
+        latent = _stored_latent(spec, window) if sampled is None else sampled
         if spec.set_prompt is not None:
             spec.set_prompt(window)
         assert spec.rollout is not None
         context = _context_latent(latent, spec, window)
         denoiser.cache_frames(context, spec.rollout, spec.rollout.context_sigma)
     waiting.clear()
+
+
+def _stored_latent(spec: SamplingSpec, window: Window) -> Float[Tensor, "1 c t h w"]:
+    stored = None if spec.store is None else spec.store.load(window.index)
+    if stored is None:
+        raise MediaError(
+            f"Window {window.index} was removed from the cache during the generation.",
+            hint="Run the same command again.",
+        )
+    return stored.latent
 
 
 def _sample_window(
