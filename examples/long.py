@@ -80,7 +80,7 @@ def measure(name: str, model: str, seconds: float, count: int) -> dict[str, floa
         pipeline.info.rollout,
         **{key: int(value) if value >= 1 else value for key, value in settings.items()},
     )
-    scale, fps = pipeline.vae.config.scale, pipeline.info.fps
+    scale, fps = pipeline.autoencoder.scale, pipeline.info.fps
     fixed = Fixed(pipeline, rollout, steadiness, seconds)
     write_seconds(fixed.generate(SHEET_PROMPT, seed=1).frames, fps, OUT / f"{name}.png")
     windows = pipeline.plan(skyloom.Request(SHEET_PROMPT, seconds=seconds)).windows

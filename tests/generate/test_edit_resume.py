@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from skyloom.generate.latent_store import clear, read_identity
 
 import skyloom
 from skyloom.core.errors import RequestError
@@ -14,7 +15,6 @@ from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.keyframes import picture_cards
 from skyloom.generate.request import Request
-from skyloom.generate.resume import clear, read_identity
 
 FILTERS = {"upscale": {"size": "64x64"}, "interpolate": {"fps": "32"}}
 MAKING = {

@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from skyloom.generate.layout import layout_span
 
 from skyloom.core.types import ScaleFactors
-from skyloom.generate.layout import layout_span
 from skyloom.generate.timeline import Generate, SourceClip
 from skyloom.models.registry import Rollout
 

@@ -107,7 +107,7 @@ def test_the_first_picture_is_the_first_frame(pipeline, tmp_path):
     video = pipeline.generate(replace(ASK, image=str(path)))
     plan = pipeline.plan(replace(ASK, image=str(path)))
     canvas = pipeline._canvas_at(plan, pipeline._conditions(plan))(plan.windows[0])
-    alone = to_frames(pipeline.vae.decode(canvas.latent[None, :, :1])[0])
+    alone = to_frames(pipeline.autoencoder.decode(canvas.latent[None, :, :1])[0])
     assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
 
@@ -118,7 +118,7 @@ def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
         make_plan(
             replace(ASK, seconds=5),
             replace(pipeline.info, manifest=manifest),
-            pipeline.vae.config.scale,
+            pipeline.autoencoder.scale,
         )
 
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from skyloom.generate.latent_store import FinishedWindow, WindowStore, clear
 
 import skyloom
 from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.request import Request
-from skyloom.generate.resume import FinishedWindow, WindowStore, clear
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5, num_steps=2, guidance_scale=1.0)
 BEST = Request(
@@ -235,7 +235,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path, monke
 NURSERY = """
 import json, os, signal, sys
 from pathlib import Path
-import skyloom, skyloom.generate.pipeline, skyloom.generate.resume as resume
+import skyloom, skyloom.generate.pipeline, skyloom.generate.latent_store as resume
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.request import Request
 

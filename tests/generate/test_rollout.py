@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from skyloom.generate.sampling import SamplingSpec, generate_windows, make_windows
 
 import skyloom
 from skyloom.core.types import LatentShape
@@ -16,7 +17,6 @@ from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.request import Request
-from skyloom.generate.rollout import SamplingSpec, generate_windows, make_windows
 from skyloom.models.attention import KvCache
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.models.registry import Rollout

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from skyloom.generate.span_cache import SpanIdentity, SpanStore
 
 from skyloom.core.paths import cache_folder
-from skyloom.generate.span_cache import SpanIdentity, SpanStore
 from skyloom.generate.timeline import Generate, SourceClip
 
 SPAN = Generate(4, "a cat", "retake", before=SourceClip(0, 0, 4), after=SourceClip(0, 8, 12))

@@ -84,10 +84,10 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
     request = Request(
         "", cards=(Card("0", "a cat", image=str(tmp_path / "first.png")), Card(**middle)), **steps
     )
-    decode, velocity = pipeline.vae.decode_step, Denoiser.velocity
+    decode, velocity = pipeline.autoencoder.decode_step, Denoiser.velocity
     decoded, seen = [], []
     monkeypatch.setattr(
-        pipeline.vae,
+        pipeline.autoencoder,
         "decode_step",
         lambda part, memory: decoded.append(part) or decode(part, memory),
     )

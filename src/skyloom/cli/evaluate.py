@@ -68,7 +68,7 @@ def adherence(
         range(seeds),
         load_probe(),
         atlas=sprites,
-        vae=pipeline.vae,
+        vae=pipeline.autoencoder,
         commonest=commonest_nouns(SMALL),
         on_video=lambda done, total: typer.echo(f"\r{done} of {total} videos", nl=False, err=True),
     )
@@ -106,7 +106,7 @@ def motion(
 
     pipeline = load(model)
     configured = _Configured(pipeline, quality=quality, seconds=seconds)
-    frames = pipeline.vae.config.scale.frames_for(seconds, pipeline.info.fps)
+    frames = pipeline.autoencoder.scale.frames_for(seconds, pipeline.info.fps)
     report = compare_motion(
         configured, prompts_for(SMALL, count, seed=2), load_atlas(atlas), frames
     )
@@ -211,7 +211,7 @@ def _seams(pipeline: "Pipeline", seconds: float) -> list[int]:
     from skyloom.generate.request import Request
 
     windows = pipeline.plan(Request("a", seconds=seconds)).windows
-    return [pipeline.vae.config.scale.video_frames(one.start) for one in windows[1:]]
+    return [pipeline.autoencoder.scale.video_frames(one.start) for one in windows[1:]]
 
 
 def _progress(count: int) -> Callable[[int], None]:
@@ -238,7 +238,7 @@ def ceiling(
     from skyloom.world.vocabulary import SMALL
 
     prompts = prompts_for(SMALL, count) + prompts_for(SMALL, count, held_out=True)
-    report = evaluate_ceiling(prompts, load_probe(), load_atlas(atlas), load(model).vae)
+    report = evaluate_ceiling(prompts, load_probe(), load_atlas(atlas), load(model).autoencoder)
     _finish(report, out, as_json)
 
 
@@ -271,7 +271,7 @@ def autoencoder(
     for path in clips or []:
         source = open_source(path, size=(height, width))
         videos[path.name] = [source.read(0, min(33, source.frames))]
-    _finish(evaluate_autoencoder(load(model).vae, videos), out, as_json)
+    _finish(evaluate_autoencoder(load(model).autoencoder, videos), out, as_json)
 
 
 def _finish(report: "Report", out: Path, as_json: bool) -> None:

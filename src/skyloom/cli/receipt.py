@@ -10,6 +10,7 @@ from skyloom.cli import options
 
 if TYPE_CHECKING:
     from skyloom.generate.edit_spec import Edit
+    from skyloom.generate.export import ExportOptions
     from skyloom.generate.receipt import Receipt
     from skyloom.generate.replay import ReplayComparison
     from skyloom.generate.request import Request
@@ -78,7 +79,7 @@ def replay(
     ] = None,
 ) -> None:
     """Generate a video again from its receipt."""
-    from skyloom.generate.export import check_ready, sign_and_register
+    from skyloom.generate.export import ExportOptions, check_ready
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import (
         check_weights,
@@ -98,14 +99,8 @@ def replay(
     info = find_model(model or receipt.model)
     if not force:
         check_weights(receipt, info)
-    video = _generate(info.folder, request, receipt, device)
-    if target is not None:
-        sign_and_register(
-            video.save(target),
-            video.receipt,
-            perceptual_hashes=_perceptual_hashes(video),
-            credentials=credentials,
-        )
+    options = ExportOptions(credentials=credentials)
+    video = _generate(info.folder, request, receipt, device, target=target, options=options)
     comparison = compare_file(file, receipt, video) if verify else None
     result: dict[str, Any] = {
         "file": None if target is None else str(target),
@@ -115,14 +110,6 @@ def replay(
     typer.echo(json.dumps(result) if as_json else _summary(result, comparison))
     if comparison is not None and not comparison.same:
         raise typer.Exit(1)
-
-
-def _perceptual_hashes(video: "Video") -> list[str]:
-    from skyloom.safety.provenance import FrameHasher
-
-    hasher = FrameHasher(video.fps)
-    hasher.append(video.frames)
-    return hasher.hashes
 
 
 def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
@@ -181,11 +168,23 @@ def _edit_line(edit: "Edit") -> str:
     return ", ".join(parts)
 
 
-def _generate(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":
-    """Generate the video on the receipt's device and dtype, as far as they are available."""
+def _generate(
+    folder: Path,
+    request: "Request",
+    receipt: "Receipt",
+    device: str | None,
+    *,
+    target: Path | None,
+    options: "ExportOptions",
+) -> "Video":
+    """Generate the video on the receipt's device and dtype, as far as they are available.
+
+    It is also written to `target`, if there is one.
+    """
     import torch
 
     from skyloom.cli.generate import critic_for
+    from skyloom.generate.export import export_steps
     from skyloom.generate.pipeline import load
 
     if device is None and receipt.device:
@@ -204,7 +203,9 @@ def _generate(folder: Path, request: "Request", receipt: "Receipt", device: str 
     note = receipt.notes.get("critic")
     critic = critic_for(request, note.get("bounds") if isinstance(note, dict) else None)
     pipeline = load(str(folder), device=device, dtype=receipt.dtype or None)
-    return pipeline.generate(request, critic=critic)
+    plan = pipeline.plan(request)
+    steps = export_steps(pipeline.stream(plan, critic=critic), plan, target, options)
+    return [step.video for step in steps if step.video is not None][-1]
 
 
 def _summary(result: dict[str, Any], comparison: "ReplayComparison | None") -> str:

@@ -21,7 +21,7 @@ from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, 
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report
 from skyloom.evaluate.suite import VideoGenerator
-from skyloom.generate.rollout import WindowScore
+from skyloom.generate.sampling import WindowScore
 from skyloom.models.diorama.probe import Probe, load_probe, predict
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render

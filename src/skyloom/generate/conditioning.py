@@ -52,7 +52,9 @@ class Conditioning:
     channels: int
     encode: Callable[[Float[Tensor, "1 3 t h w"]], Float[Tensor, "1 c u y x"]]
     sources: EditSources | None = None
-    _known: dict[tuple[int, int], KnownFrame] = field(default_factory=dict)
+    _known: dict[tuple[int, int], KnownFrame] = field(
+        default_factory=dict[tuple[int, int], KnownFrame]
+    )
 
     def __post_init__(self) -> None:
         """Encode the media of the spans, and the known latent frames around the run."""

@@ -26,6 +26,7 @@ from skyloom.generate.conditioning import Conditioning
 from skyloom.generate.decoding import StreamingDecoder
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
+from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
@@ -40,6 +41,7 @@ from skyloom.generate.windows import Run, Window
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
+from skyloom.media.write import check_target
 from skyloom.models.base import Autoencoder, TextCondition, TextContext, TextEncoder, Transformer
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.diorama.text_encoder import load_text_encoder
@@ -103,6 +105,27 @@ class Pipeline:
             if step.video is not None:
                 return step.video
         raise AssertionError("a stream ends with a video")
+
+    def export(
+        self,
+        request: Request | str,
+        path: str | Path,
+        *,
+        options: ExportOptions | None = None,
+        **fields: Any,
+    ) -> dict[str, object]:
+        """Generate a video into a signed and registered file; return its receipt.
+
+        Memory does not grow with the length. Raises MediaError before any work if the file cannot
+        be written or signed.
+        """
+        options = options or ExportOptions()
+        check_target(Path(path))
+        check_ready(credentials=options.credentials)
+        plan = self._planned(request, fields)
+        steps = self.stream(plan, collect=False)
+        receipts = (step.receipt for step in export_steps(steps, plan, Path(path), options))
+        return [receipt for receipt in receipts if receipt is not None][-1]
 
     def generate_many(self, requests: Sequence[Request]) -> list[Video]:
         """Generate several videos in sequence, each as if it were generated alone."""

@@ -1,3 +1,4 @@
+# pyright: basic
 """Cache keys of windows: digests of everything that determines a window's latents.
 
 The key of a window names the spans of its shot up to its own, so that a changed card of a

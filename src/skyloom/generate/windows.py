@@ -30,9 +30,9 @@ class Window:
 
     Latent frames before `decode_until` are decoded; those before `cache_until` are final, the
     others are sampled again by the next window. `display_range` is the (first, end) video frames of
-    the shot to output. `span` is the index of the span in its run; `prompt_fade` is the weight of the previous span's
-    prompt per latent frame. `generated` is the range of latent frames that the window generates;
-    the others in it are known.
+    the shot to output. `generated` is the range of latent frames that the window generates; the
+    others in it are known. `span` is the index of the span in its run; `prompt_fade` is the weight
+    of the previous span's prompt per latent frame.
     """
 
     index: int
