@@ -106,12 +106,13 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
 
     (plain, network), (held, same) = shown(request, 0.0), shown(request, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(network, same, strict=True))
-    conditions = pipeline._conditions(pipeline.plan(request))
-    for condition in conditions:
-        assert any(torch.equal(cell, condition.latent[:, 0]) for cell in plain)
-        assert any(torch.equal(cell, condition.latent[:, 0]) for cell in held)
-    assert torch.equal(held[0], conditions[0].latent[:, 0])
+    conditioning = pipeline.conditioning(pipeline.plan(request))
+    first, second = (conditioning.known(*at).latent for at in sorted(conditioning.fixed))
+    for latent in (first, second):
+        assert any(torch.equal(cell, latent) for cell in plain)
+        assert any(torch.equal(cell, latent) for cell in held)
+    assert torch.equal(held[0], first)
     picture = replace(request, prompt="a cat", cards=(), image=str(tmp_path / "first.png"))
-    assert torch.equal(shown(picture, 2.0)[0][0], conditions[0].latent[:, 0])
+    assert torch.equal(shown(picture, 2.0)[0][0], first)
     moving = replace(request, cards=(request.cards[0], Card(**middle, strength=0.01)))
-    assert not any(torch.equal(cell, conditions[1].latent[:, 0]) for cell in shown(moving, 2.0)[0])
+    assert not any(torch.equal(cell, second) for cell in shown(moving, 2.0)[0])

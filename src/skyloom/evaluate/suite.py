@@ -29,7 +29,7 @@ from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.models.diorama.probe import Probe, ProbePrediction, choose_frames, predict
-from skyloom.models.diorama.v1.autoencoder import Vae
+from skyloom.models.base import Autoencoder
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
@@ -65,7 +65,7 @@ def evaluate_adherence(
     probe: Probe,
     *,
     atlas: Atlas | None = None,
-    vae: Vae | None = None,
+    vae: Autoencoder | None = None,
     commonest: Mapping[str, str] | None = None,
     on_video: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -111,7 +111,7 @@ def evaluate_adherence(
 
 
 def evaluate_ceiling(
-    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None = None
+    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Autoencoder | None = None
 ) -> Report:
     """Classify real renders of the prompts' scenes, and their reconstructions."""
     sources = _ceilings(prompts, probe, atlas, vae)
@@ -131,7 +131,7 @@ def evaluate_ceiling(
     return Report("What the probe can read", about, tuple(rows), numbers, cases)
 
 
-def evaluate_autoencoder(vae: Vae, videos: Mapping[str, Sequence[Frames]]) -> Report:
+def evaluate_autoencoder(vae: Autoencoder, videos: Mapping[str, Sequence[Frames]]) -> Report:
     """Measure PSNR and SSIM of reconstructed videos per source."""
     numbers: dict[str, float] = {}
     strips: list[Strip] = []
@@ -161,7 +161,7 @@ def _unit(frames: Frames) -> Float[Tensor, "t c h w"]:
 
 
 @torch.no_grad()
-def reconstruct(vae: Vae, frames: Frames) -> UInt8[Tensor, "u h w c"]:
+def reconstruct(vae: Autoencoder, frames: Frames) -> UInt8[Tensor, "u h w c"]:
     """Encode and decode a video; last frames that do not fill a latent frame are dropped."""
     spare = (len(frames) - 1) % vae.config.scale.time
     pixels = to_pixels(frames[: len(frames) - spare])[None].to(next(vae.parameters()).device)
@@ -169,7 +169,7 @@ def reconstruct(vae: Vae, frames: Frames) -> UInt8[Tensor, "u h w c"]:
 
 
 def _ceilings(
-    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Vae | None
+    prompts: Sequence[Prompt], probe: Probe, atlas: Atlas, vae: Autoencoder | None
 ) -> dict[str, list[PromptResult]]:
     """Classify renders of the prompts' scenes; each scene is rendered once."""
     by_seed: dict[int, tuple[ProbePrediction, ...]] = {}

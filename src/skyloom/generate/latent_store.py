@@ -158,7 +158,7 @@ class WindowStore:
     def run(self, number: int, keys: Sequence[str]) -> "WindowStore":
         """The store of a run, in a folder inside this one."""
         folder = None if self.folder is None else self.folder / f"span-{number:03}"
-        identity = json.loads(self._identity)
+        identity = {**json.loads(self._identity), "run": number}
         store = WindowStore(folder, identity, self._interval, cache=self.cache, keys=keys)
         self._runs.append(store)
         return store

@@ -56,11 +56,11 @@ Texts = Mapping[str, Sequence[TextCondition]]
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """A video being generated: its plan, output stage, checkpoints, critic and start noise."""
+    """A video being generated: its plan, output stage, a store per run, critic, start noise."""
 
     plan: Plan
     output: OutputStage
-    store: WindowStore
+    stores: Sequence[WindowStore]
     critic: Critic | None
     noise: Float[Tensor, "1 c t h w"] | None
 
@@ -168,7 +168,11 @@ class Pipeline:
         watch = None if moderator is None else StreamModerator(moderator, plan.fps)
         output = OutputStage(plan, receipt, watch, collect=collect)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
-        return _with_checkpoints(self._run(Generation(plan, output, store, critic, start)), store)
+        stores = [
+            store.run(number, self._keys(plan, run, critic) if store.cache is not None else ())
+            for number, run in enumerate(plan.runs)
+        ]
+        return _with_checkpoints(self._run(Generation(plan, output, stores, critic, start)), store)
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -261,7 +265,7 @@ class Pipeline:
             sigmas=make_sigmas(plan.num_steps, self.info.shift),
             seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
             rollout=self.info.rollout,
-            store=generation.store.run(number, self._keys(generation, run)),
+            store=generation.stores[number],
             set_prompt=set_prompt,
             span_seeds={
                 index: span.seed for index, span in enumerate(run.spans) if span.seed is not None
@@ -282,12 +286,10 @@ class Pipeline:
             reviewer=reviewer,
         )
 
-    def _keys(self, generation: Generation, run: Run) -> Sequence[str]:
+    def _keys(self, plan: Plan, run: Run, critic: Critic | None) -> Sequence[str]:
         """The cache's keys of a run's windows."""
-        if generation.store.cache is None:
-            return ()
-        bounds = None if generation.critic is None else dict(generation.critic.bounds)
-        return window_keys(generation.plan, run, self.info, self.device, self.dtype, bounds=bounds)
+        bounds = None if critic is None else critic.bounds
+        return window_keys(plan, run, self.info, self.device, self.dtype, bounds=bounds)
 
     def _denoise_step(self, plan: Plan, step: WindowStep, windows_before: int) -> Step:
         """The Step of a sampler step; `windows_before` counts windows of earlier runs."""

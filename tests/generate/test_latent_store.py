@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from skyloom.generate.latent_store import FinishedWindow, WindowStore, clear
 
 import skyloom
 from skyloom.core.errors import CapacityError, RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
+from skyloom.generate.latent_store import FinishedWindow, WindowStore, clear
 from skyloom.generate.request import Request
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5, num_steps=2, guidance_scale=1.0)
@@ -59,7 +59,7 @@ def test_finished_windows_are_not_made_again(pipeline, tmp_path):
 
 def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
     list(pipeline.stream(LONG, resume=tmp_path / "a"))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.*")}
     with pytest.raises(
         RequestError,
         match="belongs to another video: its `prompt` is 'a red cat on the beach', not 'a dog'",
@@ -67,7 +67,7 @@ def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
         pipeline.stream(replace(LONG, prompt="a dog"), resume=tmp_path / "a")
     with pytest.raises(RequestError, match=r"its `seconds` is 2\.5, not 3\.0"):
         pipeline.stream(replace(LONG, seconds=3), resume=tmp_path / "a")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.*")} == before
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("keep me")
     with pytest.raises(RequestError, match="holds other files"):
@@ -76,7 +76,7 @@ def test_another_request_is_refused_and_nothing_is_lost(pipeline, tmp_path):
 
 def test_a_damaged_window_is_made_again(pipeline, tmp_path):
     list(pipeline.stream(LONG, resume=tmp_path / "a"))
-    hurt = sorted((tmp_path / "a").glob("window-*"))[1]
+    hurt = sorted((tmp_path / "a").rglob("window-*"))[1]
     hurt.write_bytes(hurt.read_bytes()[:-7])
     steps = list(pipeline.stream(LONG, resume=tmp_path / "a"))
     assert torch.equal(frames_of(steps), pipeline.generate(LONG).frames)
@@ -333,7 +333,7 @@ def test_killed_after_every_step_no_step_is_made_twice_and_the_frames_are_the_sa
         made, digest = nursery.run(tmp_path / "a", False, finished)
         assert made == (0 if digest else 1)
         lives, calls = lives + 1, calls + made
-        finished = len(list((tmp_path / "a").glob("window-*.state")))
+        finished = len(list((tmp_path / "a").rglob("window-*.state")))
     assert (lives - 1, calls) == (8, 8)
     assert digest == pipeline.generate(BEST).receipt["frames"]["sha256"]
 

@@ -8,15 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from skyloom.generate.sampling import SamplingSpec, generate_windows, make_windows
 
 import skyloom
-from skyloom.core.types import LatentShape
+from skyloom.core.errors import RequestError
+from skyloom.core.types import LatentShape, ScaleFactors
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.request import Request
+from skyloom.generate.sampling import SamplingSpec, generate_windows
+from skyloom.generate.timeline import Generate
+from skyloom.generate.windows import shot_windows
 from skyloom.models.attention import KvCache
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.models.registry import Rollout
@@ -30,6 +33,12 @@ def pipeline(tiny_model):
     return skyloom.load(str(tiny_model), dtype="bfloat16")
 
 
+def make_windows(frames, native, rollout):
+    """The windows of a prompt whose video has a number of latent frames."""
+    scale = ScaleFactors(4, 16)
+    return shot_windows((Generate(scale.video_frames(frames), "a cat"),), scale, native, rollout)
+
+
 @given(st.integers(1, 200), st.integers(1, 21), st.integers(1, 7))
 def test_windows_follow_one_another_and_show_every_frame_once(frames, native, size):
     windows = make_windows(frames, native, Rollout(1, 2, size))
@@ -40,7 +49,9 @@ def test_windows_follow_one_another_and_show_every_frame_once(frames, native, si
 
 
 def test_a_model_that_was_not_trained_to_go_on_makes_one_window():
-    assert len(make_windows(50, 9, None)) == 1
+    with pytest.raises(RequestError, match="one window per shot"):
+        make_windows(50, 9, None)
+    assert len(make_windows(9, 9, None)) == 1
 
 
 @pytest.mark.parametrize("quality", ["fast", "best"])
@@ -67,7 +78,8 @@ def test_frames_come_in_order_while_the_rest_is_made_and_need_not_be_kept(pipeli
     phases = [step.phase for step in steps]
     assert phases.index("decode") < len(phases) - 1 - phases[::-1].index("denoise")
     decoded = [(step.index, step.total) for step in steps if step.phase == "decode"]
-    assert decoded == [(index, len(decoded)) for index in range(1, len(decoded) + 1)]
+    ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+    assert decoded == [(end, len(whole.frames)) for end in ends]
 
 
 def test_frames_left_out_are_left_out_across_windows(pipeline):
