@@ -237,7 +237,7 @@ def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):
 def test_every_frame_is_watermarked_with_the_id_of_its_receipt(pipeline, monkeypatch, fps):
     request = Request("a cat", size="64x64", seed=3, fps=fps)
     video = pipeline.generate(request)
-    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames: frames)
+    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames, mask: frames)
     plain = pipeline.generate(request)
     monkeypatch.undo()
     assert torch.equal(video.frames, embed(plain.frames, watermark_id_of_receipt(video.receipt)))

@@ -28,8 +28,8 @@ from skyloom.evaluate.metrics import frechet_distance, psnr, ratio_with_interval
 from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report, Strip
 from skyloom.media.frames import to_frames, to_pixels
-from skyloom.models.diorama.probe import Probe, ProbePrediction, choose_frames, predict
 from skyloom.models.base import Autoencoder
+from skyloom.models.diorama.probe import Probe, ProbePrediction, choose_frames, predict
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 

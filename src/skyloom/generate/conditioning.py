@@ -52,7 +52,7 @@ class Conditioning:
     channels: int
     encode: Callable[[Float[Tensor, "1 3 t h w"]], Float[Tensor, "1 c u y x"]]
     sources: EditSources | None = None
-    _known: dict[tuple[int, int], KnownFrame] = field(
+    known: dict[tuple[int, int], KnownFrame] = field(
         default_factory=dict[tuple[int, int], KnownFrame]
     )
 
@@ -68,12 +68,12 @@ class Conditioning:
     @property
     def fixed(self) -> frozenset[tuple[int, int]]:
         """Pairs (shot, latent frame) that must not change."""
-        return frozenset(at for at, known in self._known.items() if not known.strength)
+        return frozenset(at for at, known in self.known.items() if not known.strength)
 
     @property
     def before(self) -> Float[Tensor, "1 c t h w"] | None:
         """The known latent frames before the run."""
-        cells = [self._known[0, cell].latent for cell in range(self.run.known_before)]
+        cells = [self.known[0, cell].latent for cell in range(self.run.known_before)]
         return torch.stack(cells, dim=1)[None] if cells else None
 
     def add_known(
@@ -81,7 +81,7 @@ class Conditioning:
     ) -> None:
         """Add latent frames of a shot that windows are conditioned on."""
         for number, cell in enumerate(latent.unbind(1)):
-            self._known[shot, first + number] = KnownFrame(cell, strength)
+            self.known[shot, first + number] = KnownFrame(cell, strength)
 
     def canvas(self, window: Window) -> Canvas:
         """The canvas of a window: known latent frames, and the initial frames under the others."""
@@ -90,7 +90,7 @@ class Conditioning:
         canvas = Canvas.text_to_video(self.channels, shape)
         strength = torch.ones(canvas.frames)
         for number, cell in enumerate(range(window.start, window.stop)):
-            known = self._known.get((window.shot, cell))
+            known = self.known.get((window.shot, cell))
             if known is None:
                 continue
             free = canvas.denoise_mask

@@ -229,15 +229,7 @@ class Pipeline:
     def _renderer(self, generation: Generation, run: Run, number: int, texts: Texts) -> RunRenderer:
         """The renderer of a run, with a new denoiser and decoder."""
         plan = generation.plan
-        conditioning = Conditioning(
-            run,
-            plan.shape,
-            fps=plan.timeline.fps,
-            scale=self.autoencoder.scale,
-            channels=self.autoencoder.latent_channels,
-            encode=self._encode_pixels,
-            sources=plan.sources,
-        )
+        conditioning = self._conditioning(plan, run)
         decoder = StreamingDecoder(
             self.autoencoder, self.executor, self.info.steadiness, conditioning.fixed
         )
@@ -284,6 +276,18 @@ class Pipeline:
             decoder,
             frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
+        )
+
+    def _conditioning(self, plan: Plan, run: Run) -> Conditioning:
+        """What the windows of a run know."""
+        return Conditioning(
+            run,
+            plan.shape,
+            fps=plan.timeline.fps,
+            scale=self.autoencoder.scale,
+            channels=self.autoencoder.latent_channels,
+            encode=self._encode_pixels,
+            sources=plan.sources,
         )
 
     def _keys(self, plan: Plan, run: Run, critic: Critic | None) -> Sequence[str]:
