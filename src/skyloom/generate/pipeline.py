@@ -503,4 +503,6 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
     if plan.edit_sources is not None:
         notices.extend(plan.edit_sources.notices)
+    if plan.timeline is not None:
+        notices.extend(plan.timeline.notices)
     return " ".join(notices) or None

@@ -22,6 +22,7 @@ from skyloom.core.files import sha256_file
 from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
+from skyloom.generate.source_prompts import timeline_prompts
 from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
@@ -221,7 +222,7 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
 
 
 def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The kept and generated frames of an edit, and the conversions of its sources."""
+    """The kept and generated frames of an edit, the prompts of all its frames, and notices."""
     if plan.timeline is None or plan.edit_sources is None:
         return {}
     spans: list[list[int | str]] = []
@@ -230,8 +231,14 @@ def _edit_notes(plan: Plan) -> dict[str, Any]:
         kind = "kept" if isinstance(span, Keep) else "made"
         spans.append([position, position + span.frames, kind])
         position += span.frames
-    notices = list(plan.edit_sources.notices)
-    return {"spans": spans, **({"notices": notices} if notices else {})}
+    prompts = timeline_prompts(plan.timeline, plan.edit_sources.sources)
+    notes: dict[str, Any] = {
+        "spans": spans,
+        "prompts": [[part.start, part.stop, part.prompt] for part in prompts],
+    }
+    if notices := [*plan.edit_sources.notices, *plan.timeline.notices]:
+        notes["notices"] = notices
+    return notes
 
 
 def read_receipt(path: Path) -> Receipt:

@@ -85,10 +85,14 @@ Span = Keep | Generate | Filter
 
 @dataclass(frozen=True)
 class Timeline:
-    """Spans in order. With `loops`, the last frame leads back to the first."""
+    """Spans in order. With `loops`, the last frame leads back to the first.
+
+    `notices` are sentences for the user about the prompts of generated spans.
+    """
 
     spans: tuple[Span, ...]
     loops: bool = False
+    notices: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
