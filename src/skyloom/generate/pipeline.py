@@ -426,4 +426,5 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
     if plan.sources is not None:
         notices.extend(plan.sources.notices)
+    notices.extend(plan.timeline.notices)
     return " ".join(notices) or None

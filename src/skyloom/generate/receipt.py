@@ -22,6 +22,7 @@ from skyloom.core.files import sha256_file
 from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
+from skyloom.generate.source_prompts import timeline_prompts
 from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
@@ -222,7 +223,7 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
 
 
 def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The kept and generated frames of an edit, and the conversions of its sources."""
+    """The kept and generated frames of an edit, the prompts of all its frames, and notices."""
     if plan.sources is None:
         return {}
     spans: list[list[int | str]] = []
@@ -231,8 +232,14 @@ def _edit_notes(plan: Plan) -> dict[str, Any]:
         kind = "kept" if isinstance(span, Keep) else "made"
         spans.append([position, position + span.frames, kind])
         position += span.frames
-    notices = list(plan.sources.notices)
-    return {"spans": spans, **({"notices": notices} if notices else {})}
+    prompts = timeline_prompts(plan.timeline, plan.sources.sources)
+    notes: dict[str, Any] = {
+        "spans": spans,
+        "prompts": [[part.start, part.stop, part.prompt] for part in prompts],
+    }
+    if notices := [*plan.sources.notices, *plan.timeline.notices]:
+        notes["notices"] = notices
+    return notes
 
 
 def read_receipt(path: Path) -> Receipt:

@@ -102,11 +102,15 @@ Span = Keep | Generate | Filter
 
 @dataclass(frozen=True)
 class Timeline:
-    """Spans in order, at `fps` frames per second. With `loops`, the end leads back to the start."""
+    """Spans in order, at `fps` frames per second. With `loops`, the end leads back to the start.
+
+    `notices` are sentences for the user about the prompts of generated spans.
+    """
 
     spans: tuple[Span, ...]
     loops: bool = False
     fps: Fraction = Fraction(0)
+    notices: tuple[str, ...] = ()
 
     def seconds(self, frame: int) -> Fraction:
         """Time at which a frame begins."""
