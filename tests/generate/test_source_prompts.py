@@ -65,7 +65,7 @@ def test_a_card_of_a_video_at_a_lower_rate_begins_with_a_frame_that_was_output()
 
 def test_cards_get_the_style_as_the_storyboard_gives_it(board):
     plan = board.pipeline.plan(Request(STYLE, seconds=2, cards=CARDS))
-    assert [placed.text for placed in plan.cards] == [CAT, DOG]
+    assert [span.prompt for span in plan.timeline.generated_spans] == [CAT, DOG]
     assert rows(source_prompts(board.source)) == [(0, CHANGE, CAT), (CHANGE, FRAMES, DOG)]
 
 

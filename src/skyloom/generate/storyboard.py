@@ -19,6 +19,7 @@ from skyloom.core.types import VideoShape
 from skyloom.generate.cards import Card, CardError
 from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
+from skyloom.generate.source_prompts import with_style
 from skyloom.generate.timeline import Generate, Media, nearest_frame
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
@@ -50,7 +51,7 @@ def storyboard_spans(
     return tuple(
         Generate(
             end - start,
-            f"{card.prompt}, {style}" if style.strip() else card.prompt,
+            with_style(card.prompt, style),
             continues=start > 0 and not card.cut,
             fade_frames=0 if start == 0 or card.cut else _fade_frames(card, fps),
             seed=card.seed,
