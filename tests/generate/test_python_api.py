@@ -65,5 +65,5 @@ def test_an_export_is_signed_and_registered_and_holds_the_same_frames(pipeline, 
 def test_an_export_is_refused_before_any_work(pipeline, tmp_path):
     with pytest.raises(MediaError):
         pipeline.export(ASK, tmp_path / "missing" / "cat.mp4")
-    with pytest.raises(MediaError):
+    with pytest.raises(RequestError, match="must end in"):
         pipeline.export(ASK, tmp_path / "cat.txt")

@@ -21,7 +21,7 @@ from skyloom.core.types import LatentShape, ScaleFactors, VideoShape
 from skyloom.diffusion.canvas import Canvas, to_latent_mask
 from skyloom.generate.edit_sources import EditSources
 from skyloom.generate.timeline import Generate, Media, SourceClip
-from skyloom.generate.windows import Run, Window, first_frame
+from skyloom.generate.windows import RunPlan, Window, first_frame
 from skyloom.media.frames import cover, to_pixels
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
@@ -45,7 +45,7 @@ class Conditioning:
     by (shot, latent frame).
     """
 
-    run: Run
+    run: RunPlan
     shape: VideoShape
     fps: Fraction
     scale: ScaleFactors

@@ -37,7 +37,7 @@ from skyloom.generate.sampling import Critic, SamplingSpec, WindowStep
 from skyloom.generate.timeline import Filter, Keep
 from skyloom.generate.window_keys import window_keys
 from skyloom.generate.window_review import WindowReviewer
-from skyloom.generate.windows import Run, Window
+from skyloom.generate.windows import RunPlan, Window
 from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
@@ -212,7 +212,7 @@ class Pipeline:
         windows_done = 0
         number = 0
         for segment in plan.segments:
-            if isinstance(segment, Run):
+            if isinstance(segment, RunPlan):
                 for item in self._renderer(generation, segment, number, texts).render():
                     if isinstance(item, WindowStep):
                         yield self._denoise_step(plan, item, windows_done)
@@ -226,7 +226,9 @@ class Pipeline:
             for frames in _copied(source, segment):
                 yield generation.output.process(RenderedFrames(frames, generated=False))
 
-    def _renderer(self, generation: Generation, run: Run, number: int, texts: Texts) -> RunRenderer:
+    def _renderer(
+        self, generation: Generation, run: RunPlan, number: int, texts: Texts
+    ) -> RunRenderer:
         """The renderer of a run, with a new denoiser and decoder."""
         plan = generation.plan
         conditioning = self._conditioning(plan, run)
@@ -278,7 +280,7 @@ class Pipeline:
             reviewer=reviewer,
         )
 
-    def _conditioning(self, plan: Plan, run: Run) -> Conditioning:
+    def _conditioning(self, plan: Plan, run: RunPlan) -> Conditioning:
         """What the windows of a run know."""
         return Conditioning(
             run,
@@ -290,7 +292,7 @@ class Pipeline:
             sources=plan.sources,
         )
 
-    def _keys(self, plan: Plan, run: Run, critic: Critic | None) -> Sequence[str]:
+    def _keys(self, plan: Plan, run: RunPlan, critic: Critic | None) -> Sequence[str]:
         """The cache's keys of a run's windows."""
         bounds = None if critic is None else critic.bounds
         return window_keys(plan, run, self.info, self.device, self.dtype, bounds=bounds)

@@ -13,7 +13,7 @@ from skyloom.generate.request import Request
 from skyloom.generate.storyboard import storyboard_spans
 from skyloom.generate.timeline import Filter, Generate, Keep, Media, Timeline, make_timeline
 from skyloom.generate.validate import MAX_SECONDS, ResolvedRequest, count_frames, resolve_defaults
-from skyloom.generate.windows import Run, Window, plan_runs
+from skyloom.generate.windows import RunPlan, Window, plan_runs
 from skyloom.media.read import read_image
 from skyloom.models.registry import ModelInfo
 
@@ -35,7 +35,7 @@ class Plan:
     guidance_scale: float
     seed: int
     timeline: Timeline
-    runs: tuple[Run, ...]
+    runs: tuple[RunPlan, ...]
     student: bool = False
     sources: EditSources | None = field(default=None, repr=False, compare=False)
 
@@ -50,7 +50,7 @@ class Plan:
         return tuple(window for run in self.runs for window in run.windows)
 
     @property
-    def segments(self) -> tuple[Keep | Filter | Run, ...]:
+    def segments(self) -> tuple[Keep | Filter | RunPlan, ...]:
         """Kept and filtered spans, and runs, in order of time."""
         firsts = {id(run.spans[0]): run for run in self.runs}
         found = (

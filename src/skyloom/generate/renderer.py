@@ -19,7 +19,7 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.sampling import SamplingSpec, WindowStep, generate_windows
 from skyloom.generate.seam_blending import SeamBlender
 from skyloom.generate.window_review import WindowReviewer
-from skyloom.generate.windows import Run, decode_whole
+from skyloom.generate.windows import RunPlan, decode_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class RunRenderer:
     `reviewer` scores every window if the request has a critic.
     """
 
-    run: Run
+    run: RunPlan
     conditioning: Conditioning
     sampling: SamplingSpec
     denoiser: Denoiser
@@ -106,7 +106,7 @@ class Compositor:
     Inside the mask pixels are generated, at its soft edge mixed, outside copied bit for bit.
     """
 
-    def __init__(self, run: Run, conditioning: Conditioning) -> None:
+    def __init__(self, run: RunPlan, conditioning: Conditioning) -> None:
         self._run = run
         self._sources = conditioning.sources
         self._blender = SeamBlender(run.frames, *conditioning.neighbours())

@@ -18,13 +18,13 @@ from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.receipt import hash_source_file, weights_digest
 from skyloom.generate.timeline import Generate, Media
-from skyloom.generate.windows import Run, Window
+from skyloom.generate.windows import RunPlan, Window
 from skyloom.models.registry import ModelInfo
 
 
 def window_keys(
     plan: Plan,
-    run: Run,
+    run: RunPlan,
     info: ModelInfo,
     device: torch.device,
     dtype: torch.dtype,
@@ -85,7 +85,7 @@ def _media_values(media: Media | None) -> list[Any] | None:
     return [hash_source_file(Path(media.path)), media.moving, media.strength]
 
 
-def _spans_seen(run: Run, window: Window, spans: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _spans_seen(run: RunPlan, window: Window, spans: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The spans of the window's shot up to its own, and the media of the following one."""
     first = window.span
     while run.spans[first].continues:

@@ -60,7 +60,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunPlan:
     """Consecutive generated spans that are sampled as one sequence of windows.
 
     On latent frames: `known_before`, then `generated`, then `known_after`. `lead_frames` is the
@@ -89,12 +89,12 @@ class Run:
 
 def plan_runs(
     timeline: Timeline, scale: ScaleFactors, native: int, rollout: Rollout | None
-) -> tuple[Run, ...]:
+) -> tuple[RunPlan, ...]:
     """Plan the windows of all generated spans, for a model that samples `native` latent frames.
 
     Raises RequestError if a shot needs several windows and the model has no rollout.
     """
-    runs: list[Run] = []
+    runs: list[RunPlan] = []
     sequence: list[Generate] = []
     for span in (*timeline.spans, None):
         if isinstance(span, Generate) and not span.name:
@@ -102,7 +102,7 @@ def plan_runs(
             continue
         if sequence:
             spans = tuple(sequence)
-            runs.append(Run(spans, shot_windows(spans, scale, native, rollout)))
+            runs.append(RunPlan(spans, shot_windows(spans, scale, native, rollout)))
             sequence.clear()
         if isinstance(span, Generate):
             runs.append(plan_span(span, scale, native, rollout))
@@ -163,7 +163,7 @@ def shot_windows(
     return tuple(windows)
 
 
-def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout | None) -> Run:
+def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout | None) -> RunPlan:
     """Plan a span between kept frames, for a model that samples `native` (>= 3) latent frames."""
     assert native >= _MIN_NATIVE
     max_known = min(MAX_KNOWN, (native - 1) // 2)
@@ -209,7 +209,7 @@ def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout
         )
         for index, ((start, stop), target) in enumerate(ranges)
     )
-    return Run(
+    return RunPlan(
         (span,),
         windows,
         known_before=known_before,
