@@ -64,6 +64,11 @@ def export_steps(
             player = stack.enter_context(open_pipe(options.player, plan.fps))
         notice = None if writer is None else _add_sound(plan, writer)
         for made in steps:
+            if made.audio is not None:  # before its frames
+                for sound_sink in (writer, player):
+                    if sound_sink is not None:
+                        held = sound_sink.add_audio(made.audio.samples, made.audio.rate)
+                        notice = notice or (None if held else _NO_SOUND)
             if made.frames is not None and len(made.frames):
                 for sink in (writer, player, hasher):
                     if sink is not None:
@@ -87,6 +92,9 @@ def export_steps(
             credentials=options.credentials,
             disclose=options.embed_receipt,
         )
+
+
+_NO_SOUND = "The sound was dropped: the file's format holds none."
 
 
 def _add_sound(plan: Plan, writer: VideoWriter) -> str | None:

@@ -1,6 +1,7 @@
 # pyright: basic
 """Output stage: turn rendered frames into the steps of a stream."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from skyloom.core.audio import Audio
 from skyloom.generate.plan import Plan
 from skyloom.generate.receipt import FramesHash, Receipt
 from skyloom.generate.renderer import RenderedFrames
@@ -24,7 +26,8 @@ from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_
 class Step:
     """A finished unit of work: `index` (from 1) of `total` in phase "text", "denoise" or "decode".
 
-    "decode" steps count frames and carry the next `frames`; the last step carries the `receipt`
+    "decode" steps count frames and carry the next `frames` and, of a family with sound, the next
+    `audio`, which is never behind the frames; the last step carries the `receipt`
     and, if frames are collected, the whole `video`. `notice` is a warning for the user.
     """
 
@@ -33,6 +36,7 @@ class Step:
     total: int
     latent: Float[Tensor, "c t h w"] | None = field(default=None, repr=False)
     frames: UInt8[Tensor, "t h w c"] | None = field(default=None, repr=False)
+    audio: Audio | None = field(default=None, repr=False)
     receipt: dict[str, object] | None = field(default=None, repr=False)
     video: Video | None = field(default=None, repr=False)
     notice: str | None = None
@@ -64,12 +68,24 @@ class OutputStage:
         self._watermarker = SpreadSpectrumWatermarker(watermark_id_of_receipt(receipt.to_dict()))
         self._collected: list[Tensor] | None = [] if collect else None
         self._frames = 0
+        self._waiting_sound: list[Audio] = []
+        self._collected_sound: list[Audio] = []
+        self._sound_hash = hashlib.sha256()
+        self._sound_format: tuple[int, int] | None = None
         self._final_notes: Callable[[], Mapping[str, Any]] = dict
         self._seams = SeamMetric(plan.timeline.seams) if plan.request.edit is not None else None
 
     def add_final_notes(self, notes: Callable[[], Mapping[str, Any]]) -> None:
         """Add the notes that a function returns at the end to the receipt."""
         self._final_notes = notes
+
+    def add_sound(self, audio: Audio) -> None:
+        """Add the sound of the next frames; the next "decode" step carries it."""
+        self._sound_hash.update(audio.samples.numpy().tobytes())
+        self._sound_format = (audio.rate, audio.channels)
+        self._waiting_sound.append(audio)
+        if self._collected is not None:
+            self._collected_sound.append(audio)
 
     def process(self, rendered: RenderedFrames) -> Step:
         """The "decode" step of the next frames. Raises SafetyError if moderation blocks them."""
@@ -85,19 +101,35 @@ class OutputStage:
             self._seams.take(output)
         if self._collected is not None:
             self._collected.append(output)
+        audio = Audio.concatenate(self._waiting_sound) if self._waiting_sound else None
+        self._waiting_sound.clear()
         total = self._plan.shape.frames
         if self._frames < total:
-            return Step("decode", self._frames, total, frames=output)
-        return self._last_step(output)
+            return Step("decode", self._frames, total, frames=output, audio=audio)
+        return replace(self._last_step(output), audio=audio)
 
     def _last_step(self, output: UInt8[Tensor, "t h w c"]) -> Step:
-        notes = {**self._receipt.notes, **self._seam_notes(), **self._final_notes()}
+        notes = {
+            **self._receipt.notes,
+            **self._seam_notes(),
+            **self._sound_notes(),
+            **self._final_notes(),
+        }
         receipt = replace(self._receipt, frames=self._hash.digest(), notes=notes).to_dict()
         video = None
         if self._collected is not None:
-            video = Video(torch.cat(self._collected), self._plan.fps, receipt)
+            sound = Audio.concatenate(self._collected_sound) if self._collected_sound else None
+            video = Video(torch.cat(self._collected), self._plan.fps, receipt, sound)
         total = self._plan.shape.frames
         return Step("decode", total, total, frames=output, receipt=receipt, video=video)
+
+    def _sound_notes(self) -> dict[str, Any]:
+        """Return the format and the digest of the generated sound."""
+        if self._sound_format is None:
+            return {}
+        rate, channels = self._sound_format
+        digest = self._sound_hash.hexdigest()
+        return {"sound": {"sha256": digest, "rate": rate, "channels": channels}}
 
     def _seam_notes(self) -> dict[str, Any]:
         """Return the change at each seam over the ordinary change; also at the end of a loop."""

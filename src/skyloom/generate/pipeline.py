@@ -8,7 +8,7 @@ requests run one after another.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from skyloom.core.audio import Audio, samples_at
 from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError, SafetyError
 from skyloom.core.paths import cache_folder
@@ -31,7 +32,7 @@ from skyloom.generate.latent_store import WindowCache, WindowStore
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import make_receipt
-from skyloom.generate.renderer import RenderedFrames, RunRenderer
+from skyloom.generate.renderer import RenderedFrames, RenderedSound, RunRenderer, WindowSound
 from skyloom.generate.request import Request
 from skyloom.generate.sampling import Critic, SamplingSpec, WindowStep
 from skyloom.generate.timeline import Filter, Keep
@@ -42,7 +43,7 @@ from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import Autoencoder, TextCondition, TextContext, TextEncoder, Transformer
+from skyloom.models.base import Autoencoder, SoundModel, TextCondition, TextContext, TextEncoder, Transformer
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.diorama.text_encoder import load_text_encoder
 from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
@@ -76,6 +77,7 @@ class Pipeline:
         autoencoder: Autoencoder,
         device: torch.device,
         dtype: torch.dtype,
+        sound: SoundModel | None = None,
     ) -> None:
         self.info = info
         self.text_encoder = text_encoder
@@ -83,6 +85,7 @@ class Pipeline:
         self.autoencoder = autoencoder
         self.device = device
         self.dtype = dtype
+        self.sound = sound
         self.executor = DeterministicExecutor(device)
 
     def plan(self, request: Request) -> Plan:
@@ -209,28 +212,36 @@ class Pipeline:
         if plan.runs:
             context, texts = self._encode_prompts(plan)
             yield Step("text", 1, 1, notice=_notice(plan, context))
+        runs_done = 0
         windows_done = 0
-        number = 0
+        frame = 0
         for segment in plan.segments:
             if isinstance(segment, RunPlan):
-                for item in self._renderer(generation, segment, number, texts).render():
+                renderer = self._renderer(generation, runs_done, texts, first_frame=frame)
+                for item in renderer.render():
                     if isinstance(item, WindowStep):
                         yield self._denoise_step(plan, item, windows_done)
+                    elif isinstance(item, RenderedSound):
+                        generation.output.add_sound(item.audio)
                     elif len(item.frames):
                         yield generation.output.process(item)
                 windows_done += len(segment.windows)
-                number += 1
-                continue
-            assert plan.sources is not None
-            source = plan.sources.sources[segment.clip.source]
-            for frames in _copied(source, segment):
-                yield generation.output.process(RenderedFrames(frames, generated=False))
+                runs_done += 1
+            else:
+                assert plan.sources is not None
+                if self.sound is not None:  # the exporter copies the sound of the source
+                    silence = _silence(self.sound, plan, frame, segment.frames)
+                    generation.output.add_sound(silence)
+                for frames in _copied(plan.sources.sources[segment.clip.source], segment):
+                    yield generation.output.process(RenderedFrames(frames, generated=False))
+            frame += segment.frames
 
     def _renderer(
-        self, generation: Generation, run: RunPlan, number: int, texts: Texts
+        self, generation: Generation, number: int, texts: Texts, *, first_frame: int
     ) -> RunRenderer:
         """The renderer of a run, with a new denoiser and decoder."""
         plan = generation.plan
+        run = plan.runs[number]
         conditioning = self._conditioning(plan, run)
         decoder = StreamingDecoder(
             self.autoencoder, self.executor, self.info.steadiness, conditioning.fixed
@@ -252,24 +263,23 @@ class Pipeline:
             previous = conditions[window.span - 1] if window.prompt_fade else None
             denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
 
-        name = run.spans[0].name
-        sampling = SamplingSpec(
-            windows=run.windows,
-            canvas_at=conditioning.canvas,
-            sigmas=make_sigmas(plan.num_steps, self.info.shift),
-            seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
-            rollout=self.info.rollout,
+        sampling = replace(
+            self._sampling_spec(plan, run, conditioning),
             store=generation.stores[number],
             set_prompt=set_prompt,
-            span_seeds={
-                index: span.seed for index, span in enumerate(run.spans) if span.seed is not None
-            },
-            noise_correlation=self.info.noise_correlation,
             score_window=None if reviewer is None else reviewer.score,
-            retakes=plan.request.retakes or 0,
-            uses_cache=run.uses_cache,
             start_noise=generation.noise,
         )
+        sound = None
+        if self.sound is not None:
+            sound = WindowSound(
+                self.sound,
+                self.executor,
+                conditioning,
+                [one[0] for one in conditions],
+                first_frame=first_frame,
+                seed=sampling.seed,
+            )
         return RunRenderer(
             run,
             conditioning,
@@ -278,6 +288,26 @@ class Pipeline:
             decoder,
             frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
+            sound=sound,
+        )
+
+    def _sampling_spec(
+        self, plan: Plan, run: RunPlan, conditioning: Conditioning
+    ) -> SamplingSpec:
+        """The sampling settings of a run, as far as the plan determines them."""
+        name = run.spans[0].name
+        return SamplingSpec(
+            windows=run.windows,
+            canvas_at=conditioning.canvas,
+            sigmas=make_sigmas(plan.num_steps, self.info.shift),
+            seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
+            rollout=self.info.rollout,
+            span_seeds={
+                index: span.seed for index, span in enumerate(run.spans) if span.seed is not None
+            },
+            noise_correlation=self.info.noise_correlation,
+            retakes=plan.request.retakes or 0,
+            uses_cache=run.uses_cache,
         )
 
     def _conditioning(self, plan: Plan, run: RunPlan) -> Conditioning:
@@ -375,6 +405,13 @@ def _copied(source: VideoSource, span: Keep | Filter) -> Iterator[Tensor]:
     if span.size is not None:
         return upscale(frames, span.size)
     return interpolate(frames, source.fps, source.fps * span.rate_factor)
+
+
+def _silence(sound: SoundModel, plan: Plan, first: int, count: int) -> Audio:
+    """Silence for frames [first, first + count) of the video."""
+    fps = plan.timeline.fps
+    begin, end = (samples_at(frame / fps, sound.rate) for frame in (first, first + count))
+    return Audio(torch.zeros(sound.channels, end - begin), sound.rate)
 
 
 def _notes(plan: Plan, critic: Critic | None, noise: Tensor | None) -> dict[str, Any]:

@@ -5,21 +5,26 @@ Everything streams: a run reads only the frames that condition it, start it or l
 so memory does not grow with the length of the sources.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from skyloom.core.audio import Audio, samples_at
+from skyloom.core.seeds import derive_seed
 from skyloom.generate.conditioning import Conditioning
 from skyloom.generate.decoding import StreamingDecoder
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.sampling import SamplingSpec, WindowStep, generate_windows
 from skyloom.generate.seam_blending import SeamBlender
 from skyloom.generate.window_review import WindowReviewer
-from skyloom.generate.windows import RunPlan, decode_whole
+from skyloom.generate.windows import RunPlan, Window, decode_whole, first_frame
+from skyloom.models.base import SoundModel, TextCondition
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +39,65 @@ class RenderedFrames:
     mask: Bool[Tensor, "t h w"] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class RenderedSound:
+    """Sound that follows the sound before it, for frames that follow."""
+
+    audio: Audio
+
+
+class WindowSound:
+    """Makes the sound of a run's windows in order of time.
+
+    `first_frame` is the run's first frame in the video. The end of a window's sound is a sample
+    index computed from its last frame, so windows add up without drift.
+    """
+
+    def __init__(
+        self,
+        model: SoundModel,
+        executor: DeterministicExecutor,
+        conditioning: Conditioning,
+        texts: Sequence[TextCondition],
+        *,
+        first_frame: int,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._executor = executor
+        self._conditioning = conditioning
+        self._texts = texts
+        self._frame = first_frame
+        self._seed = seed
+
+    def of(self, latent: Float[Tensor, "1 c t h w"], window: Window) -> RenderedSound | None:
+        """The sound of the frames that a window shows; None if it shows none."""
+        scale = self._conditioning.scale
+        first, end = window.display_range
+        begin = max(first, first_frame(window.generated[0], scale))
+        count = min(end, scale.video_frames(window.decode_until)) - begin
+        if count <= 0:
+            return None
+        fps = self._conditioning.fps
+        rate = self._model.rate
+        start = samples_at(self._frame / fps, rate)
+        self._frame += count
+        make = partial(
+            self._model.generate,
+            latent,
+            self._texts[window.span],
+            samples_at(self._frame / fps, rate) - start,
+            derive_seed(self._seed, "sound", window.index),
+        )
+        return RenderedSound(Audio(self._executor.run_one(make).float().cpu(), rate))
+
+
 @dataclass
 class RunRenderer:
     """Renders one run. `frame_offset` is the index of the first frame of windows without a cache.
 
-    `reviewer` scores every window if the request has a critic.
+    `reviewer` scores every window if the request has a critic; `sound` makes the sound of a family
+    that has one.
     """
 
     run: RunPlan
@@ -48,10 +107,18 @@ class RunRenderer:
     decoder: StreamingDecoder
     frame_offset: int
     reviewer: WindowReviewer | None = None
-    _finished: dict[int, tuple[WindowStep, Tensor]] = field(default_factory=dict)
+    sound: WindowSound | None = None
+    _finished: dict[int, tuple[Tensor, Window]] = field(default_factory=dict)
+    _position: int = 0  # first latent frame of a run without a cache that is not yielded yet
 
-    def render(self) -> Iterator[WindowStep | RenderedFrames]:
-        """Yield the sampler steps, and the frames as they are decoded, in order of time."""
+    def __post_init__(self) -> None:
+        self._position = self.run.known_before
+
+    def render(self) -> Iterator[WindowStep | RenderedFrames | RenderedSound]:
+        """Yield the sampler steps, and sound and frames as they are decoded, in order of time.
+
+        The sound of a frame comes before it.
+        """
         run = self.run
         compositor = Compositor(run, self.conditioning)
         before = self.conditioning.before
@@ -59,12 +126,15 @@ class RunRenderer:
             display = (run.lead_frames, run.lead_frames + run.frames)
             self.decoder.put(before, decode_whole(0, run.known_before, display))
         self._prepare_denoiser(before)
-        position = run.known_before
         for step in generate_windows(self.sampling, self.denoiser):
             yield step
             if step.generated is not None:
                 yield from map(compositor.finish, self.decoder.ready(max_pending=0))
-                position = self._decode(step, step.generated, position)
+                for latent, window in self._in_order(step, step.generated):
+                    sound = None if self.sound is None else self.sound.of(latent, window)
+                    if sound is not None:
+                        yield sound
+                    self.decoder.put(latent, window)
             yield from map(compositor.finish, self.decoder.ready())
         yield from map(compositor.finish, self.decoder.ready(max_pending=0))
 
@@ -80,24 +150,22 @@ class RunRenderer:
             self.denoiser.skip_frames(clip.start // self.conditioning.scale.time, rollout)
             self.denoiser.cache_frames(before, rollout, rollout.context_sigma)
 
-    def _decode(self, step: WindowStep, latent: Float[Tensor, "1 c t h w"], position: int) -> int:
-        """Queue generated latent frames for decoding, in order of time.
-
-        `position` is the first latent frame of an edit that is not queued; returns the next one.
-        """
+    def _in_order(
+        self, step: WindowStep, latent: Float[Tensor, "1 c t h w"]
+    ) -> Iterator[tuple[Float[Tensor, "1 c t h w"], Window]]:
+        """Yield the generated latents that may be decoded now, in order of time."""
         if self.reviewer is not None:
             self.reviewer.accept(step)
         if self.run.uses_cache:
-            self.decoder.put(latent, step.window)
-            return position
+            yield latent, step.window
+            return
         first = step.window.generated[0]
         self.conditioning.add_known(first, latent[0])
-        self._finished[first] = (step, latent)
-        while position in self._finished:
-            finished, run = self._finished.pop(position)
-            self.decoder.put(run, finished.window)
-            position += run.shape[2]
-        return position
+        self._finished[first] = (latent, step.window)
+        while self._position in self._finished:
+            run, window = self._finished.pop(self._position)
+            self._position += run.shape[2]
+            yield run, window
 
 
 class Compositor:

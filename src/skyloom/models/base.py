@@ -148,6 +148,27 @@ class Transformer(Protocol):
         ...
 
 
+@runtime_checkable
+class SoundModel(Protocol):
+    """Makes the sound of generated latent frames: the optional second modality of a family."""
+
+    @property
+    def rate(self) -> int:
+        """Samples per second."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: 1, 2 or 6."""
+        ...
+
+    def generate(
+        self, latent: Float[Tensor, "1 c t h w"], text: TextCondition, samples: int, seed: int
+    ) -> Float[Tensor, "channels samples"]:
+        """Make exactly `samples` samples in [-1, 1] for the shown frames of a window."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of a loaded model."""
