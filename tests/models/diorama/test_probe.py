@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from skyloom.world.vocabulary import SMALL
 
 from skyloom.core.errors import CheckpointError
 from skyloom.models.checkpoint import save_part
@@ -16,7 +17,6 @@ from skyloom.models.diorama.probe import (
     predict,
     prepare,
 )
-from skyloom.world.vocabulary import SMALL
 
 CONFIG = ProbeConfig(
     ("ball", "cube"), ("sea", "sky"), ("day",), ("red",), size=32, widths=(16, 16, 16, 32)

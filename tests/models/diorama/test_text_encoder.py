@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from skyloom.train.text_encoder import convert_weights
 
 from skyloom.models.diorama.text_encoder import (
     DioramaTextEncoder,
@@ -11,7 +12,6 @@ from skyloom.models.diorama.text_encoder import (
     load_text_encoder,
     save_text_encoder,
 )
-from skyloom.train.text_encoder import convert_weights
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "##s", "dog", "c", "##a", "##t"]
 CONFIG = TextConfig(
