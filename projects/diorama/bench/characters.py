@@ -1,7 +1,7 @@
 """Measure subject recognition in characters' clips, and its effect on generated videos.
 
-python bench/characters.py bounds --atlas .atlas [--photos FOLDER]
-python bench/characters.py videos --atlas .atlas [--count 20]
+python projects/diorama/bench/characters.py bounds --atlas .atlas [--photos FOLDER]
+python projects/diorama/bench/characters.py videos --atlas .atlas [--count 20]
 
 `bounds` counts accepted and correct predictions of the probe at several thresholds. `videos`
 generates each video three times from one seed, with the character's name replaced by the recognized

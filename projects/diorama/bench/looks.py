@@ -1,6 +1,6 @@
 """Measure Hamming distances of 64-bit perceptual hashes: edited copies, and different pictures.
 
-python bench/looks.py --atlas .atlas [--count 200]
+python projects/diorama/bench/looks.py --atlas .atlas [--count 200]
 
 Pictures are rendered from seeds outside of the training data; they resemble each other more than
 photographs do. Prints one JSON line: for each kind of copy, and for pairs of different pictures,

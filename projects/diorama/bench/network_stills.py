@@ -1,6 +1,6 @@
 """Evaluate stills of trained networks: probe accuracies, tile borders, gradients, contact sheet.
 
-python bench/network_stills.py .runs/arms/s32 --decoder .runs/decoder32 --sheet s32.png
+python projects/diorama/bench/network_stills.py RUN --decoder .runs/decoder32 --sheet s32.png
 
 `--renders` instead of a run evaluates the prompts' own renders; `--decoded` evaluates those after
 the autoencoder. One prompt per held-out still with a single subject; prints one JSON line. Pictures

@@ -1,6 +1,6 @@
 """Training step of the former transformer and of the U-Net: rate, and time by kind of operation.
 
-python bench/training_step.py [--threads 2] [--repeats 6]
+python projects/diorama/bench/training_step.py [--threads 2] [--repeats 6]
 
 Forward and backward of the flow loss on random latents, without and with the optimizer. Prints one
 JSON line. FLOPs are counted by torch (a multiply-add is two).

@@ -24,7 +24,7 @@ def encode(
     from skyloom.data.encode import encode_captions, encode_clips
     from skyloom.generate.pipeline import load
 
-    pipeline = load(model, device=device, dtype="fp32")
+    pipeline = load(model, device=device, dtype="float32")
     for folder in folders:
         written = encode_clips(folder, pipeline.vae.encode, pipeline.device)
         typer.echo(f"{written} shards encoded in {folder}")
