@@ -31,14 +31,18 @@ def no_network():
     """Allow connections: this module talks to the server that it starts on the loopback."""
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this checkout, built without network."""
-    out = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder: Path, out: Path) -> Path:
+    """Build the wheel of a project without network."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout."""
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert not others, "name the new kind of file in DATA_FILES"
     assert max(sizes.values()) <= MAX_FILE_BYTES
     assert wheel.stat().st_size <= MAX_WHEEL_BYTES
+
+
+def test_the_diorama_is_a_wheel_of_its_own(tmp_path):
+    with zipfile.ZipFile(build_wheel(ROOT / "projects" / "diorama", tmp_path)) as archive:
+        names = archive.namelist()
+        (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+        text = archive.read(entry_points).decode()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"diorama"}
+    assert "diorama/world/nouns.toml" in names
+    assert "[skyloom.setups]\ndiorama = diorama.train.setups:register" in text
 
 
 def test_the_wheel_generates_and_edits(run, tmp_path):

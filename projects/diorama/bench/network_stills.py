@@ -20,10 +20,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from diorama.clips import read_shards, used_captions
 from diorama.train.autoencoders import load_autoencoder
 from skyloom.data.encode import to_pixels
 from skyloom.data.loader import CaptionTable
+from skyloom.data.shards import read_shards, used_captions
 from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.models.checkpoint import from_int8, load_into, load_part
