@@ -26,7 +26,7 @@ def encode(
 
     pipeline = load(model, device=device, dtype="float32")
     for folder in folders:
-        written = encode_clips(folder, pipeline.vae.encode, pipeline.device)
+        written = encode_clips(folder, pipeline.autoencoder.encode, pipeline.device)
         typer.echo(f"{written} shards encoded in {folder}")
-    count = encode_captions(folders, pipeline.text.encode, captions)
+    count = encode_captions(folders, pipeline.text_encoder.encode, captions)
     typer.echo(f"{count} captions encoded")

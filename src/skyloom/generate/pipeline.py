@@ -43,7 +43,14 @@ from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import Autoencoder, SoundModel, TextCondition, TextContext, TextEncoder, Transformer
+from skyloom.models.base import (
+    Autoencoder,
+    SoundModel,
+    TextCondition,
+    TextContext,
+    TextEncoder,
+    Transformer,
+)
 from skyloom.models.checkpoint import load_into, load_part, verify_manifest
 from skyloom.models.diorama.text_encoder import load_text_encoder
 from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
@@ -291,9 +298,7 @@ class Pipeline:
             sound=sound,
         )
 
-    def _sampling_spec(
-        self, plan: Plan, run: RunPlan, conditioning: Conditioning
-    ) -> SamplingSpec:
+    def _sampling_spec(self, plan: Plan, run: RunPlan, conditioning: Conditioning) -> SamplingSpec:
         """The sampling settings of a run, as far as the plan determines them."""
         name = run.spans[0].name
         return SamplingSpec(

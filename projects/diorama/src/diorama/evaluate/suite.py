@@ -163,8 +163,8 @@ def _unit(frames: Frames) -> Float[Tensor, "t c h w"]:
 @torch.no_grad()
 def reconstruct(vae: Autoencoder, frames: Frames) -> UInt8[Tensor, "u h w c"]:
     """Encode and decode a video; last frames that do not fill a latent frame are dropped."""
-    spare = (len(frames) - 1) % vae.config.scale.time
-    pixels = to_pixels(frames[: len(frames) - spare])[None].to(next(vae.parameters()).device)
+    spare = (len(frames) - 1) % vae.scale.time
+    pixels = to_pixels(frames[: len(frames) - spare])[None].to(vae.device)
     return to_frames(vae.decode(vae.encode(pixels))[0]).cpu()
 
 
