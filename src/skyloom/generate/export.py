@@ -106,8 +106,10 @@ def _add_sound(plan: Plan, writer: VideoWriter) -> str | None:
         source = plan.sources.sources[clip.source]
         if source.sound is not None:
             packets = source.sound_packets(clip.start, clip.stop)
-            lost |= not writer.add_sound(source.sound, packets, position)
-    return "Some sound was dropped: only .mp4 holds sound, in one codec." if lost else None
+            decoded = source.stream_audio(clip.start, clip.stop)
+            lost |= not writer.add_sound(source.sound, packets, position, decoded=decoded)
+    notices = ["Some sound was dropped: the file's format holds none."] if lost else []
+    return " ".join([*notices, *(f"{notice.capitalize()}." for notice in writer.notices)]) or None
 
 
 def sign_and_register(
