@@ -33,7 +33,7 @@ def tones(seconds, rate, channels=2, pitch=440):
     pitches = [pitch * (1 + channel) for channel in range(channels)]
     if channels == 6:
         pitches[3] = 40
-    rise = [min(150, one / 8) for one in pitches]
+    rise = [min(150, one / 16) for one in pitches]
     sweeps = [
         torch.sin(math.tau * (one + more * time) * time)
         for one, more in zip(pitches, rise, strict=True)

@@ -22,8 +22,9 @@ from av.container import OutputContainer
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.core.audio import AUDIO_LAYOUTS, Audio, samples_at
+from skyloom.core.audio import Audio, samples_at
 from skyloom.core.errors import MediaError
+from skyloom.core.types import AUDIO_LAYOUTS
 from skyloom.media.sandbox_client import AudioFormat, AudioPacket
 
 ENCODED_AGAIN = (
