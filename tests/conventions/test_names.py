@@ -10,7 +10,7 @@ import pytest
 import skyloom
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = ["Pipeline", "Request", "Video", "__version__", "load"]
+PUBLIC = ["Audio", "Pipeline", "Request", "Video", "__version__", "load"]
 HEAVY = {
     "torch",
     "numpy",

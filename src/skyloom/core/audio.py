@@ -12,10 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skyloom.core.errors import MediaError
-
-MIN_AUDIO_RATE = 8_000
-MAX_AUDIO_RATE = 192_000
-AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+from skyloom.core.types import AUDIO_LAYOUTS, MAX_AUDIO_RATE, MIN_AUDIO_RATE
 
 
 def samples_at(seconds: Fraction, rate: int) -> int:

@@ -23,17 +23,15 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.frame import PictureType
 
+from skyloom.core.types import AUDIO_LAYOUTS, MAX_AUDIO_RATE, MIN_AUDIO_RATE
 from skyloom.media.sandbox import DecoderError
 from skyloom.media.sandbox_limits import (
-    AUDIO_CHANNELS,
-    MAX_AUDIO_RATE,
     MAX_COMMENT,
     MAX_FRAMES,
     MAX_PACKET,
     MAX_SECONDS,
     MAX_STREAMS,
     MAX_VIDEO_PIXELS,
-    MIN_AUDIO_RATE,
     PICTURE_MEMORY,
     VIDEO_MEMORY,
     confine,
@@ -397,7 +395,7 @@ class VideoDecoder:
 
 
 def _is_supported(rate: int, channels: int) -> bool:
-    return MIN_AUDIO_RATE <= rate <= MAX_AUDIO_RATE and channels in AUDIO_CHANNELS
+    return MIN_AUDIO_RATE <= rate <= MAX_AUDIO_RATE and channels in AUDIO_LAYOUTS
 
 
 def _float_samples(frame: av.AudioFrame) -> np.ndarray:

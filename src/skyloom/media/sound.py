@@ -22,8 +22,9 @@ from av.container import OutputContainer
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.core.audio import AUDIO_LAYOUTS, Audio, samples_at
+from skyloom.core.audio import Audio, samples_at
 from skyloom.core.errors import MediaError
+from skyloom.core.types import AUDIO_LAYOUTS
 from skyloom.media.sandbox_client import AudioFormat, AudioPacket
 
 ENCODED_AGAIN = (
@@ -52,7 +53,7 @@ class SampleFile:
     def __init__(self, folder: Path, rate: int, channels: int) -> None:
         self.rate = rate
         self.channels = channels
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open as long as this
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, see close
         self._count = 0
 
     def append(self, audio: Audio) -> None:
@@ -71,6 +72,10 @@ class SampleFile:
             samples = np.zeros((end - begin, self.channels), np.float32)
             samples.reshape(-1)[: len(data) // 4] = np.frombuffer(data, np.float32)
             yield samples.T
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
 
     @property
     def _frame_bytes(self) -> int:
@@ -94,7 +99,7 @@ class AudioTrack:
 
     def add(
         self,
-        sound: AudioFormat,
+        sound: AudioFormat | None,
         packets: Iterable[AudioPacket],
         at: Fraction,
         decoded: Iterable[Audio] | None = None,
@@ -105,8 +110,7 @@ class AudioTrack:
         otherwise `decoded`, the same sound as samples, is encoded, if all segments have it.
         """
         segment = AudioSegment(at, packets, decoded)
-        supported = sound.codec in _COPY_ENCODERS and sound.channels in AUDIO_LAYOUTS
-        copied = self._copies and supported and sound == (self.sound or sound)
+        copied = self._copies and _is_copyable(sound) and sound == (self.sound or sound)
         if not copied and not self._encode_again(segment):
             return False
         self.sound = sound if copied else None
@@ -134,6 +138,11 @@ class AudioTrack:
         if self._segments or self._samples is not None:
             return self._encode(container, seconds)
         return iter(())
+
+    def close(self) -> None:
+        """Delete the samples."""
+        if self._samples is not None:
+            self._samples.close()
 
     def _encode_again(self, segment: AudioSegment) -> bool:
         """Stop copying packets, if all segments can be decoded."""
@@ -204,6 +213,8 @@ class AudioTrack:
                 position += samples.shape[1]
                 if samples.shape[1]:
                     yield samples
+                if position >= end:
+                    break
         yield from generated.read(position, count)
 
 
@@ -258,11 +269,19 @@ def _add_stream(container: OutputContainer, codec: str, rate: int, channels: int
     rates = av.Codec(encoder, "w").audio_rates
     if codec == "opus" or (rates and rate not in rates):  # FFmpeg shifts Opus of other rates
         rate = _DEFAULT_RATE
-    stream = container.add_stream(encoder, rate=rate, layout=AUDIO_LAYOUTS[channels])
+    options = {"aac_pns": "0"} if codec == "aac" else {}  # its noise differs after a seek
+    layout = AUDIO_LAYOUTS[channels]
+    stream = container.add_stream(encoder, rate=rate, options=options, layout=layout)
     assert isinstance(stream, av.AudioStream)
-    if codec != "flac":
+    if codec == "flac":
+        stream.codec_context.format = av.AudioFormat("s32")  # 24 bits
+    else:
         stream.bit_rate = _BIT_RATE * channels
     return stream
+
+
+def _is_copyable(sound: AudioFormat | None) -> bool:
+    return sound is not None and sound.codec in _COPY_ENCODERS and sound.channels in AUDIO_LAYOUTS
 
 
 def _converted(

@@ -91,6 +91,11 @@ class VideoSource:
         return self._index.sound is not None and bool(self._index.sound.codec)
 
     @property
+    def has_sound(self) -> bool:
+        """Whether it has audio that can be copied or decoded."""
+        return self._index.sound is not None
+
+    @property
     def receipt(self) -> dict[str, object]:
         """The receipt embedded by skyloom; empty for other files."""
         return parse_receipt(self._index.comment)

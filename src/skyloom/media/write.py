@@ -8,7 +8,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -47,6 +47,7 @@ _CODECS = {
 }
 _FORMATS = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
 _FRAGMENTED = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
+_DELAYED_HEADER = {"movflags": _FRAGMENTED["movflags"] + "+delay_moov"}  # says where sound begins
 SUFFIXES = (*_CODECS, ".gif")
 PICTURE_SUFFIXES = (".png",)
 SIDECAR = ".receipt.json"
@@ -106,8 +107,8 @@ def open_video(path: Path, fps: Fraction | float) -> Iterator["VideoWriter"]:
     with (
         atomic_output(path) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".skyloom-") as folder,
+        closing(VideoWriter(Path(folder) / f"video{path.suffix}", rate)) as writer,
     ):
-        writer = VideoWriter(Path(folder) / f"video{path.suffix}", rate)
         yield writer
         writer.finish(temporary)
 
@@ -167,7 +168,7 @@ class PipeWriter:
                 self.fps,
                 size=(frames.shape[2], frames.shape[1]),
                 options=options,
-                container_options=_FRAGMENTED,
+                container_options=_FRAGMENTED if self._audio is None else _DELAYED_HEADER,
                 audio=self._audio,
             )
         self._encoder.append(frames)
@@ -250,7 +251,7 @@ class VideoWriter:
 
     def add_sound(
         self,
-        sound: AudioFormat,
+        sound: AudioFormat | None,
         packets: Iterable[AudioPacket],
         at: int,
         *,
@@ -258,9 +259,10 @@ class VideoWriter:
     ) -> bool:
         """Add sound of a source that starts at frame `at`; return False if it is dropped.
 
-        An .mp4 copies the packets of one format. Otherwise `decoded`, the same sound as samples, is
-        encoded; without it the sound is dropped. Both are read by `finish`. Segments are added
-        in order of time; generated sound (`add_audio`) is heard between them only.
+        An .mp4 copies packets of one format; `sound` is None if they cannot be copied. Otherwise
+        `decoded`, the same sound as samples, is encoded; without it the sound is dropped. Both are
+        read by `finish`. Add segments in order of time; generated sound (`add_audio`) is heard
+        between them only.
         """
         return self._track.add(sound, packets, at / self.fps, decoded)
 
@@ -300,6 +302,10 @@ class VideoWriter:
             self._encoder.close()
             sounds = partial(self._track.open, seconds=self.frames / self.fps)
             _remux(self.path, target, self.suffix, comment, sounds)
+
+    def close(self) -> None:
+        """Delete the generated samples."""
+        self._track.close()
 
 
 def write_picture(frame: UInt8[Tensor, "h w c"], path: Path) -> Path:
