@@ -156,6 +156,7 @@ def make(
     from skyloom.generate.pipeline import load
     from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
+    from skyloom.models.base import read_network_cost
 
     name = name or request.prompt
     delivery.check(name)
@@ -165,8 +166,7 @@ def make(
     workload = workload_of(
         plan,
         pipeline.info,
-        pipeline.dit.config,
-        pipeline.vae.config.scale,
+        read_network_cost(pipeline.info),
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )

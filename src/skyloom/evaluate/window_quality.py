@@ -22,7 +22,8 @@ from skyloom.evaluate.prompts import Prompt
 from skyloom.evaluate.report import Report
 from skyloom.evaluate.suite import VideoGenerator
 from skyloom.generate.rollout import WindowScore
-from skyloom.models.diorama.probe import Probe, load_probe, predict
+from skyloom.models.base import ClipReader, load_clip_reader
+from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.world.assets import Atlas
 from skyloom.world.render import render
 
@@ -65,7 +66,7 @@ class WindowCritic:
     Measures are rounded, so that the last bits of a sum have no effect.
     """
 
-    probe: Probe
+    probe: ClipReader
     limits: Bounds = field(default_factory=Bounds)
 
     @property
@@ -103,14 +104,16 @@ def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
             f"Bounds of the critic must be numbers > 0 (contrast, sharpness: > 1) for "
             f"{', '.join(_NAMES)}; got {', '.join(f'{name} = {values[name]!r}' for name in wrong)}."
         )
-    return WindowCritic(load_probe(), Bounds(**values))
+    reader = load_clip_reader(find_model(DEFAULT_MODEL))
+    assert reader is not None
+    return WindowCritic(reader, Bounds(**values))
 
 
 def measure_window(
     frames: UInt8[Tensor, "t h w c"],
     first: UInt8[Tensor, "t1 h w c"] | None,
     before: UInt8[Tensor, "t0 h w c"],
-    probe: Probe,
+    probe: ClipReader,
 ) -> dict[str, float]:
     """Return the measures of `Bounds` that the given frames allow."""
     measures: dict[str, float] = {}
@@ -134,8 +137,8 @@ def _ratio(value: float, base: float, minimum: float) -> float:
     return max(value, minimum) / max(base, minimum)
 
 
-def _window(frames: Tensor, probe: Probe) -> tuple[VideoStatistics, Tensor]:
-    return video_statistics(frames), predict(probe, frames).features.mean(0)
+def _window(frames: Tensor, probe: ClipReader) -> tuple[VideoStatistics, Tensor]:
+    return video_statistics(frames), probe.features(frames).mean(0)
 
 
 _first_window = lru_cache(maxsize=1)(_window)  # all windows are compared with the same frames

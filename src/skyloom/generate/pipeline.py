@@ -48,11 +48,11 @@ from skyloom.generate.window_review import WindowReviewer
 from skyloom.media.frames import to_frames, to_pixels
 from skyloom.media.seam_metric import SeamMetric
 from skyloom.media.video import Video
-from skyloom.models.base import TextCondition, TextContext
-from skyloom.models.checkpoint import load_into, load_part, verify_manifest
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder, load_text_encoder
-from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
-from skyloom.models.diorama.v1.transformer import Dit, DitConfig
+from skyloom.models.base import ModelBundle, TextCondition, TextContext
+from skyloom.models.checkpoint import verify_manifest
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder
+from skyloom.models.diorama.v1.autoencoder import Vae, place
+from skyloom.models.diorama.v1.transformer import Dit
 from skyloom.models.registry import ModelInfo, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
 from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_receipt
@@ -452,19 +452,17 @@ def load(
     """
     info = find_model(model)
     if verify:
-        verify_manifest(info.folder)
+        verify_manifest(info.folder, trust_cache=True)
     where = choose_device(device)
-    dit_config, dit_state, _ = load_part(info.folder, "dit", DitConfig)
-    vae_config, vae_state, _ = load_part(info.folder, "vae", VaeConfig)
-    with torch.device("meta"):
-        dit = Dit(dit_config)
-        vae = Vae(vae_config)
-    for module, state in ((dit, dit_state), (vae, vae_state)):
-        module.to_empty(device="cpu")
-        load_into(module, state)
-    text = load_text_encoder(info.folder)
-    dtype_here = choose_dtype(where, dtype)
-    return Pipeline(info, text, dit, vae, device=where, dtype=dtype_here)
+    parts: Any = ModelBundle.load(info, where, choose_dtype(where, dtype))
+    return Pipeline(
+        info,
+        parts.text_encoder,
+        parts.transformer,
+        parts.autoencoder,
+        device=where,
+        dtype=parts.dtype,
+    )
 
 
 def _with_checkpoints(
