@@ -132,7 +132,7 @@ def tiny_model(tmp_path_factory) -> Path:
     save_part(folder, "vae", vae_config, vae.state_dict(), dtype=torch.bfloat16)
     info = {
         "name": "tiny",
-        "family": "test",
+        "family": "diorama",
         "licence": "Apache-2.0",
         "description": "random weights",
         "sizes": ["32x32", "64x32", "64x64"],

@@ -152,6 +152,7 @@ def make(
     from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
+    from skyloom.models.base import read_network_cost
 
     name = name or request.prompt
     delivery.check(name)
@@ -161,8 +162,7 @@ def make(
     workload = workload_of(
         plan,
         pipeline.info,
-        pipeline.transformer.config,  # type: ignore[attr-defined]
-        pipeline.autoencoder.scale,
+        read_network_cost(pipeline.info),
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )

@@ -17,7 +17,8 @@ from torch import Tensor
 from skyloom.core.errors import RequestError
 from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
 from skyloom.generate.sampling import WindowScore
-from skyloom.models.diorama.probe import Probe, load_probe, predict
+from skyloom.models.base import ClipReader, load_clip_reader
+from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 _MIN_FRAMES = 3  # for statistics of motion
 _DIGITS = 4
@@ -57,7 +58,7 @@ class WindowCritic:
     Measures are rounded, so that the last bits of a sum have no effect.
     """
 
-    probe: Probe
+    probe: ClipReader
     limits: Bounds = field(default_factory=Bounds)
 
     @property
@@ -95,14 +96,16 @@ def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
             f"Bounds of the critic must be numbers > 0 (contrast, sharpness: > 1) for "
             f"{', '.join(_NAMES)}; got {', '.join(f'{name} = {values[name]!r}' for name in wrong)}."
         )
-    return WindowCritic(load_probe(), Bounds(**values))
+    reader = load_clip_reader(find_model(DEFAULT_MODEL))
+    assert reader is not None
+    return WindowCritic(reader, Bounds(**values))
 
 
 def measure_window(
     frames: UInt8[Tensor, "t h w c"],
     first: UInt8[Tensor, "t1 h w c"] | None,
     before: UInt8[Tensor, "t0 h w c"],
-    probe: Probe,
+    probe: ClipReader,
 ) -> dict[str, float]:
     """Return the measures of `Bounds` that the given frames allow."""
     measures: dict[str, float] = {}
@@ -126,8 +129,8 @@ def _ratio(value: float, base: float, minimum: float) -> float:
     return max(value, minimum) / max(base, minimum)
 
 
-def _window(frames: Tensor, probe: Probe) -> tuple[VideoStatistics, Tensor]:
-    return video_statistics(frames), predict(probe, frames).features.mean(0)
+def _window(frames: Tensor, probe: ClipReader) -> tuple[VideoStatistics, Tensor]:
+    return video_statistics(frames), probe.features(frames).mean(0)
 
 
 _first_window = lru_cache(maxsize=1)(_window)  # all windows are compared with the same frames

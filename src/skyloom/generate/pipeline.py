@@ -43,19 +43,9 @@ from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import (
-    Autoencoder,
-    SoundModel,
-    TextCondition,
-    TextContext,
-    TextEncoder,
-    Transformer,
-)
-from skyloom.models.checkpoint import load_into, load_part, verify_manifest
-from skyloom.models.diorama.text_encoder import load_text_encoder
-from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
-from skyloom.models.diorama.v1.transformer import Dit, DitConfig
-from skyloom.models.registry import ModelInfo, find_model
+from skyloom.models.base import ModelBundle, SoundModel, TextCondition, TextContext
+from skyloom.models.checkpoint import verify_manifest
+from skyloom.models.registry import find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
 
 Texts = Mapping[str, Sequence[TextCondition]]
@@ -76,24 +66,16 @@ class Generation:
 class Pipeline:
     """A loaded model that generates videos."""
 
-    def __init__(
-        self,
-        info: ModelInfo,
-        text_encoder: TextEncoder,
-        transformer: Transformer,
-        autoencoder: Autoencoder,
-        device: torch.device,
-        dtype: torch.dtype,
-        sound: SoundModel | None = None,
-    ) -> None:
-        self.info = info
-        self.text_encoder = text_encoder
-        self.transformer = transformer
-        self.autoencoder = autoencoder
-        self.device = device
-        self.dtype = dtype
-        self.sound = sound
-        self.executor = DeterministicExecutor(device)
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+        self.info = bundle.info
+        self.text_encoder = bundle.text_encoder
+        self.transformer = bundle.transformer
+        self.autoencoder = bundle.autoencoder
+        self.sound = bundle.sound
+        self.device = bundle.device
+        self.dtype = bundle.dtype
+        self.executor = DeterministicExecutor(bundle.device)
 
     def plan(self, request: Request) -> Plan:
         """Check a request and compute its plan. Raises RequestError."""
@@ -213,12 +195,21 @@ class Pipeline:
         return noise.detach().float().cpu()[None]
 
     def _run(self, generation: Generation) -> Iterator[Step]:
-        """Copy, filter or generate the segments of the timeline in order."""
+        """Encode the prompts, then copy, filter or generate the segments of the timeline."""
         plan = generation.plan
         texts: Texts = {}
         if plan.runs:
-            context, texts = self._encode_prompts(plan)
+            context = self._encode_prompts(plan)
             yield Step("text", 1, 1, notice=_notice(plan, context))
+            with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
+                texts = self._text_conditions(plan, context)
+                yield from self._render(generation, texts)
+        else:
+            yield from self._render(generation, texts)
+
+    def _render(self, generation: Generation, texts: Texts) -> Iterator[Step]:
+        """Render the segments of the timeline in order."""
+        plan = generation.plan
         runs_done = 0
         windows_done = 0
         frame = 0
@@ -343,19 +334,22 @@ class Pipeline:
         encode = partial(self.autoencoder.encode, pixels.to(self.autoencoder.device))
         return self.executor.run_one(encode).cpu()
 
-    def _encode_prompts(self, plan: Plan) -> tuple[TextContext, Texts]:
+    def _encode_prompts(self, plan: Plan) -> TextContext:
         """Encode all prompts and, as the last row, the negative prompt."""
+        rows = [*_prompts(plan), plan.request.negative_prompt]
+        with self.bundle.use("text_encoder"):
+            return self.executor.run_one(partial(self.text_encoder.encode, rows))
+
+    def _text_conditions(self, plan: Plan, context: TextContext) -> Texts:
+        """The condition of each prompt and, with guidance, of the negative prompt."""
         prompts = _prompts(plan)
-        rows = [*prompts, plan.request.negative_prompt]
-        context = self.executor.run_one(partial(self.text_encoder.encode, rows))
-        last = len(prompts)
         texts: dict[str, list[TextCondition]] = {}
         for row, prompt in enumerate(prompts):
-            chosen = [row] if plan.guidance_scale == 1.0 else [row, last]
+            chosen = [row] if plan.guidance_scale == 1.0 else [row, len(prompts)]
             texts[prompt] = [
                 self.executor.run_one(partial(self._text_condition, context, one)) for one in chosen
             ]
-        return context, texts
+        return texts
 
     def _text_condition(self, context: TextContext, row: int) -> TextCondition:
         """One row of a text context, without padding."""
@@ -379,22 +373,9 @@ def load(
     """
     info = find_model(model)
     if verify:
-        verify_manifest(info.folder)
+        verify_manifest(info.folder, trust_cache=True)
     where = choose_device(device)
-    dit_config, dit_state, _ = load_part(info.folder, "dit", DitConfig)
-    vae_config, vae_state, _ = load_part(info.folder, "vae", VaeConfig)
-    with torch.device("meta"):
-        dit = Dit(dit_config)
-        vae = Vae(vae_config)
-    for module, state in ((dit, dit_state), (vae, vae_state)):
-        module.to_empty(device="cpu")
-        load_into(module, state)
-    text = load_text_encoder(info.folder)
-    dtype_here = choose_dtype(where, dtype)
-    placed = dit.eval().to(where, dtype_here)
-    return Pipeline(
-        info, text, placed, place(vae, where, dtype_here), device=where, dtype=dtype_here
-    )
+    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)))
 
 
 def _prompts(plan: Plan) -> list[str]:

@@ -7,15 +7,13 @@ from skyloom.core.device import choose_device, choose_dtype
 from skyloom.generate.estimate import (
     Estimate,
     estimate,
-    read_config,
     read_history,
     workload_of,
 )
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
 from skyloom.generate.timeline import Filter, Generate, Keep
-from skyloom.models.diorama.v1.autoencoder import VaeConfig
-from skyloom.models.diorama.v1.transformer import DitConfig
+from skyloom.models.base import read_network_cost
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 _SPAN_KINDS = {Keep: "keep", Generate: "make", Filter: "filter"}
@@ -25,11 +23,10 @@ def plan_and_estimate(request: Request, device: str | None = None) -> tuple[Plan
     """Plan a request and estimate time, memory and disk. Raises RequestError."""
     info = find_model(request.model or DEFAULT_MODEL)
     where = choose_device(device)
-    scale = read_config(info.folder, "vae", VaeConfig).scale
-    plan = make_plan(request, info, scale)
-    config = read_config(info.folder, "dit", DitConfig)
+    cost = read_network_cost(info)
+    plan = make_plan(request, info, cost.scale)
     dtype = str(choose_dtype(where)).removeprefix("torch.")
-    workload = workload_of(plan, info, config, scale, device=where.type, dtype=dtype)
+    workload = workload_of(plan, info, cost, device=where.type, dtype=dtype)
     return plan, estimate(workload, read_history())
 
 

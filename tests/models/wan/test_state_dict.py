@@ -5,10 +5,11 @@ import torch
 
 from skyloom.core.errors import CheckpointError
 from skyloom.models.checkpoint import load_into
-from skyloom.models.diorama.v1.transformer import Dit, DitConfig
+from skyloom.models.wan.config import WanConfig
 from skyloom.models.wan.state_dict import wan_from_diffusers
+from skyloom.models.wan.transformer import Wan
 
-CONFIG = DitConfig(
+CONFIG = WanConfig(
     in_channels=6, out_channels=6, width=48, heads=4, layers=3, ffn=80, text_width=20
 )
 
@@ -34,10 +35,10 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def ours(theirs) -> Dit:
-    dit = Dit(CONFIG).eval()
-    load_into(dit, wan_from_diffusers(theirs.state_dict(), CONFIG))
-    return dit
+def ours(theirs) -> Wan:
+    wan = Wan(CONFIG).eval()
+    load_into(wan, wan_from_diffusers(theirs.state_dict(), CONFIG))
+    return wan
 
 
 @pytest.mark.parametrize("size", [(1, 4, 4), (3, 4, 6), (5, 6, 2)])
