@@ -104,7 +104,7 @@ def _add_sound(plan: Plan, writer: VideoWriter) -> str | None:
     lost = False
     for position, clip in plan.timeline.sound_clips:
         source = plan.sources.sources[clip.source]
-        if source.sound is not None:
+        if source.has_sound:
             packets = source.sound_packets(clip.start, clip.stop)
             decoded = source.stream_audio(clip.start, clip.stop)
             lost |= not writer.add_sound(source.sound, packets, position, decoded=decoded)
