@@ -396,7 +396,7 @@ class Pipeline:
 
         def canvas_at(window: Window) -> Canvas:
             shape = replace(latent_shape, frames=window.stop - window.start)
-            canvas = Canvas.text_to_video(self.vae.config.latent_channels, shape)
+            canvas = Canvas.text_to_video(self.vae.latent_channels, shape)
             for condition in conditions:
                 canvas = condition.apply_to(canvas, window)
             return canvas
