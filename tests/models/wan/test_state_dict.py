@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from skyloom.core.errors import CheckpointError
+from skyloom.models.attention import KvCache
+from skyloom.models.base import Transformer
 from skyloom.models.checkpoint import load_into
 from skyloom.models.wan.config import WanConfig
 from skyloom.models.wan.state_dict import wan_from_diffusers
@@ -68,3 +70,17 @@ def test_weights_of_another_shape_of_model_are_refused(theirs):
     state = {**theirs.state_dict(), "blocks.0.attn2.add_k_proj.weight": torch.zeros(2, 2)}
     with pytest.raises(CheckpointError, match="add_k_proj"):
         wan_from_diffusers(state, CONFIG)
+
+
+@torch.no_grad()
+def test_cached_windows_equal_whole_causal_attention(ours):
+    latent, sigma = torch.randn(1, 6, 6, 4, 4), torch.rand(1, 6)
+    text = ours.prepare_text(torch.randn(1, 5, 20))
+    whole = ours(latent, sigma, text, attention_mode="causal")
+    cache, parts = KvCache(sink=3, recent=6), []
+    for start in (0, 3):
+        window, level = latent[:, :, start : start + 3], sigma[:, start : start + 3]
+        parts.append(ours(window, level, text, cache=cache))
+        cache = ours.extend_cache(window, level, text, cache)
+    assert isinstance(ours, Transformer)
+    assert (torch.cat(parts, dim=2) - whole).abs().max() <= 1e-5 * whole.abs().max()

@@ -229,5 +229,7 @@ def _eigh(matrix: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
 def place(autoencoder: A, device: torch.device, dtype: torch.dtype) -> A:
     """Move to a device: the decoder's convolutions in `dtype`, everything else in fp32."""
     autoencoder = autoencoder.eval().to(device, torch.float32)
-    autoencoder.decoder.to(dtype).linear.to(torch.float32)
+    for name, layer in autoencoder.decoder.named_children():
+        if name != "linear":  # rounding it would change every pixel
+            layer.to(dtype)
     return autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

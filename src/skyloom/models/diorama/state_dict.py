@@ -100,7 +100,8 @@ def _unet_weights(config: UNetConfig) -> int:
     total = 0
     modules: Iterable[tuple[str, nn.Module]] = cast(Any, unet).named_modules()
     for name, module in modules:
-        if not isinstance(module, nn.Conv2d | nn.Linear):
+        per_frame = name.endswith("modulation")
+        if per_frame or not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         level = name.split(".")[0]
         if level in ("stem", "fine_in", "skip", "fine_out", "head"):
