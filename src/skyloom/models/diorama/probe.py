@@ -1,7 +1,7 @@
 # pyright: basic
 """Probe: a small convolutional classifier of videos that measures prompt adherence.
 
-Trained on rendered clips alone (train/probe.py). Noun, place, time of day and colour are averaged
+Trained on rendered clips alone (projects/diorama). Noun, place, time of day and colour are averaged
 over a few frames. Direction is predicted from differences between frames, so a subject that faces
 left without moving has direction "none".
 """
