@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
@@ -30,6 +31,7 @@ MAX_SHARD_BYTES = 15 * 2**20
 HASHES_FILE = "hashes.json"
 _SETTLED_NS = 2_000_000_000  # a file changed later than this may change again with the same mtime
 _SCALE = ".scale"
+_RANDOM = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
@@ -202,7 +204,7 @@ def build(
     every layer; None keeps those of a new network. skip: names of tensors that are not its own.
     """
     meta = torch.device("meta")
-    with meta:
+    with meta, _SkipInitialisation():
         module = make().eval()
     if dtype is not None:
         cast(Any, module).place(meta, dtype)
@@ -216,12 +218,27 @@ def build(
             full_name = f"{prefix}.{name}" if prefix else name
             if full_name not in stored:
                 continue
-            value = torch.empty_like(empty, device=device, requires_grad=False)
+            value = torch.empty_strided(
+                empty.shape, empty.stride(), dtype=empty.dtype, device=device
+            )
             value.copy_(source.read(full_name))
             if name in parameters:
                 value = nn.Parameter(value, requires_grad=empty.requires_grad)
             setattr(owner, name, value)
     return module
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips random initialisation: on `meta` it has no effect, but imports torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Return the tensor unchanged, or call any other function."""
+        named = kwargs or {}
+        if getattr(func, "__name__", "") in _RANDOM:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:

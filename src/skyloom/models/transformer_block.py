@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.cross = CrossAttention(width, heads, eps)
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
-        self.table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.table = nn.Parameter(modulation_table(6, width))
 
     def forward(
         self,
@@ -140,6 +140,11 @@ def run_blocks(
         keys.append(key)
         values.append(value)
     return x, tuple(keys), tuple(values)
+
+
+def modulation_table(rows: int, width: int) -> Float[Tensor, "rows width"]:
+    """Draw the start values of a modulation table."""
+    return nn.init.normal_(torch.empty(rows, width), std=width**-0.5)
 
 
 def normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:

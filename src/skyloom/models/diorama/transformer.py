@@ -103,7 +103,8 @@ class UNet(DenoisingNetwork):
         self.number = nn.Linear(config.frequencies, width)
         self.joint = nn.Linear(width, width)
         self.text = nn.Linear(config.text_width, coarse)
-        self.position = nn.Parameter(torch.randn(coarse, config.grid // 2, config.grid // 2) * 0.3)
+        side = config.grid // 2
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(coarse, side, side), std=0.3))
         self.stem = nn.Conv2d(config.channels, fine, 3, padding=1)
         self.fine_in = nn.ModuleList(
             ResidualBlock(fine, width, normalise=False) for _ in range(fine_in)

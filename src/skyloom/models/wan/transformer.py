@@ -22,6 +22,7 @@ from skyloom.models.rope import window_angles
 from skyloom.models.transformer_block import (
     Block,
     modulate,
+    modulation_table,
     normalise,
     patchify,
     run_blocks,
@@ -44,7 +45,7 @@ class Wan(DenoisingNetwork):
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.ffn, config.eps) for _ in range(config.layers)
         )
-        self.table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
+        self.table = nn.Parameter(modulation_table(2, config.width))
         self.head = nn.Linear(config.width, config.out_channels * patch)
 
     @property
