@@ -63,6 +63,7 @@ class WorkerSupervisor:
             expected=len(self._processes),
             alive=sum(process.alive for process in self._processes),
             restarts=sum(process.restarts for process in self._processes),
+            names=tuple(process.name or "" for process in self._processes),
         )
 
     def drain(self) -> None:
