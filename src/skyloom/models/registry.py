@@ -13,7 +13,7 @@ from skyloom.core.errors import CheckpointError, RequestError
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
 MANIFEST_FILE = "manifest.json"
-MEMORY_PER_FILE_BYTE = 2.0  # weights may be stored in fewer bits; the rest is for activations
+MEMORY_PER_FILE_BYTE = 1.5  # weights may be stored in fewer bits; activations take the rest
 REPAIR = "Install skyloom again, or pass a complete model folder to --model."
 
 
