@@ -172,7 +172,7 @@ def wait_for_workers(
 def worker_rows(
     backend: "RayBackend", registered: "Mapping[str, WorkerInfo]"
 ) -> list[dict[str, Any]]:
-    """Workers as plain values: state, host and process, device, job and times (Unix seconds).
+    """Workers as plain values: state, host and process, device, models, job, Unix times.
 
     `registered` are the workers in the database. States: lost (the actor does not reply),
     starting, idle, working.
@@ -193,6 +193,7 @@ def worker_rows(
                 "host": actor and actor.host,
                 "pid": actor and actor.pid,
                 "device": worker and worker.device,
+                "models": worker and worker.capabilities.usable_models,
                 "since": worker and worker.started_at,
                 "job": worker and worker.job,
                 "job_begun": worker and worker.job_started_at,

@@ -105,6 +105,32 @@ def retry(
 
 
 @app.command()
+def workers(
+    data: _Data = None,
+    database: _Database = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each worker.")
+    ] = False,
+) -> None:
+    """List workers with device, models, memory for models and current job."""
+    from dataclasses import asdict
+
+    from skyloom.serve.queue.leases import Leases
+    from skyloom.serve.storage.installation import open_database
+
+    settings = _settings(data, database)
+    leases = Leases(open_database(settings, create=False), settings)
+    for name, info in sorted(leases.list_workers().items()):
+        if as_json:
+            typer.echo(json.dumps({"name": name, **asdict(info)}))
+            continue
+        memory = info.capabilities.memory_bytes
+        size = "-" if memory is None else f"{memory / 2**30:.1f} GiB"
+        models = ", ".join(info.capabilities.usable_models) or "no models"
+        typer.echo(f"{name}  {info.device}  {models}  {size}  {info.job or 'idle'}")
+
+
+@app.command()
 def collect(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done without doing it.")
@@ -167,6 +193,11 @@ def worker(
     from skyloom.core.log import set_up_logging
     from skyloom.serve.queue.leases import Leases
     from skyloom.serve.storage.installation import open_installation
+    from skyloom.serve.workers.pipelines import (
+        PipelineCache,
+        find_capabilities,
+        worker_models,
+    )
     from skyloom.serve.workers.render import PipelineRenderer
     from skyloom.serve.workers.worker import Worker
 
@@ -176,13 +207,17 @@ def worker(
     queue, store = open_installation(settings, create=False)
     settings.runs.mkdir(parents=True, exist_ok=True)
     os.chdir(settings.runs)  # renders name their inputs relative to it, equally on every host
+    capabilities = find_capabilities(settings, device_name)
+    pipelines = PipelineCache(device_name, worker_models(settings), capabilities.memory_bytes)
     runner = Worker(
         Leases(queue, settings),
         store,
-        PipelineRenderer(store, device_name),
+        PipelineRenderer(store, device_name, pipelines),
         settings,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         device=device_name,
+        capabilities=capabilities,
+        warm_models=lambda: pipelines.names,
         exit_process=os._exit,
     )
 

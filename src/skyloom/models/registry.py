@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from skyloom.models.family import ModelFamily, Quality, Rollout, SizeRule
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
 MANIFEST_FILE = "manifest.json"
+MEMORY_PER_FILE_BYTE = 1.5  # weights may be stored in fewer bits; activations take the rest
 REPAIR = "Install skyloom again, or pass a complete model folder to --model."
 FAMILIES = {"diorama": "skyloom.models.diorama"}
 """Packages of the model families; imported when a model of the family is used."""
@@ -193,3 +195,29 @@ def find_model(name: str, root: Path = BUNDLED) -> ModelInfo:
     available = ", ".join(names) or "no model is installed"
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {available}."
     raise RequestError(f"Model {name!r} is not installed.", hint=hint, field="model")
+
+
+def find_models(names: Iterable[str], root: Path = BUNDLED) -> dict[str, ModelInfo]:
+    """Find the installed models and those of further names or folders, by the manifest's name.
+
+    Models that are missing or damaged on this host are left out.
+    """
+    found: dict[str, ModelInfo] = {}
+    for name in [*(path.parent.name for path in sorted(root.glob(f"*/{MANIFEST_FILE}"))), *names]:
+        with suppress(RequestError, CheckpointError):
+            info = find_model(name, root)
+            found.setdefault(info.name, info)
+    return found
+
+
+def estimate_memory(model: ModelInfo) -> int:
+    """Estimate the bytes of memory that a loaded model takes, from the sizes of its files.
+
+    Raises CheckpointError for a missing file.
+    """
+    files = [model.folder / name for name in model.manifest.get("files", {})]
+    try:
+        size = sum(file.stat().st_size for file in files)
+    except OSError as error:
+        raise CheckpointError(f"{model.name} lacks {error.filename}.", hint=REPAIR) from error
+    return round(MEMORY_PER_FILE_BYTE * size)

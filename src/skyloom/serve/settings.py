@@ -26,6 +26,7 @@ _PREFIX = "SKYLOOM_"
 _MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
 _LOCAL_HOSTS = ("localhost", "127.", "::1", "/")  # "/" is a Unix socket
 _MIN_COLLECT_DAYS = 0.05  # uploads are stored up to an hour before a job refers to them
+_TABLES = ("models", "loras")  # of names
 _AT_LEAST_ONE = (
     "max_attempts",
     "max_queued",
@@ -82,6 +83,11 @@ class Settings:
     lease_seconds: float = 30.0
     heartbeat_seconds: float = 10.0
     max_attempts: int = 5
+
+    # Memory of each worker for models (None: what its device has free when it starts), and files
+    # of LoRAs by name.
+    worker_memory_bytes: int | None = None
+    loras: Mapping[str, str] = field(default_factory=dict[str, str])
 
     # Watchdog (workers/watchdog.py): time without a step, before the first step or while results
     # are stored, after a stop was requested, per attempt, and per job over all attempts.
@@ -140,6 +146,8 @@ class Settings:
                 f"keep_seconds must be > 0, got {self.keep_seconds:g}.",
                 hint="Remove the key to keep results.",
             )
+        if self.worker_memory_bytes is not None:
+            self._check_minimum("worker_memory_bytes", 1)
         self._check_minimum("collect_after_days", _MIN_COLLECT_DAYS, finite=False)
         self._check_minimum("trash_days", 0, finite=False)
         for name in _AT_LEAST_ONE:
@@ -213,14 +221,20 @@ def load_settings(
             for name, value in overrides.items()
         }
     )
-    models = table.pop("models", {})
-    if not isinstance(models, dict) or not all(isinstance(value, str) for value in models.values()):
-        raise ConfigError(
-            f"models must be a table of names, got {models!r:.80}.",
-            hint='Example: models = { "sora-2" = "diorama" }.',
-        )
+    models, loras = (_check_names(name, table.pop(name, {})) for name in _TABLES)
     source = "the environment" if file is None else str(file)
-    return replace(from_table(table, Settings, source), models={**_MODELS, **models})
+    settings = from_table(table, Settings, source)
+    return replace(settings, models={**_MODELS, **models}, loras=loras)
+
+
+def _check_names(name: str, table: object) -> dict[str, str]:
+    """Check a table of names. Raises ConfigError."""
+    if isinstance(table, dict) and all(isinstance(value, str) for value in table.values()):
+        return table
+    raise ConfigError(
+        f"{name} must be a table of names, got {table!r:.80}.",
+        hint=f'Example: {name} = {{ "own" = "/srv/own" }}.',
+    )
 
 
 def _warn_of_misspelt(variables: Mapping[str, str], names: list[str]) -> None:

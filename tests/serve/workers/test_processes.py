@@ -11,6 +11,7 @@ import pytest
 
 from skyloom.core.errors import CapacityError
 from skyloom.serve.maintenance import MaintenanceThreads
+from skyloom.serve.queue.capabilities import Capabilities
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
 from skyloom.serve.queue.leases import Leases
@@ -37,6 +38,26 @@ def wait_for(condition, seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < until, "timeout"
         time.sleep(0.02)
+
+
+def test_a_job_of_a_killed_worker_waits_for_one_that_has_its_model(queue, monkeypatch):
+    monkeypatch.setattr("skyloom.serve.workers.processes.worker_command", lambda device: SLEEPER)
+    supervisor = WorkerSupervisor(queue, queue.settings, ["cpu"]).start()
+    worker = supervisor._processes[0]
+    wait_for(lambda: worker.alive)
+    (name,) = supervisor.health().names
+    queue.register_worker(name, "cpu", Capabilities({"wan": 0}))
+    store = JobStore(queue.database, queue.settings)
+    job = store.submit({"prompt": "x", "model": "wan"}, owner="ada")
+    queue.heartbeat(queue.lease(name), checkpoint={"state": "asset:1"})
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: store.get(job.id).status == "queued")
+    queue.register_worker("a", "cpu", Capabilities({"diorama": 0}))
+    assert queue.lease("a") is None
+    queue.register_worker("b", "cpu", Capabilities({"wan": 0}))
+    resumed = queue.lease("b").job
+    assert (resumed.id, resumed.checkpoint) == (job.id, {"state": "asset:1"})
+    supervisor.stop()
 
 
 def test_a_killed_worker_is_restarted_and_its_job_requeued(queue, monkeypatch):

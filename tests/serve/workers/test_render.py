@@ -19,6 +19,7 @@ from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 from skyloom.safety.verify import check
 from skyloom.serve.api.response_models import VideoResponse
+from skyloom.serve.queue.capabilities import Capabilities
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
@@ -37,17 +38,23 @@ def host(tmp_path, tiny_model, monkeypatch) -> Iterator[tuple[JobStore, FolderSt
         FolderStorage(tmp_path / "assets"),
     )
     monkeypatch.chdir(tmp_path)
-    yield store, storage, worker_of(store, storage, settings)
+    yield store, storage, worker_of(store, storage, settings, tiny_model)
     store.database.close()
 
 
-def worker_of(store: JobStore, storage: FolderStorage, settings: Settings) -> Worker:
+def worker_of(store: JobStore, storage: FolderStorage, settings: Settings, model: Path) -> Worker:
     """A worker on the CPU; changes this process's working directory as the command does."""
     settings.runs.mkdir(parents=True)
     os.chdir(settings.runs)
     render = PipelineRenderer(storage, "cpu")
     return Worker(
-        Leases(store.database, settings), storage, render, settings, name="w", device="cpu"
+        Leases(store.database, settings),
+        storage,
+        render,
+        settings,
+        name="w",
+        device="cpu",
+        capabilities=Capabilities({str(model): 0}),
     )
 
 
@@ -203,7 +210,7 @@ def test_an_edit_resumes_on_another_host_from_the_stored_checkpoint(
     settings = Settings(
         data=tmp_path / "there", database_url=worker.settings.database, disk_reserve=0
     )
-    other, calls[:] = worker_of(store, storage, settings), []
+    other, calls[:] = worker_of(store, storage, settings, tiny_model), []
     other.run(until_empty=True)
     done = store.get(job.id)
     assert done.status == "completed", done.error

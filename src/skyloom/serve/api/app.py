@@ -101,7 +101,7 @@ def make_services(
     """Stores and limits over one database and one storage."""
     keys = KeyStore(database, token)
     quotas = Quotas(settings)
-    jobs = JobStore(database, settings)
+    jobs = JobStore(database, settings, lambda: effects.workers().names)
     library = Library(database, quotas)
     reserve = DiskReserve(settings.data, settings.disk_reserve)
     fetch = effects.fetch if settings.url_references else None

@@ -46,6 +46,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "checkpoint": (503, "server_error", "model_unavailable"),
     "media": (400, INVALID_REQUEST, "invalid_media"),
     "request": (400, INVALID_REQUEST, "invalid_value"),
+    "model_not_held": (400, INVALID_REQUEST, "model_not_found"),
     "safety": (400, INVALID_REQUEST, "moderation_blocked"),
     "unchecked": (503, "server_error", "moderation_failed"),
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),

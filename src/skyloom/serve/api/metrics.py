@@ -79,6 +79,12 @@ class _QueueCollector(Collector):
         yield GaugeMetricFamily(
             "skyloom_workers", "Workers seen in the last minute.", counts.workers
         )
+        models = GaugeMetricFamily(
+            "skyloom_model_workers", "Workers seen in the last minute by model.", labels=["model"]
+        )
+        for name, count in counts.models.items():
+            models.add_metric([name], count)
+        yield models
         yield GaugeMetricFamily(
             "skyloom_worker_restarts",
             "Restarts of the server's own worker processes.",

@@ -104,7 +104,7 @@ class JobSubmitter:
         consent = self._check_media_consent(owner, body.consent, media)
         metadata = metadata.replace(prompt=body.prompt, consent=consent)
         metadata = _with_characters(metadata, characters, replaced)
-        self._check_quota(owner, options, metadata, count=body.n)
+        self._check_room(owner, options, request, metadata, count=body.n)
         request = store_media(request, media)
         variations = [
             self._submit(owner, request, metadata, options, body=body, index=index).id
@@ -128,7 +128,7 @@ class JobSubmitter:
             verb="storyboard",
             consent=self._check_media_consent(owner, body.consent, media),
         )
-        self._check_quota(owner, options, metadata)
+        self._check_room(owner, options, request, metadata)
         request = store_media(request, media)
         return self._submit(owner, request, metadata, options, body=body)
 
@@ -165,7 +165,7 @@ class JobSubmitter:
             steps=resolved.num_steps if request.samples else 1,
         )
         metadata = _with_characters(metadata, characters, replaced)
-        self._check_quota(owner, options, metadata)
+        self._check_room(owner, options, request, metadata)
         request = store_media(request, media if mask is None else [*media, mask])
         return self._submit(owner, request, metadata, options, body=body)
 
@@ -376,14 +376,20 @@ class JobSubmitter:
             extensions=extensions,
         )
 
-    def _check_quota(
-        self, owner: str, options: SubmitOptions, metadata: JobMetadata, count: int = 1
+    def _check_room(
+        self,
+        owner: str,
+        options: SubmitOptions,
+        request: Request,
+        metadata: JobMetadata,
+        count: int = 1,
     ) -> None:
-        """Reject `count` jobs over the quota, before their media is stored.
+        """Reject `count` jobs that no worker can render or over the quota, before media is stored.
 
         A repeated call is not checked: `JobStore.submit` finds the job that it made before.
         """
         if options.idempotency_key is None and not options.retry_count:
+            self._jobs.check_held(request.to_dict())
             self._jobs.check_room(owner, count, count * _cost(metadata))
 
     def _submit(

@@ -5,10 +5,13 @@ JobConflictError      the job's status does not allow the verb, or the idempoten
 LostLeaseError        the worker's lease is no longer valid
 QueueFullError        the queue holds its maximum number of jobs
 QuotaError            the owner has reached a quota
+ModelNotHeldError     no worker has the model or the LoRAs of a request
 AuthenticationError   the Authorization header has no valid API key
 """
 
-from skyloom.core.errors import CapacityError, QueueError, SkyloomError
+from collections.abc import Iterable
+
+from skyloom.core.errors import CapacityError, QueueError, RequestError, SkyloomError
 
 
 class NotFoundError(SkyloomError):
@@ -62,6 +65,19 @@ class QuotaError(CapacityError):
         super().__init__(message, hint=hint, retry_after=retry_after)
         self.quota = quota
         self.limit = limit
+
+
+class ModelNotHeldError(RequestError):
+    """No live worker has the model, or the LoRAs, of a request. `field` is "model" or "loras"."""
+
+    code = "model_not_held"
+
+    def __init__(self, field: str, value: str, held: Iterable[str]) -> None:
+        super().__init__(
+            f"{field} must be held by a running worker, got {value!r:.100}.",
+            hint=f"Held: {', '.join(sorted(held)) or 'none'}.",
+            field=field,
+        )
 
 
 class AuthenticationError(SkyloomError):

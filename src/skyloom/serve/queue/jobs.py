@@ -7,12 +7,14 @@ carries its token (leases.py). job.py documents the row and its transitions.
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select
 
+from skyloom.serve.queue.capabilities import check_held, live_capabilities, needs_of
 from skyloom.serve.queue.database import MAX_PAGE, Database, Write, read_page
 from skyloom.serve.queue.errors import JobConflictError, NotFoundError, QueueFullError
 from skyloom.serve.queue.job import (
@@ -47,7 +49,6 @@ from skyloom.serve.queue.tables import (
     job_counts,
     jobs,
     results,
-    workers,
 )
 from skyloom.serve.settings import Settings
 
@@ -67,7 +68,6 @@ __all__ = [
 KEY_SECONDS = 24 * 3600  # an idempotency key is kept for so long
 RETRY_SECONDS = 60  # a client's retry without a key finds a job no older than this
 MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
-ALIVE_SECONDS = 60  # a worker not seen for longer is not counted
 REFERENCE_ROWS = 200  # jobs read at a time by JobStore.references
 
 _INSERT_JOB = insert(jobs).returning(*COLUMNS)
@@ -116,23 +116,33 @@ class Event:
 
 @dataclass(frozen=True)
 class Counts:
-    """Jobs by status, age of the oldest queued job in seconds, workers seen in the last minute."""
+    """Jobs by status, age of the oldest queued job in seconds, workers seen in the last minute.
+
+    `models`: number of these workers by the models that they hold.
+    """
 
     by_status: Mapping[str, int]
     oldest_seconds: float
     workers: int
+    models: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class JobStore:
     """The clients' side of the queue. Every method is one transaction; its effect is on disk.
 
     With an `owner`, a method sees that owner's jobs only and raises NotFoundError for others;
-    None sees all.
+    None sees all. `own_workers` returns the names of the server's own worker processes.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        own_workers: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self.database = database
         self.settings = settings
+        self._own_workers = own_workers
         self._quotas = Quotas(settings)
 
     def submit(
@@ -156,7 +166,8 @@ class JobStore:
         a key, a client's retry (`retry_count` > 0) within a minute returns the newest job of its
         fingerprint. `priority` orders the owner's own jobs, higher first; `cost` is what the job
         counts for in the owner's fair share; a job not started at `deadline` expires. Raises
-        QueueFullError or QuotaError when the queue, or the owner's part of it, is full.
+        QueueFullError or QuotaError when the queue, or the owner's part of it, is full, and
+        ModelNotHeldError when no worker can render the job.
         """
         values = {
             "id": f"{kind}_{secrets.token_hex(16)}",
@@ -170,11 +181,14 @@ class JobStore:
             "cost": cost,
             "deadline": deadline,
             "checkpoint": {},
+            "needs": needs_of(request),
         }
         with self.database.write() as write:
             number = _find_duplicate(write, owner, key, fingerprint, retry_count)
             if number is not None:
                 return read_job(write.connection, number)
+            live = live_capabilities(write.connection, write.now)
+            check_held(live, values["needs"], self._own_workers())
             self._reserve_room(write, owner, cost)
             values["created_at"] = write.now
             job = as_job(write.connection.execute(_INSERT_JOB, values).one())
@@ -337,9 +351,10 @@ class JobStore:
         with self.database.read() as connection:
             rows = connection.execute(select(job_counts).where(job_counts.c.count > 0)).all()
             since = connection.execute(oldest).scalar_one()
-            alive = _count_workers(connection, now)
+            live = live_capabilities(connection, now).values()
         waited = 0.0 if since is None else max(0.0, now - since)
-        return Counts({row.status: row[1] for row in rows}, waited, alive)
+        models = Counter(name for one in live for name in one.usable_models)
+        return Counts({row.status: row[1] for row in rows}, waited, len(live), models)
 
     def count_refusal(self, rule: str, target: str, code: str) -> None:
         """Count a request that a rule of the policy has rejected before it became a job."""
@@ -360,6 +375,13 @@ class JobStore:
         if limit:
             total = min(total, limit - active.get(owner, (0, 0.0))[0])
         return max(0, total)
+
+    def check_held(self, request: Mapping[str, Any]) -> None:
+        """Check that a worker can render a request. Raises ModelNotHeldError as `submit` would."""
+        now = self.database.now()
+        with self.database.read() as connection:
+            live = live_capabilities(connection, now)
+        check_held(live, needs_of(request), self._own_workers())
 
     def check_room(self, owner: str, more: int = 1, cost: float = 0.0) -> None:
         """Check that `more` jobs of `cost` in total may be submitted.
@@ -425,7 +447,7 @@ class JobStore:
 
         def retry_after() -> float:
             """Estimate the seconds until a job ends, from 1 to MAX_RETRY_AFTER."""
-            workers = max(1, _count_workers(connection, now))
+            workers = max(1, len(live_capabilities(connection, now)))
             return min(max((mean_job_seconds(connection) or 10.0) / workers, 1.0), MAX_RETRY_AFTER)
 
         count, work = active.get(owner, (0, 0.0))
@@ -471,12 +493,6 @@ def _active_by_owner(connection: Connection) -> _Active:
     Includes deleted jobs that a worker still renders: they take its time until it releases them.
     """
     return {owner: (count, work) for owner, count, work in connection.execute(_ACTIVE_BY_OWNER)}
-
-
-def _count_workers(connection: Connection, now: float) -> int:
-    """Count the workers seen in the last ALIVE_SECONDS."""
-    alive = select(func.count()).select_from(workers).where(workers.c.seen_at > now - ALIVE_SECONDS)
-    return connection.execute(alive).scalar_one()
 
 
 def _conditions(

@@ -7,11 +7,23 @@ changes nothing. A job whose lease runs out is queued again, until it was lost `
 without a new checkpoint or was worked on for `max_job_seconds`. job.py has the transitions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
+from skyloom.serve.queue.capabilities import Capabilities, model_of, read_capabilities
 from skyloom.serve.queue.database import Database, Write
 from skyloom.serve.queue.errors import LostLeaseError
 from skyloom.serve.queue.job import (
@@ -38,21 +50,31 @@ __all__ = ["Lease", "Leases", "LostLeaseError", "WorkerInfo"]
 
 KEEP_WORKERS = 3_600  # seconds until a worker that was not seen is deleted
 EXPIRE_ROWS = 500  # jobs that expire in one transaction
+WARM_SECONDS = 60  # age of a job from which other jobs of a loaded model no longer overtake it
 _MAX_RUNNING_PROGRESS = 99  # percent; 100 means completed
 
-_READY = and_(has_status("queued"), jobs.c.run_after <= bindparam("now"))
-_ANY_QUEUED = select(jobs.c.number).where(has_status("queued")).limit(1)
+_QUEUED_NEEDS = select(jobs.c.needs).where(has_status("queued")).distinct()
+_READY = and_(
+    has_status("queued"),
+    jobs.c.run_after <= bindparam("now"),
+    jobs.c.needs.in_(bindparam("accepted", expanding=True)),
+)
+_WARM_OR_OLD = or_(
+    jobs.c.needs.in_(bindparam("warm", expanding=True)),
+    jobs.c.created_at <= bindparam("old"),
+)
+_WARM_FIRST = case((_WARM_OR_OLD, 0), else_=1)
 _NEXT_OWNER = (
     select(jobs.c.owner)
     .outerjoin(owners, owners.c.owner == jobs.c.owner)
     .where(_READY)
-    .order_by(owners.c.served, jobs.c.number)
+    .order_by(owners.c.served, _WARM_FIRST, jobs.c.number)
     .limit(1)
 )
 _NEXT_JOB = (
     select(jobs.c.number, jobs.c.token, jobs.c.started_at, jobs.c.cost)
     .where(_READY, jobs.c.owner == bindparam("where_owner"))
-    .order_by(jobs.c.priority.desc(), jobs.c.number)
+    .order_by(jobs.c.priority.desc(), _WARM_FIRST, jobs.c.number)
     .limit(1)
 )
 _LEASED = WHOLE_JOBS.where(
@@ -89,6 +111,7 @@ class WorkerInfo:
     started_at: float
     job: str | None
     job_started_at: float | None
+    capabilities: Capabilities = Capabilities()
 
 
 class Leases:
@@ -98,13 +121,16 @@ class Leases:
         self.database = database
         self.settings = settings
 
-    def register_worker(self, worker: str, device: str) -> None:
-        """Register a worker or update its last-seen time."""
+    def register_worker(
+        self, worker: str, device: str, capabilities: Capabilities | None = None
+    ) -> None:
+        """Register a worker, or update what it announces and its last-seen time."""
+        announced = None if capabilities is None else capabilities.to_row()
         with self.database.write() as write:
-            seen = {"where_name": worker, "seen_at": write.now, "device": device}
-            if not write.connection.execute(_SEEN, seen).rowcount:
-                row = {"name": worker, "device": device, "started_at": write.now}
-                write.connection.execute(insert(workers).values(**row, seen_at=write.now))
+            row = {"device": device, "seen_at": write.now, "capabilities": announced}
+            if not write.connection.execute(_SEEN, {"where_name": worker, **row}).rowcount:
+                row = {**row, "name": worker, "started_at": write.now}
+                write.connection.execute(insert(workers).values(**row))
 
     def list_workers(self) -> dict[str, WorkerInfo]:
         """Return the registered workers by name."""
@@ -114,25 +140,43 @@ class Leases:
         with self.database.read() as connection:
             rows = connection.execute(query).all()
         return {
-            row.name: WorkerInfo(row.device, row.started_at, row.id, row.job_started_at)
+            row.name: WorkerInfo(
+                row.device,
+                row.started_at,
+                row.id,
+                row.job_started_at,
+                Capabilities.from_row(row.capabilities),
+            )
             for row in rows
         }
 
-    def lease(self, worker: str) -> Lease | None:
-        """Lease the next job, if there is one.
+    def lease(self, worker: str, warm: Collection[str] = ()) -> Lease | None:
+        """Lease the next job that the worker can render, if there is one.
 
         The owner with the least usage is next; among the owner's jobs the highest priority, then
-        the oldest. A read comes first, so that idle workers take no write lock.
+        the oldest. Among equals, jobs of the `warm` models, which the worker has loaded, come
+        before younger than WARM_SECONDS jobs of other models. A read comes first, so that idle
+        workers take no write lock.
         """
         with self.database.read() as connection:
-            if connection.execute(_ANY_QUEUED).first() is None:
+            queued = connection.execute(_QUEUED_NEEDS).scalars().all()
+            if not queued:
                 return None
+            capabilities = read_capabilities(connection, worker)
+        accepted = [needs for needs in queued if capabilities.can_render(needs)]
+        if not accepted:
+            return None
         with self.database.write() as write:
-            owner = write.connection.execute(_NEXT_OWNER, {"now": write.now}).scalar()
+            values = {
+                "accepted": accepted,
+                "warm": [needs for needs in accepted if model_of(needs) in warm],
+                "now": write.now,
+                "old": write.now - WARM_SECONDS,
+            }
+            owner = write.connection.execute(_NEXT_OWNER, values).scalar()
             if owner is None:
                 return None
-            ready = {"now": write.now, "where_owner": owner}
-            row = write.connection.execute(_NEXT_JOB, ready).one()
+            row = write.connection.execute(_NEXT_JOB, {**values, "where_owner": owner}).one()
             if row.started_at is None:
                 add_usage(write, owner, row.cost)
             token = row.token + 1

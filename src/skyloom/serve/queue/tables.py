@@ -110,6 +110,7 @@ jobs = Table(
     Column("completed_at", Double),
     Column("deadline", Double),
     Column("expires_at", Double),
+    Column("needs", Text, nullable=False, server_default=text("""'["diorama"]'""")),
     Index("jobs_of_owner", "owner", "kind", "number"),
     Index("jobs_fingerprint", "owner", "fingerprint", "number"),
     sqlite_autoincrement=True,
@@ -203,6 +204,7 @@ workers = Table(
     Column("device", String(64), nullable=False),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+    Column("capabilities", JSON(none_as_null=True)),
 )
 
 events = Table(

@@ -4,13 +4,15 @@ A worker runs with `--attached`: it drains when its standard input closes, so it
 server is killed. The jobs of a dead worker return to the queue without waiting for their leases.
 """
 
+import json
 import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,7 +36,9 @@ _WORKER_NUMBERS = (
     "cancel_seconds",
     "max_attempt_seconds",
     "max_job_seconds",
+    "worker_memory_bytes",
 )
+_WORKER_TABLES = ("models", "loras")
 _FORWARDED = ("SKYLOOM_", "AWS_", "AZURE_", "GOOGLE_", "PG")  # prefixes of variables
 _PROGRAM = "from skyloom.cli.app import main; main()"
 
@@ -63,6 +67,7 @@ class WorkerSupervisor:
             expected=len(self._processes),
             alive=sum(process.alive for process in self._processes),
             restarts=sum(process.restarts for process in self._processes),
+            names=tuple(process.name or "" for process in self._processes),
         )
 
     def drain(self) -> None:
@@ -88,8 +93,19 @@ def worker_command(device: str) -> list[str]:
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """Environment of a worker: this process's variables plus `settings_environment`."""
-    return {**os.environ, **settings_environment(settings)}
+    """Environment of a worker on this host: this process's variables plus the settings.
+
+    Unlike on other hosts, the folders of models and files of LoRAs are those of the settings.
+    """
+    tables = {f"SKYLOOM_{name.upper()}": _toml(getattr(settings, name)) for name in _WORKER_TABLES}
+    return {**os.environ, **settings_environment(settings), **tables}
+
+
+def _toml(table: Mapping[str, str]) -> str:
+    """Write a table of names as an inline table of TOML."""
+    quote = partial(json.dumps, ensure_ascii=False)
+    texts = (f"{quote(key)} = {quote(value)}" for key, value in table.items())
+    return f"{{ {', '.join(texts)} }}"
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Render queued jobs with a Pipeline: fetch inputs, make the video, thumbnail and spritesheet.
 
-Requests name media by storage reference ("asset:<sha256>.png"); nothing else is opened. The model
-stays loaded between jobs. Paths are relative to the worker's folder, so that a run resumed on
-another host has an equal request.
+Requests name media by storage reference ("asset:<sha256>.png"); nothing else is opened. Models
+stay loaded between jobs (pipelines.py). Paths are relative to the worker's folder, so that a run
+resumed on another host has an equal request.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from skyloom.core.errors import RequestError
 from skyloom.evaluate.window_quality import load_critic
 from skyloom.generate.export import ExportOptions, check_ready, export_steps, sources_of
 from skyloom.generate.latent_store import clear
-from skyloom.generate.pipeline import Pipeline, Step, load
+from skyloom.generate.pipeline import Pipeline, Step
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.safety.credentials import generation_assertion, sign
@@ -28,6 +28,7 @@ from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
 from skyloom.serve.redaction import clean_receipt
 from skyloom.serve.storage import Asset, AssetStorage
+from skyloom.serve.workers.pipelines import PipelineCache
 from skyloom.serve.workers.worker import STATE, Progress
 
 MEDIA_FIELDS = ("image", "video", "videos", "mask")
@@ -41,12 +42,16 @@ _MAX_CELL_WIDTH = 160  # pixels
 
 
 class PipelineRenderer:
-    """Render jobs with pipelines on one device."""
+    """Render jobs with the pipelines of one device; by default none is ever evicted."""
 
-    def __init__(self, storage: AssetStorage, device: str | None = None) -> None:
+    def __init__(
+        self,
+        storage: AssetStorage,
+        device: str | None = None,
+        pipelines: PipelineCache | None = None,
+    ) -> None:
         self._storage = storage
-        self._device = device
-        self._loaded: tuple[str, Pipeline] | None = None
+        self._pipelines = pipelines or PipelineCache(device, {})
 
     def __call__(self, job: Job, folder: Path, *, output: Path) -> Generator[Progress]:
         """Yield the steps of a job; frames are encoded as they arrive, in constant memory."""
@@ -81,7 +86,8 @@ class PipelineRenderer:
         request = Request.from_dict(self._fetch_inputs(job.request, inputs))
         if request.seed is None and request.samples:
             request = request.with_fields({"seed": seed_of(job.id)})
-        pipeline = self._pipeline(request.model or "diorama")
+        # a job that has failed here before gets the whole memory
+        pipeline = self._pipelines.get(request.model or "diorama", alone=job.attempts > 0)
         return pipeline, pipeline.plan(request.with_fields({"model": pipeline.info.name}))
 
     def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
@@ -100,12 +106,6 @@ class PipelineRenderer:
         except RequestError:
             clear(state)  # written by another version or for another device
             return stream()
-
-    def _pipeline(self, name: str) -> Pipeline:
-        if self._loaded is None or self._loaded[0] != name:
-            self._loaded = None  # free the old model before the new one is loaded
-            self._loaded = (name, load(name, device=self._device))
-        return self._loaded[1]
 
     def _fetch_inputs(self, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Replace storage references by local files. Raises RequestError for any other path."""

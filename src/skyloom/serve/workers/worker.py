@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from skyloom.core.errors import (
     SkyloomError,
     UncheckedError,
 )
+from skyloom.serve.queue.capabilities import Capabilities
 from skyloom.serve.queue.job import BLOCKED, FAILED, Job, JobFailure, JobResult
 from skyloom.serve.queue.leases import Lease, Leases, LostLeaseError
 from skyloom.serve.redaction import clean_receipt, without_paths
@@ -72,6 +73,8 @@ class Renderer(Protocol):
 class Worker:
     """A worker on one device; `run` works until `drain` is called.
 
+    It announces its `capabilities` to the queue. `warm_models` returns the names of the models that
+    the renderer has loaded; their jobs are preferred.
     `exit_process` ends the process with a status when a render is stuck (default: SIGKILL);
     `clock` is the watchdog's monotonic clock.
     """
@@ -85,6 +88,8 @@ class Worker:
         *,
         name: str,
         device: str,
+        capabilities: Capabilities | None = None,
+        warm_models: Callable[[], Collection[str]] = tuple,
         exit_process: Callable[[int], object] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -94,6 +99,8 @@ class Worker:
         self.settings = settings
         self.name = name
         self.device = device
+        self.capabilities = capabilities
+        self._warm_models = warm_models
         self._exit_process = exit_process or _kill_process
         self._clock = clock
         self._draining = threading.Event()
@@ -122,7 +129,7 @@ class Worker:
         while not self._draining.is_set():
             try:
                 if time.monotonic() >= next_maintenance:
-                    self.leases.register_worker(self.name, self.device)
+                    self.leases.register_worker(self.name, self.device, self.capabilities)
                     self.leases.expire()
                     self.clean_up()  # includes jobs that others ended after a lease was lost here
                     next_maintenance = time.monotonic() + self.settings.heartbeat_seconds
@@ -138,7 +145,7 @@ class Worker:
 
     def work_one(self) -> bool:
         """Lease one job and run it until it completes, fails or is released; False if none."""
-        lease = self.leases.lease(self.name)
+        lease = self.leases.lease(self.name, self._warm_models())
         if lease is None:
             return False
         log.info("job started", extra={"job": lease.job.id, "worker": self.name})
