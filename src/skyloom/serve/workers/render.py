@@ -23,6 +23,7 @@ from skyloom.generate.latent_store import clear
 from skyloom.generate.pipeline import Pipeline, Step, load
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
+from skyloom.models.registry import DEFAULT_MODEL
 from skyloom.safety.credentials import generation_assertion, sign
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
@@ -81,7 +82,7 @@ class PipelineRenderer:
         request = Request.from_dict(self._fetch_inputs(job.request, inputs))
         if request.seed is None and request.samples:
             request = request.with_fields({"seed": seed_of(job.id)})
-        pipeline = self._pipeline(request.model or "diorama")
+        pipeline = self._pipeline(request.model or DEFAULT_MODEL)
         return pipeline, pipeline.plan(request.with_fields({"model": pipeline.info.name}))
 
     def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
