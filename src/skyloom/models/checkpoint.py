@@ -235,7 +235,7 @@ class _SkipInitialisation(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Return the tensor unchanged, or call any other function."""
-        named = kwargs or {}
+        named: dict[str, Any] = kwargs or {}
         if getattr(func, "__name__", "") in _RANDOM:
             return args[0] if args else named["tensor"]
         return func(*args, **named)

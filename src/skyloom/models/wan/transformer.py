@@ -5,7 +5,6 @@ The same weights attend bidirectionally or, by mask or cache, causally in window
 
 import math
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
