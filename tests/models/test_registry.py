@@ -14,7 +14,6 @@ from skyloom.models.family import Quality, SizeRule
 from skyloom.models.registry import FAMILIES, find_family, find_model, read_model
 
 RULE = SizeRule(multiple=32, min_side=64, max_side=1280, max_area=1280 * 720, default=(832, 480))
-KINDS = {"things", "places", "times", "colours", "motions"}
 
 
 def model(folder: Path, **manifest) -> Path:
@@ -99,17 +98,6 @@ def test_records_are_complete(family):
 def test_the_diorama_can_do_every_edit_that_generates():
     record = find_family("diorama")
     assert set(record.edit_verbs) == set(EDIT_VERBS) - set(FILTERS)
-
-
-def test_the_bundled_model_knows_the_words_of_its_world():
-    vocabulary = pytest.importorskip("skyloom.world.vocabulary").DIORAMA
-    knows = find_model("diorama").knows
-    assert set(knows) == KINDS
-    assert knows["things"] == vocabulary.nouns
-    assert knows["places"] == vocabulary.places
-    assert knows["times"] == vocabulary.times
-    assert knows["colours"] == vocabulary.colours
-    assert knows["motions"] == vocabulary.motions
 
 
 def test_the_bundled_model_is_of_the_family_that_was_named_skyloom():
