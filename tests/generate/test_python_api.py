@@ -1,12 +1,17 @@
 """The pipeline from Python: its parts, start noise and signed files."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 import skyloom
 from skyloom.core.errors import MediaError, RequestError
 from skyloom.core.seeds import noise as draw_noise
-from skyloom.generate.receipt import read_receipt
+from skyloom.generate.edit_spec import Edit
+from skyloom.generate.receipt import Receipt, read_receipt
+from skyloom.generate.replay import request_from_receipt
 from skyloom.generate.request import Request
 from skyloom.safety.verify import check
 
@@ -45,6 +50,28 @@ def test_the_start_noise_can_be_given(pipeline):
     assert torch.equal(given.frames, seeded.frames)
     assert given.receipt["notes"]["noise"] != seeded.receipt["notes"].get("noise")
     assert not torch.equal(pipeline.generate(ASK, noise=own + 1).frames, seeded.frames)
+
+
+def test_a_video_from_given_noise_is_not_replayed_from_its_seed(pipeline):
+    plan = pipeline.plan(ASK)
+    latent = pipeline.autoencoder.scale.latent_shape(plan.shape)
+    shape = (pipeline.autoencoder.latent_channels, latent.frames, latent.height, latent.width)
+    receipt = Receipt.from_dict(pipeline.generate(ASK, noise=torch.zeros(shape)).receipt)
+    with pytest.raises(RequestError, match="started from a noise tensor"):
+        request_from_receipt(receipt)
+
+
+def test_an_edit_that_the_model_cannot_do_is_refused(pipeline, tmp_path):
+    path = pipeline.generate(ASK).save(tmp_path / "cat.mkv")
+    limited = copy.copy(pipeline)
+    limited.info = replace(
+        pipeline.info, manifest={**pipeline.info.manifest, "edit_verbs": ["extend"]}
+    )
+    extend = Request("a dog", seed=1, num_steps=1, edit=Edit("extend", (path,), seconds="0.25"))
+    assert limited.plan(extend).timeline.frames == 17 + 4
+    with pytest.raises(RequestError, match=r"can do \(extend\), got retake"):
+        limited.plan(replace(extend, edit=Edit("retake", (path,))))
+    limited.plan(Request("", edit=Edit("upscale", (path,), size="64x64")))
 
 
 def test_start_noise_of_another_shape_is_refused(pipeline):

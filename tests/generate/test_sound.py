@@ -11,6 +11,7 @@ import torch
 import skyloom
 from skyloom.core.audio import Audio, samples_at
 from skyloom.generate.edit_spec import Edit
+from skyloom.generate.export import export_steps
 from skyloom.generate.receipt import read_receipt
 from skyloom.generate.request import Request
 from skyloom.media.source import open_source
@@ -133,3 +134,10 @@ def test_a_storyboard_sounds_in_time(pipeline):
     request = Request.from_dict({"prompt": "", "seed": 7, "seconds": 3, "cards": cards})
     video = pipeline.generate(request)
     assert video.audio.samples.shape[1] == samples_at(len(video.frames) / video.fps, 16_000)
+
+
+def test_a_format_without_sound_is_told_once(pipeline, tmp_path):
+    plan = pipeline.plan(LONG)
+    steps = export_steps(pipeline.stream(plan), plan, tmp_path / "cat.gif")
+    notices = [step.notice for step in steps if step.notice]
+    assert notices == ["Sound was dropped: the file's format cannot hold it."]

@@ -1,5 +1,7 @@
 """A loaded model: its parts by the protocols, placement, and calls by hand."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -161,3 +163,16 @@ def test_loading_the_pipeline_hashes_the_files_once(tiny_model, monkeypatch):
     for _ in range(2):
         skyloom.load(str(tiny_model))
     assert len(hashed) == len(read_model(tiny_model).manifest["files"])
+
+
+def test_loading_does_not_import_the_compiler(tiny_model):
+    """Computing on `meta` would: a second, and 100 MB that stay."""
+    script = (
+        "import sys, skyloom\n"
+        f"skyloom.load({str(tiny_model)!r})\n"
+        "print({'torch._dynamo', 'sympy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

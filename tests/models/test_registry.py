@@ -9,13 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.errors import CheckpointError, RequestError
-from skyloom.generate.edit_verbs import EDIT_VERBS
-from skyloom.models.diorama.text_encoder import TextConfig
+from skyloom.generate.edit_verbs import EDIT_VERBS, FILTERS
 from skyloom.models.family import Quality, SizeRule
 from skyloom.models.registry import FAMILIES, find_family, find_model, read_model
 
 RULE = SizeRule(multiple=32, min_side=64, max_side=1280, max_area=1280 * 720, default=(832, 480))
-KINDS = {"things", "places", "times", "colours", "motions"}
 
 
 def model(folder: Path, **manifest) -> Path:
@@ -47,13 +45,12 @@ def test_a_manifest_overrides_the_record(tmp_path):
             student_steps=8,
             knows={"things": ["cat"]},
             edit_verbs=["extend"],
-            max_prompt_tokens=12,
         )
     )
     assert (info.licence, info.fps, info.sizes) == ("MIT", 24, ("64x32", "32x32"))
     assert info.qualities["fast"] == Quality(8, 1.0, student=True)
     assert info.knows == {"things": ("cat",)}
-    assert (info.edit_verbs, info.max_prompt_tokens) == (("extend",), 12)
+    assert info.edit_verbs == ("extend",)
 
 
 def test_a_student_has_the_steps_of_the_family(tmp_path):
@@ -98,21 +95,9 @@ def test_records_are_complete(family):
     record.sizes.check(*record.sizes.default)
 
 
-def test_the_diorama_can_do_every_edit_and_its_prompt_limit_is_the_encoders():
+def test_the_diorama_can_do_every_edit_that_generates():
     record = find_family("diorama")
-    assert set(record.edit_verbs) == set(EDIT_VERBS)
-    assert record.max_prompt_tokens == TextConfig.max_tokens
-
-
-def test_the_bundled_model_knows_the_words_of_its_world():
-    vocabulary = pytest.importorskip("skyloom.world.vocabulary").DIORAMA
-    knows = find_model("diorama").knows
-    assert set(knows) == KINDS
-    assert knows["things"] == vocabulary.nouns
-    assert knows["places"] == vocabulary.places
-    assert knows["times"] == vocabulary.times
-    assert knows["colours"] == vocabulary.colours
-    assert knows["motions"] == vocabulary.motions
+    assert set(record.edit_verbs) == set(EDIT_VERBS) - set(FILTERS)
 
 
 def test_the_bundled_model_is_of_the_family_that_was_named_skyloom():

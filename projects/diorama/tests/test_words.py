@@ -2,9 +2,10 @@
 
 from diorama.world.nouns import NOUNS, article
 from diorama.world.style import COLOURS
-from diorama.world.vocabulary import SMALL
+from diorama.world.vocabulary import DIORAMA, SMALL
 from skyloom.models.diorama.probe import Probe, ProbeConfig, load_probe
 from skyloom.models.diorama.words import COLOUR_NAMES, THING_NAMES
+from skyloom.models.registry import find_model
 from skyloom.serve.api.character_prompts import substitute_characters
 from skyloom.serve.queue.library import CharacterLikeness
 
@@ -28,3 +29,13 @@ def test_the_bundled_probe_knows_the_small_vocabulary():
     assert probe.config.places == SMALL.places
     config = ProbeConfig(SMALL.nouns, SMALL.places, SMALL.times, SMALL.colours)
     assert sum(parameter.numel() for parameter in Probe(config).parameters()) <= 1_500_000
+
+
+def test_the_bundled_model_knows_the_words_that_it_was_trained_on():
+    assert find_model("diorama").knows == {
+        "things": DIORAMA.nouns,
+        "places": DIORAMA.places,
+        "times": DIORAMA.times,
+        "colours": DIORAMA.colours,
+        "motions": DIORAMA.motions,
+    }

@@ -153,11 +153,12 @@ def make(
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
     from skyloom.models.base import read_network_cost
+    from skyloom.models.registry import DEFAULT_MODEL
 
     name = name or request.prompt
     delivery.check(name)
     since = time.perf_counter()
-    pipeline = load(request.model or "diorama", device=device)
+    pipeline = load(request.model or DEFAULT_MODEL, device=device)
     plan = pipeline.plan(request)
     workload = workload_of(
         plan,

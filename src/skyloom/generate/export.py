@@ -63,12 +63,13 @@ def export_steps(
         if options.player is not None:
             player = stack.enter_context(open_pipe(options.player, plan.fps))
         notice = None if writer is None else _add_sound(plan, writer)
+        sound_sinks = [sink for sink in (writer, player) if sink is not None]
         for made in steps:
             if made.audio is not None:  # before its frames
-                for sound_sink in (writer, player):
-                    if sound_sink is not None:
-                        held = sound_sink.add_audio(made.audio.samples, made.audio.rate)
-                        notice = notice or (None if held else _NO_SOUND)
+                for sound_sink in list(sound_sinks):
+                    if not sound_sink.add_audio(made.audio.samples, made.audio.rate):
+                        sound_sinks.remove(sound_sink)
+                        notice = _NO_SOUND
             if made.frames is not None and len(made.frames):
                 for sink in (writer, player, hasher):
                     if sink is not None:
@@ -94,7 +95,7 @@ def export_steps(
         )
 
 
-_NO_SOUND = "The sound was dropped: the file's format holds none."
+_NO_SOUND = "Sound was dropped: the file's format cannot hold it."
 
 
 def _add_sound(plan: Plan, writer: VideoWriter) -> str | None:
@@ -108,7 +109,7 @@ def _add_sound(plan: Plan, writer: VideoWriter) -> str | None:
             packets = source.sound_packets(clip.start, clip.stop)
             decoded = source.stream_audio(clip.start, clip.stop)
             lost |= not writer.add_sound(source.sound, packets, position, decoded=decoded)
-    notices = ["Some sound was dropped: the file's format holds none."] if lost else []
+    notices = [_NO_SOUND] if lost else []
     return " ".join([*notices, *(f"{notice.capitalize()}." for notice in writer.notices)]) or None
 
 

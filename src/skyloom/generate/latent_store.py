@@ -62,7 +62,6 @@ class WindowCache:
     def __init__(self, folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.hits = 0
         self._used: list[Path] = []
 
     def load(self, key: str) -> FinishedWindow | None:
@@ -74,7 +73,6 @@ class WindowCache:
         with contextlib.suppress(OSError):
             path.touch()
         self._used.append(path)
-        self.hits += 1
         return _unpack(tensors)
 
     def save(self, key: str, window: FinishedWindow) -> None:

@@ -45,7 +45,7 @@ from skyloom.media.video import Video
 from skyloom.media.write import check_target
 from skyloom.models.base import ModelBundle, SoundModel, TextCondition, TextContext
 from skyloom.models.checkpoint import verify_manifest
-from skyloom.models.registry import find_model
+from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
 
 Texts = Mapping[str, Sequence[TextCondition]]
@@ -361,7 +361,7 @@ class Pipeline:
 
 
 def load(
-    model: str = "diorama",
+    model: str = DEFAULT_MODEL,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -395,8 +395,8 @@ def _copied(source: VideoSource, span: Keep | Filter) -> Iterator[Tensor]:
 
 def _silence(sound: SoundModel, plan: Plan, first: int, count: int) -> Audio:
     """Silence for frames [first, first + count) of the video."""
-    fps = plan.timeline.fps
-    begin, end = (samples_at(frame / fps, sound.rate) for frame in (first, first + count))
+    times = (plan.timeline.seconds(frame) for frame in (first, first + count))
+    begin, end = (samples_at(time, sound.rate) for time in times)
     return Audio(torch.zeros(sound.channels, end - begin), sound.rate)
 
 

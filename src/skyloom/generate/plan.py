@@ -120,6 +120,7 @@ def _plan_edit(
     shape = VideoShape(timeline.frames, resolved.height, resolved.width)
     first = timeline.spans[0]
     if isinstance(first, Filter):
+        assert len(timeline.spans) == 1, "a filter is the only span of its timeline"
         shape = VideoShape(timeline.frames, *(first.size or (source.height, source.width)))
         fps *= first.rate_factor
     timeline = replace(timeline, fps=fps)

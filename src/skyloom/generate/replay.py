@@ -77,9 +77,14 @@ def request_from_receipt(receipt: Receipt, image: Path | None = None) -> Request
     """The request of a receipt, for a pipeline with its model.
 
     `image` is the first picture's new path, if it was moved. Raises RequestError if a source file
-    has changed, MediaError if one is missing.
+    has changed or the start noise was given, MediaError if a source file is missing.
     """
     _check_sources(receipt)
+    if "noise" in receipt.notes:
+        raise RequestError(
+            "The video started from a noise tensor, which its receipt does not hold.",
+            hint="Generate it again from Python with the same noise.",
+        )
     request = receipt.request
     if image is not None and request.image is None:
         raise RequestError(

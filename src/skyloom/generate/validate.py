@@ -44,7 +44,7 @@ def resolve_defaults(
             hint="Put the image on the first card.",
             field="image",
         )
-    _check_edit(request)
+    _check_edit(request, model)
     width, height = _resolve_size(request, model)
     keep_every = _resolve_keep_every(request, model)
     _check_seconds(request)
@@ -96,11 +96,18 @@ def _check_prompts(request: Request, *, moderate: bool) -> None:
         refuse_prompt("\n".join(texts))
 
 
-def _check_edit(request: Request) -> None:
-    """Refuse fields that an edit takes from its videos or cannot use."""
+def _check_edit(request: Request, model: ModelInfo) -> None:
+    """Refuse verbs that the model cannot do, and fields that an edit cannot use."""
     if request.edit is None:
         return
     verb = EDIT_VERBS[request.edit.verb]
+    if not verb.is_filter and verb.name not in model.edit_verbs:
+        possible = ", ".join(model.edit_verbs) or "filters only"
+        raise RequestError(
+            f"verb must be one that {model.name} can do ({possible}), got {verb.name}.",
+            hint="Use another model.",
+            field="edit",
+        )
     if "prompt" in verb.required and not request.prompt.strip():
         raise RequestError(
             f"prompt must be given for {verb.name}, got none.",

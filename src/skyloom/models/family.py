@@ -133,7 +133,7 @@ class ModelFamily:
     """Properties that all models of a family share; a model's manifest overrides them.
 
     frames: native window. few_step: settings of a distilled student, for models that have one.
-    max_prompt_tokens: further tokens of a prompt are ignored. edit_verbs: verbs that it can do.
+    edit_verbs: generating verbs that it can do.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.
     """
@@ -147,7 +147,6 @@ class ModelFamily:
     guidance_scale: float
     shift: float
     few_step: Quality
-    max_prompt_tokens: int
     edit_verbs: tuple[str, ...]
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 

@@ -70,11 +70,6 @@ class ModelInfo:
         return tuple(self.manifest.get("edit_verbs", self.record.edit_verbs))
 
     @property
-    def max_prompt_tokens(self) -> int:
-        """Number of tokens of a prompt that are used; further ones are ignored."""
-        return int(self.manifest.get("max_prompt_tokens", self.record.max_prompt_tokens))
-
-    @property
     def qualities(self) -> dict[str, Quality]:
         """Qualities by name: "best", and "fast" if the model has a distilled student.
 

@@ -12,7 +12,6 @@ FAMILY = ModelFamily(
     guidance_scale=2.0,
     shift=2.0,
     few_step=Quality(num_steps=4, guidance_scale=1.0, student=True),
-    max_prompt_tokens=64,
     edit_verbs=(
         "remix",
         "restyle",
@@ -23,7 +22,5 @@ FAMILY = ModelFamily(
         "loop",
         "blend",
         "stitch",
-        "upscale",
-        "interpolate",
     ),
 )

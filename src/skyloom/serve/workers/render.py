@@ -23,6 +23,7 @@ from skyloom.generate.latent_store import clear
 from skyloom.generate.pipeline import Pipeline, Step
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
+from skyloom.models.registry import DEFAULT_MODEL
 from skyloom.safety.credentials import generation_assertion, sign
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
@@ -87,7 +88,7 @@ class PipelineRenderer:
         if request.seed is None and request.samples:
             request = request.with_fields({"seed": seed_of(job.id)})
         # a job that has failed here before gets the whole memory
-        pipeline = self._pipelines.get(request.model or "diorama", alone=job.attempts > 0)
+        pipeline = self._pipelines.get(request.model or DEFAULT_MODEL, alone=job.attempts > 0)
         return pipeline, pipeline.plan(request.with_fields({"model": pipeline.info.name}))
 
     def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
