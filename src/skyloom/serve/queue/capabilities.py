@@ -103,8 +103,14 @@ def check_held(
         return
     model, *loras = json.loads(needs)
     holders = [one for one in live.values() if model in one.usable_models]
-    if not holders:
-        held = {name for one in live.values() for name in one.usable_models}
-        raise ModelNotHeldError("model", model, held)
-    held = {name for one in holders for name in one.loras}
-    raise ModelNotHeldError("loras", ", ".join(loras), held)
+    if holders:
+        name, value = "loras", ", ".join(loras)
+        held = {lora for one in holders for lora in one.loras}
+    else:
+        name, value = "model", model
+        held = {usable for one in live.values() for usable in one.usable_models}
+    raise ModelNotHeldError(
+        f"{name} must be held by a running worker, got {value!r:.100}.",
+        hint=f"Held: {', '.join(sorted(held)) or 'none'}.",
+        field=name,
+    )

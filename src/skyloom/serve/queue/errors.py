@@ -9,8 +9,6 @@ ModelNotHeldError     no worker has the model or the LoRAs of a request
 AuthenticationError   the Authorization header has no valid API key
 """
 
-from collections.abc import Iterable
-
 from skyloom.core.errors import CapacityError, QueueError, RequestError, SkyloomError
 
 
@@ -71,13 +69,6 @@ class ModelNotHeldError(RequestError):
     """No live worker has the model, or the LoRAs, of a request. `field` is "model" or "loras"."""
 
     code = "model_not_held"
-
-    def __init__(self, field: str, value: str, held: Iterable[str]) -> None:
-        super().__init__(
-            f"{field} must be held by a running worker, got {value!r:.100}.",
-            hint=f"Held: {', '.join(sorted(held)) or 'none'}.",
-            field=field,
-        )
 
 
 class AuthenticationError(SkyloomError):
