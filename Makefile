@@ -14,10 +14,10 @@ help:  ## this list
 setup: $(STAMP)  ## build .venv with everything a developer needs
 
 # torch first and pinned: an unpinned one pulls gigabytes of CUDA libraries.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml projects/diorama/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' -e projects/diorama
 	touch $(STAMP)
 
 video: $(STAMP)  ## make a video: make video PROMPT="a cat on the beach" [ARGS="--seed 7"]
@@ -29,7 +29,7 @@ test: $(STAMP)  ## run the tests (CPU, no network)
 check: $(STAMP)  ## format, lint, import contracts, types and conventions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	PYTHONPATH=src $(BIN)/lint-imports
+	PYTHONPATH=src:projects/diorama/src $(BIN)/lint-imports
 	$(BIN)/pyright -p pyproject.toml
 	$(BIN)/python -m pytest tests/conventions
 
@@ -45,12 +45,12 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/parts.py
 	$(BIN)/python bench/jobs.py --videos 5
 
-docs: $(STAMP)  ## write docs/cli.md and the tree of ARCHITECTURE.md from the code
+docs: $(STAMP)  ## write the command line pages and the tree of ARCHITECTURE.md from the code
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python docs/write_tree.py
 
 long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on that were rejected
-	$(BIN)/python examples/long.py
+	$(BIN)/python projects/diorama/examples/long.py
 
 gallery: $(STAMP)  ## docs/gallery.md again, compared with what is there
 	$(BIN)/python examples/gallery.py

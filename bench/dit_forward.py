@@ -17,8 +17,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from skyloom.models.checkpoint import load_into
-from skyloom.models.diorama.v1.transformer import Dit, DitConfig
+from skyloom.models.wan.config import WanConfig
 from skyloom.models.wan.state_dict import wan_from_diffusers
+from skyloom.models.wan.transformer import Wan
 
 SHAPES = {
     "bundled model, 33 frames at 128x128 (144 tokens)": (256, 4, 8, 1024, (9, 8, 8)),
@@ -28,7 +29,7 @@ SHAPES = {
 CHANNELS, TEXT_WIDTH, TEXT_TOKENS = 16, 384, 32
 
 
-def build(width: int, heads: int, layers: int, ffn: int) -> tuple[WanTransformer3DModel, Dit]:
+def build(width: int, heads: int, layers: int, ffn: int) -> tuple[WanTransformer3DModel, Wan]:
     """Build both transformers with the same random weights."""
     torch.manual_seed(0)
     theirs = WanTransformer3DModel(
@@ -42,8 +43,8 @@ def build(width: int, heads: int, layers: int, ffn: int) -> tuple[WanTransformer
         ffn_dim=ffn,
         num_layers=layers,
     ).eval()
-    config = DitConfig(CHANNELS, CHANNELS, width, heads, layers, ffn, TEXT_WIDTH)
-    ours = Dit(config).eval()
+    config = WanConfig(CHANNELS, CHANNELS, width, heads, layers, ffn, TEXT_WIDTH)
+    ours = Wan(config).eval()
     load_into(ours, wan_from_diffusers(theirs.state_dict(), config))
     return theirs, ours
 

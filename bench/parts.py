@@ -25,10 +25,10 @@ PROMPT = "a dog running to the right on the beach"
 @torch.no_grad()
 def parts_of(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
     """Return one call for every part."""
-    dit, vae, rollout = pipeline.dit, pipeline.vae, pipeline.info.rollout
+    dit, vae, rollout = pipeline.transformer, pipeline.autoencoder, pipeline.info.rollout
     assert rollout is not None
     dtype, channels = pipeline.dtype, dit.config.in_channels
-    context = pipeline.text.encode([PROMPT])
+    context = pipeline.text_encoder.encode([PROMPT])
     text = dit.prepare_text(context.context.to(dtype), None, context.pooled.to(dtype))
     whole, window = torch.randn(1, channels, 9, 8, 8), torch.randn(1, channels, 3, 8, 8)
     cache = KvCache(rollout.sink, rollout.recent)
@@ -39,7 +39,7 @@ def parts_of(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
     late = {"span": torch.full((1, 3), 0.2)} if dit.config.span else {}
     decoded = vae.decode_step(window, None)[1]
     return {
-        "read the prompt": lambda: pipeline.text.encode([PROMPT]),
+        "read the prompt": lambda: pipeline.text_encoder.encode([PROMPT]),
         "prepare the prompt": lambda: dit.prepare_text(
             context.context.to(dtype), None, context.pooled.to(dtype)
         ),

@@ -45,7 +45,7 @@ AUTOENCODERS = {
 def build(autoencoder: dict[str, object], ours: Pipeline) -> WanPipeline:
     """Build a WanPipeline with a transformer of the same size as skyloom's."""
     torch.manual_seed(0)
-    config = ours.dit.config
+    config = ours.transformer.config
     vae = AutoencoderKLWan(**autoencoder).eval().bfloat16()
     channels = vae.config.z_dim
     transformer = WanTransformer3DModel(

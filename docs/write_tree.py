@@ -32,7 +32,8 @@ def page() -> str:
     """Return ARCHITECTURE.md with a current tree."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    lines = "\n".join(tree(ROOT / "src" / "skyloom"))
+    packages = (ROOT / "src/skyloom", ROOT / "projects/diorama/src/diorama")
+    lines = "\n".join(line for package in packages for line in tree(package))
     return f"{before}{BEGIN}\n```\n{lines}\n```\n{END}{after}"
 
 

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 from skyloom.core.version import __version__
 
 if TYPE_CHECKING:
+    from skyloom.core.audio import Audio as Audio
     from skyloom.generate.pipeline import Pipeline as Pipeline
     from skyloom.generate.pipeline import load as load
     from skyloom.generate.request import Request as Request
     from skyloom.media.video import Video as Video
 
-__all__ = ["Pipeline", "Request", "Video", "__version__", "load"]
+__all__ = ["Audio", "Pipeline", "Request", "Video", "__version__", "load"]
 
 _EXPORTS = {
+    "Audio": "skyloom.core.audio",
     "Pipeline": "skyloom.generate.pipeline",
     "Request": "skyloom.generate.request",
     "Video": "skyloom.media.video",

@@ -57,6 +57,53 @@ def test_a_foreign_receipt_cannot_steer_the_terminal(skyloom, file, made):
     assert skyloom("show", sidecar).out.splitlines()[0] == "prompt     a\\x1b[2Jcat\\nseed 9"
 
 
+def test_the_cards_of_a_storyboard_are_shown(skyloom, file, made):
+    cards = (
+        {"at": "0", "prompt": "a cat", "image": "cat.png", "strength": 0.25},
+        {"at": "1/8", "prompt": "a dog"},
+        {"at": "0:00.25", "prompt": "a cow", "morph": "1/10", "video": "cow.mp4"},
+        {"at": "0.5", "prompt": "a bird", "cut": True},
+    )
+    board = replace(made[1], request=replace(ASK, prompt="at night", cards=cards))
+    lines = skyloom("show", write_sidecar(file, board.to_dict())).out.splitlines()
+    assert lines[:5] == [
+        "style      at night",
+        "card       0 s, image cat.png, strength 0.25: a cat",
+        "card       0.125 s, fade 0.5 s: a dog",
+        "card       0.25 s, fade 0.1 s, video cow.mp4: a cow",
+        "card       0.5 s, cut: a bird",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("notes", "lines"),
+    [
+        (
+            {
+                "spans": [[0, 4, "kept"], [4, 9, "made"]],
+                "prompts": [[0, 2, "a cat"], [2, 4, ""], [4, 9, "a dog"]],
+            },
+            [
+                "span       0 to 0.125 s, frames 0 to 1, kept: a cat",
+                "span       0.125 to 0.25 s, frames 2 to 3, kept",
+                "span       0.25 to 0.5625 s, frames 4 to 8, made: a dog",
+            ],
+        ),
+        (
+            {"spans": [[0, 4, "kept"], [4, 9, "made"]]},  # of version 0.1
+            [
+                "span       0 to 0.25 s, frames 0 to 3, kept",
+                "span       0.25 to 0.5625 s, frames 4 to 8, made",
+            ],
+        ),
+        ({"spans": [[0, 4]]}, ["notes      spans: [[0, 4]]"]),
+    ],
+)
+def test_the_spans_of_an_edit_are_shown_with_their_prompts(skyloom, file, made, notes, lines):
+    sidecar = write_sidecar(file, replace(made[1], notes=notes).to_dict())
+    assert skyloom("show", sidecar).out.splitlines()[-len(lines) :] == lines
+
+
 @pytest.mark.parametrize("verb", ["show", "replay"])
 def test_what_has_no_receipt_is_an_error(skyloom, file, made, tmp_path, verb):
     (tmp_path / "text.mp4").write_text("hello")

@@ -1,18 +1,19 @@
-"""The smaller verbs: models, doctor, train, world."""
+"""The smaller verbs: models, doctor, train, data, and those that moved."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from skyloom.media.read import read_image
-from skyloom.media.source import open_source
 from skyloom.models import registry
 from skyloom.models.diorama.v1.autoencoder import Vae
 from skyloom.serve.queue.database import Database
 from skyloom.serve.settings import Settings
-from skyloom.world.assets import builtin_atlas
+from skyloom.train.loop import LoopConfig
+from skyloom.train.setups import Setup
 
 
 @pytest.fixture
@@ -98,16 +99,18 @@ def test_without_a_safe_sqlite_the_doctor_says_so(skyloom, shelf, monkeypatch):
     assert "NOT SAFE" in skyloom("doctor").out
 
 
-def test_a_recipe_with_an_unknown_key_is_refused(skyloom, tmp_path):
+def test_a_recipe_with_an_unknown_key_is_refused(skyloom, tmp_path, monkeypatch):
+    setup = Setup(LoopConfig, lambda settings, loop: pytest.fail("not built"))
+    monkeypatch.setattr("skyloom.train.recipe.find_setups", lambda: {"small": setup})
     recipe = tmp_path / "r.toml"
     recipe.write_text("[loop]\nstepz = 3\n")
-    ran = skyloom("train", recipe, "--run", tmp_path / "run")
+    ran = skyloom("train", "run", recipe, "--run", tmp_path / "run")
     assert ran.code == 2
     assert "unknown key 'stepz'. Did you mean 'steps'?" in ran.err
     assert not (tmp_path / "run").exists()
-    ran = skyloom("train", recipe, "--run", "run", "--set", "loop.steps")
+    ran = skyloom("train", "run", recipe, "--run", "run", "--set", "loop.steps")
     assert "--set must be KEY=VALUE, got 'loop.steps'." in ran.err
-    assert skyloom("train", "none.toml", "--run", "run").code == 2
+    assert skyloom("train", "run", "none.toml", "--run", "run").code == 2
 
 
 def test_settings_reach_the_recipe(skyloom, monkeypatch, tmp_path):
@@ -118,30 +121,40 @@ def test_settings_reach_the_recipe(skyloom, monkeypatch, tmp_path):
             seen.append((path.name, overrides, folder.name, resume)) or 3
         ),
     )
-    ran = skyloom("train", "r.toml", "--run", "out", "--set", "a=1", "--set", "b.c=x=y", "--resume")
+    ran = skyloom(
+        "train", "run", "r.toml", "--run", "out", "--set", "a=1", "--set", "b.c=x=y", "--resume"
+    )
     assert seen == [("r.toml", {"a": "1", "b.c": "x=y"}, "out", True)]
     assert "3 steps done" in ran.out
 
 
-def test_the_world_is_shown(skyloom, monkeypatch, tmp_path):
-    monkeypatch.setattr("skyloom.world.assets.load_atlas", lambda _: builtin_atlas())
-    ran = skyloom(
-        "world", "render", "--vocabulary", "tiny", "--frames", 5, "--size", "64x64", "-o", "w.gif"
-    )
-    assert json.loads(ran.out)["captions"]["short"]
-    assert (open_source(tmp_path / "w.gif").width, open_source(tmp_path / "w.gif").frames) == (
-        64,
-        5,
-    )
-    assert (
-        skyloom("world", "sheet", "--vocabulary", "tiny", "--count", 2, "-o", "s.png").out
-        == "s.png\n"
-    )
-    assert read_image(tmp_path / "s.png").shape[1] == 128 + 16
-
-
-def test_the_world_says_what_is_missing(skyloom):
-    ran = skyloom("world", "render")
+def test_a_recipe_without_an_installed_setup_is_refused(skyloom, tmp_path, monkeypatch):
+    monkeypatch.setattr("skyloom.train.recipe.find_setups", dict)
+    (tmp_path / "r.toml").write_text("[loop]\n[optimizer]\n[flow]\n")
+    ran = skyloom("train", "run", "r.toml", "--run", "run")
     assert ran.code == 2
-    assert "skyloom world assets" in ran.err
-    assert skyloom("world", "sheet", "-o", "none/s.png").code == 1
+    assert "No training setup is installed." in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [["world"], ["world", "render", "--frames", 5], ["evaluate", "motion", "--json"]]
+)
+def test_moved_verbs_say_where_they_went(skyloom, words):
+    ran = skyloom(*words)
+    assert ran.code == 2
+    assert f"`skyloom {words[0]}` is now `diorama {words[0]}`" in ran.err
+    assert "pip install ./projects/diorama" in ran.err
+    assert not ran.out
+
+
+def test_a_model_encodes_clips_and_captions(skyloom, tiny_model, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    np.save(folder / "clips-00000.npy", np.zeros((2, 5, 32, 32, 3), np.uint8))
+    row = {"seed": 0, "captions": {"short": "a cat", "medium": "a red cat", "long": "a dog"}}
+    (folder / "clips-00000.json").write_text(json.dumps([row, row]))
+    ran = skyloom("data", "encode", folder, "--captions", "table", "--model", tiny_model)
+    assert ran.code == 0, ran.err
+    assert "1 shards encoded" in ran.out
+    assert load_file(folder / "clips-00000.latents.safetensors")["latent"].shape == (2, 4, 2, 2, 2)
+    assert load_file(tmp_path / "table")["lengths"].shape == (3,)

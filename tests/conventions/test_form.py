@@ -7,11 +7,13 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("src", "tests", "bench", "examples", "docs")
+FOLDERS = ("src", "tests", "bench", "examples", "docs", "projects")
 PATHS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PYTHON = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 TREES = {name: ast.parse(source) for name, source in PYTHON.items()}
-LIBRARY = {name: tree for name, tree in TREES.items() if name.startswith("src/")}
+SOURCES = ("src/", "projects/diorama/src/")
+COMMAND_LINES = ("src/skyloom/cli/", "projects/diorama/src/diorama/cli/")
+LIBRARY = {name: tree for name, tree in TREES.items() if name.startswith(SOURCES)}
 FILE_LINES, FUNCTION_LINES = 600, 75
 BANNED_FILES = {"utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py"}
 BANNED_WORDS = {
@@ -96,7 +98,7 @@ def test_only_the_command_line_exits():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in {"sys.exit", "os._exit"}
-        and not name.startswith("src/skyloom/cli/")
+        and not name.startswith(COMMAND_LINES)
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import skyloom
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = ["Pipeline", "Request", "Video", "__version__", "load"]
+PUBLIC = ["Audio", "Pipeline", "Request", "Video", "__version__", "load"]
 HEAVY = {
     "torch",
     "numpy",
@@ -55,7 +55,7 @@ def test_import_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "verbs", ["", "generate", "train", "data render", "world sheet", "evaluate adherence", "verify"]
+    "verbs", ["", "generate", "train run", "data encode", "world", "evaluate", "verify"]
 )
 def test_help_loads_nothing_heavy(verbs: str):
     arguments = ["skyloom", *verbs.split(), "--help"]

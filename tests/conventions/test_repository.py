@@ -56,7 +56,7 @@ def test_nothing_executable_or_generated_is_tracked(tracked: list[Path]):
 
 
 def test_package_data_stands_where_the_wheel_takes_it(tracked: list[Path]):
-    assert ROOT / "src/skyloom/world/nouns.toml" in tracked
+    assert ROOT / "projects/diorama/src/diorama/world/nouns.toml" in tracked
     assert any(
         path.parts[-3:-2] == ("bundled",) and path.suffix == ".safetensors" for path in tracked
     )

@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from skyloom.core.errors import RequestError
-from skyloom.evaluate.prompts import prompts_for
-from skyloom.evaluate.window_quality import Bounds, WindowCritic, compare_windows, load_critic
+from skyloom.evaluate.window_quality import Bounds, WindowCritic, load_critic
 from skyloom.models.diorama.probe import Probe, ProbeConfig
-from skyloom.world.assets import builtin_atlas
-from skyloom.world.vocabulary import SMALL
 
 CONFIG = ProbeConfig(
     ("ball", "cube"), ("sea", "sky"), ("day",), ("red",), size=32, widths=(16, 16, 16, 32)
@@ -115,21 +112,3 @@ def test_bounds_are_checked():
     ):
         with pytest.raises(RequestError, match=next(iter(wrong))):
             load_critic(wrong)
-
-
-class Painter:
-    """Generates the same stripes for every prompt."""
-
-    def generate(self, request, /, *, seed):
-        return type("Made", (), {"frames": moving(seed, 57)})()
-
-
-def test_windows_are_compared_with_those_of_real_renders(critic, monkeypatch):
-    monkeypatch.setattr(
-        "skyloom.evaluate.window_quality.render",
-        lambda scene, atlas: type("Made", (), {"frames": moving(3, scene.shape.frames)})(),
-    )
-    report = compare_windows(Painter(), prompts_for(SMALL, 2), critic, builtin_atlas(), [33, 45])
-    assert report.about["windows"] == 4
-    assert report.numbers["made, share beyond a bound"] == 0
-    assert report.numbers["seam, real, 50%"] == pytest.approx(1, abs=0.05)

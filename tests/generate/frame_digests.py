@@ -84,7 +84,7 @@ def _score() -> Any:
     try:
         from skyloom.generate.sampling import WindowScore
     except ImportError:
-        from skyloom.generate.rollout import WindowScore
+        from skyloom.generate.sampling import WindowScore
     return WindowScore
 
 

@@ -13,8 +13,8 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.keyframes import picture_cards
+from skyloom.generate.latent_store import clear, read_identity
 from skyloom.generate.request import Request
-from skyloom.generate.resume import clear, read_identity
 
 FILTERS = {"upscale": {"size": "64x64"}, "interpolate": {"fps": "32"}}
 MAKING = {
@@ -136,7 +136,7 @@ def test_a_span_that_the_cache_has_is_shown_with_the_bits_that_it_was_made_with(
     once = len(calls)
     monkeypatch.setenv("SKYLOOM_CACHE", str(tmp_path / "cache"))
     frames, _, _ = lives(pipeline, request, tmp_path / "kept", calls)
-    assert list((tmp_path / "cache").rglob("*.safetensors"))
+    assert list((tmp_path / "cache").rglob("*.state"))
     assert torch.equal(frames, whole)
     assert len(calls) == 2 * once
 

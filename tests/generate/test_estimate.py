@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from skyloom.core.errors import CapacityError, CheckpointError
+from skyloom.core.errors import CapacityError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate import estimate as module
 from skyloom.generate.estimate import (
@@ -17,7 +17,6 @@ from skyloom.generate.estimate import (
     estimate,
     free_memory,
     history_path,
-    read_config,
     read_history,
     record_run,
     record_steps,
@@ -25,7 +24,7 @@ from skyloom.generate.estimate import (
 )
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
-from skyloom.models.diorama.v1.transformer import DitConfig
+from skyloom.models.base import read_network_cost
 from skyloom.models.registry import read_model
 
 WORK = Workload("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
@@ -45,9 +44,7 @@ def work(tiny_model, **fields):
     """The tiny model's work on a request."""
     info = read_model(tiny_model)
     plan = make_plan(Request("a cat", seed=1, **fields), info, SCALE)
-    return workload_of(
-        plan, info, read_config(tiny_model, "dit", DitConfig), SCALE, device="cpu", dtype="float32"
-    )
+    return workload_of(plan, info, read_network_cost(info), device="cpu", dtype="float32")
 
 
 def test_a_measured_run_is_the_next_estimate():
@@ -207,12 +204,3 @@ def test_a_watched_run_is_recorded_at_its_end_only(monkeypatch):
 
 def test_the_machine_has_some_memory():
     assert 0 <= free_memory() < 2**60
-
-
-def test_a_config_is_read_without_weights_and_damage_is_an_error(tiny_model, tmp_path):
-    assert read_config(tiny_model, "dit", DitConfig).width == 32
-    with pytest.raises(CheckpointError, match=r"dit\.safetensors is damaged"):
-        read_config(tmp_path, "dit", DitConfig)
-    (tmp_path / "dit.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"dit\.safetensors is damaged"):
-        read_config(tmp_path, "dit", DitConfig)

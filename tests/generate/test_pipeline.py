@@ -11,7 +11,8 @@ import skyloom
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
-from skyloom.media.frames import to_frames
+from skyloom.media.frames import cover, to_frames, to_pixels
+from skyloom.media.read import read_image
 from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id_of_receipt
 
 ASK = Request("a red cat on the beach", seed=7, seconds=0.5)
@@ -86,7 +87,7 @@ def test_a_receipt_makes_the_same_video_again(pipeline):
 
 def test_steps_are_in_order_and_the_stream_can_stop_at_any(pipeline):
     steps = [(step.phase, step.index, step.total) for step in pipeline.stream(ASK)]
-    assert steps == [("text", 1, 1), ("denoise", 1, 2), ("denoise", 2, 2), ("decode", 1, 1)]
+    assert steps == [("text", 1, 1), ("denoise", 1, 2), ("denoise", 2, 2), ("decode", 9, 9)]
     for count in range(1, len(steps)):
         stream = pipeline.stream(ASK)
         for _ in range(count):
@@ -105,9 +106,8 @@ def test_the_first_picture_is_the_first_frame(pipeline, tmp_path):
     path = tmp_path / "first.png"
     Image.effect_noise((50, 40), 80).convert("RGB").save(path)
     video = pipeline.generate(replace(ASK, image=str(path)))
-    plan = pipeline.plan(replace(ASK, image=str(path)))
-    canvas = pipeline._canvas_at(plan, pipeline._conditions(plan))(plan.windows[0])
-    alone = to_frames(pipeline.vae.decode(canvas.latent[None, :, :1])[0])
+    pixels = to_pixels(cover(read_image(path), 32, 32))[None]
+    alone = to_frames(pipeline.autoencoder.decode(pipeline.autoencoder.encode(pixels))[0])
     assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
 
@@ -118,7 +118,7 @@ def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
         make_plan(
             replace(ASK, seconds=5),
             replace(pipeline.info, manifest=manifest),
-            pipeline.vae.config.scale,
+            pipeline.autoencoder.scale,
         )
 
 
@@ -237,7 +237,7 @@ def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):
 def test_every_frame_is_watermarked_with_the_id_of_its_receipt(pipeline, monkeypatch, fps):
     request = Request("a cat", size="64x64", seed=3, fps=fps)
     video = pipeline.generate(request)
-    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames: frames)
+    monkeypatch.setattr(SpreadSpectrumWatermarker, "mark", lambda self, frames, mask: frames)
     plain = pipeline.generate(request)
     monkeypatch.undo()
     assert torch.equal(video.frames, embed(plain.frames, watermark_id_of_receipt(video.receipt)))

@@ -130,7 +130,7 @@ def test_the_picture_it_started_from_is_known_by_its_content(tiny_model, tmp_pat
     receipt = receipt_of(tiny_model, Request("a cat", image=str(path)))
     assert receipt.image == hashlib.sha256(path.read_bytes()).hexdigest()
     path.unlink()
-    with pytest.raises(MediaError, match=r"first\.png cannot be read"):
+    with pytest.raises(MediaError, match=r"first\.png does not exist"):
         receipt_of(tiny_model, Request("a cat", image=str(path)))
 
 

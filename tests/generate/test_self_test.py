@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from skyloom.generate.self_test import TOLERANCE, compare_decoders
-from skyloom.models.registry import BUNDLED
+from skyloom.models.registry import BUNDLED, read_model
 
 CPU = torch.device("cpu")
 
 
 def test_fp32_is_itself(tiny_model):
-    assert compare_decoders(tiny_model, CPU, torch.float32) == 0
+    assert compare_decoders(read_model(tiny_model), CPU, torch.float32) == 0
 
 
 def test_a_wrong_convolution_is_seen(tiny_model, monkeypatch):
@@ -21,9 +21,9 @@ def test_a_wrong_convolution_is_seen(tiny_model, monkeypatch):
         "forward",
         lambda self, x: real(self, x) * (0 if x.dtype == torch.bfloat16 else 1),
     )
-    assert compare_decoders(tiny_model, CPU, torch.bfloat16) > TOLERANCE
+    assert compare_decoders(read_model(tiny_model), CPU, torch.bfloat16) > TOLERANCE
 
 
 @pytest.mark.skipif(not (BUNDLED / "diorama").exists(), reason="no bundled model")
 def test_rounding_to_bf16_is_no_fault():
-    assert compare_decoders(BUNDLED / "diorama", CPU, torch.bfloat16) <= TOLERANCE
+    assert compare_decoders(read_model(BUNDLED / "diorama"), CPU, torch.bfloat16) <= TOLERANCE

@@ -16,7 +16,8 @@ from skyloom.generate.cards import Card, CardError
 from skyloom.generate.conditioning import align_to_latent_frames
 from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
-from skyloom.generate.storyboard import card_windows, place_cards, read_storyboard
+from skyloom.generate.storyboard import read_storyboard, storyboard_spans
+from skyloom.generate.windows import shot_windows
 from skyloom.models.registry import Rollout
 
 SCALE = ScaleFactors(4, 16)
@@ -68,17 +69,19 @@ def test_every_frame_is_shown_once_by_its_own_card(cuts, tail, native, size):
         *(Card(f"{frame}/16", "b", cut=dict(cuts)[frame], morph=None) for frame in starts),
     ]
     frames = 4 * ((starts[-1] if starts else 0) // 4 + tail) + 1
-    placed = place_cards(cards, "", VideoShape(frames, 32, 32), 16)
-    windows = card_windows(placed, frames, SCALE, native, Rollout(3, 3, size))
+    spans = storyboard_spans(cards, "", VideoShape(frames, 32, 32), 16)
+    windows = shot_windows(spans, SCALE, native, Rollout(3, 3, size))
+    begins = [0, *starts]
+    shots = [sum(card.cut for card in cards[: index + 1]) for index in range(len(cards))]
     seen: list[int] = []
     for window in windows:
-        card = placed[window.card]
-        assert window.shot == card.shot
+        assert window.shot == shots[window.span]
+        shot_begin = begins[shots.index(window.shot)]
         assert window.stop - window.start <= max(native if window.start == 0 else size, 1)
         for first, end in window.decode_chunks:
             begin, until = (SCALE.video_frames(cell) if cell else 0 for cell in (first, end))
             shown = range(max(begin, window.display_range[0]), min(until, window.display_range[1]))
-            seen += [card.frame - card.offset + frame for frame in shown]
+            seen += [shot_begin + frame for frame in shown]
     assert seen == list(range(frames))
 
 

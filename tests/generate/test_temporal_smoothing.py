@@ -76,6 +76,8 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
     """Fixed pictures at the start and inside a shot are not smoothed; others are."""
     import skyloom
 
+    monkeypatch.setenv("SKYLOOM_CACHE", "off")
+
     for number, name in enumerate(("first", "middle")):
         Image.effect_noise((32, 32), 40 + 40 * number).convert("RGB").save(tmp_path / f"{name}.png")
     pipeline = copy.copy(skyloom.load(str(tiny_model), dtype="float32"))
@@ -84,10 +86,10 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
     request = Request(
         "", cards=(Card("0", "a cat", image=str(tmp_path / "first.png")), Card(**middle)), **steps
     )
-    decode, velocity = pipeline.vae.decode_step, Denoiser.velocity
+    decode, velocity = pipeline.autoencoder.decode_step, Denoiser.velocity
     decoded, seen = [], []
     monkeypatch.setattr(
-        pipeline.vae,
+        pipeline.autoencoder,
         "decode_step",
         lambda part, memory: decoded.append(part) or decode(part, memory),
     )
@@ -106,12 +108,14 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
 
     (plain, network), (held, same) = shown(request, 0.0), shown(request, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(network, same, strict=True))
-    conditions = pipeline._conditions(pipeline.plan(request))
-    for condition in conditions:
-        assert any(torch.equal(cell, condition.latent[:, 0]) for cell in plain)
-        assert any(torch.equal(cell, condition.latent[:, 0]) for cell in held)
-    assert torch.equal(held[0], conditions[0].latent[:, 0])
+    plan = pipeline.plan(request)
+    conditioning = pipeline._conditioning(plan, plan.runs[0])
+    first, second = (conditioning.known[at].latent for at in sorted(conditioning.fixed))
+    for latent in (first, second):
+        assert any(torch.equal(cell, latent) for cell in plain)
+        assert any(torch.equal(cell, latent) for cell in held)
+    assert torch.equal(held[0], first)
     picture = replace(request, prompt="a cat", cards=(), image=str(tmp_path / "first.png"))
-    assert torch.equal(shown(picture, 2.0)[0][0], conditions[0].latent[:, 0])
+    assert torch.equal(shown(picture, 2.0)[0][0], first)
     moving = replace(request, cards=(request.cards[0], Card(**middle, strength=0.01)))
-    assert not any(torch.equal(cell, conditions[1].latent[:, 0]) for cell in shown(moving, 2.0)[0])
+    assert not any(torch.equal(cell, second) for cell in shown(moving, 2.0)[0])

@@ -8,7 +8,7 @@ import torch
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.generate.request import Request
-from skyloom.generate.rollout import WindowScore
+from skyloom.generate.sampling import WindowScore
 
 LONG = Request("a red cat on the beach", seed=7, seconds=2.5)
 

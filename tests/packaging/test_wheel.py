@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 16 * 2**20
 MAX_WHEEL_BYTES = 60 * 2**20
 DATA_FILES = {  # everything in the wheel that is not Python code; weights by their folder
     r"skyloom/bundled/[a-z0-9_]+/[\w.-]+\.(safetensors|json|txt)": range(5, 40),
-    r"skyloom/(evaluate|generate|safety|world)/\w+\.toml": range(1, 12),
+    r"skyloom/(generate|safety)/\w+\.toml": range(1, 12),
     r"skyloom/serve/queue/migrations/\w+\.sql": range(2, 3),
     r"skyloom-[\d.]+\.dist-info/"
     r"(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/(LICENSE|NOTICE))": range(6, 7),
@@ -31,14 +31,18 @@ def no_network():
     """Allow connections: this module talks to the server that it starts on the loopback."""
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this checkout, built without network."""
-    out = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder: Path, out: Path) -> Path:
+    """Build the wheel of a project without network."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout."""
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     ).stdout.split()
     expected = {name.removeprefix("src/") for name in tracked if (ROOT / name).exists()}
     assert {name for name in sizes if name.startswith("skyloom/")} >= expected
+    assert {name.split("/")[0].split("-")[0] for name in sizes} == {"skyloom"}, "no diorama"
     others = {name for name in sizes if not name.endswith(".py")}
     for pattern, count in DATA_FILES.items():
         found = {name for name in others if re.fullmatch(pattern, name)}
@@ -104,6 +109,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert not others, "name the new kind of file in DATA_FILES"
     assert max(sizes.values()) <= MAX_FILE_BYTES
     assert wheel.stat().st_size <= MAX_WHEEL_BYTES
+
+
+def test_the_diorama_is_a_wheel_of_its_own(tmp_path):
+    with zipfile.ZipFile(build_wheel(ROOT / "projects" / "diorama", tmp_path)) as archive:
+        names = archive.namelist()
+        (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+        text = archive.read(entry_points).decode()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"diorama"}
+    assert "diorama/world/nouns.toml" in names
+    assert "[skyloom.setups]\ndiorama = diorama.train.setups:register" in text
 
 
 def test_the_wheel_generates_and_edits(run, tmp_path):

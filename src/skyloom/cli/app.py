@@ -5,7 +5,8 @@ tracebacks. `typer` is imported after --version is handled, so that it answers a
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from skyloom.core.version import __version__
 
@@ -16,22 +17,33 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; --debug may be anywhere in `arguments`."""
+    run_program("skyloom", _load_app, arguments)
+
+
+def run_program(
+    name: str, load_app: Callable[[], Any], arguments: Sequence[str] | None = None
+) -> None:
+    """Run the commands of a program; `load_app` imports them after --version is handled."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--debug"]
     debug = words != given
     if words[:1] == ["--version"]:
-        sys.stdout.write(f"skyloom {__version__}\n")
+        sys.stdout.write(f"{name} {__version__}\n")
         sys.exit(0)
     try:
-        from skyloom.cli.commands import app
-
-        app(words, prog_name="skyloom")
+        load_app()(words, prog_name=name)
     except Exception as error:
         if debug:
             raise
         message, code = explain(error)
-        sys.stderr.write(f"skyloom: {message}\n")
+        sys.stderr.write(f"{name}: {message}\n")
         sys.exit(code)
+
+
+def _load_app() -> Any:
+    from skyloom.cli.commands import app
+
+    return app
 
 
 def explain(error: Exception) -> tuple[str, int]:

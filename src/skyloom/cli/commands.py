@@ -17,7 +17,7 @@ VERBS = {
     "replay": "receipt:replay",
     "verify": "verify:verify",
     "moderate": "moderate:moderate",
-    "train": "train:train",
+    "train": "train:app",
     "serve": "serve:serve",
     "worker": "jobs:worker",
     "backup": "backup:backup",
@@ -28,11 +28,13 @@ VERBS = {
     "cluster": "cluster:app",
     "edit": "edit:app",
     "models": "models:app",
-    "world": "world:app",
+    "world": "moved:world",
     "data": "data:app",
-    "evaluate": "evaluate:app",
+    "evaluate": "moved:evaluate",
 }
 """Module and function, or group, of every verb, in the order of --help."""
+
+_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 class LazyGroup(typer.core.TyperGroup):
@@ -92,7 +94,8 @@ def _build(name: str) -> Any:
         command = typer.main.get_group(target)
     else:
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name)(target)
+        moved = VERBS[name].startswith("moved:")
+        single.command(name, context_settings=_ANY_ARGUMENTS if moved else None)(target)
         command = typer.main.get_command(single)
     command.name = name
     return command

@@ -120,7 +120,7 @@ def _compare_decoder(model: "ModelInfo") -> str:
 
     device = choose_device()
     dtype = choose_dtype(device)
-    difference = compare_decoders(model.folder, device, dtype)
+    difference = compare_decoders(model, device, dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     result = f"{model.name}: {dtype_name} on {device.type} differs from fp32 by {difference} of 255"
     if difference <= TOLERANCE:

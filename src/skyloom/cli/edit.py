@@ -23,7 +23,7 @@ app = typer.Typer(help="Edit videos: docs/editing.md shows every verb.", no_args
 _OPTION_NAMES = {"start": "--from", "stop": "--to"}
 _OPTION_DEFAULTS = {("extend", "seconds"): "2", ("blend", "curve"): "transition"}
 _PROMPT_HELP = "What the result shows"
-_SOURCE_PROMPT = "(default: the prompt of the video, if known)"
+_SOURCE_PROMPT = "(default: the prompt of the video at that time, if known)"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,16 +16,13 @@ import typer
 from skyloom.cli import options
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
     from rich.progress import TaskID
-    from torch import Tensor
 
     from skyloom.generate.estimate import Workload
     from skyloom.generate.pipeline import Pipeline, Step
     from skyloom.generate.plan import Plan
     from skyloom.generate.request import Request
-    from skyloom.generate.rollout import Critic
-    from skyloom.media.write import VideoWriter
+    from skyloom.generate.sampling import Critic
 
 _SLUG_LENGTH = 60
 
@@ -105,7 +101,7 @@ def critic_for(request: "Request", bounds: Mapping[str, float] | None = None) ->
 
 def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: that of the checkpoints in `resume`, else a random one."""
-    from skyloom.generate.resume import read_identity
+    from skyloom.generate.latent_store import read_identity
 
     if resume is None or request.seed is not None or not request.samples:
         return request.with_seed()
@@ -153,9 +149,10 @@ def make(
     `name`, or the prompt. Returns the receipt with the file and its length in seconds.
     """
     from skyloom.generate.estimate import record_steps, workload_of
+    from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load
-    from skyloom.generate.resume import clear
     from skyloom.media.write import write_sidecar
+    from skyloom.models.base import read_network_cost
 
     name = name or request.prompt
     delivery.check(name)
@@ -165,8 +162,7 @@ def make(
     workload = workload_of(
         plan,
         pipeline.info,
-        pipeline.dit.config,
-        pipeline.vae.config.scale,
+        read_network_cost(pipeline.info),
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )
@@ -206,8 +202,10 @@ def _check_capacity(
         free_memory=free_memory(),
     )
     if delivery.resume is not None:
-        config = pipeline.vae.config
-        check_checkpoint_space(plan, config.scale, config.latent_channels, delivery.resume)
+        autoencoder = pipeline.autoencoder
+        check_checkpoint_space(
+            plan, autoencoder.scale, autoencoder.latent_channels, delivery.resume
+        )
 
 
 def _deliver(
@@ -218,58 +216,23 @@ def _deliver(
     Returns the receipt and the number of frames.
     """
     from skyloom.core.errors import SafetyError
-    from skyloom.generate.export import sign_and_register
-    from skyloom.media.write import open_pipe, open_video
-    from skyloom.safety.provenance import FrameHasher
+    from skyloom.generate.export import ExportOptions, export_steps
 
-    hasher = FrameHasher(plan.fps)
-    with ExitStack() as stack:
-        writer = None if target is None else stack.enter_context(open_video(target, plan.fps))
-        pipe = None
-        if delivery.play:
-            pipe = stack.enter_context(open_pipe(sys.stdout.buffer, plan.fps))
-        if writer is not None:
-            _add_sound(plan, writer)
-        sinks = [sink.append for sink in (writer, pipe, hasher) if sink is not None]
-        try:
-            receipt, frames = show_progress(steps, delivery.preview, sinks)
-        except SafetyError:
-            if delivery.preview is not None:  # it shows blocked content
-                delivery.preview.unlink(missing_ok=True)
-            raise
-        if writer is not None and delivery.receipt:
-            writer.receipt = receipt
-    if target is not None:
-        sign_and_register(
-            target,
-            receipt,
-            perceptual_hashes=hasher.hashes,
-            credentials=delivery.credentials,
-            disclose=delivery.receipt,
-        )
-    return receipt, frames
+    options = ExportOptions(
+        credentials=delivery.credentials,
+        embed_receipt=delivery.receipt,
+        player=sys.stdout.buffer if delivery.play else None,
+    )
+    try:
+        return show_progress(export_steps(steps, plan, target, options), delivery.preview)
+    except SafetyError:
+        if delivery.preview is not None:  # it shows blocked content
+            delivery.preview.unlink(missing_ok=True)
+        raise
 
 
-def _add_sound(plan: "Plan", writer: "VideoWriter") -> None:
-    """Copy the sound of an edit's sources; print a warning if the file cannot hold all of it."""
-    if plan.timeline is None or plan.edit_sources is None:
-        return
-    lost = False
-    for position, clip in plan.timeline.sound_clips:
-        source = plan.edit_sources.sources[clip.source]
-        if source.sound is not None:
-            packets = source.sound_packets(clip.start, clip.stop)
-            lost |= not writer.add_sound(source.sound, packets, position)
-    if lost:
-        typer.echo("Some sound was dropped: only .mp4 holds sound, in one codec.", err=True)
-
-
-def show_progress(
-    steps: "Iterator[Step]",
-    preview: Path | None,
-    sinks: "Sequence[Callable[[UInt8[Tensor, 't h w c']], None]]",
-) -> tuple[dict[str, object], int]:
-    """Pass frames to all sinks and show a progress bar with phase, step and time left.
+def show_progress(steps: "Iterator[Step]", preview: Path | None) -> tuple[dict[str, object], int]:
+    """Consume a stream and show a progress bar with phase, step and time left.
 
     The latest preview is written to `preview`. Returns the receipt and the number of frames.
     """
@@ -305,8 +268,6 @@ def show_progress(
                 write_picture(picture, preview)
             if step.frames is not None and len(step.frames):
                 frames += len(step.frames)
-                for sink in sinks:
-                    sink(step.frames)
             receipt = step.receipt or receipt
     assert receipt is not None, "a stream ends with a receipt"
     return receipt, frames

@@ -66,7 +66,7 @@ def show(request: "Request", as_json: bool, device: str | None) -> None:
 
 def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
     """The plan as text, most important lines first."""
-    from skyloom.generate.plan_summary import describe_card, describe_spans
+    from skyloom.generate.plan_summary import describe_cards, describe_spans
 
     work = expected.work
     frames = -(-plan.shape.frames // plan.keep_every)
@@ -95,7 +95,7 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
     )
     return [
         *(f"{name:8} {text}" for name, text in rows),
-        *(_card_line(describe_card(plan, index)) for index in range(len(plan.cards))),
+        *(_card_line(card) for card in describe_cards(plan)),
         *(_span_line(span) for span in describe_spans(plan)),
     ]
 

@@ -1,6 +1,7 @@
 """`skyloom show` and `skyloom replay`: print a receipt, and generate its video again."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,10 @@ import typer
 from skyloom.cli import options
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from skyloom.generate.edit_spec import Edit
+    from skyloom.generate.export import ExportOptions
     from skyloom.generate.receipt import Receipt
     from skyloom.generate.replay import ReplayComparison
     from skyloom.generate.request import Request
@@ -78,7 +82,7 @@ def replay(
     ] = None,
 ) -> None:
     """Generate a video again from its receipt."""
-    from skyloom.generate.export import check_ready, sign_and_register
+    from skyloom.generate.export import ExportOptions, check_ready
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import (
         check_weights,
@@ -98,14 +102,8 @@ def replay(
     info = find_model(model or receipt.model)
     if not force:
         check_weights(receipt, info)
-    video = _generate(info.folder, request, receipt, device)
-    if target is not None:
-        sign_and_register(
-            video.save(target),
-            video.receipt,
-            perceptual_hashes=_perceptual_hashes(video),
-            credentials=credentials,
-        )
+    options = ExportOptions(credentials=credentials)
+    video = _generate(info.folder, request, receipt, device, target=target, options=options)
     comparison = compare_file(file, receipt, video) if verify else None
     result: dict[str, Any] = {
         "file": None if target is None else str(target),
@@ -117,20 +115,13 @@ def replay(
         raise typer.Exit(1)
 
 
-def _perceptual_hashes(video: "Video") -> list[str]:
-    from skyloom.safety.provenance import FrameHasher
-
-    hasher = FrameHasher(video.fps)
-    hasher.append(video.frames)
-    return hasher.hashes
-
-
 def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
     """The names and values of a receipt, most important first."""
     request = receipt.request
     frames = receipt.frames
     rows: list[tuple[str, object]] = [
-        ("prompt", request.prompt),
+        ("style" if request.cards else "prompt", request.prompt),
+        *(("card", card) for card in _card_lines(request)),
         ("negative", request.negative_prompt),
         ("edit", None if request.edit is None else _edit_line(request.edit)),
         ("seed", request.seed),
@@ -153,13 +144,62 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
     for parent in receipt.parents:
         digest = parent.sha256[:_DIGEST_CHARACTERS]
         rows.append(("parent", f"{digest} ({parent.role}, {parent.verb})"))
+    spans = _span_lines(receipt)
+    rows.extend(("span", line) for line in spans)
     for key, value in receipt.notes.items():
-        rows.append(("notes", f"{key}: {_note_text(value)}"))
+        if not (spans and key in ("spans", "prompts")):
+            rows.append(("notes", f"{key}: {_note_text(value)}"))
     return [
         (name, f"{value:g}" if isinstance(value, float) else str(value))
         for name, value in rows
         if value not in (None, "")
     ]
+
+
+def _card_lines(request: "Request") -> Iterator[str]:
+    """Yield a line per card like: 1.5 s, cut, image cat.png: a red cat."""
+    from skyloom.generate.parsing import parse_clock
+    from skyloom.generate.storyboard import DEFAULT_FADE
+
+    for number, card in enumerate(request.cards):
+        parts = [f"{float(parse_clock(card.at) or 0):g} s"]
+        if card.cut:
+            parts.append("cut")
+        elif number:
+            fade = DEFAULT_FADE if card.morph is None else parse_clock(card.morph)
+            parts.append(f"fade {float(fade or 0):g} s")
+        for kind, path in (("image", card.image), ("video", card.video)):
+            if path:
+                parts.append(f"{kind} {path}")
+        if card.strength:
+            parts.append(f"strength {card.strength:g}")
+        yield f"{', '.join(parts)}: {card.prompt}"
+
+
+def _span_lines(receipt: "Receipt") -> list[str]:
+    """A line per span of an edit and prompt in it, like: 0 to 0.5 s, frames 0 to 7, kept: a cat.
+
+    Receipts of older edits have spans without prompts. Empty for anything else.
+    """
+    fps = None if receipt.frames is None else receipt.frames.fps
+    lines: list[str] = []
+    try:
+        for first, end, kind in receipt.notes["spans"]:
+            prompts = receipt.notes.get("prompts") or [[first, end, ""]]
+            for start, stop, prompt in prompts:
+                begin = max(first, start)
+                last = min(end, stop)
+                if begin < last:
+                    seconds = "" if fps is None else f"{_times(begin / fps, last / fps)}, "
+                    text = f"{seconds}frames {begin} to {last - 1}, {kind}"
+                    lines.append(f"{text}: {prompt}" if prompt else text)
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # no edit, or damaged notes
+        return []
+    return lines
+
+
+def _times(start: "Fraction", stop: "Fraction") -> str:
+    return f"{float(start):g} to {float(stop):g} s"
 
 
 def _note_text(value: object) -> str:
@@ -181,11 +221,23 @@ def _edit_line(edit: "Edit") -> str:
     return ", ".join(parts)
 
 
-def _generate(folder: Path, request: "Request", receipt: "Receipt", device: str | None) -> "Video":
-    """Generate the video on the receipt's device and dtype, as far as they are available."""
+def _generate(
+    folder: Path,
+    request: "Request",
+    receipt: "Receipt",
+    device: str | None,
+    *,
+    target: Path | None,
+    options: "ExportOptions",
+) -> "Video":
+    """Generate the video on the receipt's device and dtype, as far as they are available.
+
+    It is also written to `target`, if there is one.
+    """
     import torch
 
     from skyloom.cli.generate import critic_for
+    from skyloom.generate.export import export_steps
     from skyloom.generate.pipeline import load
 
     if device is None and receipt.device:
@@ -204,7 +256,9 @@ def _generate(folder: Path, request: "Request", receipt: "Receipt", device: str 
     note = receipt.notes.get("critic")
     critic = critic_for(request, note.get("bounds") if isinstance(note, dict) else None)
     pipeline = load(str(folder), device=device, dtype=receipt.dtype or None)
-    return pipeline.generate(request, critic=critic)
+    plan = pipeline.plan(request)
+    steps = export_steps(pipeline.stream(plan, critic=critic), plan, target, options)
+    return [step.video for step in steps if step.video is not None][-1]
 
 
 def _summary(result: dict[str, Any], comparison: "ReplayComparison | None") -> str:

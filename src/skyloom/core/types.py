@@ -1,4 +1,4 @@
-"""Shapes of videos and latents, conversion between them, and the range of seeds. Without torch.
+"""Shapes of videos and latents, conversion between them, ranges of seeds and sound. Without torch.
 
 A causal autoencoder encodes the first frame alone and every `time` frames after it as one latent
 frame: `latent frames = (frames - 1) // time + 1`.
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from skyloom.core.errors import RequestError
 
 MAX_SEED = 2**63 - 1
+MIN_AUDIO_RATE = 8_000  # Hz
+MAX_AUDIO_RATE = 192_000
+AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # by number of channels
 
 
 @dataclass(frozen=True)

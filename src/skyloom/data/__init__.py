@@ -1,1 +1,1 @@
-"""Training data: rendered clips, encoded latents and captions, batches. All steps resume."""
+"""Training data: shards of clips, encoded latents and captions, batches. All steps resume."""

@@ -5,7 +5,7 @@ unpadded contexts in bf16. Both steps skip existing results.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from skyloom.core.files import atomic_path
-from skyloom.data.clips import read_shards, used_captions
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder
+from skyloom.data.shards import read_shards, used_captions
+from skyloom.models.base import TextContext
 
 LATENT_SUFFIX = ".latents.safetensors"
 Encode = Callable[[Tensor], Tensor]
+EncodeText = Callable[[Sequence[str]], TextContext]
 
 
 def to_pixels(frames: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
@@ -55,13 +56,13 @@ def encode_clips(
 
 @torch.no_grad()
 def encode_captions(
-    folders: Iterable[Path], encoder: DioramaTextEncoder, target: Path, batch: int = 128
+    folders: Iterable[Path], encode: EncodeText, target: Path, batch: int = 128
 ) -> int:
     """Write one table of contexts for the training captions of all folders; return its length.
 
     The table holds `tokens` [sum of lengths, d], `lengths` [n] and `pooled` [n d]; the metadata
     holds the captions as a JSON list in the same order. Existing captions are kept; new ones are
-    encoded in bf16, in order of length, and appended.
+    encoded in order of length, and appended in bf16.
     """
     table, known = _read_table(target)
     texts = {""}
@@ -70,8 +71,7 @@ def encode_captions(
             texts.update(text for row in rows for text in used_captions(row, frames.shape[1]))
     added = sorted(texts - set(known), key=lambda text: (len(text), text))
     for start in range(0, len(added), batch):
-        with torch.autocast(encoder.segment.device.type, torch.bfloat16):
-            coded = encoder.encode_together(added[start : start + batch])
+        coded = encode(added[start : start + batch])
         for context, mask in zip(coded.context, coded.context_mask, strict=True):
             table["tokens"].append(context[mask].bfloat16())
             table["lengths"].append(mask.sum()[None])

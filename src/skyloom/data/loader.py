@@ -1,9 +1,10 @@
 """Training batches as a function of (seed, step)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from skyloom.core.errors import ConfigError
 from skyloom.core.seeds import derive_seed
-from skyloom.data.clips import PLAN_FILE, is_row_held_out, read_plan, read_shards, used_captions
 from skyloom.data.encode import LATENT_SUFFIX, to_pixels
+from skyloom.data.shards import clip_frames, read_shards, used_captions
 
 _PAD = 8
+
+SelectRows = Callable[[Path, Sequence[dict[str, Any]]], list[bool]]
+"""Which rows of a shard in a folder are used."""
 
 
 class PixelLoader:
@@ -30,7 +34,7 @@ class PixelLoader:
         if not self.shards:
             raise ConfigError(
                 f"No rendered clips found in {', '.join(map(str, folders))}.",
-                hint="Run `skyloom data render` first.",
+                hint="Put shards of clips there first.",
             )
         self.batch = batch
         self.frames = frames
@@ -176,50 +180,47 @@ class LatentLoader:
     """Batches of latents; each batch comes from one source, drawn by share.
 
     A source's folder may be a pattern like `data/stills*`; new folders are found at the next start.
-    The batch of a step depends on (seed, step) and on the folders alone.
+    The batch of a step depends on (seed, step) and on the folders alone. select_rows: which rows of
+    a shard are used; None uses all.
     """
 
     def __init__(
-        self, sources: Sequence[LatentSource], table: CaptionTable, seed: int, device: str = "cpu"
+        self,
+        sources: Sequence[LatentSource],
+        table: CaptionTable,
+        seed: int,
+        device: str = "cpu",
+        *,
+        select_rows: SelectRows | None = None,
     ) -> None:
         self.sources = sources
         self.table = table
         self.seed = seed
         self.device = device
+        self.select_rows = select_rows
         self.loaded = [self._load(source.folder) for source in sources]
         shares = np.array([source.share for source in sources], dtype=float)
         self.shares = shares / shares.sum()
 
     def _load(self, pattern: str) -> _LatentStore:
-        """Read the folders of a pattern, without pairs in the current held-out split."""
+        """Read the selected rows of the folders of a pattern."""
         store = _LatentStore()
         parts = Path(pattern)
         for folder in sorted(parts.parent.glob(parts.name)):
-            frames = read_plan(folder).frames if (folder / PLAN_FILE).exists() else None
-            training = frames is not None and read_plan(folder).split == "train"
             for rows_file in sorted(folder.glob("clips-*.json")):
                 latents = rows_file.parent / f"{rows_file.stem}{LATENT_SUFFIX}"
                 if not latents.exists():
-                    raise ConfigError(
-                        f"{folder} is not encoded.", hint="Run `skyloom data encode` on it first."
-                    )
+                    raise ConfigError(f"{folder} is not encoded.", hint="Encode its clips first.")
                 rows = json.loads(rows_file.read_text())
-                count = frames or int(
-                    np.load(rows_file.with_suffix(".npy"), mmap_mode="r").shape[1]
-                )
+                count = clip_frames(rows_file)
                 captions = [
                     tuple(self.table.index[text] for text in used_captions(row, count))
                     for row in rows
                 ]
-                store.add(
-                    load_file(latents)["latent"],
-                    captions,
-                    [not (training and is_row_held_out(row)) for row in rows],
-                )
+                keep = self.select_rows(folder, rows) if self.select_rows else [True] * len(rows)
+                store.add(load_file(latents)["latent"], captions, keep)
         if not len(store):
-            raise ConfigError(
-                f"{pattern} is not encoded.", hint="Run `skyloom data encode` on it first."
-            )
+            raise ConfigError(f"{pattern} is not encoded.", hint="Encode its clips first.")
         return store
 
     def __call__(self, step: int) -> LatentBatch:

@@ -1,30 +1,21 @@
-"""Motion metrics of videos, against real renders of the same scenes: speed, flicker, drift.
+"""Statistics of videos: colour, contrast, sharpness, speed, flicker, drift, seams.
 
 Speed is the normal flow: how fast edges move across themselves, in pixels per frame (Horn and
 Schunck 1981, brightness constancy). Flicker is the second difference in time of the means of large
 tiles, which moving subjects hardly change. Drift compares the last quarter with the first.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from skyloom.core.types import VideoShape
-from skyloom.evaluate.metrics import share_of
-from skyloom.evaluate.prompts import Prompt
-from skyloom.evaluate.report import Report, Strip
-from skyloom.evaluate.suite import VideoGenerator
-from skyloom.world.assets import Atlas
-from skyloom.world.render import render
-
 TILE = 16
 _EDGE = 0.05  # a slope of grey values per pixel that counts as an edge
 _LUMA = (0.299, 0.587, 0.114)
-_SHOWN = 8  # frames per strip
 
 
 @dataclass(frozen=True)
@@ -129,37 +120,3 @@ def _sharpness(grey: Float[Tensor, "t h w"]) -> float:
 
 def _change(before: float, after: float) -> float:
     return abs(after / max(before, 1e-6) - 1)
-
-
-def compare_motion(
-    pipeline: VideoGenerator,
-    prompts: Sequence[Prompt],
-    atlas: Atlas,
-    frames: int,
-    on_video: Callable[[int], None] | None = None,
-) -> Report:
-    """Generate every prompt (seed 0), render its scene at the same length, and measure both."""
-    made: list[MotionStatistics] = []
-    real: list[MotionStatistics] = []
-    strips: list[Strip] = []
-    for number, prompt in enumerate(prompts):
-        video = pipeline.generate(prompt.text, seed=0).frames
-        shape = VideoShape(frames, prompt.scene.shape.height, prompt.scene.shape.width)
-        truth = render(replace(prompt.scene, shape=shape), atlas).frames
-        made.append(motion_statistics(video))
-        real.append(motion_statistics(truth))
-        shown = torch.linspace(0, len(video) - 1, _SHOWN).long()
-        strips += [Strip(video[shown], (prompt.text,)), Strip(truth[shown], ("real render",))]
-        if on_video:
-            on_video(number)
-    numbers: dict[str, float] = {}
-    for name in MOTION_METRICS:
-        values = [[getattr(one, name) for one in each] for each in (made, real)]
-        shares = [share_of([[value] for value in each]) for each in values]
-        for source, share in zip(("made", "real"), shares, strict=True):
-            numbers[f"{name}, {source}"] = share.value
-            numbers[f"{name}, {source}, standard error"] = share.error
-        numbers[f"{name}, ratio"] = shares[0].value / max(shares[1].value, 1e-9)
-    return Report(
-        "Motion", {"prompts": len(prompts), "frames": frames}, numbers=numbers, strips=tuple(strips)
-    )

@@ -2,13 +2,12 @@
 
 A clip made by skyloom has its prompt in the receipt. Others are classified by the probe, which
 knows the bundled model's nouns only; predictions below the thresholds are discarded. The thresholds
-were measured with bench/characters.py (table in docs/server.md).
+were measured with projects/diorama/bench/characters.py (table in docs/server.md).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from skyloom.media.source import open_source
 from skyloom.models.diorama.probe import NONE, Probe, choose_frames, load_probe, prepare
-from skyloom.world.nouns import NOUNS
-from skyloom.world.style import COLOURS
+from skyloom.models.diorama.words import COLOUR_NAMES, THING_NAMES
 
 MIN_NOUN_SCORE = 0.9
 MIN_THING_SCORE = 0.5
 MIN_COLOUR_SCORE = 0.9
 _WORD = re.compile(r"[a-z][a-z-]*")
+_MAX_WORDS = max(len(name.split()) for name in THING_NAMES)
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,18 @@ def first_subject(text: str) -> tuple[str, str | None] | None:
     for at in range(len(words)):
         name = _named_at(words, at)
         if name is None or (
-            name in COLOURS and any(_named_at(words, after) for after in (at + 1, at + 2))
+            name in COLOUR_NAMES and any(_named_at(words, after) for after in (at + 1, at + 2))
         ):
             continue  # "orange" in "an orange cat" is the colour
-        before = [word for word in words[max(0, at - 2) : at] if word in COLOURS]
+        before = [word for word in words[max(0, at - 2) : at] if word in COLOUR_NAMES]
         return name, (before[-1] if before else None)
     return None
 
 
 def _named_at(words: Sequence[str], at: int) -> str | None:
     """Return the longest name of a noun that starts at a word."""
-    runs = (" ".join(words[at : at + length]) for length in range(_max_words(), 0, -1))
-    return next((run for run in runs if run in _names()), None)
+    runs = (" ".join(words[at : at + length]) for length in range(_MAX_WORDS, 0, -1))
+    return next((run for run in runs if run in THING_NAMES), None)
 
 
 def _best(scores: Tensor, labels: tuple[str, ...]) -> tuple[str, float]:
@@ -108,13 +107,3 @@ def _best(scores: Tensor, labels: tuple[str, ...]) -> tuple[str, float]:
 
 def _tables(value: object) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
-
-
-@cache
-def _names() -> frozenset[str]:
-    return frozenset(name.lower() for noun in NOUNS.values() for name in noun.names)
-
-
-@cache
-def _max_words() -> int:
-    return max(len(name.split()) for name in _names())

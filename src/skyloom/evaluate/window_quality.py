@@ -1,14 +1,13 @@
 """Critic of long videos: compares each window with the first one and checks its seam.
 
 The default bounds are quantiles over the windows of ten videos of the bundled model and of real
-renders of the same scenes, measured by `skyloom evaluate windows` (docs/log.md).
+renders of the same scenes, measured by `diorama evaluate windows` (docs/log.md).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,19 +15,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from skyloom.core.errors import RequestError
-from skyloom.core.types import VideoShape
 from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
-from skyloom.evaluate.prompts import Prompt
-from skyloom.evaluate.report import Report
-from skyloom.evaluate.suite import VideoGenerator
-from skyloom.generate.rollout import WindowScore
-from skyloom.models.diorama.probe import Probe, load_probe, predict
-from skyloom.world.assets import Atlas
-from skyloom.world.render import render
+from skyloom.generate.sampling import WindowScore
+from skyloom.models.base import ClipReader, load_clip_reader
+from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 _MIN_FRAMES = 3  # for statistics of motion
 _DIGITS = 4
-_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 # smallest values that are compared: pixels per frame, flicker, contrast and sharpness
 _MIN_SPEED = 0.05
 _MIN_FLICKER = 0.005
@@ -65,7 +58,7 @@ class WindowCritic:
     Measures are rounded, so that the last bits of a sum have no effect.
     """
 
-    probe: Probe
+    probe: ClipReader
     limits: Bounds = field(default_factory=Bounds)
 
     @property
@@ -103,14 +96,16 @@ def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
             f"Bounds of the critic must be numbers > 0 (contrast, sharpness: > 1) for "
             f"{', '.join(_NAMES)}; got {', '.join(f'{name} = {values[name]!r}' for name in wrong)}."
         )
-    return WindowCritic(load_probe(), Bounds(**values))
+    reader = load_clip_reader(find_model(DEFAULT_MODEL))
+    assert reader is not None
+    return WindowCritic(reader, Bounds(**values))
 
 
 def measure_window(
     frames: UInt8[Tensor, "t h w c"],
     first: UInt8[Tensor, "t1 h w c"] | None,
     before: UInt8[Tensor, "t0 h w c"],
-    probe: Probe,
+    probe: ClipReader,
 ) -> dict[str, float]:
     """Return the measures of `Bounds` that the given frames allow."""
     measures: dict[str, float] = {}
@@ -134,48 +129,11 @@ def _ratio(value: float, base: float, minimum: float) -> float:
     return max(value, minimum) / max(base, minimum)
 
 
-def _window(frames: Tensor, probe: Probe) -> tuple[VideoStatistics, Tensor]:
-    return video_statistics(frames), predict(probe, frames).features.mean(0)
+def _window(frames: Tensor, probe: ClipReader) -> tuple[VideoStatistics, Tensor]:
+    return video_statistics(frames), probe.features(frames).mean(0)
 
 
 _first_window = lru_cache(maxsize=1)(_window)  # all windows are compared with the same frames
-
-
-def compare_windows(
-    pipeline: VideoGenerator,
-    prompts: Sequence[Prompt],
-    critic: WindowCritic,
-    atlas: Atlas,
-    edges: Sequence[int],
-    on_video: Callable[[int], None] | None = None,
-) -> Report:
-    """Measure the windows of generated videos and of real renders of the same scenes.
-
-    The index of a prompt is its seed; windows start at the frames `edges`. Reports quantiles of
-    every measure and the share of windows beyond a bound.
-    """
-    found: dict[str, list[WindowScore]] = {"made": [], "real": []}
-    for number, prompt in enumerate(prompts):
-        video = pipeline.generate(prompt.text, seed=number).frames
-        shape = VideoShape(len(video), prompt.scene.shape.height, prompt.scene.shape.width)
-        rendered = render(replace(prompt.scene, shape=shape), atlas).frames
-        for name, frames in (("made", video), ("real", rendered)):
-            windows = [frames[start:end] for start, end in pairwise([0, *edges, len(frames)])]
-            found[name] += [critic(here, windows[0], last) for last, here in pairwise(windows)]
-        if on_video:
-            on_video(number)
-    numbers: dict[str, float] = {}
-    for name, verdicts in found.items():
-        beyond = sum(one.score > 1 for one in verdicts)
-        numbers[f"{name}, share beyond a bound"] = beyond / len(verdicts)
-        for measure in critic.bounds:
-            values = torch.tensor(
-                [one.measures[measure] for one in verdicts if measure in one.measures]
-            )
-            for share in _QUANTILES:
-                numbers[f"{measure}, {name}, {share:.0%}"] = float(values.quantile(share))
-    about = {"prompts": len(prompts), "windows": len(found["made"]), "bounds": dict(critic.bounds)}
-    return Report("Windows against the first of their video", about, numbers=numbers)
 
 
 def _above(value: object, minimum: float) -> bool:

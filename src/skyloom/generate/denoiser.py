@@ -20,8 +20,7 @@ from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.guidance import cfg_delta
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.models.attention import KvCache
-from skyloom.models.base import TextCondition
-from skyloom.models.diorama.v1.transformer import Dit
+from skyloom.models.base import TextCondition, Transformer
 from skyloom.models.registry import Rollout
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ class Denoiser:
 
     def __init__(
         self,
-        dit: Dit,
+        transformer: Transformer,
         executor: DeterministicExecutor,
         conditions: Sequence[TextCondition],
         guidance_scale: float,
@@ -51,15 +50,15 @@ class Denoiser:
         assert len(conditions) == (1 if guidance_scale == 1.0 else 2), (
             "guidance needs exactly one further condition, the negative prompt"
         )
-        self._dit = dit
+        self._transformer = transformer
         self._executor = executor
         self._student = student
         self._branches = [_Branch(text) for text in conditions]
         self._guidance_scale = guidance_scale
         self._previous_weight = torch.zeros(0)
         self._frame_offset: int | None = None
-        self._device = dit.head.weight.device
-        self._dtype = dit.head.weight.dtype
+        self._device = transformer.device
+        self._dtype = transformer.dtype
 
     def velocity(
         self,
@@ -79,10 +78,10 @@ class Denoiser:
             numbers = None
             if self._frame_offset is not None and cache is None:
                 numbers = torch.arange(noisy.shape[2], device=self._device) + self._frame_offset
-            output = self._dit(
+            output = self._transformer(
                 noisy.to(self._dtype), levels, text, cache=cache, span=steps, frame_indices=numbers
             ).float()
-            return to_velocity(self._dit.config.prediction, output, noisy, levels)
+            return to_velocity(self._transformer.prediction, output, noisy, levels)
 
         def predict_branch(branch: _Branch) -> Tensor:
             current = predict(branch.text, branch.cache)
@@ -110,7 +109,9 @@ class Denoiser:
                 span: Tensor | None = span,
             ) -> None:
                 cache = branch.cache or KvCache(rollout.sink, rollout.recent)
-                branch.cache = self._dit.extend_cache(clean, sigma, branch.text, cache, span)
+                branch.cache = self._transformer.extend_cache(
+                    clean, sigma, branch.text, cache, span
+                )
 
             self._run(extend)
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from skyloom.core.errors import RequestError
 from skyloom.core.types import VideoShape
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
-from skyloom.media.masks import Mask, open_mask, parse_region
+from skyloom.media.masks import Mask, feather, open_mask, parse_region
 from skyloom.media.source import VideoSource, open_source
 
 
@@ -24,6 +27,11 @@ class EditSources:
     sources: tuple[VideoSource, ...]
     mask: Mask | None = None
     feather: int = 0
+
+    def soft_mask(self, start: int, stop: int) -> Float[Tensor, "t h w"]:
+        """Share of the generated picture in each pixel of frames [start, stop) of the source."""
+        assert self.mask is not None
+        return feather(self.mask.read(start, stop), self.feather)
 
     @property
     def notices(self) -> tuple[str, ...]:

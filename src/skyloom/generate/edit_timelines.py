@@ -7,13 +7,15 @@ Importing this module does not import torch.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from skyloom.core.errors import RequestError
 from skyloom.generate.parsing import parse_size
+from skyloom.generate.source_prompts import PromptChooser, SourceInfo, with_style
 from skyloom.generate.timeline import (
     Filter,
     Generate,
@@ -35,41 +37,26 @@ _BLEND_SECONDS = Fraction(1)
 _SAMPLE_PEAK = 0.8  # largest share of the second video in a "sample" curve
 
 
-class SourceInfo(Protocol):
-    """Length and receipt of a source video."""
-
-    @property
-    def frames(self) -> int:
-        """Number of frames."""
-        ...
-
-    @property
-    def receipt(self) -> Mapping[str, object]:
-        """The receipt in the file; empty if there is none."""
-        ...
-
-
-def source_prompt(source: SourceInfo) -> str:
-    """The prompt in a source's receipt; empty if there is none."""
-    request = source.receipt.get("request")
-    prompt = request.get("prompt", "") if isinstance(request, Mapping) else ""
-    return prompt if isinstance(prompt, str) else ""
-
-
 def build_remix(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
     """The whole video, generated from the source's frames."""
-    return _from_whole(sources[0], prompt, "remix", edit.value("strength"))
+    whole = SourceClip(0, 0, sources[0].frames)
+    return make_timeline([_from_clip(whole, prompt, "remix", edit.value("strength"))])
 
 
 def build_restyle(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
-    """The whole video, with the style appended to the prompt."""
-    text = prompt or source_prompt(sources[0])
-    styled = f"{text}, {edit.style}" if text else str(edit.style)
-    return _from_whole(sources[0], styled, "restyle", edit.value("strength"))
+    """The whole video, with the style appended to the prompt; a span per prompt of the source."""
+    prompts = PromptChooser(prompt, sources, edit.videos)
+    spans: list[Span | None] = []
+    for index, part in enumerate(prompts.each(SourceClip(0, 0, sources[0].frames))):
+        clip = SourceClip(0, part.start, part.stop)
+        text = with_style(part.prompt, str(edit.style))
+        name = f"restyle {index + 1}" if index else "restyle"
+        spans.append(_from_clip(clip, text, name, edit.value("strength")))
+    return _timeline(spans, prompts)
 
 
 def build_retake(
@@ -77,9 +64,10 @@ def build_retake(
 ) -> Timeline:
     """A time range, generated between the kept frames before and after it."""
     part = _time_range(edit, sources[0], fps)
-    return _replace_part(
-        sources[0], part, prompt, name="retake", strength=edit.value("strength"), masked=False
-    )
+    prompts = PromptChooser(prompt, sources, edit.videos)
+    strength = edit.value("strength")
+    generated = _replacement(sources[0], part, prompts.over(part), "retake", strength=strength)
+    return _timeline(_around(sources[0], part, generated), prompts)
 
 
 def build_inpaint(
@@ -101,9 +89,9 @@ def build_inpaint(
             f"region must hold within the video ({length}), got {edit.region}.", field="region"
         )
     part = SourceClip(0, begin, end)
-    return _replace_part(
-        sources[0], part, prompt, name="inpaint", strength=edit.value("strength"), masked=True
-    )
+    strength = edit.value("strength")
+    generated = _replacement(sources[0], part, prompt, "inpaint", strength=strength)
+    return make_timeline(_around(sources[0], part, replace(generated, masked=True)))
 
 
 def build_extend(
@@ -113,17 +101,18 @@ def build_extend(
     whole = SourceClip(0, 0, sources[0].frames)
     context = _context_frames(edit, fps)
     added = _frames(edit, "seconds", fps)
-    text = prompt or source_prompt(sources[0])
+    prompts = PromptChooser(prompt, sources, edit.videos)
     if added < 1:
         raise RequestError(
             f"seconds must be at least one frame ({float(1 / fps):g} s), got {edit.seconds}.",
             field="seconds",
         )
+    text = prompts.at(0, 0 if edit.backward else whole.stop - 1)
     if edit.backward:
         generated = Generate(added, text, "extend", after=_head(whole, context))
-        return make_timeline([generated, Keep(whole)])
+        return _timeline([generated, Keep(whole)], prompts)
     generated = Generate(added, text, "extend", before=_tail(whole, context))
-    return make_timeline([Keep(whole), generated])
+    return _timeline([Keep(whole), generated], prompts)
 
 
 def build_recut(
@@ -140,26 +129,29 @@ def build_recut(
             hint="Keep a shorter range, or raise seconds.",
             field="seconds",
         )
-    text = prompt or source_prompt(sources[0])
+    prompts = PromptChooser(prompt, sources, edit.videos)
     ahead = missing // 2
     behind = missing - ahead
     before = after = None
     if ahead:
+        text = prompts.at(0, kept.start)
         before = Generate(ahead, text, "recut before", after=_head(kept, context))
     if behind:
+        text = prompts.at(0, kept.stop - 1)
         after = Generate(behind, text, "recut after", before=_tail(kept, context))
-    return make_timeline([before, Keep(kept), after])
+    return _timeline([before, Keep(kept), after], prompts)
 
 
 def build_loop(edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction) -> Timeline:
     """A kept time range, and generated frames from its end back to its start."""
     kept = _time_range(edit, sources[0], fps)
     bridge = _frames(edit, "bridge", fps)
+    prompts = PromptChooser(prompt, sources, edit.videos)
     generated = None
     if bridge:
-        text = prompt or source_prompt(sources[0])
+        text = prompts.at(0, kept.stop - 1)
         generated = Generate(bridge, text, "loop", before=_tail(kept), after=_head(kept))
-    return make_timeline([Keep(kept), generated], loops=True)
+    return _timeline([Keep(kept), generated], prompts, loops=True)
 
 
 def build_stitch(
@@ -167,6 +159,7 @@ def build_stitch(
 ) -> Timeline:
     """All sources in order, with a generated transition between each two, or a hard cut."""
     transition = _frames(edit, "morph", fps)
+    prompts = PromptChooser(prompt, sources, edit.videos)
     spans: list[Span | None] = []
     for index, source in enumerate(sources):
         whole = SourceClip(index, 0, source.frames)
@@ -175,14 +168,14 @@ def build_stitch(
             spans.append(
                 Generate(
                     transition,
-                    prompt or source_prompt(source),
+                    prompts.at(index, 0),
                     f"stitch {index}",
                     before=_tail(previous),
                     after=_head(whole),
                 )
             )
         spans.append(Keep(whole))
-    return make_timeline(spans)
+    return _timeline(spans, prompts)
 
 
 def build_blend(
@@ -207,6 +200,7 @@ def build_blend(
     if curve == "transition":
         shares += [1.0] * (second.frames - overlap)
     runs = list(_share_runs(shares, offset))
+    prompts = PromptChooser(prompt, sources, edit.videos)
     spans: list[Span | None] = []
     for index, (start, clips) in enumerate(runs):
         if len(clips) == 1:
@@ -218,7 +212,7 @@ def build_blend(
         spans.append(
             Generate(
                 frames,
-                prompt or source_prompt(second),
+                prompts.over(clips[1]),
                 f"blend {index}",
                 before=_tail(before),
                 after=_head(after),
@@ -227,7 +221,7 @@ def build_blend(
                 strength=edit.value("strength"),
             )
         )
-    return make_timeline(spans)
+    return _timeline(spans, prompts)
 
 
 def build_upscale(
@@ -246,31 +240,39 @@ def build_interpolate(
     return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), rate_factor=factor)])
 
 
-def _from_whole(source: SourceInfo, prompt: str, name: str, strength: float) -> Timeline:
-    """One generated span that starts from the whole source."""
-    whole = SourceClip(0, 0, source.frames)
-    return make_timeline(
-        [Generate(whole.frames, prompt, name, init_clips=(whole,), strength=strength)]
-    )
-
-
-def _replace_part(
-    source: SourceInfo, part: SourceClip, prompt: str, *, name: str, strength: float, masked: bool
+def _timeline(
+    spans: Sequence[Span | None], prompts: PromptChooser, *, loops: bool = False
 ) -> Timeline:
-    """A part of the source generated again, between the kept rest."""
-    before = SourceClip(0, 0, part.start)
-    after = SourceClip(0, part.stop, source.frames)
-    generated = Generate(
+    """A timeline with the notices about the prompts of its generated spans."""
+    timeline = make_timeline(spans, loops=loops)
+    return replace(timeline, notices=prompts.notices) if timeline.generated_spans else timeline
+
+
+def _from_clip(clip: SourceClip, prompt: str, name: str, strength: float) -> Generate:
+    """A generated span that starts from a clip, without frames before or after it."""
+    return Generate(clip.frames, prompt, name, init_clips=(clip,), strength=strength)
+
+
+def _replacement(
+    source: SourceInfo, part: SourceClip, prompt: str, name: str, *, strength: float
+) -> Generate:
+    """A part of the source, generated again between the rest."""
+    return Generate(
         part.frames,
-        prompt or source_prompt(source),
+        prompt,
         name,
-        before=_tail(before),
-        after=_head(after),
+        before=_tail(SourceClip(0, 0, part.start)),
+        after=_head(SourceClip(0, part.stop, source.frames)),
         init_clips=(part,),
         strength=strength,
-        masked=masked,
     )
-    return make_timeline([Keep(before), generated, Keep(after)])
+
+
+def _around(source: SourceInfo, part: SourceClip, generated: Generate) -> list[Span | None]:
+    """The span that replaces a part of the source, between the kept rest."""
+    before = Keep(SourceClip(0, 0, part.start))
+    after = Keep(SourceClip(0, part.stop, source.frames))
+    return [before, generated, after]
 
 
 def _time_range(edit: "Edit", source: SourceInfo, fps: Fraction) -> SourceClip:

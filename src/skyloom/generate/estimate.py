@@ -17,16 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
-from safetensors import SafetensorError, safe_open
-
-from skyloom.core.config import from_table
 from skyloom.core.device import peak_memory_bytes
-from skyloom.core.errors import CapacityError, CheckpointError
+from skyloom.core.errors import CapacityError
 from skyloom.core.files import write_atomically
 from skyloom.core.paths import state_folder
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import Plan
-from skyloom.models.diorama.v1.transformer import DitConfig
+from skyloom.models.base import NetworkCost
 from skyloom.models.registry import ModelInfo
 
 MAX_HISTORY = 256 * 1024  # bytes; beyond it the older half is dropped
@@ -36,7 +33,6 @@ _FIXED_SECONDS = 5.0  # loading and text encoding
 _FLOPS = 4e10  # per second
 _DECODE_PIXELS = 3e6  # per second
 _BASE_BYTES = 600 * 2**20  # the process without model activations
-_FLOATS_PER_WIDTH = 24  # live fp32 values per token and channel
 _DECODE_BYTES = 1_200  # live bytes per pixel of the frames in the decoder
 _FILE_BYTES = 0.12  # per pixel and frame: twice the bundled model's mp4; two files exist at the end
 _DECODED_AT_A_TIME = 12  # frames
@@ -52,7 +48,6 @@ class Phased(Protocol):
 
 
 S = TypeVar("S", bound=Phased)
-C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -132,8 +127,7 @@ class Estimate:
 def workload_of(
     plan: Plan,
     model: ModelInfo,
-    config: DitConfig,
-    scale: ScaleFactors,
+    cost: NetworkCost,
     *,
     device: str,
     dtype: str,
@@ -143,7 +137,8 @@ def workload_of(
     Every step calls the transformer once, with guidance twice. A finished window is read once more,
     in pieces, into the cache.
     """
-    depth, patch_height, patch_width = config.patch
+    depth, patch_height, patch_width = cost.patch
+    scale = cost.scale
     rows = math.ceil(math.ceil(plan.shape.height / scale.space) / patch_height)
     columns = math.ceil(math.ceil(plan.shape.width / scale.space) / patch_width)
     per_frame = rows * columns // depth
@@ -163,7 +158,7 @@ def workload_of(
         passes = branches * (plan.num_steps * prompts + cached)
         calls += branches * (plan.num_steps + pieces)
         tokens = max(tokens, window_tokens)
-        flops += passes * window_tokens * _flops_per_token(config, keys)
+        flops += passes * window_tokens * (cost.token_flops + cost.key_flops * keys)
     return Workload(
         kind=f"{model.name} {device} {dtype}",
         windows=len(plan.windows),
@@ -174,22 +169,8 @@ def workload_of(
         height=plan.shape.height,
         width=plan.shape.width,
         seconds=plan.seconds,
-        memory_unit=config.width * _FLOATS_PER_WIDTH * 4 * branches,
+        memory_unit=cost.token_bytes * branches,
     )
-
-
-def read_config(folder: Path, part: str, config_class: type[C]) -> C:
-    """Read the config in a part's header, without tensors. Raises CheckpointError."""
-    path = next(iter(sorted(folder.glob(f"{part}*.safetensors"))), folder / f"{part}.safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return from_table(
-                json.loads((file.metadata() or {})["config"]), config_class, str(path)
-            )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}).", hint="Install skyloom again."
-        ) from error
 
 
 def estimate(work: Workload, history: Iterable[Run]) -> Estimate:
@@ -321,14 +302,6 @@ def free_memory() -> int:
         return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
     except (OSError, ValueError):
         return free
-
-
-def _flops_per_token(config: DitConfig, keys: int) -> float:
-    """FLOPs per token of one call: two per weight, and attention to `keys` tokens."""
-    weights = config.layers * (
-        4 * config.width**2 + 2 * config.width**2 + 2 * config.width * config.ffn
-    )
-    return 2.0 * weights + 4.0 * config.layers * config.width * keys
 
 
 def _median(values: Sequence[float], default: float) -> float:

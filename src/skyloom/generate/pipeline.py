@@ -1,184 +1,81 @@
-"""The pipeline: encode the text, sample latents, decode frames; every step is yielded.
+"""The pipeline: a plan's timeline becomes frames; every finished unit of work is yielded.
 
-`Pipeline.stream` yields a Step after each unit of work; its consumer shows progress or previews, or
-stops. The same request, seed and version give the same frames: noise is drawn from the request's
-seed, and several requests run one after another.
+A timeline is what text to video, storyboards and edits have in common: kept spans are copied,
+filtered ones pass through a filter, generated ones are sampled as runs of windows. The same
+request, seed and version give the same frames: noise is drawn from the request's seed, and several
+requests run one after another.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
+from skyloom.core.audio import Audio, samples_at
 from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError, SafetyError
 from skyloom.core.paths import cache_folder
-from skyloom.diffusion.canvas import Canvas
+from skyloom.core.seeds import derive_seed
 from skyloom.diffusion.schedule import make_sigmas
-from skyloom.generate.cards import Card
-from skyloom.generate.conditioning import (
-    LatentCondition,
-    align_to_latent_frames,
-    read_card_media,
-)
+from skyloom.generate.conditioning import Conditioning
+from skyloom.generate.decoding import StreamingDecoder
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
+from skyloom.generate.export import ExportOptions, check_ready, export_steps
+from skyloom.generate.latent_store import WindowCache, WindowStore
+from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
-from skyloom.generate.receipt import FramesHash, Receipt, make_receipt
+from skyloom.generate.receipt import make_receipt
+from skyloom.generate.renderer import RenderedFrames, RenderedSound, RunRenderer, WindowSound
 from skyloom.generate.request import Request
-from skyloom.generate.resume import WindowStore, clear
-from skyloom.generate.rollout import (
-    Critic,
-    SamplingSpec,
-    StreamingDecoder,
-    Window,
-    WindowStep,
-    generate_windows,
-)
-from skyloom.generate.span_cache import SpanStore
-from skyloom.generate.storyboard import PlacedCard
+from skyloom.generate.sampling import Critic, SamplingSpec, WindowStep
 from skyloom.generate.timeline import Filter, Keep
-from skyloom.generate.timeline_renderer import TimelineRenderer, filter_frames, span_identity
+from skyloom.generate.window_keys import window_keys
 from skyloom.generate.window_review import WindowReviewer
-from skyloom.media.frames import to_frames, to_pixels
-from skyloom.media.seam_metric import SeamMetric
+from skyloom.generate.windows import RunPlan, Window
+from skyloom.media.filters import interpolate, upscale
+from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
-from skyloom.models.base import TextCondition, TextContext
-from skyloom.models.checkpoint import load_into, load_part, verify_manifest
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder, load_text_encoder
-from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
-from skyloom.models.diorama.v1.transformer import Dit, DitConfig
-from skyloom.models.registry import ModelInfo, find_model
+from skyloom.media.write import check_target
+from skyloom.models.base import ModelBundle, SoundModel, TextCondition, TextContext
+from skyloom.models.checkpoint import verify_manifest
+from skyloom.models.registry import find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
-from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_receipt
+
+Texts = Mapping[str, Sequence[TextCondition]]
+"""By prompt: its condition and, with guidance, that of the negative prompt."""
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """A finished unit of work: `index` (from 1) of `total` in phase "text", "denoise" or "decode".
+class Generation:
+    """A video being generated: its plan, output stage, a store per run, critic, start noise."""
 
-    `notice` is a warning for the user. "decode" steps carry the next `frames`; the last step
-    carries the `receipt` and, if frames are collected, the whole `video`.
-    """
-
-    phase: str
-    index: int
-    total: int
-    latent: Float[Tensor, "c t h w"] | None = field(default=None, repr=False)
-    frames: UInt8[Tensor, "t h w c"] | None = field(default=None, repr=False)
-    receipt: dict[str, object] | None = field(default=None, repr=False)
-    video: Video | None = field(default=None, repr=False)
-    notice: str | None = None
-    vae: Vae | None = field(default=None, repr=False)
-
-    @torch.no_grad()
-    def preview(self) -> UInt8[Tensor, "h w c"] | None:
-        """Decode the middle latent frame of a "denoise" step into a picture."""
-        if self.latent is None or self.vae is None:
-            return None
-        middle = self.latent.shape[1] // 2
-        device = self.vae.decoder.linear.weight.device
-        cell = self.latent[None, :, middle : middle + 1].to(device)
-        return to_frames(self.vae.decode(cell)[0])[0]
-
-
-class _OutputStage:
-    """Turns decoded frames into steps: drop frames for a lower rate, watermark, moderate, hash.
-
-    `plan.keep_every` sets which frames are dropped. Frames of an edit arrive watermarked. With
-    `collect`, frames are kept for the video of the last step.
-    """
-
-    def __init__(
-        self, plan: Plan, receipt: Receipt, watch: StreamModerator | None, *, collect: bool
-    ) -> None:
-        self._plan = plan
-        self._receipt = receipt
-        self._watch = watch
-        self._hash = FramesHash(plan.fps)
-        self._marker = SpreadSpectrumWatermarker(watermark_id_of_receipt(receipt.to_dict()))
-        self._collected: list[Tensor] | None = [] if collect else None
-        self._frames = 0
-        self._done = 0  # decoder chunks, or frames of an edit
-        self._seams: SeamMetric | None = None
-        if plan.timeline is None:
-            self._total = sum(len(window.decode_chunks) for window in plan.windows)
-        else:
-            self._total = plan.shape.frames
-            self._seams = SeamMetric(plan.timeline.seams)
-
-    def add_notes(self, notes: Mapping[str, Any]) -> None:
-        """Add notes to the receipt."""
-        self._receipt = replace(self._receipt, notes={**self._receipt.notes, **notes})
-
-    @property
-    def mark(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Watermark the next generated frames of an edit."""
-        return self._marker.mark
-
-    def process(self, frames: UInt8[Tensor, "t h w c"]) -> Step:
-        """The "decode" step of the next frames. Raises SafetyError if moderation blocks them."""
-        every = self._plan.keep_every
-        output = frames[-self._frames % every :: every].clone()
-        if self._seams is None:
-            output = self._marker.mark(output)
-        if self._watch is not None:
-            self._watch.check(output)
-        self._frames += len(frames)
-        self._done += 1 if self._seams is None else len(frames)
-        self._hash.add(output)
-        if self._seams is not None:
-            self._seams.take(output)
-        if self._collected is not None:
-            self._collected.append(output)
-        if self._done < self._total:
-            return Step("decode", self._done, self._total, frames=output)
-        return self._last_step(output)
-
-    def _last_step(self, output: UInt8[Tensor, "t h w c"]) -> Step:
-        notes = {**self._receipt.notes, **self._seam_notes()}
-        receipt = replace(self._receipt, frames=self._hash.digest(), notes=notes).to_dict()
-        video = None
-        if self._collected is not None:
-            video = Video(torch.cat(self._collected), self._plan.fps, receipt)
-        return Step("decode", self._done, self._total, frames=output, receipt=receipt, video=video)
-
-    def _seam_notes(self) -> dict[str, Any]:
-        """Return the change at each seam over the ordinary change; also at the end of a loop."""
-        if self._seams is None:
-            return {}
-        notes: dict[str, Any] = {
-            "seams": {str(seam): round(ratio, 3) for seam, ratio in self._seams.ratios().items()}
-        }
-        if self._plan.timeline is not None and self._plan.timeline.loops:
-            notes["closure"] = round(self._seams.closure(), 3)
-        return notes
+    plan: Plan
+    output: OutputStage
+    stores: Sequence[WindowStore]
+    critic: Critic | None
+    noise: Float[Tensor, "1 c t h w"] | None
 
 
 class Pipeline:
     """A loaded model that generates videos."""
 
-    def __init__(
-        self,
-        info: ModelInfo,
-        text: DioramaTextEncoder,
-        dit: Dit,
-        vae: Vae,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.info = info
-        self.device = device
-        self.executor = DeterministicExecutor(device)
-        self.text = text
-        self.dtype = dtype
-        self.dit = dit.eval().to(device, dtype)
-        self.vae = place(vae, device, dtype)
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+        self.info = bundle.info
+        self.text_encoder = bundle.text_encoder
+        self.transformer = bundle.transformer
+        self.autoencoder = bundle.autoencoder
+        self.sound = bundle.sound
+        self.device = bundle.device
+        self.dtype = bundle.dtype
+        self.executor = DeterministicExecutor(bundle.device)
 
     def plan(self, request: Request) -> Plan:
         """Check a request and compute its plan. Raises RequestError."""
@@ -192,7 +89,7 @@ class Pipeline:
                 hint=f"Use skyloom.load({name!r}).",
                 field="model",
             )
-        return make_plan(request, self.info, self.vae.config.scale)
+        return make_plan(request, self.info, self.autoencoder.scale)
 
     def generate(self, request: Request | str, **fields: Any) -> Video:
         """Generate a video from a Request, or from a prompt and fields of a Request."""
@@ -200,6 +97,27 @@ class Pipeline:
             if step.video is not None:
                 return step.video
         raise AssertionError("a stream ends with a video")
+
+    def export(
+        self,
+        request: Request | str,
+        path: str | Path,
+        *,
+        options: ExportOptions | None = None,
+        **fields: Any,
+    ) -> dict[str, object]:
+        """Generate a video into a signed and registered file; return its receipt.
+
+        Memory does not grow with the length. Raises MediaError before any work if the file cannot
+        be written or signed.
+        """
+        options = options or ExportOptions()
+        check_target(Path(path))
+        check_ready(credentials=options.credentials)
+        plan = self._planned(request, fields)
+        steps = self.stream(plan, collect=False)
+        receipts = (step.receipt for step in export_steps(steps, plan, Path(path), options))
+        return [receipt for receipt in receipts if receipt is not None][-1]
 
     def generate_many(self, requests: Sequence[Request]) -> list[Video]:
         """Generate several videos in sequence, each as if it were generated alone."""
@@ -213,6 +131,7 @@ class Pipeline:
         resume: Path | None = None,
         save_every: float = 0.0,
         critic: Critic | None = None,
+        noise: Float[Tensor, "c t h w"] | None = None,
         **fields: Any,
     ) -> Iterator[Step]:
         """Generate a video step by step; stop iterating to cancel.
@@ -228,34 +147,24 @@ class Pipeline:
             when the iterator is closed.
         critic: scores every window (skyloom.evaluate.window_quality has one). Windows that exceed
             its bounds are sampled again up to `retakes` times; the receipt lists all scores.
+        noise: the noise that sampling starts from, in place of the seed's; for a prompt only. The
+            latent frames of all windows, which may be more than the video's.
         """
         plan = self._planned(request, fields)
-        judge = load_frame_moderator()
-        if judge is not None:
-            check_files(judge, map(Path, plan.request.media))
-        conditions = self._conditions(plan)
-        if plan.request.retakes is not None and critic is None:
-            raise RequestError(
-                f"critic must be given for retakes = {plan.request.retakes}, got None.",
-                hint="Pass critic=, or leave retakes out.",
-            )
-        notes = None if critic is None else {"critic": {"bounds": dict(critic.bounds)}}
+        start = self._start_noise(plan, noise)
+        moderator = load_frame_moderator()
+        if moderator is not None:
+            check_files(moderator, map(Path, plan.request.media))
+        notes = _notes(plan, critic, start)
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)
-        store = None if resume is None else WindowStore(resume, receipt.to_dict(), save_every)
-        spec = self._sampling_spec(plan, conditions, store)
-        watch = None if judge is None else StreamModerator(judge, plan.fps)
-        output = _OutputStage(plan, receipt, watch, collect=collect)
-        if plan.timeline is None:
-            return _with_checkpoints(self._run(plan, spec, output, conditions, critic), store)
-        identity = span_identity(plan, self.info, self.device, self.dtype)
-        folder = cache_folder()
-        cache = None if folder is None else SpanStore(folder / "spans", identity)
+        watch = None if moderator is None else StreamModerator(moderator, plan.fps)
+        output = OutputStage(plan, receipt, watch, collect=collect)
+        store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
         stores = [
-            None if store is None else store.span(number, identity.of(span))
-            for number, span in enumerate(plan.timeline.generated_spans)
+            store.run(number, self._keys(plan, run, critic) if store.cache is not None else ())
+            for number, run in enumerate(plan.runs)
         ]
-        steps = self._run_edit(plan, spec, output, cache=cache, stores=stores)
-        return _with_checkpoints(steps, store, cache)
+        return _with_checkpoints(self._run(Generation(plan, output, stores, critic, start)), store)
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -264,179 +173,191 @@ class Pipeline:
             request = Request(request)
         return self.plan(request.with_fields(fields))
 
-    def _sampling_spec(
-        self, plan: Plan, conditions: Sequence[LatentCondition], store: WindowStore | None
-    ) -> SamplingSpec:
-        """The sampling settings of a plan; `_run` and `_run_edit` complete them."""
+    def _start_noise(self, plan: Plan, noise: Tensor | None) -> Tensor | None:
+        """The start noise of a plan with a batch axis. Raises RequestError for another shape."""
+        if noise is None:
+            return None
+        if plan.request.edit is not None or plan.request.cards:
+            raise RequestError(
+                "noise must be left out for an edit or a storyboard.",
+                hint="Use seed.",
+                field="noise",
+            )
+        latent = self.autoencoder.scale.latent_shape(plan.shape)
+        channels = self.autoencoder.latent_channels
+        expected = (channels, plan.windows[-1].stop, latent.height, latent.width)
+        if tuple(noise.shape) != expected:
+            raise RequestError(
+                f"noise must have shape {expected} (channels, latent frames, height, width), "
+                f"got {tuple(noise.shape)}.",
+                field="noise",
+            )
+        return noise.detach().float().cpu()[None]
+
+    def _run(self, generation: Generation) -> Iterator[Step]:
+        """Encode the prompts, then copy, filter or generate the segments of the timeline."""
+        plan = generation.plan
+        texts: Texts = {}
+        if plan.runs:
+            context = self._encode_prompts(plan)
+            yield Step("text", 1, 1, notice=_notice(plan, context))
+            with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
+                texts = self._text_conditions(plan, context)
+                yield from self._render(generation, texts)
+        else:
+            yield from self._render(generation, texts)
+
+    def _render(self, generation: Generation, texts: Texts) -> Iterator[Step]:
+        """Render the segments of the timeline in order."""
+        plan = generation.plan
+        runs_done = 0
+        windows_done = 0
+        frame = 0
+        for segment in plan.segments:
+            if isinstance(segment, RunPlan):
+                renderer = self._renderer(generation, runs_done, texts, first_frame=frame)
+                for item in renderer.render():
+                    if isinstance(item, WindowStep):
+                        yield self._denoise_step(plan, item, windows_done)
+                    elif isinstance(item, RenderedSound):
+                        generation.output.add_sound(item.audio)
+                    elif len(item.frames):
+                        yield generation.output.process(item)
+                windows_done += len(segment.windows)
+                runs_done += 1
+            else:
+                assert plan.sources is not None
+                if self.sound is not None:  # the exporter copies the sound of the source
+                    silence = _silence(self.sound, plan, frame, segment.frames)
+                    generation.output.add_sound(silence)
+                for frames in _copied(plan.sources.sources[segment.clip.source], segment):
+                    yield generation.output.process(RenderedFrames(frames, generated=False))
+            frame += segment.frames
+
+    def _renderer(
+        self, generation: Generation, number: int, texts: Texts, *, first_frame: int
+    ) -> RunRenderer:
+        """The renderer of a run, with a new denoiser and decoder."""
+        plan = generation.plan
+        run = plan.runs[number]
+        conditioning = self._conditioning(plan, run)
+        decoder = StreamingDecoder(
+            self.autoencoder, self.executor, self.info.steadiness, conditioning.fixed
+        )
+        reviewer = None
+        if generation.critic is not None and plan.request.edit is None:
+            reviewer = WindowReviewer(generation.critic, decoder)
+            generation.output.add_final_notes(reviewer.notes)
+        conditions = [texts[span.prompt] for span in run.spans]
+        denoiser = Denoiser(
+            self.transformer,
+            self.executor,
+            conditions[0],
+            plan.guidance_scale,
+            student=plan.student,
+        )
+
+        def set_prompt(window: Window) -> None:
+            previous = conditions[window.span - 1] if window.prompt_fade else None
+            denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
+
+        sampling = replace(
+            self._sampling_spec(plan, run, conditioning),
+            store=generation.stores[number],
+            set_prompt=set_prompt,
+            score_window=None if reviewer is None else reviewer.score,
+            start_noise=generation.noise,
+        )
+        sound = None
+        if self.sound is not None:
+            sound = WindowSound(
+                self.sound,
+                self.executor,
+                conditioning,
+                [one[0] for one in conditions],
+                first_frame=first_frame,
+                seed=sampling.seed,
+            )
+        return RunRenderer(
+            run,
+            conditioning,
+            sampling,
+            denoiser,
+            decoder,
+            frame_offset=self.transformer.uncached_frame_offset,
+            reviewer=reviewer,
+            sound=sound,
+        )
+
+    def _sampling_spec(self, plan: Plan, run: RunPlan, conditioning: Conditioning) -> SamplingSpec:
+        """The sampling settings of a run, as far as the plan determines them."""
+        name = run.spans[0].name
         return SamplingSpec(
-            windows=plan.windows,
-            canvas_at=self._canvas_at(plan, conditions),
+            windows=run.windows,
+            canvas_at=conditioning.canvas,
             sigmas=make_sigmas(plan.num_steps, self.info.shift),
-            seed=plan.seed,
+            seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
             rollout=self.info.rollout,
-            store=store,
-            card_seeds={
-                index: placed.card.seed
-                for index, placed in enumerate(plan.cards)
-                if placed.card.seed is not None
+            span_seeds={
+                index: span.seed for index, span in enumerate(run.spans) if span.seed is not None
             },
             noise_correlation=self.info.noise_correlation,
             retakes=plan.request.retakes or 0,
+            uses_cache=run.uses_cache,
         )
 
-    def _run(
-        self,
-        plan: Plan,
-        spec: SamplingSpec,
-        output: _OutputStage,
-        conditions: Sequence[LatentCondition],
-        critic: Critic | None,
-    ) -> Iterator[Step]:
-        """Sample the windows of a prompt or storyboard, and decode each while the next is made."""
-        prompts = [placed.text for placed in plan.cards] or [plan.request.prompt]
-        context = self._encode_prompts(plan, prompts)
-        yield Step("text", 1, 1, notice=_notice(plan, context))
-        known = frozenset[tuple[int, int]]().union(*(one.fixed_frames for one in conditions))
-        decoder = StreamingDecoder(
-            self.vae, self.executor, self.device, self.info.steadiness, known
-        )
-        reviewer = None if critic is None else WindowReviewer(critic, decoder)
-        texts = [self._text_conditions(plan, context, row) for row in range(len(prompts))]
-        denoiser = self._make_denoiser(plan, texts[0])
-
-        def set_prompt(window: Window) -> None:
-            previous = texts[window.card - 1] if window.prompt_fade else None
-            denoiser.set_prompt(texts[window.card], previous, window.prompt_fade)
-
-        score = None if reviewer is None else reviewer.score
-        for step in generate_windows(
-            replace(spec, set_prompt=set_prompt, score_window=score), denoiser
-        ):
-            yield self._denoise_step(plan, step)
-            if step.finished is not None:
-                yield from map(output.process, decoder.ready(max_pending=0))
-                if reviewer is not None:
-                    reviewer.accept(step)
-                    output.add_notes(reviewer.notes())
-                decoder.put(step.finished, step.window)
-            yield from map(output.process, decoder.ready())
-        yield from map(output.process, decoder.ready(max_pending=0))
-
-    def _run_edit(
-        self,
-        plan: Plan,
-        spec: SamplingSpec,
-        output: _OutputStage,
-        *,
-        cache: SpanStore | None,
-        stores: Sequence[WindowStore | None],
-    ) -> Iterator[Step]:
-        """Copy, filter or generate the spans of a timeline in order."""
-        timeline = plan.timeline
-        opened = plan.edit_sources
-        assert timeline is not None and opened is not None
-        prompts = list(dict.fromkeys(span.prompt for span in timeline.generated_spans))
-        texts: dict[str, list[TextCondition]] = {}
-        if prompts:
-            context = self._encode_prompts(plan, prompts)
-            for row, prompt in enumerate(prompts):
-                texts[prompt] = self._text_conditions(plan, context, row)
-            yield Step("text", 1, 1, notice=_notice(plan, context))
-        renderer = TimelineRenderer(
-            vae=self.vae,
-            executor=self.executor,
-            device=self.device,
-            sources=opened.sources,
-            sampling=spec,
-            make_denoiser=lambda prompt: self._make_denoiser(plan, texts[prompt]),
-            mark=output.mark,
-            smoothing_level=self.info.steadiness,
-            frame_offset=self.dit.config.horizon,
-            size=(plan.shape.height, plan.shape.width),
-            mask=opened.mask,
-            feather=opened.feather,
-            cache=cache,
-        )
-        layouts = zip(plan.layouts, stores, strict=True)
-        windows_done = 0
-        for span in timeline.spans:
-            if isinstance(span, Keep):
-                source = opened.sources[span.clip.source]
-                frames = source.stream(span.clip.start, span.clip.stop)
-                yield from map(output.process, frames)
-            elif isinstance(span, Filter):
-                yield from map(output.process, filter_frames(opened.sources[0], span))
-            else:
-                layout, store = next(layouts)
-                for item in renderer.render(span, layout, store):
-                    if isinstance(item, WindowStep):
-                        yield self._denoise_step(plan, item, windows_done)
-                    elif len(item):
-                        yield output.process(item)
-                windows_done += len(layout.windows)
-
-    def _make_denoiser(self, plan: Plan, conditions: Sequence[TextCondition]) -> Denoiser:
-        return Denoiser(
-            self.dit, self.executor, conditions, plan.guidance_scale, student=plan.student
+    def _conditioning(self, plan: Plan, run: RunPlan) -> Conditioning:
+        """What the windows of a run know."""
+        return Conditioning(
+            run,
+            plan.shape,
+            fps=plan.timeline.fps,
+            scale=self.autoencoder.scale,
+            channels=self.autoencoder.latent_channels,
+            encode=self._encode_pixels,
+            sources=plan.sources,
         )
 
-    def _denoise_step(self, plan: Plan, step: WindowStep, windows_before: int = 0) -> Step:
-        """The Step of a sampler step; `windows_before` counts windows of earlier spans."""
+    def _keys(self, plan: Plan, run: RunPlan, critic: Critic | None) -> Sequence[str]:
+        """The cache's keys of a run's windows."""
+        bounds = None if critic is None else critic.bounds
+        return window_keys(plan, run, self.info, self.device, self.dtype, bounds=bounds)
+
+    def _denoise_step(self, plan: Plan, step: WindowStep, windows_before: int) -> Step:
+        """The Step of a sampler step; `windows_before` counts windows of earlier runs."""
         index = (windows_before + step.window.index) * plan.num_steps + step.step.index + 1
         total = len(plan.windows) * plan.num_steps
-        return Step("denoise", index, total, step.step.denoised[0], vae=self.vae)
+        latent = step.step.denoised[0]
+        return Step("denoise", index, total, latent, autoencoder=self.autoencoder)
 
-    def _canvas_at(
-        self, plan: Plan, conditions: Sequence[LatentCondition]
-    ) -> Callable[[Window], Canvas]:
-        """The function from a window to its canvas. The spans of an edit make their own."""
-        if plan.timeline is not None:
-            return _no_canvas
-        latent_shape = self.vae.config.scale.latent_shape(plan.shape)
+    def _encode_pixels(self, pixels: Float[Tensor, "1 3 t h w"]) -> Float[Tensor, "1 c u y x"]:
+        encode = partial(self.autoencoder.encode, pixels.to(self.autoencoder.device))
+        return self.executor.run_one(encode).cpu()
 
-        def canvas_at(window: Window) -> Canvas:
-            shape = replace(latent_shape, frames=window.stop - window.start)
-            canvas = Canvas.text_to_video(self.vae.config.latent_channels, shape)
-            for condition in conditions:
-                canvas = condition.apply_to(canvas, window)
-            return canvas
+    def _encode_prompts(self, plan: Plan) -> TextContext:
+        """Encode all prompts and, as the last row, the negative prompt."""
+        rows = [*_prompts(plan), plan.request.negative_prompt]
+        with self.bundle.use("text_encoder"):
+            return self.executor.run_one(partial(self.text_encoder.encode, rows))
 
-        return canvas_at
-
-    def _conditions(self, plan: Plan) -> list[LatentCondition]:
-        """Latent conditions from the first image and the media of cards."""
-        placed = [one for one in plan.cards if one.media]
-        if plan.request.image is not None:
-            first = Card("0", "", image=plan.request.image)
-            placed.insert(0, PlacedCard(first, frame=0, shot=0, offset=0, fade_frames=0, text=""))
-        return [self._condition(one, plan) for one in placed]
-
-    @torch.no_grad()
-    def _condition(self, placed: PlacedCard, plan: Plan) -> LatentCondition:
-        """Encode the media of a card."""
-        frames = read_card_media(placed, plan.shape, self.info.fps)
-        frames, start, skip = align_to_latent_frames(frames, placed.offset, self.vae.config.scale)
-        pixels = to_pixels(frames)[None].to(self.device)
-        latent = self.executor.run_one(partial(self.vae.encode, pixels))[0, :, skip:].cpu()
-        return LatentCondition(placed.shot, start, latent, placed.card.strength)
-
-    def _encode_prompts(self, plan: Plan, prompts: Sequence[str]) -> TextContext:
-        """Encode the prompts and, as the last row, the negative prompt."""
-        texts = [*prompts, plan.request.negative_prompt]
-        return self.executor.run_one(partial(self.text.encode, texts))
-
-    def _text_conditions(self, plan: Plan, context: TextContext, row: int) -> list[TextCondition]:
-        """The condition of one prompt and, with guidance, of the negative prompt."""
-        rows = [row] if plan.guidance_scale == 1.0 else [row, len(context.context) - 1]
-        return [self.executor.run_one(partial(self._text_condition, context, one)) for one in rows]
+    def _text_conditions(self, plan: Plan, context: TextContext) -> Texts:
+        """The condition of each prompt and, with guidance, of the negative prompt."""
+        prompts = _prompts(plan)
+        texts: dict[str, list[TextCondition]] = {}
+        for row, prompt in enumerate(prompts):
+            chosen = [row] if plan.guidance_scale == 1.0 else [row, len(prompts)]
+            texts[prompt] = [
+                self.executor.run_one(partial(self._text_condition, context, one)) for one in chosen
+            ]
+        return texts
 
     def _text_condition(self, context: TextContext, row: int) -> TextCondition:
         """One row of a text context, without padding."""
         length = int(context.context_mask[row].sum())
-        dtype = self.dit.head.weight.dtype
-        tokens = context.context[row : row + 1, :length].to(self.device, dtype)
-        pooled = context.pooled[row : row + 1].to(self.device, dtype)
-        return self.dit.prepare_text(tokens, None, pooled)
+        where = (self.transformer.device, self.transformer.dtype)
+        tokens = context.context[row : row + 1, :length].to(*where)
+        pooled = context.pooled[row : row + 1].to(*where)
+        return self.transformer.prepare_text(tokens, None, pooled)
 
 
 def load(
@@ -452,55 +373,83 @@ def load(
     """
     info = find_model(model)
     if verify:
-        verify_manifest(info.folder)
+        verify_manifest(info.folder, trust_cache=True)
     where = choose_device(device)
-    dit_config, dit_state, _ = load_part(info.folder, "dit", DitConfig)
-    vae_config, vae_state, _ = load_part(info.folder, "vae", VaeConfig)
-    with torch.device("meta"):
-        dit = Dit(dit_config)
-        vae = Vae(vae_config)
-    for module, state in ((dit, dit_state), (vae, vae_state)):
-        module.to_empty(device="cpu")
-        load_into(module, state)
-    text = load_text_encoder(info.folder)
-    dtype_here = choose_dtype(where, dtype)
-    return Pipeline(info, text, dit, vae, device=where, dtype=dtype_here)
+    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)))
 
 
-def _with_checkpoints(
-    steps: Iterator[Step], store: WindowStore | None, cache: SpanStore | None = None
-) -> Iterator[Step]:
+def _prompts(plan: Plan) -> list[str]:
+    """The prompts of all generated spans, each once."""
+    return list(dict.fromkeys(span.prompt for run in plan.runs for span in run.spans))
+
+
+def _copied(source: VideoSource, span: Keep | Filter) -> Iterator[Tensor]:
+    """The frames of a kept or filtered span."""
+    frames = source.stream(span.clip.start, span.clip.stop)
+    if isinstance(span, Keep):
+        return frames
+    if span.size is not None:
+        return upscale(frames, span.size)
+    return interpolate(frames, source.fps, source.fps * span.rate_factor)
+
+
+def _silence(sound: SoundModel, plan: Plan, first: int, count: int) -> Audio:
+    """Silence for frames [first, first + count) of the video."""
+    fps = plan.timeline.fps
+    begin, end = (samples_at(frame / fps, sound.rate) for frame in (first, first + count))
+    return Audio(torch.zeros(sound.channels, end - begin), sound.rate)
+
+
+def _notes(plan: Plan, critic: Critic | None, noise: Tensor | None) -> dict[str, Any]:
+    """Notes of the receipt that are known before the first step."""
+    if plan.request.retakes is not None and critic is None:
+        raise RequestError(
+            f"critic must be given for retakes = {plan.request.retakes}, got None.",
+            hint="Pass critic=, or leave retakes out.",
+        )
+    notes: dict[str, Any] = {}
+    if critic is not None:
+        notes["critic"] = {"bounds": dict(critic.bounds)}
+    if noise is not None:
+        notes["noise"] = hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+    return notes
+
+
+def _window_cache(plan: Plan) -> WindowCache | None:
+    """The cache of an edit or storyboard, of which a changed version reuses what did not change."""
+    folder = cache_folder()
+    if folder is None or not (plan.request.edit is not None or len(plan.request.cards) > 1):
+        return None
+    return WindowCache(folder / "spans")
+
+
+def _with_checkpoints(steps: Iterator[Step], store: WindowStore) -> Iterator[Step]:
     """Flush checkpoints if the consumer stops early; delete them if moderation blocks the video."""
     try:
         yield from steps
     except GeneratorExit:
-        if store is not None:
-            store.flush()
+        store.flush()
         raise
     except SafetyError:
-        if store is not None:
-            clear(store.folder)
-        if cache is not None:
-            cache.remove_used()
+        store.discard()
         raise
-
-
-def _no_canvas(window: Window) -> Canvas:
-    raise AssertionError("the spans of an edit make their own canvases")
 
 
 def _notice(plan: Plan, context: TextContext) -> str | None:
     """Warnings for the user: truncated prompts, dropped frames, converted sources."""
-    *truncated, negative = context.truncated
+    dropped = dict(zip(_prompts(plan), context.truncated, strict=False))
     notices: list[str] = []
-    for number, count in enumerate(truncated, start=1):
-        if count:
-            name = f"The prompt of card {number}" if plan.cards else "The prompt"
+    for number, span in enumerate(plan.timeline.generated_spans, start=1):
+        count = dropped[span.prompt]
+        if count and (plan.request.cards or number == 1):
+            name = f"The prompt of card {number}" if plan.request.cards else "The prompt"
             notices.append(f"{name} is too long: its last {count} tokens were ignored.")
+    negative = context.truncated[-1]
     if negative:
         notices.append(f"The negative prompt is too long: its last {negative} tokens were ignored.")
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
-    if plan.edit_sources is not None:
-        notices.extend(plan.edit_sources.notices)
+    if plan.sources is not None:
+        notices.extend(plan.sources.notices)
+    notices.extend(plan.timeline.notices)
     return " ".join(notices) or None

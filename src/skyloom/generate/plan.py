@@ -1,19 +1,20 @@
-"""Plan a request before any work: shapes, windows, steps and guidance, or a RequestError."""
+"""Plan a request before any work: shapes, timeline, windows, steps, or a RequestError."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from pathlib import Path
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.edit_sources import EditSources, open_edit_sources
 from skyloom.generate.edit_spec import check_source_limits
 from skyloom.generate.edit_verbs import EDIT_VERBS
-from skyloom.generate.layout import SpanLayout, layout_span
 from skyloom.generate.request import Request
-from skyloom.generate.rollout import Window, make_windows
-from skyloom.generate.storyboard import PlacedCard, card_windows, place_cards
-from skyloom.generate.timeline import Filter, Timeline
+from skyloom.generate.storyboard import storyboard_spans
+from skyloom.generate.timeline import Filter, Generate, Keep, Media, Timeline, make_timeline
 from skyloom.generate.validate import MAX_SECONDS, ResolvedRequest, count_frames, resolve_defaults
+from skyloom.generate.windows import RunPlan, Window, plan_runs
+from skyloom.media.read import read_image
 from skyloom.models.registry import ModelInfo
 
 
@@ -22,8 +23,8 @@ class Plan:
     """A request with every default filled in.
 
     `shape` is what the model generates at its own rate; every `keep_every`-th frame is output, at
-    `fps`. `windows` are sampled in order. An edit has a `timeline`, the `layouts` of its generated
-    spans, whose windows `windows` lists, and its open `edit_sources`.
+    `fps`. `timeline` is the whole video; `runs` are its generated spans, as they are sampled. An
+    edit has its open `sources`.
     """
 
     request: Request
@@ -33,17 +34,30 @@ class Plan:
     num_steps: int
     guidance_scale: float
     seed: int
-    windows: tuple[Window, ...]
+    timeline: Timeline
+    runs: tuple[RunPlan, ...]
     student: bool = False
-    cards: tuple[PlacedCard, ...] = ()
-    timeline: Timeline | None = None
-    layouts: tuple[SpanLayout, ...] = ()
-    edit_sources: EditSources | None = field(default=None, repr=False, compare=False)
+    sources: EditSources | None = field(default=None, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
         """Length from the first to the last frame; a request of this length gives this plan."""
         return (self.shape.frames - 1) / float(self.fps * self.keep_every)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows of all runs."""
+        return tuple(window for run in self.runs for window in run.windows)
+
+    @property
+    def segments(self) -> tuple[Keep | Filter | RunPlan, ...]:
+        """Kept and filtered spans, and runs, in order of time."""
+        firsts = {id(run.spans[0]): run for run in self.runs}
+        found = (
+            span if isinstance(span, Keep | Filter) else firsts.get(id(span))
+            for span in self.timeline.spans
+        )
+        return tuple(segment for segment in found if segment is not None)
 
 
 def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
@@ -54,11 +68,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     if request.edit is not None:
         return _plan_edit(request, resolved, model, scale, native)
     shape = VideoShape(count_frames(request, model, scale), resolved.height, resolved.width)
-    cards = place_cards(request.cards, request.prompt, shape, model.fps)
-    if cards:
-        windows = card_windows(cards, shape.frames, scale, native, model.rollout)
-    else:
-        windows = make_windows(scale.latent_frames(shape.frames), native, model.rollout)
+    timeline = replace(_generated_timeline(request, shape, model.fps), fps=Fraction(model.fps))
     assert request.seed is not None
     return Plan(
         request,
@@ -68,10 +78,21 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,
         seed=request.seed,
-        windows=windows,
+        timeline=timeline,
+        runs=plan_runs(timeline, scale, native, model.rollout),
         student=resolved.quality.student,
-        cards=cards,
     )
+
+
+def _generated_timeline(request: Request, shape: VideoShape, fps: int) -> Timeline:
+    """The timeline of a prompt, with its first picture, or of a storyboard."""
+    if request.cards:
+        return make_timeline(storyboard_spans(request.cards, request.prompt, shape, fps))
+    media = None
+    if request.image is not None:
+        read_image(Path(request.image))
+        media = Media(request.image)
+    return make_timeline([Generate(shape.frames, request.prompt, media=media)])
 
 
 def _plan_edit(
@@ -81,7 +102,7 @@ def _plan_edit(
     scale: ScaleFactors,
     native: int,
 ) -> Plan:
-    """Open the sources of an edit and lay out its generated spans."""
+    """Open the sources of an edit and plan its generated spans."""
     edit = request.edit
     assert edit is not None
     opened = open_edit_sources(edit, model.fps, resolved.height, resolved.width)
@@ -96,14 +117,12 @@ def _plan_edit(
         raise RequestError(
             f"The edited video must be at most {MAX_SECONDS} seconds long, got {length}."
         )
-    layouts = tuple(
-        layout_span(span, scale, native, model.rollout) for span in timeline.generated_spans
-    )
     shape = VideoShape(timeline.frames, resolved.height, resolved.width)
     first = timeline.spans[0]
     if isinstance(first, Filter):
         shape = VideoShape(timeline.frames, *(first.size or (source.height, source.width)))
         fps *= first.rate_factor
+    timeline = replace(timeline, fps=fps)
     return Plan(
         request,
         shape,
@@ -112,9 +131,8 @@ def _plan_edit(
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,
         seed=request.seed or 0,  # an edit without sampling has no seed
-        windows=tuple(window for layout in layouts for window in layout.windows),
-        student=resolved.quality.student,
         timeline=timeline,
-        layouts=layouts,
-        edit_sources=opened,
+        runs=plan_runs(timeline, scale, native, model.rollout),
+        student=resolved.quality.student,
+        sources=opened,
     )

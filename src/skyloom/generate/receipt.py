@@ -22,6 +22,7 @@ from skyloom.core.files import sha256_file
 from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
+from skyloom.generate.source_prompts import timeline_prompts
 from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
@@ -188,7 +189,7 @@ def make_receipt(
 def _filled_request(plan: Plan, model: str) -> Request:
     """The plan's request with defaults filled in."""
     filled = replace(plan.request, model=model)
-    if plan.timeline is None:
+    if plan.request.edit is None:
         filled = replace(filled, seconds=plan.seconds, fps=float(plan.fps), size=plan.shape.size)
     if filled.samples:
         filled = replace(
@@ -203,26 +204,27 @@ def _filled_request(plan: Plan, model: str) -> Request:
 
 def _card_media(plan: Plan) -> Iterator[Parent]:
     """The media of a storyboard's cards."""
-    for placed in plan.cards:
-        if placed.media:
-            role = "video" if placed.card.video else "image"
-            yield Parent(hash_source_file(Path(placed.media)), role, "storyboard")
+    for card in plan.request.cards:
+        media = card.image or card.video
+        if media:
+            role = "video" if card.video else "image"
+            yield Parent(hash_source_file(Path(media)), role, "storyboard")
 
 
 def _edited_files(plan: Plan) -> Iterator[Parent]:
     """The videos of an edit in order, then its mask."""
     edit = plan.request.edit
-    if edit is None or plan.edit_sources is None:
+    if edit is None or plan.sources is None:
         return
-    for source in plan.edit_sources.sources:
+    for source in plan.sources.sources:
         yield Parent(source.sha256, "video", edit.verb)
     if edit.mask is not None:
         yield Parent(hash_source_file(Path(edit.mask)), "mask", edit.verb)
 
 
 def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The kept and generated frames of an edit, and the conversions of its sources."""
-    if plan.timeline is None or plan.edit_sources is None:
+    """The kept and generated frames of an edit, the prompts of all its frames, and notices."""
+    if plan.sources is None:
         return {}
     spans: list[list[int | str]] = []
     position = 0
@@ -230,8 +232,14 @@ def _edit_notes(plan: Plan) -> dict[str, Any]:
         kind = "kept" if isinstance(span, Keep) else "made"
         spans.append([position, position + span.frames, kind])
         position += span.frames
-    notices = list(plan.edit_sources.notices)
-    return {"spans": spans, **({"notices": notices} if notices else {})}
+    prompts = timeline_prompts(plan.timeline, plan.sources.sources)
+    notes: dict[str, Any] = {
+        "spans": spans,
+        "prompts": [[part.start, part.stop, part.prompt] for part in prompts],
+    }
+    if notices := [*plan.sources.notices, *plan.timeline.notices]:
+        notes["notices"] = notices
+    return notes
 
 
 def read_receipt(path: Path) -> Receipt:

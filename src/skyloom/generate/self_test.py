@@ -1,12 +1,10 @@
 """Compare decoding on a device with fp32 on the CPU: some bf16 kernels are wrong (docs/log.md)."""
 
-from pathlib import Path
-
 import torch
 
 from skyloom.media.frames import to_frames
-from skyloom.models.checkpoint import load_into, load_part
-from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig, place
+from skyloom.models.base import load_autoencoder
+from skyloom.models.registry import ModelInfo
 
 TOLERANCE = 16
 """Largest pixel difference (of 255) that bf16 rounding explains; the bundled model's is 1."""
@@ -14,20 +12,17 @@ _LATENT_FRAMES = 3
 _LATENT_SIDE = 8
 
 
-def compare_decoders(folder: Path, device: torch.device, dtype: torch.dtype) -> int:
+def compare_decoders(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> int:
     """Return the largest pixel difference (of 255) of a model's decoder to fp32 on the CPU.
 
     Both decode the same noise latent (9 frames). Raises CheckpointError.
     """
-    config, state, _ = load_part(folder, "vae", VaeConfig)
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, config.latent_channels, _LATENT_FRAMES, _LATENT_SIDE, _LATENT_SIDE)
-    latent = torch.randn(shape, generator=generator)
     decoded: list[torch.Tensor] = []
     for where, kind in ((torch.device("cpu"), torch.float32), (device, dtype)):
-        vae = Vae(config)
-        load_into(vae, state)
+        autoencoder = load_autoencoder(info, where, kind)
+        shape = (1, autoencoder.latent_channels, _LATENT_FRAMES, _LATENT_SIDE, _LATENT_SIDE)
+        latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            pixels = place(vae, where, kind).decode(latent.to(where))[0]
-            decoded.append(to_frames(pixels).cpu().int())
+            pixels = autoencoder.decode(latent.to(where))[0]
+        decoded.append(to_frames(pixels).cpu().int())
     return int((decoded[0] - decoded[1]).abs().max())

@@ -1,9 +1,8 @@
 # pyright: basic
-"""Storyboards: place cards on frames, divide them into windows, and read storyboard files.
+"""Storyboards: place cards on frames, and read storyboard files.
 
 A card with `cut` starts a new shot with an empty cache. Without it, the shot continues with another
-prompt. If a card begins inside a latent frame, that latent frame is sampled once per card, and each
-card shows its own video frames of it.
+prompt.
 """
 
 import json
@@ -12,91 +11,81 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import MediaError, RequestError
-from skyloom.core.types import ScaleFactors, VideoShape
+from skyloom.core.types import VideoShape
 from skyloom.generate.cards import Card, CardError
 from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
-from skyloom.generate.rollout import Window
-from skyloom.generate.timeline import nearest_frame
+from skyloom.generate.source_prompts import with_style
+from skyloom.generate.timeline import Generate, Media, nearest_frame
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
-from skyloom.models.registry import Rollout
 
 MAX_CARDS = 500
 MAX_BYTES = 2**20
 DEFAULT_FADE = Fraction(1, 2)  # seconds
 
 
-@dataclass(frozen=True)
-class PlacedCard:
-    """A card on the frames of a video.
-
-    It begins at `frame`, which is frame `offset` of shot `shot`. Its prompt is crossfaded over
-    `fade_frames` frames. `text` is the prompt with the storyboard's style.
-    """
-
-    card: Card
-    frame: int
-    shot: int
-    offset: int
-    fade_frames: int
-    text: str
-
-    @property
-    def media(self) -> str | None:
-        """Path of the card's image or video."""
-        return self.card.image or self.card.video
-
-
-def place_cards(
+def storyboard_spans(
     cards: Sequence[Card], style: str, shape: VideoShape, fps: int
-) -> tuple[PlacedCard, ...]:
-    """Place cards on frames and check their media. Raises CardError."""
+) -> tuple[Generate, ...]:
+    """The generated spans of a storyboard, one per card; also check the cards' media.
+
+    `style` is appended to each prompt. Raises CardError.
+    """
     if len(cards) > MAX_CARDS:
         message = f"cards must be at most {MAX_CARDS}, got {len(cards)}."
         raise CardError(MAX_CARDS + 1, "at", message)
-    placed: list[PlacedCard] = []
+    starts = [_first_frame(card, fps) for card in cards]
     for number, card in enumerate(cards, start=1):
-        at = parse_clock(card.at)
-        fade = DEFAULT_FADE if card.morph is None else parse_clock(card.morph)
-        assert at is not None and fade is not None, "a card is checked when it is created"
-        frame = nearest_frame(at, Fraction(fps))
-        _check_position(number, card, frame, placed)
-        if frame >= shape.frames:
+        _check_position(number, cards, starts)
+        if starts[number - 1] >= shape.frames:
             end = f"{float(Fraction(shape.frames - 1, fps)):g}"
             message = f"at must be <= {end} s, the end of the video, got {card.at}."
             raise CardError(number, "at", message, hint="Make the video longer.")
         _check_media(card, number, shape)
-        text = f"{card.prompt}, {style}" if style.strip() else card.prompt
-        if not placed:
-            placed.append(PlacedCard(card, frame, shot=0, offset=0, fade_frames=0, text=text))
-            continue
-        last = placed[-1]
-        placed.append(
-            PlacedCard(
-                card,
-                frame,
-                shot=last.shot + card.cut,
-                offset=0 if card.cut else frame - last.frame + last.offset,
-                fade_frames=0 if card.cut else nearest_frame(fade, Fraction(fps)),
-                text=text,
-            )
+    ends = [*starts[1:], shape.frames]
+    return tuple(
+        Generate(
+            end - start,
+            with_style(card.prompt, style),
+            continues=start > 0 and not card.cut,
+            fade_frames=0 if start == 0 or card.cut else _fade_frames(card, fps),
+            seed=card.seed,
+            media=_media(card),
         )
-    return tuple(placed)
+        for card, start, end in zip(cards, starts, ends, strict=True)
+    )
 
 
-def _check_position(number: int, card: Card, frame: int, placed: Sequence[PlacedCard]) -> None:
+def _first_frame(card: Card, fps: int) -> int:
+    at = parse_clock(card.at)
+    assert at is not None, "a card is checked when it is created"
+    return nearest_frame(at, Fraction(fps))
+
+
+def _fade_frames(card: Card, fps: int) -> int:
+    fade = DEFAULT_FADE if card.morph is None else parse_clock(card.morph)
+    assert fade is not None, "a card is checked when it is created"
+    return nearest_frame(fade, Fraction(fps))
+
+
+def _media(card: Card) -> Media | None:
+    path = card.image or card.video
+    return None if path is None else Media(path, card.image is None, card.strength)
+
+
+def _check_position(number: int, cards: Sequence[Card], starts: Sequence[int]) -> None:
     """Raise CardError unless the first card is at 0 and the others rise in time."""
-    if not placed and frame:
-        raise CardError(number, "at", f"at must be 0 for the first card, got {card.at}.")
-    if placed and frame <= placed[-1].frame:
-        previous = f"card {number - 1} (at {placed[-1].card.at})"
-        raise CardError(number, "at", f"at must be later than {previous}, got {card.at}.")
+    at = cards[number - 1].at
+    if number == 1 and starts[0]:
+        raise CardError(number, "at", f"at must be 0 for the first card, got {at}.")
+    if number > 1 and starts[number - 1] <= starts[number - 2]:
+        previous = f"card {number - 1} (at {cards[number - 2].at})"
+        raise CardError(number, "at", f"at must be later than {previous}, got {at}.")
 
 
 def _check_media(card: Card, number: int, shape: VideoShape) -> None:
@@ -113,83 +102,6 @@ def _check_media(card: Card, number: int, shape: VideoShape) -> None:
                 raise CardError(number, key, message, hint=f"Convert {card.video} first.")
     except MediaError as error:
         raise CardError(number, key, error.message, hint=error.hint or "") from error
-
-
-def card_windows(
-    cards: Sequence[PlacedCard],
-    frames: int,
-    scale: ScaleFactors,
-    native: int,
-    rollout: Rollout | None,
-) -> tuple[Window, ...]:
-    """Divide all shots into windows; a window belongs to one card.
-
-    Raises RequestError if a shot needs several windows and the model has no rollout.
-    """
-    windows: list[Window] = []
-    for index, placed in enumerate(cards):
-        following = cards[index + 1] if index + 1 < len(cards) else None
-        continues = following is not None and following.shot == placed.shot
-        until = placed.offset + (frames if following is None else following.frame) - placed.frame
-        end = _latent_frame_of(until - 1, scale) + 1
-        cache_end = _latent_frame_of(until, scale) if continues else end
-        # media of the following card is sampled together with the frames before it
-        sees_media = continues and following is not None and following.media
-        ahead = cache_end + 1 if sees_media else end
-        last = max(end, ahead)
-        start = _latent_frame_of(placed.offset, scale)
-        while start < last:
-            full = start + (native if start == 0 else rollout.window if rollout else last - start)
-            stop = full if start and not continues else min(full, last)
-            if stop + 1 == last and ahead > end and stop - start > 1:
-                stop -= 1
-            windows.append(
-                Window(
-                    len(windows),
-                    start,
-                    stop,
-                    decode_until=min(stop, end),
-                    cache_until=min(stop, cache_end),
-                    display_range=(placed.offset, until),
-                    shot=placed.shot,
-                    card=index,
-                    prompt_fade=_prompt_fade(placed, start, stop, scale),
-                )
-            )
-            start = stop
-    if rollout is None and any(one.shot == two.shot for one, two in pairwise(windows)):
-        raise RequestError(
-            "This model generates one window per shot.",
-            hint="Make every card a cut, and shorten the cards.",
-        )
-    return tuple(windows)
-
-
-def _prompt_fade(
-    placed: PlacedCard, start: int, stop: int, scale: ScaleFactors
-) -> tuple[float, ...]:
-    """Weight of the previous card's prompt per latent frame: 1 to 0 over the card's fade."""
-    if not placed.fade_frames:
-        return ()
-    middles = [
-        (first_frame(cell, scale) + first_frame(cell + 1, scale) - 1) / 2
-        for cell in range(start, stop)
-    ]
-    weights = [
-        min(1.0, max(0.0, 1 - (middle - placed.offset + 0.5) / placed.fade_frames))
-        for middle in middles
-    ]
-    return tuple(weights) if any(weights) else ()
-
-
-def first_frame(cell: int, scale: ScaleFactors) -> int:
-    """The first video frame of a latent frame."""
-    return 0 if cell == 0 else scale.video_frames(cell)
-
-
-def _latent_frame_of(frame: int, scale: ScaleFactors) -> int:
-    """The latent frame that holds a video frame."""
-    return -(-frame // scale.time)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Media:
+    """A picture, or a video if `moving`, at the start of a span; `strength` is 0 (fixed) to 1."""
+
+    path: str
+    moving: bool = False
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
 class Generate:
     """Frames to generate from a prompt, conditioned on the clips `before` and `after`.
 
@@ -46,17 +55,25 @@ class Generate:
     second one's share per frame in `mix_shares`. `strength` is 0 (the initial frames) to 1 (pure
     noise). A `masked` span changes only pixels inside the edit's mask. Spans of the same `name`
     get the same noise.
+
+    Consecutive spans without a name are sampled as one sequence: those of a prompt or storyboard.
+    Such a span may show `media` at its start, continue the shot of the span before it, whose prompt
+    is then crossfaded over `fade_frames`, and have a `seed` of its own.
     """
 
     frames: int
     prompt: str
-    name: str
+    name: str = ""
     before: SourceClip | None = None
     after: SourceClip | None = None
     init_clips: tuple[SourceClip, ...] = ()
     mix_shares: tuple[float, ...] = ()
     strength: float = 1.0
     masked: bool = False
+    continues: bool = False
+    fade_frames: int = 0
+    seed: int | None = None
+    media: Media | None = None
 
     def __post_init__(self) -> None:
         assert self.frames > 0
@@ -85,10 +102,19 @@ Span = Keep | Generate | Filter
 
 @dataclass(frozen=True)
 class Timeline:
-    """Spans in order. With `loops`, the last frame leads back to the first."""
+    """Spans in order, at `fps` frames per second. With `loops`, the end leads back to the start.
+
+    `notices` are sentences for the user about the prompts of generated spans.
+    """
 
     spans: tuple[Span, ...]
     loops: bool = False
+    fps: Fraction = Fraction(0)
+    notices: tuple[str, ...] = ()
+
+    def seconds(self, frame: int) -> Fraction:
+        """Time at which a frame begins."""
+        return frame / self.fps
 
     @property
     def frames(self) -> int:

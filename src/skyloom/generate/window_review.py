@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.generate.rollout import Critic, StreamingDecoder, Window, WindowScore, WindowStep
+from skyloom.generate.decoding import StreamingDecoder
+from skyloom.generate.sampling import Critic, WindowScore, WindowStep
+from skyloom.generate.windows import Window
 
 _FRAMES_BEFORE = 12  # frames before a window that the critic sees
 
@@ -32,7 +34,7 @@ class WindowReviewer:
     def score(self, window: Window, latent: Float[Tensor, "1 c t h w"]) -> WindowScore:
         """Score one take of a window."""
         frames = self._decoder.decode_trial(latent, window)
-        first = self._first if self._card == (window.shot, window.card) else None
+        first = self._first if self._card == (window.shot, window.span) else None
         before = frames[:0] if self._before is None or self._shot != window.shot else self._before
         return self._decoder.executor.run_one(partial(self._critic, frames, first, before))
 
@@ -41,8 +43,8 @@ class WindowReviewer:
         assert step.result is not None, "only finished windows are accepted"
         window = step.window
         frames = self._decoder.decode_trial(step.result.latent, window)
-        if self._card != (window.shot, window.card) and not window.prompt_fade and len(frames):
-            self._card = (window.shot, window.card)
+        if self._card != (window.shot, window.span) and not window.prompt_fade and len(frames):
+            self._card = (window.shot, window.span)
             self._first = frames
         if self._before is not None and self._shot == window.shot:
             frames = torch.cat([self._before, frames])

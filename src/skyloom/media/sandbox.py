@@ -56,6 +56,10 @@ _ERRORS: Mapping[str, tuple[str, str]] = {
         "cannot be read as a video: its codec is not supported.",
         "Convert it to mp4 (H.264).",
     ),
+    "sound": (
+        "has sound of a codec, rate or layout that is not supported or changes midway.",
+        "Convert it to mp4 (H.264 and AAC).",
+    ),
     "too large": ("is {width}x{height}, more than {maximum} million pixels.", "Make it smaller."),
     "too many streams": (
         "has more than {maximum} streams.",

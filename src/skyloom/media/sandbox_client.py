@@ -22,6 +22,8 @@ _MAX_INTEGER = 2**62
 _MAX_RATES = 4
 _MAX_KEYS = 64
 _AUDIO_CODECS = ("aac", "mp3", "opus")
+_MAX_AUDIO_RATE = 2**20
+_MAX_CHANNELS = 8
 _DEFAULT_FRAME_SECONDS = Fraction(1, 10)  # of a single frame without a duration
 
 
@@ -184,6 +186,58 @@ def read_audio(
         yield packet
 
 
+def read_samples(
+    child: Sandbox, index: VideoIndex, start: Fraction, stop: Fraction
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the decoded samples of [start, stop) seconds, float32 [n channels], and their rate.
+
+    Sample 0 is at the time of the first frame. The pieces have floor(stop * rate) -
+    floor(start * rate) samples in all, with silence where the file has no sound.
+    """
+    origin = int(index.pts[0])
+    command = {"start": _pair(start), "stop": _pair(stop), "origin": origin}
+    child.send({"command": "samples", **command})
+    form = None
+    position = 0
+    ended = False
+    while not ended:
+        header, data = _receive(child, MAX_PACKET)
+        ended = bool(header.get("end"))
+        at, rate, samples = _sound_run(child, header, data)
+        if form is None:
+            form = (rate, samples.shape[1])
+            position = int(start * rate // 1)
+        end = int(stop * form[0] // 1)
+        at = end if ended else at
+        if not ended and form != (rate, samples.shape[1]):
+            raise child.fail("crash")
+        if not position <= at <= end - len(samples):
+            raise child.fail("crash")
+        yield from _silence(at - position, *form)
+        yield from [(samples, rate)] if len(samples) else []
+        position = at + len(samples)
+
+
+def _sound_run(
+    child: Sandbox, header: Mapping[str, Any], data: bytearray
+) -> tuple[int, int, np.ndarray]:
+    """Return the index of the first sample, the rate and the samples [n channels] of a message."""
+    try:
+        at = _integer(header.get("at", 0), 0, _MAX_INTEGER)
+        rate = _integer(header["rate"], 1, _MAX_AUDIO_RATE)
+        channels = _integer(header["channels"], 1, _MAX_CHANNELS)
+        samples = np.frombuffer(data, "<f4").reshape(-1, channels)
+    except (ValueError, KeyError, TypeError) as error:
+        raise child.fail("crash") from error
+    return at, rate, np.nan_to_num(samples, posinf=1, neginf=-1)
+
+
+def _silence(count: int, rate: int, channels: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield `count` silent samples in pieces of a second."""
+    for begin in range(0, count, rate):
+        yield np.zeros((min(rate, count - begin), channels), np.float32), rate
+
+
 def _receive(child: Sandbox, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
     message = child.receive(max_bytes)
     if message is None:
@@ -197,8 +251,8 @@ def _audio_format(header: Mapping[str, Any]) -> AudioFormat | None:
     codec = header["sound"]
     if codec not in _AUDIO_CODECS:
         return AudioFormat("", 0, 0)
-    rate = _integer(header["rate"], 1, 2**20)
-    return AudioFormat(codec, rate, _integer(header["channels"], 1, 8))
+    rate = _integer(header["rate"], 1, _MAX_AUDIO_RATE)
+    return AudioFormat(codec, rate, _integer(header["channels"], 1, _MAX_CHANNELS))
 
 
 def _integer(value: object, minimum: int, maximum: int) -> int:

@@ -1,4 +1,4 @@
-"""Sandboxed decoder process: reads commands from stdin, writes frames of one file to stdout.
+"""Sandboxed decoder process: reads commands from stdin, writes frames and sound to stdout.
 
 Without torch, network and other files. A command is a line of JSON; a reply is one or more messages
 of `sandbox.py` (a JSON header and raw bytes). Errors are sent as short codes; the parent formats
@@ -23,6 +23,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.frame import PictureType
 
+from skyloom.core.types import AUDIO_LAYOUTS, MAX_AUDIO_RATE, MIN_AUDIO_RATE
 from skyloom.media.sandbox import DecoderError
 from skyloom.media.sandbox_limits import (
     MAX_COMMENT,
@@ -42,6 +43,8 @@ VIDEO_CODECS = {
     *("prores", "gif", "mjpeg", "png", "webp"),
 }
 AUDIO_CODECS = {"aac": "aac", "mp3": "mp3", "mp3float": "mp3", "opus": "opus", "libopus": "opus"}
+SAMPLE_CODECS = {*AUDIO_CODECS, "vorbis", "libvorbis", "flac", "alac", "pcm_s16le"}
+_PREROLL = Fraction(1, 2)  # seconds that are decoded before a range
 _CPU_TIMEOUT = 10.0  # CPU seconds without progress
 _IDLE_TIMEOUT = 3.0
 _INDEX_TIMEOUT = 60.0
@@ -123,6 +126,9 @@ class VideoDecoder:
         elif command["command"] == "audio":
             start = Fraction(*command["start"])
             self._send_audio(start, Fraction(*command["stop"]), command["origin"])
+        elif command["command"] == "samples":
+            start = Fraction(*command["start"])
+            self._send_samples(start, Fraction(*command["stop"]), command["origin"])
         else:
             self._send_frames(command["times"], command["keys"], tuple(command["size"]))
 
@@ -324,6 +330,82 @@ class VideoDecoder:
             if at + lasts / 2 >= start:
                 _send({"at": _pair(at), "lasts": _pair(lasts)}, bytes(packet))
         _send({"end": True})
+
+    def _send_samples(self, start: Fraction, stop: Fraction, first_pts: int) -> None:
+        """Send decoded sound of [start, stop) seconds: float32 [n channels], and index of each run.
+
+        Sample 0 is at the time of the first video frame. Runs rise and do not overlap; what is
+        between them is silent. Matroska rounds its times, so a seek would not be exact.
+        """
+        stream = self._container.streams.audio[0]
+        if stream.codec_context is None or stream.codec_context.name not in SAMPLE_CODECS:
+            raise DecoderError("sound")
+        if not stream.time_base or not self._stream.time_base:
+            raise DecoderError("unreadable")
+        origin = first_pts * self._stream.time_base
+        if self._demuxer == "mov" and start > _PREROLL:
+            seconds = origin + start - _PREROLL
+            self._container.seek(int(seconds / stream.time_base), stream=stream)
+        reached = None
+        reported = time.monotonic()
+        for begin, samples, rate in self._samples(stream, origin):
+            if reached is None:
+                reached = int(start * rate // 1)
+            end = min(begin + len(samples), int(stop * rate // 1))
+            if begin > end:
+                break
+            if end > reached:
+                first = max(begin, reached)
+                header = {"at": first, "rate": rate, "channels": samples.shape[1]}
+                _send(header, samples[first - begin : end - begin])
+                reached = end
+            elif time.monotonic() - reported > _PROGRESS_INTERVAL:
+                reported = time.monotonic()
+                _send({"progress": begin})
+        context = stream.codec_context
+        _send({"end": True, "rate": context.sample_rate, "channels": context.channels})
+
+    def _samples(
+        self, stream: av.AudioStream, origin: Fraction
+    ) -> Iterator[tuple[int, np.ndarray, int]]:
+        """Yield the index of the first sample, the samples [n channels] and the rate.
+
+        A time within two ticks of the end of the previous frame, or of 0, is rounding.
+        """
+        tick = stream.time_base or Fraction(1, 1000)
+        form = None
+        position = 0
+        try:
+            for frame in self._container.decode(stream):
+                set_cpu_timeout(_CPU_TIMEOUT)
+                if frame.pts is None or not frame.samples:
+                    continue
+                samples = _float_samples(frame)
+                form = form or (frame.sample_rate, samples.shape[1])
+                if form != (frame.sample_rate, samples.shape[1]) or not _is_supported(*form):
+                    raise DecoderError("sound")
+                moment = round((frame.pts * (frame.time_base or tick) - origin) * form[0])
+                if abs(moment - position) > 2 * tick * form[0]:
+                    position = moment
+                yield position, samples, form[0]
+                position += len(samples)
+        except FFmpegError as error:
+            seconds = float(max(0, position) / form[0]) if form else 0.0
+            raise DecoderError("damaged", seconds=seconds) from error
+
+
+def _is_supported(rate: int, channels: int) -> bool:
+    return MIN_AUDIO_RATE <= rate <= MAX_AUDIO_RATE and channels in AUDIO_LAYOUTS
+
+
+def _float_samples(frame: av.AudioFrame) -> np.ndarray:
+    """Convert a frame of integers or floats, planar or packed, to float32 [n channels]."""
+    samples = frame.to_ndarray()
+    channels = frame.layout.nb_channels
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    if samples.dtype.kind == "i":
+        return samples.astype(np.float32) / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
+    return samples.astype(np.float32)
 
 
 def _pair(number: Fraction) -> list[int]:

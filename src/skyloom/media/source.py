@@ -1,4 +1,4 @@
-"""Random access to the frames and audio packets of untrusted videos, decoded in the sandbox.
+"""Random access to the frames and sound of untrusted videos, decoded in the sandbox.
 
 Frame N is the same whether it is reached by a seek or from the start. Time 0 is the first frame's
 time. At another rate each moment shows the latest frame, as in a player.
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from skyloom.core.audio import Audio
 from skyloom.core.errors import RequestError
 from skyloom.core.files import sha256_file
 from skyloom.media.frames import cover
@@ -27,6 +28,7 @@ from skyloom.media.sandbox_client import (
     read_audio,
     read_frames,
     read_index,
+    read_samples,
 )
 from skyloom.media.sandbox_limits import CHANNELS, MAX_FRAMES, MAX_SIDE
 
@@ -89,6 +91,11 @@ class VideoSource:
         return self._index.sound is not None and bool(self._index.sound.codec)
 
     @property
+    def has_sound(self) -> bool:
+        """Whether it has audio that can be copied or decoded."""
+        return self._index.sound is not None
+
+    @property
     def receipt(self) -> dict[str, object]:
         """The receipt embedded by skyloom; empty for other files."""
         return parse_receipt(self._index.comment)
@@ -146,6 +153,38 @@ class VideoSource:
         with Sandbox(self.path, "video", same=self._opened) as child:
             for packet in read_audio(child, self._index, begin, stop / self.fps):
                 yield AudioPacket(packet.at - begin, packet.lasts, packet.data)
+
+    def stream_audio(self, start: int = 0, stop: int | None = None) -> Iterator[Audio]:
+        """Yield the decoded sound of frames [start, stop) in pieces; none without sound.
+
+        Pieces of consecutive ranges add up without drift; sound that is shorter than the frames is
+        padded with silence. Raises RequestError for a range outside the video, MediaError.
+        """
+        stop = self.frames if stop is None else stop
+        self._check_range(start, stop)
+        if self._index.sound is None:
+            return
+        with Sandbox(self.path, "video", same=self._opened) as child:
+            begin = start / self.fps
+            for samples, rate in read_samples(child, self._index, begin, stop / self.fps):
+                yield Audio(torch.from_numpy(samples).T, rate)
+
+    def read_audio(self, start: int = 0, stop: int | None = None) -> Audio | None:
+        """Read the sound of frames [start, stop), by default all; None without sound.
+
+        Raises what `stream_audio` raises, and RequestError for more than 3 GB.
+        """
+        pieces = []
+        size = 0
+        for piece in self.stream_audio(start, stop):
+            pieces.append(piece)
+            size += piece.samples.nbytes
+            if size > MAX_READ_BYTES:
+                raise RequestError(
+                    f"A read of sound must fit in {MAX_READ_BYTES // 10**9} GB, got more.",
+                    hint="Read fewer frames at a time.",
+                )
+        return Audio.concatenate(pieces) if pieces else None
 
     @property
     def sound(self) -> AudioFormat | None:

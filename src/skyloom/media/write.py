@@ -1,27 +1,39 @@
-"""Encode frames to mp4 (H.264), webm (VP9), mkv (FFV1, lossless), gif or png. Writes are atomic."""
+"""Encode frames and sound to mp4 (H.264, AAC), webm (VP9, Opus) or mkv (FFV1, FLAC: lossless).
+
+A gif or png holds no sound. Writes are atomic.
+"""
 
 import errno
 import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 import torch
+from av.container import OutputContainer
 from av.error import FFmpegError
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from skyloom.core.audio import Audio, samples_at
 from skyloom.core.errors import DiskFullError, MediaError, RequestError, SkyloomError
 from skyloom.core.files import DISK_FULL, atomic_path
 from skyloom.media.sandbox_client import AudioFormat, AudioPacket
-from skyloom.media.sound import AudioTrack
+from skyloom.media.sound import (
+    AudioTrack,
+    SoundEncoder,
+    add_file_stream,
+    check_same_format,
+    to_pcm,
+)
 
 _CODECS = {
     ".mp4": (
@@ -35,6 +47,7 @@ _CODECS = {
 }
 _FORMATS = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
 _FRAGMENTED = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
+_DELAYED_HEADER = {"movflags": _FRAGMENTED["movflags"] + "+delay_moov"}  # says where sound begins
 SUFFIXES = (*_CODECS, ".gif")
 PICTURE_SUFFIXES = (".png",)
 SIDECAR = ".receipt.json"
@@ -67,13 +80,18 @@ def write_video(
     fps: Fraction | float,
     path: Path,
     receipt: Mapping[str, object] | None = None,
+    *,
+    audio: Audio | None = None,
 ) -> Path:
     """Encode frames to a file; the receipt is embedded as JSON in the comment.
 
-    Raises MediaError for frames that the format does not support, and what `check_target` raises.
+    Sound is cut, or padded with silence, to the length of the video; a .gif drops it. Raises
+    MediaError for frames that the format does not support, and what `check_target` raises.
     """
     with open_video(path, fps) as writer:
         writer.append(frames)
+        if audio is not None:
+            writer.add_audio(audio.samples, audio.rate)
         writer.receipt = receipt
     return path
 
@@ -89,8 +107,8 @@ def open_video(path: Path, fps: Fraction | float) -> Iterator["VideoWriter"]:
     with (
         atomic_output(path) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".skyloom-") as folder,
+        closing(VideoWriter(Path(folder) / f"video{path.suffix}", rate)) as writer,
     ):
-        writer = VideoWriter(Path(folder) / f"video{path.suffix}", rate)
         yield writer
         writer.finish(temporary)
 
@@ -107,16 +125,40 @@ def open_pipe(stream: BinaryIO, fps: Fraction | float) -> Iterator["PipeWriter"]
 
 
 class PipeWriter:
-    """Writes fragmented mp4 with a key frame about every second."""
+    """Writes fragmented mp4 with a key frame about every second.
+
+    A video with sound gets its first samples before its first frames.
+    """
 
     def __init__(self, stream: BinaryIO, fps: Fraction) -> None:
         self.fps = fps
+        self.frames = 0
         self._pipe = _Pipe(stream)
         self._encoder: _Encoder | None = None
+        self._audio: Audio | None = None  # samples that wait for their frames
+
+    def add_audio(self, samples: Float[Tensor, "c n"], rate: int) -> bool:
+        """Encode the next samples; the first is at time 0. Returns True: mp4 holds sound.
+
+        Samples ahead of the frames wait in memory. Raises MediaError for the first samples after
+        the first frames, if rate or channels change, and what `Audio` raises.
+        """
+        audio = Audio(samples, rate)
+        if self._audio is not None:
+            check_same_format(audio, self._audio.rate, self._audio.channels)
+            audio = Audio.concatenate([self._audio, audio])
+        elif self._encoder is not None:
+            raise MediaError(
+                "The first sound must be added before the first frames, got it after them."
+            )
+        self._audio = audio
+        self._encode_sound()
+        return True
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
         """Encode the next frames. Raises MediaError for frames that mp4 does not support."""
         _check_frames(frames, self.fps, ".mp4")
+        self.frames += len(frames)
         if self._encoder is None:
             gop = str(max(1, round(self.fps)))
             options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency", "g": gop}
@@ -126,16 +168,39 @@ class PipeWriter:
                 self.fps,
                 size=(frames.shape[2], frames.shape[1]),
                 options=options,
-                container_options=_FRAGMENTED,
+                container_options=_FRAGMENTED if self._audio is None else _DELAYED_HEADER,
+                audio=self._audio,
             )
         self._encoder.append(frames)
+        self._encode_sound()
         self._pipe.flush()
 
     def finish(self) -> None:
         """Flush the encoder and the pipe."""
         if self._encoder is not None:
+            self._pad_sound()
             self._encoder.close()
         self._pipe.flush()
+
+    def _encode_sound(self) -> None:
+        """Encode the samples up to the last frame; later ones stay."""
+        if self._encoder is None or self._audio is None:
+            return
+        count = self._missing_samples(self._audio)
+        self._encoder.append_sound(self._audio.samples[:, :count])
+        self._audio = Audio(self._audio.samples[:, count:], self._audio.rate)
+
+    def _pad_sound(self) -> None:
+        """Encode silence up to the last frame, a second at a time."""
+        while self._audio is not None and (count := self._missing_samples(self._audio)):
+            samples = torch.zeros(self._audio.channels, min(count, self._audio.rate))
+            self._audio = Audio(samples, self._audio.rate)
+            self._encode_sound()
+
+    def _missing_samples(self, audio: Audio) -> int:
+        assert self._encoder is not None
+        assert self._encoder.sound is not None
+        return samples_at(self.frames / self.fps, audio.rate) - self._encoder.sound.count
 
 
 class _Pipe:
@@ -165,7 +230,8 @@ class _Pipe:
 class VideoWriter:
     """Encodes the frames of a video in order; embeds `receipt` as JSON in the comment at the end.
 
-    Memory is constant, except for .gif. A .mkv is lossless.
+    Memory is constant, except for .gif. A .mkv is lossless. `notices` describe what was done to
+    the sound of sources.
     """
 
     def __init__(self, path: Path, fps: Fraction) -> None:
@@ -176,14 +242,37 @@ class VideoWriter:
         self.frames = 0
         self._pictures: list[UInt8[Tensor, "t h w c"]] = []
         self._encoder: _Encoder | None = None
-        self._track = AudioTrack()
+        self._track = AudioTrack(self.suffix, path.parent)
 
-    def add_sound(self, sound: AudioFormat, packets: Iterable[AudioPacket], at: int) -> bool:
-        """Add audio packets that start at frame `at`; return False if they are not supported.
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the sound, e.g. that it was encoded again."""
+        return tuple(self._track.notices)
 
-        Only .mp4 supports audio, in one format. The packets are read by `finish`.
+    def add_sound(
+        self,
+        sound: AudioFormat | None,
+        packets: Iterable[AudioPacket],
+        at: int,
+        *,
+        decoded: Iterable[Audio] | None = None,
+    ) -> bool:
+        """Add sound of a source that starts at frame `at`; return False if it is dropped.
+
+        An .mp4 copies packets of one format; `sound` is None if they cannot be copied. Otherwise
+        `decoded`, the same sound as samples, is encoded; without it the sound is dropped. Both are
+        read by `finish`. Add segments in order of time; generated sound (`add_audio`) is heard
+        between them only.
         """
-        return self.suffix == ".mp4" and self._track.add(sound, packets, at / self.fps)
+        return self._track.add(sound, packets, at / self.fps, decoded)
+
+    def add_audio(self, samples: Float[Tensor, "c n"], rate: int) -> bool:
+        """Append generated samples; the first is at time 0. Returns False for a .gif: no sound.
+
+        They are cut, or padded with silence, to the length of the video. Raises MediaError if rate
+        or channels change, and what `Audio` raises.
+        """
+        return self._track.add_samples(Audio(samples, rate))
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
         """Encode the next frames. Raises MediaError for frames the format does not support."""
@@ -211,7 +300,12 @@ class VideoWriter:
             _write_gif(torch.cat(self._pictures), self.fps, target, comment)
         else:
             self._encoder.close()
-            _remux(self.path, target, self.suffix, comment, self._track)
+            sounds = partial(self._track.open, seconds=self.frames / self.fps)
+            _remux(self.path, target, self.suffix, comment, sounds)
+
+    def close(self) -> None:
+        """Delete the generated samples."""
+        self._track.close()
 
 
 def write_picture(frame: UInt8[Tensor, "h w c"], path: Path) -> Path:
@@ -282,7 +376,7 @@ def _check_frames(frames: UInt8[Tensor, "t h w c"], fps: Fraction, suffix: str) 
 
 
 class _Encoder:
-    """Encodes frames to a file or pipe, without a receipt."""
+    """Encodes frames, and sound like `audio`, to a file or pipe, without a receipt."""
 
     def __init__(
         self,
@@ -293,6 +387,7 @@ class _Encoder:
         size: tuple[int, int],
         options: dict[str, str],
         container_options: dict[str, str] | None = None,
+        audio: Audio | None = None,
     ) -> None:
         codec, pixel_format, _, _ = _CODECS[suffix]
         container_options = container_options or {}
@@ -300,6 +395,9 @@ class _Encoder:
         self._stream = self._container.add_stream(codec, rate=fps, options=options)
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = pixel_format
+        self.sound: SoundEncoder | None = None
+        if audio is not None:
+            self.sound = SoundEncoder(add_file_stream(self._container, suffix, audio), audio.rate)
 
     def append(self, frames: UInt8[Tensor, "t h w c"]) -> None:
         """Encode the next frames."""
@@ -308,14 +406,31 @@ class _Encoder:
                 self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
             )
 
+    def append_sound(self, samples: Float[Tensor, "c n"]) -> None:
+        """Encode the next samples."""
+        if self.sound is not None and samples.shape[1]:
+            self._mux_sound(self.sound.encode(to_pcm(samples)))
+
     def close(self) -> None:
-        """Flush the encoder and finish the file."""
+        """Flush the encoders and finish the file."""
         self._container.mux(self._stream.encode(None))
+        if self.sound is not None:
+            self._mux_sound(self.sound.flush())
         self._container.close()
 
+    def _mux_sound(self, packets: Iterator[tuple[Fraction, av.Packet]]) -> None:
+        for _, packet in packets:
+            self._container.mux(packet)
 
-def _remux(source: Path, target: Path, suffix: str, comment: str, track: AudioTrack) -> None:
-    """Copy the packets of a finished file and of the audio track behind a header with the comment.
+
+def _remux(
+    source: Path,
+    target: Path,
+    suffix: str,
+    comment: str,
+    open_sound: Callable[[OutputContainer], Iterator[tuple[Fraction, av.Packet]]],
+) -> None:
+    """Copy the packets of a finished file and of its sound behind a header with the comment.
 
     Packets are interleaved by time, so the file streams from its start.
     """
@@ -326,7 +441,7 @@ def _remux(source: Path, target: Path, suffix: str, comment: str, track: AudioTr
         if comment:
             container.metadata["comment"] = comment
         stream = container.add_stream_from_template(encoded.streams.video[0])
-        sounds = track.open(container)
+        sounds = open_sound(container)
         sound = next(sounds, None)
         for packet in encoded.demux(encoded.streams.video[0]):
             if packet.dts is not None:

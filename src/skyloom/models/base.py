@@ -1,22 +1,28 @@
-"""Interfaces of a model's parts: text encoder, autoencoder, transformer.
+"""Interfaces of a model's parts (text encoder, autoencoder, transformer), and the whole model.
 
 Everything above `models` uses these interfaces only; each family implements them in its folder.
 Latents are normalised, `[b c t h w]`; sigma 1 is noise and 0 is data (diffusion/flow.py).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
 from skyloom.models.attention import KvCache
+from skyloom.models.family import Prediction
+from skyloom.models.registry import ModelInfo, family_module
 
 AttentionMode = Literal["bidirectional", "causal"]
-Prediction = Literal["velocity", "denoised", "angular"]
+PartName = Literal["text_encoder", "autoencoder", "transformer"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,16 @@ class TextCondition:
 
 
 @runtime_checkable
-class TextEncoder(Protocol):
+class Part(Protocol):
+    """A network that knows the precision of its own layers."""
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the weights to a device, for inference; layers that tolerate it get `dtype`."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Part, Protocol):
     """Encodes prompts."""
 
     def encode(self, prompts: Sequence[str]) -> TextContext:
@@ -50,7 +65,7 @@ class TextEncoder(Protocol):
 
 
 @runtime_checkable
-class Autoencoder(Protocol):
+class Autoencoder(Part, Protocol):
     """Encodes videos to latents and decodes them."""
 
     @property
@@ -87,7 +102,7 @@ class Autoencoder(Protocol):
 
 
 @runtime_checkable
-class Transformer(Protocol):
+class Transformer(Part, Protocol):
     """Predicts the denoising direction of every latent frame."""
 
     @property
@@ -123,7 +138,7 @@ class Transformer(Protocol):
         self,
         latent: Float[Tensor, "b c t h w"],
         sigma: Float[Tensor, "b t"],
-        text: TextCondition,
+        text: TextCondition | TextContext,
         *,
         cache: KvCache | None = None,
         span: Float[Tensor, "b t"] | None = None,
@@ -131,6 +146,7 @@ class Transformer(Protocol):
     ) -> Float[Tensor, "b c t h w"]:
         """Predict a window; with a cache, it follows the cached latent frames.
 
+        text: prepared by `prepare_text`; encoded prompts are prepared first.
         span: step size of a few-step student; None for the teacher. frame_indices: indices of the
         latent frames in their video; by default they follow the cached ones.
         """
@@ -148,10 +164,178 @@ class Transformer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a loaded model."""
+class DenoisingNetwork(nn.Module):
+    """Base class of transformers: properties that follow from the config and the head."""
 
+    config: Any
+    head: nn.Linear | nn.Conv2d
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the output is."""
+        return self.config.prediction
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.head.weight.dtype
+
+    @property
+    def uncached_frame_offset(self) -> int:
+        """Index of the first latent frame of a window inside a video without a cache."""
+        return 0
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device for inference, all weights in `dtype`."""
+        self.eval().to(device, dtype)
+
+
+@runtime_checkable
+class SoundModel(Protocol):
+    """Makes the sound of generated latent frames: the optional second modality of a family."""
+
+    @property
+    def rate(self) -> int:
+        """Samples per second."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: 1, 2 or 6."""
+        ...
+
+    def generate(
+        self, latent: Float[Tensor, "1 c t h w"], text: TextCondition, samples: int, seed: int
+    ) -> Float[Tensor, "channels samples"]:
+        """Make exactly `samples` samples in [-1, 1] for the shown frames of a window."""
+        ...
+
+
+@runtime_checkable
+class ClipReader(Protocol):
+    """Classifies the content of a clip; used to compare windows and to recognise subjects."""
+
+    def labels(self, category: str) -> tuple[str, ...]:
+        """Return the labels of a category, such as "noun", in the order of its scores."""
+        ...
+
+    def features(self, frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "u d"]:
+        """Return feature vectors of frames spread over the clip, in fp32 on the CPU."""
+        ...
+
+    def scores(self, frames: UInt8[Tensor, "t h w c"]) -> Mapping[str, Float[Tensor, " k"]]:
+        """Return the scores of every category's labels, from 0 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Sizes from which time and memory of a generation are estimated.
+
+    scale, latent_channels: of the autoencoder. patch: latent cells per token (time, height, width).
+    token_flops: floating-point operations of one call per token. key_flops: further ones per token
+    and attended token. token_bytes: live bytes of activations per token.
+    """
+
+    scale: ScaleFactors
+    latent_channels: int
+    patch: tuple[int, int, int]
+    token_flops: float
+    key_flops: float
+    token_bytes: int
+
+
+@dataclass
+class ModelBundle:
+    """A loaded model: its parts, and where they run.
+
+    With `offload`, a part is on the device only while it is used. sound: None for a family without
+    sound.
+    """
+
+    info: ModelInfo
     text_encoder: TextEncoder
     autoencoder: Autoencoder
     transformer: Transformer
+    device: torch.device
+    dtype: torch.dtype
+    sound: SoundModel | None = None
+    offload: bool = False
+    _uses: Counter[str] = field(default_factory=Counter[str], repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @classmethod
+    def load(
+        cls, info: ModelInfo, device: torch.device, dtype: torch.dtype, *, offload: bool = False
+    ) -> "ModelBundle":
+        """Load the parts of a model. Raises CheckpointError for damaged weights."""
+        offload = offload and device.type != "cpu"
+        home = torch.device("cpu") if offload else device
+        bundle: ModelBundle = family_module(info.family, "state_dict").load(info, home, dtype)
+        bundle.device = device
+        bundle.offload = offload
+        return bundle
+
+    @cached_property
+    def clip_reader(self) -> ClipReader | None:
+        """The family's clip reader, loaded on first use; None if it has none."""
+        return load_clip_reader(self.info)
+
+    @contextmanager
+    def use(self, part: PartName) -> Generator[Any]:
+        """Have a part on the device within the block; with `offload`, move it away afterwards.
+
+        Blocks may be nested and may run in several threads: the last one moves the part away.
+        """
+        network: Part = getattr(self, part)
+        if not self.offload:
+            yield network
+            return
+        with self._lock:
+            if not self._uses[part]:
+                network.place(self.device, self.dtype)
+            self._uses[part] += 1
+        try:
+            yield network
+        finally:
+            with self._lock:
+                self._uses[part] -= 1
+                if not self._uses[part]:
+                    network.place(torch.device("cpu"), self.dtype)
+
+
+def load_autoencoder(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """Load the autoencoder alone. Raises CheckpointError."""
+    module = family_module(info.family, "state_dict")
+    autoencoder: Autoencoder = module.load_autoencoder(info.folder, device, dtype)
+    return autoencoder
+
+
+def load_clip_reader(info: ModelInfo) -> ClipReader | None:
+    """Load the clip reader of a model's family; None if it has none. Raises CheckpointError."""
+    reader: ClipReader | None = family_module(info.family, "state_dict").load_clip_reader(info)
+    return reader
+
+
+def read_network_cost(info: ModelInfo) -> NetworkCost:
+    """Read the cost of a model's networks from its configs. Raises CheckpointError."""
+    cost: NetworkCost = family_module(info.family, "state_dict").read_network_cost(info)
+    return cost
+
+
+def as_condition(text: TextCondition | TextContext, transformer: Transformer) -> TextCondition:
+    """Return the prepared text; encoded prompts are prepared, a single one without padding."""
+    if isinstance(text, TextCondition):
+        return text
+    context = text.context.to(transformer.device, transformer.dtype)
+    pooled = text.pooled.to(transformer.device, transformer.dtype)
+    if len(context) > 1:
+        mask = text.context_mask.to(transformer.device)
+        return transformer.prepare_text(context, mask, pooled)
+    length = int(text.context_mask.sum())
+    return transformer.prepare_text(context[:, :length], None, pooled)

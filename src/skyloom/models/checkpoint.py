@@ -2,26 +2,108 @@
 
 A part is `PART.safetensors`, or `PART-00001-of-00002.safetensors` and so on when it is large.
 Loading is strict: a missing, truncated, corrupt, extra or misshapen tensor raises CheckpointError.
+A network is built on the device `meta` and its tensors are read one by one, so that the peak of
+memory is the network plus one tensor.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
-from skyloom.core.files import atomic_path, sha256_file
+from skyloom.core.files import atomic_path, sha256_file, write_atomically
+from skyloom.core.paths import cache_folder
 from skyloom.models.registry import MANIFEST_FILE, REPAIR, read_manifest
 
 MAX_SHARD_BYTES = 15 * 2**20
+HASHES_FILE = "hashes.json"
+_SETTLED_NS = 2_000_000_000  # a file changed later than this may change again with the same mtime
+_SCALE = ".scale"
+_RANDOM = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """Tensors by name that are read one at a time."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of all tensors, by name."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor."""
+        ...
+
+
+class PartReader:
+    """Reads a part of a model folder one tensor at a time; `open_part` makes it.
+
+    Tensors in int8 (`to_int8`) are dequantized to fp32; their scales are not listed.
+    """
+
+    def __init__(self, files: Mapping[Path, Any], metadata: Mapping[str, str]) -> None:
+        self.metadata = metadata
+        self._paths = list(files)
+        self._files = {name: path for path, file in files.items() for name in file.keys()}  # noqa: SIM118
+        self._handles = files
+        self._scaled = {
+            name.removesuffix(_SCALE)
+            for name in self._files
+            if name.endswith(_SCALE) and name.removesuffix(_SCALE) in self._files
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all stored tensors, scales included."""
+        return tuple(self._files)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, by name."""
+        scales = {name + _SCALE for name in self._scaled}
+        return {
+            name: tuple(self._handles[path].get_slice(name).get_shape())
+            for name, path in self._files.items()
+            if name not in scales
+        }
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor. Raises CheckpointError for a damaged file."""
+        value = self.read_stored(name)
+        return (
+            value
+            if name not in self._scaled
+            else _dequantize(value, self.read_stored(name + _SCALE))
+        )
+
+    def config(self, config_class: type[T]) -> T:
+        """Read the config in the metadata. Raises CheckpointError if there is none."""
+        if "config" not in self.metadata:
+            raise CheckpointError(f"{self._paths[0]} has no config in its metadata.", hint=REPAIR)
+        return from_table(json.loads(self.metadata["config"]), config_class, str(self._paths[0]))
+
+    def read_stored(self, name: str) -> Tensor:
+        """Read a tensor as it is stored, not dequantized. Raises CheckpointError."""
+        path = self._files[name]
+        try:
+            return self._handles[path].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
 
 
 def save_part(
@@ -58,10 +140,9 @@ def save_part(
     return paths
 
 
-def load_part(
-    folder: Path, part: str, config_class: type[T]
-) -> tuple[T, dict[str, Tensor], dict[str, str]]:
-    """Read a part: config, tensors, metadata. Raises CheckpointError for incomplete files."""
+@contextmanager
+def open_part(folder: Path, part: str) -> Generator[PartReader]:
+    """Open a part for reading. Raises CheckpointError for incomplete or damaged files."""
     paths = _files(folder, part)
     if not paths:
         raise CheckpointError(f"{folder} has no weights for {part!r}.", hint=REPAIR)
@@ -70,36 +151,94 @@ def load_part(
         raise CheckpointError(
             f"{folder} must hold {count} files of {part!r}, got {len(paths)}.", hint=REPAIR
         )
-    state: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    for path in paths:
-        try:
-            with cast(Any, safe_open(path, framework="pt")) as file:
-                metadata = file.metadata() or {}
-                state.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}).", hint=REPAIR) from error
-    if "config" not in metadata:
-        raise CheckpointError(f"{paths[0]} has no config in its metadata.", hint=REPAIR)
-    return from_table(json.loads(metadata["config"]), config_class, str(paths[0])), state, metadata
+    with ExitStack() as stack:
+        handles: dict[Path, Any] = {}
+        for path in paths:
+            try:
+                handles[path] = stack.enter_context(cast(Any, safe_open(path, framework="pt")))
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, error) from error
+        yield PartReader(handles, handles[paths[-1]].metadata() or {})
+
+
+def read_config(folder: Path, part: str, config_class: type[T]) -> T:
+    """Read the config of a part, without tensors. Raises CheckpointError."""
+    with open_part(folder, part) as reader:
+        return reader.config(config_class)
+
+
+def load_part(
+    folder: Path, part: str, config_class: type[T]
+) -> tuple[T, dict[str, Tensor], dict[str, str]]:
+    """Read a whole part: config, tensors as stored, metadata.
+
+    Raises CheckpointError for incomplete files.
+    """
+    with open_part(folder, part) as reader:
+        state = {name: reader.read_stored(name) for name in reader.names}
+        return reader.config(config_class), state, dict(reader.metadata)
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Whether a folder holds a file of the part."""
+    return bool(_files(folder, part))
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load weights strictly: every tensor must be present, known and of the right shape."""
-    expected = module.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    misshapen = sorted(
-        name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape
-    )
-    if missing or extra or misshapen:
-        named = ", ".join([*missing, *extra, *misshapen][:3])
-        raise CheckpointError(
-            f"Weights do not fit {type(module).__name__}: {len(missing)} missing, "
-            f"{len(extra)} extra, {len(misshapen)} misshapen ({named}).",
-            hint="They belong to another model or version.",
-        )
+    _check_fit(module, {name: tuple(value.shape) for name, value in state.items()})
     module.load_state_dict(dict(state))
+
+
+def build(
+    make: Callable[[], M],
+    source: TensorSource,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    skip: Iterable[str] = (),
+) -> M:
+    """Build a network on `meta` and read its weights one by one onto a device, strictly.
+
+    dtype: passed to the network's method `place`, which chooses the precision and memory format of
+    every layer; None keeps those of a new network. skip: names of tensors that are not its own.
+    """
+    meta = torch.device("meta")
+    with meta, _SkipInitialisation():
+        module = make().eval()
+    if dtype is not None:
+        cast(Any, module).place(meta, dtype)
+    ignored = set(skip)
+    _check_fit(module, {k: v for k, v in source.shapes.items() if k not in ignored})
+    stored = module.state_dict().keys()
+    owners: Iterable[tuple[str, nn.Module]] = cast(Any, module).named_modules()
+    for prefix, owner in owners:
+        parameters = dict(owner.named_parameters(recurse=False))
+        for name, empty in {**parameters, **dict(owner.named_buffers(recurse=False))}.items():
+            full_name = f"{prefix}.{name}" if prefix else name
+            if full_name not in stored:
+                continue
+            value = torch.empty_strided(
+                empty.shape, empty.stride(), dtype=empty.dtype, device=device
+            )
+            value.copy_(source.read(full_name))
+            if name in parameters:
+                value = nn.Parameter(value, requires_grad=empty.requires_grad)
+            setattr(owner, name, value)
+    return module
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips random initialisation: on `meta` it has no effect, but imports torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Return the tensor unchanged, or call any other function."""
+        named: dict[str, Any] = kwargs or {}
+        if getattr(func, "__name__", "") in _RANDOM:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
@@ -110,16 +249,59 @@ def write_manifest(folder: Path, info: Mapping[str, Any]) -> Path:
     return path
 
 
-def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest and check every file's hash. Raises CheckpointError."""
+def verify_manifest(folder: Path, *, trust_cache: bool = False) -> dict[str, Any]:
+    """Read the manifest and check every file's hash. Raises CheckpointError.
+
+    trust_cache: use the remembered hash of a file whose size, mtime and inode have not changed.
+    """
     manifest = read_manifest(folder)
+    hashes = _HashCache()
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.exists():
             raise CheckpointError(f"{path} is missing.", hint=REPAIR)
-        if sha256_file(path) != expected:
+        if hashes.sha256(path, trust=trust_cache) != expected:
             raise CheckpointError(f"{path} is corrupt: its hash differs.", hint=REPAIR)
+    hashes.save()
     return manifest
+
+
+class _HashCache:
+    """SHA-256 by path, size, mtime and inode, in one JSON file of the cache folder.
+
+    An unreadable file is an empty cache; one that cannot be written is not an error.
+    """
+
+    def __init__(self) -> None:
+        folder = cache_folder()
+        self._path = None if folder is None else folder / HASHES_FILE
+        self._rows: dict[str, list[Any]] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, ValueError):
+            rows: Any = {} if self._path is None else json.loads(self._path.read_text())
+            self._rows = rows if isinstance(rows, dict) else {}
+
+    def sha256(self, path: Path, *, trust: bool) -> str:
+        """Return the hash of a file, from the cache if `trust` and the file is unchanged."""
+        before = path.stat()
+        key = str(path.resolve())
+        identity = [before.st_size, before.st_mtime_ns, before.st_ino]
+        row = self._rows.get(key)
+        if trust and isinstance(row, list) and row[:-1] == identity and isinstance(row[-1], str):
+            return row[-1]
+        found = sha256_file(path)
+        if time.time_ns() - before.st_mtime_ns > _SETTLED_NS:
+            self._rows[key] = [*identity, found]
+            self._changed = True
+        return found
+
+    def save(self) -> None:
+        """Write new hashes, if the cache folder can be written."""
+        if self._path is None or not self._changed:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(self._rows).encode())
 
 
 def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,14 +324,36 @@ def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Dequantize to fp32, the inverse of `to_int8`; tensors without a scale are cast."""
     weights: dict[str, Tensor] = {}
     for name, value in state.items():
-        if name.endswith(".scale"):
+        if name.endswith(_SCALE):
             continue
-        scale = state.get(f"{name}.scale")
-        rows = value.float()
-        weights[name] = (
-            rows if scale is None else rows * scale.float().reshape(-1, *[1] * (value.ndim - 1))
-        )
+        scale = state.get(name + _SCALE)
+        weights[name] = value.float() if scale is None else _dequantize(value, scale)
     return weights
+
+
+def _dequantize(value: Tensor, scale: Tensor) -> Tensor:
+    return value.float() * scale.float().reshape(-1, *[1] * (value.ndim - 1))
+
+
+def _check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless names and shapes are those of the module's state."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    missing = sorted(expected.keys() - shapes.keys())
+    extra = sorted(shapes.keys() - expected.keys())
+    misshapen = sorted(
+        name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name]
+    )
+    if missing or extra or misshapen:
+        named = ", ".join([*missing, *extra, *misshapen][:3])
+        raise CheckpointError(
+            f"Weights do not fit {type(module).__name__}: {len(missing)} missing, "
+            f"{len(extra)} extra, {len(misshapen)} misshapen ({named}).",
+            hint="They belong to another model or version.",
+        )
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({error}).", hint=REPAIR)
 
 
 def _files(folder: Path, part: str) -> list[Path]:

@@ -2,53 +2,41 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
-from skyloom.core.errors import CheckpointError, RequestError
+from skyloom.core.config import from_table
+from skyloom.core.errors import CheckpointError, ConfigError, RequestError
+from skyloom.models.family import ModelFamily, Quality, Rollout, SizeRule
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
 MANIFEST_FILE = "manifest.json"
 MEMORY_PER_FILE_BYTE = 1.5  # weights may be stored in fewer bits; activations take the rest
 REPAIR = "Install skyloom again, or pass a complete model folder to --model."
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Sampling settings. A distilled `student` needs no guidance and few steps."""
-
-    num_steps: int
-    guidance_scale: float
-    student: bool = False
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Autoregressive continuation after the native window, in latent frames.
-
-    Each step generates `window` frames and attends to the `sink` first and `recent` last frames,
-    which carry noise up to `context_sigma`.
-    """
-
-    sink: int
-    recent: int
-    window: int
-    context_sigma: float = 0.0
+FAMILIES = {"diorama": "skyloom.models.diorama"}
+"""Packages of the model families; imported when a model of the family is used."""
+_FORMER_NAMES = {"skyloom": "diorama"}  # in manifests of version 0.1
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Manifest of a model; frames: native window in frames; sizes: "WIDTHxHEIGHT"."""
+    """Manifest of a model, completed by the record of its family.
+
+    family: as the manifest names it. size_rule: sizes that it generates. frames: native window in
+    frames.
+    """
 
     name: str
     family: str
     licence: str
     description: str
-    sizes: tuple[str, ...]
+    size_rule: SizeRule
     fps: int
     frames: int
     num_steps: int
@@ -59,11 +47,45 @@ class ModelInfo:
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
+    def sizes(self) -> tuple[str, ...]:
+        """Every size as "WIDTHxHEIGHT", the default first."""
+        return self.size_rule.sizes
+
+    @property
+    def record(self) -> ModelFamily:
+        """Properties of the model's family."""
+        return find_family(self.family)
+
+    @property
+    def knows(self) -> Mapping[str, tuple[str, ...]]:
+        """Words that a prompt may use, by kind; empty for an open vocabulary."""
+        words = self.manifest.get("knows")
+        if words is None:
+            return self.record.knows
+        return {kind: tuple(names) for kind, names in words.items()}
+
+    @property
+    def edit_verbs(self) -> tuple[str, ...]:
+        """Edit verbs that the model can do."""
+        return tuple(self.manifest.get("edit_verbs", self.record.edit_verbs))
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Number of tokens of a prompt that are used; further ones are ignored."""
+        return int(self.manifest.get("max_prompt_tokens", self.record.max_prompt_tokens))
+
+    @property
     def qualities(self) -> dict[str, Quality]:
-        """Qualities by name: "best", and "fast" if the model has a distilled student."""
+        """Qualities by name: "best", and "fast" if the model has a distilled student.
+
+        The manifest has `student_steps`, or `student: true` for the family's number of steps.
+        """
         best = {"best": Quality(self.num_steps, self.guidance_scale)}
+        few = self.record.few_step
         steps = self.manifest.get("student_steps")
-        return best if steps is None else {"fast": Quality(int(steps), 1.0, student=True), **best}
+        if steps is None and not self.manifest.get("student", False):
+            return best
+        return {"fast": few if steps is None else replace(few, num_steps=int(steps)), **best}
 
     @property
     def quality(self) -> str:
@@ -96,19 +118,65 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error}).", hint=REPAIR) from error
 
 
+def family_module(family: str, name: str) -> ModuleType:
+    """Import a module of a family's package. Raises CheckpointError for an unknown family."""
+    package = FAMILIES.get(_FORMER_NAMES.get(family, family))
+    if package is None:
+        raise CheckpointError(
+            f"family must be one of {', '.join(FAMILIES)}, got {family!r}.",
+            hint="The model needs another version of skyloom.",
+        )
+    return import_module(f"{package}.{name}")
+
+
+def find_family(family: str) -> ModelFamily:
+    """Return the record of a family. Raises CheckpointError for an unknown one."""
+    record: ModelFamily = family_module(family, "config").FAMILY
+    return record
+
+
 def read_model(folder: Path) -> ModelInfo:
-    """Read the model in a folder. Raises CheckpointError for a missing or damaged manifest."""
+    """Read the model in a folder; its family's record supplies what the manifest leaves out.
+
+    Raises CheckpointError for a missing or damaged manifest.
+    """
     manifest = read_manifest(folder)
-    names = [field.name for field in fields(ModelInfo) if field.name not in ("folder", "manifest")]
-    missing = [name for name in names if name not in manifest]
+    missing = [name for name in ("name", "family") if name not in manifest]
     if missing:
         raise CheckpointError(
             f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.",
             hint=REPAIR,
         )
-    values: dict[str, Any] = {name: manifest[name] for name in names}
-    values["sizes"] = tuple(values["sizes"])
-    return ModelInfo(**values, folder=folder, manifest=manifest)
+    record = find_family(manifest["family"])
+    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale", "shift")
+    values: dict[str, Any] = {name: manifest.get(name, getattr(record, name)) for name in shared}
+    return ModelInfo(
+        **values,
+        name=manifest["name"],
+        family=manifest["family"],
+        description=manifest.get("description", ""),
+        size_rule=_size_rule(folder, manifest, record),
+        parameters=manifest.get("parameters", 0),
+        folder=folder,
+        manifest=manifest,
+    )
+
+
+def _size_rule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -> SizeRule:
+    """Read `sizes`: a list of "WIDTHxHEIGHT", a table with the fields of SizeRule, or left out."""
+    sizes: Any = manifest.get("sizes")
+    if sizes is None:
+        return record.sizes
+    where = str(folder / MANIFEST_FILE)
+    try:
+        if isinstance(sizes, dict):
+            return from_table(cast(Any, sizes), SizeRule, where)
+        return SizeRule.of_sizes(tuple(sizes))
+    except (ConfigError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"sizes in {where} must be a list of WIDTHxHEIGHT or a table, got {sizes!r:.80}.",
+            hint=REPAIR,
+        ) from error
 
 
 def list_models(root: Path = BUNDLED) -> list[ModelInfo]:

@@ -1,9 +1,11 @@
 """Rotary position embedding in three dimensions (Su et al. 2021, arXiv 2104.09864).
 
 Wan's split: 1/3 of a head's channels for width, 1/3 for height, the rest for time (rounded to
-pairs). Pairs are (i, i + half), so a rotation is two slices; convert.py reorders weights that use
-neighbouring pairs.
+pairs). Pairs are (i, i + half), so a rotation is two slices; wan/state_dict.py reorders weights
+that use neighbouring pairs.
 """
+
+from functools import lru_cache
 
 import torch
 from einops import repeat
@@ -46,6 +48,22 @@ def rope_angles(
         dim=1,
     )
     return angles.cos().float(), angles.sin().float()
+
+
+@lru_cache(maxsize=64)
+def window_angles(
+    frames: int,
+    rows: int,
+    columns: int,
+    head_width: int,
+    theta: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Angles:
+    """Rotary angles of the cached frames and a window; cached because few shapes occur."""
+    positions = torch.arange(frames, device=device, dtype=torch.float32)
+    cosine, sine = rope_angles(positions, rows, columns, head_width, theta)
+    return cosine.to(dtype), sine.to(dtype)
 
 
 def rotate(x: Float[Tensor, "b heads n c"], angles: Angles) -> Float[Tensor, "b heads n c"]:

@@ -1,6 +1,5 @@
 """Training losses: (model, batch, generator) -> Losses.
 
-Autoencoder: squared error, L1, gradient L1 and structural similarity, for the decoder alone.
 Flow: velocity matching with a noise level per latent frame (diffusion forcing, Chen et al. 2024,
 arXiv 2407.01392), with bidirectional and causal attention in one mix.
 Distillation: a student in the same weights learns the long steps of a guided teacher (progressive
@@ -8,16 +7,18 @@ distillation, Salimans and Ho 2022, arXiv 2202.00512), and longer ones from its 
 (shortcut models, Frans et al. 2024, arXiv 2410.12557).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from skyloom.core.seeds import chain_frames
-from skyloom.data.loader import LatentBatch
+from skyloom.core.seeds import generator as make_generator
+from skyloom.data.loader import LatentBatch, LatentLoader
 from skyloom.diffusion.flow import add_noise, mean_velocity, to_velocity, velocity_target
 from skyloom.diffusion.guidance import cfg_delta
 from skyloom.diffusion.sampling import multistep_mean_velocity
@@ -29,14 +30,10 @@ from skyloom.diffusion.timesteps import (
     sample_contexts,
     sample_sigmas,
 )
-from skyloom.evaluate.metrics import ssim
 from skyloom.models.base import AttentionMode, TextCondition
-from skyloom.models.diorama.transformer import UNet
-from skyloom.models.diorama.v1.autoencoder import Vae
-from skyloom.models.diorama.v1.transformer import Dit
 
-Network = Dit | UNet
-
+_EVALUATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_EVALUATION_BATCHES = 4
 # shares of excerpts from within a video with known first frames, and with known last frames
 _EXCERPT_KNOWN = 0.75
 
@@ -49,61 +46,29 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class AutoencoderLossConfig:
-    """Weights of the loss terms; latent_noise: standard deviation of noise on the latent."""
+@runtime_checkable
+class Network(Protocol):
+    """A denoising network; its config has `prediction` and `window` (latent frames)."""
 
-    squared: float = 2.0
-    gradient: float = 0.5
-    similarity: float = 0.1
-    latent_noise: float = 0.08
+    config: Any
 
+    def prepare_text(self, context: Any, context_mask: Any, pooled: Any) -> TextCondition:
+        """Project prompts for all layers."""
+        ...
 
-def latent_noise(
-    vae: Vae, video: Float[Tensor, "b 3 t h w"], generator: torch.Generator
-) -> Float[Tensor, "b c u y x"]:
-    """Draw standard normal noise in the shape of a video's latent."""
-    batch, _, frames, height, width = video.shape
-    scale = vae.config.scale
-    shape = (scale.latent_frames(frames), height // scale.space, width // scale.space)
-    return torch.randn((batch, vae.config.latent_channels, *shape), generator=generator).to(video)
+    def parameters(self) -> Any:
+        """Iterate over the weights."""
+        ...
 
-
-def autoencoder_losses(
-    vae: Vae,
-    video: Float[Tensor, "b 3 t h w"],
-    noise: Float[Tensor, "b c u y x"],
-    config: AutoencoderLossConfig,
-) -> Losses:
-    """Reconstruction losses of pixels in [-1, 1], decoded from a slightly noisy latent."""
-    with torch.no_grad():
-        latent = vae.encode(video)
-    with torch.autocast(video.device.type, torch.bfloat16):
-        decoded = vae.decode(latent + config.latent_noise * noise)
-    made = rearrange(decoded.float(), "b c t h w -> (b t) c h w")
-    real = rearrange(video, "b c t h w -> (b t) c h w")
-    absolute = (made - real).abs().mean()
-    gradient = (gradient_distance(made, real) + gradient_distance(_half(made), _half(real))) / 2
-    similar = 1 - ssim(made[::5] / 2 + 0.5, real[::5] / 2 + 0.5, window=5).mean()
-    squared = (made - real).square().mean()
-    total = (
-        absolute
-        + config.squared * squared
-        + config.gradient * gradient
-        + config.similarity * similar
-    )
-    parts = {"l1": absolute, "squared": squared, "gradient": gradient, "dissimilarity": similar}
-    return Losses(total, parts)
+    def __call__(
+        self, latent: Tensor, sigma: Tensor, text: TextCondition, **options: Any
+    ) -> Tensor:
+        """Predict; options: `attention_mode`, `span`, `frame_indices`."""
+        ...
 
 
-def gradient_distance(first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> Tensor:
-    """L1 distance between the horizontal and vertical differences of neighbouring pixels."""
-    gap = first - second
-    return gap.diff(dim=-1).abs().mean() + gap.diff(dim=-2).abs().mean()
-
-
-def _half(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    return F.avg_pool2d(x, 2)
+AuxiliaryLosses = Callable[[Network, LatentBatch, TextCondition], Losses | None]
+"""A further loss of a network on the batch and texts of `flow_losses`; its total is added."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +78,6 @@ class FlowConfig:
     causal_share: share of batches with causal attention.
     caption_dropout: share of samples with the empty caption.
     hidden_words: share of samples without the tokens' own word vectors.
-    sketch_weight: weight of the mean-latent error.
     steady_weight: weight of changes of the error between latent frames, which show as flicker.
     """
 
@@ -121,14 +85,17 @@ class FlowConfig:
     causal_share: float = 0.5
     caption_dropout: float = 0.1
     hidden_words: float = 0.0
-    sketch_weight: float = 0.2
     steady_weight: float = 0.0
 
 
 def flow_losses(
-    dit: Network, batch: LatentBatch, generator: torch.Generator, config: FlowConfig
+    network: Network,
+    batch: LatentBatch,
+    generator: torch.Generator,
+    config: FlowConfig,
+    auxiliary: AuxiliaryLosses | None = None,
 ) -> Losses:
-    """Velocity error of one batch, averaged over noisy latent frames."""
+    """Velocity error of one batch, averaged over noisy latent frames, plus an auxiliary loss."""
     latent = batch.latent
     device = latent.device
     count, _, frames, _, _ = latent.shape
@@ -148,25 +115,27 @@ def flow_losses(
         else None
     )
     noisy = add_noise(latent, noise, sigma)
-    with autocast(dit, device):
-        text = dit.prepare_text(*batch.captions(dropped, hidden))
+    with autocast(network, device):
+        text = network.prepare_text(*batch.captions(dropped, hidden))
         mode: AttentionMode = "causal" if causal else "bidirectional"
-        prediction = dit(noisy, sigma, text, attention_mode=mode, frame_indices=batch.frame_indices)
-    velocity = to_velocity(dit.config.prediction, prediction.float(), noisy, sigma)
+        prediction = network(
+            noisy, sigma, text, attention_mode=mode, frame_indices=batch.frame_indices
+        )
+    velocity = to_velocity(network.config.prediction, prediction.float(), noisy, sigma)
     error = velocity - velocity_target(latent, noise)
     weight = loss_weight(sigma)
     total = squared_error(error, weight)
     parts = {"rollout" if batch.past else "middle" if excerpt else mode: total}
     if config.steady_weight:
         total = total + config.steady_weight * temporal_error(error, weight)
-    if text.attributes is not None and batch.frame_indices is None:
-        assert isinstance(dit, Dit)
-        parts["sketch"] = sketch_error(dit, latent, text.attributes)
-        total = total + config.sketch_weight * parts["sketch"]
+    more = None if auxiliary is None else auxiliary(network, batch, text)
+    if more is not None:
+        parts |= more.parts
+        total = total + more.total
     return Losses(total, parts)
 
 
-def autocast(module: nn.Module, device: torch.device) -> torch.autocast:
+def autocast(module: Network, device: torch.device) -> torch.autocast:
     """Autocast to bf16 if the weights are fp32."""
     needed = next(module.parameters()).dtype == torch.float32
     return torch.autocast(device.type, torch.bfloat16, enabled=needed)
@@ -189,22 +158,6 @@ def temporal_error(error: Float[Tensor, "b c t h w"], weight: Float[Tensor, "b t
     squares = change.square().mean(dim=(1, 3, 4)) / 2
     counted = torch.maximum(weight[:, 1:], weight[:, :-1])
     return (squares * counted).sum() / counted.sum().clamp(min=1)
-
-
-def sketch_losses(dit: Dit, batch: LatentBatch) -> Losses:
-    """Error of the mean-latent predictor alone; one caption in ten is dropped."""
-    dropped = torch.arange(len(batch.latent)) % 10 == 0
-    pooled = batch.captions(dropped)[2]
-    error = sketch_error(dit, batch.latent, pooled[:, -dit.config.sketch :])
-    return Losses(error, {"sketch": error})
-
-
-def sketch_error(
-    dit: Dit, latent: Float[Tensor, "b c t h w"], attributes: Float[Tensor, "b s"]
-) -> Tensor:
-    """Squared error of the predicted mean latent; at best the variance given the prompt."""
-    drawn = dit.draw_sketch(attributes.float(), latent.shape[2], latent.shape[3], latent.shape[4])
-    return (drawn.float() - latent).square().mean()
 
 
 @dataclass(frozen=True)
@@ -235,7 +188,7 @@ class DistillConfig:
 
 
 def distill_losses(
-    dit: Network,
+    network: Network,
     teacher: Network,
     batch: LatentBatch,
     generator: torch.Generator,
@@ -259,7 +212,9 @@ def distill_losses(
     steps = config.num_steps // (1 if not own else 2 if chances[2] < 2 / 3 else 4)
     sigmas = make_sigmas(steps, config.shift)
     index = torch.randint(0, steps, (count,), generator=generator)
-    contexts = ContextConfig(known_share, config.context_noise, dit.config.window, batch.past, ends)
+    contexts = ContextConfig(
+        known_share, config.context_noise, network.config.window, batch.past, ends
+    )
     context = sample_contexts(count, frames, generator, contexts)
     known = torch.isfinite(context)
     start, end = (
@@ -270,16 +225,16 @@ def distill_losses(
     drawn = torch.randn(latent.shape, generator=generator)
     noisy = add_noise(latent, chain_frames(drawn, config.correlation).to(latent), start)
     kept = torch.zeros(count, dtype=torch.bool, device=device)
-    with autocast(dit, device):
-        text = dit.prepare_text(*batch.captions(kept))
+    with autocast(network, device):
+        text = network.prepare_text(*batch.captions(kept))
         if own:
             halfway = make_sigmas(2 * steps, config.shift)[2 * index + 1].to(device)[:, None]
             path = (start, torch.where(start > end, halfway, start), end)
-            target = _own_target(dit, batch, noisy, path, text=text, mode=mode)
+            target = _own_target(network, batch, noisy, path, text=text, mode=mode)
         else:
             edges = (start, end)
             target = _teacher_target(teacher, batch, noisy, edges, mode=mode, config=config)
-        prediction = dit(
+        prediction = network(
             noisy,
             start,
             text,
@@ -287,7 +242,7 @@ def distill_losses(
             span=start - end,
             frame_indices=batch.frame_indices,
         )
-    error = to_velocity(dit.config.prediction, prediction.float(), noisy, start) - target
+    error = to_velocity(network.config.prediction, prediction.float(), noisy, start) - target
     weight = (start > end).to(error.dtype)
     squares = squared_error(error, weight)
     total = squares
@@ -326,7 +281,7 @@ def _teacher_target(
 
 @torch.no_grad()
 def _own_target(
-    dit: Network,
+    network: Network,
     batch: LatentBatch,
     noisy: Tensor,
     path: tuple[Tensor, Tensor, Tensor],
@@ -337,7 +292,7 @@ def _own_target(
     start, middle, end = path
     moved = noisy
     for level, after in ((start, middle), (middle, end)):
-        made = dit(
+        made = network(
             moved,
             level,
             text,
@@ -345,6 +300,36 @@ def _own_target(
             span=level - after,
             frame_indices=batch.frame_indices,
         ).float()
-        velocity = to_velocity(dit.config.prediction, made, moved, level)
+        velocity = to_velocity(network.config.prediction, made, moved, level)
         moved = moved - (level - after)[:, None, :, None, None] * velocity
     return mean_velocity(noisy, moved, start, end)
+
+
+@torch.no_grad()
+def measure_flow(
+    network: Network, held_out: LatentLoader, correlation: float = 0.0
+) -> dict[str, float]:
+    """Return the squared velocity error per attention mode and level, on fixed samples and noise.
+
+    Errors at different `correlation` of the noise are not comparable.
+    """
+    errors: dict[str, list[float]] = {}
+    for index in range(_EVALUATION_BATCHES):
+        batch = held_out(index)
+        latent = batch.latent
+        drawn = torch.randn(latent.shape, generator=make_generator(2, "measure", index))
+        noise = chain_frames(drawn, correlation).to(latent)
+        kept = torch.zeros(len(latent), dtype=torch.bool)
+        with autocast(network, latent.device):
+            text = network.prepare_text(*batch.captions(kept))
+        for level in _EVALUATION_SIGMAS:
+            sigma = torch.full((len(latent), latent.shape[2]), level).to(latent)
+            noisy = add_noise(latent, noise, sigma)
+            for mode in ("bidirectional", "causal") if latent.shape[2] > 1 else ("bidirectional",):
+                with autocast(network, latent.device):
+                    made = network(noisy, sigma, text, attention_mode=mode)
+                velocity = to_velocity(network.config.prediction, made.float(), noisy, sigma)
+                error = float((velocity - velocity_target(latent, noise)).square().mean())
+                errors.setdefault(mode, []).append(error)
+                errors.setdefault(f"{mode}@{level}", []).append(error)
+    return {name: sum(values) / len(values) for name, values in errors.items()}

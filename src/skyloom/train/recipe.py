@@ -1,84 +1,52 @@
-"""Recipes: TOML files with all settings of a training run."""
+"""Recipes: TOML files with all settings of a training run.
 
-from dataclasses import dataclass
+A recipe has the tables [loop] and [optimizer], and one table with the name of a registered setup.
+"""
+
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from skyloom.core.config import dump_config, load_config
 from skyloom.core.errors import ConfigError
-from skyloom.data.loader import LatentSource
-from skyloom.models.diorama.transformer import UNetConfig
-from skyloom.models.diorama.v1.autoencoder import VaeConfig
-from skyloom.models.diorama.v1.transformer import DitConfig
-from skyloom.train.autoencoders import DecoderRun, decoder_task
 from skyloom.train.loop import LoopConfig, Task, train
-from skyloom.train.objectives import AutoencoderLossConfig, DistillConfig, FlowConfig
 from skyloom.train.optim import OptimizerConfig
-
-Objective = Literal["autoencoder", "decoder", "flow"]
-
-
-@dataclass(frozen=True)
-class AutoencoderRun:
-    """The autoencoder, its losses, and folders of rendered clips for training and evaluation."""
-
-    model: VaeConfig = VaeConfig()
-    losses: AutoencoderLossConfig = AutoencoderLossConfig()
-    folders: tuple[str, ...] = ()
-    held_out: str = ""
-    batch: int = 4
-    frames: int = 17
-    crop: int = 96
-    patches: int = 60_000
-
-
-@dataclass(frozen=True)
-class FlowRun:
-    """The network (exactly one of `unet` and `model`), its losses, and encoded clips.
-
-    init: folder with exported weights to start from.
-    distill: train a few-step student; the `init` weights are the teacher (a DiT needs
-        `model.span`).
-    sketch_only: train only the DiT's mean-latent predictor.
-    held_out: folder of clips for evaluation.
-    """
-
-    unet: UNetConfig | None = None
-    model: DitConfig | None = None
-    losses: FlowConfig = FlowConfig()
-    distill: DistillConfig | None = None
-    sketch_only: bool = False
-    sources: tuple[LatentSource, ...] = ()
-    captions: str = ""
-    held_out: str = ""
-    init: str | None = None
+from skyloom.train.setups import Setup, find_setups
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run: exactly one of `autoencoder`, `decoder` and `flow`."""
+    """One run; `settings` are those of the setup named `objective`."""
 
     loop: LoopConfig
     optimizer: OptimizerConfig
-    autoencoder: AutoencoderRun | None = None
-    decoder: DecoderRun | None = None
-    flow: FlowRun | None = None
+    objective: str
+    settings: Any
 
-    @property
-    def objective(self) -> Objective:
-        """The one table that is given. Raises ConfigError."""
-        parts: dict[Objective, object] = {
-            "autoencoder": self.autoencoder,
-            "decoder": self.decoder,
-            "flow": self.flow,
-        }
-        given: list[Objective] = [name for name, part in parts.items() if part is not None]
-        if len(given) != 1:
-            raise ConfigError(
-                "A recipe must have exactly one of the tables [autoencoder], [decoder] and [flow], "
-                f"got {', '.join(given) or 'no table'}."
-            )
-        return given[0]
+
+def load_recipe(path: Path, overrides: dict[str, str]) -> Recipe:
+    """Load a recipe with overrides of dotted keys. Raises ConfigError."""
+    setups = find_setups()
+    if not setups:
+        raise ConfigError(
+            "No training setup is installed.", hint="Install the package of the recipe's model."
+        )
+    table: Any = load_config(path, _table_type(setups), overrides)
+    given = [name for name in setups if getattr(table, name) is not None]
+    if len(given) != 1:
+        names = ", ".join(f"[{name}]" for name in setups)
+        raise ConfigError(
+            f"A recipe must have exactly one of the tables {names}, "
+            f"got {', '.join(given) or 'no table'}."
+        )
+    return Recipe(table.loop, table.optimizer, given[0], getattr(table, given[0]))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return TOML text from which `load_recipe` restores an equal recipe."""
+    table: Any = _table_type(find_setups())
+    settings = {recipe.objective: recipe.settings}
+    return dump_config(table(loop=recipe.loop, optimizer=recipe.optimizer, **settings))
 
 
 def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: bool = False) -> int:
@@ -86,22 +54,23 @@ def run_recipe(path: Path, overrides: dict[str, str], folder: Path, *, resume: b
 
     Paths in the recipe are relative to the working directory.
     """
-    recipe = load_config(path, Recipe, overrides)
+    recipe = load_recipe(path, overrides)
     task = build_task(recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.toml").write_text(dump_config(recipe))
+    (folder / "recipe.toml").write_text(dump_recipe(recipe))
     return train(task, recipe.loop, recipe.optimizer, folder, resume=resume)
 
 
 def build_task(recipe: Recipe) -> Task:
     """Build the module, batches and losses of a recipe."""
-    from skyloom.train.setups import autoencoder_task, flow_task
+    return find_setups()[recipe.objective].build(recipe.settings, recipe.loop)
 
-    if recipe.objective == "flow":
-        assert recipe.flow is not None
-        return flow_task(recipe.flow, recipe.loop)
-    if recipe.objective == "decoder":
-        assert recipe.decoder is not None
-        return decoder_task(recipe.decoder, recipe.loop)
-    assert recipe.autoencoder is not None
-    return autoencoder_task(recipe.autoencoder, recipe.loop)
+
+def _table_type(setups: dict[str, Setup]) -> type:
+    """Return the dataclass of a recipe's tables; those of setups are optional."""
+    optional = [(name, setup.settings | None, None) for name, setup in setups.items()]
+    return make_dataclass(
+        "RecipeTable",
+        [("loop", LoopConfig), ("optimizer", OptimizerConfig), *optional],
+        frozen=True,
+    )

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from skyloom.core.errors import CheckpointError
+from skyloom.models.attention import KvCache
+from skyloom.models.base import Transformer
 from skyloom.models.checkpoint import load_into
-from skyloom.models.diorama.v1.transformer import Dit, DitConfig
+from skyloom.models.wan.config import WanConfig
 from skyloom.models.wan.state_dict import wan_from_diffusers
+from skyloom.models.wan.transformer import Wan
 
-CONFIG = DitConfig(
+CONFIG = WanConfig(
     in_channels=6, out_channels=6, width=48, heads=4, layers=3, ffn=80, text_width=20
 )
 
@@ -34,10 +37,10 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def ours(theirs) -> Dit:
-    dit = Dit(CONFIG).eval()
-    load_into(dit, wan_from_diffusers(theirs.state_dict(), CONFIG))
-    return dit
+def ours(theirs) -> Wan:
+    wan = Wan(CONFIG).eval()
+    load_into(wan, wan_from_diffusers(theirs.state_dict(), CONFIG))
+    return wan
 
 
 @pytest.mark.parametrize("size", [(1, 4, 4), (3, 4, 6), (5, 6, 2)])
@@ -67,3 +70,17 @@ def test_weights_of_another_shape_of_model_are_refused(theirs):
     state = {**theirs.state_dict(), "blocks.0.attn2.add_k_proj.weight": torch.zeros(2, 2)}
     with pytest.raises(CheckpointError, match="add_k_proj"):
         wan_from_diffusers(state, CONFIG)
+
+
+@torch.no_grad()
+def test_cached_windows_equal_whole_causal_attention(ours):
+    latent, sigma = torch.randn(1, 6, 6, 4, 4), torch.rand(1, 6)
+    text = ours.prepare_text(torch.randn(1, 5, 20))
+    whole = ours(latent, sigma, text, attention_mode="causal")
+    cache, parts = KvCache(sink=3, recent=6), []
+    for start in (0, 3):
+        window, level = latent[:, :, start : start + 3], sigma[:, start : start + 3]
+        parts.append(ours(window, level, text, cache=cache))
+        cache = ours.extend_cache(window, level, text, cache)
+    assert isinstance(ours, Transformer)
+    assert (torch.cat(parts, dim=2) - whole).abs().max() <= 1e-5 * whole.abs().max()

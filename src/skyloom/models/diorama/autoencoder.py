@@ -8,6 +8,7 @@ the past, so a video may be decoded in windows.
 """
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from skyloom.models.conv import DecoderCache, shift_channels
 
 TIME = 4
 PATCH = 8
+A = TypeVar("A", bound=Any)
 _GROUPS = 8
 _SHUFFLE = 4  # encoder pixels per side of a cell in the decoder's coarse feature maps
 
@@ -52,6 +54,25 @@ class DioramaAutoencoder(nn.Module):
         self.config = config
         self.components = nn.Conv2d(3 * TIME, config.channels, PATCH, stride=PATCH)
         self.decoder = Decoder(config)
+
+    @property
+    def scale(self) -> ScaleFactors:
+        """Number of frames and pixels per latent cell."""
+        return self.config.scale
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of channels of a latent."""
+        return self.config.channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.components.weight.device
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device: the decoder's convolutions in `dtype`, everything else in fp32."""
+        place(self, device, dtype)
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Encode pixels in [-1, 1]; t = 4k + 1, h and w multiples of `8 enlarge`."""
@@ -205,10 +226,10 @@ def _eigh(matrix: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def to_inference(
-    autoencoder: DioramaAutoencoder, device: torch.device, dtype: torch.dtype
-) -> DioramaAutoencoder:
-    """Move to a device: the decoder's convolutions in `dtype`, encoder and inverse in fp32."""
+def place(autoencoder: A, device: torch.device, dtype: torch.dtype) -> A:
+    """Move to a device: the decoder's convolutions in `dtype`, everything else in fp32."""
     autoencoder = autoencoder.eval().to(device, torch.float32)
-    autoencoder.decoder.to(dtype).linear.to(torch.float32)
+    for name, layer in autoencoder.decoder.named_children():
+        if name != "linear":  # rounding it would change every pixel
+            layer.to(dtype)
     return autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

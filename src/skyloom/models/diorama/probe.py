@@ -1,7 +1,7 @@
 # pyright: basic
 """Probe: a small convolutional classifier of videos that measures prompt adherence.
 
-Trained on rendered clips alone (train/probe.py). Noun, place, time of day and colour are averaged
+Trained on rendered clips alone (projects/diorama). Noun, place, time of day and colour are averaged
 over a few frames. Direction is predicted from differences between frames, so a subject that faces
 left without moving has direction "none".
 """
@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from skyloom.models.checkpoint import load_into, load_part
+from skyloom.models.checkpoint import build, open_part
 
 BUNDLED = Path(__file__).parents[2] / "bundled" / "probe"
 CATEGORIES = ("noun", "place", "time_of_day", "colour", "direction")
@@ -172,6 +172,27 @@ class Probe(nn.Module):
         )
         self.things = MultiLabelHead(last, len(config.nouns)) if config.several else None
 
+    def labels(self, category: str) -> tuple[str, ...]:
+        """Return the labels of a category or, for "things", of the multi-label head."""
+        return self.config.nouns if category == "things" else self.config.labels(category)
+
+    @torch.no_grad()
+    def features(self, frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "u d"]:
+        """Return feature vectors of frames spread over the clip, in fp32 on the CPU."""
+        return self._read(frames).features[0].float().cpu()
+
+    @torch.no_grad()
+    def scores(self, frames: UInt8[Tensor, "t h w c"]) -> dict[str, Float[Tensor, " k"]]:
+        """Return probabilities per category; "things" are independent of each other."""
+        output = self._read(frames)
+        scores = {name: rows[0].softmax(-1) for name, rows in output.scores.items()}
+        if output.things is not None:
+            scores["things"] = output.things[0].sigmoid()
+        return scores
+
+    def _read(self, frames: UInt8[Tensor, "t h w c"]) -> ProbeOutput:
+        return self(prepare(frames, self.config).to(self.embed.weight.device))
+
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> ProbeOutput:
         """Score each video; a single frame is compared with itself."""
         length = video.shape[2]
@@ -218,8 +239,7 @@ def prepare(frames: UInt8[Tensor, "t h w c"], config: ProbeConfig) -> Float[Tens
 @torch.no_grad()
 def predict(probe: Probe, frames: UInt8[Tensor, "t h w c"]) -> ProbePrediction:
     """Classify a video of any length and size."""
-    device = next(probe.parameters()).device
-    output = probe(prepare(frames, probe.config).to(device))
+    output = probe(prepare(frames, probe.config).to(probe.embed.weight.device))
     ranked = {
         name: scores[0].argsort(descending=True).tolist() for name, scores in output.scores.items()
     }
@@ -235,7 +255,6 @@ def predict(probe: Probe, frames: UInt8[Tensor, "t h w c"]) -> ProbePrediction:
 
 def load_probe(folder: Path | None = None) -> Probe:
     """Load the probe of a folder, by default the bundled one. Raises CheckpointError."""
-    config, state, _ = load_part(BUNDLED if folder is None else folder, "probe", ProbeConfig)
-    probe = Probe(config)
-    load_into(probe, {name: value.float() for name, value in state.items()})
-    return probe.eval()
+    with open_part(BUNDLED if folder is None else folder, "probe") as reader:
+        config = reader.config(ProbeConfig)
+        return build(lambda: Probe(config), reader, torch.device("cpu"))

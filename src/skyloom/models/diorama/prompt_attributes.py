@@ -2,7 +2,7 @@
 
 A sentence encoder maps "to the left" and "to the right" to nearly the same vector, which a
 generator trained on squared error separates very slowly (docs/log.md). This network is trained on
-captions and their facts (train/prompt_attributes.py), so that its vector varies most in what
+captions and their facts (by projects/diorama), so that its vector varies most in what
 matters for a picture.
 """
 

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
 from skyloom.models.base import TextContext
-from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part, to_int8
+from skyloom.models.checkpoint import build, open_part, save_part, to_int8
 from skyloom.models.diorama.prompt_attributes import PromptAttributes
 from skyloom.models.diorama.tokenizer import Tokenizer
 
 _PAD_TO = 16
 _CONTEXT_SCALE = 2.0
+_VOCABULARY = "vocabulary"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class DioramaTextEncoder(nn.Module):
             PromptAttributes(config.context_width, config.meaning) if config.meaning else None
         )
         self._lexicon: Tensor | None = None
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Keep the encoder in fp32 on the CPU, where results do not depend on the device."""
+        self.eval().to("cpu", torch.float32)
 
     def forward(
         self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None
@@ -180,17 +185,16 @@ def save_text_encoder(
     """Write the part `text`: matrices in int8, the vocabulary as UTF-8 bytes."""
     state = to_int8(encoder.state_dict())
     text = "\n".join(encoder.tokenizer.vocabulary).encode()
-    state["vocabulary"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    state[_VOCABULARY] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return save_part(folder, "text", encoder.config, state, metadata=metadata)
 
 
 def load_text_encoder(folder: Path) -> DioramaTextEncoder:
     """Load the part `text` of a model folder, dequantized to fp32."""
-    config, state, _ = load_part(folder, "text", TextConfig)
-    vocabulary = state.pop("vocabulary").numpy().tobytes().decode().split("\n")
-    weights = from_int8(state)
-    with torch.device("meta"):
-        encoder = DioramaTextEncoder(config, vocabulary)
-    encoder.to_empty(device="cpu")
-    load_into(encoder, weights)
-    return encoder.eval()
+    device = torch.device("cpu")
+    with open_part(folder, "text") as reader:
+        config = reader.config(TextConfig)
+        vocabulary = reader.read(_VOCABULARY).numpy().tobytes().decode().split("\n")
+        return build(
+            lambda: DioramaTextEncoder(config, vocabulary), reader, device, skip=[_VOCABULARY]
+        )

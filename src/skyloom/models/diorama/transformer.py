@@ -13,8 +13,6 @@ input to the output.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +28,16 @@ from skyloom.models.attention import (
     mask_bias,
     split_heads,
 )
-from skyloom.models.base import AttentionMode, TextCondition
+from skyloom.models.base import (
+    AttentionMode,
+    DenoisingNetwork,
+    Prediction,
+    TextCondition,
+    TextContext,
+    as_condition,
+)
 from skyloom.models.embeddings import sinusoids
-from skyloom.models.rope import Angles, rope_angles, rotate
+from skyloom.models.rope import rotate, window_angles
 
 _GROUPS = 8
 
@@ -63,7 +68,7 @@ class UNetConfig:
     window: int = 3
     horizon: int = 9
     rope_theta: float = 10000.0
-    prediction: Literal["velocity", "denoised", "angular"] = "angular"
+    prediction: Prediction = "angular"
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class FrameLinks:
     after: Tensor
 
 
-class UNet(nn.Module):
+class UNet(DenoisingNetwork):
     """Predict the denoising direction of every latent frame."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -98,7 +103,8 @@ class UNet(nn.Module):
         self.number = nn.Linear(config.frequencies, width)
         self.joint = nn.Linear(width, width)
         self.text = nn.Linear(config.text_width, coarse)
-        self.position = nn.Parameter(torch.randn(coarse, config.grid // 2, config.grid // 2) * 0.3)
+        side = config.grid // 2
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(coarse, side, side), std=0.3))
         self.stem = nn.Conv2d(config.channels, fine, 3, padding=1)
         self.fine_in = nn.ModuleList(
             ResidualBlock(fine, width, normalise=False) for _ in range(fine_in)
@@ -145,6 +151,11 @@ class UNet(nn.Module):
         )
 
     @property
+    def uncached_frame_offset(self) -> int:
+        """Index of the first latent frame of a window inside a video without a cache."""
+        return self.config.horizon
+
+    @property
     def attention_blocks(self) -> list["AttentionBlock"]:
         """The attention blocks, typed."""
         return [block for block in self.attentions if isinstance(block, AttentionBlock)]
@@ -153,7 +164,7 @@ class UNet(nn.Module):
         self,
         latent: Float[Tensor, "b c t h w"],
         sigma: Float[Tensor, "b t"],
-        text: TextCondition,
+        text: TextCondition | TextContext,
         *,
         attention_mode: AttentionMode = "bidirectional",
         cache: KvCache | None = None,
@@ -169,7 +180,7 @@ class UNet(nn.Module):
         return self._run(
             latent,
             sigma,
-            text,
+            as_condition(text, self),
             attention_mode=attention_mode,
             cache=cache,
             span=span,
@@ -291,7 +302,7 @@ class UNet(nn.Module):
         _, width, rows, columns = x.shape
         frames = x.shape[0] // batch
         tokens = rows * columns
-        angles = _window_angles(
+        angles = window_angles(
             past.frames + frames,
             rows,
             columns,
@@ -492,21 +503,6 @@ def _extended(
     after = past.extended(keys, values, frames)
     kept = {field.name: getattr(after, field.name) for field in fields(KvCache)}
     return UNetCache(**kept, last=tuple(last))
-
-
-@lru_cache(maxsize=64)
-def _window_angles(
-    frames: int,
-    rows: int,
-    columns: int,
-    head_width: int,
-    theta: float,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Angles:
-    positions = torch.arange(frames, device=device, dtype=torch.float32)
-    cosine, sine = rope_angles(positions, rows, columns, head_width, theta)
-    return cosine.to(dtype), sine.to(dtype)
 
 
 def _fold(latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from skyloom.core.errors import CheckpointError
-from skyloom.models.diorama.v1.transformer import DitConfig
+from skyloom.models.wan.config import WanConfig
 
 State = dict[str, Tensor]
 
@@ -31,7 +31,7 @@ _PLAIN_BLOCK = {
 }
 
 
-def wan_from_diffusers(state: State, config: DitConfig) -> State:
+def wan_from_diffusers(state: State, config: WanConfig) -> State:
     """Rename and reshape the weights. Raises CheckpointError naming unused keys."""
     left = dict(state)
     converted: State = {"table": rearrange(left.pop("scale_shift_table"), "1 two d -> two d")}
@@ -52,7 +52,7 @@ def wan_from_diffusers(state: State, config: DitConfig) -> State:
     return converted
 
 
-def _block(left: State, prefix: str, config: DitConfig) -> State:
+def _block(left: State, prefix: str, config: WanConfig) -> State:
     """Convert one block; removes its tensors from `left`."""
     block: State = {"table": rearrange(left.pop(f"{prefix}scale_shift_table"), "1 six d -> six d")}
     for kind in ("weight", "bias"):

@@ -12,7 +12,6 @@ from typing import Any
 
 from skyloom.serve.api.errors import invalid
 from skyloom.serve.queue.library import Character, CharacterLikeness
-from skyloom.world.nouns import article
 
 _DETERMINER = re.compile(
     r"(?<!\w)(a|an|the|my|your|his|her|its|our|their)(\s+)([\w-]+\s+)?$", re.IGNORECASE
@@ -21,6 +20,20 @@ _LOOKBEHIND = 100  # characters before a name that are searched for a determiner
 _NOT_ADJECTIVES = frozenset(
     {"and", "or", "but", "with", "of", "in", "on", "at", "by", "to", "for", "from", "is", "was"}
 )
+_WITHOUT_ARTICLE = frozenset(
+    {"santa claus", "broccoli", "cheese", "popcorn", "sushi", "candy", "bubble tea"}
+)
+_MEASURES = {
+    "pancakes": "stack of",
+    "french fries": "box of",
+    "fries": "box of",
+    "sunglasses": "pair of",
+    "headphones": "pair of",
+    "books": "stack of",
+    "scissors": "pair of",
+}
+_SOUND_CONSONANT = ("uni", "one", "ufo", "eu", "use", "ewe")
+_SOUND_VOWEL = ("a", "e", "i", "o", "u", "hour", "honest", "heir", "suv")
 _POSSESSIVE = re.compile(r"['\u2019](?!s\b)")
 
 
@@ -101,7 +114,7 @@ def parse_expiry(expiry: str) -> float:
 def _append_description(text: str, known: CharacterLikeness, *, again: bool) -> str:
     """Append a description with the article that the text before it needs."""
     assert known.noun is not None
-    phrase = article(known.noun, known.colour)
+    phrase = _with_article(known.noun, known.colour)
     bare = re.sub(r"^an? ", "", phrase)
     found = _DETERMINER.search(text, max(0, len(text) - _LOOKBEHIND))
     if found is None or (found[3] and found[3].strip().lower() in _NOT_ADJECTIVES):
@@ -110,6 +123,17 @@ def _append_description(text: str, known: CharacterLikeness, *, again: bool) -> 
         return text + bare
     capital = found[1][0].isupper()
     return text[: found.start()] + (phrase[0].upper() + phrase[1:] if capital else phrase)
+
+
+def _with_article(noun: str, colour: str | None) -> str:
+    """Prepend the article: "an octopus", "a red car", "a pair of scissors", "popcorn"."""
+    phrase = f"{colour} {noun}" if colour else noun
+    if noun in _WITHOUT_ARTICLE:
+        return phrase
+    if noun in _MEASURES:
+        phrase = f"{_MEASURES[noun]} {phrase}"
+    vowel = phrase.startswith(_SOUND_VOWEL) and not phrase.startswith(_SOUND_CONSONANT)
+    return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def _name_pattern(name: str) -> str:

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from skyloom.core.errors import RequestError
 from skyloom.evaluate.window_quality import load_critic
-from skyloom.generate.export import check_ready, sign_and_register, sources_of
+from skyloom.generate.export import ExportOptions, check_ready, export_steps, sources_of
+from skyloom.generate.latent_store import clear
 from skyloom.generate.pipeline import Pipeline, Step
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
-from skyloom.generate.resume import clear
-from skyloom.media.write import VideoWriter, open_video
 from skyloom.safety.credentials import generation_assertion, sign
-from skyloom.safety.provenance import FrameHasher
 from skyloom.safety.signer import find_signer
 from skyloom.serve.queue.job import Job
 from skyloom.serve.redaction import clean_receipt
@@ -60,27 +58,24 @@ class PipelineRenderer:
         pipeline, plan = self._plan(job, folder)
         target = output / "video.mp4"
         sampler = _FrameSampler(plan.shape.frames)
-        hasher = FrameHasher(plan.fps)
         receipt: Mapping[str, Any] | None = None
         check_ready()
         yield Progress(_TEXT_PERCENT, "text")
-        with open_video(target, plan.fps) as writer:
-            _add_sound(plan, writer)
-            done = {"denoise": 0.0, "decode": 0.0}
-            for step in self._stream(pipeline, plan, folder / STATE):
-                if step.frames is not None and len(step.frames):
-                    writer.append(step.frames)
-                    sampler.append(step.frames)
-                    hasher.append(step.frames)
-                receipt = step.receipt or receipt
-                if step.phase in done:
-                    done[step.phase] = step.index / step.total
-                    yield Progress(_percent(done["denoise"], done["decode"]), step.phase)
-            assert receipt is not None, "the last step of a stream has the receipt"
-            receipt = _with_characters(receipt, job.extra.get("described"))
-            writer.receipt = clean_receipt(receipt, job.request)
+        done = {"denoise": 0.0, "decode": 0.0}
+        options = ExportOptions(
+            annotate=partial(_with_characters, described=job.extra.get("described")),
+            redact=partial(clean_receipt, request=job.request),
+        )
+        steps = self._stream(pipeline, plan, folder / STATE)
+        for step in export_steps(steps, plan, target, options):
+            if step.frames is not None and len(step.frames):
+                sampler.append(step.frames)
+            receipt = step.receipt or receipt
+            if step.phase in done:
+                done[step.phase] = step.index / step.total
+                yield Progress(_percent(done["denoise"], done["decode"]), step.phase)
+        assert receipt is not None, "the last step of a stream has the receipt"
         pictures = sampler.write(output)
-        sign_and_register(target, receipt, perceptual_hashes=hasher.hashes)
         for picture in pictures.values():
             sign(picture, generation_assertion(receipt), find_signer(), sources=sources_of(receipt))
         yield Progress(_percent(1.0, 1.0), "decode", {"video": target, **pictures}, receipt)
@@ -187,12 +182,3 @@ def _with_characters(
     if not described:
         return receipt
     return {**receipt, "notes": {**receipt.get("notes", {}), "characters": described}}
-
-
-def _add_sound(plan: Plan, writer: VideoWriter) -> None:
-    """Copy the sound of an edit's sources, where an mp4 can hold it."""
-    if plan.timeline is not None and plan.edit_sources is not None:
-        for at, clip in plan.timeline.sound_clips:
-            source = plan.edit_sources.sources[clip.source]
-            if source.sound is not None:
-                writer.add_sound(source.sound, source.sound_packets(clip.start, clip.stop), at)

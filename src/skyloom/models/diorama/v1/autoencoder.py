@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
 from skyloom.models.conv import DecoderCache, ShiftBlock, split_frames
-from skyloom.models.diorama.autoencoder import principal_components
+from skyloom.models.diorama.autoencoder import place, principal_components
 
 TIME = 4
 SPACE = 16
@@ -49,6 +49,25 @@ class Vae(nn.Module):
         self.decoder = VaeDecoder(config)
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
+
+    @property
+    def scale(self) -> ScaleFactors:
+        """Number of frames and pixels per latent cell."""
+        return self.config.scale
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of channels of a latent."""
+        return self.config.latent_channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.linear.weight.device
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device: the decoder's convolutions in `dtype`, everything else in fp32."""
+        place(self, device, dtype)
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Encode pixels in [-1, 1]; t = 4k + 1, h and w multiples of 16; about unit scale."""
@@ -165,13 +184,6 @@ def _start_small(module: nn.Module, head: nn.Conv2d) -> None:
             _zero(layer.bias)
     _zero(head.weight)
     _zero(head.bias)
-
-
-def place(vae: Vae, device: torch.device, dtype: torch.dtype) -> Vae:
-    """Move to a device: the decoder's convolutions in `dtype`, everything else in fp32."""
-    vae = vae.eval().to(device, torch.float32)
-    vae.decoder.to(dtype).linear.to(torch.float32)
-    return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.no_grad()

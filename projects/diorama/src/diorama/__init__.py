@@ -1,0 +1,1 @@
+"""The procedural world of skyloom's bundled model, and the training of its networks."""

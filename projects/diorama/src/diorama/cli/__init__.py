@@ -1,0 +1,1 @@
+"""`diorama <group> <verb>`; heavy imports happen inside the functions."""

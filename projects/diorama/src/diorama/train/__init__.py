@@ -1,0 +1,1 @@
+"""Training setups of the diorama family, and the parts that have no recipe."""

@@ -1,0 +1,157 @@
+"""Record of a model family: sizes, rate, windows, defaults, prompts, licence. Needs no torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from skyloom.core.errors import RequestError
+
+Prediction = Literal["velocity", "denoised", "angular"]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Sampling settings. A distilled `student` needs no guidance and few steps."""
+
+    num_steps: int
+    guidance_scale: float
+    student: bool = False
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Autoregressive continuation after the native window, in latent frames.
+
+    Each step generates `window` frames and attends to the `sink` first and `recent` last frames,
+    which carry noise up to `context_sigma`.
+    """
+
+    sink: int
+    recent: int
+    window: int
+    context_sigma: float = 0.0
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Frame sizes (width, height) in pixels that a model generates.
+
+    Sides are multiples of `multiple` from `min_side` to `max_side`, areas at most `max_area`. With
+    `listed`, only those sizes.
+    """
+
+    multiple: int
+    min_side: int
+    max_side: int
+    max_area: int
+    default: Size
+    listed: tuple[Size, ...] = ()
+
+    @classmethod
+    def of_sizes(cls, sizes: tuple[str, ...]) -> "SizeRule":
+        """Make the rule of a list of "WIDTHxHEIGHT"; the first one is the default."""
+        listed = tuple(_parse(size) for size in sizes)
+        sides = [side for size in listed for side in size]
+        return cls(
+            multiple=math.gcd(*sides),
+            min_side=min(sides),
+            max_side=max(sides),
+            max_area=max(width * height for width, height in listed),
+            default=listed[0],
+            listed=listed,
+        )
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Every size as "WIDTHxHEIGHT", the default first, then by area."""
+        sides = range(self._up(self.min_side), self.max_side + 1, self.multiple)
+        every = self.listed or sorted(
+            ((width, height) for width in sides for height in sides if self.allows(width, height)),
+            key=lambda size: (size[0] * size[1], size),
+        )
+        ordered = dict.fromkeys((self.default, *every))
+        return tuple(f"{width}x{height}" for width, height in ordered)
+
+    def allows(self, width: int, height: int) -> bool:
+        """Whether the model generates this size."""
+        if self.listed:
+            return (width, height) in self.listed
+        sides = (width, height)
+        return (
+            all(side % self.multiple == 0 for side in sides)
+            and self.min_side <= min(sides)
+            and max(sides) <= self.max_side
+            and width * height <= self.max_area
+        )
+
+    def check(self, width: int, height: int) -> None:
+        """Raise RequestError, naming the nearest size, unless the model generates this one."""
+        if self.allows(width, height):
+            return
+        near_width, near_height = self.nearest(width, height)
+        raise RequestError(
+            f"size must be {self._describe()}, got {width}x{height}.",
+            hint=f"The nearest size is {near_width}x{near_height}.",
+            field="size",
+        )
+
+    def nearest(self, width: int, height: int) -> Size:
+        """Return the nearest size; without a list of sizes, keep the aspect ratio if possible."""
+        if self.listed:
+            return min(self.listed, key=lambda one: abs(one[0] - width) + abs(one[1] - height))
+        scale = max(1.0, self.min_side / min(width, height))
+        scale = min(scale, self.max_side / max(width, height))
+        scale = min(scale, math.sqrt(self.max_area / (width * height)))
+        sides = [self._side(side * scale) for side in (width, height)]
+        while sides[0] * sides[1] > self.max_area:
+            longer = sides.index(max(sides))
+            sides[longer] -= self.multiple
+        return sides[0], sides[1]
+
+    def _side(self, length: float) -> int:
+        """Round a length to a valid side."""
+        rounded = round(length / self.multiple) * self.multiple
+        largest = self.max_side // self.multiple * self.multiple
+        return min(max(rounded, self._up(self.min_side)), largest)
+
+    def _up(self, length: int) -> int:
+        return -(-length // self.multiple) * self.multiple
+
+    def _describe(self) -> str:
+        if self.listed:
+            return f"one of {', '.join(self.sizes)}"
+        return (
+            f"a multiple of {self.multiple} from {self.min_side} to {self.max_side} pixels per "
+            f"side and at most {self.max_area:,} pixels in all"
+        )
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Properties that all models of a family share; a model's manifest overrides them.
+
+    frames: native window. few_step: settings of a distilled student, for models that have one.
+    max_prompt_tokens: further tokens of a prompt are ignored. edit_verbs: verbs that it can do.
+    knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
+    an open vocabulary.
+    """
+
+    name: str
+    licence: str
+    sizes: SizeRule
+    fps: int
+    frames: int
+    num_steps: int
+    guidance_scale: float
+    shift: float
+    few_step: Quality
+    max_prompt_tokens: int
+    edit_verbs: tuple[str, ...]
+    knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def _parse(size: str) -> Size:
+    width, height = size.lower().split("x")
+    return int(width), int(height)

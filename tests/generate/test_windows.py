@@ -1,0 +1,83 @@
+"""Window planner: windows generate every latent frame once, fit the model and see known frames."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyloom.core.types import ScaleFactors
+from skyloom.generate.timeline import Generate, SourceClip
+from skyloom.generate.windows import plan_span
+from skyloom.models.registry import Rollout
+
+SCALE = ScaleFactors(4, 16)
+
+
+def span(frames, before, after):
+    sides = (
+        SourceClip(0, 0, before) if before else None,
+        SourceClip(0, before + frames, before + frames + after),
+    )
+    return Generate(frames, "a cat", "retake", sides[0], sides[1] if after else None)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.integers(3, 12),
+    st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_windows_make_every_cell_once_and_see_what_is_known(frames, before, after, native, size):
+    rollout = None if size is None else Rollout(2, 3, size)
+    run = plan_span(span(frames, before, after), SCALE, native, rollout)
+    generated = sorted(cell for one in run.windows for cell in range(*one.generated))
+    known = {
+        *range(run.known_before),
+        *range(run.known_before + run.generated, run.latent_frames),
+    }
+    expected = list(range(run.known_before, run.known_before + run.generated))
+    assert generated[: len(expected)] == expected
+    assert generated == list(range(run.known_before, run.known_before + len(generated)))
+    assert len(generated) - len(expected) < (size or 1)
+    for number, window in enumerate(run.windows):
+        first, end = window.generated
+        assert window.start <= first < end <= window.stop
+        assert window.stop - window.start <= native or (
+            run.uses_cache and (number or run.known_before) and window.stop - window.start == size
+        )
+        seen = {*range(window.start, first), *range(end, window.stop)}
+        assert seen <= known
+        assert (
+            seen
+            or run.uses_cache
+            or (number == 0 and not before and not after)
+            or not (run.known_before or run.known_after)
+        )
+        known |= set(range(first, end))
+
+
+@given(st.integers(1, 300), st.integers(0, 40), st.integers(0, 40))
+def test_the_frames_of_a_span_lie_on_its_cells(frames, before, after):
+    run = plan_span(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
+    first = SCALE.video_frames(run.known_before) if run.known_before else 0
+    assert run.lead_frames == first, "a boundary of latent frames falls on the first frame"
+    assert SCALE.video_frames(run.known_before + run.generated) >= run.lead_frames + frames
+    assert (
+        SCALE.video_frames(run.known_before + run.generated - 1) < run.lead_frames + frames
+        or run.generated == 1
+    )
+
+
+@given(st.integers(1, 20), st.integers(9, 40), st.integers(12, 40))
+def test_a_short_span_between_two_sides_takes_one_window(frames, before, after):
+    run = plan_span(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
+    assert len(run.windows) == 1
+    assert run.known_before
+    assert run.known_after
+
+
+def test_what_goes_on_has_a_memory_and_what_meets_something_has_not():
+    assert plan_span(span(160, 33, 0), SCALE, 9, Rollout(2, 3, 3)).uses_cache
+    assert not plan_span(span(160, 33, 33), SCALE, 9, Rollout(2, 3, 3)).uses_cache
+    backward = plan_span(span(160, 0, 33), SCALE, 9, Rollout(2, 3, 3))
+    firsts = [window.generated[0] for window in backward.windows]
+    assert firsts == sorted(firsts, reverse=True)

@@ -1,0 +1,163 @@
+"""A loaded model: its parts by the protocols, placement, and calls by hand."""
+
+import threading
+
+import pytest
+import torch
+
+import skyloom
+from skyloom.models.base import (
+    Autoencoder,
+    ClipReader,
+    ModelBundle,
+    TextEncoder,
+    Transformer,
+    load_clip_reader,
+)
+from skyloom.models.registry import BUNDLED, read_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bundle(tiny_model) -> ModelBundle:
+    return ModelBundle.load(read_model(tiny_model), CPU, torch.float32)
+
+
+def test_the_parts_are_of_the_protocols(bundle):
+    assert isinstance(bundle.text_encoder, TextEncoder)
+    assert isinstance(bundle.autoencoder, Autoencoder)
+    assert isinstance(bundle.transformer, Transformer)
+    assert (bundle.autoencoder.latent_channels, bundle.autoencoder.scale.space) == (4, 16)
+    assert bundle.transformer.prediction == "angular"
+    assert bundle.transformer.uncached_frame_offset == 5
+    assert bundle.transformer.dtype == torch.float32
+    assert bundle.transformer.device == bundle.autoencoder.device == CPU
+
+
+def test_every_part_has_its_own_precision(tiny_model):
+    bundle = ModelBundle.load(read_model(tiny_model), CPU, torch.bfloat16)
+    assert bundle.transformer.dtype == torch.bfloat16
+    precisions = {name: value.dtype for name, value in bundle.autoencoder.state_dict().items()}
+    assert precisions["decoder.stem.weight"] == torch.bfloat16
+    assert precisions["decoder.linear.weight"] == precisions["encoder.linear.weight"]
+    assert precisions["decoder.linear.weight"] == torch.float32
+    kinds = {value.dtype for value in bundle.text_encoder.state_dict().values()}
+    assert kinds == {torch.float32}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_transformer_takes_encoded_prompts(tiny_model, dtype):
+    bundle = ModelBundle.load(read_model(tiny_model), CPU, dtype)
+    transformer = bundle.transformer
+    latent = torch.randn(1, 4, 2, 2, 2)
+    sigma = torch.full((1, 2), 0.5)
+    text = bundle.text_encoder.encode(["a red cat"])
+    length = int(text.context_mask.sum())
+    prepared = transformer.prepare_text(
+        text.context[:, :length].to(dtype), None, text.pooled.to(dtype)
+    )
+    assert torch.equal(transformer(latent, sigma, text), transformer(latent, sigma, prepared))
+
+
+@torch.no_grad()
+def test_a_batch_of_encoded_prompts_equals_single_ones(bundle):
+    latent = torch.randn(2, 4, 2, 2, 2)
+    sigma = torch.full((2, 2), 0.5)
+    prompts = ["a red cat", "the dog on the beach"]
+    both = bundle.transformer(latent, sigma, bundle.text_encoder.encode(prompts))
+    for row, prompt in enumerate(prompts):
+        one = slice(row, row + 1)
+        text = bundle.text_encoder.encode([prompt])
+        alone = bundle.transformer(latent[one], sigma[one], text)
+        torch.testing.assert_close(both[one], alone, atol=1e-4, rtol=1e-4)
+
+
+class Places:
+    """Records where a part is placed."""
+
+    def __init__(self, monkeypatch, part):
+        self.devices = []
+        monkeypatch.setattr(part, "place", self)
+
+    def __call__(self, device, dtype):
+        self.devices.append((device.type, dtype))
+
+
+def test_without_offload_a_part_stays_where_it_is(bundle, monkeypatch):
+    places = Places(monkeypatch, bundle.transformer)
+    with bundle.use("transformer") as transformer:
+        assert transformer is bundle.transformer
+    assert places.devices == []
+
+
+def test_offload_has_a_part_on_the_device_while_it_is_used(bundle, monkeypatch):
+    places = Places(monkeypatch, bundle.transformer)
+    bundle.device = torch.device("cuda")
+    bundle.offload = True
+    there = ("cuda", torch.float32)
+    with bundle.use("transformer"), bundle.use("transformer"):
+        assert places.devices == [there]
+    assert places.devices == [there, ("cpu", torch.float32)]
+    with pytest.raises(ValueError, match="broken"), bundle.use("transformer"):
+        raise ValueError("broken")
+    assert places.devices[2:] == [there, ("cpu", torch.float32)]
+
+
+def test_the_last_user_of_several_threads_moves_a_part_away(bundle, monkeypatch):
+    places = Places(monkeypatch, bundle.autoencoder)
+    bundle.device = torch.device("cuda")
+    bundle.offload = True
+    inside = threading.Event()
+    leave = threading.Event()
+
+    def hold():
+        with bundle.use("autoencoder"):
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(60)
+    with bundle.use("autoencoder"):
+        pass
+    assert [device for device, _ in places.devices] == ["cuda"]
+    leave.set()
+    thread.join(60)
+    assert [device for device, _ in places.devices] == ["cuda", "cpu"]
+
+
+def test_offload_on_a_cpu_is_off(tiny_model):
+    bundle = ModelBundle.load(read_model(tiny_model), CPU, torch.float32, offload=True)
+    assert not bundle.offload
+
+
+@pytest.mark.skipif(not (BUNDLED / "probe").exists(), reason="no bundled probe")
+def test_the_clip_reader_is_loaded_on_demand(bundle):
+    frames = torch.randint(0, 256, (9, 32, 32, 3)).byte()
+    reader = load_clip_reader(bundle.info)
+    assert isinstance(reader, ClipReader)
+    assert "clip_reader" not in vars(bundle)
+    assert torch.equal(bundle.clip_reader.features(frames), reader.features(frames))
+    assert bundle.clip_reader is bundle.clip_reader
+    scores = reader.scores(frames)
+    assert {"noun", "place", "things"} <= set(scores)
+    for category, values in scores.items():
+        assert len(values) == len(reader.labels(category))
+        assert (values >= 0).all()
+        assert (values <= 1).all()
+        if category != "things":
+            assert float(values.sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_loading_the_pipeline_hashes_the_files_once(tiny_model, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("skyloom.models.checkpoint._SETTLED_NS", -(10**18))
+    real = skyloom.models.checkpoint.sha256_file
+    monkeypatch.setattr(
+        "skyloom.models.checkpoint.sha256_file", lambda path: hashed.append(path) or real(path)
+    )
+    for _ in range(2):
+        skyloom.load(str(tiny_model))
+    assert len(hashed) == len(read_model(tiny_model).manifest["files"])

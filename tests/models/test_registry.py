@@ -1,0 +1,166 @@
+"""Records of families, what manifests override, and size rules."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyloom.core.errors import CheckpointError, RequestError
+from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.models.diorama.text_encoder import TextConfig
+from skyloom.models.family import Quality, SizeRule
+from skyloom.models.registry import FAMILIES, find_family, find_model, read_model
+
+RULE = SizeRule(multiple=32, min_side=64, max_side=1280, max_area=1280 * 720, default=(832, 480))
+KINDS = {"things", "places", "times", "colours", "motions"}
+
+
+def model(folder: Path, **manifest) -> Path:
+    """A model folder with a manifest alone."""
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_short_manifest_is_completed_by_the_record(tmp_path):
+    info = read_model(model(tmp_path, name="x", family="diorama"))
+    record = info.record
+    assert (info.fps, info.frames, info.shift) == (record.fps, record.frames, record.shift)
+    assert info.size_rule == record.sizes
+    assert info.sizes[0] == "256x256"
+    assert info.qualities == {"best": Quality(record.num_steps, record.guidance_scale)}
+    assert info.edit_verbs == record.edit_verbs
+    assert info.rollout is None
+
+
+def test_a_manifest_overrides_the_record(tmp_path):
+    info = read_model(
+        model(
+            tmp_path,
+            name="x",
+            family="diorama",
+            licence="MIT",
+            fps=24,
+            sizes=["64x32", "32x32"],
+            student_steps=8,
+            knows={"things": ["cat"]},
+            edit_verbs=["extend"],
+            max_prompt_tokens=12,
+        )
+    )
+    assert (info.licence, info.fps, info.sizes) == ("MIT", 24, ("64x32", "32x32"))
+    assert info.qualities["fast"] == Quality(8, 1.0, student=True)
+    assert info.knows == {"things": ("cat",)}
+    assert (info.edit_verbs, info.max_prompt_tokens) == (("extend",), 12)
+
+
+def test_a_student_has_the_steps_of_the_family(tmp_path):
+    info = read_model(model(tmp_path, name="x", family="diorama", student=True))
+    assert info.qualities["fast"] == info.record.few_step
+    assert info.quality == "fast"
+
+
+def test_a_manifest_may_hold_a_size_rule(tmp_path):
+    table = {
+        "multiple": 16,
+        "min_side": 32,
+        "max_side": 64,
+        "max_area": 2048,
+        "default": [64, 32],
+    }
+    info = read_model(model(tmp_path, name="x", family="diorama", sizes=table))
+    assert info.sizes == ("64x32", "32x32", "32x48", "48x32", "32x64")
+    info.size_rule.check(48, 32)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"name": "x"}, "lacks 'family'"),
+        ({"name": "x", "family": "other"}, "family must be one of diorama, got 'other'"),
+        ({"name": "x", "family": "diorama", "sizes": "wide"}, "sizes in .* must be a list"),
+        ({"name": "x", "family": "diorama", "sizes": []}, "sizes in .* must be a list"),
+        ({"name": "x", "family": "diorama", "sizes": {"multiple": 1}}, "sizes in .* must be a"),
+    ],
+)
+def test_damaged_manifests_are_named(tmp_path, manifest, message):
+    with pytest.raises(CheckpointError, match=message):
+        read_model(model(tmp_path, **manifest))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_records_are_complete(family):
+    record = find_family(family)
+    assert record.name == family
+    assert set(record.edit_verbs) <= set(EDIT_VERBS)
+    record.sizes.check(*record.sizes.default)
+
+
+def test_the_diorama_can_do_every_edit_and_its_prompt_limit_is_the_encoders():
+    record = find_family("diorama")
+    assert set(record.edit_verbs) == set(EDIT_VERBS)
+    assert record.max_prompt_tokens == TextConfig.max_tokens
+
+
+def test_the_bundled_model_knows_the_words_of_its_world():
+    vocabulary = pytest.importorskip("skyloom.world.vocabulary").DIORAMA
+    knows = find_model("diorama").knows
+    assert set(knows) == KINDS
+    assert knows["things"] == vocabulary.nouns
+    assert knows["places"] == vocabulary.places
+    assert knows["times"] == vocabulary.times
+    assert knows["colours"] == vocabulary.colours
+    assert knows["motions"] == vocabulary.motions
+
+
+def test_the_bundled_model_is_of_the_family_that_was_named_skyloom():
+    info = find_model("diorama")
+    assert info.family == "skyloom"
+    assert info.record is find_family("diorama")
+    assert info.sizes == ("128x128",)
+
+
+def test_listed_sizes_are_the_only_ones():
+    rule = SizeRule.of_sizes(("128x128", "192x128"))
+    rule.check(192, 128)
+    assert rule.nearest(200, 100) == (192, 128)
+    with pytest.raises(RequestError, match="one of 128x128, 192x128, got 128x192") as caught:
+        rule.check(128, 192)
+    assert caught.value.field == "size"
+    assert caught.value.hint == "The nearest size is 128x128."
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ((832, 480), (832, 480)),
+        ((1920, 1080), (1280, 704)),
+        ((1, 1), (64, 64)),
+        ((2000, 10), (1280, 64)),
+        ((100, 100), (96, 96)),
+    ],
+)
+def test_nearest_sizes(asked, given):
+    assert RULE.nearest(*asked) == given
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_the_nearest_size_is_allowed_and_an_allowed_size_is_its_own(width, height):
+    near = RULE.nearest(width, height)
+    RULE.check(*near)
+    assert RULE.nearest(*near) == near
+    if not RULE.allows(width, height):
+        with pytest.raises(RequestError, match=f"{near[0]}x{near[1]}"):
+            RULE.check(width, height)
+
+
+def test_all_sizes_are_listed_once_and_the_default_comes_first():
+    rule = SizeRule(multiple=16, min_side=60, max_side=130, max_area=9000, default=(96, 80))
+    sizes = [tuple(map(int, size.split("x"))) for size in rule.sizes]
+    assert sizes[0] == rule.default
+    assert len(set(sizes)) == len(sizes)
+    every = {(w, h) for w in range(1, 200) for h in range(1, 200) if rule.allows(w, h)}
+    assert set(sizes) == every
+    assert max(math.prod(size) for size in every) <= 9000
