@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from skyloom.serve.queue.capabilities import Capabilities
 from skyloom.serve.queue.database import Database
 from skyloom.serve.queue.jobs import JobStore
+from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import FolderStorage
 
@@ -43,6 +45,24 @@ def test_jobs_are_listed_shown_and_changed(skyloom, queue, tmp_path):
     assert "--limit" in skyloom("jobs", "list", "--limit", "1", "--data", tmp_path).err
     paused = skyloom("jobs", "list", "--status", "paused", "--data", tmp_path)
     assert (paused.code, paused.out) == (0, "")
+
+
+def test_workers_are_listed_with_models_and_jobs(skyloom, queue, tmp_path):
+    leases = Leases(queue.database, queue.settings)
+    capabilities = Capabilities({"wan": 2**31, "huge": 2**40}, ("felt",), 3 * 2**30)
+    leases.register_worker("gpu", "cuda:0", capabilities)
+    leases.register_worker("old", "cpu")
+    job = queue.submit({"prompt": "a cat", "model": "wan"}, owner="ada")
+    leases.lease("gpu")
+    lines = skyloom("jobs", "workers", "--data", tmp_path).out.splitlines()
+    assert lines == [f"gpu  cuda:0  wan  3.0 GiB  {job.id}", "old  cpu  diorama  -  idle"]
+    rows = skyloom("jobs", "workers", "--data", tmp_path, "--json").out.splitlines()
+    first = json.loads(rows[0])
+    assert (first["name"], first["job"], first["capabilities"]["loras"]) == (
+        "gpu",
+        job.id,
+        ["felt"],
+    )
 
 
 def test_a_dry_run_counts_unreferenced_files(skyloom, queue, tmp_path):
