@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml projects/diorama/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' -e projects/diorama
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps wan22==2.2.11  # reference for parity tests
 	touch $(STAMP)
 
 video: $(STAMP)  ## make a video: make video PROMPT="a cat on the beach" [ARGS="--seed 7"]
