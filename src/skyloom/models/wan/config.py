@@ -9,7 +9,8 @@ from skyloom.models.family import Prediction
 class WanConfig:
     """Sizes of the network.
 
-    text_width: channels of the text encoder. frequency_width: sinusoids of the noise level.
+    text_width: channels of the text encoder. text_length: text tokens that are attended to; shorter
+    prompts are padded with zero rows, without a mask. frequency_width: sinusoids of the timestep.
     window: latent frames per window of causal attention.
     """
 
@@ -20,6 +21,7 @@ class WanConfig:
     layers: int
     ffn: int
     text_width: int
+    text_length: int = 512
     patch: tuple[int, int, int] = (1, 2, 2)
     frequency_width: int = 256
     window: int = 3
