@@ -14,7 +14,7 @@ from skyloom.models.base import (
     ModelBundle,
     TextEncoder,
     Transformer,
-    load_clip_reader,
+    find_loader,
 )
 from skyloom.models.registry import BUNDLED, read_model
 
@@ -138,7 +138,7 @@ def test_offload_on_a_cpu_is_off(tiny_model):
 @pytest.mark.skipif(not (BUNDLED / "probe").exists(), reason="no bundled probe")
 def test_the_clip_reader_is_loaded_on_demand(bundle):
     frames = torch.randint(0, 256, (9, 32, 32, 3)).byte()
-    reader = load_clip_reader(bundle.info)
+    reader = find_loader(bundle.info).load_clip_reader(bundle.info)
     assert isinstance(reader, ClipReader)
     assert "clip_reader" not in vars(bundle)
     assert torch.equal(bundle.clip_reader.features(frames), reader.features(frames))

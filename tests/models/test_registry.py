@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,17 @@ from hypothesis import strategies as st
 
 from skyloom.core.errors import CheckpointError, RequestError
 from skyloom.generate.edit_verbs import EDIT_VERBS, FILTERS
-from skyloom.models.family import Quality, SizeRule
-from skyloom.models.registry import FAMILIES, find_family, find_model, read_model
+from skyloom.models.base import FamilyLoader
+from skyloom.models.family import Quality, Rollout, SizeRule
+from skyloom.models.registry import (
+    FAMILIES,
+    family_module,
+    find_family,
+    find_model,
+    read_model,
+)
 
+LOADERS = [name for name in vars(FamilyLoader) if not name.startswith("_")]
 RULE = SizeRule(multiple=32, min_side=64, max_side=1280, max_area=1280 * 720, default=(832, 480))
 
 
@@ -76,7 +86,10 @@ def test_a_manifest_may_hold_a_size_rule(tmp_path):
     ("manifest", "message"),
     [
         ({"name": "x"}, "lacks 'family'"),
-        ({"name": "x", "family": "other"}, "family must be one of diorama, got 'other'"),
+        (
+            {"name": "x", "family": "other"},
+            f"family must be one of {', '.join(FAMILIES)}, got 'other'",
+        ),
         ({"name": "x", "family": "diorama", "sizes": "wide"}, "sizes in .* must be a list"),
         ({"name": "x", "family": "diorama", "sizes": []}, "sizes in .* must be a list"),
         ({"name": "x", "family": "diorama", "sizes": {"multiple": 1}}, "sizes in .* must be a"),
@@ -93,6 +106,25 @@ def test_records_are_complete(family):
     assert record.name == family
     assert set(record.edit_verbs) <= set(EDIT_VERBS)
     record.sizes.check(*record.sizes.default)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_have_the_parameters_of_the_contract(family, name):
+    _, *parameters = signature(getattr(FamilyLoader, name)).parameters
+    function = getattr(family_module(family, "load"), name)
+    assert list(signature(function).parameters) == parameters
+
+
+def test_a_family_without_a_student_refuses_models_with_one(tmp_path, monkeypatch):
+    record = replace(find_family("diorama"), few_step=None, rollout=Rollout(1, 2, 3))
+    monkeypatch.setattr("skyloom.models.diorama.config.FAMILY", record)
+    info = read_model(model(tmp_path, name="x", family="diorama"))
+    assert list(info.qualities) == ["best"]
+    assert info.rollout == record.rollout
+    for manifest in ({"student": True}, {"student_steps": 4}):
+        with pytest.raises(CheckpointError, match="have no student"):
+            read_model(model(tmp_path, name="x", family="diorama", **manifest))
 
 
 def test_the_diorama_can_do_every_edit_that_generates():

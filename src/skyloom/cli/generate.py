@@ -152,7 +152,7 @@ def make(
     from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
-    from skyloom.models.base import read_network_cost
+    from skyloom.models.base import find_loader
     from skyloom.models.registry import DEFAULT_MODEL
 
     name = name or request.prompt
@@ -163,7 +163,7 @@ def make(
     workload = workload_of(
         plan,
         pipeline.info,
-        read_network_cost(pipeline.info),
+        find_loader(pipeline.info).read_network_cost(pipeline.info),
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )

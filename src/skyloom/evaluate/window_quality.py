@@ -17,7 +17,7 @@ from torch import Tensor
 from skyloom.core.errors import RequestError
 from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
 from skyloom.generate.sampling import WindowScore
-from skyloom.models.base import ClipReader, load_clip_reader
+from skyloom.models.base import ClipReader, find_loader
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 _MIN_FRAMES = 3  # for statistics of motion
@@ -96,7 +96,8 @@ def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
             f"Bounds of the critic must be numbers > 0 (contrast, sharpness: > 1) for "
             f"{', '.join(_NAMES)}; got {', '.join(f'{name} = {values[name]!r}' for name in wrong)}."
         )
-    reader = load_clip_reader(find_model(DEFAULT_MODEL))
+    default = find_model(DEFAULT_MODEL)
+    reader = find_loader(default).load_clip_reader(default)
     assert reader is not None
     return WindowCritic(reader, Bounds(**values))
 

@@ -3,7 +3,7 @@
 import torch
 
 from skyloom.media.frames import to_frames
-from skyloom.models.base import load_autoencoder
+from skyloom.models.base import find_loader
 from skyloom.models.registry import ModelInfo
 
 TOLERANCE = 16
@@ -19,7 +19,7 @@ def compare_decoders(info: ModelInfo, device: torch.device, dtype: torch.dtype) 
     """
     decoded: list[torch.Tensor] = []
     for where, kind in ((torch.device("cpu"), torch.float32), (device, dtype)):
-        autoencoder = load_autoencoder(info, where, kind)
+        autoencoder = find_loader(info).load_autoencoder(info, where, kind)
         shape = (1, autoencoder.latent_channels, _LATENT_FRAMES, _LATENT_SIDE, _LATENT_SIDE)
         latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

@@ -132,8 +132,10 @@ class SizeRule:
 class ModelFamily:
     """Properties that all models of a family share; a model's manifest overrides them.
 
-    frames: native window. few_step: settings of a distilled student, for models that have one.
+    frames: native window, 1 + k times the frames of a latent frame; for edits k >= 2.
     edit_verbs: generating verbs that it can do.
+    few_step: settings of a distilled student, for models that have one.
+    rollout: settings for longer videos; None if unsupported.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.
     """
@@ -146,8 +148,9 @@ class ModelFamily:
     num_steps: int
     guidance_scale: float
     shift: float
-    few_step: Quality
     edit_verbs: tuple[str, ...]
+    few_step: Quality | None = None
+    rollout: Rollout | None = None
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 

@@ -31,44 +31,15 @@ from skyloom.models.attention import (
 from skyloom.models.base import (
     AttentionMode,
     DenoisingNetwork,
-    Prediction,
     TextCondition,
     TextContext,
     as_condition,
 )
+from skyloom.models.diorama.config import UNetConfig
 from skyloom.models.embeddings import sinusoids
 from skyloom.models.rope import rotate, window_angles
 
 _GROUPS = 8
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Sizes of the network.
-
-    channels: of the latent.
-    widths: channels of the fine and the coarse level.
-    blocks: residual blocks at the fine level before and after the coarse level, and at the coarse
-        level before and after the attention.
-    grid: latent height and width for which the position map is stored; other sizes interpolate it.
-    window: latent frames per window of causal attention.
-    horizon: frame indices from this one on share one embedding.
-    """
-
-    channels: int = 48
-    widths: tuple[int, int] = (128, 192)
-    blocks: tuple[int, int, int, int] = (3, 3, 2, 2)
-    attentions: int = 2
-    heads: int = 4
-    embedding: int = 256
-    frequencies: int = 128
-    text_width: int = 768
-    pooled_width: int = 1024
-    grid: int = 16
-    window: int = 3
-    horizon: int = 9
-    rope_theta: float = 10000.0
-    prediction: Prediction = "angular"
 
 
 @dataclass(frozen=True)
