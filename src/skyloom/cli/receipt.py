@@ -254,8 +254,9 @@ def _generate(
             f"The receipt's torch is {receipt.torch}, this run's is {torch.__version__}.", err=True
         )
     note = receipt.notes.get("critic")
-    critic = critic_for(request, note.get("bounds") if isinstance(note, dict) else None)
     pipeline = load(str(folder), device=device, dtype=receipt.dtype or None)
+    bounds = note.get("bounds") if isinstance(note, dict) else None
+    critic = critic_for(request, pipeline.info, bounds)
     plan = pipeline.plan(request)
     steps = export_steps(pipeline.stream(plan, critic=critic), plan, target, options)
     return [step.video for step in steps if step.video is not None][-1]
