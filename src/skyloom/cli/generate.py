@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skyloom.cli import options
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -47,7 +48,7 @@ def generate(
     quality: options.Quality = None,
     negative: options.Negative = "",
     image: options.Picture = None,
-    model: options.Model = "diorama",
+    model: options.Model = DEFAULT_MODEL,
     window_retries: options.WindowRetries = None,
     preview: Annotated[
         Path | None, typer.Option(help="Write the latest preview to this picture file.")
@@ -156,7 +157,6 @@ def make(
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
     from skyloom.models.base import find_loader
-    from skyloom.models.registry import DEFAULT_MODEL
 
     name = name or request.prompt
     delivery.check(name)
