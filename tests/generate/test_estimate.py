@@ -49,6 +49,24 @@ def work(tiny_model, **fields):
     )
 
 
+def test_frames_decoded_at_once_follow_the_autoencoder(tiny_model):
+    info = read_model(tiny_model)
+    plan = make_plan(Request("a cat", seed=1), info, SCALE)
+    cost = find_loader(info).read_network_cost(info)
+    work = {
+        time: workload_of(
+            plan,
+            info,
+            replace(cost, scale=ScaleFactors(time, cost.scale.space)),
+            device="cpu",
+            dtype="float32",
+        )
+        for time in (2, 4)
+    }
+    assert (work[2].decoded_at_once, work[4].decoded_at_once) == (6, 12)
+    assert work[2].working_bytes < work[4].working_bytes
+
+
 def test_a_measured_run_is_the_next_estimate():
     again = estimate(WORK, [RUN])
     assert (again.fixed_seconds, again.decode_seconds, again.runs, again.first_guess) == (

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import skyloom
+from skyloom.models.attention import KvCache
 from skyloom.models.base import (
     Autoencoder,
     ClipReader,
@@ -176,3 +177,10 @@ def test_loading_does_not_import_the_compiler(tiny_model):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_a_network_without_attention_counts_the_frames_of_its_cache():
+    cache = KvCache(sink=1, recent=2)
+    for _ in range(3):
+        cache = cache.extended((), (), 2)
+    assert (cache.frames, cache.seen, cache.keys) == (3, 6, ())

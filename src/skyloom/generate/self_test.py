@@ -15,7 +15,7 @@ _LATENT_SIDE = 8
 def compare_decoders(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> int:
     """Return the largest pixel difference (of 255) of a model's decoder to fp32 on the CPU.
 
-    Both decode the same noise latent (9 frames). Raises CheckpointError.
+    Both decode the same noise of three latent frames. Raises CheckpointError.
     """
     decoded: list[torch.Tensor] = []
     for where, kind in ((torch.device("cpu"), torch.float32), (device, dtype)):

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from skyloom.core.errors import CheckpointError
 from skyloom.core.types import ScaleFactors
 from skyloom.models.attention import KvCache
 from skyloom.models.family import Prediction
-from skyloom.models.registry import ModelInfo, family_module
+from skyloom.models.registry import DEFAULT_MODEL, REPAIR, ModelInfo, family_module, find_model
 
 AttentionMode = Literal["bidirectional", "causal"]
 PartName = Literal["text_encoder", "autoencoder", "transformer"]
@@ -226,7 +227,14 @@ class ClipReader(Protocol):
     """Classifies the content of a clip; used to compare windows and to recognise subjects."""
 
     def labels(self, category: str) -> tuple[str, ...]:
-        """Return the labels of a category, such as "noun", in the order of its scores."""
+        """Return the labels of a category, such as "noun", in the order of its scores.
+
+        The label "none" stands for the absence of a colour or direction.
+        """
+        ...
+
+    def choose_frames(self, total: int) -> Sequence[int]:
+        """Return the indices of the frames that it looks at, in a clip of `total` frames."""
         ...
 
     def features(self, frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "u d"]:
@@ -340,6 +348,19 @@ class ModelBundle:
 def find_loader(info: ModelInfo) -> FamilyLoader:
     """Import the loader of a model's family. Raises CheckpointError for an unknown family."""
     return cast(FamilyLoader, family_module(info.family, "load"))
+
+
+def load_clip_reader(info: ModelInfo | None = None) -> ClipReader:
+    """Load a model's clip reader or, if it has none, the default model's.
+
+    Raises CheckpointError for a damaged one.
+    """
+    default = find_model(DEFAULT_MODEL)
+    for model in (info or default, default):
+        reader = find_loader(model).load_clip_reader(model)
+        if reader is not None:
+            return reader
+    raise CheckpointError(f"{DEFAULT_MODEL} must have a clip reader, got none.", hint=REPAIR)
 
 
 def as_condition(text: TextCondition | TextContext, transformer: Transformer) -> TextCondition:

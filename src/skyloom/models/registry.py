@@ -62,9 +62,9 @@ class ModelInfo:
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
-    def sizes(self) -> tuple[str, ...]:
-        """Every size as "WIDTHxHEIGHT", the default first."""
-        return self.size_rule.sizes
+    def default_size(self) -> str:
+        """Size of a request that names none, as "WIDTHxHEIGHT"."""
+        return self.size_rule.names[0]
 
     @property
     def record(self) -> ModelFamily:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from skyloom.core.types import ScaleFactors
+from skyloom.models.diorama.words import COLOUR_NAMES, THING_NAMES
 from skyloom.models.family import ModelFamily, Prediction, Quality, SizeRule
 
 TIME = 4
@@ -29,6 +30,7 @@ FAMILY = ModelFamily(
         "blend",
         "stitch",
     ),
+    knows={"things": tuple(sorted(THING_NAMES)), "colours": COLOUR_NAMES},
 )
 
 
