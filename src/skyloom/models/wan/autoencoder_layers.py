@@ -1,0 +1,236 @@
+"""Layers of the Wan autoencoders, for clips `[t c h w]` whose channels are last in memory.
+
+A convolution over three frames has the two frames before the clip in a `Memory`. On a CPU in fp32,
+two frames are convolved by Winograd's F(2, 3) in time (Lavin and Gray 2015, arXiv 1509.09308): four
+convolutions in two dimensions instead of six, in bands of rows that stay in the processor's cache.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Memory = list[Tensor | None]  # by CausalConv.slot: the last frames before the clip; None: no frame
+PAST = 2  # remembered frames
+_BAND_VALUES = 2**19  # values of one frame in a band of rows: 2 MiB
+_NORM_VALUES = 2**18  # values normalised at once on a CPU: 1 MiB
+_EPS = 1e-24  # the original bounds the norm by 1e-12
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return a clip whose channels are last in memory, copied if needed."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class RmsNorm(nn.Module):
+    """Divide every pixel's channels by their root mean square and scale them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels))
+
+    def forward(
+        self, x: Float[Tensor, "t c h w"], *, activate: bool = True, in_place: bool = False
+    ) -> Float[Tensor, "t c h w"]:
+        """Normalise; with `activate`, apply SiLU. A CPU works on parts that fit its cache."""
+        out = x if in_place else torch.empty_like(x)
+        channels = x.shape[1]
+        count = max(1, _NORM_VALUES // channels) if x.device.type == "cpu" else x[:, 0].numel()
+        pixels, written = (clip.permute(0, 2, 3, 1).view(-1, channels) for clip in (x, out))
+        for source, target in zip(pixels.split(count), written.split(count), strict=True):
+            value = F.rms_norm(source, (channels,), self.gamma, _EPS)
+            target.copy_(F.silu(value, inplace=True) if activate else value)
+        return out
+
+
+class CausalConv(nn.Module):
+    """Convolution over three frames, the last of which is the one that it yields.
+
+    kernel: rows and columns. slot: index into the memory (`number_slots`).
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel: int = 3) -> None:
+        super().__init__()
+        conv = nn.Conv3d(channels, out_channels, (PAST + 1, kernel, kernel))
+        assert conv.bias is not None
+        self.weight = nn.Parameter(conv.weight.data.to(memory_format=torch.channels_last_3d))
+        self.bias = nn.Parameter(conv.bias.data)
+        self.slot = 0
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "t o h w"]:
+        """Convolve a clip and remember its end; the first clip of a video is one frame."""
+        past = memory[self.slot]
+        if past is None:
+            memory[self.slot] = torch.cat([torch.zeros_like(x), x])
+            return F.conv2d(x, self.weight[:, :, PAST], self.bias, padding="same")
+        memory[self.slot] = x if len(x) == PAST else torch.cat([past[1:], x])
+        in_fp32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+        if in_fp32_on_cpu and len(x) == PAST and self.weight.shape[-1] == 3:
+            return _convolve_two_frames(past, x, self.weight, self.bias)
+        return self.convolve(torch.cat([past, x]))
+
+    def convolve(self, x: Float[Tensor, "t c h w"], stride: int = 1) -> Float[Tensor, "u o h w"]:
+        """Convolve a clip that begins with the frames before it."""
+        side = self.weight.shape[-1] // 2
+        out = F.conv3d(
+            x.transpose(0, 1)[None],
+            self.weight,
+            self.bias,
+            stride=(stride, 1, 1),
+            padding=(0, side, side),
+        )
+        return channels_last(out[0].transpose(0, 1))
+
+
+def number_slots(network: nn.Module) -> int:
+    """Number the causal convolutions of a network, and return how many there are."""
+    convolutions = [layer for layer in network.modules() if isinstance(layer, CausalConv)]
+    for slot, layer in enumerate(convolutions):
+        layer.slot = slot
+    return len(convolutions)
+
+
+class ResidualBlock(nn.Module):
+    """Two causal convolutions, each after a norm and SiLU."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = RmsNorm(channels)
+        self.conv1 = CausalConv(channels, out_channels)
+        self.norm2 = RmsNorm(out_channels)
+        self.conv2 = CausalConv(out_channels, out_channels)
+        self.shortcut = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "t o h w"]:
+        """Return the block's output."""
+        y = self.conv1(self.norm1(x), memory)
+        y = self.conv2(self.norm2(y, in_place=True), memory)
+        return y.add_(self.shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """Attention with one head among the pixels of a frame."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RmsNorm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "t c h w"]:
+        """Return the block's output; the memory is not used."""
+        pixels = rearrange(self.norm(x, activate=False), "t c h w -> t 1 (h w) c")
+        query, key, value = self.to_qkv(pixels).chunk(3, dim=-1)
+        mixed = self.proj(F.scaled_dot_product_attention(query, key, value))
+        return x + rearrange(mixed, "t 1 (h w) c -> t c h w", h=x.shape[2])
+
+
+class Downsample(nn.Module):
+    """Halve height and width, then, with `time`, the frames after the first one."""
+
+    def __init__(self, channels: int, *, time: bool) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 3, stride=2)
+        self.temporal = CausalConv(channels, channels, 1) if time else None
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u c y x"]:
+        """Return the smaller clip."""
+        small = self.spatial(F.pad(x, (0, 1, 0, 1)))
+        if self.temporal is None:
+            return small
+        past = memory[self.temporal.slot]
+        memory[self.temporal.slot] = small[-1:].clone()
+        return small if past is None else self.temporal.convolve(torch.cat([past, small]), 2)
+
+
+class Upsample(nn.Module):
+    """With `time`, double the frames after the first one; then double height and width."""
+
+    def __init__(self, channels: int, out_channels: int, *, time: bool) -> None:
+        super().__init__()
+        self.temporal = CausalConv(channels, 2 * channels, 1) if time else None
+        self.spatial = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
+        """Return the larger clip."""
+        frames = x.split(1)
+        if self.temporal is not None:
+            if memory[self.temporal.slot] is None:  # the first frame is not doubled, nor read again
+                memory[self.temporal.slot] = torch.zeros_like(x).repeat(PAST, 1, 1, 1)
+            else:
+                pairs = self.temporal(x, memory).split(1)
+                frames = [half for pair in pairs for half in pair.chunk(2, dim=1)]
+        return _enlarge_and_convolve(frames, self.spatial)
+
+
+def _convolve_two_frames(
+    past: Float[Tensor, "2 c h w"],
+    x: Float[Tensor, "2 c h w"],
+    weight: Float[Tensor, "o c 3 3 3"],
+    bias: Float[Tensor, " o"],
+) -> Float[Tensor, "2 o h w"]:
+    """Convolve two frames with the two before them: F(2, 3) in time."""
+    early, middle, late = weight.unbind(2)
+    even = (early + late) / 2
+    odd = middle / 2
+    kernels = (channels_last(early), even + odd, even - odd, channels_last(late))
+    biases = (None, bias, None, None)
+    _, channels, height, width = x.shape
+    out = _empty(x, 2, len(weight), height, width)
+    rows = max(1, _BAND_VALUES // (channels * width))
+    for top in range(0, height, rows):
+        end = min(top + rows, height)
+        before, now = (clip[:, :, max(top - 1, 0) : end + 1].split(1) for clip in (past, x))
+        inputs = (before[0] - now[0], before[1] + now[0], now[0] - before[1], before[1] - now[1])
+        edge = (0, 0, int(top == 0), int(end == height))
+        first, total, difference, last = (
+            F.conv2d(F.pad(value, edge) if any(edge) else value, kernel, added, padding=(0, 1))
+            for value, kernel, added in zip(inputs, kernels, biases, strict=True)
+        )
+        torch.add(first.add_(total), difference, out=out[:1, :, top:end])
+        torch.sub(total.sub_(difference), last, out=out[1:, :, top:end])
+    return out
+
+
+def _enlarge_and_convolve(
+    frames: Sequence[Float[Tensor, "1 c h w"]], conv: nn.Conv2d
+) -> Float[Tensor, "t o y x"]:
+    """Double height and width by repeating pixels, and convolve, without the enlarged frames.
+
+    A 3x3 kernel on repeated pixels is four 2x2 kernels on the pixels: one for each row and column
+    parity of the result, made by adding the weights that meet the same pixel.
+    """
+    by_row = _add_shared(conv.weight.float(), 2)
+    kernels = torch.cat([part for row in by_row for part in _add_shared(row, 3)])
+    kernels = channels_last(kernels.to(conv.weight.dtype))
+    assert conv.bias is not None
+    bias = conv.bias.repeat(4)
+    _, _, height, width = frames[0].shape
+    out = _empty(frames[0], len(frames), len(conv.weight), 2 * height, 2 * width)
+    for frame, written in zip(frames, out.split(1), strict=True):
+        parts = F.conv2d(channels_last(frame), kernels, bias, padding=1).chunk(4, dim=1)
+        for index, part in enumerate(parts):
+            row, column = divmod(index, 2)
+            cut = part[:, :, row : row + height, column : column + width]
+            written[:, :, row::2, column::2] = cut
+    return out
+
+
+def _add_shared(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Kernels of size 2 for even and for odd outputs of a kernel of size 3 on repeated pixels."""
+    first, middle, last = kernel.split(1, dim)
+    return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)
+
+
+def _empty(like: Tensor, frames: int, channels: int, height: int, width: int) -> Tensor:
+    return torch.empty(
+        (frames, channels, height, width),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
