@@ -35,7 +35,7 @@ class QuantizedWeight:
     def __post_init__(self) -> None:
         rows, columns = self.codes.shape
         scaled_rows, blocks = self.scale.shape
-        if scaled_rows != rows or columns % blocks:
+        if scaled_rows != rows or columns % max(blocks, 1) or (columns and not blocks):
             raise ValueError(f"Scales {self.scale.shape} do not fit codes {self.codes.shape}.")
         if self.rotation and columns % self.rotation:
             raise ValueError(f"{columns} columns are no multiple of rotation {self.rotation}.")
@@ -66,11 +66,12 @@ class QuantizedWeight:
 
     def _values(self, rows: slice) -> Tensor:
         scale = self.scale[rows].float()
-        blocks = self.codes[rows].float().view(*scale.shape, -1)
+        width = self.shape[1] // max(scale.shape[1], 1)
+        blocks = self.codes[rows].float().view(*scale.shape, width)
         values = blocks.mul_(scale[:, :, None]).flatten(1)
         if not self.rotation:
             return values
-        groups = values.view(len(values), -1, self.rotation)
+        groups = values.view(len(values), self.shape[1] // self.rotation, self.rotation)
         return (groups @ hadamard(self.rotation, values.device)).flatten(1)
 
 
