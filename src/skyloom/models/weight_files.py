@@ -23,6 +23,7 @@ Twin = Callable[[str], str | None]
 
 _MAX_INDEX_BYTES = 16 * 2**20
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_FILE_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
 _USUAL = ("diffusion_pytorch_model", "model")
 _BEGINNINGS = {
     b"PK\x03\x04": "a pickle in a zip archive",
@@ -140,8 +141,10 @@ def _indexed(index: Path) -> dict[Path, frozenset[str]]:
         raise CheckpointError(f"{index} is no valid index.", hint=FETCH_AGAIN)
     by_file: dict[str, set[str]] = {}
     for name, file in names.items():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
-            raise CheckpointError(f"{index} names {shown(file)}, which is no file beside it.")
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise CheckpointError(
+                f"{index} names {shown(file)}, which is no safetensors file beside it."
+            )
         by_file.setdefault(file, set()).add(name)
     paths = _existing(index.parent, sorted(by_file))
     for path in paths:
