@@ -242,7 +242,7 @@ def _fill(
         full_name = f"{prefix}.{name}" if prefix else name
         if full_name not in stored:
             continue
-        value = _copy_of(source.read(full_name), empty, device)
+        value = _read(source, full_name, empty, device)
         if isinstance(value, QuantizedWeight) and prefix and can_quantize(owner, name):
             quantized = value
             continue
@@ -253,12 +253,15 @@ def _fill(
     return None if quantized is None else quantized_layer(owner, quantized)
 
 
-def _copy_of(weight: Weight, empty: Tensor, device: torch.device) -> Weight:
-    """Copy a weight to a device; a tensor gets the precision and strides of `empty`."""
-    if isinstance(weight, QuantizedWeight):
-        return weight.copied_to(device)
+def _read(source: TensorSource, name: str, empty: Tensor, device: torch.device) -> Weight:
+    """Read a weight onto a device; a tensor gets the precision and strides of `empty`.
+
+    The target is allocated before the tensor is read: the other way round, glibc's heap is left
+    with a gap for every tensor, and the peak of memory is twice the network.
+    """
     value = torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype, device=device)
-    return value.copy_(weight)
+    weight = source.read(name)
+    return weight.to(device) if isinstance(weight, QuantizedWeight) else value.copy_(weight)
 
 
 class _SkipInitialisation(TorchFunctionMode):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import UInt8
@@ -22,6 +22,7 @@ FETCH_AGAIN = "Fetch or copy the file again."
 MAX_NAME = 512
 """Longest name of a tensor, in characters."""
 
+_OWN_PAGES = 2**20
 _MOUNTS = Path("/proc/self/mounts")
 _SLOW_TO_MAP = ("nfs", "cifs", "smb", "9p", "drvfs", "fuse", "ceph", "lustre", "glusterfs", "afs")
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named since Python 3.12
@@ -79,29 +80,44 @@ class FileBytes:
 
     def read(self, start: int, stop: int) -> UInt8[Tensor, " n"]:
         """Read bytes: a view of the mapped file, whose pages are copied when written, or a copy."""
+        if self._map is None:
+            return self.copy(start, stop)
+        self._check(start, stop)
+        return self._map[start:stop]
+
+    def copy(self, start: int, stop: int) -> UInt8[Tensor, " n"]:
+        """Read bytes into memory of their own.
+
+        Large ranges get pages of their own, which return to the system with the tensor; malloc
+        would keep them, and the peak of loading would be twice the weights.
+        """
+        self._check(start, stop)
+        size = stop - start
+        if size == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        buffer = mmap.mmap(-1, size) if size >= _OWN_PAGES else bytearray(size)
+        rest = memoryview(buffer)
+        try:
+            with self._lock:
+                self._file.seek(start)
+                while rest.nbytes:
+                    count = self._file.readinto(rest)
+                    if not count:
+                        raise self.damaged("it ends early")
+                    rest = rest[count:]
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return torch.frombuffer(buffer, dtype=torch.uint8)
+
+    def _check(self, start: int, stop: int) -> None:
         if os.fstat(self._file.fileno()).st_size != self.size:
             raise self.damaged("it changed while it was read")
         if not 0 <= start <= stop <= self.size:
             raise self.damaged(f"bytes {start} to {stop} lie outside its {self.size} bytes")
-        if self._map is not None:
-            return self._map[start:stop]
-        result = torch.empty(stop - start, dtype=torch.uint8)
-        buffer = memoryview(cast(Any, result.numpy()))
-        try:
-            with self._lock:
-                self._file.seek(start)
-                while buffer.nbytes:
-                    count = self._file.readinto(buffer)
-                    if not count:
-                        raise self.damaged("it ends early")
-                    buffer = buffer[count:]
-        except OSError as error:
-            raise self._unreadable(error) from error
-        return result
 
     def head(self, start: int, stop: int) -> bytes:
         """Read bytes of a header."""
-        return self.read(start, stop).numpy().tobytes()
+        return self.copy(start, stop).numpy().tobytes()
 
     def damaged(self, cause: str) -> CheckpointError:
         """Return the error for a file with wrong content."""

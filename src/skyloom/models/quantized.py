@@ -60,9 +60,9 @@ class QuantizedWeight:
         codes = self.codes.view(torch.int8)[index].view(self.codes.dtype)
         return replace(self, codes=codes, scale=self.scale[index])
 
-    def copied_to(self, device: torch.device) -> "QuantizedWeight":
-        """Return a contiguous copy on a device, which needs no open file."""
-        return replace(self, codes=_copied(self.codes, device), scale=_copied(self.scale, device))
+    def to(self, device: torch.device) -> "QuantizedWeight":
+        """Return the weight on a device."""
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device))
 
     def _values(self, rows: slice) -> Tensor:
         scale = self.scale[rows].float()
@@ -211,9 +211,3 @@ def quantized_layer(
         return QuantizedEmbedding(weight, layer.weight.dtype)
     linear = cast(nn.Linear, layer)
     return QuantizedLinear(weight, cast(Any, linear.bias), linear.weight.dtype)
-
-
-def _copied(value: Tensor, device: torch.device) -> Tensor:
-    copy = torch.empty(value.shape, dtype=value.dtype, device=device)
-    copy.view(torch.uint8).copy_(value.contiguous().view(torch.uint8))
-    return copy

@@ -50,7 +50,8 @@ class WeightFiles:
     def read(self, name: str) -> Weight:
         """Read a tensor; a matrix in 8 bits as QuantizedWeight. Raises CheckpointError.
 
-        The tensor may lie in the mapped file; a write to it stays in memory.
+        A tensor may lie in the mapped file (a write to it stays in memory), a QuantizedWeight
+        never does: it is loaded without a further copy.
         """
         return self._entries[name].read()
 

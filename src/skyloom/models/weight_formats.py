@@ -97,9 +97,10 @@ class RawTensor:
         """Read the bytes."""
         return self.file.read(self.stored.start, self.stored.stop)
 
-    def read(self) -> Tensor:
-        """Read the tensor."""
-        data = self.bytes()
+    def read(self, *, copy: bool = False) -> Tensor:
+        """Read the tensor, as a view of a mapped file unless `copy`."""
+        stored = self.stored
+        data = self.file.copy(stored.start, stored.stop) if copy else self.bytes()
         dtype = _DTYPES[self.dtype]
         if data.storage_offset() % dtype.itemsize:
             data = data.clone()
@@ -213,9 +214,9 @@ def _plain(tensor: RawTensor, name: str, path: Path) -> Entry:
 
 
 def _read_scaled(codes: RawTensor, scale: RawTensor | None, rotation: int) -> Weight:
-    values = codes.read()
+    values = codes.read(copy=True)
     rows = codes.shape[0] if codes.shape else 1
-    factors = torch.ones(1) if scale is None else scale.read().clone()
+    factors = torch.ones(1) if scale is None else scale.read(copy=True)
     factors = factors.reshape(-1, 1).expand(rows, 1).contiguous()
     values = values.reshape(rows, values.numel() // max(rows, 1))
     weight = QuantizedWeight(values, factors, rotation)
