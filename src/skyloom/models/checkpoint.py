@@ -9,7 +9,7 @@ memory is the network plus one tensor.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,13 @@ from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
 from skyloom.core.files import atomic_path, sha256_file, write_atomically
 from skyloom.core.paths import cache_folder
+from skyloom.models.quantized import (
+    QuantizedWeight,
+    Weight,
+    can_quantize,
+    dense,
+    quantized_layer,
+)
 from skyloom.models.registry import MANIFEST_FILE, REPAIR, read_manifest
 
 MAX_SHARD_BYTES = 15 * 2**20
@@ -45,8 +52,8 @@ class TensorSource(Protocol):
         """Shapes of all tensors, by name."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """Read a tensor."""
+    def read(self, name: str) -> Weight:
+        """Read a tensor; a matrix in 8 bits may stay quantized."""
         ...
 
 
@@ -202,6 +209,8 @@ def build(
 
     dtype: passed to the network's method `place`, which chooses the precision and memory format of
     every layer; None keeps those of a new network. skip: names of tensors that are not its own.
+    A linear layer or embedding whose weight the source gives quantized becomes a QuantizedLinear or
+    QuantizedEmbedding; in other places the weight is dequantized.
     """
     meta = torch.device("meta")
     with meta, _SkipInitialisation():
@@ -211,21 +220,48 @@ def build(
     ignored = set(skip)
     _check_fit(module, {k: v for k, v in source.shapes.items() if k not in ignored})
     stored = module.state_dict().keys()
-    owners: Iterable[tuple[str, nn.Module]] = cast(Any, module).named_modules()
+    owners: list[tuple[str, nn.Module]] = list(cast(Any, module).named_modules())
     for prefix, owner in owners:
-        parameters = dict(owner.named_parameters(recurse=False))
-        for name, empty in {**parameters, **dict(owner.named_buffers(recurse=False))}.items():
-            full_name = f"{prefix}.{name}" if prefix else name
-            if full_name not in stored:
-                continue
-            value = torch.empty_strided(
-                empty.shape, empty.stride(), dtype=empty.dtype, device=device
-            )
-            value.copy_(source.read(full_name))
-            if name in parameters:
-                value = nn.Parameter(value, requires_grad=empty.requires_grad)
-            setattr(owner, name, value)
+        layer = _fill(owner, prefix, source, device, stored)
+        if layer is not None:
+            module.set_submodule(prefix, layer)
     return module
+
+
+def _fill(
+    owner: nn.Module,
+    prefix: str,
+    source: TensorSource,
+    device: torch.device,
+    stored: Collection[str],
+) -> nn.Module | None:
+    """Read a module's own tensors; return the layer that replaces it if its weight is quantized."""
+    parameters = dict(owner.named_parameters(recurse=False))
+    quantized: QuantizedWeight | None = None
+    for name, empty in {**parameters, **dict(owner.named_buffers(recurse=False))}.items():
+        full_name = f"{prefix}.{name}" if prefix else name
+        if full_name not in stored:
+            continue
+        value = _read(source, full_name, empty, device)
+        if isinstance(value, QuantizedWeight) and prefix and can_quantize(owner, name):
+            quantized = value
+            continue
+        value = dense(value, empty.dtype)
+        if name in parameters:
+            value = nn.Parameter(value, requires_grad=empty.requires_grad)
+        setattr(owner, name, value)
+    return None if quantized is None else quantized_layer(owner, quantized)
+
+
+def _read(source: TensorSource, name: str, empty: Tensor, device: torch.device) -> Weight:
+    """Read a weight onto a device; a tensor gets the precision and strides of `empty`.
+
+    The target is allocated before the tensor is read: the other way round, glibc's heap is left
+    with a gap for every tensor, and the peak of memory is twice the network.
+    """
+    value = torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype, device=device)
+    weight = source.read(name)
+    return weight.to(device) if isinstance(weight, QuantizedWeight) else value.copy_(weight)
 
 
 class _SkipInitialisation(TorchFunctionMode):
