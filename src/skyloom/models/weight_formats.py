@@ -103,7 +103,7 @@ class RawTensor:
         data = self.file.copy(stored.start, stored.stop) if copy else self.bytes()
         dtype = _DTYPES[self.dtype]
         if data.storage_offset() % dtype.itemsize:
-            data = data.clone()
+            data = self.file.copy(stored.start, stored.stop)
         return data.view(dtype).view(self.shape)
 
 
