@@ -11,7 +11,6 @@ import pytest
 from model_hub import REPOSITORY, Answer, Hub, weights
 
 from skyloom.hub import catalog
-from skyloom.models import detect
 
 CONNECT = socket.socket.connect
 SIZES = {"transformer": 20_001, "text_encoder": 20_002, "autoencoder": 20_003}
@@ -235,7 +234,3 @@ def test_only_pull_uses_the_network(skyloom, monkeypatch, words):
     assert "a socket was opened" not in ran.err
     assert ran.code in (0, 2)
     assert ran.out or ran.code == 2
-
-
-def test_every_family_may_have_a_detector():
-    assert detect.detect([]) is None

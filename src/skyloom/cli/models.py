@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skyloom.cli.pull import licence_lines, memory_text, pull, size_text
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from skyloom.hub.catalog import CatalogModel
@@ -98,7 +99,7 @@ def add(
 
 @app.command()
 def check(
-    name: Name = "diorama",
+    name: Name = DEFAULT_MODEL,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
 ) -> None:
     """Run a model on fixed inputs and print twelve numbers to compare with another machine's."""
@@ -114,7 +115,7 @@ def check(
 
 
 @app.command()
-def verify(name: Name = "diorama") -> None:
+def verify(name: Name = DEFAULT_MODEL) -> None:
     """Compare the weight files of a model with their hashes."""
     from skyloom.models.checkpoint import verify_manifest
     from skyloom.models.registry import find_model, weight_files
@@ -166,7 +167,7 @@ def _describe(model: "ModelInfo") -> str:
     missing = sum(not path.exists() for path in paths)
     state = f"  {missing} FILES ARE MISSING" if missing else ""
     return (
-        f"{model.name:12} {model.sizes[0]:>9}  {window}  {count} parameters  {model.licence}  "
+        f"{model.name:12} {model.default_size:>9}  {window}  {count} parameters  {model.licence}  "
         f"{size}  {where}{state}"
     )
 

@@ -5,7 +5,7 @@ A family whose models can be made of other tools' files has a module `detect` wi
 CheckpointError for a variant that is not supported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ class DetectedModel:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+Detector = Callable[[Sequence[Path]], DetectedModel | None]
+"""The function `detect` of a family's module `detect`."""
+
+
 def detect(paths: Sequence[Path]) -> DetectedModel | None:
     """Ask every family; None if none knows the files. Raises CheckpointError."""
     for family in FAMILIES:
@@ -36,7 +40,8 @@ def detect(paths: Sequence[Path]) -> DetectedModel | None:
             if error.name is None or not error.name.endswith(".detect"):
                 raise
             continue
-        found: DetectedModel | None = module.detect(paths)
+        detect_files: Detector | None = getattr(module, "detect", None)
+        found = None if detect_files is None else detect_files(paths)
         if found is not None:
             return found
     return None
