@@ -4,6 +4,7 @@ A model family is a package `skyloom.models.NAME` and a row of `FAMILIES`. Nothi
 Its modules with fixed names:
 
 - `config`: `FAMILY`, a `models.family.ModelFamily`, and the sizes of the networks. Without torch.
+  `VARIANTS`, if the manifests of its models name a `variant`: a record for each.
 - `load`: the functions of `models.base.FamilyLoader`, which read a model's folder.
 
 Its networks implement the interfaces of `models.base` in `text_encoder`, `autoencoder` and
@@ -84,7 +85,7 @@ class ModelInfo:
     @property
     def record(self) -> ModelFamily:
         """Properties of the model's family."""
-        return find_family(self.family)
+        return find_family(self.family, self.manifest.get("variant"))
 
     @property
     def knows(self) -> Mapping[str, tuple[str, ...]]:
@@ -154,10 +155,20 @@ def family_module(family: str, name: str) -> ModuleType:
     return import_module(f"{package}.{name}")
 
 
-def find_family(family: str) -> ModelFamily:
-    """Return the record of a family. Raises CheckpointError for an unknown one."""
-    record: ModelFamily = family_module(family, "config").FAMILY
-    return record
+def find_family(family: str, variant: str | None = None) -> ModelFamily:
+    """Return the record of a family, or of a variant of it. Raises CheckpointError if unknown."""
+    config = family_module(family, "config")
+    record: ModelFamily = config.FAMILY
+    if variant is None:
+        return record
+    variants: Mapping[str, ModelFamily] = getattr(config, "VARIANTS", {})
+    if variant not in variants:
+        raise CheckpointError(
+            f"variant must be one of {', '.join(variants) or 'none'} for the family {record.name}, "
+            f"got {variant!r}.",
+            hint="The model needs another version of skyloom.",
+        )
+    return variants[variant]
 
 
 def read_model(folder: Path) -> ModelInfo:
@@ -172,7 +183,7 @@ def read_model(folder: Path) -> ModelInfo:
             f"{folder / MANIFEST_FILE} lacks {', '.join(map(repr, missing))}.",
             hint=REPAIR,
         )
-    record = find_family(manifest["family"])
+    record = find_family(manifest["family"], manifest.get("variant"))
     has_student = manifest.get("student") or manifest.get("student_steps") is not None
     if has_student and record.few_step is None:
         raise CheckpointError(
@@ -287,6 +298,17 @@ def weight_files(folder: Path, manifest: Mapping[str, Any]) -> list[WeightFile]:
     rows: list[Any] = [row for part in manifest.get("parts", {}).values() for row in part]
     used = [WeightFile(folder / row["path"], row["sha256"], tuple(row["identity"])) for row in rows]
     return list({file.path: file for file in (*own, *used)}.values())
+
+
+def part_paths(info: ModelInfo, part: str) -> tuple[Path, ...]:
+    """Return the files of a part that the manifest's `parts` name. Raises CheckpointError."""
+    rows: list[Any] = info.manifest.get("parts", {}).get(part, [])
+    if not rows:
+        raise CheckpointError(
+            f"{info.folder / MANIFEST_FILE} names no file of the part {part!r}.",
+            hint=repair_hint(info.manifest),
+        )
+    return tuple(info.folder / row["path"] for row in rows)
 
 
 def repair_hint(manifest: Mapping[str, Any]) -> str:
