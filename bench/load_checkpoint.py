@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from skyloom.models.checkpoint import build
+from skyloom.models.file_bytes import ReadMode
 from skyloom.models.wan.config import WanConfig
 from skyloom.models.wan.transformer import Wan
 from skyloom.models.weight_files import open_weights
@@ -70,7 +71,7 @@ def anonymous_bytes() -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(kinds))
 
 
-def load(path: Path, read: str) -> dict[str, float]:
+def load(path: Path, read: ReadMode) -> dict[str, float]:
     """Load the checkpoint and measure."""
     peak = 0
     done = threading.Event()
