@@ -84,12 +84,7 @@ def replay(
     """Generate a video again from its receipt."""
     from skyloom.generate.export import ExportOptions, check_ready
     from skyloom.generate.receipt import read_receipt
-    from skyloom.generate.replay import (
-        check_weights,
-        compare_file,
-        is_exact,
-        request_from_receipt,
-    )
+    from skyloom.generate.replay import check_weights, compare_file, is_exact, request_from_receipt
     from skyloom.media.write import check_target
     from skyloom.models.registry import find_model
 
@@ -183,8 +178,10 @@ def _span_lines(receipt: "Receipt") -> list[str]:
     """
     fps = None if receipt.frames is None else receipt.frames.fps
     lines: list[str] = []
+    made = "generated" if receipt.request.needs_model else "filtered"  # "made" in older receipts
     try:
-        for first, end, kind in receipt.notes["spans"]:
+        for first, end, written in receipt.notes["spans"]:
+            kind = made if written == "made" else written
             prompts = receipt.notes.get("prompts") or [[first, end, ""]]
             for start, stop, prompt in prompts:
                 begin = max(first, start)

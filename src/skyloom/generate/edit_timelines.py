@@ -17,9 +17,10 @@ from skyloom.core.errors import RequestError
 from skyloom.generate.parsing import parse_size
 from skyloom.generate.source_prompts import PromptChooser, SourceInfo, with_style
 from skyloom.generate.timeline import (
-    Filter,
     Generate,
+    Interpolate,
     Keep,
+    Resize,
     SourceClip,
     Span,
     Timeline,
@@ -229,15 +230,17 @@ def build_upscale(
 ) -> Timeline:
     """The whole source at a larger size."""
     width, height = parse_size(str(edit.size))
-    return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), size=(height, width))])
+    whole = SourceClip(0, 0, sources[0].frames)
+    return replace(make_timeline([Resize(whole, (height, width))]), size=(height, width))
 
 
 def build_interpolate(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
     """The whole source at a higher frame rate."""
-    factor = Fraction(str(edit.fps)) / fps
-    return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), rate_factor=factor)])
+    target = Fraction(str(edit.fps))
+    whole = SourceClip(0, 0, sources[0].frames)
+    return replace(make_timeline([Interpolate(whole, target / fps)]), fps=target)
 
 
 def _timeline(
@@ -268,11 +271,11 @@ def _replacement(
     )
 
 
-def _around(source: SourceInfo, part: SourceClip, generated: Generate) -> list[Span | None]:
-    """The span that replaces a part of the source, between the kept rest."""
+def _around(source: SourceInfo, part: SourceClip, *replacement: Span) -> list[Span | None]:
+    """The spans that replace a part of the source, between the kept rest."""
     before = Keep(SourceClip(0, 0, part.start))
     after = Keep(SourceClip(0, part.stop, source.frames))
-    return [before, generated, after]
+    return [before, *replacement, after]
 
 
 def _time_range(edit: "Edit", source: SourceInfo, fps: Fraction) -> SourceClip:

@@ -12,11 +12,9 @@ from skyloom.generate.estimate import (
 )
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
-from skyloom.generate.timeline import Filter, Generate, Keep
+from skyloom.generate.timeline import Generate
 from skyloom.models.base import read_network_cost
 from skyloom.models.registry import DEFAULT_MODEL, find_model
-
-_SPAN_KINDS = {Keep: "keep", Generate: "make", Filter: "filter"}
 
 
 def plan_and_estimate(request: Request, device: str | None = None) -> tuple[Plan, Estimate]:
@@ -76,7 +74,7 @@ def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {
             "first_frame": position,
             "frames": span.frames,
-            "kind": _SPAN_KINDS[type(span)],
+            "kind": span.kind,
         }
         if isinstance(span, Generate):
             row["windows"] = len(next(runs).windows)
