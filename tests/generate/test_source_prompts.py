@@ -13,7 +13,7 @@ from skyloom.core.errors import SafetyError
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.request import Request
 from skyloom.generate.source_prompts import PromptSpan, source_prompts, timeline_prompts
-from skyloom.generate.timeline import Filter, Generate, Keep, SourceClip, make_timeline
+from skyloom.generate.timeline import Generate, Interpolate, Keep, SourceClip, make_timeline
 from skyloom.media.write import write_video
 
 V4 = Path(__file__).parents[1] / "fixtures" / "v4" / "receipts"
@@ -149,7 +149,7 @@ def test_prompts_of_a_timeline_are_those_of_its_parts():
         (8, 10, "c"),
         (10, 18, ""),
     ]
-    faster = make_timeline([Filter(SourceClip(0, 0, 8), rate_factor=Fraction(5, 2))])
+    faster = make_timeline([Interpolate(SourceClip(0, 0, 8), Fraction(5, 2))])
     assert rows(timeline_prompts(faster, sources)) == [(0, 8, "a"), (8, 20, "b")]
 
 
@@ -166,7 +166,7 @@ class Board:
     def request(self, verb, *names, prompt="", **parameters):
         paths = [str(self.folder / f"{name}.mkv") for name in names or ("board",)]
         edit = Edit(verb, paths, **parameters)
-        sampled = {"seed": 3, "num_steps": 1} if edit.samples else {}
+        sampled = {"seed": 3, "num_steps": 1} if edit.needs_model else {}
         return Request(prompt, edit=edit, **sampled)
 
     def prompts(self, verb, *names, **parameters):
@@ -237,7 +237,7 @@ def test_a_chain_of_edits_loses_no_prompt(board):
         [12, CHANGE, CAT],
         [CHANGE, FRAMES, DOG],
     ]
-    assert first.receipt["notes"]["spans"] == [[0, 4, "kept"], [4, 12, "made"], [12, 33, "kept"]]
+    assert first.receipt["notes"]["spans"] == [[0, 4, "kept"], [4, 12, "generated"], [12, 33, "kept"]]
     board.edit("second", "extend", "first", seconds="0.5", backward=True)
     third = board.edit("third", "retake", "second", start="1.75", stop="2")
     assert third.receipt["notes"]["prompts"] == [
