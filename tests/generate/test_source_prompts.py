@@ -237,7 +237,11 @@ def test_a_chain_of_edits_loses_no_prompt(board):
         [12, CHANGE, CAT],
         [CHANGE, FRAMES, DOG],
     ]
-    assert first.receipt["notes"]["spans"] == [[0, 4, "kept"], [4, 12, "generated"], [12, 33, "kept"]]
+    assert first.receipt["notes"]["spans"] == [
+        [0, 4, "kept"],
+        [4, 12, "generated"],
+        [12, 33, "kept"],
+    ]
     board.edit("second", "extend", "first", seconds="0.5", backward=True)
     third = board.edit("third", "retake", "second", start="1.75", stop="2")
     assert third.receipt["notes"]["prompts"] == [
