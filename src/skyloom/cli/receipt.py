@@ -154,7 +154,7 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
 def _card_lines(request: "Request") -> Iterator[str]:
     """Yield a line per card like: 1.5 s, cut, image cat.png: a red cat."""
     from skyloom.generate.parsing import parse_clock
-    from skyloom.generate.storyboard import DEFAULT_FADE
+    from skyloom.generate.timeline import DEFAULT_FADE
 
     for number, card in enumerate(request.cards):
         parts = [f"{float(parse_clock(card.at) or 0):g} s"]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from skyloom.core.errors import RequestError
 from skyloom.generate.parsing import parse_size
-from skyloom.generate.source_prompts import PromptChooser, SourceInfo, with_style
+from skyloom.generate.source_prompts import PromptChooser, PromptSpan, SourceInfo, with_style
 from skyloom.generate.timeline import (
+    DEFAULT_FADE,
     Generate,
     Interpolate,
     Keep,
@@ -63,12 +64,13 @@ def build_restyle(
 def build_retake(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
-    """A time range, generated between the kept frames before and after it."""
+    """A time range, generated between the kept frames before and after it, with its prompts."""
     part = _time_range(edit, sources[0], fps)
     prompts = PromptChooser(prompt, sources, edit.videos)
     strength = edit.value("strength")
-    generated = _replacement(sources[0], part, prompts.over(part), "retake", strength=strength)
-    return _timeline(_around(sources[0], part, generated), prompts)
+    whole = _replacement(sources[0], part, prompt, "retake", strength=strength)
+    generated = _with_prompts(whole, prompts.known(part), nearest_frame(DEFAULT_FADE, fps))
+    return _timeline(_around(sources[0], part, *generated), prompts)
 
 
 def build_inpaint(
@@ -269,6 +271,23 @@ def _replacement(
         init_clips=(part,),
         strength=strength,
     )
+
+
+def _with_prompts(
+    whole: Generate, prompts: Sequence[PromptSpan], fade_frames: int
+) -> Iterator[Generate]:
+    """One shot as a span for each prompt; positions count from the shot's first frame."""
+    (clip,) = whole.init_clips
+    for number, one in enumerate(prompts):
+        frames = one.stop - one.start
+        yield replace(
+            whole,
+            frames=frames,
+            prompt=one.prompt,
+            init_clips=(SourceClip(clip.source, clip.start + one.start, clip.start + one.stop),),
+            continues=number > 0,
+            fade_frames=min(fade_frames, frames) if number else 0,
+        )
 
 
 def _around(source: SourceInfo, part: SourceClip, *replacement: Span) -> list[Span | None]:

@@ -1,6 +1,9 @@
 """The table of edit verbs: name, fields, required values, number of videos and timeline builder.
 
-`Edit`, the command line and the API derive from this table. Importing it does not import torch.
+`Edit`, the command line, the API and the tests of all verbs derive from this table. A new verb is a
+row here, a timeline builder, and a span (timeline.py) if its frames come about in a new way. A verb
+that uses the model is also listed by the families that can do it (FAMILY.edit_verbs). Importing
+this does not import torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence

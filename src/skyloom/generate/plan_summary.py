@@ -68,7 +68,11 @@ def describe_cards(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
     """Describe the spans of an edit, in order: frames, kind, and of generated ones the windows."""
-    runs = iter(plan.runs)
+    windows = iter(
+        sum(window.span == index for window in run.windows)
+        for run in plan.runs
+        for index in range(len(run.spans))
+    )
     position = 0
     for span in plan.timeline.spans if plan.request.edit is not None else ():
         row: dict[str, Any] = {
@@ -77,7 +81,7 @@ def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
             "kind": span.kind,
         }
         if isinstance(span, Generate):
-            row["windows"] = len(next(runs).windows)
+            row["windows"] = next(windows)
             row["prompt"] = span.prompt
         yield row
         position += span.frames

@@ -130,6 +130,21 @@ class PromptChooser:
                 )
         return chosen
 
+    def known(self, clip: SourceClip) -> tuple[PromptSpan, ...]:
+        """The known prompts of a clip, for all of its frames. Raises SafetyError as `over`.
+
+        Frames of an unknown prompt take the known one before them, the first ones that after them.
+        """
+        spans = self._of(clip)
+        known = next((span.prompt for span in spans if span.prompt), "")
+        if not known:
+            self._add_missing(clip)
+        found: list[PromptSpan] = []
+        for span in spans:
+            known = span.prompt or known
+            found.append(PromptSpan(span.start, span.stop, known))
+        return _merge(found)
+
     def each(self, clip: SourceClip) -> tuple[PromptSpan, ...]:
         """All prompts of a clip in order. Raises SafetyError if the policy blocks one."""
         spans = self._of(clip)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from skyloom.media.source import VideoSource
 
+DEFAULT_FADE = Fraction(1, 2)  # seconds over which the prompt of a shot changes
 SpanKind = Literal["kept", "filtered", "generated"]
 
 
@@ -124,8 +125,9 @@ class Generate:
     get the same noise.
 
     Consecutive spans without a name are sampled as one sequence: those of a prompt or storyboard.
-    Such a span may show `media` at its start, continue the shot of the span before it, whose prompt
-    is then crossfaded over `fade_frames`, and have a `seed` of its own.
+    Such a span may show `media` at its start and have a `seed` of its own. A span that `continues`
+    the shot of the span before it, whose prompt is then crossfaded over `fade_frames`, is sampled
+    with it; if it has a name, it has that span's name, `before`, `after` and strength.
     """
 
     frames: int
