@@ -133,6 +133,13 @@ def test_replay_makes_the_same_frames_and_proves_it(skyloom, file, tiny_model):
     assert open_source("b.mp4").frames == 9
 
 
+def test_replay_of_a_model_in_a_folder_asks_for_the_folder(skyloom, file):
+    refused = skyloom("replay", file)
+    assert refused.code == 2
+    assert "The receipt's model 'tiny' is not installed" in refused.err
+    assert "--model FOLDER" in refused.err
+
+
 def test_replay_names_its_file_and_overwrites_none(skyloom, file, tiny_model, tmp_path):
     names = [skyloom("replay", file, "--model", tiny_model).out.splitlines()[0] for _ in range(2)]
     assert names == ["a-again.mp4", "a-again-2.mp4"]

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.timeline import Generate, SourceClip
 from skyloom.generate.windows import plan_prompts, plan_span
@@ -55,6 +57,12 @@ def test_windows_make_every_cell_once_and_see_what_is_known(frames, before, afte
             or not (run.known_before or run.known_after)
         )
         known |= set(range(first, end))
+
+
+def test_a_model_of_two_latent_frames_edits_nothing():
+    with pytest.raises(RequestError, match="must be >= 9 frames for edits, got 5") as caught:
+        plan_span(span(8, 9, 9), SCALE, 2, None)
+    assert caught.value.field == "model"
 
 
 @given(st.integers(1, 300), st.integers(0, 40), st.integers(0, 40))

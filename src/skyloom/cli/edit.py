@@ -13,6 +13,7 @@ import typer
 from skyloom.cli import options, plan
 from skyloom.cli.generate import Delivery, free_name, make
 from skyloom.generate.edit_verbs import EDIT_VERBS, EditField, EditVerb
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from skyloom.generate.request import Request
@@ -42,7 +43,7 @@ class SharedOptions:
     guidance: options.Guidance = None
     quality: options.Quality = None
     negative: options.Negative = ""
-    model: options.Model = "diorama"
+    model: options.Model = DEFAULT_MODEL
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse videos that would have to be resampled.")
     ] = False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skyloom.cli import options
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from skyloom.generate.plan import Plan
     from skyloom.generate.request import Request
     from skyloom.generate.sampling import Critic
+    from skyloom.models.registry import ModelInfo
 
 _SLUG_LENGTH = 60
 
@@ -46,7 +48,7 @@ def generate(
     quality: options.Quality = None,
     negative: options.Negative = "",
     image: options.Picture = None,
-    model: options.Model = "diorama",
+    model: options.Model = DEFAULT_MODEL,
     window_retries: options.WindowRetries = None,
     preview: Annotated[
         Path | None, typer.Option(help="Write the latest preview to this picture file.")
@@ -89,11 +91,13 @@ def generate(
     make(request, delivery, device, force=force, as_json=as_json)
 
 
-def critic_for(request: "Request", bounds: Mapping[str, float] | None = None) -> "Critic | None":
+def critic_for(
+    request: "Request", model: "ModelInfo", bounds: Mapping[str, float] | None = None
+) -> "Critic | None":
     """The critic of a request with `retakes`; `bounds` replace the default ones."""
     from skyloom.evaluate.window_quality import load_critic
 
-    return None if request.retakes is None else load_critic(bounds)
+    return None if request.retakes is None else load_critic(model, bounds)
 
 
 def with_seed(request: "Request", resume: Path | None) -> "Request":
@@ -167,8 +171,7 @@ def _make(
     from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
-    from skyloom.models.base import read_network_cost
-    from skyloom.models.registry import DEFAULT_MODEL
+    from skyloom.models.base import find_loader
 
     name = name or request.prompt
     delivery.check(name)
@@ -178,13 +181,14 @@ def _make(
     workload = workload_of(
         plan,
         pipeline.info,
-        read_network_cost(pipeline.info),
+        find_loader(pipeline.info).read_network_cost(pipeline.info),
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )
     if not force:
         _check_capacity(workload, delivery, pipeline, plan)
-    steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic_for(request))
+    critic = critic_for(request, pipeline.info)
+    steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic)
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from skyloom.cli import options
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from skyloom.generate.estimate import Estimate
@@ -28,7 +29,7 @@ def plan(
     quality: options.Quality = None,
     negative: options.Negative = "",
     image: options.Picture = None,
-    model: options.Model = "diorama",
+    model: options.Model = DEFAULT_MODEL,
     as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:

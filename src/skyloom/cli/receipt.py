@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skyloom.generate.replay import ReplayComparison
     from skyloom.generate.request import Request
     from skyloom.media.video import Video
+    from skyloom.models.registry import ModelInfo
 
 _DIGEST_CHARACTERS = 12
 
@@ -86,7 +87,6 @@ def replay(
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import check_weights, compare_file, is_exact, request_from_receipt
     from skyloom.media.write import check_target
-    from skyloom.models.registry import find_model
 
     receipt = read_receipt(file)
     target = output if output is not None or verify else _free_name(file)
@@ -94,7 +94,7 @@ def replay(
         check_target(target)
         check_ready(credentials=credentials)
     request = request_from_receipt(receipt, image)
-    info = find_model(model or receipt.model)
+    info = _find_model(model, receipt)
     if not force:
         check_weights(receipt, info)
     options = ExportOptions(credentials=credentials)
@@ -218,6 +218,23 @@ def _edit_line(edit: "Edit") -> str:
     return ", ".join(parts)
 
 
+def _find_model(model: str | None, receipt: "Receipt") -> "ModelInfo":
+    """Find the given model, or that of the receipt by its name. Raises RequestError."""
+    from skyloom.core.errors import RequestError
+    from skyloom.models.registry import find_model
+
+    if model is not None:
+        return find_model(model)
+    try:
+        return find_model(receipt.model)
+    except RequestError as error:
+        raise RequestError(
+            f"The receipt's model {receipt.model!r} is not installed.",
+            hint="If it is in a folder of its own, pass that: --model FOLDER.",
+            field="model",
+        ) from error
+
+
 def _generate(
     folder: Path,
     request: "Request",
@@ -251,8 +268,9 @@ def _generate(
             f"The receipt's torch is {receipt.torch}, this run's is {torch.__version__}.", err=True
         )
     note = receipt.notes.get("critic")
-    critic = critic_for(request, note.get("bounds") if isinstance(note, dict) else None)
     pipeline = load(str(folder), device=device, dtype=receipt.dtype or None)
+    bounds = note.get("bounds") if isinstance(note, dict) else None
+    critic = critic_for(request, pipeline.info, bounds)
     plan = pipeline.plan(request)
     steps = export_steps(pipeline.stream(plan, critic=critic), plan, target, options)
     return [step.video for step in steps if step.video is not None][-1]

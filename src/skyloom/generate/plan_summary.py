@@ -13,7 +13,7 @@ from skyloom.generate.estimate import (
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
 from skyloom.generate.timeline import Generate
-from skyloom.models.base import read_network_cost
+from skyloom.models.base import find_loader
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 
@@ -21,7 +21,7 @@ def plan_and_estimate(request: Request, device: str | None = None) -> tuple[Plan
     """Plan a request and estimate time, memory and disk. Raises RequestError."""
     info = find_model(request.model or DEFAULT_MODEL)
     where = choose_device(device)
-    cost = read_network_cost(info)
+    cost = find_loader(info).read_network_cost(info)
     plan = make_plan(request, info, cost.scale)
     dtype = str(choose_dtype(where)).removeprefix("torch.")
     workload = workload_of(plan, info, cost, device=where.type, dtype=dtype)

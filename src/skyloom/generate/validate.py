@@ -169,21 +169,10 @@ def _resolve_quality(request: Request, model: ModelInfo) -> Quality:
 def _resolve_size(request: Request, model: ModelInfo) -> tuple[int, int]:
     """Width and height in pixels."""
     if request.size is None:
-        return parse_size(model.sizes[0])
+        return model.size_rule.default
     width, height = parse_size(request.size)
-    if f"{width}x{height}" in model.sizes:
-        return width, height
-
-    def distance(size: str) -> int:
-        other_width, other_height = parse_size(size)
-        return abs(other_width - width) + abs(other_height - height)
-
-    nearest = sorted(model.sizes, key=distance)[:3]
-    raise RequestError(
-        f"size must be one of the sizes of {model.name}, got {width}x{height}.",
-        hint=f"The nearest sizes are {', '.join(nearest)}.",
-        field="size",
-    )
+    model.size_rule.check(width, height)
+    return width, height
 
 
 def _resolve_keep_every(request: Request, model: ModelInfo) -> int:

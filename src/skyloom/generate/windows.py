@@ -190,8 +190,17 @@ def shot_windows(
 
 
 def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout | None) -> RunPlan:
-    """Plan a span between kept frames, for a model that samples `native` (>= 3) latent frames."""
-    assert native >= _MIN_NATIVE
+    """Plan a span between kept frames, for a model that samples `native` latent frames.
+
+    Raises RequestError if `native` is less than 3.
+    """
+    if native < _MIN_NATIVE:
+        raise RequestError(
+            f"The model's native window must be >= {scale.video_frames(_MIN_NATIVE)} frames for "
+            f"edits, got {scale.video_frames(native)}.",
+            hint="Use another model.",
+            field="model",
+        )
     max_known = min(MAX_KNOWN, (native - 1) // 2)
     before = 0 if span.before is None else span.before.frames
     after = 0 if span.after is None else span.after.frames

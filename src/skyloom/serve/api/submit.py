@@ -329,9 +329,9 @@ class JobSubmitter:
         resolved = resolve_defaults(request, info, moderate=False)
         notices: list[str] = []
         if output_size != requested_size:
-            supported = ", ".join(info.sizes)
             notices.append(
-                f"The size is {output_size}, not {requested_size}: {info.name} has {supported}."
+                f"The size is {output_size}, not {requested_size}: sizes of {info.name} must be "
+                f"{info.size_rule.describe()}."
             )
         metadata = JobMetadata(
             model=alias.name,
@@ -362,7 +362,7 @@ class JobSubmitter:
             seconds += lengths[0]
             extensions = source_metadata.extensions + 1
             alias.check_extension(extensions, seconds)
-        size = body.size or (alias.info.sizes[0] if source is None else size_of(source))
+        size = body.size or (alias.info.default_size if source is None else size_of(source))
         parents = [one.job.id for one in media if one.job is not None]
         return JobMetadata(
             model=alias.name,

@@ -93,7 +93,7 @@ class PipelineRenderer:
 
     def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
         """The pipeline's steps, resumed from `state`; a state that does not fit is deleted."""
-        critic = None if plan.request.retakes is None else load_critic()
+        critic = None if plan.request.retakes is None else load_critic(pipeline.info)
         stream = partial(
             pipeline.stream,
             plan,
