@@ -162,7 +162,7 @@ class JobSubmitter:
         metadata = self._edit_metadata(alias, verb, body, media).replace(
             prompt=prompt,
             consent=self._check_media_consent(owner, body.consent, media),
-            steps=resolved.num_steps if request.samples else 1,
+            steps=resolved.num_steps if request.needs_model else 1,
         )
         metadata = _with_characters(metadata, characters, replaced)
         self._check_room(owner, options, request, metadata)
