@@ -43,7 +43,13 @@ from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import ModelBundle, SoundModel, TextCondition, TextContext
+from skyloom.models.base import (
+    ModelBundle,
+    SoundModel,
+    TextCondition,
+    TextContext,
+    prepare_prompt,
+)
 from skyloom.models.checkpoint import verify_manifest
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
@@ -347,17 +353,10 @@ class Pipeline:
         for row, prompt in enumerate(prompts):
             chosen = [row] if plan.guidance_scale == 1.0 else [row, len(prompts)]
             texts[prompt] = [
-                self.executor.run_one(partial(self._text_condition, context, one)) for one in chosen
+                self.executor.run_one(partial(prepare_prompt, context, one, self.transformer))
+                for one in chosen
             ]
         return texts
-
-    def _text_condition(self, context: TextContext, row: int) -> TextCondition:
-        """One row of a text context, without padding."""
-        length = int(context.context_mask[row].sum())
-        where = (self.transformer.device, self.transformer.dtype)
-        tokens = context.context[row : row + 1, :length].to(*where)
-        pooled = context.pooled[row : row + 1].to(*where)
-        return self.transformer.prepare_text(tokens, None, pooled)
 
 
 def load(
@@ -435,18 +434,25 @@ def _with_checkpoints(steps: Iterator[Step], store: WindowStore) -> Iterator[Ste
         raise
 
 
+def _truncation(name: str, context: TextContext, row: int) -> list[str]:
+    """The warning about a prompt of which tokens were dropped, with the first dropped words."""
+    count = context.truncated[row]
+    if not count:
+        return []
+    text = context.truncated_text[row] if context.truncated_text else ""
+    words = f', from "{text}" on' if text else ""
+    return [f"{name} is too long: its last {count} tokens were ignored{words}."]
+
+
 def _notice(plan: Plan, context: TextContext) -> str | None:
     """Warnings for the user: truncated prompts, dropped frames, converted sources."""
-    dropped = dict(zip(_prompts(plan), context.truncated, strict=False))
+    rows = {prompt: row for row, prompt in enumerate(_prompts(plan))}
     notices: list[str] = []
     for number, span in enumerate(plan.timeline.generated_spans, start=1):
-        count = dropped[span.prompt]
-        if count and (plan.request.cards or number == 1):
-            name = f"The prompt of card {number}" if plan.request.cards else "The prompt"
-            notices.append(f"{name} is too long: its last {count} tokens were ignored.")
-    negative = context.truncated[-1]
-    if negative:
-        notices.append(f"The negative prompt is too long: its last {negative} tokens were ignored.")
+        name = f"The prompt of card {number}" if plan.request.cards else "The prompt"
+        if plan.request.cards or number == 1:
+            notices.extend(_truncation(name, context, rows[span.prompt]))
+    notices.extend(_truncation("The negative prompt", context, len(context.truncated) - 1))
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
     if plan.sources is not None:

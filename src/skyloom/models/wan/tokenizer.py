@@ -185,7 +185,7 @@ def _unigram(model: SentencePieceModel) -> Tokenizer:
         [*mapped, normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=True)
-    tokenizer.add_tokens(
+    cast(Any, tokenizer).add_tokens(
         [
             AddedToken(text, normalized=False)
             for text, kind in zip(names, model.types, strict=True)
