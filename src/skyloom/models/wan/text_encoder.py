@@ -191,7 +191,7 @@ class WanTextEncoder:
                 self._tokenizer = read_tokenizer(files, self._paths, self._vocabulary)
         return [self._tokenizer(clean_prompt(prompt), self._text_length) for prompt in prompts]
 
-    def _embeddings(self, rows: Sequence[Ids]) -> dict[Ids, Float[Tensor, "n d"]]:
+    def _embeddings(self, rows: Sequence[Ids]) -> dict[Ids, Tensor]:
         """Return the embedding of each row of token ids, on the CPU, from the cache if possible."""
         found: dict[Ids, Tensor] = {}
         if self._cache is not None:
@@ -206,7 +206,7 @@ class WanTextEncoder:
                 self._cache.save(self._key(ids), found[ids])
         return found
 
-    def _compute(self, rows: Sequence[Ids]) -> list[Float[Tensor, "n d"]]:
+    def _compute(self, rows: Sequence[Ids]) -> list[Tensor]:
         if self._network is not None:
             return self._run(self._network, rows)
         with open_weights(self._paths) as files:
@@ -217,10 +217,10 @@ class WanTextEncoder:
             self._network = build(partial(Umt5, state.config), state, self._device, self._dtype)
         return self._run(self._network, rows)
 
-    def _run(self, network: Umt5, rows: Sequence[Ids]) -> list[Float[Tensor, "n d"]]:
+    def _run(self, network: Umt5, rows: Sequence[Ids]) -> list[Tensor]:
         return [network(torch.tensor([ids], device=self._device))[0] for ids in rows]
 
-    def _stream(self, state: Umt5State, rows: Sequence[Ids]) -> list[Float[Tensor, "n d"]]:
+    def _stream(self, state: Umt5State, rows: Sequence[Ids]) -> list[Tensor]:
         """Apply one layer after another to all prompts; of the embeddings, only rows are read."""
         table = state.read("embed.weight")
         hidden = [_look_up(table, ids, self._dtype).to(self._device).float() for ids in rows]
@@ -230,9 +230,7 @@ class WanTextEncoder:
         norm.weight.copy_(dense(state.read("norm.weight")))
         return [norm(x).to(self._dtype)[0] for x in hidden]
 
-    def _apply_layer(
-        self, state: Umt5State, index: int, hidden: Sequence[Float[Tensor, "1 n d"]]
-    ) -> list[Float[Tensor, "1 n d"]]:
+    def _apply_layer(self, state: Umt5State, index: int, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Read a layer, apply it and drop it."""
         make = partial(Umt5Layer, state.config)
         layer = build(make, state.layer(index), self._device, self._dtype)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ftfy
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from skyloom.core.errors import CheckpointError
@@ -45,6 +45,7 @@ _UNKNOWN = 2
 _USER_DEFINED = 4
 _BYTE = 6
 _GGUF = "tokenizer.ggml."
+_CHARSMAP_KEY = f"{_GGUF}precompiled_charsmap"
 _SPACE = "▁"
 
 
@@ -112,18 +113,17 @@ class WanTokenizer:
         """Read the vocabulary in the metadata of a GGUF file. Raises CheckpointError."""
         if metadata.get(f"{_GGUF}model") != "t5":
             raise _damaged("the GGUF file has no SentencePiece vocabulary")
-        texts, scores, types, charsmap = (
-            _items(metadata, name, kind)
-            for name, kind in (
-                ("tokens", str),
-                ("scores", float),
-                ("token_type", int),
-                ("precompiled_charsmap", int),
-            )
-        )
-        if not all(0 <= byte <= 0xFF for byte in charsmap):  # noqa: PLR2004
-            raise _damaged("its character map does not consist of bytes")
-        return cls(_unigram(SentencePieceModel(texts, scores, types, bytes(charsmap))))
+        texts = _items(metadata, f"{_GGUF}tokens", str)
+        scores = _items(metadata, f"{_GGUF}scores", float)
+        types = _items(metadata, f"{_GGUF}token_type", int)
+        charsmap = _items(metadata, _CHARSMAP_KEY, int) if _CHARSMAP_KEY in metadata else []
+        if not len(texts) == len(scores) == len(types):
+            raise _damaged("its tokens, scores and types differ in number")
+        try:
+            model = SentencePieceModel(texts, scores, types, bytes(charsmap))
+        except ValueError as error:
+            raise _damaged("its character map does not consist of bytes") from error
+        return cls(_unigram(model))
 
     def __call__(self, text: str, limit: int) -> PromptTokens:
         """Tokenize a cleaned prompt; tokens beyond `limit`, which includes the end, are dropped."""
@@ -185,13 +185,6 @@ def _unigram(model: SentencePieceModel) -> Tokenizer:
         [*mapped, normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=True)
-    cast(Any, tokenizer).add_tokens(
-        [
-            AddedToken(text, normalized=False)
-            for text, kind in zip(names, model.types, strict=True)
-            if kind == _USER_DEFINED
-        ]
-    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, names.index(end))]
     )
@@ -255,10 +248,10 @@ def _integer(value: int | bytes) -> int:
 
 def _items(metadata: Mapping[str, Any], name: str, kind: type) -> list[Any]:
     """Return a list in GGUF's metadata, whose items are of one type."""
-    value = metadata.get(_GGUF + name)
+    value = metadata.get(name)
     items = cast(list[Any], value) if isinstance(value, list) else None
     if items is None or not all(type(item) is kind for item in items):
-        raise _damaged(f"the GGUF file has no valid list {_GGUF}{name}")
+        raise _damaged(f"the GGUF file has no valid list {name}")
     return items
 
 
