@@ -28,12 +28,17 @@ PartName = Literal["text_encoder", "autoencoder", "transformer"]
 
 @dataclass(frozen=True)
 class TextContext:
-    """Encoded prompts, padded with zeros; truncated: number of dropped tokens per prompt."""
+    """Encoded prompts, padded with zeros.
+
+    pooled: None for a text encoder without pooled vectors. truncated: number of dropped tokens per
+    prompt. truncated_text: the first dropped words per prompt; empty if they are not known.
+    """
 
     context: Float[Tensor, "b m d"]
     context_mask: Bool[Tensor, "b m"]
-    pooled: Float[Tensor, "b p"]
+    pooled: Float[Tensor, "b p"] | None
     truncated: tuple[int, ...]
+    truncated_text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -367,10 +372,20 @@ def as_condition(text: TextCondition | TextContext, transformer: Transformer) ->
     """Return the prepared text; encoded prompts are prepared, a single one without padding."""
     if isinstance(text, TextCondition):
         return text
+    if len(text.context) == 1:
+        return prepare_prompt(text, 0, transformer)
     context = text.context.to(transformer.device, transformer.dtype)
-    pooled = text.pooled.to(transformer.device, transformer.dtype)
-    if len(context) > 1:
-        mask = text.context_mask.to(transformer.device)
-        return transformer.prepare_text(context, mask, pooled)
-    length = int(text.context_mask.sum())
-    return transformer.prepare_text(context[:, :length], None, pooled)
+    mask = text.context_mask.to(transformer.device)
+    pooled = text.pooled
+    if pooled is not None:
+        pooled = pooled.to(transformer.device, transformer.dtype)
+    return transformer.prepare_text(context, mask, pooled)
+
+
+def prepare_prompt(text: TextContext, row: int, transformer: Transformer) -> TextCondition:
+    """Prepare one of the encoded prompts, without its padding."""
+    where = (transformer.device, transformer.dtype)
+    length = int(text.context_mask[row].sum())
+    context = text.context[row : row + 1, :length].to(*where)
+    pooled = None if text.pooled is None else text.pooled[row : row + 1].to(*where)
+    return transformer.prepare_text(context, None, pooled)
