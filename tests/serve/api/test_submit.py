@@ -7,7 +7,7 @@ import pytest
 from skyloom.generate import validate
 from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.model_aliases import find_model_alias
-from skyloom.serve.api.request_models import CreateBody, parse_body
+from skyloom.serve.api.request_models import CreateVideoBody, parse_body
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 DATA_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
@@ -25,7 +25,7 @@ def texts(server, monkeypatch) -> list[str]:
         span = None if start < 0 else (start, start + len("forbidden"))
         return ModerationResult(span is None, "own", span, "Not allowed.")
 
-    monkeypatch.setattr(server.services.submitter, "_check_policy", check)
+    monkeypatch.setattr(server.services.checks, "_check_policy", check)
     monkeypatch.setattr(validate, "refuse_prompt", seen.append)
     return seen
 
@@ -58,7 +58,9 @@ def test_the_policy_is_called_once_for_an_edit(server, texts):
 
 
 def test_the_worker_checks_the_prompt_again(server, texts):
-    request, metadata = server.services.submitter.plan(parse_body(CreateBody, {"prompt": "a cat"}))
+    request, metadata = server.services.submitter.plan(
+        parse_body(CreateVideoBody, {"prompt": "a cat"})
+    )
     texts.clear()
     alias = find_model_alias(server.services.settings, metadata.model)
     validate.resolve_defaults(request, alias.info)

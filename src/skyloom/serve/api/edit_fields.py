@@ -74,7 +74,7 @@ def check_source(body: EditFields, size: str, fps: float, seconds: float) -> Non
             raise invalid(name, f"{name} must be <= {limit}, got {time:g}.")
 
 
-def edit_fields(verb: str, body: EditFields, videos: list[str], mask: str | None) -> dict[str, Any]:
+def build_edit(verb: str, body: EditFields, videos: list[str], mask: str | None) -> dict[str, Any]:
     """Build the `edit` of a Request as plain values; `videos` and `mask` are asset references."""
     edit: dict[str, Any] = {"verb": verb, "videos": videos, "mask": mask}
     for name in sorted(set(EDIT_VERBS[verb].field_names) - {"mask"}):

@@ -197,8 +197,8 @@ class CharacterName(RequestBody):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
-class Sampling(RequestBody):
-    """skyloom's fields about sampling; OpenAI's clients send them by `extra_body`."""
+class CommonFields(RequestBody):
+    """skyloom's fields of every new video and edit; OpenAI's clients send them by `extra_body`."""
 
     takes_media = True
     seed: WholeNumber | None = None
@@ -211,7 +211,7 @@ class Sampling(RequestBody):
     consent: ConsentField | None = None
 
 
-class CreateBody(Sampling):
+class CreateVideoBody(CommonFields):
     """POST /v1/videos."""
 
     prompt: Text
@@ -228,7 +228,7 @@ class CreateBody(Sampling):
     region: Annotated[str, Field(max_length=400)] | None = None
 
 
-class StoryboardBody(Sampling):
+class StoryboardBody(CommonFields):
     """POST /v1/videos/storyboard: cards with times; `prompt` is added to each card's own."""
 
     cards: Annotated[Cards, Field(min_length=1)]
@@ -238,7 +238,7 @@ class StoryboardBody(Sampling):
     size: Annotated[str, Field(max_length=40)] | None = None
 
 
-class EditFields(Sampling):
+class EditFields(CommonFields):
     """Fields of all edit verbs; edit_fields.py has which verb takes which."""
 
     prompt: Text = ""
