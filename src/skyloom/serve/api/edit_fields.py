@@ -11,7 +11,7 @@ from skyloom.generate.styles import list_styles
 from skyloom.serve.api.errors import invalid
 from skyloom.serve.api.request_models import EditFields
 
-SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality"})
+SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality", "loras"})
 
 
 # required by the API in addition to EDIT_VERBS: a client names both ends of a range
@@ -36,7 +36,7 @@ def check_fields(verb: str, body: EditFields) -> None:
     Raises ApiError.
     """
     spec = EDIT_VERBS[verb]
-    given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "")}
+    given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "", [])}
     hard_cut = verb == "stitch" and body.morph == 0
     sampled = not hard_cut and not spec.is_filter
     unused = given - set(spec.field_names) - _COMMON - (SAMPLING if sampled else frozenset())

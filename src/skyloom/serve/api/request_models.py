@@ -8,7 +8,7 @@ as multipart sends them.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import (
@@ -21,6 +21,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from skyloom.core.errors import RequestError
+from skyloom.generate.loras import MAX_LORA_WEIGHT, MAX_LORAS, Lora
 from skyloom.serve.api.body import Upload, load_json
 from skyloom.serve.api.character_prompts import parse_expiry
 from skyloom.serve.api.errors import explain_invalid, invalid
@@ -197,6 +199,32 @@ class CharacterName(RequestBody):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
+class LoraField(RequestBody):
+    """A LoRA of the server's setting `loras`, and the factor of its effect."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    weight: Annotated[Number, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)] = 1.0
+
+
+def _loras(value: object) -> object:
+    """Decode a list; a text is a name, or NAME:WEIGHT, and stands for a list of one, too."""
+    value = _decode_json(value)
+    if isinstance(value, list):
+        items = cast("list[object]", value)
+        return [_lora(item) if isinstance(item, str) else item for item in items]
+    return [_lora(value)] if isinstance(value, str) else value
+
+
+def _lora(text: str) -> dict[str, Any]:
+    try:
+        return asdict(Lora.parse(text))
+    except RequestError as error:
+        raise ValueError(error.message) from error
+
+
+LoraFields = Annotated[list[LoraField], BeforeValidator(_loras), Field(max_length=MAX_LORAS)]
+
+
 class CommonFields(RequestBody):
     """skyloom's fields of every new video and edit; OpenAI's clients send them by `extra_body`."""
 
@@ -208,6 +236,7 @@ class CommonFields(RequestBody):
     negative_prompt: Text = ""
     quality: Annotated[str, Field(max_length=40)] | None = None
     style: Annotated[str, Field(max_length=200)] | None = None
+    loras: LoraFields = []
     consent: ConsentField | None = None
 
 

@@ -96,6 +96,7 @@ class VideoResponse(Resource):
     attempts: int
     verb: str | None
     parents: list[str]
+    loras: list[dict[str, Any]]
     characters: list[dict[str, str]]
     consent: dict[str, str] | None
     notices: list[str]
@@ -129,6 +130,7 @@ class VideoResponse(Resource):
             attempts=job.attempts,
             verb=metadata.verb,
             parents=metadata.parents,
+            loras=job.request.get("loras", []),
             characters=[{"id": id} for id in metadata.characters],
             consent=metadata.consent,
             notices=metadata.notices,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.generate.loras import Lora
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import resolve_defaults
@@ -154,6 +155,7 @@ class JobSubmitter:
         videos = [video.reference for video in media]
         edit = build_edit(verb, body, videos, None if mask is None else mask.reference)
         request = _edit_request(body, described_prompt, alias, edit)
+        _check_loras(request.loras, self._settings)
         self._checks.moderate(prompt, request.prompt, str(edit.get("style", "")))
         resolved = resolve_defaults(request, alias.info, moderate=False)
         metadata = self._edit_metadata(alias, verb, body, media).replace(
@@ -246,6 +248,7 @@ class JobSubmitter:
         request = _build_request(
             {**values, "seconds": length, "size": output_size, "model": info.name}
         )
+        _check_loras(request.loras, self._settings)
         self._checks.moderate(
             client_prompt, request.prompt, *(card.prompt for card in request.cards)
         )
@@ -359,6 +362,15 @@ def _cost(metadata: JobMetadata) -> float:
     return job_cost(metadata.duration or UNKNOWN_SECONDS, width, height, metadata.steps)
 
 
+def _check_loras(loras: Sequence[Lora], settings: Settings) -> None:
+    """Check that the settings name all LoRAs; a client cannot choose a path. Raises ApiError."""
+    for lora in loras:
+        if lora.name not in settings.loras:
+            names = ", ".join(settings.loras) or "none on this server"
+            message = f"loras must be from {names}, got {lora.name!r:.100}."
+            raise invalid("loras", message, "lora_not_found")
+
+
 def _idempotency_fingerprint(values: Mapping[str, Any], metadata: JobMetadata) -> str:
     """Return the hash by which `JobStore.submit` recognises a repeated call.
 
@@ -428,6 +440,7 @@ def _sampling_values(body: CommonFields) -> dict[str, Any]:
         "guidance_scale": body.guidance,
         "negative_prompt": body.negative_prompt,
         "quality": None if body.quality in ("standard", "hd") else body.quality,
+        "loras": [lora.model_dump() for lora in body.loras],
     }
 
 
