@@ -27,6 +27,7 @@ def storyboard(
     guidance: options.Guidance = None,
     quality: options.Quality = None,
     window_retries: options.WindowRetries = None,
+    lora: options.Loras = None,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: FILE's)")
     ] = None,
@@ -56,6 +57,7 @@ def storyboard(
         "quality": quality,
         "model": model,
         "retakes": window_retries,
+        "loras": lora or None,
     }
     board = read_storyboard(
         file, {key: value for key, value in overrides.items() if value is not None}
