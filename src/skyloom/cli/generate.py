@@ -49,6 +49,7 @@ def generate(
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = DEFAULT_MODEL,
+    lora: options.Loras = None,
     window_retries: options.WindowRetries = None,
     preview: Annotated[
         Path | None, typer.Option(help="Write the latest preview to this picture file.")
@@ -63,6 +64,7 @@ def generate(
     device: options.Device = None,
 ) -> None:
     """Generate a video from a sentence."""
+    from skyloom.generate.loras import Lora
     from skyloom.generate.request import Request
 
     request = Request(
@@ -78,6 +80,7 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
         retakes=window_retries,
+        loras=tuple(map(Lora.parse, lora or ())),
     )
     delivery = Delivery(
         output=output,

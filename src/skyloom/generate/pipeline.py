@@ -8,6 +8,7 @@ after another.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,11 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
+from skyloom.generate.loras import attach_loras, find_loras
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.prompt_encoding import Texts, encode_prompts, text_conditions, truncations
-from skyloom.generate.receipt import make_receipt
+from skyloom.generate.receipt import make_receipt, weights_digest
 from skyloom.generate.renderer import (
     RenderedFrames,
     RenderedSound,
@@ -63,10 +65,11 @@ class Generation:
 
 
 class Pipeline:
-    """A loaded model that generates videos."""
+    """A loaded model that generates videos; `loras` are those of generate/loras.find_loras."""
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: ModelBundle, loras: Mapping[str, str] | None = None) -> None:
         self.bundle = bundle
+        self.loras = loras
         self.info = bundle.info
         self.text_encoder = bundle.text_encoder
         self.transformer = bundle.transformer
@@ -88,7 +91,8 @@ class Pipeline:
                 hint=f"Use skyloom.load({name!r}).",
                 field="model",
             )
-        return make_plan(request, self.info, self.autoencoder.scale)
+        plan = make_plan(request, self.info, self.autoencoder.scale)
+        return replace(plan, loras=find_loras(plan.request.loras, self.loras))
 
     def generate(self, request: Request | str, **fields: Any) -> Video:
         """Generate a video from a Request, or from a prompt and fields of a Request."""
@@ -155,7 +159,22 @@ class Pipeline:
         output = OutputStage(plan, receipt, moderator, collect=collect)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
         stores = self._run_stores(plan, store, critic)
-        return store.guard(self._run(Generation(plan, output, stores, critic, start)))
+        generation = Generation(plan, output, stores, critic, start)
+        return store.guard(self._with_loras(plan)._run(generation))
+
+    def _with_loras(self, plan: Plan) -> "Pipeline":
+        """This pipeline, or a copy whose transformer has the plan's LoRAs. Raises RequestError."""
+        if not plan.loras:
+            return self
+        pipeline = copy(self)
+        pipeline.transformer = attach_loras(
+            self.transformer,
+            plan.loras,
+            family=self.info.record.name,
+            base=weights_digest(self.info.manifest.get("files", {})),
+            device=self.device,
+        )
+        return pipeline
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -342,8 +361,12 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     verify: bool = True,
+    loras: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Load a model by name or folder; `verify` checks its file hashes.
+
+    loras: paths of the LoRAs that requests may use, by name; by default any path, and the files in
+    the data folder's `loras`.
 
     Raises RequestError for an unknown model, CheckpointError for a damaged one.
     """
@@ -351,7 +374,7 @@ def load(
     if verify:
         verify_manifest(info.folder, trust_cache=True)
     where = choose_device(device)
-    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)))
+    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)), loras)
 
 
 def _moderator(plan: Plan) -> StreamModerator | None:

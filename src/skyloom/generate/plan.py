@@ -9,6 +9,7 @@ from skyloom.core.types import ScaleFactors, VideoShape
 from skyloom.generate.edit_sources import EditSources, open_edit_sources
 from skyloom.generate.edit_spec import check_source_limits
 from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.generate.loras import LoraFile
 from skyloom.generate.request import Request
 from skyloom.generate.storyboard import storyboard_spans
 from skyloom.generate.timeline import Generate, Media, SourceSpan, Timeline, make_timeline
@@ -24,7 +25,7 @@ class Plan:
 
     `shape` is what the model generates at its own rate; every `keep_every`-th frame is output, at
     `fps`. `timeline` is the whole video; `runs` are its generated spans, as they are sampled. An
-    edit has its open `sources`.
+    edit has its open `sources`. `loras` are files that the pipeline has found.
     """
 
     request: Request
@@ -37,6 +38,7 @@ class Plan:
     timeline: Timeline
     runs: tuple[RunPlan, ...]
     student: bool = False
+    loras: tuple[LoraFile, ...] = ()
     sources: EditSources | None = field(default=None, repr=False, compare=False)
 
     @property

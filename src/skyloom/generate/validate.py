@@ -18,7 +18,14 @@ MAX_SECONDS = 3600
 MAX_STEPS = 500
 MAX_GUIDANCE = 30.0
 MAX_RETAKES = 20
-_SAMPLING_FIELDS = ("seed", "num_steps", "guidance_scale", "quality", "negative_prompt")
+_SAMPLING_FIELDS = (
+    "seed",
+    "num_steps",
+    "guidance_scale",
+    "quality",
+    "negative_prompt",
+    "loras",
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
                 field=name,
             )
     for name in () if request.needs_model else _SAMPLING_FIELDS:
-        if getattr(request, name) not in (None, ""):
+        if getattr(request, name) not in (None, "", ()):
             kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which uses no model"
             raise RequestError(f"{name} must be left out for {kind}.", field=name)
     if request.cards:

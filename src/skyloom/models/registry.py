@@ -32,13 +32,14 @@ DEFAULT_MODEL = "diorama"
 MANIFEST_FILE = "manifest.json"
 MEMORY_PER_FILE_BYTE = 1.5  # weights may be stored in fewer bits; activations take the rest
 REPAIR = "Install skyloom again, or pass a complete model folder to --model."
-FAMILIES = {"diorama": "skyloom.models.diorama"}
+FAMILIES = {"diorama": "skyloom.models.diorama", "wan": "skyloom.models.wan"}
 """Packages of the model families; imported when a model of the family is used."""
 if TYPE_CHECKING:  # the modules `load` must match the protocol
     from skyloom.models.base import FamilyLoader
     from skyloom.models.diorama import load as diorama_load
+    from skyloom.models.wan import load as wan_load
 
-    _LOADERS: tuple[FamilyLoader, ...] = (diorama_load,)
+    _LOADERS: tuple[FamilyLoader, ...] = (diorama_load, wan_load)
 _FORMER_NAMES = {"skyloom": "diorama"}  # in manifests of version 0.1
 
 
