@@ -49,12 +49,13 @@ def load(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> ModelBund
 def make_text_encoder(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> WanTextEncoder:
     """Make the text encoder; its weights are read when a prompt is not cached."""
     paths = part_paths(info, "text_encoder")
-    vocabulary = part_paths(info, "tokenizer")[0]
+    has_tokenizer = "tokenizer" in info.manifest.get("parts", {})
+    tokenizer = part_paths(info, "tokenizer") if has_tokenizer else ()
     hashes = {file.path: file.sha256 for file in weight_files(info.folder, info.manifest)}
     encoder = WanTextEncoder(
         paths,
-        vocabulary=None if vocabulary in paths else vocabulary,
-        identity=" ".join(hashes[path] for path in (*paths, vocabulary)),
+        vocabulary=next((path for path in tokenizer if path not in paths), None),
+        identity=" ".join(hashes[path] for path in (*paths, *tokenizer)),
         cache=embedding_cache(),
     )
     encoder.place(device, dtype)
