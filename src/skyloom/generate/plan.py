@@ -66,6 +66,9 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
     """Check a request against a model and plan it. Raises RequestError or SafetyError."""
     request = request.with_seed()
     resolved = resolve_defaults(request, model)
+    guided = request.needs_model and resolved.guidance_scale != 1.0
+    if guided and not request.negative_prompt:
+        request = request.with_fields({"negative_prompt": model.record.negative_prompt})
     native = scale.latent_frames(model.frames)
     if request.edit is not None:
         return _plan_edit(request, resolved, model, scale, native)
