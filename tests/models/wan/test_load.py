@@ -32,9 +32,9 @@ def weights(tmp_path_factory):
 def model(weights, tmp_path):
     """The folder of a model of a variant."""
 
-    def make(variant: str, **values):
+    def make(kind: str, **values: object):
         folder = tmp_path / "tiny-wan"
-        return wan_models.write_model(folder, weights / variant, **{"variant": variant, **values})
+        return wan_models.write_model(folder, weights / kind, **{"variant": kind, **values})
 
     return make
 
@@ -99,7 +99,7 @@ def test_a_config_that_contradicts_the_tensors_is_refused(weights, tmp_path):
 
 def test_unknown_variants_and_half_precision_are_refused(model):
     with pytest.raises(CheckpointError, match="variant must be one of ti2v-5b, t2v-14b"):
-        read_model(model("t2v-1.3b", variant="t2v-99b"))
+        read_model(model("t2v-1.3b", **{"variant": "t2v-99b"}))
     info = read_model(model("t2v-1.3b"))
     with pytest.raises(ConfigError, match="dtype must be bf16 or fp32"):
         ModelBundle.load(info, torch.device("cpu"), torch.float16)
