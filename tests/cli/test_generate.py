@@ -129,7 +129,7 @@ def test_a_picture_to_start_from(make):
     [
         (["  "], 2, "prompt must not be empty."),
         (["x" * 10_000], 2, "prompt must be at most 2,000 characters, got 10,000."),
-        (["a", "--size", "33x32"], 2, "The nearest sizes are 32x32"),
+        (["a", "--size", "33x32"], 2, "The nearest size is 32x32"),
         (["a", "--seconds", 3601], 2, "seconds must be > 0 and <= 3600, got 3601."),
         (["a", "--quality", "fine"], 2, "quality must be one of fast, best for tiny, got 'fine'."),
         (["a", "--play", "x.mp4"], 2, "--play must be -, got x.mp4."),
@@ -239,7 +239,7 @@ def test_edits_and_storyboards_take_loras(make, skyloom, tiny_model, tmp_path):
         assert [one["weight"] for one in result["loras"]] == [2.0]
         assert result["request"]["loras"] == [{"name": str(lora), "weight": 2.0}]
     refused = skyloom("edit", "upscale", "a.mkv", "--size", "64x64", *options[2:])
-    assert "loras must be left out for upscale, which is a filter." in refused.err
+    assert "loras must be left out for upscale, which uses no model." in refused.err
 
 
 def test_without_retakes_there_is_no_critic(make):

@@ -127,7 +127,7 @@ def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
     [
         ({"prompt": "  "}, "prompt must not be empty"),
         ({"prompt": "x" * 10_000}, "prompt must be at most 2,000 characters, got 10,000"),
-        ({"size": "30x30"}, "nearest sizes are 32x32"),
+        ({"size": "30x30"}, "nearest size is 32x32"),
         ({"size": "big"}, "size must be WIDTHxHEIGHT"),
         ({"seconds": 0}, "seconds must be > 0"),
         ({"seconds": 3601}, "seconds must be > 0 and <= 3600, got 3601"),

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from skyloom.core.errors import CheckpointError, RequestError
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.config import UNetConfig
+from skyloom.models.diorama.transformer import UNet
 from skyloom.models.lora import (
     LoraAdapter,
     LoraStack,

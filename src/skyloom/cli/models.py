@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from skyloom.models.registry import DEFAULT_MODEL
+
 app = typer.Typer(help="Installed models.", no_args_is_help=True)
 
 
@@ -17,9 +19,10 @@ def list_() -> None:
     if not models:
         typer.echo("No model is installed.", err=True)
     for model in models:
+        size = model.default_size
         window = f"{model.frames} frames at {model.fps} fps"
         millions = f"{model.parameters / 1e6:.1f} M parameters"
-        typer.echo(f"{model.name:12} {model.sizes[0]:>9}  {window}  {millions}  {model.licence}")
+        typer.echo(f"{model.name:12} {size:>9}  {window}  {millions}  {model.licence}")
 
 
 @app.command()
@@ -32,7 +35,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a model, or its folde
 
 @app.command()
 def verify(
-    name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = "diorama",
+    name: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = DEFAULT_MODEL,
 ) -> None:
     """Compare the weight files of a model with their hashes."""
     from skyloom.models.checkpoint import verify_manifest

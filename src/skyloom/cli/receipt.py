@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skyloom.generate.replay import ReplayComparison
     from skyloom.generate.request import Request
     from skyloom.media.video import Video
+    from skyloom.models.registry import ModelInfo
 
 _DIGEST_CHARACTERS = 12
 
@@ -92,7 +93,6 @@ def replay(
         request_from_receipt,
     )
     from skyloom.media.write import check_target
-    from skyloom.models.registry import find_model
 
     receipt = read_receipt(file)
     target = output if output is not None or verify else _free_name(file)
@@ -100,7 +100,7 @@ def replay(
         check_target(target)
         check_ready(credentials=credentials)
     request = request_from_receipt(receipt, image)
-    info = find_model(model or receipt.model)
+    info = _find_model(model, receipt)
     if not force:
         check_weights(receipt, info)
         check_loras(receipt)
@@ -168,7 +168,7 @@ def _lora_line(lora: Mapping[str, Any]) -> str:
 def _card_lines(request: "Request") -> Iterator[str]:
     """Yield a line per card like: 1.5 s, cut, image cat.png: a red cat."""
     from skyloom.generate.parsing import parse_clock
-    from skyloom.generate.storyboard import DEFAULT_FADE
+    from skyloom.generate.timeline import DEFAULT_FADE
 
     for number, card in enumerate(request.cards):
         parts = [f"{float(parse_clock(card.at) or 0):g} s"]
@@ -192,8 +192,10 @@ def _span_lines(receipt: "Receipt") -> list[str]:
     """
     fps = None if receipt.frames is None else receipt.frames.fps
     lines: list[str] = []
+    made = "generated" if receipt.request.needs_model else "filtered"  # "made" in older receipts
     try:
-        for first, end, kind in receipt.notes["spans"]:
+        for first, end, written in receipt.notes["spans"]:
+            kind = made if written == "made" else written
             prompts = receipt.notes.get("prompts") or [[first, end, ""]]
             for start, stop, prompt in prompts:
                 begin = max(first, start)
@@ -230,6 +232,23 @@ def _edit_line(edit: "Edit") -> str:
     return ", ".join(parts)
 
 
+def _find_model(model: str | None, receipt: "Receipt") -> "ModelInfo":
+    """Find the given model, or that of the receipt by its name. Raises RequestError."""
+    from skyloom.core.errors import RequestError
+    from skyloom.models.registry import find_model
+
+    if model is not None:
+        return find_model(model)
+    try:
+        return find_model(receipt.model)
+    except RequestError as error:
+        raise RequestError(
+            f"The receipt's model {receipt.model!r} is not installed.",
+            hint="If it is in a folder of its own, pass that: --model FOLDER.",
+            field="model",
+        ) from error
+
+
 def _generate(
     folder: Path,
     request: "Request",
@@ -263,8 +282,9 @@ def _generate(
             f"The receipt's torch is {receipt.torch}, this run's is {torch.__version__}.", err=True
         )
     note = receipt.notes.get("critic")
-    critic = critic_for(request, note.get("bounds") if isinstance(note, dict) else None)
     pipeline = load(str(folder), device=device, dtype=receipt.dtype or None)
+    bounds = note.get("bounds") if isinstance(note, dict) else None
+    critic = critic_for(request, pipeline.info, bounds)
     plan = pipeline.plan(request)
     steps = export_steps(pipeline.stream(plan, critic=critic), plan, target, options)
     return [step.video for step in steps if step.video is not None][-1]

@@ -23,7 +23,6 @@ from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.generate.source_prompts import timeline_prompts
-from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
 from skyloom.media.write import sidecar_of
@@ -197,7 +196,7 @@ def _filled_request(plan: Plan, model: str) -> Request:
     filled = replace(plan.request, model=model)
     if plan.request.edit is None:
         filled = replace(filled, seconds=plan.seconds, fps=float(plan.fps), size=plan.shape.size)
-    if filled.samples:
+    if filled.needs_model:
         filled = replace(
             filled,
             seed=plan.seed,
@@ -229,14 +228,13 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
 
 
 def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The kept and generated frames of an edit, the prompts of all its frames, and notices."""
+    """The spans of an edit and their kinds, the prompts of all its frames, and notices."""
     if plan.sources is None:
         return {}
     spans: list[list[int | str]] = []
     position = 0
     for span in plan.timeline.spans:
-        kind = "kept" if isinstance(span, Keep) else "made"
-        spans.append([position, position + span.frames, kind])
+        spans.append([position, position + span.frames, span.kind])
         position += span.frames
     prompts = timeline_prompts(plan.timeline, plan.sources.sources)
     notes: dict[str, Any] = {

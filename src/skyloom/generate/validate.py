@@ -108,8 +108,8 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
     if request.edit is None:
         return
     verb = EDIT_VERBS[request.edit.verb]
-    if not verb.is_filter and verb.name not in model.edit_verbs:
-        possible = ", ".join(model.edit_verbs) or "filters only"
+    if verb.uses_model and verb.name not in model.edit_verbs:
+        possible = ", ".join(model.edit_verbs) or "only verbs without a model"
         raise RequestError(
             f"verb must be one that {model.name} can do ({possible}), got {verb.name}.",
             hint="Use another model.",
@@ -128,9 +128,9 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
                 hint="An edit takes length, rate and pictures from its videos.",
                 field=name,
             )
-    for name in () if request.samples else _SAMPLING_FIELDS:
+    for name in () if request.needs_model else _SAMPLING_FIELDS:
         if getattr(request, name) not in (None, "", ()):
-            kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which is a filter"
+            kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which uses no model"
             raise RequestError(f"{name} must be left out for {kind}.", field=name)
     if request.cards:
         raise RequestError(
@@ -176,21 +176,10 @@ def _resolve_quality(request: Request, model: ModelInfo) -> Quality:
 def _resolve_size(request: Request, model: ModelInfo) -> tuple[int, int]:
     """Width and height in pixels."""
     if request.size is None:
-        return parse_size(model.sizes[0])
+        return model.size_rule.default
     width, height = parse_size(request.size)
-    if f"{width}x{height}" in model.sizes:
-        return width, height
-
-    def distance(size: str) -> int:
-        other_width, other_height = parse_size(size)
-        return abs(other_width - width) + abs(other_height - height)
-
-    nearest = sorted(model.sizes, key=distance)[:3]
-    raise RequestError(
-        f"size must be one of the sizes of {model.name}, got {width}x{height}.",
-        hint=f"The nearest sizes are {', '.join(nearest)}.",
-        field="size",
-    )
+    model.size_rule.check(width, height)
+    return width, height
 
 
 def _resolve_keep_every(request: Request, model: ModelInfo) -> int:

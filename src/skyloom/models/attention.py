@@ -49,7 +49,8 @@ class KvCache:
     """Keys before rotary embedding, and values, of the latent frames that a new window attends to.
 
     Holds at most the `sink` first and the `recent` last latent frames. frames: number held now;
-    seen: number appended so far. One tensor per layer, `[b heads frames*tokens c]`.
+    seen: number appended so far. One tensor per layer, `[b heads frames*tokens c]`; a network
+    without attention has none.
     """
 
     sink: int
@@ -63,13 +64,13 @@ class KvCache:
         self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int
     ) -> "KvCache":
         """Append a window; drop frames between the sink and the recent ones."""
-        tokens = keys[0].shape[2] // frames
         total = self.frames + frames
         if self.frames:
             keys = tuple(torch.cat(pair, dim=2) for pair in zip(self.keys, keys, strict=True))
             values = tuple(torch.cat(pair, dim=2) for pair in zip(self.values, values, strict=True))
         kept = min(total, self.sink + self.recent)
-        if total > kept:
+        if keys and total > kept:
+            tokens = keys[0].shape[2] // total
             keep = [
                 *range(self.sink * tokens),
                 *range((total - self.recent) * tokens, total * tokens),

@@ -64,15 +64,10 @@ class SizeRule:
         )
 
     @property
-    def sizes(self) -> tuple[str, ...]:
-        """Every size as "WIDTHxHEIGHT", the default first, then by area."""
-        sides = range(self._up(self.min_side), self.max_side + 1, self.multiple)
-        every = self.listed or sorted(
-            ((width, height) for width in sides for height in sides if self.allows(width, height)),
-            key=lambda size: (size[0] * size[1], size),
-        )
-        ordered = dict.fromkeys((self.default, *every))
-        return tuple(f"{width}x{height}" for width, height in ordered)
+    def names(self) -> tuple[str, ...]:
+        """Listed sizes as "WIDTHxHEIGHT", the default first; without a list, the default alone."""
+        named = (f"{width}x{height}" for width, height in (self.default, *self.listed))
+        return tuple(dict.fromkeys(named))
 
     def allows(self, width: int, height: int) -> bool:
         """Whether the model generates this size."""
@@ -92,15 +87,17 @@ class SizeRule:
             return
         near_width, near_height = self.nearest(width, height)
         raise RequestError(
-            f"size must be {self._describe()}, got {width}x{height}.",
+            f"size must be {self.describe()}, got {width}x{height}.",
             hint=f"The nearest size is {near_width}x{near_height}.",
             field="size",
         )
 
     def nearest(self, width: int, height: int) -> Size:
-        """Return the nearest size; without a list of sizes, keep the aspect ratio if possible."""
+        """Return the nearest size: in aspect ratio, if possible, then in pixels."""
+        width = max(width, 1)
+        height = max(height, 1)
         if self.listed:
-            return min(self.listed, key=lambda one: abs(one[0] - width) + abs(one[1] - height))
+            return min(self.listed, key=lambda one: _distance(one, (width, height)))
         scale = max(1.0, self.min_side / min(width, height))
         scale = min(scale, self.max_side / max(width, height))
         scale = min(scale, math.sqrt(self.max_area / (width * height)))
@@ -119,9 +116,10 @@ class SizeRule:
     def _up(self, length: int) -> int:
         return -(-length // self.multiple) * self.multiple
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """Describe the sizes, as in "size must be ..."."""
         if self.listed:
-            return f"one of {', '.join(self.sizes)}"
+            return f"one of {', '.join(self.names)}"
         return (
             f"a multiple of {self.multiple} from {self.min_side} to {self.max_side} pixels per "
             f"side and at most {self.max_area:,} pixels in all"
@@ -132,8 +130,10 @@ class SizeRule:
 class ModelFamily:
     """Properties that all models of a family share; a model's manifest overrides them.
 
-    frames: native window. few_step: settings of a distilled student, for models that have one.
+    frames: native window, 1 + k times the frames of a latent frame; for edits k >= 2.
     edit_verbs: generating verbs that it can do.
+    few_step: settings of a distilled student, for models that have one.
+    rollout: settings for longer videos; None if unsupported.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.
     """
@@ -146,9 +146,16 @@ class ModelFamily:
     num_steps: int
     guidance_scale: float
     shift: float
-    few_step: Quality
     edit_verbs: tuple[str, ...]
+    few_step: Quality | None = None
+    rollout: Rollout | None = None
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def _distance(size: Size, asked: Size) -> tuple[float, int]:
+    """Differences of two sizes in aspect ratio and in pixels."""
+    ratios = [width / height for width, height in (size, asked)]
+    return round(abs(ratios[0] - ratios[1]), 3), abs(math.prod(size) - math.prod(asked))
 
 
 def _parse(size: str) -> Size:

@@ -1,4 +1,14 @@
-"""Models on disk: the bundled one and any folder with a manifest. Needs no torch."""
+"""Models on disk: the bundled one and any folder with a manifest. Needs no torch.
+
+A model family is a package `skyloom.models.NAME` and a row of `FAMILIES`. Nothing else names it.
+Its modules with fixed names:
+
+- `config`: `FAMILY`, a `models.family.ModelFamily`, and the sizes of the networks. Without torch.
+- `load`: the functions of `models.base.FamilyLoader`, which read a model's folder.
+
+Its networks implement the interfaces of `models.base` in `text_encoder`, `autoencoder` and
+`transformer`; `state_dict` converts the keys of other projects' weights, if it reads any.
+"""
 
 import difflib
 import json
@@ -8,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError, ConfigError, RequestError
@@ -21,6 +31,11 @@ MEMORY_PER_FILE_BYTE = 1.5  # weights may be stored in fewer bits; activations t
 REPAIR = "Install skyloom again, or pass a complete model folder to --model."
 FAMILIES = {"diorama": "skyloom.models.diorama"}
 """Packages of the model families; imported when a model of the family is used."""
+if TYPE_CHECKING:  # the modules `load` must match the protocol
+    from skyloom.models.base import FamilyLoader
+    from skyloom.models.diorama import load as diorama_load
+
+    _LOADERS: tuple[FamilyLoader, ...] = (diorama_load,)
 _FORMER_NAMES = {"skyloom": "diorama"}  # in manifests of version 0.1
 
 
@@ -47,9 +62,9 @@ class ModelInfo:
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
-    def sizes(self) -> tuple[str, ...]:
-        """Every size as "WIDTHxHEIGHT", the default first."""
-        return self.size_rule.sizes
+    def default_size(self) -> str:
+        """Size of a request that names none, as "WIDTHxHEIGHT"."""
+        return self.size_rule.names[0]
 
     @property
     def record(self) -> ModelFamily:
@@ -78,7 +93,7 @@ class ModelInfo:
         best = {"best": Quality(self.num_steps, self.guidance_scale)}
         few = self.record.few_step
         steps = self.manifest.get("student_steps")
-        if steps is None and not self.manifest.get("student", False):
+        if few is None or (steps is None and not self.manifest.get("student", False)):
             return best
         return {"fast": few if steps is None else replace(few, num_steps=int(steps)), **best}
 
@@ -101,7 +116,7 @@ class ModelInfo:
     def rollout(self) -> Rollout | None:
         """Settings for videos longer than the native window; None if unsupported."""
         values = self.manifest.get("rollout")
-        return None if values is None else Rollout(**values)
+        return self.record.rollout if values is None else Rollout(**values)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -143,6 +158,13 @@ def read_model(folder: Path) -> ModelInfo:
             hint=REPAIR,
         )
     record = find_family(manifest["family"])
+    has_student = manifest.get("student") or manifest.get("student_steps") is not None
+    if has_student and record.few_step is None:
+        raise CheckpointError(
+            f"student and student_steps in {folder / MANIFEST_FILE} must be left out: models of "
+            f"the family {record.name} have no student.",
+            hint=REPAIR,
+        )
     shared = ("licence", "fps", "frames", "num_steps", "guidance_scale", "shift")
     values: dict[str, Any] = {name: manifest.get(name, getattr(record, name)) for name in shared}
     return ModelInfo(

@@ -221,7 +221,7 @@ class ModelResponse(Resource):
     created: int = MODEL_CREATED
     owned_by: str = Field(validation_alias=AliasPath("info", "family"))
     base_model: str = Field(validation_alias=AliasPath("info", "name"))
-    sizes: list[str] = Field(validation_alias=AliasPath("info", "sizes"))
+    sizes: list[str] = Field(validation_alias=AliasPath("info", "size_rule", "names"))
     fps: int = Field(validation_alias=AliasPath("info", "fps"))
     licence: str = Field(validation_alias=AliasPath("info", "licence"))
 

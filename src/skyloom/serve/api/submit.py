@@ -161,7 +161,7 @@ class JobSubmitter:
         metadata = self._edit_metadata(alias, verb, body, media).replace(
             prompt=prompt,
             consent=self._checks.check_media_consent(owner, body.consent, media),
-            steps=resolved.num_steps if request.samples else 1,
+            steps=resolved.num_steps if request.needs_model else 1,
         )
         metadata = _with_characters(metadata, characters, replaced)
         self._check_room(owner, options, request, metadata)
@@ -255,9 +255,9 @@ class JobSubmitter:
         resolved = resolve_defaults(request, info, moderate=False)
         notices: list[str] = []
         if output_size != requested_size:
-            supported = ", ".join(info.sizes)
             notices.append(
-                f"The size is {output_size}, not {requested_size}: {info.name} has {supported}."
+                f"The size is {output_size}, not {requested_size}: sizes of {info.name} must be "
+                f"{info.size_rule.describe()}."
             )
         metadata = JobMetadata(
             model=alias.name,
@@ -288,7 +288,7 @@ class JobSubmitter:
             seconds += lengths[0]
             extensions = source_metadata.extensions + 1
             alias.check_extension(extensions, seconds)
-        size = body.size or (alias.info.sizes[0] if source is None else size_of(source))
+        size = body.size or (alias.info.default_size if source is None else size_of(source))
         parents = [one.job.id for one in media if one.job is not None]
         return JobMetadata(
             model=alias.name,
