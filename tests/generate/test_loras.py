@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_lora import write_lora
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import skyloom
 from skyloom.core.errors import CheckpointError, RequestError
@@ -16,7 +16,6 @@ from skyloom.generate.receipt import Receipt, weights_digest
 from skyloom.generate.replay import check_loras, request_from_receipt
 from skyloom.generate.request import Request
 from skyloom.generate.window_keys import window_keys
-from skyloom.models.lora import LoraAdapter, adaptable_layers, save_lora
 
 ASK = Request("a red cat on the beach", seed=7, seconds=0.5)
 
@@ -29,15 +28,7 @@ def pipeline(tiny_model):
 @pytest.fixture
 def felt(pipeline, tmp_path):
     """A LoRA of all layers of the tiny model, with random values."""
-    adapter = LoraAdapter(pipeline.transformer, adaptable_layers(pipeline.transformer), 2, 2.0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in adapter.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=generator)
-    adapter.family = pipeline.info.record.name
-    adapter.base = weights_digest(pipeline.info.manifest["files"])
-    path = tmp_path / "felt.safetensors"
-    save_lora(path, adapter)
-    return path
+    return write_lora(tmp_path / "felt.safetensors", pipeline)
 
 
 def test_frames_differ_with_a_lora_and_are_bit_identical_after_it(pipeline, felt):

@@ -36,8 +36,8 @@ class Lora:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        name: object = self.name
-        weight: object = self.weight
+        name = cast(object, self.name)
+        weight = cast(Any, self.weight)
         if not isinstance(name, str) or not name:
             raise _invalid(f"name of a LoRA must be text, got {name!r:.80}.")
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)

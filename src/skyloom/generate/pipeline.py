@@ -159,8 +159,8 @@ class Pipeline:
         output = OutputStage(plan, receipt, moderator, collect=collect)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
         stores = self._run_stores(plan, store, critic)
-        generation = Generation(plan, output, stores, critic, start)
-        return store.guard(self._with_loras(plan)._run(generation))
+        steps = self._with_loras(plan)._run(Generation(plan, output, stores, critic, start))
+        return store.guard(steps)
 
     def _with_loras(self, plan: Plan) -> "Pipeline":
         """This pipeline, or a copy whose transformer has the plan's LoRAs. Raises RequestError."""

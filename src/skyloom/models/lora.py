@@ -165,13 +165,16 @@ def with_adapters(network: Network, adapters: Iterable[tuple[LoraAdapter, float]
 def _shared_copy(module: Network, copies: dict[int, nn.Module]) -> Network:
     """Copy the tree of modules; parameters and buffers are shared, also after `Module.to`."""
     if id(module) not in copies:
-        view = copy(module)
+        view = copy(module)  # its tables of parameters and buffers are those of the original
         copies[id(module)] = view
-        view._forward_hooks = module._forward_hooks.copy()
-        view._modules = {
-            name: None if child is None else _shared_copy(child, copies)
-            for name, child in module._modules.items()
-        }
+        children: Mapping[str, nn.Module | None] = vars(module)["_modules"]
+        vars(view).update(
+            _forward_hooks=vars(module)["_forward_hooks"].copy(),
+            _modules={
+                name: None if child is None else _shared_copy(child, copies)
+                for name, child in children.items()
+            },
+        )
     return cast("Network", copies[id(module)])
 
 
