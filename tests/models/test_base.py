@@ -156,10 +156,10 @@ def test_the_clip_reader_is_loaded_on_demand(bundle):
 
 def test_loading_the_pipeline_hashes_the_files_once(tiny_model, monkeypatch):
     hashed = []
-    monkeypatch.setattr("skyloom.models.checkpoint._SETTLED_NS", -(10**18))
-    real = skyloom.models.checkpoint.sha256_file
+    monkeypatch.setattr("skyloom.core.hash_cache._SETTLED_NS", -(10**18))
+    real = skyloom.core.hash_cache.sha256_file
     monkeypatch.setattr(
-        "skyloom.models.checkpoint.sha256_file", lambda path: hashed.append(path) or real(path)
+        "skyloom.core.hash_cache.sha256_file", lambda path: hashed.append(path) or real(path)
     )
     for _ in range(2):
         skyloom.load(str(tiny_model))

@@ -37,7 +37,7 @@ class Network(nn.Sequential):
 
 def counter(name):
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 class Watched:
@@ -50,18 +50,18 @@ class Watched:
 
     def read(self, name):
         value = self.source.read(name)
-        self.peak = max(self.peak, counter("RssAnon"))
+        self.peak = max(self.peak, counter(("RssAnon", "RssShmem")))
         return value
 
 
 nn.Linear(8, 8)(torch.zeros(1, 8))
-before = counter("RssAnon")
+before = counter(("RssAnon", "RssShmem"))
 resident = counter("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
 with open_weights(Path(sys.argv[1]), read=sys.argv[2]) as files:
     watched = Watched(files)
     network = build(Network, watched, torch.device("cpu"), torch.bfloat16)
-peak = max(watched.peak, counter("RssAnon")) - before
+peak = max(watched.peak, counter(("RssAnon", "RssShmem"))) - before
 if sys.argv[2] == "copy":  # no mapped pages: all that is resident is anonymous
     peak = max(peak, counter("VmHWM") - resident)
 print(peak, sum(value.nbytes for value in network.state_dict().values()))

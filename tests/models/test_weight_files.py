@@ -416,6 +416,7 @@ def test_contradicting_parts_are_refused(tmp_path, tensors, match):
     [
         ({"convrot": True, "convrot_groupsize": 128}, "convrot_groupsize"),
         ({"convrot": True, "convrot_groupsize": "256"}, "convrot_groupsize"),
+        ({"convrot": True, "convrot_groupsize": 4**20}, "convrot_groupsize"),
         ({"convrot": True, "convrot_groupsize": 1024}, "ConvRot of 1024 columns"),
         ({"group_size": 64}, "group_size"),
         ({"format": "float8_e4m3fn"}, "stored as I8"),

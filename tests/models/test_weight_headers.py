@@ -231,3 +231,15 @@ def test_a_gguf_header_promises_no_more_than_it_has(tmp_path, fields, match):
     path.write_bytes(struct.pack("<4sIQQ", *fields))
     with pytest.raises(CheckpointError, match=match):
         opens_or_raises(path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F32", "I8"])
+@pytest.mark.parametrize("shape", [[2**40, 0], [0, 2**40]])
+def test_an_empty_tensor_takes_no_memory_whatever_its_other_side(tmp_path, dtype, shape):
+    path = tmp_path / "a.safetensors"
+    row = {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
+    write(path, json.dumps({"x": row}).encode(), b"")
+    assert opens(path, "copy")
+    scale = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    write(path, json.dumps({"x.weight": row, "x.weight_scale": scale}).encode(), bytes(4))
+    assert not opens(path, "copy")

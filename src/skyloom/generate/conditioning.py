@@ -147,7 +147,7 @@ class Conditioning:
 
         After the last known frame, that frame is repeated.
         """
-        span = self.run.spans[0]
+        span = self.run.whole
         lead = self.run.lead_frames
         parts: list[Frames] = []
         if start < lead:
@@ -198,7 +198,7 @@ class Conditioning:
 
     def _mask(self, start: int, stop: int) -> Bool[Tensor, "t h w"]:
         """The edit's mask on local frames; False outside the span."""
-        span = self.run.spans[0]
+        span = self.run.whole
         assert self.sources is not None and self.sources.mask is not None and span.init_clips
         lead = self.run.lead_frames
         origin = span.init_clips[0].start
@@ -212,7 +212,7 @@ class Conditioning:
 
     def _initial_frames(self, start: int, stop: int) -> Frames:
         """Frames [start, stop) that the span starts from: one clip, or a mix of two."""
-        span = self.run.spans[0]
+        span = self.run.whole
         first = self._clip(span.init_clips[0], start, stop)
         if len(span.init_clips) == 1:
             return first

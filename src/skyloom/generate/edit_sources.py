@@ -47,8 +47,8 @@ def open_edit_sources(edit: Edit, fps: int, height: int, width: int) -> EditSour
     Raises MediaError for an unreadable file, RequestError for an empty mask and, with `strict`,
     for a video that would have to be resampled.
     """
-    if EDIT_VERBS[edit.verb].is_filter:
-        return EditSources((open_source(edit.videos[0]),))
+    if not EDIT_VERBS[edit.verb].resamples_sources:
+        return EditSources(tuple(open_source(path) for path in edit.videos))
     sources = tuple(
         open_source(path, fps=Fraction(fps), size=(height, width)) for path in edit.videos
     )

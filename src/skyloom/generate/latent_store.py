@@ -18,16 +18,16 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.core.errors import DiskFullError, MediaError, RequestError
+from skyloom.core.errors import DiskFullError, MediaError, RequestError, SafetyError
 from skyloom.core.files import TEMPORARY_SUFFIX, write_atomically
 from skyloom.core.tensor_files import read_tensors, remove_least_recently_used, write_tensors
 
@@ -43,6 +43,7 @@ _STATES = (
 _RUNS = "span-*"
 MAX_CACHE_BYTES = 2 * 2**30
 _STEPS_KEPT = 2  # the latest step, and the one before in case that it is damaged
+_StepT = TypeVar("_StepT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +201,20 @@ class WindowStore:
             clear(self.folder)
         if self.cache is not None:
             self.cache.remove_used()
+
+    def guard(self, steps: Iterator[_StepT]) -> Iterator[_StepT]:
+        """Yield the steps of a video; write what is pending if the consumer stops early.
+
+        After a SafetyError nothing is kept.
+        """
+        try:
+            yield from steps
+        except GeneratorExit:
+            self.flush()
+            raise
+        except SafetyError:
+            self.discard()
+            raise
 
     def _remove_old_steps(self, path: Path) -> None:
         """Remove steps that a state replaces: all of a window, or older ones of a take."""

@@ -6,9 +6,7 @@ A network is built on the device `meta` and its tensors are read one by one, so 
 memory is the network plus one tensor.
 """
 
-import contextlib
 import json
-import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -23,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
-from skyloom.core.files import atomic_path, sha256_file, write_atomically
-from skyloom.core.paths import cache_folder
+from skyloom.core.files import atomic_path, sha256_file
+from skyloom.core.hash_cache import HashCache
 from skyloom.models.quantized import (
     QuantizedWeight,
     Weight,
@@ -32,11 +30,15 @@ from skyloom.models.quantized import (
     dense,
     quantized_layer,
 )
-from skyloom.models.registry import MANIFEST_FILE, REPAIR, read_manifest
+from skyloom.models.registry import (
+    MANIFEST_FILE,
+    REPAIR,
+    read_manifest,
+    repair_hint,
+    weight_files,
+)
 
 MAX_SHARD_BYTES = 15 * 2**20
-HASHES_FILE = "hashes.json"
-_SETTLED_NS = 2_000_000_000  # a file changed later than this may change again with the same mtime
 _SCALE = ".scale"
 _RANDOM = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
 T = TypeVar("T")
@@ -291,53 +293,20 @@ def verify_manifest(folder: Path, *, trust_cache: bool = False) -> dict[str, Any
     trust_cache: use the remembered hash of a file whose size, mtime and inode have not changed.
     """
     manifest = read_manifest(folder)
-    hashes = _HashCache()
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing.", hint=REPAIR)
-        if hashes.sha256(path, trust=trust_cache) != expected:
-            raise CheckpointError(f"{path} is corrupt: its hash differs.", hint=REPAIR)
-    hashes.save()
+    hashes = HashCache()
+    try:
+        for file in weight_files(folder, manifest):
+            if not file.path.exists():
+                raise CheckpointError(f"{file.path} is missing.", hint=repair_hint(manifest))
+            if trust_cache and file.is_unchanged():
+                continue
+            if hashes.sha256(file.path, trust=trust_cache) != file.sha256:
+                raise CheckpointError(
+                    f"{file.path} is corrupt: its hash differs.", hint=repair_hint(manifest)
+                )
+    finally:
+        hashes.save()
     return manifest
-
-
-class _HashCache:
-    """SHA-256 by path, size, mtime and inode, in one JSON file of the cache folder.
-
-    An unreadable file is an empty cache; one that cannot be written is not an error.
-    """
-
-    def __init__(self) -> None:
-        folder = cache_folder()
-        self._path = None if folder is None else folder / HASHES_FILE
-        self._rows: dict[str, list[Any]] = {}
-        self._changed = False
-        with contextlib.suppress(OSError, ValueError):
-            rows: Any = {} if self._path is None else json.loads(self._path.read_text())
-            self._rows = rows if isinstance(rows, dict) else {}
-
-    def sha256(self, path: Path, *, trust: bool) -> str:
-        """Return the hash of a file, from the cache if `trust` and the file is unchanged."""
-        before = path.stat()
-        key = str(path.resolve())
-        identity = [before.st_size, before.st_mtime_ns, before.st_ino]
-        row = self._rows.get(key)
-        if trust and isinstance(row, list) and row[:-1] == identity and isinstance(row[-1], str):
-            return row[-1]
-        found = sha256_file(path)
-        if time.time_ns() - before.st_mtime_ns > _SETTLED_NS:
-            self._rows[key] = [*identity, found]
-            self._changed = True
-        return found
-
-    def save(self) -> None:
-        """Write new hashes, if the cache folder can be written."""
-        if self._path is None or not self._changed:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(self._rows).encode())
 
 
 def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

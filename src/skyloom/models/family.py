@@ -134,6 +134,7 @@ class ModelFamily:
     edit_verbs: generating verbs that it can do.
     few_step: settings of a distilled student, for models that have one.
     rollout: settings for longer videos; None if unsupported.
+    negative_prompt: used with guidance by requests that give none.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.
     """
@@ -149,6 +150,7 @@ class ModelFamily:
     edit_verbs: tuple[str, ...]
     few_step: Quality | None = None
     rollout: Rollout | None = None
+    negative_prompt: str = ""
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 

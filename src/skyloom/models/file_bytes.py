@@ -95,7 +95,7 @@ class FileBytes:
         size = stop - start
         if size == 0:
             return torch.empty(0, dtype=torch.uint8)
-        buffer = mmap.mmap(-1, size) if size >= _OWN_PAGES else bytearray(size)
+        buffer = _own_pages(size) if size >= _OWN_PAGES else bytearray(size)
         rest = memoryview(buffer)
         try:
             with self._lock:
@@ -141,6 +141,13 @@ class FileBytes:
 
     def _unreadable(self, error: Exception) -> CheckpointError:
         return CheckpointError(f"{self.path} cannot be read ({error}).", hint=FETCH_AGAIN)
+
+
+def _own_pages(size: int) -> mmap.mmap:
+    """Allocate private zeroed pages outside of malloc's heap."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def maps_well(path: Path) -> bool:

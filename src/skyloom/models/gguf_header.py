@@ -1,4 +1,6 @@
-"""Headers of GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""Headers of GGUF files, read without trusting them.
+
+The format is described in the repository ggml-org/ggml, in its page on GGUF.
 
 Sides of a shape are stored from the fastest to the slowest; here they are in torch's order.
 ComfyUI's converter flattens tensors of more than four axes and stores their shape in

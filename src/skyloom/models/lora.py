@@ -5,13 +5,13 @@ be attached at once; or they are merged into the layers' weights, which costs no
 unmerged, which restores the weights' bits.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from skyloom.core.files import atomic_path
 _DOWN = ".down"
 _UP = ".up"
 _HEADER = ("family", "base", "rank", "alpha")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class LowRank(nn.Module):
@@ -73,7 +74,8 @@ class LowRank(nn.Module):
 class LoraAdapter(nn.Module):
     """Low-rank changes of a network's layers, by the layers' names.
 
-    family: name of the model family. base: digest of the weights that it was trained on.
+    family: name of the model family. base: digest of the weights of the model that it was trained
+    on, as in receipts (generate/receipt.py).
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str], rank: int, alpha: float) -> None:
@@ -150,14 +152,27 @@ class LoraStack:
         self._originals.clear()
 
 
-def network_digest(network: nn.Module) -> str:
-    """Return a SHA-256 of names, precisions and values of a network's weights."""
-    digest = hashlib.sha256()
-    state: Mapping[str, Tensor] = network.state_dict()
-    for name, value in sorted(state.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def with_adapters(network: Network, adapters: Iterable[tuple[LoraAdapter, float]]) -> Network:
+    """Return a network with adapters attached that shares all weights with `network`.
+
+    The given network stays as it is, so that both can be used in turn or at the same time.
+    """
+    view = _shared_copy(network, {})
+    LoraStack(view).attach(adapters)
+    return view
+
+
+def _shared_copy(module: Network, copies: dict[int, nn.Module]) -> Network:
+    """Copy the tree of modules; parameters and buffers are shared, also after `Module.to`."""
+    if id(module) not in copies:
+        view = copy(module)
+        copies[id(module)] = view
+        view._forward_hooks = module._forward_hooks.copy()
+        view._modules = {
+            name: None if child is None else _shared_copy(child, copies)
+            for name, child in module._modules.items()
+        }
+    return cast("Network", copies[id(module)])
 
 
 def save_lora(path: Path, adapter: LoraAdapter) -> None:
@@ -184,7 +199,7 @@ def load_lora(path: Path, network: nn.Module, *, family: str, base: str) -> Lora
                 f"{name} of {path} must be {expected:.16}, got {header[name]:.16}.",
                 hint="The adapter was trained on another model.",
             )
-    layers = sorted({name.removesuffix(_DOWN).removesuffix(_UP) for name in tensors})
+    layers = sorted({name.removesuffix(_UP if name.endswith(_UP) else _DOWN) for name in tensors})
     try:
         adapter = LoraAdapter(network, layers, int(header["rank"]), float(header["alpha"]))
     except (RequestError, ValueError) as error:

@@ -56,6 +56,7 @@ _FORMAT_CODES = {
 }
 _ROTATION = "convrot_groupsize"
 _DEFAULT_ROTATION = 256
+_MAX_ROTATION = 1024
 _HARMLESS = (
     *("format", "convrot", _ROTATION, "per_row", "full_precision_matrix_mult"),
     *("orig_dtype", "orig_shape"),
@@ -103,7 +104,7 @@ class RawTensor:
         data = self.file.copy(stored.start, stored.stop) if copy else self.bytes()
         dtype = _DTYPES[self.dtype]
         if data.storage_offset() % dtype.itemsize:
-            data = data.clone()
+            data = self.file.copy(stored.start, stored.stop)
         return data.view(dtype).view(self.shape)
 
 
@@ -194,6 +195,8 @@ def _scaled(codes: RawTensor, scale: RawTensor, base: str, path: Path, *, rotati
     rows = codes.shape[0] if codes.shape else 1
     if codes.dtype not in _CODES or scale.dtype not in _SCALES:
         raise _not_read(path, f"{codes.dtype} with scales in {scale.dtype}", base)
+    if _is_empty(codes):
+        raise _not_read(path, f"{codes.dtype} of shape {codes.shape}", base)
     if math.prod(scale.shape) != 1 and scale.shape not in ((rows,), (rows, 1)):
         raise _not_read(path, f"{codes.dtype} with scales of shape {scale.shape}", base)
     if rotation and (len(codes.shape) != _MATRIX_AXES or codes.shape[1] % rotation):
@@ -202,7 +205,7 @@ def _scaled(codes: RawTensor, scale: RawTensor, base: str, path: Path, *, rotati
 
 
 def _plain(tensor: RawTensor, name: str, path: Path) -> Entry:
-    if tensor.dtype in _FP8:
+    if tensor.dtype in _FP8 and not _is_empty(tensor):
         return Entry(tensor.shape, tensor.dtype, partial(_read_scaled, tensor, None, 0))
     if tensor.dtype == "Q8_0":
         return Entry(tensor.shape, tensor.dtype, partial(_read_q8_0, tensor))
@@ -228,6 +231,7 @@ def _read_q8_0(tensor: RawTensor) -> Weight:
     """Split blocks into scales and codes; rows of other than matrices are blocks here."""
     blocks = tensor.bytes().view(-1, BLOCK_BYTES)
     is_matrix = len(tensor.shape) == _MATRIX_AXES and tensor.shape[1] % BLOCK == 0
+    is_matrix = is_matrix and not _is_empty(tensor)
     rows = tensor.shape[0] if is_matrix else len(blocks)
     scale = blocks[:, : BLOCK_BYTES - BLOCK].contiguous().view(torch.float16)
     codes = blocks[:, BLOCK_BYTES - BLOCK :].contiguous().view(torch.int8)
@@ -265,7 +269,9 @@ def _check_config(config: dict[str, Any], dtype: str, base: str, path: Path) -> 
     if dtype not in _FORMAT_CODES[kind]:
         raise _not_read(path, f"{kind} stored as {dtype}", base)
     size = config.get(_ROTATION, _DEFAULT_ROTATION)
-    if config.get("convrot") and not (type(size) is int and _is_power_of_4(size)):
+    if config.get("convrot") and not (
+        type(size) is int and size <= _MAX_ROTATION and _is_power_of_4(size)
+    ):
         raise _not_read(path, f"{kind} with {_ROTATION} {shown(size)}", base)
 
 
@@ -287,6 +293,11 @@ def _parsed(text: bytes, name: str, path: Path) -> dict[str, Any]:
 
 def _is_power_of_4(size: int) -> bool:
     return size > 0 and size.bit_count() == 1 and size.bit_length() % 2 == 1
+
+
+def _is_empty(tensor: RawTensor) -> bool:
+    """Whether a tensor has no elements: its other sides may then be of any size."""
+    return 0 in tensor.shape
 
 
 def _not_read(path: Path, kind: str, name: str) -> CheckpointError:

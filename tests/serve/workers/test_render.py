@@ -290,7 +290,7 @@ def test_a_failing_classifier_fails_the_job_with_moderation_failed(
 def test_the_receipt_lists_character_descriptions(host, tiny_model):
     store, _, worker = host
     request = {"prompt": "a red cat", "model": str(tiny_model), "seed": 1}
-    job = store.submit(request, owner="ada", extra={"described": {"Mossy": "red cat"}})
+    job = store.submit(request, owner="ada", metadata={"described": {"Mossy": "red cat"}})
     worker.run(until_empty=True)
     assert store.get(job.id).result.receipt["notes"]["characters"] == {"Mossy": "red cat"}
 

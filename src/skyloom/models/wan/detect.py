@@ -1,15 +1,22 @@
-"""Tell which Wan transformer a file holds, by the names and shapes of its tensors.
+"""Tell which Wan model and which part of it files hold, by the names and shapes of their tensors.
 
 Variants that need further layers are refused by name; so are those whose conditioning channels are
-not supported.
+not supported. Headers are read only.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from skyloom.core.errors import CheckpointError
+from skyloom.models.detect import DetectedModel
+from skyloom.models.wan.autoencoder_state_dict import is_autoencoder, read_autoencoder_config
 from skyloom.models.wan.config import WanConfig
 from skyloom.models.wan.state_dict import diffusers_name, is_original_layout
+from skyloom.models.weight_files import open_weights, weight_paths
 
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_TENSOR = "spiece_model"  # in ComfyUI's files of the text encoder
 HEAD_WIDTH = 128  # of every published Wan transformer
 
 _PREFIX = "condition_embedder."
@@ -41,6 +48,106 @@ _CONDITIONED = {
     36: "Wan image to video with joined channels (such as I2V-A14B)",
     96: "Lucy-Edit",
 }
+
+
+def detect(paths: Sequence[Path]) -> DetectedModel | None:
+    """Tell model and parts of some files; None if no part is Wan's.
+
+    Raises CheckpointError for damaged files, unsupported variants, and parts of several models.
+    """
+    parts: dict[str, tuple[Path, ...]] = {}
+    config: WanConfig | None = None
+    channels = 0
+    for files in _weight_sets(paths):
+        with open_weights(files) as source:
+            shapes = source.shapes
+        if is_transformer(shapes):
+            part = "transformer"
+            config = read_transformer_config(shapes, read_heads(files[0], shapes))
+        elif is_autoencoder(shapes):
+            part = "autoencoder"
+            channels = read_autoencoder_config(shapes).channels
+        elif is_text_encoder(shapes):
+            part = "text_encoder"
+            if TOKENIZER_TENSOR in shapes:
+                parts.setdefault("tokenizer", files)
+        else:
+            continue
+        if part in parts:
+            raise CheckpointError(
+                f"Files hold two of the part {part.replace('_', ' ')}: {parts[part][0].name} and "
+                f"{files[0].name}.",
+                hint="Name one file of each part.",
+            )
+        parts[part] = files
+    for name in reversed(TOKENIZER_FILES):
+        tokenizer = next((path for path in paths if path.name == name), None)
+        if tokenizer is not None and parts:
+            parts["tokenizer"] = (tokenizer,)
+    if config is None:
+        return None
+    if channels:
+        check_autoencoder(config, channels)
+    return DetectedModel("wan", transformer_variant(config), parts)
+
+
+def check_autoencoder(config: WanConfig, channels: int) -> None:
+    """Raise CheckpointError unless an autoencoder's latent is what the transformer predicts."""
+    if channels != config.out_channels:
+        wanted = "2.2 (wan2.2_vae)" if config.out_channels > 16 else "2.1 (wan_2.1_vae)"  # noqa: PLR2004
+        raise CheckpointError(
+            f"The transformer makes latents of {config.out_channels} channels, the autoencoder "
+            f"reads {channels}.",
+            hint=f"Use the autoencoder of Wan {wanted}.",
+        )
+
+
+def read_heads(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Read the number of attention heads from `config.json` beside a file, as diffusers writes it.
+
+    None without such a file. Raises CheckpointError if it contradicts the tensors.
+    """
+    file = path.parent / "config.json"
+    if is_original_layout(shapes) or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        heads = int(config["num_attention_heads"])
+        width = heads * int(config["attention_head_dim"])
+        layers = int(config["num_layers"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}).", hint="Download it again, or remove it."
+        ) from error
+    stored = (shapes["patch_embedding.weight"][0], _count_layers(shapes))
+    if heads < 1 or (width, layers) != stored:
+        raise CheckpointError(
+            f"{file} says width {width} and {layers} layers, the tensors have {stored[0]} and "
+            f"{stored[1]}.",
+            hint="Weights and config are of different models; download the folder again.",
+        )
+    return heads
+
+
+def _weight_sets(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """Yield the weight files among paths; shards of one set together."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.suffix not in (".safetensors", ".gguf") or path in seen:
+            continue
+        files = tuple(weight_paths(path))
+        seen |= set(files)
+        yield files
+
+
+def is_text_encoder(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether tensors are those of a T5 encoder without a decoder, in a layout of UMT5's files."""
+    layouts = (
+        ("shared.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),
+        ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"),
+        ("token_embd.weight", "enc.blk.1.attn_rel_b.weight"),
+    )
+    return any(set(names) <= shapes.keys() for names in layouts)
 
 
 def is_transformer(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -76,7 +183,7 @@ def read_transformer_config(
             f"The transformer's file lacks tensors that tell its sizes ({error}).",
             hint="A part of the weights is missing; download the whole model.",
         ) from error
-    layers = len({name.split(".")[1] for name in named if name.startswith("blocks.")})
+    layers = _count_layers(named)
     heads = heads or width // HEAD_WIDTH
     if tuple(patch) != (1, 2, 2) or not heads or width % (2 * heads) or out_rows % 4:
         raise CheckpointError(
@@ -112,3 +219,7 @@ def transformer_variant(config: WanConfig) -> str:
             hint="Pass the model's own folder with its config, or another file.",
         )
     return variant
+
+
+def _count_layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 

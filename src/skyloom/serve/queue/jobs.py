@@ -95,7 +95,7 @@ _NEWEST_OF_FINGERPRINT = (
     .limit(1)
 )
 _REFERENCES = (
-    select(jobs.c.number, results.c.assets, jobs.c.checkpoint, jobs.c.request, jobs.c.extra)
+    select(jobs.c.number, results.c.assets, jobs.c.checkpoint, jobs.c.request, jobs.c.metadata)
     .outerjoin(results, results.c.job == jobs.c.number)
     .where(jobs.c.number > bindparam("after"))
     .order_by(jobs.c.number)
@@ -157,7 +157,7 @@ class JobStore:
         priority: int = 0,
         cost: float = 1.0,
         deadline: float | None = None,
-        extra: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Job:
         """Queue a job, or return the one that the same call has queued before.
 
@@ -175,7 +175,7 @@ class JobStore:
             "kind": kind,
             "status": "queued",
             "request": dict(request),
-            "extra": dict(extra or {}),
+            "metadata": dict(metadata or {}),
             "fingerprint": fingerprint,
             "priority": priority,
             "cost": cost,
