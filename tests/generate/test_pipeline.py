@@ -227,6 +227,18 @@ def test_truncated_prompts_give_a_notice(pipeline):
     assert "negative prompt is too long: its last 30 tokens" in notice
 
 
+def test_a_notice_quotes_the_first_dropped_words(pipeline, monkeypatch):
+    encode = pipeline.text_encoder.encode
+
+    def encode_cut(prompts):
+        text = encode(prompts)
+        return replace(text, truncated=(3, 0), truncated_text=("by the sea", ""))
+
+    monkeypatch.setattr(pipeline.text_encoder, "encode", encode_cut)
+    expected = 'The prompt is too long: its last 3 tokens were ignored, from "by the sea" on.'
+    assert next(pipeline.stream(ASK)).notice == expected
+
+
 def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):
     path = tmp_path / "line.png"
     Image.new("RGB", (60_000, 1), "red").save(path)

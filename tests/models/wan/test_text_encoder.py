@@ -452,6 +452,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path, tensors, streamed):
             encoder(write(tmp_path, state), streamed=streamed).encode(["a zoo"])
 
 
+def test_a_missing_file_is_refused_at_once(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        WanTextEncoder([tmp_path / "umt5.safetensors"])
+
+
 def test_the_vocabulary_lies_beside_the_weights_or_is_named(tmp_path, tensors):
     folder = tmp_path / "text_encoder"
     folder.mkdir()

@@ -21,8 +21,9 @@ SYLLABLES = [a + b for a in "bcdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u
 CHINESE = [chr(0x4E00 + 37 * index) for index in range(60)]
 SPECIAL = (
     "🦊 👩\u200d👧 🇫🇷 ❤️ “curly” ‘q’ &lt;b&gt;bold&lt;/b&gt; &amp;amp; &eacute; <b> ﬁ "
-    "Ａｂｃ １２３ é e\u0301 ¨ ㍿ 각 한국어 日本語 猫が走る ｶﾞ кот Straße naïve … — \u2013 ½ ² ™ ① İ ǆ ﷺ اللغة "
-    "हिन्दी ไทย \u200b \u00a0 \u3000 \t \r\n \ufeff \ufffd â€œmojibakeâ€\u009d Ã© schÃ¶n"
+    "Ａｂｃ １２３ é e\u0301 ¨ ㍿ 각 한국어 日本語 猫が走る ｶﾞ кот Straße naïve … — \u2013 "
+    "½ ² ™ ① İ ǆ ﷺ اللغة हिन्दी ไทย \u200b \u00a0 \u3000 \t \r\n "
+    "\ufeff \ufffd â€œmojibakeâ€\u009d Ã© schÃ¶n"
 ).split(" ")
 MARKERS = ["</s>", "<pad>", "<unk>"]  # transformers reads them as tokens, sentencepiece as text
 NO_LIMIT = 10**6

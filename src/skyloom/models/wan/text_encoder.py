@@ -27,7 +27,7 @@ from skyloom.models.attention import join_heads, split_heads
 from skyloom.models.base import TextContext
 from skyloom.models.checkpoint import build
 from skyloom.models.embedding_cache import EmbeddingCache
-from skyloom.models.quantized import QuantizedWeight, Weight, dense
+from skyloom.models.quantized import QuantizedWeight, dense
 from skyloom.models.transformer_block import RmsNorm
 from skyloom.models.wan.text_encoder_state_dict import Umt5Config, Umt5State, read_tokenizer
 from skyloom.models.wan.tokenizer import PromptTokens, WanTokenizer, clean_prompt
@@ -84,6 +84,7 @@ class Umt5(nn.Module):
 
     def __init__(self, config: Umt5Config) -> None:
         super().__init__()
+        self.config = config
         self.dtype = torch.float32
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Umt5Layer(config) for _ in range(config.layers))
@@ -112,7 +113,7 @@ class WanTextEncoder:
     streamed: read one layer at a time from the files for each call instead of keeping all on the
     device; the result is the same. paths: of the weights; vocabulary: of the tokenizer (see
     `read_tokenizer`). identity: names the files' content in cache keys, such as their sha256; by
-    default their paths, sizes and times of change.
+    default their paths, sizes and times of change. Raises CheckpointError for missing files.
     """
 
     def __init__(
@@ -211,19 +212,19 @@ class WanTextEncoder:
             return self._run(self._network, rows)
         with open_weights(self._paths) as files:
             state = Umt5State(files)
-            _check_ids(rows, state.config)
             if self.streamed:
                 return self._stream(state, rows)
             self._network = build(partial(Umt5, state.config), state, self._device, self._dtype)
         return self._run(self._network, rows)
 
     def _run(self, network: Umt5, rows: Sequence[Ids]) -> list[Tensor]:
+        _check_ids(rows, network.config)
         return [network(torch.tensor([ids], device=self._device))[0] for ids in rows]
 
     def _stream(self, state: Umt5State, rows: Sequence[Ids]) -> list[Tensor]:
         """Apply one layer after another to all prompts; of the embeddings, only rows are read."""
-        table = state.read("embed.weight")
-        hidden = [_look_up(table, ids, self._dtype).to(self._device).float() for ids in rows]
+        _check_ids(rows, state.config)
+        hidden = [x.to(self._device).float() for x in _look_up(state, rows, self._dtype)]
         for index in range(state.config.layers):
             hidden = self._apply_layer(state, index, hidden)
         norm = RmsNorm(state.config.width, state.config.eps).to(self._device)
@@ -262,12 +263,13 @@ def distance_buckets(length: int, count: int, farthest: int) -> Int[Tensor, "n n
     return bucket + half * (distance > 0)
 
 
-def _look_up(table: Weight, ids: Ids, dtype: torch.dtype) -> Float[Tensor, "1 n d"]:
-    """Return rows of the embeddings, without reading the others from a mapped file."""
-    index = torch.tensor(ids)
+def _look_up(state: Umt5State, rows: Sequence[Ids], dtype: torch.dtype) -> list[Tensor]:
+    """Return the embeddings `[1 n d]` of each row; a mapped file is read at these places only."""
+    table = state.read("embed.weight")
+    indices = [torch.tensor(ids) for ids in rows]
     if isinstance(table, QuantizedWeight):
-        return table.select(index).dequantize(dtype)[None]
-    return table[index].to(dtype)[None]
+        return [table.select(index).dequantize(dtype)[None] for index in indices]
+    return [table[index].to(dtype)[None] for index in indices]
 
 
 def _check_ids(rows: Sequence[Ids], config: Umt5Config) -> None:
@@ -282,7 +284,12 @@ def _check_ids(rows: Sequence[Ids], config: Umt5Config) -> None:
 
 
 def _files_identity(paths: Sequence[Path]) -> str:
-    """Return paths, sizes and times of change of weight files as a text."""
-    files = [file.resolve() for path in paths for file in weight_paths(path)]
-    stats = [(str(file), file.stat()) for file in files]
-    return json.dumps([[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats])
+    """Return paths, sizes and times of change of weight files. Raises CheckpointError."""
+    rows: list[tuple[str, int, int, int]] = []
+    for file in (file.resolve() for path in paths for file in weight_paths(path)):
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error}).") from error
+        rows.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return json.dumps(rows)
