@@ -6,7 +6,10 @@ and the memory does not grow with its length. Features are computed for at most 
 The decoder may work in tiles, each with its own memory (`Tiling`).
 """
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -15,16 +18,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
+from skyloom.models.preview import PreviewMap
 from skyloom.models.wan.autoencoder_layers import (
-    AttentionBlock,
     CausalConv,
+    CausalResidualBlock,
     Downsample,
+    FrameAttention,
+    HeadConv,
     Memory,
-    ResidualBlock,
-    RmsNorm,
+    PixelNorm,
     Upsample,
     channels_last,
     number_slots,
+    split,
 )
 
 TIME = 4
@@ -113,10 +119,10 @@ class WanAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.tiling: Tiling | None = None
-        self.encoder = Encoder(config)
+        self.encoder = WanEncoder(config)
         self.quant = nn.Conv2d(2 * config.channels, 2 * config.channels, 1)
         self.post_quant = nn.Conv2d(config.channels, config.channels, 1)
-        self.decoder = Decoder(config)
+        self.decoder = WanDecoder(config)
 
     @property
     def scale(self) -> ScaleFactors:
@@ -173,7 +179,20 @@ class WanAutoencoder(nn.Module):
             decoded, after = self._decode_tiles(clip, before)
             videos.append(unpatchify(decoded, self.config.patch).clamp_(-1, 1))
             features.append(after)
+            self._preview_map.observe(latent[index], videos[-1], start=cache is None)
         return torch.stack(videos), WanDecoderCache(tuple(features))
+
+    @torch.no_grad()
+    def preview(self, latent: Float[Tensor, "c y x"]) -> Float[Tensor, "3 h w"] | None:
+        """Return coarse pixels of a latent frame; None before anything was decoded."""
+        return self._preview_map.picture(latent)
+
+    @cached_property
+    def _preview_map(self) -> PreviewMap:
+        """The map of these weights: its name has their hash."""
+        weights = self.post_quant.weight.detach().float().cpu().numpy().tobytes()
+        name = f"wan-{hashlib.sha256(weights).hexdigest()[:16]}"
+        return PreviewMap(name, self.config.channels, self.scale)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent, `[c 1 1 1]`."""
@@ -219,7 +238,7 @@ class WanAutoencoder(nn.Module):
             decoded, last = self.decoder.run(channels_last(clip[:, :, row, column]), moved)
             made.append(decoded)
             after.append(tuple(one.cpu() for one in last))
-        return self._blend(made, len(columns), clip), tuple(after)
+        return self._blend(made, len(columns)), tuple(after)
 
     def _tile_ranges(self, length: int) -> list[slice]:
         """Ranges of latent cells of the tiles along one side."""
@@ -230,9 +249,7 @@ class WanAutoencoder(nn.Module):
         starts = range(0, length, self.tiling.stride // space)
         return [slice(start, min(start + size, length)) for start in starts]
 
-    def _blend(
-        self, tiles: list[Float[Tensor, "t p h w"]], columns: int, clip: Float[Tensor, "u c y x"]
-    ) -> Float[Tensor, "t p h w"]:
+    def _blend(self, tiles: list[Tensor], columns: int) -> Float[Tensor, "t p h w"]:
         """Fade every tile in over the one above and the one to its left, and join them."""
         assert self.tiling is not None
         stride = self.tiling.stride // self.config.patch
@@ -249,7 +266,7 @@ class WanAutoencoder(nn.Module):
         return torch.cat(rows, dim=2)
 
 
-class Encoder(nn.Module):
+class WanEncoder(nn.Module):
     """Pixels to the means and logarithms of the variances of latents, before `quant`."""
 
     def __init__(self, config: WanAutoencoderConfig) -> None:
@@ -261,7 +278,7 @@ class Encoder(nn.Module):
             for before, after, time in zip(widths, widths[1:], (*DOWN_IN_TIME, None), strict=False)
         )
         self.middle = middle(widths[-1])
-        self.norm_out = RmsNorm(widths[-1])
+        self.norm_out = PixelNorm(widths[-1])
         self.conv_out = CausalConv(widths[-1], 2 * config.channels)
         self.slots = number_slots(self)
 
@@ -269,7 +286,7 @@ class Encoder(nn.Module):
         """Encode the first frame, or the next four, into one latent frame."""
         halved = DOWN_IN_TIME.index(True) + 1
         parts: list[Tensor] = []
-        for part in channels_last(x).split(_AT_ONCE):
+        for part in split(channels_last(x), _AT_ONCE):
             features = self.conv_in(part, memory)
             for block in self.blocks[:halved]:
                 features = block(features, memory)
@@ -280,7 +297,7 @@ class Encoder(nn.Module):
         return self.conv_out(self.norm_out(features), memory)
 
 
-class Decoder(nn.Module):
+class WanDecoder(nn.Module):
     """Latents after `post_quant` to pixels."""
 
     def __init__(self, config: WanAutoencoderConfig) -> None:
@@ -297,8 +314,8 @@ class Decoder(nn.Module):
                 zip(widths, widths[1:], (*reversed(DOWN_IN_TIME), None), strict=False)
             )
         )
-        self.norm_out = RmsNorm(widths[-1])
-        self.conv_out = CausalConv(widths[-1], 3 * config.patch**2)
+        self.norm_out = PixelNorm(widths[-1])
+        self.conv_out = HeadConv(widths[-1], 3 * config.patch**2)
         self.slots = number_slots(self)
 
     def run(
@@ -310,24 +327,20 @@ class Decoder(nn.Module):
         """
         memory: Memory = [*features] if features else [None] * self.slots
         del features
-        decoded = [self(frame, memory).float() for frame in clip.split(1)]
+        decoded = [part for frame in split(clip, 1) for part in self(frame, memory)]
         return torch.cat(decoded), tuple(one for one in memory if one is not None)
 
-    def forward(self, x: Float[Tensor, "1 c y x"], memory: Memory) -> Float[Tensor, "t p h w"]:
-        """Decode one latent frame."""
+    def forward(
+        self, x: Float[Tensor, "1 c y x"], memory: Memory
+    ) -> list[Float[Tensor, "t p h w"]]:
+        """Decode one latent frame into clips of one or two frames, in fp32."""
         x = self.conv_in(x, memory)
         for layer in self.middle:
             x = layer(x, memory)
-        return self._upsample(x, memory, 0)
-
-    def _upsample(self, x: Tensor, memory: Memory, index: int) -> Tensor:
-        """Apply the blocks from `index` on; what they make of two frames goes to the end first."""
-        while index < len(self.blocks) and len(x) <= _AT_ONCE:
-            x = self.blocks[index](x, memory)
-            index += 1
-        if len(x) > _AT_ONCE:
-            return torch.cat([self._upsample(part, memory, index) for part in x.split(_AT_ONCE)])
-        return self.conv_out(self.norm_out(x), memory)
+        clips: Iterator[Tensor] = iter((x,))
+        for block in self.blocks:
+            clips = block(clips, memory)
+        return [self.conv_out(self.norm_out(clip), memory).float() for clip in clips]
 
 
 class DownBlock(nn.Module):
@@ -345,7 +358,7 @@ class DownBlock(nn.Module):
         self.space = 1 if time is None else 2
         self.residual = residual
         widths = (channels, *[out_channels] * BLOCKS)
-        self.resnets = nn.ModuleList(map(ResidualBlock, widths, widths[1:]))
+        self.resnets = nn.ModuleList(map(CausalResidualBlock, widths, widths[1:]))
         self.resample = None if time is None else Downsample(out_channels, time=time)
 
     def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
@@ -394,17 +407,29 @@ class UpBlock(nn.Module):
         widths = (entering, *[out_channels] * (BLOCKS + 1))
         self.residual = residual and time is not None
         self.time = 2 if time else 1
-        self.resnets = nn.ModuleList(map(ResidualBlock, widths, widths[1:]))
+        self.resnets = nn.ModuleList(map(CausalResidualBlock, widths, widths[1:]))
         self.resample = None if time is None else Upsample(out_channels, leaving, time=time)
 
-    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
-        """Return the block's output."""
-        start = x if self.residual else None
-        for resnet in self.resnets:
-            x = resnet(x, memory)
-        if self.resample is not None:
-            x = self.resample(x, memory)
-        return x if start is None else _add_repeated(x, start, self.time)
+    def forward(
+        self, clips: Iterator[Float[Tensor, "t c h w"]], memory: Memory
+    ) -> Iterator[Float[Tensor, "u o y x"]]:
+        """Yield the block's output for every clip, in parts of at most two frames.
+
+        A clip is taken when the ones before it are done, so that few are in memory at once.
+        """
+        for clip in clips:
+            x = clip
+            start = x if self.residual else None
+            for resnet in self.resnets:
+                x = resnet(x, memory)
+            if self.resample is None:
+                yield x
+            elif start is None:
+                yield from self.resample(x, memory)
+            else:
+                sources = split(start, 1 if self.time > 1 else len(start))
+                for part, source in zip(self.resample(x, memory), sources, strict=True):
+                    yield _add_repeated(part, source, self.time)
 
 
 def _add_repeated(
@@ -429,9 +454,9 @@ def middle(channels: int) -> nn.ModuleList:
     """Make the layers at the lowest resolution."""
     return nn.ModuleList(
         [
-            ResidualBlock(channels, channels),
-            AttentionBlock(channels),
-            ResidualBlock(channels, channels),
+            CausalResidualBlock(channels, channels),
+            FrameAttention(channels),
+            CausalResidualBlock(channels, channels),
         ]
     )
 
@@ -464,6 +489,6 @@ def _fade_in(
     """Blend the first `overlap` rows (dim 2) or columns (3) linearly with the other's last."""
     length = min(overlap, tile.shape[dim], other.shape[dim])
     share = torch.arange(length, device=tile.device) / length
-    share = share[:, None] if dim == 2 else share
-    begin = tile.narrow(dim, 0, length)
-    begin.lerp_(other.narrow(dim, other.shape[dim] - length, length), 1 - share)
+    begin = tile.narrow(dim, 0, length).movedim(dim, -1)
+    end = other.narrow(dim, other.shape[dim] - length, length).movedim(dim, -1)
+    begin.lerp_(end, 1 - share)

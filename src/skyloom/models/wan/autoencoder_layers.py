@@ -5,7 +5,7 @@ two frames are convolved by Winograd's F(2, 3) in time (Lavin and Gray 2015, arX
 convolutions in two dimensions instead of six, in bands of rows that stay in the processor's cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,12 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-class RmsNorm(nn.Module):
+def split(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Split along the first dimension into parts of `count`; the last one may be shorter."""
+    return tuple(x[start : start + count] for start in range(0, len(x), count))
+
+
+class PixelNorm(nn.Module):
     """Divide every pixel's channels by their root mean square and scale them."""
 
     def __init__(self, channels: int) -> None:
@@ -40,7 +45,7 @@ class RmsNorm(nn.Module):
         channels = x.shape[1]
         count = max(1, _NORM_VALUES // channels) if x.device.type == "cpu" else x[:, 0].numel()
         pixels, written = (clip.permute(0, 2, 3, 1).view(-1, channels) for clip in (x, out))
-        for source, target in zip(pixels.split(count), written.split(count), strict=True):
+        for source, target in zip(split(pixels, count), split(written, count), strict=True):
             value = F.rms_norm(source, (channels,), self.gamma, _EPS)
             target.copy_(F.silu(value, inplace=True) if activate else value)
         return out
@@ -49,12 +54,14 @@ class RmsNorm(nn.Module):
 class CausalConv(nn.Module):
     """Convolution over three frames, the last of which is the one that it yields.
 
-    kernel: rows and columns. slot: index into the memory (`number_slots`).
+    spatial: the kernel has three rows and columns; else one. slot: index into the memory.
     """
 
-    def __init__(self, channels: int, out_channels: int, kernel: int = 3) -> None:
+    def __init__(self, channels: int, out_channels: int, *, spatial: bool = True) -> None:
         super().__init__()
-        conv = nn.Conv3d(channels, out_channels, (PAST + 1, kernel, kernel))
+        self.spatial = spatial
+        side = 3 if spatial else 1
+        conv = nn.Conv3d(channels, out_channels, (PAST + 1, side, side))
         assert conv.bias is not None
         self.weight = nn.Parameter(conv.weight.data.to(memory_format=torch.channels_last_3d))
         self.bias = nn.Parameter(conv.bias.data)
@@ -68,13 +75,13 @@ class CausalConv(nn.Module):
             return F.conv2d(x, self.weight[:, :, PAST], self.bias, padding="same")
         memory[self.slot] = x if len(x) == PAST else torch.cat([past[1:], x])
         in_fp32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-        if in_fp32_on_cpu and len(x) == PAST and self.weight.shape[-1] == 3:
+        if in_fp32_on_cpu and len(x) == PAST and self.spatial:
             return _convolve_two_frames(past, x, self.weight, self.bias)
         return self.convolve(torch.cat([past, x]))
 
     def convolve(self, x: Float[Tensor, "t c h w"], stride: int = 1) -> Float[Tensor, "u o h w"]:
         """Convolve a clip that begins with the frames before it."""
-        side = self.weight.shape[-1] // 2
+        side = int(self.spatial)
         out = F.conv3d(
             x.transpose(0, 1)[None],
             self.weight,
@@ -85,6 +92,22 @@ class CausalConv(nn.Module):
         return channels_last(out[0].transpose(0, 1))
 
 
+class HeadConv(CausalConv):
+    """Causal convolution to few channels; it remembers products, not frames, which are larger."""
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "t o h w"]:
+        """Convolve a clip and remember its products with the kernels of the next two frames."""
+        kernels = torch.cat(self.weight.unbind(2))
+        products = F.conv2d(x, channels_last(kernels), padding=1)
+        past = memory[self.slot]
+        if past is None:
+            past = torch.zeros_like(products[:1]).repeat(PAST, 1, 1, 1)
+        products = torch.cat([past, products])
+        memory[self.slot] = products[-PAST:].clone()
+        early, middle, late = products.chunk(PAST + 1, dim=1)
+        return early[:-PAST] + middle[1:-1] + late[PAST:] + self.bias[:, None, None]
+
+
 def number_slots(network: nn.Module) -> int:
     """Number the causal convolutions of a network, and return how many there are."""
     convolutions = [layer for layer in network.modules() if isinstance(layer, CausalConv)]
@@ -93,14 +116,14 @@ def number_slots(network: nn.Module) -> int:
     return len(convolutions)
 
 
-class ResidualBlock(nn.Module):
+class CausalResidualBlock(nn.Module):
     """Two causal convolutions, each after a norm and SiLU."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = RmsNorm(channels)
+        self.norm1 = PixelNorm(channels)
         self.conv1 = CausalConv(channels, out_channels)
-        self.norm2 = RmsNorm(out_channels)
+        self.norm2 = PixelNorm(out_channels)
         self.conv2 = CausalConv(out_channels, out_channels)
         self.shortcut = (
             nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -113,12 +136,12 @@ class ResidualBlock(nn.Module):
         return y.add_(self.shortcut(x))
 
 
-class AttentionBlock(nn.Module):
+class FrameAttention(nn.Module):
     """Attention with one head among the pixels of a frame."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = RmsNorm(channels)
+        self.norm = PixelNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
@@ -136,7 +159,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, *, time: bool) -> None:
         super().__init__()
         self.spatial = nn.Conv2d(channels, channels, 3, stride=2)
-        self.temporal = CausalConv(channels, channels, 1) if time else None
+        self.temporal = CausalConv(channels, channels, spatial=False) if time else None
 
     def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u c y x"]:
         """Return the smaller clip."""
@@ -153,19 +176,21 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, *, time: bool) -> None:
         super().__init__()
-        self.temporal = CausalConv(channels, 2 * channels, 1) if time else None
+        self.temporal = CausalConv(channels, 2 * channels, spatial=False) if time else None
         self.spatial = nn.Conv2d(channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
-        """Return the larger clip."""
-        frames = x.split(1)
-        if self.temporal is not None:
-            if memory[self.temporal.slot] is None:  # the first frame is not doubled, nor read again
-                memory[self.temporal.slot] = torch.zeros_like(x).repeat(PAST, 1, 1, 1)
-            else:
-                pairs = self.temporal(x, memory).split(1)
-                frames = [half for pair in pairs for half in pair.chunk(2, dim=1)]
-        return _enlarge_and_convolve(frames, self.spatial)
+    def forward(
+        self, x: Float[Tensor, "t c h w"], memory: Memory
+    ) -> Iterator[Float[Tensor, "u o y x"]]:
+        """Yield the larger clip in parts of at most two frames."""
+        if self.temporal is None:
+            yield enlarge_and_convolve(x, self.spatial)
+        elif memory[self.temporal.slot] is None:  # the first frame is not doubled, nor read again
+            memory[self.temporal.slot] = torch.zeros_like(x).repeat(PAST, 1, 1, 1)
+            yield enlarge_and_convolve(x, self.spatial)
+        else:
+            for pair in split(self.temporal(x, memory), 1):
+                yield enlarge_and_convolve(torch.cat(pair.chunk(2, dim=1)), self.spatial)
 
 
 def _convolve_two_frames(
@@ -185,7 +210,7 @@ def _convolve_two_frames(
     rows = max(1, _BAND_VALUES // (channels * width))
     for top in range(0, height, rows):
         end = min(top + rows, height)
-        before, now = (clip[:, :, max(top - 1, 0) : end + 1].split(1) for clip in (past, x))
+        before, now = (split(clip[:, :, max(top - 1, 0) : end + 1], 1) for clip in (past, x))
         inputs = (before[0] - now[0], before[1] + now[0], now[0] - before[1], before[1] - now[1])
         edge = (0, 0, int(top == 0), int(end == height))
         first, total, difference, last = (
@@ -197,9 +222,7 @@ def _convolve_two_frames(
     return out
 
 
-def _enlarge_and_convolve(
-    frames: Sequence[Float[Tensor, "1 c h w"]], conv: nn.Conv2d
-) -> Float[Tensor, "t o y x"]:
+def enlarge_and_convolve(x: Float[Tensor, "t c h w"], conv: nn.Conv2d) -> Float[Tensor, "t o y x"]:
     """Double height and width by repeating pixels, and convolve, without the enlarged frames.
 
     A 3x3 kernel on repeated pixels is four 2x2 kernels on the pixels: one for each row and column
@@ -210,10 +233,10 @@ def _enlarge_and_convolve(
     kernels = channels_last(kernels.to(conv.weight.dtype))
     assert conv.bias is not None
     bias = conv.bias.repeat(4)
-    _, _, height, width = frames[0].shape
-    out = _empty(frames[0], len(frames), len(conv.weight), 2 * height, 2 * width)
-    for frame, written in zip(frames, out.split(1), strict=True):
-        parts = F.conv2d(channels_last(frame), kernels, bias, padding=1).chunk(4, dim=1)
+    _, _, height, width = x.shape
+    out = _empty(x, len(x), len(conv.weight), 2 * height, 2 * width)
+    for frame, written in zip(split(channels_last(x), 1), split(out, 1), strict=True):
+        parts = F.conv2d(frame, kernels, bias, padding=1).chunk(4, dim=1)
         for index, part in enumerate(parts):
             row, column = divmod(index, 2)
             cut = part[:, :, row : row + height, column : column + width]
@@ -223,7 +246,7 @@ def _enlarge_and_convolve(
 
 def _add_shared(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Kernels of size 2 for even and for odd outputs of a kernel of size 3 on repeated pixels."""
-    first, middle, last = kernel.split(1, dim)
+    first, middle, last = torch.chunk(kernel, 3, dim)
     return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)
 
 
