@@ -18,6 +18,7 @@ def cache(tmp_path, monkeypatch):
 
 def clip(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A latent, and a video whose colours are linear in it."""
+    torch.manual_seed(0)
     latent = torch.randn(6, frames, 5, 7)
     weights = torch.linspace(-0.2, 0.2, 18).view(3, 6)
     colours = torch.einsum("oc,cuyx->ouyx", weights, latent) + 0.1
@@ -33,12 +34,12 @@ def test_a_linear_decoder_is_learned_and_kept():
     for preview in (learner, PreviewMap("model", 6, SCALE)):
         picture = preview.picture(latent[:, 2])
         assert picture is not None
-        centres = picture.unfold(1, 8, 8).unfold(2, 8, 8).mean((-1, -2))
-        expected = video[:, 6, ::8, ::8]
         assert picture.shape == (3, 40, 56)
-        assert (centres - expected)[:, 1:-1, 1:-1].abs().mean() < 0.35 * expected.std()
-        cell = PreviewMap("model", 6, SCALE).picture(latent[:, 2, :1, :1])
-        assert (cell[:, 4, 4] - expected[:, 0, 0]).abs().max() < 1e-2
+        for row, column in ((0, 0), (2, 3), (4, 6)):
+            cell = preview.picture(latent[:, 2, row : row + 1, column : column + 1])
+            assert cell is not None
+            expected = video[:, 6, 8 * row, 8 * column]
+            assert (cell - expected[:, None, None]).abs().max() < 1e-2
     assert PreviewMap("other", 6, SCALE).picture(latent[:, 0]) is None
 
 

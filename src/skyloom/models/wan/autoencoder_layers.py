@@ -6,6 +6,7 @@ convolutions in two dimensions instead of six, in bands of rows that stay in the
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 Memory = list[Tensor | None]  # by CausalConv.slot: the last frames before the clip; None: no frame
 PAST = 2  # remembered frames
+BLOCKS = 2  # residual blocks per resolution; the decoder has one more
 _BAND_VALUES = 2**19  # values of one frame in a band of rows: 2 MiB
 _NORM_VALUES = 2**18  # values normalised at once on a CPU: 1 MiB
 _EPS = 1e-24  # the original bounds the norm by 1e-12
@@ -191,6 +193,124 @@ class Upsample(nn.Module):
         else:
             for pair in split(self.temporal(x, memory), 1):
                 yield enlarge_and_convolve(torch.cat(pair.chunk(2, dim=1)), self.spatial)
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, then lower resolution.
+
+    time: whether the number of frames is halved; None: the resolution stays.
+    residual: the input, averaged, is added to the output.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, time: bool | None, *, residual: bool
+    ) -> None:
+        super().__init__()
+        self.time = 2 if time else 1
+        self.space = 1 if time is None else 2
+        self.residual = residual
+        widths = (channels, *[out_channels] * BLOCKS)
+        self.resnets = nn.ModuleList(map(CausalResidualBlock, widths, widths[1:]))
+        self.resample = None if time is None else Downsample(out_channels, time=time)
+
+    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
+        """Return the block's output."""
+        start = x if self.residual else None
+        for resnet in self.resnets:
+            x = resnet(x, memory)
+        if self.resample is not None:
+            x = self.resample(x, memory)
+        return x if start is None else x.add_(self._average(start, x.shape[1]))
+
+    def _average(self, x: Float[Tensor, "t c h w"], channels: int) -> Float[Tensor, "u o y x"]:
+        """Make neighbouring frames and pixels channels and average groups of them."""
+        if len(x) < self.time:
+            x = torch.cat([torch.zeros_like(x), x])
+        cells = rearrange(
+            x,
+            "(t i) c (h j) (w k) -> t (c i j k) h w",
+            i=self.time,
+            j=self.space,
+            k=self.space,
+        )
+        return rearrange(cells, "t (o group) h w -> t o group h w", o=channels).mean(2)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, then higher resolution.
+
+    time: whether the number of frames is doubled; None: the resolution stays.
+    residual: the input, repeated, is added to the output. first: of the decoder; without
+    `residual`, the block before the others has halved its channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        time: bool | None,
+        *,
+        residual: bool,
+        first: bool,
+    ) -> None:
+        super().__init__()
+        entering = channels if residual or first else channels // 2
+        leaving = out_channels if residual else out_channels // 2
+        widths = (entering, *[out_channels] * (BLOCKS + 1))
+        self.residual = residual and time is not None
+        self.time = 2 if time else 1
+        self.resnets = nn.ModuleList(map(CausalResidualBlock, widths, widths[1:]))
+        self.resample = None if time is None else Upsample(out_channels, leaving, time=time)
+
+    def forward(
+        self, clips: Iterator[Float[Tensor, "t c h w"]], memory: Memory
+    ) -> Iterator[Float[Tensor, "u o y x"]]:
+        """Yield the block's output for every clip, in parts of at most two frames.
+
+        A clip is taken when the ones before it are done, so that few are in memory at once.
+        """
+        for clip in clips:
+            x = clip
+            start = x if self.residual else None
+            for resnet in self.resnets:
+                x = resnet(x, memory)
+            if self.resample is None:
+                yield x
+            elif start is None:
+                yield from self.resample(x, memory)
+            else:
+                sources = split(start, 1 if self.time > 1 else len(start))
+                for part, source in zip(self.resample(x, memory), sources, strict=True):
+                    yield _add_repeated(part, source, self.time)
+
+
+def _add_repeated(
+    x: Float[Tensor, "t o h w"], start: Float[Tensor, "u c y x"], time: int
+) -> Float[Tensor, "t o h w"]:
+    """Add the clip before the upsampling; its channels, repeated, fill the cells of the larger one.
+
+    The first frame of a video is not doubled and gets what the second of two would.
+    """
+    step = start.shape[1] // x.shape[1]  # channels per output channel
+    cells = 4 * time // step  # cells of the larger clip that get the same channel
+    frames = len(x) // len(start)
+    for index, (frame, row, column) in enumerate(product(range(time), range(2), range(2))):
+        late = frame - time + frames
+        if late >= 0:
+            target = x[late::frames, :, row::2, column::2]
+            target += start[:, index // cells :: step]
+    return x
+
+
+def middle(channels: int) -> nn.ModuleList:
+    """Make the layers at the lowest resolution."""
+    return nn.ModuleList(
+        [
+            CausalResidualBlock(channels, channels),
+            FrameAttention(channels),
+            CausalResidualBlock(channels, channels),
+        ]
+    )
 
 
 def _convolve_two_frames(
