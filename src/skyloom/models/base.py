@@ -113,6 +113,15 @@ class Autoencoder(Part, Protocol):
 
 
 @runtime_checkable
+class Previewer(Protocol):
+    """An autoencoder that makes coarse pictures of latents in far less time than it decodes."""
+
+    def preview(self, latent: Float[Tensor, "c y x"]) -> Float[Tensor, "3 h w"] | None:
+        """Return the pixels of a latent frame in about [-1, 1]; None if they are not known yet."""
+        ...
+
+
+@runtime_checkable
 class Transformer(Part, Protocol):
     """Predicts the denoising direction of every latent frame."""
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from skyloom.core.errors import CheckpointError
 from skyloom.models.checkpoint import TensorSource
-from skyloom.models.wan.autoencoder import BLOCKS, WAN_2_1, WAN_2_2, WanAutoencoderConfig
+from skyloom.models.wan.autoencoder import WAN_2_1, WAN_2_2, WanAutoencoderConfig
+from skyloom.models.wan.autoencoder_layers import BLOCKS
 
 _ORIGINAL_NAMES = (
     (r"^conv1\.", "quant."),
