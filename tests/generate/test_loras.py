@@ -29,7 +29,7 @@ def pipeline(tiny_model):
 @pytest.fixture
 def felt(pipeline, tmp_path):
     """A LoRA of all layers of the tiny model, with random values."""
-    adapter = LoraAdapter(pipeline.transformer, adaptable_layers(pipeline.transformer), 2, 2.0)
+    adapter = LoraAdapter.start(pipeline.transformer, adaptable_layers(pipeline.transformer), 2, 2.0)
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)

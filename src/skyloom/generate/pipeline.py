@@ -30,7 +30,7 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
-from skyloom.generate.loras import attach_loras, find_loras
+from skyloom.generate.loras import LoraFile, attach_loras, find_loras
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import make_receipt, weights_digest
@@ -45,7 +45,13 @@ from skyloom.media.filters import interpolate, upscale
 from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import ModelBundle, SoundModel, TextCondition, TextContext
+from skyloom.models.base import (
+    ModelBundle,
+    SoundModel,
+    TextCondition,
+    TextContext,
+    Transformer,
+)
 from skyloom.models.checkpoint import verify_manifest
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
@@ -74,6 +80,7 @@ class Pipeline:
         self.info = bundle.info
         self.text_encoder = bundle.text_encoder
         self.transformer = bundle.transformer
+        self.lora_notices: tuple[str, ...] = ()
         self.autoencoder = bundle.autoencoder
         self.sound = bundle.sound
         self.device = bundle.device
@@ -176,14 +183,18 @@ class Pipeline:
         if not plan.loras:
             return self
         pipeline = copy(self)
-        pipeline.transformer = attach_loras(
+        pipeline.transformer, pipeline.lora_notices = self.attach_loras(plan.loras)
+        return pipeline
+
+    def attach_loras(self, loras: Sequence[LoraFile]) -> tuple[Transformer, tuple[str, ...]]:
+        """Return the transformer with LoRAs, and notices about their files. Raises RequestError."""
+        return attach_loras(
             self.transformer,
-            plan.loras,
+            loras,
             family=self.info.record.name,
             base=weights_digest(self.info.manifest.get("files", {})),
             device=self.device,
         )
-        return pipeline
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -219,7 +230,7 @@ class Pipeline:
         texts: Texts = {}
         if plan.runs:
             context = self._encode_prompts(plan)
-            yield Step("text", 1, 1, notice=_notice(plan, context))
+            yield Step("text", 1, 1, notice=_notice(plan, context, self.lora_notices))
             with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
                 texts = self._text_conditions(plan, context)
                 yield from self._render(generation, texts)
@@ -458,8 +469,8 @@ def _with_checkpoints(steps: Iterator[Step], store: WindowStore) -> Iterator[Ste
         raise
 
 
-def _notice(plan: Plan, context: TextContext) -> str | None:
-    """Warnings for the user: truncated prompts, dropped frames, converted sources."""
+def _notice(plan: Plan, context: TextContext, further: Sequence[str]) -> str | None:
+    """Warnings for the user: truncated prompts, dropped frames, converted sources, `further`."""
     dropped = dict(zip(_prompts(plan), context.truncated, strict=False))
     notices: list[str] = []
     for number, span in enumerate(plan.timeline.generated_spans, start=1):
@@ -475,4 +486,5 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
     if plan.sources is not None:
         notices.extend(plan.sources.notices)
     notices.extend(plan.timeline.notices)
+    notices.extend(further)
     return " ".join(notices) or None
