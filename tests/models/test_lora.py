@@ -31,7 +31,7 @@ CONVOLUTIONS = {
 def adapter_of(network: nn.Module, seed: int, rank: int = 2) -> LoraAdapter:
     """An adapter of every layer, with random values in both matrices."""
     torch.manual_seed(seed)
-    adapter = LoraAdapter(network, adaptable_layers(network), rank, alpha=3.0)
+    adapter = LoraAdapter.start(network, adaptable_layers(network), rank, alpha=3.0)
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.3)
     adapter.family = "diorama"
@@ -111,7 +111,7 @@ def test_an_untrained_adapter_has_no_effect_and_gradients_reach_it():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
     x = torch.randn(3, 6)
     plain = network(x)
-    adapter = LoraAdapter(network, adaptable_layers(network), 2, alpha=2.0)
+    adapter = LoraAdapter.start(network, adaptable_layers(network), 2, alpha=2.0)
     stack = LoraStack(network)
     stack.attach([(adapter, 1.0)])
     assert torch.equal(network(x), plain)
@@ -154,9 +154,9 @@ def test_layers_that_cannot_be_adapted_are_refused():
     assert adaptable_layers(network) == []
     for name in ("0", "1", "2"):
         with pytest.raises(RequestError):
-            LoraAdapter(network, [name], 1, alpha=1.0)
+            LoraAdapter.start(network, [name], 1, alpha=1.0)
     with pytest.raises(RequestError, match=r"rank must be >= 1, got 0"):
-        LoraAdapter(nn.Sequential(nn.Linear(2, 2)), ["0"], 0, alpha=1.0)
+        LoraAdapter.start(nn.Sequential(nn.Linear(2, 2)), ["0"], 0, alpha=1.0)
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def test_a_network_with_adapters_shares_the_weights_and_leaves_the_other_as_it_i
     network = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared), nn.BatchNorm1d(6)).eval()
     x = torch.randn(3, 6)
     plain = network(x)
-    adapter = LoraAdapter(network, ["0"], 2, alpha=2.0)
+    adapter = LoraAdapter.start(network, ["0"], 2, alpha=2.0)
     nn.init.normal_(adapter.by_name["0"].up)
     view = with_adapters(network, [(adapter, 0.5)])
     other = with_adapters(view, [(adapter, -0.5)])

@@ -12,7 +12,9 @@ from skyloom.models.lora import LoraAdapter, adaptable_layers, save_lora
 
 def write_lora(path: Path, pipeline: Pipeline) -> Path:
     """Write a LoRA of all layers of a pipeline's transformer that changes its frames visibly."""
-    adapter = LoraAdapter(pipeline.transformer, adaptable_layers(pipeline.transformer), 2, 2.0)
+    adapter = LoraAdapter.start(
+        pipeline.transformer, adaptable_layers(pipeline.transformer), 2, 2.0
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)

@@ -127,24 +127,27 @@ def attach_loras(
     family: str,
     base: str,
     device: "torch.device",
-) -> "Transformer":
-    """Return a transformer with LoRAs attached; it shares the weights of the given one.
+) -> tuple["Transformer", tuple[str, ...]]:
+    """Return a transformer with LoRAs attached, and notices about their files.
 
-    base: digest of the model's weights, as in receipts. Raises RequestError, with the first wrong
-    layer, for a file that does not fit the model.
+    It shares the weights of the given one, which stays as it is. base: digest of the model's
+    weights, as in receipts. Raises RequestError, with the first wrong tensor, for a file that does
+    not fit the model.
     """
-    from skyloom.models.lora import load_lora, with_adapters
+    from skyloom.models.lora import with_adapters
+    from skyloom.models.lora_files import load_adapter
 
     network: Any = transformer
     try:
         adapters = [
-            (load_lora(one.path, network, family=family, base=base).to(device), one.lora.weight)
+            load_adapter(one.path, network, family=family, base=base).place(network, device)
             for one in loras
         ]
     except CheckpointError as error:
         raise _invalid(error.message, hint=error.hint) from error
-    attached: Transformer = with_adapters(network, adapters)
-    return attached
+    weights = [one.lora.weight for one in loras]
+    attached: Transformer = with_adapters(network, zip(adapters, weights, strict=True))
+    return attached, tuple(notice for adapter in adapters for notice in adapter.notices)
 
 
 def _invalid(message: str, hint: str | None = None) -> RequestError:

@@ -28,7 +28,7 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
-from skyloom.generate.loras import attach_loras, find_loras
+from skyloom.generate.loras import LoraFile, attach_loras, find_loras
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.prompt_encoding import Texts, encode_prompts, text_conditions, truncations
@@ -47,7 +47,7 @@ from skyloom.generate.window_review import WindowReviewer
 from skyloom.generate.windows import RunPlan, Window
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import ModelBundle, TextContext
+from skyloom.models.base import ModelBundle, TextContext, Transformer
 from skyloom.models.checkpoint import verify_manifest
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
@@ -73,6 +73,7 @@ class Pipeline:
         self.info = bundle.info
         self.text_encoder = bundle.text_encoder
         self.transformer = bundle.transformer
+        self.lora_notices: tuple[str, ...] = ()
         self.autoencoder = bundle.autoencoder
         self.sound = bundle.sound
         self.device = bundle.device
@@ -167,14 +168,18 @@ class Pipeline:
         if not plan.loras:
             return self
         pipeline = copy(self)
-        pipeline.transformer = attach_loras(
+        pipeline.transformer, pipeline.lora_notices = self.attach_loras(plan.loras)
+        return pipeline
+
+    def attach_loras(self, loras: Sequence[LoraFile]) -> tuple[Transformer, tuple[str, ...]]:
+        """Return the transformer with LoRAs, and notices about their files. Raises RequestError."""
+        return attach_loras(
             self.transformer,
-            plan.loras,
+            loras,
             family=self.info.record.name,
             base=weights_digest(self.info.manifest.get("files", {})),
             device=self.device,
         )
-        return pipeline
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -211,7 +216,7 @@ class Pipeline:
         if plan.runs:
             with self.bundle.use("text_encoder"):
                 context = encode_prompts(plan, self.text_encoder, self.executor)
-            yield Step("text", 1, 1, notice=_notice(plan, context))
+            yield Step("text", 1, 1, notice=_notice(plan, context, self.lora_notices))
             with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
                 texts = text_conditions(plan, context, self.transformer, self.executor)
                 yield from self._render(generation, texts)
@@ -409,12 +414,13 @@ def _window_cache(plan: Plan) -> WindowCache | None:
     return WindowCache(folder / "spans")
 
 
-def _notice(plan: Plan, context: TextContext) -> str | None:
-    """Warnings for the user: truncated prompts, dropped frames, converted sources."""
+def _notice(plan: Plan, context: TextContext, further: Sequence[str]) -> str | None:
+    """Warnings for the user: truncated prompts, dropped frames, converted sources, `further`."""
     notices = list(truncations(plan, context))
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
     if plan.sources is not None:
         notices.extend(plan.sources.notices)
     notices.extend(plan.timeline.notices)
+    notices.extend(further)
     return " ".join(notices) or None
