@@ -1,6 +1,6 @@
 """Record of the diorama family: small videos of things in places, made on a CPU."""
 
-from skyloom.models.family import ModelFamily, Quality, SizeRule
+from skyloom.models.family import ModelFamily, Quality, Schedule, SizeRule
 
 FAMILY = ModelFamily(
     name="diorama",
@@ -10,7 +10,7 @@ FAMILY = ModelFamily(
     frames=33,
     num_steps=20,
     guidance_scale=2.0,
-    shift=2.0,
+    schedule=Schedule(shift=2.0),
     few_step=Quality(num_steps=4, guidance_scale=1.0, student=True),
     edit_verbs=(
         "remix",
