@@ -44,6 +44,7 @@ def generate(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     quality: options.Quality = None,
+    schedule: options.Schedule = None,
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = "diorama",
@@ -76,6 +77,7 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
         retakes=window_retries,
+        schedule=schedule,
     )
     delivery = Delivery(
         output=output,

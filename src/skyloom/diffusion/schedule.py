@@ -82,7 +82,7 @@ def _shifted_to_zero(
     first: float, last: float, num_steps: int, shift: float
 ) -> Float[Tensor, " n"]:
     """Shift `num_steps` levels from `first` towards `last`, which is replaced by 0."""
-    levels = torch.from_numpy(np.linspace(first, last, num_steps + 1))
+    levels = torch.tensor(list(np.linspace(first, last, num_steps + 1)), dtype=torch.float64)
     sigmas = shift_sigma(levels, shift)
     sigmas[-1] = 0.0
     return sigmas

@@ -52,8 +52,7 @@ def sample_unipc(
 def _frame_levels(canvas: Canvas, sigmas: Sequence[float]) -> list[list[float]]:
     """The levels of each latent frame, over the steps."""
     levels = torch.stack([canvas.frame_sigma(sigma) for sigma in sigmas], dim=1)
-    rows: list[list[float]] = levels.tolist()
-    return rows
+    return [[float(level) for level in row] for row in levels]
 
 
 def _order(levels: Sequence[float], index: int) -> int:

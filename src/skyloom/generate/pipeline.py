@@ -22,9 +22,8 @@ from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError, SafetyError
 from skyloom.core.paths import cache_folder
 from skyloom.core.seeds import derive_seed
-from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.conditioning import Conditioning
-from skyloom.generate.decoding import StreamingDecoder
+from skyloom.generate.decoding import StreamingDecoder, check_decoder
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
@@ -34,7 +33,13 @@ from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.receipt import make_receipt
 from skyloom.generate.renderer import RenderedFrames, RenderedSound, RunRenderer, WindowSound
 from skyloom.generate.request import Request
-from skyloom.generate.sampling import Critic, SamplingSpec, WindowStep
+from skyloom.generate.sampling import (
+    Critic,
+    SamplingSpec,
+    WindowStep,
+    model_levels,
+    schedule_sigmas,
+)
 from skyloom.generate.timeline import Filter, Keep
 from skyloom.generate.window_keys import window_keys
 from skyloom.generate.window_review import WindowReviewer
@@ -203,6 +208,8 @@ class Pipeline:
             yield Step("text", 1, 1, notice=_notice(plan, context))
             with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
                 texts = self._text_conditions(plan, context)
+                if self.info.record.trial_decode:
+                    check_decoder(self.autoencoder, self.executor, plan.shape)
                 yield from self._render(generation, texts)
         else:
             yield from self._render(generation, texts)
@@ -255,6 +262,7 @@ class Pipeline:
             conditions[0],
             plan.guidance_scale,
             student=plan.student,
+            model_levels=model_levels(plan.schedule, plan.num_steps),
         )
 
         def set_prompt(window: Window) -> None:
@@ -295,7 +303,8 @@ class Pipeline:
         return SamplingSpec(
             windows=run.windows,
             canvas_at=conditioning.canvas,
-            sigmas=make_sigmas(plan.num_steps, self.info.shift),
+            sigmas=schedule_sigmas(plan.schedule, plan.num_steps),
+            solver=plan.schedule.solver,
             seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
             rollout=self.info.rollout,
             span_seeds={

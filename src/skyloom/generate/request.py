@@ -36,7 +36,9 @@ class Request:
     no guidance) or "best" (many steps, guided), if the model has both. `cards` make a storyboard;
     its prompt, which may be empty, is appended to each card's. `edit` changes existing videos,
     whose length and size the result has. `retakes` is how often a window may be sampled
-    again that does not match the first one. Raises RequestError for values of the wrong type.
+    again that does not match the first one. `schedule` is the spacing of an open checkpoint's noise
+    levels, to compare: "wan" (the original code) or "diffusers". Raises RequestError for values of
+    the wrong type.
     """
 
     prompt: str
@@ -53,6 +55,7 @@ class Request:
     cards: tuple[Card, ...] = ()
     edit: Edit | None = None
     retakes: int | None = None
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _parse_cards(self.cards))
