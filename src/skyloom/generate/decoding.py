@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from skyloom.core.errors import NumericsError
+from skyloom.core.types import VideoShape
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.temporal_smoothing import smooth_latent
 from skyloom.generate.windows import Window
@@ -122,6 +124,24 @@ class StreamingDecoder:
         begin = self.autoencoder.scale.video_frames(first) if first else 0
         start, stop = window.display_range
         return frames[max(0, start - begin) : max(0, stop - begin)], state
+
+
+def check_decoder(
+    autoencoder: Autoencoder, executor: DeterministicExecutor, shape: VideoShape
+) -> None:
+    """Decode one latent frame of a video's size, to fail before sampling and not after it.
+
+    Raises NumericsError for pixels that are not finite.
+    """
+    size = autoencoder.scale.latent_shape(shape)
+    latent = torch.zeros(1, autoencoder.latent_channels, 1, size.height, size.width)
+    decode = partial(autoencoder.decode_step, latent.to(autoencoder.device), None)
+    pixels, _ = executor.run_one(decode)
+    if not pixels.float().sum().isfinite():
+        raise NumericsError(
+            "The autoencoder gave pixels that are not finite.",
+            hint="Its weights may be damaged: run skyloom models verify.",
+        )
 
 
 def _chunk(latent: Tensor, window: Window, first: int, end: int) -> Tensor:

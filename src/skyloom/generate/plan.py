@@ -16,6 +16,7 @@ from skyloom.generate.timeline import Generate, Media, SourceSpan, Timeline, mak
 from skyloom.generate.validate import MAX_SECONDS, ResolvedRequest, count_frames, resolve_defaults
 from skyloom.generate.windows import RunPlan, Window, plan_runs
 from skyloom.media.read import read_image
+from skyloom.models.family import Schedule
 from skyloom.models.registry import ModelInfo
 
 
@@ -34,6 +35,7 @@ class Plan:
     keep_every: int
     num_steps: int
     guidance_scale: float
+    schedule: Schedule
     seed: int
     timeline: Timeline
     runs: tuple[RunPlan, ...]
@@ -82,6 +84,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
         keep_every=resolved.keep_every,
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,
+        schedule=resolved.schedule,
         seed=request.seed,
         timeline=timeline,
         runs=plan_runs(timeline, scale, native, model.rollout),
@@ -131,6 +134,7 @@ def _plan_edit(
         keep_every=1,
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,
+        schedule=resolved.schedule,
         seed=request.seed or 0,  # an edit without sampling has no seed
         timeline=timeline,
         runs=plan_runs(timeline, scale, native, model.rollout),

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from skyloom.core.config import from_table
+from skyloom.core.config import from_table, to_table
 from skyloom.core.errors import CheckpointError, ConfigError, RequestError
 from skyloom.core.hash_cache import file_identity
 from skyloom.core.paths import model_path, models_folder
-from skyloom.models.family import ModelFamily, Quality, Rollout, SizeRule
+from skyloom.models.family import ModelFamily, Quality, Rollout, Schedule, SizeRule
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
@@ -73,7 +73,7 @@ class ModelInfo:
     frames: int
     num_steps: int
     guidance_scale: float
-    shift: float
+    schedule: Schedule
     parameters: int
     folder: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
@@ -192,7 +192,7 @@ def read_model(folder: Path) -> ModelInfo:
             f"the family {record.name} have no student.",
             hint=REPAIR,
         )
-    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale", "shift")
+    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale")
     values: dict[str, Any] = {name: manifest.get(name, getattr(record, name)) for name in shared}
     return ModelInfo(
         **values,
@@ -200,6 +200,7 @@ def read_model(folder: Path) -> ModelInfo:
         family=manifest["family"],
         description=manifest.get("description", ""),
         size_rule=_size_rule(folder, manifest, record),
+        schedule=_schedule(folder, manifest, record),
         parameters=manifest.get("parameters", 0),
         folder=folder,
         manifest=manifest,
@@ -220,6 +221,19 @@ def _size_rule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -
         raise CheckpointError(
             f"sizes in {where} must be a list of WIDTHxHEIGHT or a table, got {sizes!r:.80}.",
             hint=REPAIR,
+        ) from error
+
+
+def _schedule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -> Schedule:
+    """Read `schedule`, a table with fields of Schedule, and `shift`; both may be left out."""
+    try:
+        values = {**to_table(record.schedule), **manifest.get("schedule", {})}
+        if "shift" in manifest:
+            values["shift"] = manifest["shift"]
+        return from_table(values, Schedule, "schedule")
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(
+            f"The schedule in {folder / MANIFEST_FILE} is not valid: {error}", hint=REPAIR
         ) from error
 
 
