@@ -112,16 +112,6 @@ def test_the_first_picture_is_the_first_frame(pipeline, tmp_path):
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
 
 
-def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
-    manifest = {key: value for key, value in pipeline.info.manifest.items() if key != "rollout"}
-    with pytest.raises(RequestError, match="seconds must be <= 1 for tiny, got 5"):
-        make_plan(
-            replace(ASK, seconds=5),
-            replace(pipeline.info, manifest=manifest),
-            pipeline.autoencoder.scale,
-        )
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

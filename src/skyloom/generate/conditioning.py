@@ -83,6 +83,18 @@ class Conditioning:
         for number, cell in enumerate(latent.unbind(1)):
             self.known[shot, first + number] = KnownFrame(cell, strength)
 
+    def forget_before(self, index: int) -> None:
+        """Drop known latent frames that no window from number `index` on sees."""
+        later = self.run.windows[index:]
+        first = {one.shot: one.start for one in reversed(later)}
+        if any(one.start < first[one.shot] for one in later):
+            return  # windows from the end of a span to its start
+        self.known = {
+            at: known
+            for at, known in self.known.items()
+            if at[1] >= first.get(at[0], at[1] + 1)
+        }
+
     def canvas(self, window: Window) -> Canvas:
         """The canvas of a window: known latent frames, and the initial frames under the others."""
         height, width = (side // self.scale.space for side in (self.shape.height, self.shape.width))

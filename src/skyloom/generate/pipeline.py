@@ -258,6 +258,9 @@ class Pipeline:
         )
 
         def set_prompt(window: Window) -> None:
+            if not run.uses_cache:
+                inside = None if run.opens_shot(window) else self.transformer.uncached_frame_offset
+                denoiser.set_frame_offset(inside)
             previous = conditions[window.span - 1] if window.prompt_fade else None
             denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
 
@@ -284,7 +287,6 @@ class Pipeline:
             sampling,
             denoiser,
             decoder,
-            frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
             sound=sound,
         )
@@ -449,7 +451,5 @@ def _notice(plan: Plan, context: TextContext) -> str | None:
         notices.append(f"The negative prompt is too long: its last {negative} tokens were ignored.")
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
-    if plan.sources is not None:
-        notices.extend(plan.sources.notices)
-    notices.extend(plan.timeline.notices)
+    notices.extend(plan.notices)
     return " ".join(notices) or None

@@ -104,7 +104,7 @@ Span = Keep | Generate | Filter
 class Timeline:
     """Spans in order, at `fps` frames per second. With `loops`, the end leads back to the start.
 
-    `notices` are sentences for the user about the prompts of generated spans.
+    `notices` are sentences for the user about its generated spans: their prompts and lengths.
     """
 
     spans: tuple[Span, ...]

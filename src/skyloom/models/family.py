@@ -133,7 +133,8 @@ class ModelFamily:
     frames: native window, 1 + k times the frames of a latent frame; for edits k >= 2.
     edit_verbs: generating verbs that it can do.
     few_step: settings of a distilled student, for models that have one.
-    rollout: settings for longer videos; None if unsupported.
+    rollout: settings of the key-value cache for longer videos; None for a family that was not
+        trained to continue from one. Its longer videos are made in windows that see known frames.
     negative_prompt: used with guidance by requests that give none.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.

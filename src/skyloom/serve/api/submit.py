@@ -362,7 +362,10 @@ class JobSubmitter:
             seconds += lengths[0]
             extensions = source_metadata.extensions + 1
             alias.check_extension(extensions, seconds)
-        size = body.size or (alias.info.default_size if source is None else size_of(source))
+        size = body.size or alias.info.default_size
+        if body.size is None and source is not None:
+            size = size_of(source)
+            size = size if EDIT_VERBS[verb].is_filter else alias.nearest_size(size)
         parents = [one.job.id for one in media if one.job is not None]
         return JobMetadata(
             model=alias.name,
