@@ -80,20 +80,20 @@ def test_the_cards_of_a_storyboard_are_shown(skyloom, file, made):
     [
         (
             {
-                "spans": [[0, 4, "kept"], [4, 9, "made"]],
+                "spans": [[0, 4, "kept"], [4, 9, "generated"]],
                 "prompts": [[0, 2, "a cat"], [2, 4, ""], [4, 9, "a dog"]],
             },
             [
                 "span       0 to 0.125 s, frames 0 to 1, kept: a cat",
                 "span       0.125 to 0.25 s, frames 2 to 3, kept",
-                "span       0.25 to 0.5625 s, frames 4 to 8, made: a dog",
+                "span       0.25 to 0.5625 s, frames 4 to 8, generated: a dog",
             ],
         ),
         (
             {"spans": [[0, 4, "kept"], [4, 9, "made"]]},  # of version 0.1
             [
                 "span       0 to 0.25 s, frames 0 to 3, kept",
-                "span       0.25 to 0.5625 s, frames 4 to 8, made",
+                "span       0.25 to 0.5625 s, frames 4 to 8, generated",
             ],
         ),
         ({"spans": [[0, 4]]}, ["notes      spans: [[0, 4]]"]),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.errors import CheckpointError, RequestError
-from skyloom.generate.edit_verbs import EDIT_VERBS, FILTERS
+from skyloom.generate.edit_verbs import EDIT_VERBS, VERBS_WITHOUT_MODEL
 from skyloom.models.base import FamilyLoader
 from skyloom.models.family import Quality, Rollout, SizeRule
 from skyloom.models.registry import (
@@ -128,7 +128,7 @@ def test_a_family_without_a_student_refuses_models_with_one(tmp_path, monkeypatc
 
 def test_the_diorama_can_do_every_edit_that_generates():
     record = find_family("diorama")
-    assert set(record.edit_verbs) == set(EDIT_VERBS) - set(FILTERS)
+    assert set(record.edit_verbs) == set(EDIT_VERBS) - set(VERBS_WITHOUT_MODEL)
 
 
 def test_the_bundled_model_is_of_the_family_that_was_named_skyloom():

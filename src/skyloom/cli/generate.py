@@ -88,10 +88,7 @@ def generate(
         credentials=credentials,
         resume=resume_dir,
     )
-    request = with_seed(request, resume_dir)
-    announce = f"seed {request.seed}" if seed is None else None
-    result = make(request, delivery, device, force=force, announce=announce)
-    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)
+    make(request, delivery, device, force=force, as_json=as_json)
 
 
 def critic_for(
@@ -107,7 +104,7 @@ def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: that of the checkpoints in `resume`, else a random one."""
     from skyloom.generate.latent_store import read_identity
 
-    if resume is None or request.seed is not None or not request.samples:
+    if resume is None or request.seed is not None or not request.needs_model:
         return request.with_seed()
     stored = read_identity(resume)
     if stored is None:
@@ -144,14 +141,32 @@ def make(
     device: str | None,
     *,
     force: bool,
-    announce: str | None,
+    as_json: bool,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Check a request, generate its video and write it.
+    """Check a request, generate its video, write it, and print the receipt or the file's name.
 
-    `announce` is printed once all checks have passed. Without an output, the file is named after
-    `name`, or the prompt. Returns the receipt with the file and its length in seconds.
+    A seed that is drawn is printed once all checks have passed. Without an output, the file is
+    named after `name`, or the prompt. Returns the receipt with the file and its length in seconds.
     """
+    drawn = request.seed is None and request.needs_model
+    request = with_seed(request, delivery.resume)
+    announce = f"seed {request.seed}" if drawn else None
+    result = _make(request, delivery, device, force=force, announce=announce, name=name)
+    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)
+    return result
+
+
+def _make(
+    request: "Request",
+    delivery: Delivery,
+    device: str | None,
+    *,
+    force: bool,
+    announce: str | None,
+    name: str | None,
+) -> dict[str, Any]:
+    """Generate and write the video of a request with a seed; return its receipt and length."""
     from skyloom.generate.estimate import record_steps, workload_of
     from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load

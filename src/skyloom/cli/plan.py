@@ -105,7 +105,7 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
 def _span_line(span: dict[str, Any]) -> str:
     last = span["first_frame"] + span["frames"] - 1
     windows = f", {span['windows']} windows: {span['prompt']}" if "windows" in span else ""
-    return f"{span['kind']:8} frames {span['first_frame']} to {last}{windows}"
+    return f"{span['kind']:9} frames {span['first_frame']} to {last}{windows}"
 
 
 def _card_line(card: dict[str, Any]) -> str:

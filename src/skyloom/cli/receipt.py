@@ -85,12 +85,7 @@ def replay(
     """Generate a video again from its receipt."""
     from skyloom.generate.export import ExportOptions, check_ready
     from skyloom.generate.receipt import read_receipt
-    from skyloom.generate.replay import (
-        check_weights,
-        compare_file,
-        is_exact,
-        request_from_receipt,
-    )
+    from skyloom.generate.replay import check_weights, compare_file, is_exact, request_from_receipt
     from skyloom.media.write import check_target
 
     receipt = read_receipt(file)
@@ -159,7 +154,7 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
 def _card_lines(request: "Request") -> Iterator[str]:
     """Yield a line per card like: 1.5 s, cut, image cat.png: a red cat."""
     from skyloom.generate.parsing import parse_clock
-    from skyloom.generate.storyboard import DEFAULT_FADE
+    from skyloom.generate.timeline import DEFAULT_FADE
 
     for number, card in enumerate(request.cards):
         parts = [f"{float(parse_clock(card.at) or 0):g} s"]
@@ -183,8 +178,10 @@ def _span_lines(receipt: "Receipt") -> list[str]:
     """
     fps = None if receipt.frames is None else receipt.frames.fps
     lines: list[str] = []
+    made = "generated" if receipt.request.needs_model else "filtered"  # "made" in older receipts
     try:
-        for first, end, kind in receipt.notes["spans"]:
+        for first, end, written in receipt.notes["spans"]:
+            kind = made if written == "made" else written
             prompts = receipt.notes.get("prompts") or [[first, end, ""]]
             for start, stop, prompt in prompts:
                 begin = max(first, start)

@@ -47,11 +47,12 @@ def open_edit_sources(
 ) -> EditSources:
     """Open and check the files of an edit at a rate and a size (height, width).
 
-    Without `size`, it is the one of the model's `sizes` nearest to the first video's. Raises MediaError for an unreadable file, RequestError for an empty mask and, with `strict`,
-    for a video that would have to be resampled.
+    Without `size`, it is the one of the model's `sizes` nearest to the first video's. Raises
+    MediaError for an unreadable file, RequestError for an empty mask and, with `strict`, for a
+    video that would have to be resampled.
     """
-    if EDIT_VERBS[edit.verb].is_filter:
-        return EditSources((open_source(edit.videos[0]),))
+    if not EDIT_VERBS[edit.verb].resamples_sources:
+        return EditSources(tuple(open_source(path) for path in edit.videos))
     opened = [open_source(path, fps=Fraction(fps)) for path in edit.videos]
     if size is None:
         width, height = sizes.nearest(opened[0].width, opened[0].height)

@@ -18,10 +18,10 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -29,7 +29,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skyloom.core.errors import DiskFullError, MediaError, RequestError
+from skyloom.core.errors import DiskFullError, MediaError, RequestError, SafetyError
 from skyloom.core.files import TEMPORARY_SUFFIX, write_atomically
 
 _IDENTITY_FILE = "asked.json"  # name and key are those of existing folders
@@ -45,6 +45,7 @@ _RUNS = "span-*"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 MAX_CACHE_BYTES = 2 * 2**30
 _STEPS_KEPT = 2  # the latest step, and the one before in case that it is damaged
+_StepT = TypeVar("_StepT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +210,20 @@ class WindowStore:
             clear(self.folder)
         if self.cache is not None:
             self.cache.remove_used()
+
+    def guard(self, steps: Iterator[_StepT]) -> Iterator[_StepT]:
+        """Yield the steps of a video; write what is pending if the consumer stops early.
+
+        After a SafetyError nothing is kept.
+        """
+        try:
+            yield from steps
+        except GeneratorExit:
+            self.flush()
+            raise
+        except SafetyError:
+            self.discard()
+            raise
 
     def _remove_old_steps(self, path: Path) -> None:
         """Remove steps that a state replaces: all of a window, or older ones of a take."""

@@ -12,7 +12,7 @@ from skyloom.generate.edit_spec import check_source_limits
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.request import Request
 from skyloom.generate.storyboard import storyboard_spans
-from skyloom.generate.timeline import Filter, Generate, Keep, Media, Timeline, make_timeline
+from skyloom.generate.timeline import Generate, Media, SourceSpan, Timeline, make_timeline
 from skyloom.generate.validate import MAX_SECONDS, ResolvedRequest, count_frames, resolve_defaults
 from skyloom.generate.windows import MAX_KNOWN, RunPlan, Window, plan_runs
 from skyloom.media.read import read_image
@@ -57,11 +57,11 @@ class Plan:
         return tuple(window for run in self.runs for window in run.windows)
 
     @property
-    def segments(self) -> tuple[Keep | Filter | RunPlan, ...]:
+    def segments(self) -> tuple[SourceSpan | RunPlan, ...]:
         """Kept and filtered spans, and runs, in order of time."""
         firsts = {id(run.spans[0]): run for run in self.runs}
         found = (
-            span if isinstance(span, Keep | Filter) else firsts.get(id(span))
+            span if isinstance(span, SourceSpan) else firsts.get(id(span))
             for span in self.timeline.spans
         )
         return tuple(segment for segment in found if segment is not None)
@@ -142,18 +142,13 @@ def _plan_edit(
         raise RequestError(
             f"The edited video must be at most {MAX_SECONDS} seconds long, got {length}."
         )
-    shape = VideoShape(timeline.frames, source.height, source.width)
-    first = timeline.spans[0]
-    if isinstance(first, Filter):
-        assert len(timeline.spans) == 1, "a filter is the only span of its timeline"
-        shape = VideoShape(timeline.frames, *(first.size or (shape.height, shape.width)))
-        fps *= first.rate_factor
-    timeline = replace(timeline, fps=fps)
+    timeline = replace(timeline, fps=timeline.fps or fps)
+    shape = VideoShape(timeline.frames, *(timeline.size or (source.height, source.width)))
     runs = plan_runs(timeline, scale, native, model.rollout)
     return Plan(
         request,
         shape,
-        fps=fps,
+        fps=timeline.fps,
         keep_every=1,
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,

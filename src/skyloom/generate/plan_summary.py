@@ -12,11 +12,9 @@ from skyloom.generate.estimate import (
 )
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
-from skyloom.generate.timeline import Filter, Generate, Keep
+from skyloom.generate.timeline import Generate
 from skyloom.models.base import find_loader
 from skyloom.models.registry import DEFAULT_MODEL, find_model
-
-_SPAN_KINDS = {Keep: "keep", Generate: "make", Filter: "filter"}
 
 
 def plan_and_estimate(request: Request, device: str | None = None) -> tuple[Plan, Estimate]:
@@ -72,16 +70,20 @@ def describe_cards(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
     """Describe the spans of an edit, in order: frames, kind, and of generated ones the windows."""
-    runs = iter(plan.runs)
+    windows = iter(
+        sum(window.span == index for window in run.windows)
+        for run in plan.runs
+        for index in range(len(run.spans))
+    )
     position = 0
     for span in plan.timeline.spans if plan.request.edit is not None else ():
         row: dict[str, Any] = {
             "first_frame": position,
             "frames": span.frames,
-            "kind": _SPAN_KINDS[type(span)],
+            "kind": span.kind,
         }
         if isinstance(span, Generate):
-            row["windows"] = len(next(runs).windows)
+            row["windows"] = next(windows)
             row["prompt"] = span.prompt
         yield row
         position += span.frames

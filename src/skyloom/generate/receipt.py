@@ -23,7 +23,6 @@ from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.generate.source_prompts import timeline_prompts
-from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
 from skyloom.media.write import sidecar_of
@@ -191,7 +190,7 @@ def _filled_request(plan: Plan, model: str) -> Request:
     filled = replace(plan.request, model=model)
     if plan.request.edit is None:
         filled = replace(filled, seconds=plan.seconds, fps=float(plan.fps), size=plan.shape.size)
-    if filled.samples:
+    if filled.needs_model:
         filled = replace(
             filled,
             seed=plan.seed,
@@ -223,15 +222,14 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
 
 
 def _plan_notes(plan: Plan) -> dict[str, Any]:
-    """Notices and, of an edit, its kept and generated frames and the prompts of all frames."""
+    """Notices and, of an edit, its spans, their kinds and the prompts of all its frames."""
     notices: dict[str, Any] = {"notices": list(plan.notices)} if plan.notices else {}
     if plan.sources is None:
         return notices
     spans: list[list[int | str]] = []
     position = 0
     for span in plan.timeline.spans:
-        kind = "kept" if isinstance(span, Keep) else "made"
-        spans.append([position, position + span.frames, kind])
+        spans.append([position, position + span.frames, span.kind])
         position += span.frames
     prompts = timeline_prompts(plan.timeline, plan.sources.sources)
     return {

@@ -7,6 +7,7 @@ so memory does not grow with the length of the sources.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 
 import torch
@@ -90,6 +91,12 @@ class WindowSound:
             derive_seed(self._seed, "sound", window.index),
         )
         return RenderedSound(Audio(self._executor.run_one(make).float().cpu(), rate))
+
+
+def make_silence(model: SoundModel, fps: Fraction, start: int, stop: int) -> Audio:
+    """Silence for frames [start, stop) of a video."""
+    begin, end = (samples_at(frame / fps, model.rate) for frame in (start, stop))
+    return Audio(torch.zeros(model.channels, end - begin), model.rate)
 
 
 @dataclass

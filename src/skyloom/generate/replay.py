@@ -96,7 +96,7 @@ def request_from_receipt(receipt: Receipt, image: Path | None = None) -> Request
         raise RequestError(
             f"{image} is not the picture that the video started from.", hint="Use --image."
         )
-    if not request.samples:  # receipts of 0.1.0 list settings that had no effect
+    if not request.needs_model:  # receipts of 0.1.0 list settings that had no effect
         request = replace(
             request,
             seed=None,

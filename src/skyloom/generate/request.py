@@ -74,13 +74,13 @@ class Request:
         )
 
     @property
-    def samples(self) -> bool:
-        """Whether the model generates frames, so that seed, steps and guidance apply."""
-        return self.edit is None or self.edit.samples
+    def needs_model(self) -> bool:
+        """Whether a model generates frames, so that seed, steps and guidance apply."""
+        return self.edit is None or self.edit.needs_model
 
     def with_seed(self) -> "Request":
         """The same request with a random seed, unless it has one or needs none."""
-        if self.seed is not None or not self.samples:
+        if self.seed is not None or not self.needs_model:
             return self
         return replace(self, seed=secrets.randbelow(2**31))
 

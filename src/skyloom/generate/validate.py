@@ -93,8 +93,8 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
     if request.edit is None:
         return
     verb = EDIT_VERBS[request.edit.verb]
-    if not verb.is_filter and verb.name not in model.edit_verbs:
-        possible = ", ".join(model.edit_verbs) or "filters only"
+    if verb.uses_model and verb.name not in model.edit_verbs:
+        possible = ", ".join(model.edit_verbs) or "only verbs without a model"
         raise RequestError(
             f"verb must be one that {model.name} can do ({possible}), got {verb.name}.",
             hint="Use another model.",
@@ -113,9 +113,9 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
                 hint="An edit takes length, rate and pictures from its videos.",
                 field=name,
             )
-    for name in () if request.samples else _SAMPLING_FIELDS:
+    for name in () if request.needs_model else _SAMPLING_FIELDS:
         if getattr(request, name) not in (None, ""):
-            kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which is a filter"
+            kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which uses no model"
             raise RequestError(f"{name} must be left out for {kind}.", field=name)
     if request.cards:
         raise RequestError(

@@ -1,7 +1,8 @@
 """The window planner: lay generated spans on latent frames and divide them into windows.
 
-A run is what is sampled as one sequence of windows: a span of an edit, or all spans of a prompt or
-storyboard, whose spans have no name. Positions are counted from the start of a shot.
+A run is what is sampled as one sequence of windows: a span of an edit with those that continue it,
+or all spans of a prompt or storyboard, whose spans have no name. Positions are counted from the
+start of a shot.
 
 A model with a rollout continues a shot from a cache. Without one, each later window sees the last
 latent frames before it as known frames (diffusion forcing: Chen et al. 2024, arXiv 2407.01392).
@@ -13,7 +14,7 @@ after it, each window sees the latent frames next to it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from skyloom.core.errors import RequestError
@@ -93,6 +94,11 @@ class RunPlan:
         """Whether a window is at the start of a shot, with no kept frames around the run."""
         return not (window.start or self.known_before or self.known_after)
 
+    @property
+    def whole(self) -> Generate:
+        """The spans of a run between kept frames as one span."""
+        return _joined(self.spans)
+
 
 def plan_runs(
     timeline: Timeline, scale: ScaleFactors, native: int, rollout: Rollout | None
@@ -104,17 +110,37 @@ def plan_runs(
     runs: list[RunPlan] = []
     sequence: list[Generate] = []
     for span in (*timeline.spans, None):
-        if isinstance(span, Generate) and not span.name:
-            sequence.append(span)
-            continue
-        if sequence:
-            spans = tuple(sequence)
-            windows = shot_windows(spans, scale, native, rollout)
-            runs.append(RunPlan(spans, windows, uses_cache=rollout is not None))
+        generated = isinstance(span, Generate)
+        if sequence and not (generated and _is_sampled_with(span, sequence[-1])):
+            runs.append(_plan_run(tuple(sequence), scale, native, rollout))
             sequence.clear()
-        if isinstance(span, Generate):
-            runs.append(plan_span(span, scale, native, rollout))
+        if generated:
+            sequence.append(span)
     return tuple(runs)
+
+
+def _is_sampled_with(span: Generate, before: Generate) -> bool:
+    return span.name == before.name and (span.continues or not span.name)
+
+
+def _plan_run(
+    spans: tuple[Generate, ...], scale: ScaleFactors, native: int, rollout: Rollout | None
+) -> RunPlan:
+    if not spans[0].name:
+        windows = shot_windows(spans, scale, native, rollout)
+        return RunPlan(spans, windows, uses_cache=rollout is not None)
+    if len(spans) == 1:
+        return plan_span(spans[0], scale, native, rollout)
+    return plan_prompts(spans, scale, native)
+
+
+def _joined(spans: Sequence[Generate]) -> Generate:
+    """Spans of one name, of which all but the first continue, as one span."""
+    first = spans[0]
+    frames = sum(span.frames for span in spans)
+    clips = (replace(clip, stop=clip.start + frames) for clip in first.init_clips)
+    shares = tuple(share for span in spans for share in span.mix_shares)
+    return replace(first, frames=frames, init_clips=tuple(clips), mix_shares=shares)
 
 
 def shot_windows(
@@ -233,6 +259,39 @@ def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout
         lead_frames=lead,
         uses_cache=uses_cache,
     )
+
+
+def plan_prompts(spans: tuple[Generate, ...], scale: ScaleFactors, native: int) -> RunPlan:
+    """Plan spans between kept frames that are one shot with several prompts.
+
+    Windows follow one another in time; each has one prompt and sees the latent frames next to it.
+    A prompt holds from the first latent frame that begins in its span.
+    """
+    run = plan_span(_joined(spans), scale, native, rollout=None)
+    end = run.known_before + run.generated
+    windows: list[Window] = []
+    position = run.known_before
+    offset = 0
+    for index, span in enumerate(spans):
+        until = offset + span.frames
+        last = index + 1 == len(spans)
+        stop = end if last else min(end, run.known_before + -(-until // scale.time))
+        known_after = run.known_after if stop == end else 0
+        for seen, target in _forward(position, stop - position, known_after, native):
+            window = Window(
+                len(windows),
+                *seen,
+                decode_until=target[1],
+                cache_until=seen[1],
+                display_range=(run.lead_frames, run.lead_frames + run.frames),
+                generated=target,
+                span=index,
+                prompt_fade=_prompt_fade(span.fade_frames, run.lead_frames + offset, seen, scale),
+            )
+            windows.append(window)
+        position = stop
+        offset = until
+    return replace(run, spans=spans, windows=tuple(windows), uses_cache=False)
 
 
 def latent_frames_for(frames: int, scale: ScaleFactors) -> int:

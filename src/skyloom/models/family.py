@@ -135,6 +135,8 @@ class ModelFamily:
     few_step: settings of a distilled student, for models that have one.
     rollout: settings of the key-value cache for longer videos; None for a family that was not
         trained to continue from one. Its longer videos are made in windows that see known frames.
+    frame_levels: whether it was trained with a noise level per latent frame, so that known frames
+        enter clean. Without it they are noised like the others (RePaint).
     negative_prompt: used with guidance by requests that give none.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.
@@ -151,6 +153,7 @@ class ModelFamily:
     edit_verbs: tuple[str, ...]
     few_step: Quality | None = None
     rollout: Rollout | None = None
+    frame_levels: bool = True
     negative_prompt: str = ""
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 

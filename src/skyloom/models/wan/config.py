@@ -48,6 +48,7 @@ _LARGE = replace(
     ),
     fps=16,
     frames=81,
+    frame_levels=False,
 )
 VARIANTS = {
     "ti2v-5b": FAMILY,

@@ -38,7 +38,7 @@ def check_fields(verb: str, body: EditFields) -> None:
     spec = EDIT_VERBS[verb]
     given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "")}
     hard_cut = verb == "stitch" and body.morph == 0
-    sampled = not hard_cut and not spec.is_filter
+    sampled = spec.uses_model and not hard_cut
     unused = given - set(spec.field_names) - _COMMON - (SAMPLING if sampled else frozenset())
     for name in sorted(unused):
         target = "stitch with morph 0" if hard_cut else verb

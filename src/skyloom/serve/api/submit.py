@@ -162,7 +162,7 @@ class JobSubmitter:
         metadata = self._edit_metadata(alias, verb, body, media).replace(
             prompt=prompt,
             consent=self._check_media_consent(owner, body.consent, media),
-            steps=resolved.num_steps if request.samples else 1,
+            steps=resolved.num_steps if request.needs_model else 1,
         )
         metadata = _with_characters(metadata, characters, replaced)
         self._check_room(owner, options, request, metadata)
@@ -363,9 +363,16 @@ class JobSubmitter:
             extensions = source_metadata.extensions + 1
             alias.check_extension(extensions, seconds)
         size = body.size or alias.info.default_size
+        notices: list[str] = []
         if body.size is None and source is not None:
             size = size_of(source)
-            size = size if EDIT_VERBS[verb].is_filter else alias.nearest_size(size)
+            if EDIT_VERBS[verb].resamples_sources:
+                size = alias.nearest_size(size)
+            if size != size_of(source):
+                notices.append(
+                    f"The video of {size_of(source)} is scaled and cropped to {size}, the nearest "
+                    f"size of {alias.info.name}."
+                )
         parents = [one.job.id for one in media if one.job is not None]
         return JobMetadata(
             model=alias.name,
@@ -375,6 +382,7 @@ class JobSubmitter:
             fps=float(body.fps or source_metadata.fps or alias.info.fps),
             verb=verb,
             remixed_from=parents[0] if parents and verb == "remix" else None,
+            notices=notices,
             parents=parents,
             extensions=extensions,
         )

@@ -85,7 +85,7 @@ class PipelineRenderer:
         """Load the model and plan the job's request with local input files and a fixed seed."""
         inputs = Path(os.path.relpath(folder)) / "inputs"
         request = Request.from_dict(self._fetch_inputs(job.request, inputs))
-        if request.seed is None and request.samples:
+        if request.seed is None and request.needs_model:
             request = request.with_fields({"seed": seed_of(job.id)})
         # a job that has failed here before gets the whole memory
         pipeline = self._pipelines.get(request.model or DEFAULT_MODEL, alone=job.attempts > 0)
