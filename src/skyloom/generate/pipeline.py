@@ -311,6 +311,7 @@ class Pipeline:
             channels=self.autoencoder.latent_channels,
             encode=self._encode_pixels,
             sources=plan.sources,
+            known_sigma=0.0 if self.info.record.frame_levels else 1.0,
         )
 
     def _run_stores(

@@ -14,7 +14,7 @@ from skyloom.generate.request import Request
 from skyloom.generate.storyboard import storyboard_spans
 from skyloom.generate.timeline import Generate, Media, SourceSpan, Timeline, make_timeline
 from skyloom.generate.validate import MAX_SECONDS, ResolvedRequest, count_frames, resolve_defaults
-from skyloom.generate.windows import MAX_KNOWN, RunPlan, Window, plan_runs
+from skyloom.generate.windows import RunPlan, Window, max_known_frames, plan_runs
 from skyloom.media.read import read_image
 from skyloom.models.registry import ModelInfo
 
@@ -110,7 +110,7 @@ def _with_length_notice(
     shots = [(number, window.shot) for number, run in enumerate(runs) for window in run.windows]
     if model.rollout is not None or len(shots) == len(set(shots)):
         return timeline
-    seen = MAX_KNOWN * scale.time
+    seen = max_known_frames(scale.latent_frames(model.frames)) * scale.time
     notice = (
         f"{model.name} was trained on videos of {model.frames} frames "
         f"({(model.frames - 1) / model.fps:g} s). Longer ones are made in windows that see at "
