@@ -9,7 +9,6 @@ from PIL import Image
 
 import skyloom
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
-from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import cover, to_frames, to_pixels
 from skyloom.media.read import read_image

@@ -1,6 +1,7 @@
 """Models without a rollout: long videos, storyboards and every edit verb by known latent frames."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.pipeline import Pipeline
+from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.generate.sampling import WindowScore
 from skyloom.generate.timeline import Keep
@@ -21,6 +23,7 @@ from skyloom.generate.window_keys import window_keys
 from skyloom.media.frames import cover
 from skyloom.media.source import open_source
 from skyloom.media.video import Video
+from skyloom.models.wan.config import FAMILY
 from skyloom.safety.watermark import SpreadSpectrumWatermarker
 
 LONG = Request("a red cat on the beach", seed=7, seconds=3, num_steps=2, guidance_scale=1.0)
@@ -134,9 +137,7 @@ def test_memory_does_not_grow_with_the_length(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize("request_", [LONG, BOARD], ids=["prompt", "storyboard"])
-def test_it_is_stopped_at_every_step_and_goes_on(
-    pipeline, calls, tmp_path, monkeypatch, request_
-):
+def test_it_is_stopped_at_every_step_and_goes_on(pipeline, calls, tmp_path, monkeypatch, request_):
     monkeypatch.setenv("SKYLOOM_CACHE", "off")
     whole = pipeline.generate(request_)
     once = len(calls)
@@ -220,7 +221,7 @@ def test_pictures_are_pinned_where_their_cards_begin(pipeline, tmp_path):
 class Strict:
     """Fails every take of a window, by the sum of its frames; the lowest take is kept."""
 
-    bounds = {"sum": 1.0}
+    bounds: ClassVar[dict[str, float]] = {"sum": 1.0}
 
     def __call__(self, frames, first, before):
         value = 2 + int(frames.long().sum()) % 97 / 97
@@ -311,3 +312,18 @@ def test_an_edit_is_made_at_the_size_nearest_to_its_source(pipeline, sources, tm
     assert plan.notices[0].endswith("resized from 60x108 to 64x96, cropped to fill it.")
     asked = pipeline.plan(replace(request, size="32x64"))
     assert asked.shape.size == "32x64"
+
+
+@pytest.mark.parametrize(
+    ("size", "made"), [((1080, 1920), "1280x704"), ((1920, 1080), "704x1280"), ((480, 640), None)]
+)
+def test_sources_of_real_sizes_on_a_model_of_720p(pipeline, tmp_path, size, made):
+    height, width = size
+    Video(torch.zeros(9, height, width, 3, dtype=torch.uint8), fps=16).save(tmp_path / "a.mkv")
+    edit = {"verb": "remix", "videos": [str(tmp_path / "a.mkv")]}
+    info = replace(pipeline.info, size_rule=FAMILY.sizes)
+    plan = make_plan(replace(LONG, seconds=None, edit=edit), info, pipeline.autoencoder.scale)
+    assert plan.shape.size == (made or f"{width}x{height}")
+    resized = [notice for notice in plan.notices if "resized" in notice]
+    ending = f"resized from {width}x{height} to {made}, cropped to fill it."
+    assert [notice.endswith(ending) for notice in resized] == [True] * (made is not None)

@@ -91,9 +91,7 @@ class Conditioning:
         if any(one.start < first[one.shot] for one in later):
             return  # windows from the end of a span to its start
         self.known = {
-            at: known
-            for at, known in self.known.items()
-            if at[1] >= first.get(at[0], at[1] + 1)
+            at: known for at, known in self.known.items() if at[1] >= first.get(at[0], at[1] + 1)
         }
 
     def canvas(self, window: Window) -> Canvas:

@@ -65,9 +65,7 @@ def resolve_defaults(
 def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:
     """Number of frames of a request. Raises RequestError for an invalid length."""
     _check_seconds(request)
-    return (
-        model.frames if request.seconds is None else scale.frames_for(request.seconds, model.fps)
-    )
+    return model.frames if request.seconds is None else scale.frames_for(request.seconds, model.fps)
 
 
 def _check_prompts(request: Request, *, moderate: bool) -> None:
