@@ -1,5 +1,6 @@
 """Models without a rollout: long videos, storyboards and every edit verb by known latent frames."""
 
+import json
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from edit_examples import example_edit
 from PIL import Image
-from uncached_models import diorama_pipeline, wan_pipeline
+from uncached_models import copy_without_rollout, diorama_pipeline, wan_pipeline
 
 from skyloom.generate.cards import Card
 from skyloom.generate.conditioning import Conditioning
@@ -35,8 +36,8 @@ CARDS = (
 CHANGE, CUT = 24, 48  # first frames of the second and the third card
 BOARD = replace(LONG, prompt="", seconds=4, cards=CARDS)
 NOTICE = (
-    "tiny was trained on videos of 17 frames (1 s). Longer ones are made in windows that see at "
-    "most 8 frames before them; their quality has not been measured."
+    "tiny was trained on videos of 17 frames (1 s). Longer shots are made in windows that see the "
+    "last frames before them; their quality has not been measured."
 )
 VERBS = [name for name, verb in EDIT_VERBS.items() if verb.uses_model]
 
@@ -101,6 +102,15 @@ def test_a_long_video_is_made_in_windows_that_see_clean_frames(pipeline, calls):
     assert all(level > 0 for levels in calls for level in levels[2:])
     assert video.receipt["notes"]["notices"] == [NOTICE]
     assert plan.notices == (NOTICE,)
+
+
+def test_the_plan_has_the_notice(tiny_model, skyloom, tmp_path):
+    folder = copy_without_rollout(tiny_model, tmp_path / "model")
+    command = ("plan", "a cat", "--model", folder, "--seconds", 3)
+    assert f"note     {NOTICE}" in skyloom(*command).out
+    assert json.loads(skyloom(*command, "--json").out)["notices"] == [NOTICE]
+    short = json.loads(skyloom(*command[:-1], 1, "--json").out)
+    assert "notices" not in short
 
 
 def test_a_short_video_is_the_beginning_and_has_no_notice(pipeline):
@@ -249,12 +259,17 @@ def edit_request(verb, sources, reverse=False, **fields):
 
 
 def generated_frames(plan, frames):
-    """The generated spans of an edited video."""
+    """The generated pixels of an edited video; of a masked span, those without a soft edge."""
     parts, position = [], 0
     for span in plan.timeline.spans:
-        if not isinstance(span, Keep):
-            parts.append(frames[position : position + span.frames])
+        part = frames[position : position + span.frames]
         position += span.frames
+        if isinstance(span, Keep):
+            continue
+        if span.masked:
+            clip = span.init_clips[0]
+            part = part[plan.sources.soft_mask(clip.start, clip.stop) == 1]
+        parts.append(part.flatten())
     return torch.cat(parts)
 
 
@@ -289,7 +304,7 @@ def test_an_edit_verb_keeps_what_is_known_and_depends_on_its_inputs(pipeline, so
     if EDIT_VERBS[verb].field("region"):
         others["mask"] = edit_request(verb, sources, region="16,8,16,16@0.5-1")
     for name, other in others.items():
-        changed = generated_frames(pipeline.plan(other), pipeline.generate(other).frames)
+        changed = generated_frames(plan, pipeline.generate(other).frames)
         assert made.shape == changed.shape
         assert not torch.equal(made, changed), name
 

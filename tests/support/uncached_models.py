@@ -1,7 +1,10 @@
 """Pipelines of models without a rollout: a diorama whose rollout is left out, and a tiny Wan."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +19,15 @@ from skyloom.models.wan.transformer import Wan
 CPU = torch.device("cpu")
 SIZES = SizeRule(multiple=32, min_side=32, max_side=96, max_area=96 * 64, default=(64, 32))
 WAN_CELLS = 16  # channels of a latent
+
+
+def copy_without_rollout(folder: Path, target: Path, **changes: Any) -> Path:
+    """Copy a model folder without its rollout, with other values in its manifest."""
+    shutil.copytree(folder, target)
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    del manifest["rollout"]
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
 
 
 def without_rollout(folder: Path) -> ModelInfo:

@@ -13,8 +13,14 @@ from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.request import Request
 from skyloom.generate.storyboard import storyboard_spans
 from skyloom.generate.timeline import Generate, Media, SourceSpan, Timeline, make_timeline
-from skyloom.generate.validate import MAX_SECONDS, ResolvedRequest, count_frames, resolve_defaults
-from skyloom.generate.windows import RunPlan, Window, max_known_frames, plan_runs
+from skyloom.generate.validate import (
+    MAX_SECONDS,
+    ResolvedRequest,
+    count_frames,
+    length_notice,
+    resolve_defaults,
+)
+from skyloom.generate.windows import RunPlan, Window, plan_runs
 from skyloom.media.read import read_image
 from skyloom.models.registry import ModelInfo
 
@@ -86,7 +92,7 @@ def make_plan(request: Request, model: ModelInfo, scale: ScaleFactors) -> Plan:
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,
         seed=request.seed,
-        timeline=_with_length_notice(timeline, runs, model, scale),
+        timeline=_with_length_notice(timeline, runs, model),
         runs=runs,
         student=resolved.quality.student,
     )
@@ -103,20 +109,12 @@ def _generated_timeline(request: Request, shape: VideoShape, fps: int) -> Timeli
     return make_timeline([Generate(shape.frames, request.prompt, media=media)])
 
 
-def _with_length_notice(
-    timeline: Timeline, runs: Sequence[RunPlan], model: ModelInfo, scale: ScaleFactors
-) -> Timeline:
+def _with_length_notice(timeline: Timeline, runs: Sequence[RunPlan], model: ModelInfo) -> Timeline:
     """The timeline; it says so if a model without a rollout makes a shot in several windows."""
     shots = [(number, window.shot) for number, run in enumerate(runs) for window in run.windows]
     if model.rollout is not None or len(shots) == len(set(shots)):
         return timeline
-    seen = max_known_frames(scale.latent_frames(model.frames)) * scale.time
-    notice = (
-        f"{model.name} was trained on videos of {model.frames} frames "
-        f"({(model.frames - 1) / model.fps:g} s). Longer ones are made in windows that see at "
-        f"most {seen} frames before them; their quality has not been measured."
-    )
-    return replace(timeline, notices=(*timeline.notices, notice))
+    return replace(timeline, notices=(*timeline.notices, length_notice(model)))
 
 
 def _plan_edit(
@@ -153,7 +151,7 @@ def _plan_edit(
         num_steps=resolved.num_steps,
         guidance_scale=resolved.guidance_scale,
         seed=request.seed or 0,  # an edit without sampling has no seed
-        timeline=_with_length_notice(timeline, runs, model, scale),
+        timeline=_with_length_notice(timeline, runs, model),
         runs=runs,
         student=resolved.quality.student,
         sources=opened,

@@ -68,6 +68,15 @@ def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int
     return model.frames if request.seconds is None else scale.frames_for(request.seconds, model.fps)
 
 
+def length_notice(model: ModelInfo) -> str:
+    """The sentence for the user about a shot longer than the videos of a model's training."""
+    return (
+        f"{model.name} was trained on videos of {model.frames} frames "
+        f"({(model.frames - 1) / model.fps:g} s). Longer shots are made in windows that see the "
+        "last frames before them; their quality has not been measured."
+    )
+
+
 def _check_prompts(request: Request, *, moderate: bool) -> None:
     """Check the presence and length of all texts and, with `moderate`, their content."""
     if not request.prompt.strip() and not request.cards and request.edit is None:

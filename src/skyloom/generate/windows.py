@@ -170,7 +170,7 @@ def shot_windows(
         last = max(end, ahead)
         start = _latent_frame_of(offset, scale)
         while start < last:
-            seen = 0 if rollout is not None else min(max_known_frames(native), start)
+            seen = 0 if rollout is not None else min(_max_known(native), start)
             if start == 0 or rollout is None:
                 full = start + native - seen
             else:
@@ -207,7 +207,7 @@ def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout
     Raises RequestError if `native` is less than 3.
     """
     _check_native(native, scale, "edits")
-    max_known = max_known_frames(native)
+    max_known = _max_known(native)
     before = 0 if span.before is None else span.before.frames
     after = 0 if span.after is None else span.after.frames
     continues = before > 0 and after == 0 and rollout is not None
@@ -304,7 +304,7 @@ def first_frame(cell: int, scale: ScaleFactors) -> int:
     return 0 if cell == 0 else scale.video_frames(cell)
 
 
-def max_known_frames(native: int) -> int:
+def _max_known(native: int) -> int:
     """Largest number of known latent frames per side of a window."""
     return min(MAX_KNOWN, (native - 1) // 2)
 
@@ -357,7 +357,7 @@ def _forward(known_before: int, generated: int, known_after: int, native: int) -
     """Windows in order of time; the last one sees the known latent frames after the span."""
     position = known_before
     end = known_before + generated
-    max_known = max_known_frames(native)
+    max_known = _max_known(native)
     while position < end:
         seen = min(max_known, position)
         room = native - seen
@@ -374,7 +374,7 @@ def _backward(known_before: int, generated: int, known_after: int, native: int) 
     """Windows from the end of a span without known frames before it to its start."""
     assert not known_before
     end = generated
-    max_known = max_known_frames(native)
+    max_known = _max_known(native)
     while end > 0:
         seen = min(max_known, generated + known_after - end)
         start = max(0, end - (native - seen))

@@ -1,10 +1,8 @@
 """Sora's sizes on a model whose sides are multiples of 32, up to 1280x704 pixels in area."""
 
-import json
-import shutil
-
 import openai
 import pytest
+from uncached_models import copy_without_rollout
 
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
@@ -25,14 +23,9 @@ SIZES = {
 @pytest.fixture
 def model(tiny_model, tmp_path, monkeypatch):
     """An installed copy of the tiny model, without a rollout, with the sizes of Wan2.2 5B."""
-    folder = tmp_path / "models" / "large"
-    shutil.copytree(tiny_model, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["rollout"]
-    manifest |= {"name": "large", "sizes": SIZES}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setenv("SKYLOOM_MODELS", str(tmp_path / "models"))
-    return folder
+    folder = tmp_path / "models" / "large"
+    return copy_without_rollout(tiny_model, folder, name="large", sizes=SIZES)
 
 
 @pytest.fixture
@@ -64,6 +57,7 @@ def test_a_size_of_sora_is_made_at_the_nearest_size_which_the_video_reports(
     assert (video.size, video.requested_size, video.seconds) == (made, asked, "4")
     notices = [notice for notice in video.notices if notice.startswith(f"The size is {made}")]
     assert len(notices) == (asked != made)
+    assert any("large was trained on videos of 17 frames (1 s)." in one for one in video.notices)
 
 
 def test_strict_sizes_name_the_nearest_one(make):
@@ -73,7 +67,7 @@ def test_strict_sizes_name_the_nearest_one(make):
     assert error.value.param == "size"
 
 
-def test_the_file_has_the_size_and_its_remix_too(make, tmp_path):
+def test_the_file_has_the_size_and_its_remix_too(make, model, tmp_path):
     server = make()
     client = server.openai()
     video = client.videos.create(
@@ -83,7 +77,7 @@ def test_the_file_has_the_size_and_its_remix_too(make, tmp_path):
     def render(job, folder, *, output):
         """Render with the model itself."""
         path = output / "video.mp4"
-        receipt = load(str(tmp_path / "models" / "large"), dtype="float32").export(
+        receipt = load(str(model), dtype="float32").export(
             Request.from_dict({**job.request, "num_steps": 1}), path
         )
         yield Progress(99, "decode", {"video": path}, receipt)

@@ -14,7 +14,7 @@ from typing import Any
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
-from skyloom.generate.validate import MAX_PROMPT, resolve_defaults
+from skyloom.generate.validate import MAX_PROMPT, length_notice, resolve_defaults
 from skyloom.safety.moderation import ModerationResult, current_policy
 from skyloom.serve.api.character_prompts import (
     check_characters_named,
@@ -333,10 +333,13 @@ class JobSubmitter:
                 f"The size is {output_size}, not {requested_size}: sizes of {info.name} must be "
                 f"{info.size_rule.describe()}."
             )
+        trained = (info.frames - 1) / info.fps
+        if info.rollout is None and not request.cards and (length or 0) > trained:
+            notices.append(length_notice(info))
         metadata = JobMetadata(
             model=alias.name,
             prompt=request.prompt,
-            seconds=f"{(info.frames - 1) / info.fps if length is None else length:g}",
+            seconds=f"{trained if length is None else length:g}",
             size=output_size,
             requested_size=requested_size,
             fps=info.fps / resolved.keep_every,
