@@ -283,6 +283,9 @@ class Pipeline:
         )
 
         def set_prompt(window: Window) -> None:
+            if not run.uses_cache:
+                inside = None if run.opens_shot(window) else self.transformer.uncached_frame_offset
+                denoiser.set_frame_offset(inside)
             previous = conditions[window.span - 1] if window.prompt_fade else None
             denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
 
@@ -309,7 +312,6 @@ class Pipeline:
             sampling,
             denoiser,
             decoder,
-            frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
             sound=sound,
         )
@@ -342,6 +344,7 @@ class Pipeline:
             channels=self.autoencoder.latent_channels,
             encode=self._encode_pixels,
             sources=plan.sources,
+            known_sigma=0.0 if self.info.record.frame_levels else 1.0,
         )
 
     def _run_stores(
@@ -428,8 +431,6 @@ def _notice(plan: Plan, context: TextContext, further: Sequence[str]) -> str | N
     notices = list(truncations(plan, context))
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
-    if plan.sources is not None:
-        notices.extend(plan.sources.notices)
-    notices.extend(plan.timeline.notices)
+    notices.extend(plan.notices)
     notices.extend(further)
     return " ".join(notices) or None

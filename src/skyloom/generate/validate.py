@@ -80,19 +80,18 @@ def resolve_defaults(
 
 
 def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:
-    """Number of frames of a request. Raises RequestError if the model cannot generate as many."""
+    """Number of frames of a request. Raises RequestError for an invalid length."""
     _check_seconds(request)
-    if request.seconds is None:
-        return model.frames
-    max_seconds = (model.frames - 1) / model.fps
-    frames = scale.frames_for(request.seconds, model.fps)
-    if frames > model.frames and model.rollout is None:
-        raise RequestError(
-            f"seconds must be <= {max_seconds:g} for {model.name}, got {request.seconds:g}.",
-            hint="Shorten it, or use a model that supports longer videos.",
-            field="seconds",
-        )
-    return frames
+    return model.frames if request.seconds is None else scale.frames_for(request.seconds, model.fps)
+
+
+def length_notice(model: ModelInfo) -> str:
+    """The sentence for the user about a shot longer than the videos of a model's training."""
+    return (
+        f"{model.name} was trained on videos of {model.frames} frames "
+        f"({(model.frames - 1) / model.fps:g} s). Longer shots are made in windows that see the "
+        "last frames before them; their quality has not been measured."
+    )
 
 
 def _check_prompts(request: Request, *, moderate: bool) -> None:

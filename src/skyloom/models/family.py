@@ -187,7 +187,10 @@ class ModelFamily:
     frames: native window, 1 + k times the frames of a latent frame; for edits k >= 2.
     edit_verbs: generating verbs that it can do.
     few_step: settings of a distilled student, for models that have one.
-    rollout: settings for longer videos; None if unsupported.
+    rollout: settings of the key-value cache for longer videos; None for a family that was not
+        trained to continue from one. Its longer videos are made in windows that see known frames.
+    frame_levels: whether it was trained with a noise level per latent frame, so that known frames
+        enter clean. Without it they are noised like the others (RePaint).
     negative_prompt: used with guidance by requests that give none.
     trial_decode: decode one latent frame before sampling, so that a decoder that does not fit in
         memory or is damaged fails at once and not after the last step.
@@ -206,6 +209,7 @@ class ModelFamily:
     edit_verbs: tuple[str, ...]
     few_step: Quality | None = None
     rollout: Rollout | None = None
+    frame_levels: bool = True
     negative_prompt: str = ""
     trial_decode: bool = False
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])

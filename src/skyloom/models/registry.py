@@ -131,7 +131,7 @@ class ModelInfo:
 
     @property
     def rollout(self) -> Rollout | None:
-        """Settings for videos longer than the native window; None if unsupported."""
+        """Settings of the cache for longer videos; None for a model that has none."""
         values = self.manifest.get("rollout")
         return self.record.rollout if values is None else Rollout(**values)
 

@@ -50,6 +50,7 @@ _LARGE = replace(
     fps=16,
     frames=81,
     schedule=Schedule("unipc", "wan", shift=3.0, area_shifts=((1280 * 704, 5.0),)),
+    frame_levels=False,
 )
 VARIANTS = {
     "ti2v-5b": FAMILY,
