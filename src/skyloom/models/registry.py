@@ -160,12 +160,12 @@ def find_family(family: str, variant: str | None = None) -> ModelFamily:
     """Return the record of a family, or of a variant of it. Raises CheckpointError if unknown."""
     config = family_module(family, "config")
     record: ModelFamily = config.FAMILY
-    if variant is None:
-        return record
     variants: Mapping[str, ModelFamily] = getattr(config, "VARIANTS", {})
+    if variant is None or not variants:
+        return record
     if variant not in variants:
         raise CheckpointError(
-            f"variant must be one of {', '.join(variants) or 'none'} for the family {record.name}, "
+            f"variant must be one of {', '.join(variants)} for the family {record.name}, "
             f"got {variant!r}.",
             hint="The model needs another version of skyloom.",
         )
