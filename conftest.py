@@ -1,16 +1,20 @@
-"""What every test may use: one thread, no network, and a whole model in miniature."""
+"""What every test may use: one thread, no network, a model in miniature, the command line."""
 
 import importlib
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from skyloom.cli.app import main
 from skyloom.models.checkpoint import save_part, write_manifest
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig, save_text_encoder
+from skyloom.models.diorama.config import TextConfig
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder, save_text_encoder
 from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 
@@ -90,6 +94,35 @@ def classifier(policy, monkeypatch, tmp_path_factory) -> ModuleType:
         'thresholds = { bad = 0.5 }\nmessage = "Not here."'
     )
     return importlib.import_module(name)
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def skyloom(capsys, monkeypatch, tmp_path) -> Callable[..., Ran]:
+    """`skyloom("generate", "a cat")` in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*words: object) -> Ran:
+        code = 0
+        os.umask(mask := os.umask(0))  # verbs of the server narrow it for their process
+        try:
+            main([str(word) for word in words])
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            os.umask(mask)
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -224,7 +224,7 @@ def make(
     )
     edit = {"verb": case.verb, "videos": videos, **case.options, **style}
     request = skyloom.Request(case.prompt, edit=edit)
-    if request.samples:
+    if request.needs_model:
         request = request.with_fields({"seed": seed})
     plan = pipeline.plan(request)
     video = pipeline.generate(request)

@@ -27,7 +27,7 @@ def test_an_edit_of_an_edit_is_shown_with_its_whole_tree(skyloom, tiny_model, so
     how = ("--model", tiny_model, "--steps", 1, "--seed", 3, "--json")
     ran = skyloom("edit", "extend", source, "a red cat", "--seconds", "0.25", "-o", "b.mkv", *how)
     assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["notes"]["spans"] == [[0, 16, "kept"], [16, 20, "made"]]
+    assert json.loads(ran.out)["notes"]["spans"] == [[0, 16, "kept"], [16, 20, "generated"]]
     assert torch.equal(open_source("b.mkv").read(0, 16), open_source(source).read())
     cut = (
         "edit",
@@ -82,8 +82,8 @@ def test_a_plan_shows_spans_and_makes_nothing(skyloom, tiny_model, source, tmp_p
     )
     spans = json.loads(result.out)["spans"]
     assert [(span["kind"], span["first_frame"], span["frames"]) for span in spans] == [
-        ("keep", 0, 8),
-        ("make", 8, 8),
+        ("kept", 0, 8),
+        ("generated", 8, 8),
     ]
     assert sorted(tmp_path.iterdir()) == before
 

@@ -80,20 +80,20 @@ def test_the_cards_of_a_storyboard_are_shown(skyloom, file, made):
     [
         (
             {
-                "spans": [[0, 4, "kept"], [4, 9, "made"]],
+                "spans": [[0, 4, "kept"], [4, 9, "generated"]],
                 "prompts": [[0, 2, "a cat"], [2, 4, ""], [4, 9, "a dog"]],
             },
             [
                 "span       0 to 0.125 s, frames 0 to 1, kept: a cat",
                 "span       0.125 to 0.25 s, frames 2 to 3, kept",
-                "span       0.25 to 0.5625 s, frames 4 to 8, made: a dog",
+                "span       0.25 to 0.5625 s, frames 4 to 8, generated: a dog",
             ],
         ),
         (
             {"spans": [[0, 4, "kept"], [4, 9, "made"]]},  # of version 0.1
             [
                 "span       0 to 0.25 s, frames 0 to 3, kept",
-                "span       0.25 to 0.5625 s, frames 4 to 8, made",
+                "span       0.25 to 0.5625 s, frames 4 to 8, generated",
             ],
         ),
         ({"spans": [[0, 4]]}, ["notes      spans: [[0, 4]]"]),
@@ -131,6 +131,13 @@ def test_replay_makes_the_same_frames_and_proves_it(skyloom, file, tiny_model):
     assert (ran.code, result["exact"], result["same"], result["file"]) == (0, True, True, "b.mp4")
     assert result["difference"]["mean"] == pytest.approx(result["codec"]["mean"], rel=0.01)
     assert open_source("b.mp4").frames == 9
+
+
+def test_replay_of_a_model_in_a_folder_asks_for_the_folder(skyloom, file):
+    refused = skyloom("replay", file)
+    assert refused.code == 2
+    assert "The receipt's model 'tiny' is not installed" in refused.err
+    assert "--model FOLDER" in refused.err
 
 
 def test_replay_names_its_file_and_overwrites_none(skyloom, file, tiny_model, tmp_path):

@@ -1,14 +1,17 @@
 """The critic: equal windows pass, each fault is found by its own measure."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from skyloom.core.errors import RequestError
+from skyloom.core.errors import CheckpointError, RequestError
 from skyloom.evaluate.window_quality import Bounds, WindowCritic, load_critic
+from skyloom.models.base import load_clip_reader
 from skyloom.models.diorama.probe import Probe, ProbeConfig
+from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 CONFIG = ProbeConfig(
     ("ball", "cube"), ("sea", "sky"), ("day",), ("red",), size=32, widths=(16, 16, 16, 32)
@@ -100,7 +103,7 @@ def test_a_still_scene_may_stay_still(critic):
 
 
 def test_bounds_are_checked():
-    assert load_critic({"seam": 2.0}).bounds["seam"] == 2.0
+    assert load_critic(bounds={"seam": 2.0}).bounds["seam"] == 2.0
     assert load_critic().bounds == asdict(Bounds())
     for wrong in (
         {"seem": 2.0},
@@ -111,4 +114,18 @@ def test_bounds_are_checked():
         {"colour": True},
     ):
         with pytest.raises(RequestError, match=next(iter(wrong))):
-            load_critic(wrong)
+            load_critic(bounds=wrong)
+
+
+def test_the_critic_reads_with_the_models_own_reader_else_the_default_ones(monkeypatch, critic):
+    info = find_model(DEFAULT_MODEL)
+    other = replace(info, folder=Path("other"))
+    readers = {info.folder: load_clip_reader(), other.folder: critic.probe}
+    loader = "skyloom.models.diorama.load.load_clip_reader"
+    monkeypatch.setattr(loader, lambda model: readers[model.folder])
+    assert load_critic(other).probe is critic.probe
+    readers[other.folder] = None
+    assert load_critic(other).probe is readers[info.folder]
+    readers[info.folder] = None
+    with pytest.raises(CheckpointError, match="must have a clip reader"):
+        load_critic(other)

@@ -5,31 +5,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from edit_examples import example_edit
 from PIL import Image
 
 import skyloom
 from skyloom.core.errors import RequestError
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
-from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.generate.edit_verbs import EDIT_VERBS, VERBS_WITHOUT_MODEL
 from skyloom.generate.keyframes import picture_cards
 from skyloom.generate.latent_store import clear, read_identity
 from skyloom.generate.request import Request
 
-FILTERS = {"upscale": {"size": "64x64"}, "interpolate": {"fps": "32"}}
-MAKING = {
-    "remix": {"strength": 0.7},
-    "restyle": {"style": "at night"},
-    "retake": {"start": "0.5", "stop": "1"},
-    "inpaint": {"region": "8,8,16,16@0.5-1"},
-    "extend": {"seconds": "1.5"},
-    "extend backward": {"seconds": "1.5", "backward": True},
-    "recut": {"start": "0.5", "stop": "1", "seconds": "3"},
-    "loop": {"start": "0", "stop": "1", "bridge": "0.5"},
+GENERATING = {  # every verb that uses the model, and fields besides those of the example
+    **{name: {} for name, verb in EDIT_VERBS.items() if verb.uses_model},
+    "extend backward": {"backward": True},
+    "recut": {"seconds": "3"},
     "blend": {"curve": "0:0,0.5:1,1:1,1.5:0"},
-    "stitch": {"morph": "0.25"},
 }
-VIDEOS = {"blend": ("a", "b"), "stitch": ("a", "b", "a")}
 MAX_LIVES = 60
 
 
@@ -65,12 +58,11 @@ def calls(monkeypatch):
 
 
 def make_request(name, folder, **parameters):
-    verb = name.split()[0]
-    videos = [str(folder / f"{one}.mkv") for one in VIDEOS.get(verb, ("a",))]
-    edit = Edit(verb, videos, **(MAKING | FILTERS)[name], **parameters)
-    return Request(
-        "a dog on the beach", edit=edit, **({} if name in FILTERS else {"seed": 3, "num_steps": 2})
-    )
+    videos = [str(folder / f"{one}.mkv") for one in ("a", "b", "a")]
+    values = example_edit(name.split()[0], *videos, **GENERATING.get(name, {}), **parameters)
+    edit = Edit.from_dict(values)
+    sampling = {"seed": 3, "num_steps": 2} if edit.needs_model else {}
+    return Request("a dog on the beach", edit=edit, **sampling)
 
 
 def lives(pipeline, request, resume, calls):
@@ -90,11 +82,7 @@ def lives(pipeline, request, resume, calls):
     raise AssertionError("it never comes to its end")
 
 
-def test_every_verb_is_here():
-    assert {name.split()[0] for name in (*MAKING, *FILTERS)} == set(EDIT_VERBS)
-
-
-@pytest.mark.parametrize("name", MAKING)
+@pytest.mark.parametrize("name", GENERATING)
 def test_stopped_at_every_step_it_goes_on_to_the_same_frames_and_makes_none_twice(
     pipeline, folder, tmp_path, calls, name
 ):
@@ -119,8 +107,8 @@ def test_pictures_set_in_motion_go_on_too(pipeline, folder, tmp_path, calls):
     assert (count, len(calls)) == (once, 2 * once)
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_filters_take_a_folder_and_begin_again(pipeline, folder, tmp_path, name):
+@pytest.mark.parametrize("name", VERBS_WITHOUT_MODEL)
+def test_without_a_model_they_take_a_folder_and_begin_again(pipeline, folder, tmp_path, name):
     request = make_request(name, folder)
     whole = pipeline.generate(request).frames
     next(pipeline.stream(request, resume=tmp_path / "kept"))

@@ -42,7 +42,7 @@ def edit(pipeline, folder):
     def run(verb, prompt="a dog on the beach", *, seed=3, videos=("a",), **parameters):
         paths = [str(folder / f"{name}.mkv") for name in videos]
         edit = Edit(verb, paths, **parameters)
-        sampled = {"seed": seed, "num_steps": 1} if edit.samples else {}
+        sampled = {"seed": seed, "num_steps": 1} if edit.needs_model else {}
         return pipeline.generate(Request(prompt, edit=edit, **sampled))
 
     return run
@@ -104,7 +104,7 @@ def test_with_strength_the_whole_is_made(edit, frames, verb):
     parameters = {"style": "at night"} if verb == "restyle" else {}
     video = edit(verb, **parameters)
     assert video.frames.shape == frames[0].shape
-    assert spans(video) == [(0, FRAMES, "made")]
+    assert spans(video) == [(0, FRAMES, "generated")]
     assert not torch.equal(video.frames, frames[0])
 
 
@@ -125,7 +125,7 @@ def test_outside_of_a_region_not_a_bit_changes(edit, frames):
 
 def test_a_region_may_hold_for_a_while_and_may_move(edit, frames):
     video = edit("inpaint", region="0,0,16,16@0.5-1")
-    assert spans(video) == [(0, 8, "kept"), (8, 16, "made"), (16, FRAMES, "kept")]
+    assert spans(video) == [(0, 8, "kept"), (8, 16, "generated"), (16, FRAMES, "kept")]
     assert torch.equal(video.frames[:, 16:], frames[0][:, 16:])
     moving = edit("inpaint", region="0,0,8,8@0; 24,0,8,8@2")
     assert torch.equal(moving.frames[:, 8:], frames[0][:, 8:])
@@ -152,9 +152,9 @@ def test_shares_of_a_blend_follow_its_curve(edit, frames):
     borrowed = edit("blend", videos=("a", "b"), curve="0:0,1:1,2:0")
     assert spans(borrowed) == [
         (0, 1, "kept"),
-        (1, 16, "made"),
+        (1, 16, "generated"),
         (16, 17, "kept"),
-        (17, 32, "made"),
+        (17, 32, "generated"),
         (32, 33, "kept"),
     ]
     assert torch.equal(borrowed.frames[16], frames[1][16])

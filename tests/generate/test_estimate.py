@@ -24,7 +24,7 @@ from skyloom.generate.estimate import (
 )
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
-from skyloom.models.base import read_network_cost
+from skyloom.models.base import find_loader
 from skyloom.models.registry import read_model
 
 WORK = Workload("tiny cpu float32", 1, 4, 20, 1e9, 17, 32, 32, 1.0, 1000)
@@ -44,7 +44,27 @@ def work(tiny_model, **fields):
     """The tiny model's work on a request."""
     info = read_model(tiny_model)
     plan = make_plan(Request("a cat", seed=1, **fields), info, SCALE)
-    return workload_of(plan, info, read_network_cost(info), device="cpu", dtype="float32")
+    return workload_of(
+        plan, info, find_loader(info).read_network_cost(info), device="cpu", dtype="float32"
+    )
+
+
+def test_frames_decoded_at_once_follow_the_autoencoder(tiny_model):
+    info = read_model(tiny_model)
+    plan = make_plan(Request("a cat", seed=1), info, SCALE)
+    cost = find_loader(info).read_network_cost(info)
+    work = {
+        time: workload_of(
+            plan,
+            info,
+            replace(cost, scale=ScaleFactors(time, cost.scale.space)),
+            device="cpu",
+            dtype="float32",
+        )
+        for time in (2, 4)
+    }
+    assert (work[2].decoded_at_once, work[4].decoded_at_once) == (6, 12)
+    assert work[2].working_bytes < work[4].working_bytes
 
 
 def test_a_measured_run_is_the_next_estimate():

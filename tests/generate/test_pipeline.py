@@ -9,7 +9,6 @@ from PIL import Image
 
 import skyloom
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
-from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import cover, to_frames, to_pixels
 from skyloom.media.read import read_image
@@ -112,22 +111,12 @@ def test_the_first_picture_is_the_first_frame(pipeline, tmp_path):
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
 
 
-def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
-    manifest = {key: value for key, value in pipeline.info.manifest.items() if key != "rollout"}
-    with pytest.raises(RequestError, match="seconds must be <= 1 for tiny, got 5"):
-        make_plan(
-            replace(ASK, seconds=5),
-            replace(pipeline.info, manifest=manifest),
-            pipeline.autoencoder.scale,
-        )
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"prompt": "  "}, "prompt must not be empty"),
         ({"prompt": "x" * 10_000}, "prompt must be at most 2,000 characters, got 10,000"),
-        ({"size": "30x30"}, "nearest sizes are 32x32"),
+        ({"size": "30x30"}, "nearest size is 32x32"),
         ({"size": "big"}, "size must be WIDTHxHEIGHT"),
         ({"seconds": 0}, "seconds must be > 0"),
         ({"seconds": 3601}, "seconds must be > 0 and <= 3600, got 3601"),
@@ -225,6 +214,18 @@ def test_truncated_prompts_give_a_notice(pipeline):
     notice = next(pipeline.stream(ASK, prompt="a cat " * 20, negative_prompt="dog " * 40)).notice
     assert "prompt is too long: its last" in notice
     assert "negative prompt is too long: its last 30 tokens" in notice
+
+
+def test_a_notice_quotes_the_first_dropped_words(pipeline, monkeypatch):
+    encode = pipeline.text_encoder.encode
+
+    def encode_cut(prompts):
+        text = encode(prompts)
+        return replace(text, truncated=(3, 0), truncated_text=("by the sea", ""))
+
+    monkeypatch.setattr(pipeline.text_encoder, "encode", encode_cut)
+    expected = 'The prompt is too long: its last 3 tokens were ignored, from "by the sea" on.'
+    assert next(pipeline.stream(ASK)).notice == expected
 
 
 def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):

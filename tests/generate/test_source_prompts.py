@@ -12,8 +12,14 @@ import skyloom
 from skyloom.core.errors import SafetyError
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.request import Request
-from skyloom.generate.source_prompts import PromptSpan, source_prompts, timeline_prompts
-from skyloom.generate.timeline import Filter, Generate, Keep, SourceClip, make_timeline
+from skyloom.generate.source_prompts import (
+    PromptChooser,
+    PromptSpan,
+    source_prompts,
+    timeline_prompts,
+)
+from skyloom.generate.timeline import Generate, Interpolate, Keep, SourceClip, make_timeline
+from skyloom.media.source import open_source
 from skyloom.media.write import write_video
 
 V4 = Path(__file__).parents[1] / "fixtures" / "v4" / "receipts"
@@ -149,7 +155,7 @@ def test_prompts_of_a_timeline_are_those_of_its_parts():
         (8, 10, "c"),
         (10, 18, ""),
     ]
-    faster = make_timeline([Filter(SourceClip(0, 0, 8), rate_factor=Fraction(5, 2))])
+    faster = make_timeline([Interpolate(SourceClip(0, 0, 8), Fraction(5, 2))])
     assert rows(timeline_prompts(faster, sources)) == [(0, 8, "a"), (8, 20, "b")]
 
 
@@ -166,7 +172,7 @@ class Board:
     def request(self, verb, *names, prompt="", **parameters):
         paths = [str(self.folder / f"{name}.mkv") for name in names or ("board",)]
         edit = Edit(verb, paths, **parameters)
-        sampled = {"seed": 3, "num_steps": 1} if edit.samples else {}
+        sampled = {"seed": 3, "num_steps": 1} if edit.needs_model else {}
         return Request(prompt, edit=edit, **sampled)
 
     def prompts(self, verb, *names, **parameters):
@@ -212,14 +218,46 @@ def test_an_edit_without_a_prompt_takes_the_cards(board, verb, names, parameters
     assert notices == ()
 
 
-def test_a_range_of_several_cards_follows_its_first_and_says_so(board):
-    (prompt,), (notice,) = board.prompts("retake", start="0.5", stop="1.5")
-    assert prompt == CAT
-    assert notice == (
-        f"{board.folder / 'board.mkv'}: its prompt changes to {DOG!r} at 1 s, "
-        f"but the generated frames follow {CAT!r}."
-    )
-    assert board.prompts("retake", start="0.5", stop="1.5", prompt="a cat")[1] == ()
+def test_a_retake_of_several_cards_follows_each_in_one_shot(board):
+    times = {"start": "0.5", "stop": "1.5"}
+    assert board.prompts("retake", **times) == ([CAT, DOG], ())
+    assert board.prompts("retake", **times, prompt="a cat") == (["a cat"], ())
+    (run,) = board.pipeline.plan(board.request("retake", **times)).runs
+    assert [span.continues for span in run.spans] == [False, True]
+    spans = [window.span for window in run.windows]
+    assert spans == sorted(spans)
+    change = run.windows[spans.index(1)]
+    assert change.generated[0] == run.known_before + (CHANGE - 8) // 4
+    assert change.start < change.generated[0], "it sees what was generated before"
+    assert change.prompt_fade[0] == 1
+    assert sorted(change.prompt_fade, reverse=True) == list(change.prompt_fade)
+    assert not any(window.prompt_fade for window in run.windows if not window.span)
+    video = board.pipeline.generate(board.request("retake", **times))
+    kept = open_source(board.folder / "board.mkv").read()
+    assert torch.equal(video.frames[:8], kept[:8])
+    assert torch.equal(video.frames[24:], kept[24:])
+    assert video.receipt["notes"]["prompts"] == [[0, CHANGE, CAT], [CHANGE, FRAMES, DOG]]
+    assert set(video.receipt["notes"]["seams"]) == {"8", str(CHANGE), "24"}
+
+
+@pytest.mark.parametrize("times", [{}, {"start": "0.5"}, {"stop": "1.125"}, {"stop": "1.5"}])
+def test_a_retake_of_several_cards_may_reach_the_ends(board, times):
+    plan = board.pipeline.plan(board.request("retake", **times))
+    video = board.pipeline.generate(board.request("retake", **times))
+    assert [span.prompt for span in plan.timeline.generated_spans] == [CAT, DOG]
+    assert len(video.frames) == FRAMES
+    (run,) = plan.runs
+    covered = [cell for window in run.windows for cell in range(*window.generated)]
+    assert covered == [run.known_before + cell for cell in range(run.generated)]
+
+
+def test_a_retake_takes_known_prompts_where_one_is_unknown():
+    rows = [[0, 4, ""], [4, 8, "a"], [8, 12, ""], [12, 16, "b"]]
+    source = Source(16, {"request": {"prompt": ""}, "notes": {"prompts": rows}})
+    chooser = PromptChooser("", [source], ["x.mkv"])
+    known = chooser.known(SourceClip(0, 2, 16))
+    assert known == (PromptSpan(0, 10, "a"), PromptSpan(10, 14, "b"))
+    assert chooser.notices == ()
 
 
 def test_a_retake_generates_what_it_would_from_the_cards_text(board):
@@ -237,7 +275,11 @@ def test_a_chain_of_edits_loses_no_prompt(board):
         [12, CHANGE, CAT],
         [CHANGE, FRAMES, DOG],
     ]
-    assert first.receipt["notes"]["spans"] == [[0, 4, "kept"], [4, 12, "made"], [12, 33, "kept"]]
+    assert first.receipt["notes"]["spans"] == [
+        [0, 4, "kept"],
+        [4, 12, "generated"],
+        [12, 33, "kept"],
+    ]
     board.edit("second", "extend", "first", seconds="0.5", backward=True)
     third = board.edit("third", "retake", "second", start="1.75", stop="2")
     assert third.receipt["notes"]["prompts"] == [

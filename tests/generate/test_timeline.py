@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from skyloom.core.errors import RequestError
-from skyloom.generate.timeline import Filter, Generate, Keep, SourceClip, make_timeline
+from skyloom.generate.timeline import Generate, Interpolate, Keep, SourceClip, make_timeline
 
 
 def test_empty_spans_vanish_and_clips_that_follow_are_one():
@@ -53,5 +53,5 @@ def test_sound_runs_where_the_time_of_a_source_goes_by():
 @pytest.mark.parametrize(
     ("factor", "frames"), [(Fraction(2), 18), (Fraction(3, 2), 14), (Fraction(1), 9)]
 )
-def test_a_filter_makes_as_many_frames_as_the_time_holds(factor, frames):
-    assert Filter(SourceClip(0, 1, 10), rate_factor=factor).frames == frames
+def test_interpolation_makes_as_many_frames_as_the_time_holds(factor, frames):
+    assert Interpolate(SourceClip(0, 1, 10), factor).frames == frames

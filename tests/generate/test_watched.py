@@ -1,10 +1,12 @@
 """Moderation: source media before any work, generated frames as they are decoded."""
 
 import pytest
+from edit_examples import example_edit
 from PIL import Image
 
 from skyloom.core.errors import SafetyError
 from skyloom.core.paths import cache_folder
+from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
 
@@ -12,19 +14,7 @@ WAYS = {
     "text": {},
     "picture": {"image": "IMAGE"},
     "storyboard": {"prompt": "", "cards": [{"at": "0", "prompt": "a cat", "image": "IMAGE"}]},
-    "remix": {"edit": {"verb": "remix", "videos": ["VIDEO"]}},
-    "restyle": {"edit": {"verb": "restyle", "videos": ["VIDEO"], "style": "at night"}},
-    "retake": {"edit": {"verb": "retake", "videos": ["VIDEO"], "start": "0", "stop": "0.5"}},
-    "inpaint": {"edit": {"verb": "inpaint", "videos": ["VIDEO"], "region": "0,0,16,16"}},
-    "extend": {"edit": {"verb": "extend", "videos": ["VIDEO"], "seconds": "0.5"}},
-    "recut": {
-        "edit": {"verb": "recut", "videos": ["VIDEO"], "start": "0", "stop": "0.5", "seconds": "1"}
-    },
-    "loop": {"edit": {"verb": "loop", "videos": ["VIDEO"]}},
-    "blend": {"edit": {"verb": "blend", "videos": ["VIDEO", "VIDEO"]}},
-    "stitch": {"edit": {"verb": "stitch", "videos": ["VIDEO", "VIDEO"]}},
-    "upscale": {"edit": {"verb": "upscale", "videos": ["VIDEO"], "size": "64x64"}},
-    "interpolate": {"edit": {"verb": "interpolate", "videos": ["VIDEO"], "fps": "32"}},
+    **{verb: {"edit": example_edit(verb, "VIDEO", "VIDEO")} for verb in EDIT_VERBS},
 }
 
 

@@ -1,11 +1,15 @@
 """Window planner: windows generate every latent frame once, fit the model and see known frames."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.timeline import Generate, SourceClip
-from skyloom.generate.windows import plan_span
+from skyloom.generate.windows import plan_prompts, plan_span
 from skyloom.models.registry import Rollout
 
 SCALE = ScaleFactors(4, 16)
@@ -55,6 +59,12 @@ def test_windows_make_every_cell_once_and_see_what_is_known(frames, before, afte
         known |= set(range(first, end))
 
 
+def test_a_model_of_two_latent_frames_edits_nothing():
+    with pytest.raises(RequestError, match="must be >= 9 frames for edits, got 5") as caught:
+        plan_span(span(8, 9, 9), SCALE, 2, None)
+    assert caught.value.field == "model"
+
+
 @given(st.integers(1, 300), st.integers(0, 40), st.integers(0, 40))
 def test_the_frames_of_a_span_lie_on_its_cells(frames, before, after):
     run = plan_span(span(frames, before, after), SCALE, 9, Rollout(2, 3, 3))
@@ -81,3 +91,23 @@ def test_what_goes_on_has_a_memory_and_what_meets_something_has_not():
     backward = plan_span(span(160, 0, 33), SCALE, 9, Rollout(2, 3, 3))
     firsts = [window.generated[0] for window in backward.windows]
     assert firsts == sorted(firsts, reverse=True)
+
+
+@given(
+    st.lists(st.integers(1, 100), min_size=2, max_size=5), st.integers(0, 40), st.integers(0, 40)
+)
+def test_prompts_of_one_shot_share_its_latent_frames(lengths, before, after):
+    spans = tuple(
+        replace(span(count, before, after), continues=index > 0, fade_frames=min(8, count))
+        for index, count in enumerate(lengths)
+    )
+    run = plan_prompts(spans, SCALE, 9)
+    assert run.frames == sum(lengths)
+    cells = [cell for window in run.windows for cell in range(*window.generated)]
+    assert cells == list(range(run.known_before, run.known_before + run.generated))
+    assert all(window.stop - window.start <= 9 for window in run.windows)
+    assert run.windows[-1].stop == run.latent_frames, "it sees the frames after the shot"
+    for window in run.windows[1:]:
+        assert window.start < window.generated[0]
+    order = [window.span for window in run.windows]
+    assert order == sorted(order)

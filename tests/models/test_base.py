@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import skyloom
+from skyloom.models.attention import KvCache
 from skyloom.models.base import (
     Autoencoder,
     ClipReader,
     ModelBundle,
     TextEncoder,
     Transformer,
-    load_clip_reader,
+    find_loader,
 )
 from skyloom.models.registry import BUNDLED, read_model
 
@@ -138,7 +139,7 @@ def test_offload_on_a_cpu_is_off(tiny_model):
 @pytest.mark.skipif(not (BUNDLED / "probe").exists(), reason="no bundled probe")
 def test_the_clip_reader_is_loaded_on_demand(bundle):
     frames = torch.randint(0, 256, (9, 32, 32, 3)).byte()
-    reader = load_clip_reader(bundle.info)
+    reader = find_loader(bundle.info).load_clip_reader(bundle.info)
     assert isinstance(reader, ClipReader)
     assert "clip_reader" not in vars(bundle)
     assert torch.equal(bundle.clip_reader.features(frames), reader.features(frames))
@@ -155,10 +156,10 @@ def test_the_clip_reader_is_loaded_on_demand(bundle):
 
 def test_loading_the_pipeline_hashes_the_files_once(tiny_model, monkeypatch):
     hashed = []
-    monkeypatch.setattr("skyloom.models.checkpoint._SETTLED_NS", -(10**18))
-    real = skyloom.models.checkpoint.sha256_file
+    monkeypatch.setattr("skyloom.core.hash_cache._SETTLED_NS", -(10**18))
+    real = skyloom.core.hash_cache.sha256_file
     monkeypatch.setattr(
-        "skyloom.models.checkpoint.sha256_file", lambda path: hashed.append(path) or real(path)
+        "skyloom.core.hash_cache.sha256_file", lambda path: hashed.append(path) or real(path)
     )
     for _ in range(2):
         skyloom.load(str(tiny_model))
@@ -176,3 +177,10 @@ def test_loading_does_not_import_the_compiler(tiny_model):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_a_network_without_attention_counts_the_frames_of_its_cache():
+    cache = KvCache(sink=1, recent=2)
+    for _ in range(3):
+        cache = cache.extended((), (), 2)
+    assert (cache.frames, cache.seen, cache.keys) == (3, 6, ())

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from skyloom.core import hash_cache
 from skyloom.core.errors import CheckpointError
-from skyloom.models import checkpoint
+from skyloom.core.hash_cache import HASHES_FILE
 from skyloom.models.checkpoint import (
-    HASHES_FILE,
     build,
     from_int8,
     load_into,
@@ -183,13 +183,13 @@ def test_a_part_in_int8_is_dequantized_while_it_is_read(tmp_path):
 def hashed(monkeypatch) -> list[str]:
     """Names of the files that were hashed."""
     names: list[str] = []
-    real = checkpoint.sha256_file
+    real = hash_cache.sha256_file
 
     def count(path):
         names.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "sha256_file", count)
+    monkeypatch.setattr(hash_cache, "sha256_file", count)
     return names
 
 

@@ -1,7 +1,8 @@
 """Records of families, what manifests override, and size rules."""
 
 import json
-import math
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom.core.errors import CheckpointError, RequestError
-from skyloom.generate.edit_verbs import EDIT_VERBS, FILTERS
-from skyloom.models.family import Quality, SizeRule
-from skyloom.models.registry import FAMILIES, find_family, find_model, read_model
+from skyloom.generate.edit_verbs import EDIT_VERBS, VERBS_WITHOUT_MODEL
+from skyloom.models.base import FamilyLoader
+from skyloom.models.family import Quality, Rollout, SizeRule
+from skyloom.models.registry import (
+    FAMILIES,
+    family_module,
+    find_family,
+    find_model,
+    read_model,
+)
 
+LOADERS = [name for name in vars(FamilyLoader) if not name.startswith("_")]
 RULE = SizeRule(multiple=32, min_side=64, max_side=1280, max_area=1280 * 720, default=(832, 480))
 
 
@@ -27,7 +36,7 @@ def test_a_short_manifest_is_completed_by_the_record(tmp_path):
     record = info.record
     assert (info.fps, info.frames, info.schedule) == (record.fps, record.frames, record.schedule)
     assert info.size_rule == record.sizes
-    assert info.sizes[0] == "256x256"
+    assert info.default_size == "256x256"
     assert info.qualities == {"best": Quality(record.num_steps, record.guidance_scale)}
     assert info.edit_verbs == record.edit_verbs
     assert info.rollout is None
@@ -47,7 +56,7 @@ def test_a_manifest_overrides_the_record(tmp_path):
             edit_verbs=["extend"],
         )
     )
-    assert (info.licence, info.fps, info.sizes) == ("MIT", 24, ("64x32", "32x32"))
+    assert (info.licence, info.fps, info.size_rule.names) == ("MIT", 24, ("64x32", "32x32"))
     assert info.qualities["fast"] == Quality(8, 1.0, student=True)
     assert info.knows == {"things": ("cat",)}
     assert info.edit_verbs == ("extend",)
@@ -68,7 +77,7 @@ def test_a_manifest_may_hold_a_size_rule(tmp_path):
         "default": [64, 32],
     }
     info = read_model(model(tmp_path, name="x", family="diorama", sizes=table))
-    assert info.sizes == ("64x32", "32x32", "32x48", "48x32", "32x64")
+    assert info.size_rule.names == ("64x32",)
     info.size_rule.check(48, 32)
 
 
@@ -76,7 +85,10 @@ def test_a_manifest_may_hold_a_size_rule(tmp_path):
     ("manifest", "message"),
     [
         ({"name": "x"}, "lacks 'family'"),
-        ({"name": "x", "family": "other"}, "family must be one of diorama, got 'other'"),
+        (
+            {"name": "x", "family": "other"},
+            f"family must be one of {', '.join(FAMILIES)}, got 'other'",
+        ),
         ({"name": "x", "family": "diorama", "sizes": "wide"}, "sizes in .* must be a list"),
         ({"name": "x", "family": "diorama", "sizes": []}, "sizes in .* must be a list"),
         ({"name": "x", "family": "diorama", "sizes": {"multiple": 1}}, "sizes in .* must be a"),
@@ -95,16 +107,35 @@ def test_records_are_complete(family):
     record.sizes.check(*record.sizes.default)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_have_the_parameters_of_the_contract(family, name):
+    _, *parameters = signature(getattr(FamilyLoader, name)).parameters
+    function = getattr(family_module(family, "load"), name)
+    assert list(signature(function).parameters) == parameters
+
+
+def test_a_family_without_a_student_refuses_models_with_one(tmp_path, monkeypatch):
+    record = replace(find_family("diorama"), few_step=None, rollout=Rollout(1, 2, 3))
+    monkeypatch.setattr("skyloom.models.diorama.config.FAMILY", record)
+    info = read_model(model(tmp_path, name="x", family="diorama"))
+    assert list(info.qualities) == ["best"]
+    assert info.rollout == record.rollout
+    for manifest in ({"student": True}, {"student_steps": 4}):
+        with pytest.raises(CheckpointError, match="have no student"):
+            read_model(model(tmp_path, name="x", family="diorama", **manifest))
+
+
 def test_the_diorama_can_do_every_edit_that_generates():
     record = find_family("diorama")
-    assert set(record.edit_verbs) == set(EDIT_VERBS) - set(FILTERS)
+    assert set(record.edit_verbs) == set(EDIT_VERBS) - set(VERBS_WITHOUT_MODEL)
 
 
 def test_the_bundled_model_is_of_the_family_that_was_named_skyloom():
     info = find_model("diorama")
     assert info.family == "skyloom"
     assert info.record is find_family("diorama")
-    assert info.sizes == ("128x128",)
+    assert info.size_rule.names == ("128x128",)
 
 
 def test_listed_sizes_are_the_only_ones():
@@ -141,11 +172,9 @@ def test_the_nearest_size_is_allowed_and_an_allowed_size_is_its_own(width, heigh
             RULE.check(width, height)
 
 
-def test_all_sizes_are_listed_once_and_the_default_comes_first():
-    rule = SizeRule(multiple=16, min_side=60, max_side=130, max_area=9000, default=(96, 80))
-    sizes = [tuple(map(int, size.split("x"))) for size in rule.sizes]
-    assert sizes[0] == rule.default
-    assert len(set(sizes)) == len(sizes)
-    every = {(w, h) for w in range(1, 200) for h in range(1, 200) if rule.allows(w, h)}
-    assert set(sizes) == every
-    assert max(math.prod(size) for size in every) <= 9000
+def test_the_nearest_listed_size_has_the_shape_that_was_asked():
+    rule = SizeRule.of_sizes(("128x128", "192x128", "128x192"))
+    assert rule.nearest(720, 1280) == (128, 192)
+    assert rule.nearest(1280, 720) == (192, 128)
+    assert rule.nearest(0, 0) == (128, 128)
+    assert rule.names == ("128x128", "192x128", "128x192")

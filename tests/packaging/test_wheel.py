@@ -20,6 +20,7 @@ MAX_WHEEL_BYTES = 60 * 2**20
 DATA_FILES = {  # everything in the wheel that is not Python code; weights by their folder
     r"skyloom/bundled/[a-z0-9_]+/[\w.-]+\.(safetensors|json|txt)": range(5, 40),
     r"skyloom/(generate|safety)/\w+\.toml": range(1, 12),
+    r"skyloom/hub/catalog\.json": range(1, 2),
     r"skyloom/serve/queue/migrations/\w+\.sql": range(2, 3),
     r"skyloom-[\d.]+\.dist-info/"
     r"(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/(LICENSE|NOTICE))": range(6, 7),

@@ -28,8 +28,9 @@ from skyloom.diffusion.flow import to_velocity
 from skyloom.diffusion.schedule import make_sigmas
 from skyloom.models.checkpoint import from_int8, load_into, load_part
 from skyloom.models.diorama.autoencoder import DioramaAutoencoder, shrink
+from skyloom.models.diorama.config import UNetConfig
 from skyloom.models.diorama.probe import load_probe, prepare
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.transformer import UNet
 
 BATCH = 24
 

@@ -18,7 +18,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.config import UNetConfig
+from skyloom.models.diorama.transformer import UNet
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.train.ema import Ema
 from skyloom.train.master import MasterWeights

@@ -1,7 +1,8 @@
 """Entry point of the command line: handles --version and --debug, reports errors.
 
-Exit codes: 2 for an invalid or blocked request or setting, 1 for a failure. --debug shows
-tracebacks. `typer` is imported after --version is handled, so that it answers at once.
+Exit codes: 2 for an invalid or blocked request or setting, 3 for a model whose conditions must be
+accepted on its page first, 1 for another failure. --debug shows tracebacks. `typer` is imported
+after --version is handled, so that it answers at once.
 """
 
 import sys
@@ -12,6 +13,7 @@ from skyloom.core.version import __version__
 
 _FAILURE = 1
 _USAGE_ERROR = 2
+_GATED = 3
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 
 
@@ -48,8 +50,16 @@ def _load_app() -> Any:
 
 def explain(error: Exception) -> tuple[str, int]:
     """Return a one-sentence message with a hint, and the exit code."""
-    from skyloom.core.errors import ConfigError, RequestError, SafetyError, SkyloomError
+    from skyloom.core.errors import (
+        ConfigError,
+        GatedError,
+        RequestError,
+        SafetyError,
+        SkyloomError,
+    )
 
+    if isinstance(error, GatedError):
+        return str(error), _GATED
     if isinstance(error, SkyloomError):
         usage = isinstance(error, RequestError | ConfigError | SafetyError)
         return str(error), _USAGE_ERROR if usage else _FAILURE

@@ -26,6 +26,7 @@ VERBS = {
     "jobs": "jobs:app",
     "keys": "serve:app",
     "cluster": "cluster:app",
+    "pull": "pull:pull",
     "edit": "edit:app",
     "models": "models:app",
     "world": "moved:world",

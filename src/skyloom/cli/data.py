@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from skyloom.models.registry import DEFAULT_MODEL
+
 app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 
 
@@ -17,7 +19,7 @@ def group() -> None:
 def encode(
     folders: Annotated[list[Path], typer.Argument(help="Folders of clips.")],
     captions: Annotated[Path, typer.Option(help="File for the table of encoded captions.")],
-    model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = "diorama",
+    model: Annotated[str, typer.Option(help="Name of a model, or its folder.")] = DEFAULT_MODEL,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Encode clips to latents, and their captions to one table, with a model's encoders."""

@@ -4,7 +4,6 @@ The command of each verb is generated from EDIT_VERBS; `animate` is added by han
 """
 
 import inspect
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skyloom.cli import options, plan
-from skyloom.cli.generate import Delivery, free_name, make, with_seed
+from skyloom.cli.generate import Delivery, free_name, make
 from skyloom.generate.edit_verbs import EDIT_VERBS, EditField, EditVerb
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from skyloom.generate.request import Request
@@ -43,7 +43,8 @@ class SharedOptions:
     guidance: options.Guidance = None
     quality: options.Quality = None
     negative: options.Negative = ""
-    model: options.Model = "diorama"
+    model: options.Model = DEFAULT_MODEL
+    lora: options.Loras = None
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse videos that would have to be resampled.")
     ] = False
@@ -104,8 +105,8 @@ def _video_parameters(verb: EditVerb) -> list[inspect.Parameter]:
 
 
 def _prompt_parameters(verb: EditVerb) -> list[inspect.Parameter]:
-    """The prompt: required, optional, or an option after several videos; filters have none."""
-    if verb.is_filter:
+    """The prompt: required, optional, or an option after several videos; none without a model."""
+    if not verb.uses_model:
         return []
     if "prompt" in verb.required:
         return [_parameter("prompt", Annotated[str, typer.Argument(help=f"{_PROMPT_HELP}.")])]
@@ -169,6 +170,7 @@ def _edit_values(verb: EditVerb, values: dict[str, Any]) -> dict[str, Any]:
 
 def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: SharedOptions) -> None:
     """Plan a request, or generate and write its video."""
+    from skyloom.generate.loras import Lora
     from skyloom.generate.request import Request
 
     request = Request(
@@ -179,14 +181,13 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
         guidance_scale=shared.guidance,
         quality=shared.quality,
         negative_prompt=shared.negative,
+        loras=tuple(map(Lora.parse, shared.lora or ())),
         **fields_of_request,
     )
     if shared.only_plan:
         plan.show(request, shared.as_json, shared.device)
         return
-    request = with_seed(request, shared.resume_dir)
     playing = options.streams_to_stdout(shared.play)
-    drawn = shared.seed is None and request.seed is not None
     delivery = Delivery(
         output=shared.output or (None if playing else _default_output(request, name)),
         preview=None,
@@ -201,10 +202,9 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
         delivery,
         shared.device,
         force=shared.force,
-        announce=f"seed {request.seed}" if drawn else None,
+        as_json=shared.as_json,
         name=name,
     )
-    typer.echo(json.dumps(result) if shared.as_json else result["file"] or "", err=playing)
     if not shared.as_json:
         for line in _describe_seams(result.get("notes", {})):
             typer.echo(line, err=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skyloom.cli import options
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from skyloom.generate.plan import Plan
     from skyloom.generate.request import Request
     from skyloom.generate.sampling import Critic
+    from skyloom.models.registry import ModelInfo
 
 _SLUG_LENGTH = 60
 
@@ -47,7 +49,8 @@ def generate(
     schedule: options.Schedule = None,
     negative: options.Negative = "",
     image: options.Picture = None,
-    model: options.Model = "diorama",
+    model: options.Model = DEFAULT_MODEL,
+    lora: options.Loras = None,
     window_retries: options.WindowRetries = None,
     preview: Annotated[
         Path | None, typer.Option(help="Write the latest preview to this picture file.")
@@ -62,6 +65,7 @@ def generate(
     device: options.Device = None,
 ) -> None:
     """Generate a video from a sentence."""
+    from skyloom.generate.loras import Lora
     from skyloom.generate.request import Request
 
     request = Request(
@@ -77,6 +81,7 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
         retakes=window_retries,
+        loras=tuple(map(Lora.parse, lora or ())),
         schedule=schedule,
     )
     delivery = Delivery(
@@ -88,24 +93,23 @@ def generate(
         credentials=credentials,
         resume=resume_dir,
     )
-    request = with_seed(request, resume_dir)
-    announce = f"seed {request.seed}" if seed is None else None
-    result = make(request, delivery, device, force=force, announce=announce)
-    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)
+    make(request, delivery, device, force=force, as_json=as_json)
 
 
-def critic_for(request: "Request", bounds: Mapping[str, float] | None = None) -> "Critic | None":
+def critic_for(
+    request: "Request", model: "ModelInfo", bounds: Mapping[str, float] | None = None
+) -> "Critic | None":
     """The critic of a request with `retakes`; `bounds` replace the default ones."""
     from skyloom.evaluate.window_quality import load_critic
 
-    return None if request.retakes is None else load_critic(bounds)
+    return None if request.retakes is None else load_critic(model, bounds)
 
 
 def with_seed(request: "Request", resume: Path | None) -> "Request":
     """A request with a seed: that of the checkpoints in `resume`, else a random one."""
     from skyloom.generate.latent_store import read_identity
 
-    if resume is None or request.seed is not None or not request.samples:
+    if resume is None or request.seed is not None or not request.needs_model:
         return request.with_seed()
     stored = read_identity(resume)
     if stored is None:
@@ -142,20 +146,37 @@ def make(
     device: str | None,
     *,
     force: bool,
-    announce: str | None,
+    as_json: bool,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Check a request, generate its video and write it.
+    """Check a request, generate its video, write it, and print the receipt or the file's name.
 
-    `announce` is printed once all checks have passed. Without an output, the file is named after
-    `name`, or the prompt. Returns the receipt with the file and its length in seconds.
+    A seed that is drawn is printed once all checks have passed. Without an output, the file is
+    named after `name`, or the prompt. Returns the receipt with the file and its length in seconds.
     """
+    drawn = request.seed is None and request.needs_model
+    request = with_seed(request, delivery.resume)
+    announce = f"seed {request.seed}" if drawn else None
+    result = _make(request, delivery, device, force=force, announce=announce, name=name)
+    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)
+    return result
+
+
+def _make(
+    request: "Request",
+    delivery: Delivery,
+    device: str | None,
+    *,
+    force: bool,
+    announce: str | None,
+    name: str | None,
+) -> dict[str, Any]:
+    """Generate and write the video of a request with a seed; return its receipt and length."""
     from skyloom.generate.estimate import record_steps, workload_of
     from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
-    from skyloom.models.base import read_network_cost
-    from skyloom.models.registry import DEFAULT_MODEL
+    from skyloom.models.base import find_loader
 
     name = name or request.prompt
     delivery.check(name)
@@ -165,13 +186,14 @@ def make(
     workload = workload_of(
         plan,
         pipeline.info,
-        read_network_cost(pipeline.info),
+        find_loader(pipeline.info).read_network_cost(pipeline.info),
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )
     if not force:
         _check_capacity(workload, delivery, pipeline, plan)
-    steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic_for(request))
+    critic = critic_for(request, pipeline.info)
+    steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic)
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))

@@ -34,6 +34,14 @@ Schedule = Annotated[
 Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
 Picture = Annotated[Path | None, typer.Option(help="First picture of the video.")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME[:WEIGHT]",
+        help="LoRA: a file, or a name in the data folder's loras; weight 1 by default. Repeatable.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if available)")]
 Play = Annotated[
     str | None,

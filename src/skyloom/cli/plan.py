@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from skyloom.cli import options
+from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from skyloom.generate.estimate import Estimate
@@ -28,7 +29,7 @@ def plan(
     quality: options.Quality = None,
     negative: options.Negative = "",
     image: options.Picture = None,
-    model: options.Model = "diorama",
+    model: options.Model = DEFAULT_MODEL,
     as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
@@ -97,13 +98,14 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
         *(f"{name:8} {text}" for name, text in rows),
         *(_card_line(card) for card in describe_cards(plan)),
         *(_span_line(span) for span in describe_spans(plan)),
+        *(f"{'note':8} {notice}" for notice in plan.notices),
     ]
 
 
 def _span_line(span: dict[str, Any]) -> str:
     last = span["first_frame"] + span["frames"] - 1
     windows = f", {span['windows']} windows: {span['prompt']}" if "windows" in span else ""
-    return f"{span['kind']:8} frames {span['first_frame']} to {last}{windows}"
+    return f"{span['kind']:9} frames {span['first_frame']} to {last}{windows}"
 
 
 def _card_line(card: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """`skyloom show` and `skyloom replay`: print a receipt, and generate its video again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skyloom.generate.replay import ReplayComparison
     from skyloom.generate.request import Request
     from skyloom.media.video import Video
+    from skyloom.models.registry import ModelInfo
 
 _DIGEST_CHARACTERS = 12
 
@@ -67,7 +68,7 @@ def replay(
         ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Continue although the weights differ.")
+        bool, typer.Option("--force", help="Continue although weights or LoRAs differ.")
     ] = False,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: the receipt's)")
@@ -85,13 +86,13 @@ def replay(
     from skyloom.generate.export import ExportOptions, check_ready
     from skyloom.generate.receipt import read_receipt
     from skyloom.generate.replay import (
+        check_loras,
         check_weights,
         compare_file,
         is_exact,
         request_from_receipt,
     )
     from skyloom.media.write import check_target
-    from skyloom.models.registry import find_model
 
     receipt = read_receipt(file)
     target = output if output is not None or verify else _free_name(file)
@@ -99,9 +100,10 @@ def replay(
         check_target(target)
         check_ready(credentials=credentials)
     request = request_from_receipt(receipt, image)
-    info = find_model(model or receipt.model)
+    info = _find_model(model, receipt)
     if not force:
         check_weights(receipt, info)
+        check_loras(receipt)
     options = ExportOptions(credentials=credentials)
     video = _generate(info.folder, request, receipt, device, target=target, options=options)
     comparison = compare_file(file, receipt, video) if verify else None
@@ -133,6 +135,7 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
         ("quality", request.quality),
         ("image", request.image),
         ("retakes", request.retakes),
+        *(("lora", _lora_line(lora)) for lora in receipt.loras),
         ("model", receipt.model),
         ("weights", receipt.weights),
         ("skyloom", receipt.skyloom),
@@ -156,10 +159,16 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
     ]
 
 
+def _lora_line(lora: Mapping[str, Any]) -> str:
+    """Format a LoRA like: felt, weight 0.8, sha256 0123456789ab."""
+    digest = str(lora.get("sha256"))[:_DIGEST_CHARACTERS]
+    return f"{lora.get('name')}, weight {lora.get('weight')}, sha256 {digest}"
+
+
 def _card_lines(request: "Request") -> Iterator[str]:
     """Yield a line per card like: 1.5 s, cut, image cat.png: a red cat."""
     from skyloom.generate.parsing import parse_clock
-    from skyloom.generate.storyboard import DEFAULT_FADE
+    from skyloom.generate.timeline import DEFAULT_FADE
 
     for number, card in enumerate(request.cards):
         parts = [f"{float(parse_clock(card.at) or 0):g} s"]
@@ -183,8 +192,10 @@ def _span_lines(receipt: "Receipt") -> list[str]:
     """
     fps = None if receipt.frames is None else receipt.frames.fps
     lines: list[str] = []
+    made = "generated" if receipt.request.needs_model else "filtered"  # "made" in older receipts
     try:
-        for first, end, kind in receipt.notes["spans"]:
+        for first, end, written in receipt.notes["spans"]:
+            kind = made if written == "made" else written
             prompts = receipt.notes.get("prompts") or [[first, end, ""]]
             for start, stop, prompt in prompts:
                 begin = max(first, start)
@@ -221,6 +232,23 @@ def _edit_line(edit: "Edit") -> str:
     return ", ".join(parts)
 
 
+def _find_model(model: str | None, receipt: "Receipt") -> "ModelInfo":
+    """Find the given model, or that of the receipt by its name. Raises RequestError."""
+    from skyloom.core.errors import RequestError
+    from skyloom.models.registry import find_model
+
+    if model is not None:
+        return find_model(model)
+    try:
+        return find_model(receipt.model)
+    except RequestError as error:
+        raise RequestError(
+            f"The receipt's model {receipt.model!r} is not installed.",
+            hint="If it is in a folder of its own, pass that: --model FOLDER.",
+            field="model",
+        ) from error
+
+
 def _generate(
     folder: Path,
     request: "Request",
@@ -254,8 +282,9 @@ def _generate(
             f"The receipt's torch is {receipt.torch}, this run's is {torch.__version__}.", err=True
         )
     note = receipt.notes.get("critic")
-    critic = critic_for(request, note.get("bounds") if isinstance(note, dict) else None)
     pipeline = load(str(folder), device=device, dtype=receipt.dtype or None)
+    bounds = note.get("bounds") if isinstance(note, dict) else None
+    critic = critic_for(request, pipeline.info, bounds)
     plan = pipeline.plan(request)
     steps = export_steps(pipeline.stream(plan, critic=critic), plan, target, options)
     return [step.video for step in steps if step.video is not None][-1]

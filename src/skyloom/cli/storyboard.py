@@ -1,23 +1,24 @@
 """`skyloom storyboard`: generate a video file from a file of cards."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from skyloom.cli import options, plan
-from skyloom.cli.generate import Delivery, make, with_seed
+from skyloom.cli.generate import Delivery, make
+
+_Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Output file (.mp4, .webm, .gif) (default: named after FILE)"
+    ),
+]
 
 
 def storyboard(
     file: Annotated[Path, typer.Argument(help="Cards as TOML or JSON; docs/long.md has examples.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Output file (.mp4, .webm, .gif) (default: named after FILE)"
-        ),
-    ] = None,
+    output: _Output = None,
     only_plan: options.OnlyPlan = False,
     seconds: options.Seconds = None,
     size: options.Size = None,
@@ -27,6 +28,7 @@ def storyboard(
     guidance: options.Guidance = None,
     quality: options.Quality = None,
     window_retries: options.WindowRetries = None,
+    lora: options.Loras = None,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: FILE's)")
     ] = None,
@@ -46,7 +48,7 @@ def storyboard(
     from skyloom.generate.cards import CardError
     from skyloom.generate.storyboard import read_storyboard
 
-    overrides: dict[str, Any] = {
+    overrides = {
         "seconds": seconds,
         "size": size,
         "fps": fps,
@@ -56,10 +58,10 @@ def storyboard(
         "quality": quality,
         "model": model,
         "retakes": window_retries,
+        "loras": lora or None,
     }
-    board = read_storyboard(
-        file, {key: value for key, value in overrides.items() if value is not None}
-    )
+    given = {key: value for key, value in overrides.items() if value is not None}
+    board = read_storyboard(file, given)
     delivery = Delivery(
         output=output,
         preview=None,
@@ -69,13 +71,10 @@ def storyboard(
         credentials=credentials,
         resume=resume_dir,
     )
-    request = with_seed(board.request, resume_dir)
-    announce = f"seed {request.seed}" if board.request.seed is None else None
     try:
         if only_plan:
-            plan.show(request, as_json, device)
-            return
-        result = make(request, delivery, device, force=force, announce=announce, name=file.stem)
+            plan.show(board.request, as_json, device)
+        else:
+            make(board.request, delivery, device, force=force, as_json=as_json, name=file.stem)
     except CardError as error:
         raise board.explain(error) from error
-    typer.echo(json.dumps(result) if as_json else result["file"] or "", err=delivery.play)

@@ -3,6 +3,8 @@
 SkyloomError          code, message, hint
   ConfigError         a settings file, key or value is invalid
   CheckpointError     weights are missing, unexpected, of the wrong shape or corrupt
+  DownloadError       a file of a model could not be downloaded
+    GatedError        the owners of a repository want their conditions to be accepted first
   MediaError          a picture or video is unreadable, unsupported or a decompression bomb
   RequestError        a request parameter is invalid
   SafetyError         content was blocked by the policy
@@ -38,6 +40,33 @@ class CheckpointError(SkyloomError):
     """Weights are missing, unexpected, of the wrong shape or corrupt."""
 
     code = "checkpoint"
+
+
+class DownloadError(SkyloomError):
+    """A file of a model could not be downloaded.
+
+    transient: another try may succeed, after `retry_after` seconds if the server named a time.
+    """
+
+    code = "download"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        transient: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient
+        self.retry_after = retry_after
+
+
+class GatedError(DownloadError):
+    """The owners of a repository want their conditions to be accepted first, on its page."""
+
+    code = "gated"
 
 
 class MediaError(SkyloomError):

@@ -50,10 +50,15 @@ def atomic_path(path: Path, *, mode: int = 0o666) -> Generator[Path]:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
         yield temporary
-        _sync(temporary)
-        temporary.replace(path)
+        replace_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename a finished file of the same folder to `path`, its content on disk (fsync) before."""
+    _sync(temporary)
+    temporary.replace(path)
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
         _sync(path.parent)
 

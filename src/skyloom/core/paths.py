@@ -11,6 +11,18 @@ def data_folder() -> Path:
     return _folder("SKYLOOM_DATA", "XDG_DATA_HOME", ".local/share")
 
 
+def models_folder() -> Path:
+    """Return SKYLOOM_MODELS, else the folder `models` of the data folder: where models are put."""
+    own = os.environ.get("SKYLOOM_MODELS")
+    return Path(own).expanduser() if own else data_folder() / "models"
+
+
+def model_path() -> tuple[Path, ...]:
+    """Return the folders of SKYLOOM_MODEL_PATH: further models, which are only read."""
+    listed = os.environ.get("SKYLOOM_MODEL_PATH", "").split(os.pathsep)
+    return tuple(Path(name).expanduser() for name in listed if name)
+
+
 def state_folder() -> Path:
     """Return SKYLOOM_STATE, else XDG_STATE_HOME/skyloom, else ~/.local/state/skyloom."""
     return _folder("SKYLOOM_STATE", "XDG_STATE_HOME", ".local/state")

@@ -18,7 +18,7 @@ from skyloom.core.errors import RequestError
 from skyloom.evaluate.motion import VideoStatistics, colour_change, seam_ratio, video_statistics
 from skyloom.generate.sampling import WindowScore
 from skyloom.models.base import ClipReader, load_clip_reader
-from skyloom.models.registry import DEFAULT_MODEL, find_model
+from skyloom.models.registry import ModelInfo
 
 _MIN_FRAMES = 3  # for statistics of motion
 _DIGITS = 4
@@ -80,10 +80,13 @@ class WindowCritic:
         return WindowScore(round(max(relative, default=0.0), _DIGITS), measures)
 
 
-def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
-    """Load the critic with the bundled probe and, if given, other bounds (those of a receipt).
+def load_critic(
+    model: ModelInfo | None = None, bounds: Mapping[str, object] | None = None
+) -> WindowCritic:
+    """Load the critic of a model, by default with the default model's clip reader and bounds.
 
-    Raises CheckpointError for a missing or damaged probe, RequestError for invalid bounds.
+    bounds: other ones, such as those of a receipt. Raises CheckpointError for a damaged clip
+    reader, RequestError for invalid bounds.
     """
     values: dict[str, Any] = dict(bounds or {})
     wrong = [
@@ -96,9 +99,7 @@ def load_critic(bounds: Mapping[str, object] | None = None) -> WindowCritic:
             f"Bounds of the critic must be numbers > 0 (contrast, sharpness: > 1) for "
             f"{', '.join(_NAMES)}; got {', '.join(f'{name} = {values[name]!r}' for name in wrong)}."
         )
-    reader = load_clip_reader(find_model(DEFAULT_MODEL))
-    assert reader is not None
-    return WindowCritic(reader, Bounds(**values))
+    return WindowCritic(load_clip_reader(model), Bounds(**values))
 
 
 def measure_window(

@@ -57,7 +57,7 @@ class StreamingDecoder:
 
     def put(self, latent: Float[Tensor, "1 c t h w"], window: Window) -> None:
         """Queue the next window. A latent that was decoded on trial is not decoded again."""
-        trial = next((one for one in self._trials if one.latent is latent), None)
+        trial = next((one for one in self._trials if _is_same(one.latent, latent)), None)
         self._trials.clear()
         if trial is not None:
             self._state = trial.after
@@ -73,10 +73,10 @@ class StreamingDecoder:
     ) -> UInt8[Tensor, "t h w c"]:
         """Decode a window without changing the decoder's state.
 
-        `put` reuses the result if it gets the same tensor.
+        `put` reuses the result if it gets the same tensor, or the same part of one.
         """
         for one in self._trials:
-            if one.latent is latent:
+            if _is_same(one.latent, latent):
                 return torch.cat(one.chunks)
         # calls run in order, so every queued window is decoded before this one
         self._trials.append(self.executor.submit(partial(self._try, latent, window)).result())
@@ -148,6 +148,11 @@ def _chunk(latent: Tensor, window: Window, first: int, end: int) -> Tensor:
     """Latent frames [first, end) of the generated latent of a window."""
     begin = window.generated[0]
     return latent[:, :, first - begin : end - begin]
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same elements."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def _identity(frames: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skyloom.core.errors import RequestError
-from skyloom.generate.edit_verbs import EDIT_VERBS, FILTERS, STRENGTHS, EditField, EditVerb
+from skyloom.generate.edit_verbs import EDIT_VERBS, STRENGTHS, EditField, EditVerb
 from skyloom.generate.parsing import TIME_HINT, parse_clock, parse_size
 from skyloom.generate.timeline import nearest_frame
 
@@ -21,8 +21,9 @@ class Edit:
     """An edit verb, its source videos and its parameters (skyloom.generate.edit_verbs lists them).
 
     Times are seconds ("2.5", "1:02.5", "13/16"). `strength` is 0 (unchanged) to 1 (unconstrained),
-    or "subtle", "mild", "strong". `style` is the text of a style. `strict` refuses videos that
-    would have to be resampled. Raises RequestError for values that are invalid, missing, or not a
+    or "subtle", "mild", "strong". `style` is the text of a style. `backward` extends before the
+    first frame instead of after the last. `strict` refuses videos that would have to be resampled.
+    Raises RequestError for values that are invalid, missing, or not a
     parameter of the verb.
     """
 
@@ -73,10 +74,10 @@ class Edit:
             )
 
     @property
-    def samples(self) -> bool:
-        """Whether the model generates frames; filters and hard cuts only use existing ones."""
+    def needs_model(self) -> bool:
+        """Whether a model generates frames; some verbs, and hard cuts, only use existing ones."""
         is_hard_cut = self.verb == "stitch" and not self.seconds_of("morph")
-        return self.verb not in FILTERS and not is_hard_cut
+        return EDIT_VERBS[self.verb].uses_model and not is_hard_cut
 
     def value(self, name: str) -> Any:
         """A parameter, or the verb's default if it is not set."""

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from skyloom.core.errors import RequestError
 from skyloom.generate.parsing import parse_size
-from skyloom.generate.source_prompts import PromptChooser, SourceInfo, with_style
+from skyloom.generate.source_prompts import PromptChooser, PromptSpan, SourceInfo, with_style
 from skyloom.generate.timeline import (
-    Filter,
+    DEFAULT_FADE,
     Generate,
+    Interpolate,
     Keep,
+    Resize,
     SourceClip,
     Span,
     Timeline,
@@ -62,12 +64,13 @@ def build_restyle(
 def build_retake(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
-    """A time range, generated between the kept frames before and after it."""
+    """A time range, generated between the kept frames before and after it, with its prompts."""
     part = _time_range(edit, sources[0], fps)
     prompts = PromptChooser(prompt, sources, edit.videos)
     strength = edit.value("strength")
-    generated = _replacement(sources[0], part, prompts.over(part), "retake", strength=strength)
-    return _timeline(_around(sources[0], part, generated), prompts)
+    whole = _replacement(sources[0], part, prompt, "retake", strength=strength)
+    generated = _with_prompts(whole, prompts.known(part), nearest_frame(DEFAULT_FADE, fps))
+    return _timeline(_around(sources[0], part, *generated), prompts)
 
 
 def build_inpaint(
@@ -229,15 +232,17 @@ def build_upscale(
 ) -> Timeline:
     """The whole source at a larger size."""
     width, height = parse_size(str(edit.size))
-    return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), size=(height, width))])
+    whole = SourceClip(0, 0, sources[0].frames)
+    return replace(make_timeline([Resize(whole, (height, width))]), size=(height, width))
 
 
 def build_interpolate(
     edit: "Edit", prompt: str, sources: Sequence[SourceInfo], fps: Fraction
 ) -> Timeline:
     """The whole source at a higher frame rate."""
-    factor = Fraction(str(edit.fps)) / fps
-    return make_timeline([Filter(SourceClip(0, 0, sources[0].frames), rate_factor=factor)])
+    target = Fraction(str(edit.fps))
+    whole = SourceClip(0, 0, sources[0].frames)
+    return replace(make_timeline([Interpolate(whole, target / fps)]), fps=target)
 
 
 def _timeline(
@@ -268,11 +273,28 @@ def _replacement(
     )
 
 
-def _around(source: SourceInfo, part: SourceClip, generated: Generate) -> list[Span | None]:
-    """The span that replaces a part of the source, between the kept rest."""
+def _with_prompts(
+    whole: Generate, prompts: Sequence[PromptSpan], fade_frames: int
+) -> Iterator[Generate]:
+    """One shot as a span for each prompt; positions count from the shot's first frame."""
+    (clip,) = whole.init_clips
+    for number, one in enumerate(prompts):
+        frames = one.stop - one.start
+        yield replace(
+            whole,
+            frames=frames,
+            prompt=one.prompt,
+            init_clips=(SourceClip(clip.source, clip.start + one.start, clip.start + one.stop),),
+            continues=number > 0,
+            fade_frames=min(fade_frames, frames) if number else 0,
+        )
+
+
+def _around(source: SourceInfo, part: SourceClip, *replacement: Span) -> list[Span | None]:
+    """The spans that replace a part of the source, between the kept rest."""
     before = Keep(SourceClip(0, 0, part.start))
     after = Keep(SourceClip(0, part.stop, source.frames))
-    return [before, generated, after]
+    return [before, *replacement, after]
 
 
 def _time_range(edit: "Edit", source: SourceInfo, fps: Fraction) -> SourceClip:

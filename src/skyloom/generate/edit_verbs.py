@@ -1,6 +1,9 @@
 """The table of edit verbs: name, fields, required values, number of videos and timeline builder.
 
-`Edit`, the command line and the API derive from this table. Importing it does not import torch.
+`Edit`, the command line, the API and the tests of all verbs derive from this table. A new verb is a
+row here, a timeline builder, and a span (timeline.py) if its frames come about in a new way. A verb
+that uses the model is also listed by the families that can do it (FAMILY.edit_verbs). Importing
+this does not import torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +47,10 @@ class EditField:
 
 @dataclass(frozen=True)
 class EditVerb:
-    """An edit verb. `required` holds field names and "prompt"; `is_filter` verbs use no model.
+    """An edit verb. `required` holds field names and "prompt".
 
+    Without `uses_model` it never generates frames: no prompt, no settings of sampling, any model.
+    With `resamples_sources` its videos are opened at the model's size and rate, else at their own.
     `build(edit, prompt, sources, fps)` returns the timeline; it raises RequestError for times that
     the sources do not have.
     """
@@ -57,7 +62,8 @@ class EditVerb:
     build: Builder
     min_videos: int = 1
     max_videos: int = 1
-    is_filter: bool = False
+    uses_model: bool = True
+    resamples_sources: bool = True
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -142,6 +148,7 @@ _VERBS = (
         summary="Add frames at the end or at the start.",
         fields=(
             _time("seconds", "Seconds to add."),
+            # backward in time: new frames come before the source, whose frames keep their order
             EditField("backward", "flag", "Add at the start instead of the end."),
             _OVERLAP,
         ),
@@ -195,7 +202,8 @@ _VERBS = (
         summary="Enlarge with a Lanczos filter.",
         fields=(EditField("size", "size", "Width x height in pixels, like 512x512."),),
         required=("size",),
-        is_filter=True,
+        uses_model=False,
+        resamples_sources=False,
         build=timelines.build_upscale,
     ),
     EditVerb(
@@ -203,10 +211,11 @@ _VERBS = (
         summary="Raise the frame rate by motion interpolation; existing frames are kept.",
         fields=(EditField("fps", "rate", "Frames per second, more than the video has."),),
         required=("fps",),
-        is_filter=True,
+        uses_model=False,
+        resamples_sources=False,
         build=timelines.build_interpolate,
     ),
 )
 
 EDIT_VERBS: Mapping[str, EditVerb] = {verb.name: verb for verb in _VERBS}
-FILTERS = tuple(verb.name for verb in _VERBS if verb.is_filter)
+VERBS_WITHOUT_MODEL = tuple(verb.name for verb in _VERBS if not verb.uses_model)

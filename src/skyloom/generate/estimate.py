@@ -23,6 +23,7 @@ from skyloom.core.files import write_atomically
 from skyloom.core.paths import state_folder
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.plan import Plan
+from skyloom.generate.windows import DECODE_FRAMES
 from skyloom.models.base import NetworkCost
 from skyloom.models.registry import ModelInfo
 
@@ -35,7 +36,6 @@ _DECODE_PIXELS = 3e6  # per second
 _BASE_BYTES = 600 * 2**20  # the process without model activations
 _DECODE_BYTES = 1_200  # live bytes per pixel of the frames in the decoder
 _FILE_BYTES = 0.12  # per pixel and frame: twice the bundled model's mp4; two files exist at the end
-_DECODED_AT_A_TIME = 12  # frames
 
 
 class Phased(Protocol):
@@ -56,7 +56,8 @@ class Workload:
 
     `calls` of the network with at most `tokens` take `flops` in total. `frames` of `height` x
     `width` pixels are decoded, `seconds` long. `memory_unit` is bytes per token. Runs of the same
-    `kind` (model, device, dtype) are comparable.
+    `kind` (model, device, dtype) are comparable. `decoded_at_once` frames come from one call of the
+    decoder; in older histories, which lack it, 12.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class Workload:
     width: int
     seconds: float
     memory_unit: int
+    decoded_at_once: int = 12
 
     @property
     def pixels(self) -> int:
@@ -78,7 +80,7 @@ class Workload:
     @property
     def working_bytes(self) -> int:
         """Peak bytes of activations; independent of the number of windows."""
-        decoded = min(self.frames, _DECODED_AT_A_TIME) * self.height * self.width
+        decoded = min(self.frames, self.decoded_at_once) * self.height * self.width
         return self.tokens * self.memory_unit + decoded * _DECODE_BYTES
 
 
@@ -170,6 +172,7 @@ def workload_of(
         width=plan.shape.width,
         seconds=plan.seconds,
         memory_unit=cost.token_bytes * branches,
+        decoded_at_once=DECODE_FRAMES * scale.time,
     )
 
 

@@ -18,7 +18,7 @@ from skyloom.generate.renderer import RenderedFrames
 from skyloom.media.frames import to_frames
 from skyloom.media.seam_metric import SeamMetric
 from skyloom.media.video import Video
-from skyloom.models.base import Autoencoder
+from skyloom.models.base import Autoencoder, Previewer
 from skyloom.safety.frame_moderation import StreamModerator
 from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_receipt
 
@@ -45,10 +45,16 @@ class Step:
 
     @torch.no_grad()
     def preview(self) -> UInt8[Tensor, "h w c"] | None:
-        """Decode the middle latent frame of a "denoise" step into a picture."""
+        """Make a picture of the middle latent frame of a "denoise" step.
+
+        The autoencoder's own preview if it has one, which may be None, else decoded.
+        """
         if self.latent is None or self.autoencoder is None:
             return None
         middle = self.latent.shape[1] // 2
+        if isinstance(self.autoencoder, Previewer):
+            pixels = self.autoencoder.preview(self.latent[:, middle])
+            return None if pixels is None else to_frames(pixels[:, None])[0]
         cell = self.latent[None, :, middle : middle + 1].to(self.autoencoder.device)
         return to_frames(self.autoencoder.decode(cell)[0])[0]
 

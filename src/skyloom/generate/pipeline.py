@@ -1,25 +1,24 @@
 """The pipeline: a plan's timeline becomes frames; every finished unit of work is yielded.
 
-A timeline is what text to video, storyboards and edits have in common: kept spans are copied,
-filtered ones pass through a filter, generated ones are sampled as runs of windows. The same
-request, seed and version give the same frames: noise is drawn from the request's seed, and several
-requests run one after another.
+A timeline is what text to video, storyboards and edits have in common: kept and filtered spans are
+read from a source, generated ones are sampled as runs of windows. The same request, seed and
+version give the same frames: noise is drawn from the request's seed, and several requests run one
+after another.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skyloom.core.audio import Audio, samples_at
 from skyloom.core.device import choose_device, choose_dtype
-from skyloom.core.errors import RequestError, SafetyError
+from skyloom.core.errors import RequestError
 from skyloom.core.paths import cache_folder
 from skyloom.core.seeds import derive_seed
 from skyloom.generate.conditioning import Conditioning
@@ -28,10 +27,18 @@ from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
+from skyloom.generate.loras import LoraFile, attach_loras, find_loras
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
-from skyloom.generate.receipt import make_receipt
-from skyloom.generate.renderer import RenderedFrames, RenderedSound, RunRenderer, WindowSound
+from skyloom.generate.prompt_encoding import Texts, encode_prompts, text_conditions, truncations
+from skyloom.generate.receipt import make_receipt, weights_digest
+from skyloom.generate.renderer import (
+    RenderedFrames,
+    RenderedSound,
+    RunRenderer,
+    WindowSound,
+    make_silence,
+)
 from skyloom.generate.request import Request
 from skyloom.generate.sampling import (
     Critic,
@@ -40,21 +47,15 @@ from skyloom.generate.sampling import (
     model_levels,
     schedule_sigmas,
 )
-from skyloom.generate.timeline import Filter, Keep
 from skyloom.generate.window_keys import window_keys
 from skyloom.generate.window_review import WindowReviewer
 from skyloom.generate.windows import RunPlan, Window
-from skyloom.media.filters import interpolate, upscale
-from skyloom.media.source import VideoSource
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import ModelBundle, SoundModel, TextCondition, TextContext
+from skyloom.models.base import ModelBundle, TextContext, Transformer
 from skyloom.models.checkpoint import verify_manifest
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
-
-Texts = Mapping[str, Sequence[TextCondition]]
-"""By prompt: its condition and, with guidance, that of the negative prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +70,15 @@ class Generation:
 
 
 class Pipeline:
-    """A loaded model that generates videos."""
+    """A loaded model that generates videos; `loras` are those of generate/loras.find_loras."""
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: ModelBundle, loras: Mapping[str, str] | None = None) -> None:
         self.bundle = bundle
+        self.loras = loras
         self.info = bundle.info
         self.text_encoder = bundle.text_encoder
         self.transformer = bundle.transformer
+        self.lora_notices: tuple[str, ...] = ()
         self.autoencoder = bundle.autoencoder
         self.sound = bundle.sound
         self.device = bundle.device
@@ -94,7 +97,8 @@ class Pipeline:
                 hint=f"Use skyloom.load({name!r}).",
                 field="model",
             )
-        return make_plan(request, self.info, self.autoencoder.scale)
+        plan = make_plan(request, self.info, self.autoencoder.scale)
+        return replace(plan, loras=find_loras(plan.request.loras, self.loras))
 
     def generate(self, request: Request | str, **fields: Any) -> Video:
         """Generate a video from a Request, or from a prompt and fields of a Request."""
@@ -141,12 +145,10 @@ class Pipeline:
     ) -> Iterator[Step]:
         """Generate a video step by step; stop iterating to cancel.
 
-        The request and its media are checked before the first step. Frames are moderated as they
-        are decoded (SafetyError; checkpoints are then deleted). A Plan of this pipeline is used
-        without checking it again.
+        The request and its media are checked first; a Plan of this pipeline is used as it is.
+        Frames are moderated as they are decoded (SafetyError; checkpoints are then deleted).
 
-        collect: keep all frames and return them as the last step's `video`. Without it, memory
-            does not grow with the length.
+        collect: return all frames as the last step's `video`. Without it, memory is constant.
         resume: folder of checkpoints. The same request and seed continue where they stopped and
             give the same frames. Checkpoints are written at most every `save_every` seconds, and
             when the iterator is closed.
@@ -157,19 +159,32 @@ class Pipeline:
         """
         plan = self._planned(request, fields)
         start = self._start_noise(plan, noise)
-        moderator = load_frame_moderator()
-        if moderator is not None:
-            check_files(moderator, map(Path, plan.request.media))
+        moderator = _moderator(plan)
         notes = _notes(plan, critic, start)
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)
-        watch = None if moderator is None else StreamModerator(moderator, plan.fps)
-        output = OutputStage(plan, receipt, watch, collect=collect)
+        output = OutputStage(plan, receipt, moderator, collect=collect)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
-        stores = [
-            store.run(number, self._keys(plan, run, critic) if store.cache is not None else ())
-            for number, run in enumerate(plan.runs)
-        ]
-        return _with_checkpoints(self._run(Generation(plan, output, stores, critic, start)), store)
+        stores = self._run_stores(plan, store, critic)
+        steps = self._with_loras(plan)._run(Generation(plan, output, stores, critic, start))
+        return store.guard(steps)
+
+    def _with_loras(self, plan: Plan) -> "Pipeline":
+        """This pipeline, or a copy whose transformer has the plan's LoRAs. Raises RequestError."""
+        if not plan.loras:
+            return self
+        pipeline = copy(self)
+        pipeline.transformer, pipeline.lora_notices = self.attach_loras(plan.loras)
+        return pipeline
+
+    def attach_loras(self, loras: Sequence[LoraFile]) -> tuple[Transformer, tuple[str, ...]]:
+        """Return the transformer with LoRAs, and notices about their files. Raises RequestError."""
+        return attach_loras(
+            self.transformer,
+            loras,
+            family=self.info.record.name,
+            base=weights_digest(self.info.manifest.get("files", {})),
+            device=self.device,
+        )
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -200,14 +215,15 @@ class Pipeline:
         return noise.detach().float().cpu()[None]
 
     def _run(self, generation: Generation) -> Iterator[Step]:
-        """Encode the prompts, then copy, filter or generate the segments of the timeline."""
+        """Encode the prompts, then render."""
         plan = generation.plan
         texts: Texts = {}
         if plan.runs:
-            context = self._encode_prompts(plan)
-            yield Step("text", 1, 1, notice=_notice(plan, context))
+            with self.bundle.use("text_encoder"):
+                context = encode_prompts(plan, self.text_encoder, self.executor)
+            yield Step("text", 1, 1, notice=_notice(plan, context, self.lora_notices))
             with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
-                texts = self._text_conditions(plan, context)
+                texts = text_conditions(plan, context, self.transformer, self.executor)
                 if self.info.record.trial_decode:
                     check_decoder(self.autoencoder, self.executor, plan.shape)
                 yield from self._render(generation, texts)
@@ -235,9 +251,10 @@ class Pipeline:
             else:
                 assert plan.sources is not None
                 if self.sound is not None:  # the exporter copies the sound of the source
-                    silence = _silence(self.sound, plan, frame, segment.frames)
+                    stop = frame + segment.frames
+                    silence = make_silence(self.sound, plan.timeline.fps, frame, stop)
                     generation.output.add_sound(silence)
-                for frames in _copied(plan.sources.sources[segment.clip.source], segment):
+                for frames in segment.stream(plan.sources.sources[segment.clip.source]):
                     yield generation.output.process(RenderedFrames(frames, generated=False))
             frame += segment.frames
 
@@ -266,6 +283,9 @@ class Pipeline:
         )
 
         def set_prompt(window: Window) -> None:
+            if not run.uses_cache:
+                inside = None if run.opens_shot(window) else self.transformer.uncached_frame_offset
+                denoiser.set_frame_offset(inside)
             previous = conditions[window.span - 1] if window.prompt_fade else None
             denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
 
@@ -292,7 +312,6 @@ class Pipeline:
             sampling,
             denoiser,
             decoder,
-            frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
             sound=sound,
         )
@@ -325,12 +344,21 @@ class Pipeline:
             channels=self.autoencoder.latent_channels,
             encode=self._encode_pixels,
             sources=plan.sources,
+            known_sigma=0.0 if self.info.record.frame_levels else 1.0,
         )
 
-    def _keys(self, plan: Plan, run: RunPlan, critic: Critic | None) -> Sequence[str]:
-        """The cache's keys of a run's windows."""
+    def _run_stores(
+        self, plan: Plan, store: WindowStore, critic: Critic | None
+    ) -> Sequence[WindowStore]:
+        """A store for each run, with the cache's keys of its windows."""
         bounds = None if critic is None else critic.bounds
-        return window_keys(plan, run, self.info, self.device, self.dtype, bounds=bounds)
+        keys: Sequence[Sequence[str]] = [()] * len(plan.runs)
+        if store.cache is not None:
+            keys = [
+                window_keys(plan, run, self.info, self.device, self.dtype, bounds=bounds)
+                for run in plan.runs
+            ]
+        return [store.run(number, of_run) for number, of_run in enumerate(keys)]
 
     def _denoise_step(self, plan: Plan, step: WindowStep, windows_before: int) -> Step:
         """The Step of a sampler step; `windows_before` counts windows of earlier runs."""
@@ -343,31 +371,6 @@ class Pipeline:
         encode = partial(self.autoencoder.encode, pixels.to(self.autoencoder.device))
         return self.executor.run_one(encode).cpu()
 
-    def _encode_prompts(self, plan: Plan) -> TextContext:
-        """Encode all prompts and, as the last row, the negative prompt."""
-        rows = [*_prompts(plan), plan.request.negative_prompt]
-        with self.bundle.use("text_encoder"):
-            return self.executor.run_one(partial(self.text_encoder.encode, rows))
-
-    def _text_conditions(self, plan: Plan, context: TextContext) -> Texts:
-        """The condition of each prompt and, with guidance, of the negative prompt."""
-        prompts = _prompts(plan)
-        texts: dict[str, list[TextCondition]] = {}
-        for row, prompt in enumerate(prompts):
-            chosen = [row] if plan.guidance_scale == 1.0 else [row, len(prompts)]
-            texts[prompt] = [
-                self.executor.run_one(partial(self._text_condition, context, one)) for one in chosen
-            ]
-        return texts
-
-    def _text_condition(self, context: TextContext, row: int) -> TextCondition:
-        """One row of a text context, without padding."""
-        length = int(context.context_mask[row].sum())
-        where = (self.transformer.device, self.transformer.dtype)
-        tokens = context.context[row : row + 1, :length].to(*where)
-        pooled = context.pooled[row : row + 1].to(*where)
-        return self.transformer.prepare_text(tokens, None, pooled)
-
 
 def load(
     model: str = DEFAULT_MODEL,
@@ -375,8 +378,12 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     verify: bool = True,
+    loras: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Load a model by name or folder; `verify` checks its file hashes.
+
+    loras: paths of the LoRAs that requests may use, by name; by default any path, and the files in
+    the data folder's `loras`.
 
     Raises RequestError for an unknown model, CheckpointError for a damaged one.
     """
@@ -384,29 +391,16 @@ def load(
     if verify:
         verify_manifest(info.folder, trust_cache=True)
     where = choose_device(device)
-    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)))
+    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)), loras)
 
 
-def _prompts(plan: Plan) -> list[str]:
-    """The prompts of all generated spans, each once."""
-    return list(dict.fromkeys(span.prompt for run in plan.runs for span in run.spans))
-
-
-def _copied(source: VideoSource, span: Keep | Filter) -> Iterator[Tensor]:
-    """The frames of a kept or filtered span."""
-    frames = source.stream(span.clip.start, span.clip.stop)
-    if isinstance(span, Keep):
-        return frames
-    if span.size is not None:
-        return upscale(frames, span.size)
-    return interpolate(frames, source.fps, source.fps * span.rate_factor)
-
-
-def _silence(sound: SoundModel, plan: Plan, first: int, count: int) -> Audio:
-    """Silence for frames [first, first + count) of the video."""
-    times = (plan.timeline.seconds(frame) for frame in (first, first + count))
-    begin, end = (samples_at(time, sound.rate) for time in times)
-    return Audio(torch.zeros(sound.channels, end - begin), sound.rate)
+def _moderator(plan: Plan) -> StreamModerator | None:
+    """The moderator of the frames, if the policy has one. Raises SafetyError for the media."""
+    moderator = load_frame_moderator()
+    if moderator is None:
+        return None
+    check_files(moderator, map(Path, plan.request.media))
+    return StreamModerator(moderator, plan.fps)
 
 
 def _notes(plan: Plan, critic: Critic | None, noise: Tensor | None) -> dict[str, Any]:
@@ -432,33 +426,11 @@ def _window_cache(plan: Plan) -> WindowCache | None:
     return WindowCache(folder / "spans")
 
 
-def _with_checkpoints(steps: Iterator[Step], store: WindowStore) -> Iterator[Step]:
-    """Flush checkpoints if the consumer stops early; delete them if moderation blocks the video."""
-    try:
-        yield from steps
-    except GeneratorExit:
-        store.flush()
-        raise
-    except SafetyError:
-        store.discard()
-        raise
-
-
-def _notice(plan: Plan, context: TextContext) -> str | None:
-    """Warnings for the user: truncated prompts, dropped frames, converted sources."""
-    dropped = dict(zip(_prompts(plan), context.truncated, strict=False))
-    notices: list[str] = []
-    for number, span in enumerate(plan.timeline.generated_spans, start=1):
-        count = dropped[span.prompt]
-        if count and (plan.request.cards or number == 1):
-            name = f"The prompt of card {number}" if plan.request.cards else "The prompt"
-            notices.append(f"{name} is too long: its last {count} tokens were ignored.")
-    negative = context.truncated[-1]
-    if negative:
-        notices.append(f"The negative prompt is too long: its last {negative} tokens were ignored.")
+def _notice(plan: Plan, context: TextContext, further: Sequence[str]) -> str | None:
+    """Warnings for the user: truncated prompts, dropped frames, converted sources, `further`."""
+    notices = list(truncations(plan, context))
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
-    if plan.sources is not None:
-        notices.extend(plan.sources.notices)
-    notices.extend(plan.timeline.notices)
+    notices.extend(plan.notices)
+    notices.extend(further)
     return " ".join(notices) or None

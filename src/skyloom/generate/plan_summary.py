@@ -12,18 +12,16 @@ from skyloom.generate.estimate import (
 )
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
-from skyloom.generate.timeline import Filter, Generate, Keep
-from skyloom.models.base import read_network_cost
+from skyloom.generate.timeline import Generate
+from skyloom.models.base import find_loader
 from skyloom.models.registry import DEFAULT_MODEL, find_model
-
-_SPAN_KINDS = {Keep: "keep", Generate: "make", Filter: "filter"}
 
 
 def plan_and_estimate(request: Request, device: str | None = None) -> tuple[Plan, Estimate]:
     """Plan a request and estimate time, memory and disk. Raises RequestError."""
     info = find_model(request.model or DEFAULT_MODEL)
     where = choose_device(device)
-    cost = read_network_cost(info)
+    cost = find_loader(info).read_network_cost(info)
     plan = make_plan(request, info, cost.scale)
     dtype = str(choose_dtype(where)).removeprefix("torch.")
     workload = workload_of(plan, info, cost, device=where.type, dtype=dtype)
@@ -42,6 +40,8 @@ def plan_to_dict(plan: Plan, expected: Estimate) -> dict[str, Any]:
         "quality": "fast" if plan.student else "best",
         "estimate": expected.to_dict(),
     }
+    if plan.notices:
+        values["notices"] = list(plan.notices)
     if plan.request.cards:
         values["cards"] = list(describe_cards(plan))
     if plan.request.edit is not None:
@@ -70,16 +70,20 @@ def describe_cards(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def describe_spans(plan: Plan) -> Iterator[dict[str, Any]]:
     """Describe the spans of an edit, in order: frames, kind, and of generated ones the windows."""
-    runs = iter(plan.runs)
+    windows = iter(
+        sum(window.span == index for window in run.windows)
+        for run in plan.runs
+        for index in range(len(run.spans))
+    )
     position = 0
     for span in plan.timeline.spans if plan.request.edit is not None else ():
         row: dict[str, Any] = {
             "first_frame": position,
             "frames": span.frames,
-            "kind": _SPAN_KINDS[type(span)],
+            "kind": span.kind,
         }
         if isinstance(span, Generate):
-            row["windows"] = len(next(runs).windows)
+            row["windows"] = next(windows)
             row["prompt"] = span.prompt
         yield row
         position += span.frames

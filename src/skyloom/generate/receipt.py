@@ -23,7 +23,6 @@ from skyloom.core.version import __version__
 from skyloom.generate.plan import Plan
 from skyloom.generate.request import Request
 from skyloom.generate.source_prompts import timeline_prompts
-from skyloom.generate.timeline import Keep
 from skyloom.media.read import is_sidecar, read_sidecar
 from skyloom.media.source import open_source
 from skyloom.media.write import sidecar_of
@@ -74,8 +73,9 @@ class Receipt:
     """Record of how a video was generated.
 
     `request` has every default filled in, including the seed. `weights` is one digest of the
-    model's files. `image` is the sha256 of the first picture. `notes` hold measurements and
-    warnings. Missing values are "" or None. `extra` keeps keys of newer versions.
+    model's files. `image` is the sha256 of the first picture. `loras` have name, weight and sha256.
+    `notes` hold measurements and warnings. Missing values are "" or None. `extra` keeps keys of
+    newer versions.
     """
 
     skyloom: str
@@ -88,6 +88,7 @@ class Receipt:
     image: str | None = None
     frames: FramesDigest | None = None
     parents: tuple[Parent, ...] = ()
+    loras: tuple[Mapping[str, Any], ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -103,6 +104,7 @@ class Receipt:
             "dtype": self.dtype,
             "image": self.image,
             "parents": [vars(parent) for parent in self.parents],
+            "loras": [dict(lora) for lora in self.loras] or None,
             "notes": dict(self.notes),
         }
         if self.frames is not None:
@@ -144,6 +146,7 @@ class Receipt:
         frames = values.pop("frames", None)
         model = _text(values.pop("model", request.model or ""))
         parents = [Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])]
+        loras = [_table(lora) for lora in values.pop("loras", [])]
         notes = _table(values.pop("notes", {}))
         names = ("torch", "device", "dtype", "image")
         texts: dict[str, Any] = {name: _text(values.pop(name)) for name in names if name in values}
@@ -154,6 +157,7 @@ class Receipt:
             digest,
             frames=None if frames is None else _frames(_table(frames)),
             parents=tuple(parents),
+            loras=tuple(loras),
             notes=notes,
             **texts,
             extra=values,
@@ -182,7 +186,8 @@ def make_receipt(
         image=None if image is None else hash_source_file(Path(image)),
         frames=frames,
         parents=(*_card_media(plan), *_edited_files(plan)),
-        notes={**(notes or {}), **_edit_notes(plan)},
+        loras=tuple(lora.to_dict() for lora in plan.loras),
+        notes={**(notes or {}), **_plan_notes(plan)},
     )
 
 
@@ -191,7 +196,7 @@ def _filled_request(plan: Plan, model: str) -> Request:
     filled = replace(plan.request, model=model)
     if plan.request.edit is None:
         filled = replace(filled, seconds=plan.seconds, fps=float(plan.fps), size=plan.shape.size)
-    if filled.samples:
+    if filled.needs_model:
         filled = replace(
             filled,
             seed=plan.seed,
@@ -222,24 +227,22 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
         yield Parent(hash_source_file(Path(edit.mask)), "mask", edit.verb)
 
 
-def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The kept and generated frames of an edit, the prompts of all its frames, and notices."""
+def _plan_notes(plan: Plan) -> dict[str, Any]:
+    """Notices and, of an edit, its spans, their kinds and the prompts of all its frames."""
+    notices: dict[str, Any] = {"notices": list(plan.notices)} if plan.notices else {}
     if plan.sources is None:
-        return {}
+        return notices
     spans: list[list[int | str]] = []
     position = 0
     for span in plan.timeline.spans:
-        kind = "kept" if isinstance(span, Keep) else "made"
-        spans.append([position, position + span.frames, kind])
+        spans.append([position, position + span.frames, span.kind])
         position += span.frames
     prompts = timeline_prompts(plan.timeline, plan.sources.sources)
-    notes: dict[str, Any] = {
+    return {
         "spans": spans,
         "prompts": [[part.start, part.stop, part.prompt] for part in prompts],
+        **notices,
     }
-    if notices := [*plan.sources.notices, *plan.timeline.notices]:
-        notes["notices"] = notices
-    return notes
 
 
 def read_receipt(path: Path) -> Receipt:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
+from skyloom.generate.loras import find_loras
 from skyloom.generate.receipt import FramesHash, Receipt, hash_source_file, weights_digest
 from skyloom.generate.request import Request
 from skyloom.media.read import is_sidecar
@@ -96,7 +97,7 @@ def request_from_receipt(receipt: Receipt, image: Path | None = None) -> Request
         raise RequestError(
             f"{image} is not the picture that the video started from.", hint="Use --image."
         )
-    if not request.samples:  # receipts of 0.1.0 list settings that had no effect
+    if not request.needs_model:  # receipts of 0.1.0 list settings that had no effect
         request = replace(
             request,
             seed=None,
@@ -136,6 +137,23 @@ def check_weights(receipt: Receipt, info: ModelInfo) -> None:
             f"{receipt.model}; {info.name} in {info.folder} has {here[:_DIGEST_CHARACTERS]}.",
             hint="Choose the right model with --model, or use these weights with --force.",
         )
+
+
+def check_loras(receipt: Receipt) -> None:
+    """Raise CheckpointError if the file of a LoRA is not that of the receipt.
+
+    Raises RequestError for one that is missing.
+    """
+    recorded = {lora["name"]: lora["sha256"] for lora in receipt.loras}
+    for file in find_loras(receipt.request.loras, None):
+        expected = recorded.get(file.lora.name, "")
+        if file.sha256 != expected:
+            raise CheckpointError(
+                f"The video was made with LoRA {file.lora.name} of sha256 "
+                f"{expected[:_DIGEST_CHARACTERS]}; {file.path} has "
+                f"{file.sha256[:_DIGEST_CHARACTERS]}.",
+                hint="Put the right file in its place, or use this one with --force.",
+            )
 
 
 def is_exact(receipt: Receipt, video: Video) -> bool | None:

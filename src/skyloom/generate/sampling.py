@@ -1,7 +1,8 @@
 # pyright: basic
 """Sample a video of any length window by window, in constant memory.
 
-The first window has the model's native length and is sampled in one pass. Later windows attend to
+The first window has the model's native length and is sampled in one pass. Without a rollout, later
+windows see the last latent frames as known ones (generate/windows.py). With it, they attend to
 cached keys and values of the first latent frames and of those right before the window (attention
 sink and recent frames: Xiao et al. 2023, arXiv 2309.17453; keys are cached without rotary
 embedding and get window-local positions). Noise is drawn per window, so a frame does not depend on
@@ -89,10 +90,17 @@ class WindowStep:
     def generated(self) -> Float[Tensor, "1 c t h w"] | None:
         """The clean latent frames that the window generated; without known ones."""
         latent = self.finished
-        first, end = self.window.generated
-        if latent is None or (first, end) == (self.window.start, self.window.stop):
-            return latent
-        return latent[:, :, first - self.window.start : end - self.window.start]
+        return None if latent is None else generated_part(self.window, latent)
+
+
+def generated_part(
+    window: Window, latent: Float[Tensor, "1 c t h w"]
+) -> Float[Tensor, "1 c u h w"]:
+    """The latent frames that a window generated, of all that it saw."""
+    first, end = window.generated
+    if (first, end) == (window.start, window.stop):
+        return latent
+    return latent[:, :, first - window.start : end - window.start]
 
 
 Sampler = Callable[..., Iterator[SampleStep]]

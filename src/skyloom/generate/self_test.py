@@ -3,7 +3,7 @@
 import torch
 
 from skyloom.media.frames import to_frames
-from skyloom.models.base import load_autoencoder
+from skyloom.models.base import find_loader
 from skyloom.models.registry import ModelInfo
 
 TOLERANCE = 16
@@ -15,11 +15,11 @@ _LATENT_SIDE = 8
 def compare_decoders(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> int:
     """Return the largest pixel difference (of 255) of a model's decoder to fp32 on the CPU.
 
-    Both decode the same noise latent (9 frames). Raises CheckpointError.
+    Both decode the same noise of three latent frames. Raises CheckpointError.
     """
     decoded: list[torch.Tensor] = []
     for where, kind in ((torch.device("cpu"), torch.float32), (device, dtype)):
-        autoencoder = load_autoencoder(info, where, kind)
+        autoencoder = find_loader(info).load_autoencoder(info, where, kind)
         shape = (1, autoencoder.latent_channels, _LATENT_FRAMES, _LATENT_SIDE, _LATENT_SIDE)
         latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

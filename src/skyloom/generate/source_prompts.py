@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from skyloom.generate.parsing import parse_clock
-from skyloom.generate.timeline import Filter, Generate, SourceClip, Timeline, nearest_frame
+from skyloom.generate.timeline import Generate, SourceClip, Timeline, nearest_frame
 from skyloom.safety.moderation import refuse_prompt
 
 _MAX_CHARACTERS = 8_000  # of a prompt in a receipt, which anyone can write
@@ -85,13 +85,11 @@ def timeline_prompts(timeline: Timeline, sources: Sequence[SourceInfo]) -> tuple
         if isinstance(span, Generate):
             found.append(PromptSpan(position, position + span.frames, span.prompt))
         else:
-            factor = span.rate_factor if isinstance(span, Filter) else Fraction(1)
             for one in prompts_in(sources, span.clip):
-                start = position + math.ceil(one.start * factor)
-                stop = position + math.ceil(one.stop * factor)
-                found.append(PromptSpan(start, stop, one.prompt))
+                start, stop = span.range_of(one.start, one.stop)
+                found.append(PromptSpan(position + start, position + stop, one.prompt))
         position += span.frames
-    return _merge(found)
+    return _merge(sorted(found, key=lambda one: one.start))
 
 
 class PromptChooser:
@@ -131,6 +129,21 @@ class PromptChooser:
                     f"but the generated frames follow {chosen!r:.60}",
                 )
         return chosen
+
+    def known(self, clip: SourceClip) -> tuple[PromptSpan, ...]:
+        """The known prompts of a clip, for all of its frames. Raises SafetyError as `over`.
+
+        Frames of an unknown prompt take the known one before them, the first ones that after them.
+        """
+        spans = self._of(clip)
+        known = next((span.prompt for span in spans if span.prompt), "")
+        if not known:
+            self._add_missing(clip)
+        found: list[PromptSpan] = []
+        for span in spans:
+            known = span.prompt or known
+            found.append(PromptSpan(span.start, span.stop, known))
+        return _merge(found)
 
     def each(self, clip: SourceClip) -> tuple[PromptSpan, ...]:
         """All prompts of a clip in order. Raises SafetyError if the policy blocks one."""

@@ -20,13 +20,12 @@ from skyloom.generate.cards import Card, CardError
 from skyloom.generate.parsing import parse_clock
 from skyloom.generate.request import Request
 from skyloom.generate.source_prompts import with_style
-from skyloom.generate.timeline import Generate, Media, nearest_frame
+from skyloom.generate.timeline import DEFAULT_FADE, Generate, Media, nearest_frame
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
 
 MAX_CARDS = 500
 MAX_BYTES = 2**20
-DEFAULT_FADE = Fraction(1, 2)  # seconds
 
 
 def storyboard_spans(

@@ -1,15 +1,27 @@
-"""A timeline: the ordered spans of an edited video. Positions are frame indices.
+"""A timeline: the ordered spans of a video. Positions are frame indices.
 
-Kept frames are copied bit for bit. Generated frames are conditioned on the frames before and after
-them and, at a strength below 1, start from source frames.
+The kind of a span says where its frames come from, in code, plans and receipts: "kept" frames are
+copied from a source bit for bit, "filtered" ones computed from it without a model. "generated" ones
+are conditioned on the frames before and after them and, at a strength below 1, start from source
+frames. A new kind of filter is one subclass of SourceSpan. Importing this does not import torch.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from skyloom.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+    from skyloom.media.source import VideoSource
+
+DEFAULT_FADE = Fraction(1, 2)  # seconds over which the prompt of a shot changes
+SpanKind = Literal["kept", "filtered", "generated"]
 
 
 @dataclass(frozen=True)
@@ -27,15 +39,71 @@ class SourceClip:
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Frames that are copied unchanged."""
+class SourceSpan:
+    """Frames that are read from a clip of a source, without a model."""
 
     clip: SourceClip
+    kind: ClassVar[SpanKind] = "filtered"
 
     @property
     def frames(self) -> int:
-        """Number of frames."""
+        """Number of frames that the span shows."""
         return self.clip.frames
+
+    @property
+    def sound_clip(self) -> SourceClip | None:
+        """The clip whose sound accompanies the span; None if it is silent."""
+        return self.clip
+
+    def range_of(self, start: int, stop: int) -> tuple[int, int]:
+        """The frames of the span that show frames [start, stop) of the clip."""
+        return start, stop
+
+    def stream(self, source: "VideoSource") -> "Iterator[UInt8[Tensor, 'n h w c']]":
+        """Yield the frames in batches. Raises MediaError."""
+        return source.stream(self.clip.start, self.clip.stop)
+
+
+@dataclass(frozen=True)
+class Keep(SourceSpan):
+    """Frames that are copied unchanged."""
+
+    kind: ClassVar[SpanKind] = "kept"
+
+
+@dataclass(frozen=True)
+class Resize(SourceSpan):
+    """A clip resized to `size` (height, width) by Lanczos resampling."""
+
+    size: tuple[int, int]
+
+    def stream(self, source: "VideoSource") -> "Iterator[UInt8[Tensor, 'n h w c']]":
+        """Yield the frames in batches. Raises MediaError."""
+        from skyloom.media.filters import upscale
+
+        return upscale(super().stream(source), self.size)
+
+
+@dataclass(frozen=True)
+class Interpolate(SourceSpan):
+    """A clip at `rate_factor` times its frame rate, by motion interpolation."""
+
+    rate_factor: Fraction
+
+    @property
+    def frames(self) -> int:
+        """Number of frames after interpolation."""
+        return math.ceil(self.clip.frames * self.rate_factor)
+
+    def range_of(self, start: int, stop: int) -> tuple[int, int]:
+        """The frames of the span that show frames [start, stop) of the clip."""
+        return math.ceil(start * self.rate_factor), math.ceil(stop * self.rate_factor)
+
+    def stream(self, source: "VideoSource") -> "Iterator[UInt8[Tensor, 'n h w c']]":
+        """Yield the frames in batches. Raises MediaError."""
+        from skyloom.media.filters import interpolate
+
+        return interpolate(super().stream(source), source.fps, source.fps * self.rate_factor)
 
 
 @dataclass(frozen=True)
@@ -57,8 +125,9 @@ class Generate:
     get the same noise.
 
     Consecutive spans without a name are sampled as one sequence: those of a prompt or storyboard.
-    Such a span may show `media` at its start, continue the shot of the span before it, whose prompt
-    is then crossfaded over `fade_frames`, and have a `seed` of its own.
+    Such a span may show `media` at its start and have a `seed` of its own. A span that `continues`
+    the shot of the span before it, whose prompt is then crossfaded over `fade_frames`, is sampled
+    with it; if it has a name, it has that span's name, `before`, `after` and strength.
     """
 
     frames: int
@@ -74,6 +143,7 @@ class Generate:
     fade_frames: int = 0
     seed: int | None = None
     media: Media | None = None
+    kind: ClassVar[SpanKind] = "generated"
 
     def __post_init__(self) -> None:
         assert self.frames > 0
@@ -82,34 +152,28 @@ class Generate:
         )
         assert len(self.init_clips) < 2 or len(self.mix_shares) == self.frames  # noqa: PLR2004
 
-
-@dataclass(frozen=True)
-class Filter:
-    """A clip resized to `size` (height, width), or interpolated to `rate_factor` times the rate."""
-
-    clip: SourceClip
-    size: tuple[int, int] | None = None
-    rate_factor: Fraction = Fraction(1)
-
     @property
-    def frames(self) -> int:
-        """Number of frames after the filter."""
-        return math.ceil(self.clip.frames * self.rate_factor)
+    def sound_clip(self) -> SourceClip | None:
+        """The clip whose sound accompanies the span: the one that it starts from."""
+        return self.init_clips[0] if len(self.init_clips) == 1 else None
 
 
-Span = Keep | Generate | Filter
+Span = SourceSpan | Generate
 
 
 @dataclass(frozen=True)
 class Timeline:
     """Spans in order, at `fps` frames per second. With `loops`, the end leads back to the start.
 
-    `notices` are sentences for the user about the prompts of generated spans.
+    The builder of an edit's timeline sets `fps` and `size` (height, width) only if they are not
+    those of its sources. `notices` are sentences for the user about the generated spans: their
+    prompts and lengths.
     """
 
     spans: tuple[Span, ...]
     loops: bool = False
     fps: Fraction = Fraction(0)
+    size: tuple[int, int] | None = None
     notices: tuple[str, ...] = ()
 
     def seconds(self, frame: int) -> Fraction:
@@ -141,7 +205,7 @@ class Timeline:
         """Source clips whose sound is copied, each with its first frame in the edited video."""
         found: list[tuple[int, SourceClip]] = []
         for position, span in zip((0, *self.seams), self.spans, strict=True):
-            clip = _sound_clip(span)
+            clip = span.sound_clip
             if clip is None:
                 continue
             begin, last = found[-1] if found else (0, None)
@@ -176,13 +240,6 @@ def make_timeline(spans: Sequence[Span | None], *, loops: bool = False) -> Timel
 def nearest_frame(seconds: Fraction, fps: Fraction) -> int:
     """Index of the frame nearest to a time; halves are rounded up."""
     return int(seconds * fps + Fraction(1, 2))
-
-
-def _sound_clip(span: Span) -> SourceClip | None:
-    """The clip whose sound accompanies a span."""
-    if isinstance(span, Generate):
-        return span.init_clips[0] if len(span.init_clips) == 1 else None
-    return span.clip
 
 
 def _continues(before: SourceClip, after: SourceClip) -> bool:

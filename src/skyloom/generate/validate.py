@@ -25,6 +25,7 @@ _SAMPLING_FIELDS = (
     "guidance_scale",
     "quality",
     "negative_prompt",
+    "loras",
     "schedule",
 )
 
@@ -79,19 +80,18 @@ def resolve_defaults(
 
 
 def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:
-    """Number of frames of a request. Raises RequestError if the model cannot generate as many."""
+    """Number of frames of a request. Raises RequestError for an invalid length."""
     _check_seconds(request)
-    if request.seconds is None:
-        return model.frames
-    max_seconds = (model.frames - 1) / model.fps
-    frames = scale.frames_for(request.seconds, model.fps)
-    if frames > model.frames and model.rollout is None:
-        raise RequestError(
-            f"seconds must be <= {max_seconds:g} for {model.name}, got {request.seconds:g}.",
-            hint="Shorten it, or use a model that supports longer videos.",
-            field="seconds",
-        )
-    return frames
+    return model.frames if request.seconds is None else scale.frames_for(request.seconds, model.fps)
+
+
+def length_notice(model: ModelInfo) -> str:
+    """The sentence for the user about a shot longer than the videos of a model's training."""
+    return (
+        f"{model.name} was trained on videos of {model.frames} frames "
+        f"({(model.frames - 1) / model.fps:g} s). Longer shots are made in windows that see the "
+        "last frames before them; their quality has not been measured."
+    )
 
 
 def _check_prompts(request: Request, *, moderate: bool) -> None:
@@ -117,8 +117,8 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
     if request.edit is None:
         return
     verb = EDIT_VERBS[request.edit.verb]
-    if not verb.is_filter and verb.name not in model.edit_verbs:
-        possible = ", ".join(model.edit_verbs) or "filters only"
+    if verb.uses_model and verb.name not in model.edit_verbs:
+        possible = ", ".join(model.edit_verbs) or "only verbs without a model"
         raise RequestError(
             f"verb must be one that {model.name} can do ({possible}), got {verb.name}.",
             hint="Use another model.",
@@ -137,9 +137,9 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
                 hint="An edit takes length, rate and pictures from its videos.",
                 field=name,
             )
-    for name in () if request.samples else _SAMPLING_FIELDS:
-        if getattr(request, name) not in (None, ""):
-            kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which is a filter"
+    for name in () if request.needs_model else _SAMPLING_FIELDS:
+        if getattr(request, name) not in (None, "", ()):
+            kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which uses no model"
             raise RequestError(f"{name} must be left out for {kind}.", field=name)
     if request.cards:
         raise RequestError(
@@ -206,21 +206,10 @@ def _resolve_schedule(request: Request, schedule: Schedule, num_steps: int) -> S
 def _resolve_size(request: Request, model: ModelInfo) -> tuple[int, int]:
     """Width and height in pixels."""
     if request.size is None:
-        return parse_size(model.sizes[0])
+        return model.size_rule.default
     width, height = parse_size(request.size)
-    if f"{width}x{height}" in model.sizes:
-        return width, height
-
-    def distance(size: str) -> int:
-        other_width, other_height = parse_size(size)
-        return abs(other_width - width) + abs(other_height - height)
-
-    nearest = sorted(model.sizes, key=distance)[:3]
-    raise RequestError(
-        f"size must be one of the sizes of {model.name}, got {width}x{height}.",
-        hint=f"The nearest sizes are {', '.join(nearest)}.",
-        field="size",
-    )
+    model.size_rule.check(width, height)
+    return width, height
 
 
 def _resolve_keep_every(request: Request, model: ModelInfo) -> int:

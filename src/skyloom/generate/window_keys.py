@@ -49,6 +49,8 @@ def window_keys(
         "mask": _mask(plan),
         "critic": None if bounds is None else [plan.request.retakes, dict(bounds)],
     }
+    if plan.loras:
+        settings["loras"] = [[one.sha256, one.lora.weight] for one in plan.loras]
     spans = [_span_values(plan, span) for span in run.spans]
     return [
         hashlib.sha256(

@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+_BLOCK_ROWS = 1024  # queries whose scores stay in the cache
+
 
 def attend(
     query: Float[Tensor, "b heads n c"],
@@ -15,14 +17,36 @@ def attend(
     value: Float[Tensor, "b heads m c"],
     bias: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "b heads n c"]:
-    """Softmax attention; `bias` is added to the scores.
+    """Softmax attention; `bias`, which broadcasts to `[b heads n m]`, is added to the scores.
 
-    On a CPU two matrix products are faster in bf16 than the fused kernel (bench/dit_forward.py).
+    On a CPU two matrix products are faster than the fused kernel for few queries, and in bf16, in
+    blocks, for many (bench/attention.py).
     """
-    if query.device.type != "cpu":
+    few = query.shape[2] <= _BLOCK_ROWS
+    if query.device.type != "cpu" or not (few or query.dtype == torch.bfloat16):
         mask = None if bias is None else bias.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    scaled = query * query.shape[-1] ** -0.5
+    if few:
+        return _attend_block(scaled, key, value, bias)
+    mixed = torch.empty_like(query)
+    per_query = bias is not None and bias.ndim > 1 and bias.shape[-2] > 1
+    for head in range(query.shape[1]):
+        heads = slice(head, head + 1)
+        for first in range(0, query.shape[2], _BLOCK_ROWS):
+            rows = slice(first, first + _BLOCK_ROWS)
+            mixed[:, heads, rows] = _attend_block(
+                scaled[:, heads, rows],
+                key[:, heads],
+                value[:, heads],
+                bias[..., rows, :] if bias is not None and per_query else bias,
+            )
+    return mixed
+
+
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of already scaled queries by two matrix products."""
+    scores = query @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     return scores.softmax(dim=-1) @ value
@@ -49,7 +73,8 @@ class KvCache:
     """Keys before rotary embedding, and values, of the latent frames that a new window attends to.
 
     Holds at most the `sink` first and the `recent` last latent frames. frames: number held now;
-    seen: number appended so far. One tensor per layer, `[b heads frames*tokens c]`.
+    seen: number appended so far. One tensor per layer, `[b heads frames*tokens c]`; a network
+    without attention has none.
     """
 
     sink: int
@@ -63,13 +88,13 @@ class KvCache:
         self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], frames: int
     ) -> "KvCache":
         """Append a window; drop frames between the sink and the recent ones."""
-        tokens = keys[0].shape[2] // frames
         total = self.frames + frames
         if self.frames:
             keys = tuple(torch.cat(pair, dim=2) for pair in zip(self.keys, keys, strict=True))
             values = tuple(torch.cat(pair, dim=2) for pair in zip(self.values, values, strict=True))
         kept = min(total, self.sink + self.recent)
-        if total > kept:
+        if keys and total > kept:
+            tokens = keys[0].shape[2] // total
             keep = [
                 *range(self.sink * tokens),
                 *range((total - self.recent) * tokens, total * tokens),

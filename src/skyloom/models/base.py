@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from skyloom.core.errors import CheckpointError
 from skyloom.core.types import ScaleFactors
 from skyloom.models.attention import KvCache
 from skyloom.models.family import Prediction
-from skyloom.models.registry import ModelInfo, family_module
+from skyloom.models.registry import DEFAULT_MODEL, REPAIR, ModelInfo, family_module, find_model
 
 AttentionMode = Literal["bidirectional", "causal"]
 PartName = Literal["text_encoder", "autoencoder", "transformer"]
@@ -27,12 +28,17 @@ PartName = Literal["text_encoder", "autoencoder", "transformer"]
 
 @dataclass(frozen=True)
 class TextContext:
-    """Encoded prompts, padded with zeros; truncated: number of dropped tokens per prompt."""
+    """Encoded prompts, padded with zeros.
+
+    pooled: None for a text encoder without pooled vectors. truncated: number of dropped tokens per
+    prompt. truncated_text: the first dropped words per prompt; empty if they are not known.
+    """
 
     context: Float[Tensor, "b m d"]
     context_mask: Bool[Tensor, "b m"]
-    pooled: Float[Tensor, "b p"]
+    pooled: Float[Tensor, "b p"] | None
     truncated: tuple[int, ...]
+    truncated_text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,10 @@ class Autoencoder(Part, Protocol):
         ...
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
-        """Encode pixels in [-1, 1] to a normalised latent."""
+        """Encode pixels in [-1, 1] to a normalised latent.
+
+        The first latent frame covers the first video frame alone: t = 1 + k * `scale.time`.
+        """
         ...
 
     def decode(self, latent: Float[Tensor, "b c u y x"]) -> Float[Tensor, "b 3 t h w"]:
@@ -94,10 +103,21 @@ class Autoencoder(Part, Protocol):
     def decode_step(
         self, latent: Float[Tensor, "b c u y x"], cache: Any
     ) -> tuple[Float[Tensor, "b 3 t h w"], Any]:
-        """Decode the next window and return the cache for the one after it; None is the start.
+        """Decode the next window; return its pixels and the cache for the window after it.
 
-        Windows decoded in order equal the video decoded whole.
+        cache: None for the first window, whose first latent frame covers one video frame; every
+        other one covers `scale.time`. The returned cache is never None. Windows decoded in order
+        equal the video decoded whole.
         """
+        ...
+
+
+@runtime_checkable
+class Previewer(Protocol):
+    """An autoencoder that makes coarse pictures of latents in far less time than it decodes."""
+
+    def preview(self, latent: Float[Tensor, "c y x"]) -> Float[Tensor, "3 h w"] | None:
+        """Return the pixels of a latent frame in about [-1, 1]; None if they are not known yet."""
         ...
 
 
@@ -221,7 +241,14 @@ class ClipReader(Protocol):
     """Classifies the content of a clip; used to compare windows and to recognise subjects."""
 
     def labels(self, category: str) -> tuple[str, ...]:
-        """Return the labels of a category, such as "noun", in the order of its scores."""
+        """Return the labels of a category, such as "noun", in the order of its scores.
+
+        The label "none" stands for the absence of a colour or direction.
+        """
+        ...
+
+    def choose_frames(self, total: int) -> Sequence[int]:
+        """Return the indices of the frames that it looks at, in a clip of `total` frames."""
         ...
 
     def features(self, frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "u d"]:
@@ -250,6 +277,29 @@ class NetworkCost:
     token_bytes: int
 
 
+@runtime_checkable
+class FamilyLoader(Protocol):
+    """Functions of a family's module `load`; each raises CheckpointError for a damaged folder."""
+
+    def load(self, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> "ModelBundle":
+        """Load all parts of a model."""
+        ...
+
+    def load_autoencoder(
+        self, info: ModelInfo, device: torch.device, dtype: torch.dtype
+    ) -> Autoencoder:
+        """Load the autoencoder alone."""
+        ...
+
+    def load_clip_reader(self, info: ModelInfo) -> ClipReader | None:
+        """Load the model's clip reader; None if it has none."""
+        ...
+
+    def read_network_cost(self, info: ModelInfo) -> NetworkCost:
+        """Read the cost of the networks from their configs, without weights."""
+        ...
+
+
 @dataclass
 class ModelBundle:
     """A loaded model: its parts, and where they run.
@@ -276,15 +326,15 @@ class ModelBundle:
         """Load the parts of a model. Raises CheckpointError for damaged weights."""
         offload = offload and device.type != "cpu"
         home = torch.device("cpu") if offload else device
-        bundle: ModelBundle = family_module(info.family, "state_dict").load(info, home, dtype)
+        bundle = find_loader(info).load(info, home, dtype)
         bundle.device = device
         bundle.offload = offload
         return bundle
 
     @cached_property
     def clip_reader(self) -> ClipReader | None:
-        """The family's clip reader, loaded on first use; None if it has none."""
-        return load_clip_reader(self.info)
+        """The model's clip reader, loaded on first use; None if it has none."""
+        return find_loader(self.info).load_clip_reader(self.info)
 
     @contextmanager
     def use(self, part: PartName) -> Generator[Any]:
@@ -309,33 +359,42 @@ class ModelBundle:
                     network.place(torch.device("cpu"), self.dtype)
 
 
-def load_autoencoder(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """Load the autoencoder alone. Raises CheckpointError."""
-    module = family_module(info.family, "state_dict")
-    autoencoder: Autoencoder = module.load_autoencoder(info.folder, device, dtype)
-    return autoencoder
+def find_loader(info: ModelInfo) -> FamilyLoader:
+    """Import the loader of a model's family. Raises CheckpointError for an unknown family."""
+    return cast(FamilyLoader, family_module(info.family, "load"))
 
 
-def load_clip_reader(info: ModelInfo) -> ClipReader | None:
-    """Load the clip reader of a model's family; None if it has none. Raises CheckpointError."""
-    reader: ClipReader | None = family_module(info.family, "state_dict").load_clip_reader(info)
-    return reader
+def load_clip_reader(info: ModelInfo | None = None) -> ClipReader:
+    """Load a model's clip reader or, if it has none, the default model's.
 
-
-def read_network_cost(info: ModelInfo) -> NetworkCost:
-    """Read the cost of a model's networks from its configs. Raises CheckpointError."""
-    cost: NetworkCost = family_module(info.family, "state_dict").read_network_cost(info)
-    return cost
+    Raises CheckpointError for a damaged one.
+    """
+    default = find_model(DEFAULT_MODEL)
+    for model in (info or default, default):
+        reader = find_loader(model).load_clip_reader(model)
+        if reader is not None:
+            return reader
+    raise CheckpointError(f"{DEFAULT_MODEL} must have a clip reader, got none.", hint=REPAIR)
 
 
 def as_condition(text: TextCondition | TextContext, transformer: Transformer) -> TextCondition:
     """Return the prepared text; encoded prompts are prepared, a single one without padding."""
     if isinstance(text, TextCondition):
         return text
+    if len(text.context) == 1:
+        return prepare_prompt(text, 0, transformer)
     context = text.context.to(transformer.device, transformer.dtype)
-    pooled = text.pooled.to(transformer.device, transformer.dtype)
-    if len(context) > 1:
-        mask = text.context_mask.to(transformer.device)
-        return transformer.prepare_text(context, mask, pooled)
-    length = int(text.context_mask.sum())
-    return transformer.prepare_text(context[:, :length], None, pooled)
+    mask = text.context_mask.to(transformer.device)
+    pooled = text.pooled
+    if pooled is not None:
+        pooled = pooled.to(transformer.device, transformer.dtype)
+    return transformer.prepare_text(context, mask, pooled)
+
+
+def prepare_prompt(text: TextContext, row: int, transformer: Transformer) -> TextCondition:
+    """Prepare one of the encoded prompts, without its padding."""
+    where = (transformer.device, transformer.dtype)
+    length = int(text.context_mask[row].sum())
+    context = text.context[row : row + 1, :length].to(*where)
+    pooled = None if text.pooled is None else text.pooled[row : row + 1].to(*where)
+    return transformer.prepare_text(context, None, pooled)

@@ -6,12 +6,10 @@ A network is built on the device `meta` and its tensors are read one by one, so 
 memory is the network plus one tensor.
 """
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -23,13 +21,24 @@ from torch.overrides import TorchFunctionMode
 
 from skyloom.core.config import from_table
 from skyloom.core.errors import CheckpointError
-from skyloom.core.files import atomic_path, sha256_file, write_atomically
-from skyloom.core.paths import cache_folder
-from skyloom.models.registry import MANIFEST_FILE, REPAIR, read_manifest
+from skyloom.core.files import atomic_path, sha256_file
+from skyloom.core.hash_cache import HashCache
+from skyloom.models.quantized import (
+    QuantizedWeight,
+    Weight,
+    can_quantize,
+    dense,
+    quantized_layer,
+)
+from skyloom.models.registry import (
+    MANIFEST_FILE,
+    REPAIR,
+    read_manifest,
+    repair_hint,
+    weight_files,
+)
 
 MAX_SHARD_BYTES = 15 * 2**20
-HASHES_FILE = "hashes.json"
-_SETTLED_NS = 2_000_000_000  # a file changed later than this may change again with the same mtime
 _SCALE = ".scale"
 _RANDOM = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
 T = TypeVar("T")
@@ -45,9 +54,21 @@ class TensorSource(Protocol):
         """Shapes of all tensors, by name."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """Read a tensor."""
+    def read(self, name: str) -> Weight:
+        """Read a tensor; a matrix in 8 bits may stay quantized."""
         ...
+
+
+@dataclass(frozen=True)
+class WeightRecipe:
+    """How a network's tensor is made of stored ones.
+
+    convert: takes the tensors `names`, of equal shape if there are several, and joins them along
+    the rows, in this order; it may reorder rows within each, and reshape. Columns keep their order.
+    """
+
+    names: tuple[str, ...]
+    convert: Callable[..., Weight]
 
 
 class PartReader:
@@ -202,6 +223,8 @@ def build(
 
     dtype: passed to the network's method `place`, which chooses the precision and memory format of
     every layer; None keeps those of a new network. skip: names of tensors that are not its own.
+    A linear layer or embedding whose weight the source gives quantized becomes a QuantizedLinear or
+    QuantizedEmbedding; in other places the weight is dequantized.
     """
     meta = torch.device("meta")
     with meta, _SkipInitialisation():
@@ -211,21 +234,48 @@ def build(
     ignored = set(skip)
     _check_fit(module, {k: v for k, v in source.shapes.items() if k not in ignored})
     stored = module.state_dict().keys()
-    owners: Iterable[tuple[str, nn.Module]] = cast(Any, module).named_modules()
+    owners: list[tuple[str, nn.Module]] = list(cast(Any, module).named_modules())
     for prefix, owner in owners:
-        parameters = dict(owner.named_parameters(recurse=False))
-        for name, empty in {**parameters, **dict(owner.named_buffers(recurse=False))}.items():
-            full_name = f"{prefix}.{name}" if prefix else name
-            if full_name not in stored:
-                continue
-            value = torch.empty_strided(
-                empty.shape, empty.stride(), dtype=empty.dtype, device=device
-            )
-            value.copy_(source.read(full_name))
-            if name in parameters:
-                value = nn.Parameter(value, requires_grad=empty.requires_grad)
-            setattr(owner, name, value)
+        layer = _fill(owner, prefix, source, device, stored)
+        if layer is not None:
+            module.set_submodule(prefix, layer)
     return module
+
+
+def _fill(
+    owner: nn.Module,
+    prefix: str,
+    source: TensorSource,
+    device: torch.device,
+    stored: Collection[str],
+) -> nn.Module | None:
+    """Read a module's own tensors; return the layer that replaces it if its weight is quantized."""
+    parameters = dict(owner.named_parameters(recurse=False))
+    quantized: QuantizedWeight | None = None
+    for name, empty in {**parameters, **dict(owner.named_buffers(recurse=False))}.items():
+        full_name = f"{prefix}.{name}" if prefix else name
+        if full_name not in stored:
+            continue
+        value = _read(source, full_name, empty, device)
+        if isinstance(value, QuantizedWeight) and prefix and can_quantize(owner, name):
+            quantized = value
+            continue
+        value = dense(value, empty.dtype)
+        if name in parameters:
+            value = nn.Parameter(value, requires_grad=empty.requires_grad)
+        setattr(owner, name, value)
+    return None if quantized is None else quantized_layer(owner, quantized)
+
+
+def _read(source: TensorSource, name: str, empty: Tensor, device: torch.device) -> Weight:
+    """Read a weight onto a device; a tensor gets the precision and strides of `empty`.
+
+    The target is allocated before the tensor is read: the other way round, glibc's heap is left
+    with a gap for every tensor, and the peak of memory is twice the network.
+    """
+    value = torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype, device=device)
+    weight = source.read(name)
+    return weight.to(device) if isinstance(weight, QuantizedWeight) else value.copy_(weight)
 
 
 class _SkipInitialisation(TorchFunctionMode):
@@ -255,53 +305,20 @@ def verify_manifest(folder: Path, *, trust_cache: bool = False) -> dict[str, Any
     trust_cache: use the remembered hash of a file whose size, mtime and inode have not changed.
     """
     manifest = read_manifest(folder)
-    hashes = _HashCache()
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing.", hint=REPAIR)
-        if hashes.sha256(path, trust=trust_cache) != expected:
-            raise CheckpointError(f"{path} is corrupt: its hash differs.", hint=REPAIR)
-    hashes.save()
+    hashes = HashCache()
+    try:
+        for file in weight_files(folder, manifest):
+            if not file.path.exists():
+                raise CheckpointError(f"{file.path} is missing.", hint=repair_hint(manifest))
+            if trust_cache and file.is_unchanged():
+                continue
+            if hashes.sha256(file.path, trust=trust_cache) != file.sha256:
+                raise CheckpointError(
+                    f"{file.path} is corrupt: its hash differs.", hint=repair_hint(manifest)
+                )
+    finally:
+        hashes.save()
     return manifest
-
-
-class _HashCache:
-    """SHA-256 by path, size, mtime and inode, in one JSON file of the cache folder.
-
-    An unreadable file is an empty cache; one that cannot be written is not an error.
-    """
-
-    def __init__(self) -> None:
-        folder = cache_folder()
-        self._path = None if folder is None else folder / HASHES_FILE
-        self._rows: dict[str, list[Any]] = {}
-        self._changed = False
-        with contextlib.suppress(OSError, ValueError):
-            rows: Any = {} if self._path is None else json.loads(self._path.read_text())
-            self._rows = rows if isinstance(rows, dict) else {}
-
-    def sha256(self, path: Path, *, trust: bool) -> str:
-        """Return the hash of a file, from the cache if `trust` and the file is unchanged."""
-        before = path.stat()
-        key = str(path.resolve())
-        identity = [before.st_size, before.st_mtime_ns, before.st_ino]
-        row = self._rows.get(key)
-        if trust and isinstance(row, list) and row[:-1] == identity and isinstance(row[-1], str):
-            return row[-1]
-        found = sha256_file(path)
-        if time.time_ns() - before.st_mtime_ns > _SETTLED_NS:
-            self._rows[key] = [*identity, found]
-            self._changed = True
-        return found
-
-    def save(self) -> None:
-        """Write new hashes, if the cache folder can be written."""
-        if self._path is None or not self._changed:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(self._rows).encode())
 
 
 def to_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -118,15 +118,10 @@ class SizeRule:
         )
 
     @property
-    def sizes(self) -> tuple[str, ...]:
-        """Every size as "WIDTHxHEIGHT", the default first, then by area."""
-        sides = range(self._up(self.min_side), self.max_side + 1, self.multiple)
-        every = self.listed or sorted(
-            ((width, height) for width in sides for height in sides if self.allows(width, height)),
-            key=lambda size: (size[0] * size[1], size),
-        )
-        ordered = dict.fromkeys((self.default, *every))
-        return tuple(f"{width}x{height}" for width, height in ordered)
+    def names(self) -> tuple[str, ...]:
+        """Listed sizes as "WIDTHxHEIGHT", the default first; without a list, the default alone."""
+        named = (f"{width}x{height}" for width, height in (self.default, *self.listed))
+        return tuple(dict.fromkeys(named))
 
     def allows(self, width: int, height: int) -> bool:
         """Whether the model generates this size."""
@@ -146,15 +141,17 @@ class SizeRule:
             return
         near_width, near_height = self.nearest(width, height)
         raise RequestError(
-            f"size must be {self._describe()}, got {width}x{height}.",
+            f"size must be {self.describe()}, got {width}x{height}.",
             hint=f"The nearest size is {near_width}x{near_height}.",
             field="size",
         )
 
     def nearest(self, width: int, height: int) -> Size:
-        """Return the nearest size; without a list of sizes, keep the aspect ratio if possible."""
+        """Return the nearest size: in aspect ratio, if possible, then in pixels."""
+        width = max(width, 1)
+        height = max(height, 1)
         if self.listed:
-            return min(self.listed, key=lambda one: abs(one[0] - width) + abs(one[1] - height))
+            return min(self.listed, key=lambda one: _distance(one, (width, height)))
         scale = max(1.0, self.min_side / min(width, height))
         scale = min(scale, self.max_side / max(width, height))
         scale = min(scale, math.sqrt(self.max_area / (width * height)))
@@ -173,9 +170,10 @@ class SizeRule:
     def _up(self, length: int) -> int:
         return -(-length // self.multiple) * self.multiple
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """Describe the sizes, as in "size must be ..."."""
         if self.listed:
-            return f"one of {', '.join(self.sizes)}"
+            return f"one of {', '.join(self.names)}"
         return (
             f"a multiple of {self.multiple} from {self.min_side} to {self.max_side} pixels per "
             f"side and at most {self.max_area:,} pixels in all"
@@ -186,8 +184,14 @@ class SizeRule:
 class ModelFamily:
     """Properties that all models of a family share; a model's manifest overrides them.
 
-    frames: native window. few_step: settings of a distilled student, for models that have one.
+    frames: native window, 1 + k times the frames of a latent frame; for edits k >= 2.
     edit_verbs: generating verbs that it can do.
+    few_step: settings of a distilled student, for models that have one.
+    rollout: settings of the key-value cache for longer videos; None for a family that was not
+        trained to continue from one. Its longer videos are made in windows that see known frames.
+    frame_levels: whether it was trained with a noise level per latent frame, so that known frames
+        enter clean. Without it they are noised like the others (RePaint).
+    negative_prompt: used with guidance by requests that give none.
     trial_decode: decode one latent frame before sampling, so that a decoder that does not fit in
         memory or is damaged fails at once and not after the last step.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
@@ -202,10 +206,19 @@ class ModelFamily:
     num_steps: int
     guidance_scale: float
     schedule: Schedule
-    few_step: Quality
     edit_verbs: tuple[str, ...]
+    few_step: Quality | None = None
+    rollout: Rollout | None = None
+    frame_levels: bool = True
+    negative_prompt: str = ""
     trial_decode: bool = False
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def _distance(size: Size, asked: Size) -> tuple[float, int]:
+    """Differences of two sizes in aspect ratio and in pixels."""
+    ratios = [width / height for width, height in (size, asked)]
+    return round(abs(ratios[0] - ratios[1]), 3), abs(math.prod(size) - math.prod(asked))
 
 
 def _parse(size: str) -> Size:

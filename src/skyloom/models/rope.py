@@ -67,7 +67,8 @@ def window_angles(
 
 
 def rotate(x: Float[Tensor, "b heads n c"], angles: Angles) -> Float[Tensor, "b heads n c"]:
-    """Rotate every pair of channels by its token's angle."""
-    cosine, sine = (part.to(x.dtype) for part in angles)
+    """Rotate every pair of channels by its token's angle, in the higher of both precisions."""
+    cosine, sine = angles
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    rotated = [first * cosine - second * sine, first * sine + second * cosine]
+    return torch.cat(rotated, dim=-1).to(x.dtype)

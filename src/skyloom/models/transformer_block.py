@@ -45,9 +45,7 @@ class Block(nn.Module):
         before: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
         """Return the new tokens, and the window's keys (before rotation) and values."""
-        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (
-            (modulation + self.table).to(x.dtype).unbind(2)
-        )
+        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (modulation + self.table).unbind(2)
         y = modulate(normalise(x, self.eps), shift, scale)
         query, key, value = self.qkv(y).chunk(3, dim=-1)
         query = split_heads(self.query_norm(query).to(value.dtype), self.heads)
@@ -60,11 +58,12 @@ class Block(nn.Module):
             all_values = torch.cat([before[1], value], 2)
         own = (angles[0][-x.shape[1] :], angles[1][-x.shape[1] :])
         mixed = attend(rotate(query, own), rotate(all_keys, angles), all_values, bias)
-        x = x + gated(self.out(join_heads(mixed)), gate)
-        x = x + self.cross(self.cross_norm(x), text.keys[index], text.values[index], text.bias)
+        x = add_gated(x, self.out(join_heads(mixed)), gate)
+        normalised = self.cross_norm(x.to(self.cross_norm.weight.dtype)).to(x.dtype)
+        x = x + self.cross(normalised, text.keys[index], text.values[index], text.bias)
         y = modulate(normalise(x, self.eps), shift_ffn, scale_ffn)
         y = self.down(F.gelu(self.up(y), approximate="tanh"))
-        return x + gated(y, gate_ffn), key, value
+        return add_gated(x, y, gate_ffn), key, value
 
 
 class CrossAttention(nn.Module):
@@ -153,20 +152,21 @@ def normalise(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
 
 
 def modulate(
-    x: Tensor, shift: Float[Tensor, "b t d"], scale: Float[Tensor, "b t d"]
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b t d"], scale: Float[Tensor, "b t d"]
 ) -> Float[Tensor, "b n d"]:
-    """Scale and shift the tokens of each latent frame."""
+    """Scale and shift the tokens of each latent frame, in the higher of both precisions."""
     y = rearrange(x, "b (t p) d -> b t p d", t=shift.shape[1])
-    return rearrange(
-        y * (1 + scale[:, :, None].to(x.dtype)) + shift[:, :, None].to(x.dtype),
-        "b t p d -> b (t p) d",
-    )
+    moved = y * (1 + scale[:, :, None]) + shift[:, :, None]
+    return rearrange(moved.to(x.dtype), "b t p d -> b (t p) d")
 
 
-def gated(x: Tensor, gate: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
-    """Multiply the tokens of each latent frame by its gate."""
-    y = rearrange(x, "b (t p) d -> b t p d", t=gate.shape[1])
-    return rearrange(y * gate[:, :, None], "b t p d -> b (t p) d")
+def add_gated(
+    x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], gate: Float[Tensor, "b t d"]
+) -> Float[Tensor, "b n d"]:
+    """Add an update, multiplied by the gate of its latent frame, in the higher precision."""
+    y = rearrange(update, "b (t p) d -> b t p d", t=gate.shape[1])
+    gated = rearrange(y * gate[:, :, None], "b t p d -> b (t p) d")
+    return (x + gated).to(x.dtype)
 
 
 def patchify(

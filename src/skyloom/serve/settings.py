@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 from skyloom.core.config import from_table, read_table
 from skyloom.core.errors import ConfigError
+from skyloom.models.registry import DEFAULT_MODEL
 
 log = logging.getLogger(__name__)
 
 FILE = "settings.toml"
 DEFAULT_PORT = 8765
 _PREFIX = "SKYLOOM_"
-_MODELS: Mapping[str, str] = {"sora-2": "diorama", "sora-2-pro": "diorama"}
+_MODELS: Mapping[str, str] = {"sora-2": DEFAULT_MODEL, "sora-2-pro": DEFAULT_MODEL}
 _LOCAL_HOSTS = ("localhost", "127.", "::1", "/")  # "/" is a Unix socket
 _MIN_COLLECT_DAYS = 0.05  # uploads are stored up to an hour before a job refers to them
 _TABLES = ("models", "loras")  # of names

@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from skyloom.models.diorama.autoencoder import (
-    AutoencoderConfig,
-    DioramaAutoencoder,
-    initialise_components,
-    shrink,
-)
+from skyloom.models.diorama.autoencoder import DioramaAutoencoder, initialise_components, shrink
+from skyloom.models.diorama.config import AutoencoderConfig
 
 CONFIG = AutoencoderConfig(channels=6, widths=(8, 8), blocks=(1, 1))
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from skyloom.models.diorama.config import TextConfig
 from skyloom.models.diorama.text_encoder import (
     DioramaTextEncoder,
-    TextConfig,
     load_text_encoder,
     save_text_encoder,
 )

@@ -5,7 +5,8 @@ import torch
 
 from skyloom.models.attention import KvCache
 from skyloom.models.base import TextCondition
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.config import UNetConfig
+from skyloom.models.diorama.transformer import UNet
 
 CONFIG = UNetConfig(
     channels=8,

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from edit_examples import example_fields
 from openai import BadRequestError
 
-from skyloom.generate import edit_spec as edits
 from skyloom.generate.edit_verbs import EDIT_VERBS as VERBS
 from skyloom.generate.edit_verbs import STRENGTHS
 from skyloom.serve.api.request_models import EditFields, parse_body
@@ -22,31 +22,32 @@ def video(server) -> str:
     return id
 
 
+def as_text(verb: str, name: str, value: object) -> object:
+    """A field as the edit of a request has it: times and rates are exact text."""
+    return str(value) if VERBS[verb].field(name).kind in ("time", "rate") else value
+
+
 @pytest.mark.parametrize(
-    ("verb", "body", "edit"),
-    [
-        ("remix", {"prompt": "a dog", "strength": "mild"}, {"strength": STRENGTHS["mild"]}),
-        ("retake", {"start": 1, "stop": 2.5}, {"start": "1.0", "stop": "2.5"}),
-        ("inpaint", {"prompt": "a hat", "region": "0,0,32,32"}, {"region": "0,0,32,32"}),
-        (
-            "recut",
-            {"start": 1, "stop": 2, "seconds": "5"},
-            {"start": "1.0", "stop": "2.0", "seconds": "5.0"},
-        ),
-        ("loop", {"bridge": 0.5}, {"bridge": "0.5"}),
-        ("restyle", {"style": "at night", "strength": 0.5}, {"style": "at night", "strength": 0.5}),
-        ("upscale", {"size": "256x256"}, {"size": "256x256"}),
-        ("interpolate", {"fps": 32}, {"fps": "32.0"}),
-    ],
+    "verb",
+    [verb.name for verb in VERBS.values() if verb.max_videos == 1 and verb.name != "extend"],
 )
-def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb, body, edit):
-    seed = None if verb in edits.FILTERS else 7  # a filter has no use for one
+def test_a_verb_of_a_video_becomes_the_edit_of_a_request(server, video, verb):
+    fields = example_fields(verb) | ({"size": "256x256"} if verb == "upscale" else {})
+    body = {"prompt": "a dog", **fields} if "prompt" in VERBS[verb].required else fields
+    edit = {name: as_text(verb, name, value) for name, value in fields.items()}
+    seed = 7 if VERBS[verb].uses_model else None
     answer = server.http().post(f"/v1/videos/{video}/{verb}", json={**body, "seed": seed}).json()
     job, source = server.services.jobs.get(answer["id"]), server.services.jobs.get(video)
     assert job.request["edit"] == {"verb": verb, "videos": [source.result.assets["video"]], **edit}
     assert (answer["verb"], answer["parents"], answer["seed"]) == (verb, [video], seed)
     assert job.request["prompt"] == body.get("prompt", "a cat")
     assert not {"seconds", "size", "fps", "image", "cards"} & job.request.keys()
+
+
+def test_a_named_strength_becomes_a_number(server, video):
+    body = {"prompt": "a dog", "strength": "mild"}
+    answer = server.http().post(f"/v1/videos/{video}/remix", json=body).json()
+    assert server.services.jobs.get(answer["id"]).request["edit"]["strength"] == STRENGTHS["mild"]
 
 
 def test_videos_are_joined_by_their_own_paths(server, video):

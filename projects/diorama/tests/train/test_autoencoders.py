@@ -14,7 +14,7 @@ from diorama.train.autoencoders import (
     measure_decoder,
     save_components,
 )
-from skyloom.models.diorama.autoencoder import AutoencoderConfig
+from skyloom.models.diorama.config import AutoencoderConfig
 from skyloom.train.loop import LoopConfig, train
 from skyloom.train.optim import OptimizerConfig
 from skyloom.train.recipe import Recipe, build_task

@@ -16,10 +16,10 @@ from diorama.train.prompt_attributes import (
     train_attributes,
 )
 from skyloom.data.loader import CaptionTable
+from skyloom.models.diorama.config import TextConfig
 from skyloom.models.diorama.prompt_attributes import PromptAttributes
 from skyloom.models.diorama.text_encoder import (
     DioramaTextEncoder,
-    TextConfig,
     load_text_encoder,
     save_text_encoder,
 )

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diorama.train.text_encoder import convert_weights, known_texts, prune_vocabulary
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig
+from skyloom.models.diorama.config import TextConfig
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "##s", "dog", "c", "##a", "##t"]
 CONFIG = TextConfig(

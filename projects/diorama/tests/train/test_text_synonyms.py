@@ -17,7 +17,8 @@ from diorama.train.text_synonyms import (
 )
 from diorama.world.nouns import NOUNS
 from skyloom.data.loader import CaptionTable
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig
+from skyloom.models.diorama.config import TextConfig
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder
 
 WORDS = read_synonyms(Path(__file__).parents[2] / "recipes/synonyms.toml")
 

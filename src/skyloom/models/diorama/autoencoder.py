@@ -7,7 +7,6 @@ correction, computed for the four frames of a latent frame together. It reads on
 the past, so a video may be decoded in windows.
 """
 
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,32 +17,11 @@ from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
 from skyloom.models.conv import DecoderCache, shift_channels
+from skyloom.models.diorama.config import PATCH, TIME, AutoencoderConfig
 
-TIME = 4
-PATCH = 8
 A = TypeVar("A", bound=Any)
 _GROUPS = 8
 _SHUFFLE = 4  # encoder pixels per side of a cell in the decoder's coarse feature maps
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Sizes of the autoencoder.
-
-    channels: of the latent.
-    widths, blocks: decoder channels and blocks at 1/4 and 1/2 of the encoder's resolution.
-    enlarge: pixels per side of the video for one pixel at the encoder's resolution.
-    """
-
-    channels: int = 48
-    widths: tuple[int, int] = (96, 48)
-    blocks: tuple[int, int] = (3, 2)
-    enlarge: int = 2
-
-    @property
-    def scale(self) -> ScaleFactors:
-        """Number of frames and pixels per latent cell."""
-        return ScaleFactors(time=TIME, space=PATCH * self.enlarge)
 
 
 class DioramaAutoencoder(nn.Module):

@@ -176,6 +176,10 @@ class Probe(nn.Module):
         """Return the labels of a category or, for "things", of the multi-label head."""
         return self.config.nouns if category == "things" else self.config.labels(category)
 
+    def choose_frames(self, total: int) -> list[int]:
+        """Return the indices of the frames that it looks at, in a clip of `total` frames."""
+        return choose_frames(total, self.config.frames).tolist()
+
     @torch.no_grad()
     def features(self, frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "u d"]:
         """Return feature vectors of frames spread over the clip, in fp32 on the CPU."""

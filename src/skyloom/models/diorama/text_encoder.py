@@ -6,7 +6,6 @@ Apache-2.0): pruned vocabulary, matrices in int8 with a scale per row
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,45 +17,13 @@ from torch import Tensor, nn
 from skyloom.models.attention import attend, join_heads, mask_bias, split_heads
 from skyloom.models.base import TextContext
 from skyloom.models.checkpoint import build, open_part, save_part, to_int8
+from skyloom.models.diorama.config import TextConfig
 from skyloom.models.diorama.prompt_attributes import PromptAttributes
 from skyloom.models.diorama.tokenizer import Tokenizer
 
 _PAD_TO = 16
 _CONTEXT_SCALE = 2.0
 _VOCABULARY = "vocabulary"
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of the encoder.
-
-    max_tokens: includes the start and end tokens.
-    lexical: append each token's own word vector to its hidden state. The layers bring synonyms
-        together, but also opposites such as left and right (docs/log.md).
-    meaning: width of the prompt attributes (models/diorama/prompt_attributes.py) appended to the
-        pooled vector; 0 for none.
-    """
-
-    vocabulary: int = 30522
-    width: int = 384
-    layers: int = 6
-    heads: int = 12
-    ffn: int = 1536
-    positions: int = 512
-    max_tokens: int = 64
-    eps: float = 1e-12
-    lexical: bool = False
-    meaning: int = 0
-
-    @property
-    def pooled_width(self) -> int:
-        """Number of channels of a pooled vector."""
-        return self.context_width + self.meaning
-
-    @property
-    def context_width(self) -> int:
-        """Number of channels of a context."""
-        return self.width * (2 if self.lexical else 1)
 
 
 class DioramaTextEncoder(nn.Module):

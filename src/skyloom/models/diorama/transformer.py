@@ -22,53 +22,27 @@ from torch import Tensor, nn
 
 from skyloom.models.attention import (
     KvCache,
-    attend,
     block_causal_mask,
-    join_heads,
     mask_bias,
-    split_heads,
 )
 from skyloom.models.base import (
     AttentionMode,
     DenoisingNetwork,
-    Prediction,
     TextCondition,
     TextContext,
     as_condition,
 )
+from skyloom.models.diorama.config import UNetConfig
+from skyloom.models.diorama.layers import (
+    AttentionBlock,
+    FrameLinks,
+    FrameMix,
+    ResidualBlock,
+    channels_last,
+    zero,
+)
 from skyloom.models.embeddings import sinusoids
-from skyloom.models.rope import rotate, window_angles
-
-_GROUPS = 8
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Sizes of the network.
-
-    channels: of the latent.
-    widths: channels of the fine and the coarse level.
-    blocks: residual blocks at the fine level before and after the coarse level, and at the coarse
-        level before and after the attention.
-    grid: latent height and width for which the position map is stored; other sizes interpolate it.
-    window: latent frames per window of causal attention.
-    horizon: frame indices from this one on share one embedding.
-    """
-
-    channels: int = 48
-    widths: tuple[int, int] = (128, 192)
-    blocks: tuple[int, int, int, int] = (3, 3, 2, 2)
-    attentions: int = 2
-    heads: int = 4
-    embedding: int = 256
-    frequencies: int = 128
-    text_width: int = 768
-    pooled_width: int = 1024
-    grid: int = 16
-    window: int = 3
-    horizon: int = 9
-    rope_theta: float = 10000.0
-    prediction: Prediction = "angular"
+from skyloom.models.rope import window_angles
 
 
 @dataclass(frozen=True)
@@ -76,14 +50,6 @@ class UNetCache(KvCache):
     """KvCache plus the input `[b c h w]` of every FrameMix at the last latent frame."""
 
     last: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class FrameLinks:
-    """Masks of FrameMix, `[1 t 1 1 1]`: 1 where a frame may read its neighbour, else 0."""
-
-    before: Tensor
-    after: Tensor
 
 
 class UNet(DenoisingNetwork):
@@ -127,7 +93,7 @@ class UNet(DenoisingNetwork):
         self.gain = nn.Linear(width, config.channels)
         nn.init.kaiming_normal_(self.stem.weight, nonlinearity="linear")
         for layer in (self.head, self.gain, self.span, self.number):
-            _zero(layer)
+            zero(layer)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare_text(
@@ -230,14 +196,14 @@ class UNet(DenoisingNetwork):
         mixer = _Mixer(self.mixes, batch, links, previous)
         x = _fold(latent.to(self.stem.weight.dtype))
         fine = mixer(_residuals(self.fine_in, self.stem(x), embedded))
-        coarse = self.to_coarse(_channels_last(F.pixel_unshuffle(fine, 2))) + self._positions(
+        coarse = self.to_coarse(channels_last(F.pixel_unshuffle(fine, 2))) + self._positions(
             height // 2, width // 2
         )
         coarse = mixer(_residuals(self.coarse_in, coarse, embedded))
         causal = attention_mode == "causal" and cache is None
         coarse, keys, values = self._attend(coarse, batch, text, embedded, past, causal=causal)
         coarse = _residuals(self.coarse_out, mixer(coarse), embedded)
-        up = _channels_last(F.pixel_shuffle(self.to_fine(coarse), 2)) + self.skip(fine)
+        up = channels_last(F.pixel_shuffle(self.to_fine(coarse), 2)) + self.skip(fine)
         up = _residuals(self.fine_out, mixer(up), embedded)
         out = rearrange(self.head(F.silu(up)), "(b t) c h w -> b c t h w", b=batch)
         gain = rearrange(self.gain(F.silu(level)), "b t c -> b c t 1 1")
@@ -328,110 +294,7 @@ class UNet(DenoisingNetwork):
             keys.append(key)
             values.append(value)
         folded = rearrange(z, "b (t h w) d -> (b t) d h w", t=frames, h=rows)
-        return _channels_last(folded), tuple(keys), tuple(values)
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions; the embedding scales and shifts between them."""
-
-    def __init__(self, channels: int, embedding: int, *, normalise: bool) -> None:
-        super().__init__()
-        self.normalise = normalise
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * channels)
-        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
-        _zero(self.second)
-        _zero(self.modulation)
-
-    def forward(
-        self, x: Float[Tensor, "n c h w"], embedded: Float[Tensor, "n e"]
-    ) -> Float[Tensor, "n c h w"]:
-        """Add the block's output to its input."""
-        scale, shift = rearrange(self.modulation(embedded), "n c -> n c 1 1").chunk(2, dim=1)
-        y = self.first(F.silu(F.group_norm(x, _GROUPS) if self.normalise else x))
-        return x + self.second(F.silu(torch.addcmul(shift, y, 1 + scale)))
-
-
-class FrameMix(nn.Module):
-    """Add a pointwise function of the latent frames before and after; zero-initialised."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(2 * channels, channels, 1, bias=False)
-        nn.init.zeros_(self.mix.weight)
-
-    def forward(
-        self,
-        x: Float[Tensor, "bt c h w"],
-        batch: int,
-        links: FrameLinks,
-        previous: Float[Tensor, "b c h w"] | None,
-    ) -> Float[Tensor, "bt c h w"]:
-        """Mix frames; previous: the cached frame before the first one, or None."""
-        frames = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
-        if frames.shape[1] == 1 and previous is None:
-            return x
-        nothing = torch.zeros_like(frames[:, :1])
-        first = nothing if previous is None else previous[:, None].to(x.dtype)
-        before = torch.cat([first, frames[:, :-1]], 1) * links.before
-        after = torch.cat([frames[:, 1:], nothing], 1) * links.after
-        both = _channels_last(torch.cat([before, after], 2).flatten(0, 1))
-        return x + self.mix(F.silu(both))
-
-
-class AttentionBlock(nn.Module):
-    """Attention over visible latent frames and prompt tokens, parallel to a feed-forward layer."""
-
-    def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        width = config.widths[1]
-        hidden = 3 * width
-        self.width = width
-        self.hidden = hidden
-        self.heads = config.heads
-        self.inner = nn.Linear(width, 3 * width + hidden)
-        self.outer = nn.Linear(width + hidden, width)
-        self.words = nn.Linear(width, 2 * width)
-        self.modulation = nn.Linear(config.embedding, 2 * width)
-        _zero(self.outer)
-        _zero(self.modulation)
-
-    def text_keys_and_values(self, projected: Float[Tensor, "b m d"]) -> tuple[Tensor, Tensor]:
-        """Return keys (unit scale) and values of the prompt's tokens by head."""
-        key, value = (split_heads(part, self.heads) for part in self.words(projected).chunk(2, -1))
-        return _normalise(key), value
-
-    def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        embedded: Float[Tensor, "bt e"],
-        text: TextCondition,
-        index: int,
-        angles: tuple[Float[Tensor, "seen f"], Float[Tensor, "seen f"]],
-        bias: Float[Tensor, "..."] | None,
-        before: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Float[Tensor, "b n d"], Tensor, Tensor]:
-        """Return the new tokens, and the window's keys (before rotation) and values."""
-        shift, scale = rearrange(self.modulation(embedded), "(b t) c -> b t 1 c", b=len(x)).chunk(
-            2, -1
-        )
-        y = rearrange(_normalise(x), "b (t p) d -> b t p d", t=shift.shape[1])
-        y = torch.addcmul(shift, y, 1 + scale).flatten(1, 2)
-        qkv, hidden = self.inner(y).split((3 * self.width, self.hidden), -1)
-        query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, -1))
-        query = _normalise(query)
-        key = _normalise(key)
-        all_keys = key
-        all_values = value
-        if before is not None:
-            all_keys = torch.cat([before[0], key], 2)
-            all_values = torch.cat([before[1], value], 2)
-        own = (angles[0][-x.shape[1] :], angles[1][-x.shape[1] :])
-        all_keys = torch.cat([rotate(all_keys, angles), text.keys[index]], 2)
-        all_values = torch.cat([all_values, text.values[index]], 2)
-        mixed = join_heads(attend(rotate(query, own), all_keys, all_values, bias))
-        return x + self.outer(torch.cat([mixed, F.silu(hidden)], -1)), key, value
+        return channels_last(folded), tuple(keys), tuple(values)
 
 
 class _Mixer:
@@ -506,17 +369,4 @@ def _extended(
 
 
 def _fold(latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:
-    return _channels_last(rearrange(latent, "b c t h w -> (b t) c h w"))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _normalise(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
-
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+    return channels_last(rearrange(latent, "b c t h w -> (b t) c h w"))

@@ -1,10 +1,16 @@
 """Transformer of the Wan family (Wan team 2025, arXiv 2503.20314).
 
 The same weights attend bidirectionally or, by mask or cache, causally in windows of latent frames.
+Equal to the original code: timesteps are integers, prompts are padded with zero rows that are
+attended to, and with 16-bit weights the timestep embedding, the modulation, the norms and the
+rotary angles stay in fp32 (tests/models/wan/test_transformer.py).
 """
 
 import math
+from dataclasses import replace
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -20,6 +26,7 @@ from skyloom.models.embeddings import TextProjection, TimeEmbedding
 from skyloom.models.rope import window_angles
 from skyloom.models.transformer_block import (
     Block,
+    RmsNorm,
     modulate,
     modulation_table,
     normalise,
@@ -29,6 +36,8 @@ from skyloom.models.transformer_block import (
     unpatchify,
 )
 from skyloom.models.wan.config import WanConfig
+
+_LEVEL_MARGIN = 4e-5
 
 
 class Wan(DenoisingNetwork):
@@ -58,8 +67,32 @@ class Wan(DenoisingNetwork):
         context_mask: Bool[Tensor, "b m"] | None = None,
         pooled: Float[Tensor, "b p"] | None = None,
     ) -> TextCondition:
-        """Project a prompt once for all layers and steps; a pooled vector has no effect."""
-        return text_condition(self.layers, self.text(context), context_mask)
+        """Project a prompt once for all layers and steps; a pooled vector has no effect.
+
+        Masked tokens are zero rows, as is the padding up to `config.text_length`.
+        """
+        if context_mask is not None:
+            context = context * context_mask[..., None].to(context.dtype)
+        missing = self.config.text_length - context.shape[1]
+        assert missing >= 0, "the text encoder truncates prompts"
+        if context.device.type != "cpu":  # without a mask the fused attention kernels can be used
+            context = F.pad(context, (0, 0, 0, missing))
+            return text_condition(self.layers, self.text(context), None)
+        condition = text_condition(self.layers, self.text(F.pad(context, (0, 0, 0, 1))), None)
+        bias = torch.zeros(1, 1, 1, context.shape[1] + 1)
+        bias[..., -1] = math.log(missing) if missing else -math.inf  # one zero row for all
+        return replace(condition, bias=bias)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device; in 16 bits, small layers that need the range of fp32 keep it."""
+        super().place(device, dtype)
+        for layer in self.modules():
+            if isinstance(layer, RmsNorm | nn.LayerNorm):
+                layer.float()
+        self.time.inner.float()
+        self.time.outer.float()
+        for owner in (self, *self.layers):
+            owner.table.data = owner.table.data.float()
 
     def forward(
         self,
@@ -105,7 +138,7 @@ class Wan(DenoisingNetwork):
         grid = (frames // config.patch[0], height // config.patch[1], width // config.patch[2])
         x = self.patch(patchify(latent.to(self.dtype), config.patch))
         past = cache or KvCache(sink=0, recent=0)
-        embedded = self.time(sigma)
+        embedded = self.time(whole_timestep(sigma))
         angles = window_angles(
             past.frames + grid[0],
             grid[1],
@@ -113,7 +146,7 @@ class Wan(DenoisingNetwork):
             head_width=config.head_width,
             theta=config.rope_theta,
             device=x.device,
-            dtype=x.dtype,
+            dtype=torch.float32,
         )
         bias = None
         if attention_mode == "causal" and cache is None:
@@ -122,7 +155,7 @@ class Wan(DenoisingNetwork):
         x, keys, values = run_blocks(
             self.layers,
             x,
-            self.time.modulation(embedded),
+            self.time.modulation(embedded.to(self.dtype)).float(),
             text,
             past=past,
             angles=angles,
@@ -132,3 +165,11 @@ class Wan(DenoisingNetwork):
         features = modulate(normalise(x, config.eps), shift, scale)
         out = unpatchify(self.head(features), config.patch, grid)
         return out, past if cache is None else past.extended(keys, values, grid[0])
+
+
+def whole_timestep(sigma: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Round noise levels down to a whole timestep of 1000, as in training.
+
+    The margin covers levels in fp32: k/1000 becomes k.
+    """
+    return ((1000 * sigma.double() + _LEVEL_MARGIN).floor() / 1000).float()

@@ -30,23 +30,23 @@ class ModelAlias:
 
     def requested_size(self, size: str | None) -> str:
         """Return the size of a request, or the default of this name."""
-        return size or (SORA_SIZE if self.mapped else self.info.sizes[0])
+        return size or (SORA_SIZE if self.mapped else self.info.default_size)
 
     def output_size(self, requested: str) -> str:
         """Return the size to generate.
 
-        For a mapped name it is the supported size nearest in aspect ratio, then in pixels. Raises
-        RequestError for a malformed size.
+        For a mapped name it is the nearest supported size. Raises RequestError for a malformed
+        size.
         """
         width, height = parse_size(requested)
         if not self.mapped or self.sizes == "strict" or min(width, height) < 1:
             return requested
+        return self.nearest_size(requested)
 
-        def distance(size: str) -> tuple[float, int]:
-            wide, high = parse_size(size)
-            return round(abs(wide / high - width / height), 3), abs(wide * high - width * height)
-
-        return min(self.info.sizes, key=distance)
+    def nearest_size(self, size: str) -> str:
+        """Return the model's size nearest to another one, as that of an edit's source."""
+        width, height = self.info.size_rule.nearest(*parse_size(size))
+        return f"{width}x{height}"
 
     def output_seconds(self, requested: float | None) -> float | None:
         """Return the length to generate; None is the model's default."""

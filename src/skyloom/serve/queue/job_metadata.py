@@ -55,7 +55,7 @@ class JobMetadata(BaseModel):
     extensions: int = Field(
         default=0, ge=0, description="Number of extensions that led to this video."
     )
-    steps: int = Field(default=1, ge=1, description="Sampling steps; 1 for filters.")
+    steps: int = Field(default=1, ge=1, description="Sampling steps; 1 where no model is used.")
 
     @classmethod
     def from_row(cls, extra: Mapping[str, Any]) -> "JobMetadata":

@@ -64,7 +64,7 @@ class PipelineRenderer:
         yield Progress(_TEXT_PERCENT, "text")
         done = {"denoise": 0.0, "decode": 0.0}
         options = ExportOptions(
-            annotate=partial(_with_characters, described=job.extra.get("described")),
+            annotate=partial(_with_characters, described=job.metadata.get("described")),
             redact=partial(clean_receipt, request=job.request),
         )
         steps = self._stream(pipeline, plan, folder / STATE)
@@ -85,7 +85,7 @@ class PipelineRenderer:
         """Load the model and plan the job's request with local input files and a fixed seed."""
         inputs = Path(os.path.relpath(folder)) / "inputs"
         request = Request.from_dict(self._fetch_inputs(job.request, inputs))
-        if request.seed is None and request.samples:
+        if request.seed is None and request.needs_model:
             request = request.with_fields({"seed": seed_of(job.id)})
         # a job that has failed here before gets the whole memory
         pipeline = self._pipelines.get(request.model or DEFAULT_MODEL, alone=job.attempts > 0)
@@ -93,7 +93,7 @@ class PipelineRenderer:
 
     def _stream(self, pipeline: Pipeline, plan: Plan, state: Path) -> Iterator[Step]:
         """The pipeline's steps, resumed from `state`; a state that does not fit is deleted."""
-        critic = None if plan.request.retakes is None else load_critic()
+        critic = None if plan.request.retakes is None else load_critic(pipeline.info)
         stream = partial(
             pipeline.stream,
             plan,

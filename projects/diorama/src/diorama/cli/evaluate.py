@@ -199,7 +199,7 @@ def windows(
     report = compare_windows(
         _Configured(pipeline, seconds=seconds, quality=quality),
         prompts_for(DIORAMA, count, seed=_WINDOWS_SEED),
-        load_critic(),
+        load_critic(pipeline.info),
         load_atlas(atlas),
         seams,
         on_video=_progress(count),

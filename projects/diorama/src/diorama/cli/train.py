@@ -35,7 +35,7 @@ def components(
 ) -> None:
     """Write an autoencoder with the principal components of clips and an untrained decoder."""
     from diorama.train.autoencoders import save_components
-    from skyloom.models.diorama.autoencoder import AutoencoderConfig
+    from skyloom.models.diorama.config import AutoencoderConfig
 
     explained = save_components(out, AutoencoderConfig(channels=channels), clips, patches)
     typer.echo(f"{channels} components explain {explained:.4f} of the variance")

@@ -20,14 +20,8 @@ from skyloom.data.loader import PixelLoader
 from skyloom.data.shards import read_shards
 from skyloom.evaluate.metrics import psnr, ssim
 from skyloom.models.checkpoint import load_into, load_part, save_part
-from skyloom.models.diorama.autoencoder import (
-    PATCH,
-    TIME,
-    AutoencoderConfig,
-    DioramaAutoencoder,
-    initialise_components,
-    shrink,
-)
+from skyloom.models.diorama.autoencoder import DioramaAutoencoder, initialise_components, shrink
+from skyloom.models.diorama.config import PATCH, TIME, AutoencoderConfig
 from skyloom.models.diorama.v1.autoencoder import SPACE, Vae, VaeConfig, initialise_linear_path
 from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import Losses

@@ -18,7 +18,8 @@ from skyloom.core.errors import ConfigError
 from skyloom.data.loader import CaptionTable, LatentBatch, LatentLoader, LatentSource
 from skyloom.models.base import TextCondition
 from skyloom.models.checkpoint import from_int8, load_into, load_part, save_part
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.config import UNetConfig
+from skyloom.models.diorama.transformer import UNet
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.train.loop import LoopConfig, Task
 from skyloom.train.objectives import (

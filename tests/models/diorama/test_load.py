@@ -9,11 +9,11 @@ import torch
 
 import skyloom
 from skyloom.core.errors import CheckpointError
-from skyloom.models.base import ModelBundle, Transformer, read_network_cost
+from skyloom.models.base import ModelBundle, Transformer, find_loader
 from skyloom.models.checkpoint import save_part, to_int8, write_manifest
-from skyloom.models.diorama.autoencoder import AutoencoderConfig, DioramaAutoencoder
-from skyloom.models.diorama.text_encoder import TextConfig
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.autoencoder import DioramaAutoencoder
+from skyloom.models.diorama.config import AutoencoderConfig, TextConfig, UNetConfig
+from skyloom.models.diorama.transformer import UNet
 from skyloom.models.diorama.v1.transformer import Dit
 from skyloom.models.registry import read_model
 
@@ -106,11 +106,11 @@ def latents(steps) -> list[torch.Tensor]:
 
 
 def test_costs_grow_with_the_networks(tiny_model, unet_model):
-    first = read_network_cost(read_model(tiny_model))
+    first = find_loader(read_model(tiny_model)).read_network_cost(read_model(tiny_model))
     assert (first.scale.space, first.latent_channels, first.patch) == (16, 4, (1, 2, 2))
     assert first.token_flops == 2 * 2 * (6 * 32**2 + 2 * 32 * 64)
     assert first.key_flops == 4 * 2 * 32
-    second = read_network_cost(read_model(unet_model))
+    second = find_loader(read_model(unet_model)).read_network_cost(read_model(unet_model))
     assert (second.scale.space, second.latent_channels) == (16, 4)
     fine = 4 * (9 * 4 * 8 + 2 * (2 * 9 * 8 * 8) + 8 * 8 + 9 * 8 * 4)
     coarse = 2 * (4 * 8 * 16) + 2 * (2 * 9 * 16 * 16)

@@ -1,4 +1,4 @@
-"""Read a diorama model's folder into its networks.
+"""Loaders of the diorama family (`models.base.FamilyLoader`).
 
 A folder holds the parts `text`, `unet` and `autoencoder`; those of the first model hold `dit` and
 `vae` (v1/) instead of the last two.
@@ -13,10 +13,11 @@ from torch import nn
 
 from skyloom.models.base import Autoencoder, ClipReader, ModelBundle, NetworkCost, Transformer
 from skyloom.models.checkpoint import build, has_part, open_part, read_config
-from skyloom.models.diorama.autoencoder import AutoencoderConfig, DioramaAutoencoder
+from skyloom.models.diorama.autoencoder import DioramaAutoencoder
+from skyloom.models.diorama.config import AutoencoderConfig, UNetConfig
 from skyloom.models.diorama.probe import load_probe
 from skyloom.models.diorama.text_encoder import load_text_encoder
-from skyloom.models.diorama.transformer import UNet, UNetConfig
+from skyloom.models.diorama.transformer import UNet
 from skyloom.models.diorama.v1.autoencoder import Vae, VaeConfig
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.models.registry import ModelInfo
@@ -29,7 +30,7 @@ def load(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> ModelBund
     return ModelBundle(
         info,
         text_encoder=load_text_encoder(info.folder),
-        autoencoder=load_autoencoder(info.folder, device, dtype),
+        autoencoder=load_autoencoder(info, device, dtype),
         transformer=load_transformer(info.folder, device, dtype),
         device=device,
         dtype=dtype,
@@ -47,11 +48,12 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
         return build(lambda: UNet(config), reader, device, dtype)
 
 
-def load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def load_autoencoder(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """Load the part `autoencoder` or, in a folder of the first model, `vae`.
 
     Raises CheckpointError.
     """
+    folder = info.folder
     if has_part(folder, "vae"):
         with open_part(folder, "vae") as reader:
             vae_config = reader.config(VaeConfig)

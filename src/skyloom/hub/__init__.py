@@ -1,0 +1,1 @@
+"""Models from model hubs: the catalogue, downloads, reuse of files on disk, added models."""
