@@ -339,7 +339,8 @@ def find_tensor(network: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _set_parameter(network: nn.Module, name: str, value: nn.Parameter) -> None:
     """Set a parameter of this network alone: modules of `with_adapters` share their tables."""
     owner, attribute = find_tensor(network, name)
-    owner._parameters = {**owner._parameters, attribute: value}
+    own = vars(owner)
+    own["_parameters"] = {**own["_parameters"], attribute: value}
 
 
 def _changed_tensors(adapter: LoraAdapter) -> list[str]:
