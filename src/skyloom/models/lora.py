@@ -397,7 +397,7 @@ def _add_change(
     change: LowRank, scale: float, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     """Forward hook: add an adapter's scaled change to a layer's output."""
-    return output + scale * change(inputs[0], layer).to(output.dtype)
+    return torch.add(output, change(inputs[0], layer).to(output.dtype), alpha=scale)
 
 
 def _add_difference(
