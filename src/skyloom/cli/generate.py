@@ -46,6 +46,7 @@ def generate(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     quality: options.Quality = None,
+    schedule: options.Schedule = None,
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = DEFAULT_MODEL,
@@ -81,6 +82,7 @@ def generate(
         image=None if image is None else str(image),
         retakes=window_retries,
         loras=tuple(map(Lora.parse, lora or ())),
+        schedule=schedule,
     )
     delivery = Delivery(
         output=output,

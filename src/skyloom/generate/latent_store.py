@@ -3,10 +3,10 @@
 
 A crash loses no finished step. A folder of checkpoints holds the receipt of the request and one
 folder per run of windows, with the clean latent of every finished window and, for the current one,
-the latents after the last steps of each take. Everything else is recomputed bit for bit: noise is
-drawn from the seed, window and take; key-value and decoder caches are refilled from the finished
-latents. Files are written atomically and carry a sha256 of their name, the receipt and their
-content; a damaged file counts as missing.
+the sampler's states after the last steps of each take. Everything else is recomputed bit for bit:
+noise is drawn from the seed, window and take; key-value and decoder caches are refilled from the
+finished latents. Files are written atomically and carry a sha256 of their name, the receipt and
+their content; a damaged file counts as missing.
 
 The cache is shared by all videos: a changed edit or storyboard generates only what changed. Its
 file names are digests of all that determines a window. When it exceeds its size limit, the least
@@ -42,6 +42,7 @@ _STATES = (
 )
 _RUNS = "span-*"
 MAX_CACHE_BYTES = 2 * 2**30
+_STATE_NAMES = ("latent", "history-1", "history-2", "history-3")  # SampleStep.state in order
 _STEPS_KEPT = 2  # the latest step, and the one before in case that it is damaged
 _StepT = TypeVar("_StepT")
 
@@ -168,22 +169,26 @@ class WindowStore:
         self._drop_pending(f"step-{index:06}-")
         self._add(self._window_path(index), _pack(window))
 
-    def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
-        """The number of finished steps of a take, and the latent after them."""
+    def load_step(
+        self, index: int, take: int
+    ) -> tuple[int, tuple[Float[Tensor, "1 c t h w"], ...]] | None:
+        """The number of finished steps of a take, and the sampler's state after them."""
         if self.folder is None:
             return None
         for path in sorted(self.folder.glob(f"step-{index:06}-{take:03}-*.state"), reverse=True):
             tensors = read_tensors(path, self._identity)
             if tensors is not None:
-                return int(path.stem.rsplit("-", 1)[1]), tensors["latent"]
+                state = (tensors[name] for name in sorted(tensors, key=_STATE_NAMES.index))
+                return int(path.stem.rsplit("-", 1)[1]), tuple(state)
         return None
 
     def save_step(
-        self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]
+        self, index: int, take: int, done: int, state: Sequence[Float[Tensor, "1 c t h w"]]
     ) -> None:
-        """Save the latent after `done` steps. Raises like `flush`."""
+        """Save the sampler's state after `done` steps. Raises like `flush`."""
         self._drop_pending(f"step-{index:06}-{take:03}-")
-        self._add(self._step_path(index, take, done), {"latent": latent})
+        tensors: dict[str, Tensor] = dict(zip(_STATE_NAMES, state, strict=False))
+        self._add(self._step_path(index, take, done), tensors)
 
     def flush(self) -> None:
         """Write pending states, of runs too. Raises MediaError or DiskFullError."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.core.audio import Audio
+from skyloom.core.config import to_table
 from skyloom.generate.plan import Plan
 from skyloom.generate.receipt import FramesHash, Receipt
 from skyloom.generate.renderer import RenderedFrames
@@ -117,6 +118,7 @@ class OutputStage:
     def _last_step(self, output: UInt8[Tensor, "t h w c"]) -> Step:
         notes = {
             **self._receipt.notes,
+            **self._schedule_notes(),
             **self._seam_notes(),
             **self._sound_notes(),
             **self._final_notes(),
@@ -128,6 +130,12 @@ class OutputStage:
             video = Video(torch.cat(self._collected), self._plan.fps, receipt, sound)
         total = self._plan.shape.frames
         return Step("decode", total, total, frames=output, receipt=receipt, video=video)
+
+    def _schedule_notes(self) -> dict[str, Any]:
+        """Return solver, spacing of the levels and shift, if anything was sampled."""
+        if not self._plan.runs:
+            return {}
+        return {"schedule": to_table(self._plan.schedule)}
 
     def _sound_notes(self) -> dict[str, Any]:
         """Return the format and the digest of the generated sound."""

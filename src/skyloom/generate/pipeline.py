@@ -21,9 +21,8 @@ from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError
 from skyloom.core.paths import cache_folder
 from skyloom.core.seeds import derive_seed
-from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.conditioning import Conditioning
-from skyloom.generate.decoding import StreamingDecoder
+from skyloom.generate.decoding import StreamingDecoder, check_decoder
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
@@ -41,7 +40,13 @@ from skyloom.generate.renderer import (
     make_silence,
 )
 from skyloom.generate.request import Request
-from skyloom.generate.sampling import Critic, SamplingSpec, WindowStep
+from skyloom.generate.sampling import (
+    Critic,
+    SamplingSpec,
+    WindowStep,
+    model_levels,
+    schedule_sigmas,
+)
 from skyloom.generate.window_keys import window_keys
 from skyloom.generate.window_review import WindowReviewer
 from skyloom.generate.windows import RunPlan, Window
@@ -219,6 +224,8 @@ class Pipeline:
             yield Step("text", 1, 1, notice=_notice(plan, context, self.lora_notices))
             with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
                 texts = text_conditions(plan, context, self.transformer, self.executor)
+                if self.info.record.trial_decode:
+                    check_decoder(self.autoencoder, self.executor, plan.shape)
                 yield from self._render(generation, texts)
         else:
             yield from self._render(generation, texts)
@@ -272,9 +279,13 @@ class Pipeline:
             conditions[0],
             plan.guidance_scale,
             student=plan.student,
+            model_levels=model_levels(plan.schedule, plan.num_steps),
         )
 
         def set_prompt(window: Window) -> None:
+            if not run.uses_cache:
+                inside = None if run.opens_shot(window) else self.transformer.uncached_frame_offset
+                denoiser.set_frame_offset(inside)
             previous = conditions[window.span - 1] if window.prompt_fade else None
             denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
 
@@ -301,7 +312,6 @@ class Pipeline:
             sampling,
             denoiser,
             decoder,
-            frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
             sound=sound,
         )
@@ -312,7 +322,8 @@ class Pipeline:
         return SamplingSpec(
             windows=run.windows,
             canvas_at=conditioning.canvas,
-            sigmas=make_sigmas(plan.num_steps, self.info.shift),
+            sigmas=schedule_sigmas(plan.schedule, plan.num_steps),
+            solver=plan.schedule.solver,
             seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
             rollout=self.info.rollout,
             span_seeds={
@@ -333,6 +344,7 @@ class Pipeline:
             channels=self.autoencoder.latent_channels,
             encode=self._encode_pixels,
             sources=plan.sources,
+            known_sigma=0.0 if self.info.record.frame_levels else 1.0,
         )
 
     def _run_stores(
@@ -419,8 +431,6 @@ def _notice(plan: Plan, context: TextContext, further: Sequence[str]) -> str | N
     notices = list(truncations(plan, context))
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
-    if plan.sources is not None:
-        notices.extend(plan.sources.notices)
-    notices.extend(plan.timeline.notices)
+    notices.extend(plan.notices)
     notices.extend(further)
     return " ".join(notices) or None

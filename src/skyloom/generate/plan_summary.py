@@ -40,6 +40,8 @@ def plan_to_dict(plan: Plan, expected: Estimate) -> dict[str, Any]:
         "quality": "fast" if plan.student else "best",
         "estimate": expected.to_dict(),
     }
+    if plan.notices:
+        values["notices"] = list(plan.notices)
     if plan.request.cards:
         values["cards"] = list(describe_cards(plan))
     if plan.request.edit is not None:

@@ -187,7 +187,7 @@ def make_receipt(
         frames=frames,
         parents=(*_card_media(plan), *_edited_files(plan)),
         loras=tuple(lora.to_dict() for lora in plan.loras),
-        notes={**(notes or {}), **_edit_notes(plan)},
+        notes={**(notes or {}), **_plan_notes(plan)},
     )
 
 
@@ -227,23 +227,22 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
         yield Parent(hash_source_file(Path(edit.mask)), "mask", edit.verb)
 
 
-def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The spans of an edit and their kinds, the prompts of all its frames, and notices."""
+def _plan_notes(plan: Plan) -> dict[str, Any]:
+    """Notices and, of an edit, its spans, their kinds and the prompts of all its frames."""
+    notices: dict[str, Any] = {"notices": list(plan.notices)} if plan.notices else {}
     if plan.sources is None:
-        return {}
+        return notices
     spans: list[list[int | str]] = []
     position = 0
     for span in plan.timeline.spans:
         spans.append([position, position + span.frames, span.kind])
         position += span.frames
     prompts = timeline_prompts(plan.timeline, plan.sources.sources)
-    notes: dict[str, Any] = {
+    return {
         "spans": spans,
         "prompts": [[part.start, part.stop, part.prompt] for part in prompts],
+        **notices,
     }
-    if notices := [*plan.sources.notices, *plan.timeline.notices]:
-        notes["notices"] = notices
-    return notes
 
 
 def read_receipt(path: Path) -> Receipt:

@@ -38,7 +38,9 @@ class Request:
     its prompt, which may be empty, is appended to each card's. `edit` changes existing videos,
     whose length and size the result has. `retakes` is how often a window may be sampled
     again that does not match the first one. `loras` change the model: names or paths of files, with
-    weights; also given as "NAME:WEIGHT". Raises RequestError for values of the wrong type.
+    weights; also given as "NAME:WEIGHT". `schedule` is the spacing of an open
+    checkpoint's noise levels, to compare: "wan" (the original code) or "diffusers". Raises
+    RequestError for values of the wrong type.
     """
 
     prompt: str
@@ -56,6 +58,7 @@ class Request:
     edit: Edit | None = None
     retakes: int | None = None
     loras: tuple[Lora, ...] = ()
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _parse_cards(self.cards))

@@ -43,6 +43,7 @@ def window_keys(
         "steps": plan.num_steps,
         "guidance": plan.guidance_scale,
         "student": plan.student,
+        "schedule": asdict(plan.schedule),
         "negative": plan.request.negative_prompt,
         "size": plan.shape.size,
         "mask": _mask(plan),

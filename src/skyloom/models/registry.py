@@ -22,11 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from skyloom.core.config import from_table
+from skyloom.core.config import from_table, to_table
 from skyloom.core.errors import CheckpointError, ConfigError, RequestError
 from skyloom.core.hash_cache import file_identity
 from skyloom.core.paths import model_path, models_folder
-from skyloom.models.family import ModelFamily, Quality, Rollout, SizeRule
+from skyloom.models.family import ModelFamily, Quality, Rollout, Schedule, SizeRule
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
@@ -74,7 +74,7 @@ class ModelInfo:
     frames: int
     num_steps: int
     guidance_scale: float
-    shift: float
+    schedule: Schedule
     parameters: int
     folder: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
@@ -132,7 +132,7 @@ class ModelInfo:
 
     @property
     def rollout(self) -> Rollout | None:
-        """Settings for videos longer than the native window; None if unsupported."""
+        """Settings of the cache for longer videos; None for a model that has none."""
         values = self.manifest.get("rollout")
         return self.record.rollout if values is None else Rollout(**values)
 
@@ -161,12 +161,12 @@ def find_family(family: str, variant: str | None = None) -> ModelFamily:
     """Return the record of a family, or of a variant of it. Raises CheckpointError if unknown."""
     config = family_module(family, "config")
     record: ModelFamily = config.FAMILY
-    if variant is None:
-        return record
     variants: Mapping[str, ModelFamily] = getattr(config, "VARIANTS", {})
+    if variant is None or not variants:
+        return record
     if variant not in variants:
         raise CheckpointError(
-            f"variant must be one of {', '.join(variants) or 'none'} for the family {record.name}, "
+            f"variant must be one of {', '.join(variants)} for the family {record.name}, "
             f"got {variant!r}.",
             hint="The model needs another version of skyloom.",
         )
@@ -193,7 +193,7 @@ def read_model(folder: Path) -> ModelInfo:
             f"the family {record.name} have no student.",
             hint=REPAIR,
         )
-    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale", "shift")
+    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale")
     values: dict[str, Any] = {name: manifest.get(name, getattr(record, name)) for name in shared}
     return ModelInfo(
         **values,
@@ -201,6 +201,7 @@ def read_model(folder: Path) -> ModelInfo:
         family=manifest["family"],
         description=manifest.get("description", ""),
         size_rule=_size_rule(folder, manifest, record),
+        schedule=_schedule(folder, manifest, record),
         parameters=manifest.get("parameters", 0),
         folder=folder,
         manifest=manifest,
@@ -221,6 +222,19 @@ def _size_rule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -
         raise CheckpointError(
             f"sizes in {where} must be a list of WIDTHxHEIGHT or a table, got {sizes!r:.80}.",
             hint=REPAIR,
+        ) from error
+
+
+def _schedule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -> Schedule:
+    """Read `schedule`, a table with fields of Schedule, and `shift`; both may be left out."""
+    try:
+        values = {**to_table(record.schedule), **manifest.get("schedule", {})}
+        if "shift" in manifest:
+            values["shift"] = manifest["shift"]
+        return from_table(values, Schedule, "schedule")
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(
+            f"The schedule in {folder / MANIFEST_FILE} is not valid: {error}", hint=REPAIR
         ) from error
 
 

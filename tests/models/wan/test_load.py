@@ -43,7 +43,7 @@ def model(weights, tmp_path):
 def test_a_prompt_becomes_a_video(model, variant):
     pipeline = skyloom.load(str(model(variant)))
     record = find_family("wan", variant)
-    assert (pipeline.info.fps, pipeline.info.shift) == (record.fps, record.shift)
+    assert (pipeline.info.fps, pipeline.info.schedule) == (record.fps, record.schedule)
     video = pipeline.generate(REQUEST)
     assert video.fps == record.fps
     assert video.frames.shape[1:] == (64, 64, 3)

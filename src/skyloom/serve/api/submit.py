@@ -15,7 +15,7 @@ from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.loras import Lora
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
-from skyloom.generate.validate import resolve_defaults
+from skyloom.generate.validate import length_notice, resolve_defaults
 from skyloom.serve.api.character_prompts import (
     check_characters_named,
     describe_characters,
@@ -259,10 +259,13 @@ class JobSubmitter:
                 f"The size is {output_size}, not {requested_size}: sizes of {info.name} must be "
                 f"{info.size_rule.describe()}."
             )
+        trained = (info.frames - 1) / info.fps
+        if info.rollout is None and not request.cards and (length or 0) > trained:
+            notices.append(length_notice(info))
         metadata = JobMetadata(
             model=alias.name,
             prompt=request.prompt,
-            seconds=f"{(info.frames - 1) / info.fps if length is None else length:g}",
+            seconds=f"{trained if length is None else length:g}",
             size=output_size,
             requested_size=requested_size,
             fps=info.fps / resolved.keep_every,
@@ -288,7 +291,17 @@ class JobSubmitter:
             seconds += lengths[0]
             extensions = source_metadata.extensions + 1
             alias.check_extension(extensions, seconds)
-        size = body.size or (alias.info.default_size if source is None else size_of(source))
+        size = body.size or alias.info.default_size
+        notices: list[str] = []
+        if body.size is None and source is not None:
+            size = size_of(source)
+            if EDIT_VERBS[verb].resamples_sources:
+                size = alias.nearest_size(size)
+            if size != size_of(source):
+                notices.append(
+                    f"The video of {size_of(source)} is scaled and cropped to {size}, the nearest "
+                    f"size of {alias.info.name}."
+                )
         parents = [one.job.id for one in media if one.job is not None]
         return JobMetadata(
             model=alias.name,
@@ -298,6 +311,7 @@ class JobSubmitter:
             fps=float(body.fps or source_metadata.fps or alias.info.fps),
             verb=verb,
             remixed_from=parents[0] if parents and verb == "remix" else None,
+            notices=notices,
             parents=parents,
             extensions=extensions,
         )
