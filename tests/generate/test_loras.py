@@ -7,6 +7,7 @@ import pytest
 import torch
 from random_lora import write_lora
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import skyloom
 from skyloom.core.errors import CheckpointError, RequestError
@@ -42,6 +43,26 @@ def test_frames_differ_with_a_lora_and_are_bit_identical_after_it(pipeline, felt
     assert torch.equal(pipeline.generate(ASK).frames, plain)
     after = pipeline.transformer.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in weights.items())
+
+
+def test_a_family_without_names_of_its_own_reads_files_of_peft(pipeline, tmp_path):
+    name = next(
+        name
+        for name, layer in pipeline.transformer.named_modules()
+        if isinstance(layer, nn.Linear) and "head" not in name
+    )
+    rows, columns = pipeline.transformer.get_submodule(name).weight.shape
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((2, columns), (rows, 2)))
+    path = tmp_path / "peft.safetensors"
+    keys = (f"transformer.{name}.lora_A.weight", f"transformer.{name}.lora_B.weight")
+    save_file(dict(zip(keys, (down, up), strict=True)), path)
+    plain = pipeline.generate(ASK).frames
+    assert not torch.equal(pipeline.generate(ASK, loras=[path]).frames, plain)
+    assert torch.equal(pipeline.generate(ASK).frames, plain)
+    save_file({keys[0].replace(name, "elsewhere"): down}, path)
+    with pytest.raises(RequestError, match="has 1 of 1 tensors for which"):
+        pipeline.stream(ASK, loras=[path])
 
 
 def test_videos_made_in_turn_by_one_pipeline_keep_their_own_loras(pipeline, felt):

@@ -339,8 +339,8 @@ def find_tensor(network: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _set_parameter(network: nn.Module, name: str, value: nn.Parameter) -> None:
     """Set a parameter of this network alone: modules of `with_adapters` share their tables."""
     owner, attribute = find_tensor(network, name)
-    table: dict[str, Any] = vars(owner)["_parameters"]
-    vars(owner)["_parameters"] = {**table, attribute: value}
+    own = vars(owner)
+    own["_parameters"] = {**own["_parameters"], attribute: value}
 
 
 def _changed_tensors(adapter: LoraAdapter) -> list[str]:
@@ -397,7 +397,7 @@ def _add_change(
     change: LowRank, scale: float, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     """Forward hook: add an adapter's scaled change to a layer's output."""
-    return output + scale * change(inputs[0], layer).to(output.dtype)
+    return torch.add(output, change(inputs[0], layer).to(output.dtype), alpha=scale)
 
 
 def _add_difference(

@@ -6,6 +6,7 @@ Its modules with fixed names:
 - `config`: `FAMILY`, a `models.family.ModelFamily`, and the sizes of the networks. Without torch.
   `VARIANTS`, if the manifests of its models name a `variant`: a record for each.
 - `load`: the functions of `models.base.FamilyLoader`, which read a model's folder.
+- `lora`, if it reads LoRA files with other names than its own: `lora_targets`.
 
 Its networks implement the interfaces of `models.base` in `text_encoder`, `autoencoder` and
 `transformer`; `state_dict` converts the keys of other projects' weights, if it reads any.

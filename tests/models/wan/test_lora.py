@@ -9,9 +9,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+import wan_models
 from safetensors.torch import save_file
 
-from skyloom.core.errors import CheckpointError
+import skyloom
+from skyloom.core.errors import CheckpointError, RequestError
+from skyloom.generate.loras import Lora, find_loras
+from skyloom.generate.model_check import lora_effects
+from skyloom.generate.request import Request
 from skyloom.models.checkpoint import build
 from skyloom.models.lora import LoraAdapter, LoraStack, with_adapters
 from skyloom.models.lora_files import read_adapter
@@ -471,3 +476,39 @@ def test_the_names_of_the_original_code_are_those_of_every_tensor():
         for name in recipe.names
         if name.endswith("table")
     }
+
+
+def test_a_lora_changes_the_frames_of_its_video_only(tmp_path):
+    wan_models.write_parts(tmp_path / "parts", "t2v-1.3b")
+    model = wan_models.write_model(tmp_path / "tiny-wan", tmp_path / "parts", "t2v-1.3b")
+    pipeline = skyloom.load(str(model), device="cpu")
+    # frames below 64 pixels have no watermark, which depends on the request
+    request = Request("a cat on the beach", size="32x32", seconds=0.3, seed=1, num_steps=2)
+    width = pipeline.transformer.config.width
+    torch.manual_seed(6)
+    query = "diffusion_model.blocks.0.self_attn.q"
+    image = "diffusion_model.blocks.0.cross_attn.norm_k_img.diff"
+    tensors = {
+        f"{query}.lora_down.weight": random(RANK, width),
+        f"{query}.lora_up.weight": random(width, RANK),
+        f"{query}.alpha": torch.tensor(2.0),
+        "diffusion_model.head.diff_m": random(1, 2, width),
+        image: random(width),
+    }
+    path = tmp_path / "felt.safetensors"
+    save_file(tensors, path)
+    plain = pipeline.generate(request).frames
+    steps = list(pipeline.stream(request, loras=[path], collect=True))
+    changed = steps[-1].video.frames
+    assert not torch.equal(changed, plain)
+    notices = " ".join(step.notice or "" for step in steps)
+    assert "felt.safetensors: 1 tensors are left out (the image branch" in notices
+    assert torch.equal(pipeline.generate(request, loras=[f"{path}:0"]).frames, plain)
+    assert torch.equal(pipeline.generate(request, loras=[path]).frames, changed)
+    assert torch.equal(pipeline.generate(request).frames, plain)
+    halves = [Lora(str(path), 0.5), Lora(str(path), 1.0)]
+    sizes = [lora_effects(pipeline, find_loras([one], None))[0][str(path)] for one in halves]
+    assert 0.001 < sizes[0] < sizes[1]
+    save_file({**tensors, f"{query}.lora_up.weight": random(width + 1, RANK)}, path)
+    with pytest.raises(RequestError, match=r"q\.lora_up\.weight.* must be"):
+        pipeline.stream(request, loras=[path])
