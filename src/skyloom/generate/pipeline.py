@@ -182,7 +182,7 @@ class Pipeline:
             self.transformer,
             loras,
             family=self.info.record.name,
-            base=weights_digest(self.info.manifest.get("files", {})),
+            base=weights_digest(self.info.file_hashes),
             device=self.device,
         )
 

@@ -179,7 +179,7 @@ def make_receipt(
         __version__,
         _filled_request(plan, info.name),
         info.name,
-        weights_digest(info.manifest.get("files", {})),
+        weights_digest(info.file_hashes),
         torch=str(torch.__version__),
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),

@@ -130,7 +130,7 @@ def _check_sources(receipt: Receipt) -> None:
 
 def check_weights(receipt: Receipt, info: ModelInfo) -> None:
     """Raise CheckpointError if a model's weights are not those of the receipt."""
-    here = weights_digest(info.manifest.get("files", {}))
+    here = weights_digest(info.file_hashes)
     if here != receipt.weights:
         raise CheckpointError(
             f"The video was made with weights {receipt.weights[:_DIGEST_CHARACTERS]} of "

@@ -37,7 +37,7 @@ def window_keys(
     """
     settings = {
         "skyloom": __version__,
-        "weights": weights_digest(info.manifest.get("files", {})),
+        "weights": weights_digest(info.file_hashes),
         "device": f"{device.type} {dtype}",
         "seed": plan.seed,
         "steps": plan.num_steps,

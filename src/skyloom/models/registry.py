@@ -85,6 +85,19 @@ class ModelInfo:
         return self.size_rule.names[0]
 
     @property
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of the model's files: by name, or by part and number where they lie anywhere."""
+        parts: dict[str, list[dict[str, Any]]] = self.manifest.get("parts", {})
+        return {
+            **self.manifest.get("files", {}),
+            **{
+                f"{part}/{number}": row["sha256"]
+                for part, rows in parts.items()
+                for number, row in enumerate(rows)
+            },
+        }
+
+    @property
     def record(self) -> ModelFamily:
         """Properties of the model's family."""
         return find_family(self.family, self.manifest.get("variant"))

@@ -77,11 +77,13 @@ def watermark_id_of_receipt(receipt: Mapping[str, Any]) -> str:
 
     It is the same on every machine: paths, versions and device do not enter it.
     """
-    request = _without(receipt.get("request") or {}, "image")
+    request = _without(receipt.get("request") or {}, "image", "loras")
     if edit := request.get("edit"):
         request["edit"] = _without(edit, "videos", "mask")
     request["cards"] = [_without(card, "image", "video") for card in request.get("cards", [])]
     parts = [request, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
+    if loras := receipt.get("loras"):
+        parts.append([_without(lora, "name") for lora in loras])
     return watermark_id(json.dumps(parts, sort_keys=True))
 
 

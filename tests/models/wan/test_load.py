@@ -10,6 +10,7 @@ import wan_models
 
 import skyloom
 from skyloom.core.errors import CheckpointError, ConfigError
+from skyloom.generate.receipt import weights_digest
 from skyloom.generate.request import Request
 from skyloom.models.base import ModelBundle
 from skyloom.models.registry import find_family, read_model
@@ -103,3 +104,16 @@ def test_unknown_variants_and_half_precision_are_refused(model):
     info = read_model(model("t2v-1.3b"))
     with pytest.raises(ConfigError, match="dtype must be bf16 or fp32"):
         ModelBundle.load(info, torch.device("cpu"), torch.float16)
+
+
+def test_the_receipt_identifies_the_weights_of_all_parts(model, weights, tmp_path):
+    info = read_model(model("t2v-1.3b"))
+    assert sorted(info.file_hashes) == [
+        "autoencoder/0",
+        "text_encoder/0",
+        "tokenizer/0",
+        "transformer/0",
+    ]
+    receipt = skyloom.load(str(info.folder)).generate(REQUEST).receipt
+    assert receipt["weights"] == weights_digest(info.file_hashes)
+    assert receipt["weights"] != weights_digest({})
