@@ -296,8 +296,9 @@ def find_model(name: str, root: Path | None = None) -> ModelInfo:
         return read_model(Path(name))
     names = [model.name for model in list_models(root)]
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    available = ", ".join(names) or "no model is installed"
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {available}."
+    installed = f"Installed: {', '.join(names) or 'none'}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else installed
+    hint += " `skyloom models list --available` lists those that `skyloom pull` fetches."
     raise RequestError(f"Model {name!r} is not installed.", hint=hint, field="model")
 
 
