@@ -21,7 +21,6 @@ from skyloom.safety import convolutional_code as convolution
 KEY = "skyloom-1"
 ID_BITS = 48
 CHECK_BITS = 12
-_PILOT = 0.15  # share of the chips
 _MIN_LEVEL = 2.0
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 
@@ -30,19 +29,20 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 class Band:
     """Frequencies of the carriers, in half-cycles per frame, on a DCT grid of `grid` pixels a side.
 
-    Below `low` there is too much content; above `high` nothing survives compression. Pilots lie
-    below `pilot_high`. `name` enters the key stream of the layout.
+    Below `low` there is too much content; above `high` nothing survives compression. A share
+    `pilot` of the chips, which lie below `pilot_high`, are pilots. `name` enters the key stream.
     """
 
     name: str
     grid: int
     low: int
     high: int
+    pilot: float
     pilot_high: int
 
 
-SMALL = Band("layout", 128, 18, 48, 48)
-LARGE = Band("layout-large", 256, 48, 112, 96)
+SMALL = Band("layout", 128, 18, 48, pilot=0.15, pilot_high=48)
+LARGE = Band("layout-large", 256, 48, 112, pilot=0.22, pilot_high=96)
 LARGE_SIDE = 400  # pixels of the shorter side from which frames are marked in LARGE
 
 
@@ -94,7 +94,7 @@ def carrier_layout(key: str, band: Band) -> CarrierLayout:
     stream = hashlib.shake_256(f"{key}/{band.name}".encode()).digest(9 * count)
     order = np.argsort(np.frombuffer(stream[: 8 * count], dtype="<u8"), kind="stable")
     signs = np.where(np.frombuffer(stream[8 * count :], dtype=np.uint8) & 1, -1.0, 1.0)
-    pilots = round(_PILOT * count)
+    pilots = round(band.pilot * count)
     places = places[torch.from_numpy(order)]
     allowed = radius[places[:, 0], places[:, 1]] <= band.pilot_high
     first = allowed & (allowed.cumsum(0) <= pilots)
