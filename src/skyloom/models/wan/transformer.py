@@ -160,6 +160,7 @@ class Wan(DenoisingNetwork):
             past=past,
             angles=angles,
             bias=bias,
+            keep=cache is not None,
         )
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
         features = modulate(normalise(x, config.eps), shift, scale)

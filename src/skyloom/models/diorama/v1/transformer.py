@@ -238,7 +238,14 @@ class Dit(DenoisingNetwork):
         if attention_mode == "causal" and cache is None:
             bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
         x, keys, values = run_blocks(
-            self.layers, x, modulation, text, past=past, angles=angles, bias=bias
+            self.layers,
+            x,
+            modulation,
+            text,
+            past=past,
+            angles=angles,
+            bias=bias,
+            keep=cache is not None,
         )
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
         features = modulate(normalise(x, config.eps), shift, scale)
