@@ -1,5 +1,7 @@
 """Streamed blocks equal resident ones bit for bit, and at most two of them are on the device."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -76,7 +78,7 @@ def test_a_block_runs_in_a_buffer_and_the_next_one_lies_in_the_other():
             others = [one for one in range(3) if one != index]
             assert [blocks[one].weight.data_ptr() for one in others] == [homes[i] for i in others]
     assert len(set(places)) == 2
-    assert all(one != other for one, other in zip(places, places[1:], strict=False))
+    assert all(one != other for one, other in pairwise(places))
     assert [block.weight.data_ptr() for block in blocks] == homes
     assert streamer.device_bytes == 2 * 2 * 256
 

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers():
         choose(2 * GB).check()
     with pytest.raises(CapacityError, match=r"host memory must be at least .* GiB .*got 0\.9 GiB"):
         choose(80 * GB, host=GB).check()
-    with pytest.raises(CapacityError, match="smaller size or fewer frames.* 8 bits"):
+    with pytest.raises(CapacityError, match=r"smaller size or fewer frames.* 8 bits"):
         choose(GB).check()
 
 
