@@ -391,9 +391,9 @@ class ModelBundle:
         Not while a part is in use. Results are the same, up to tiles of the autoencoder.
         """
         with self._lock:
-            changed = [part for part, rung in rungs.items() if rung != self.rungs[part]]
-            for part in sorted(changed, key=lambda one: rungs[one] == "resident"):
-                self.rungs[part] = rungs[part]
+            changed = [one for one in rungs.items() if one[1] != self.rungs[one[0]]]
+            for part, rung in sorted(changed, key=lambda one: one[1] == "resident"):
+                self.rungs[part] = rung
                 self._settle(part)
 
     @contextmanager

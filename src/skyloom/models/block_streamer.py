@@ -42,8 +42,8 @@ class _Slot:
     def __init__(self, size: int, device: torch.device) -> None:
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
         self.block: int | None = None
-        self.copied: torch.cuda.Event | None = None
-        self.used: torch.cuda.Event | None = None
+        self.copied: torch.Event | None = None
+        self.used: torch.Event | None = None
 
 
 class BlockStreamer(Generic[M]):
@@ -62,6 +62,8 @@ class BlockStreamer(Generic[M]):
         size = max(_size(weights) for weights in self._weights)
         self._slots = (_Slot(size, device), _Slot(size, device))
         self._copies = torch.cuda.Stream(device) if self._on_cuda else None
+        if self._copies is not None:  # what ran in the memory of the buffers before has to end
+            self._copies.wait_stream(torch.cuda.current_stream(device))
         self._current: int | None = None
 
     @property
@@ -83,6 +85,8 @@ class BlockStreamer(Generic[M]):
     def close(self) -> None:
         """Give the blocks weights in pageable host memory, and free the buffers."""
         self._leave()
+        if self._copies is not None:
+            self._copies.synchronize()
         for slot in self._slots:
             slot.buffer = torch.empty(0, dtype=torch.uint8, device=self._device)
             slot.block = None

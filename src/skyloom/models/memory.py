@@ -323,13 +323,15 @@ class MemoryPlanner:
 
     def _plan(self, rungs: Mapping[PartName, Rung]) -> MemoryPlan:
         """Add up the peaks of a way to place the parts."""
-        phases: tuple[Phase, ...] = ("text", "encode", "denoise", "decode")
-        used = [one for one in phases if one != "encode" or self._demand.pictures]
-        device = {one: self._device_bytes(rungs, one) for one in used}
-        host = {one: self._host_bytes(rungs, one) for one in used}
+        used: list[Phase] = ["text", "denoise", "decode"]
+        if self._demand.pictures:
+            used.insert(1, "encode")
+        device: dict[Phase, int] = {one: self._device_bytes(rungs, one) for one in used}
+        host: dict[Phase, int] = {one: self._host_bytes(rungs, one) for one in used}
         if self._free.device is None:
-            host = {one: host[one] + device[one] for one in used}
-            device = dict.fromkeys(used, 0)
+            for one in used:
+                host[one] += device[one]
+                device[one] = 0
         return MemoryPlan(rungs, device, host, self._free, self._seconds(rungs))
 
     def _device_bytes(self, rungs: Mapping[PartName, Rung], phase: Phase) -> int:
@@ -380,12 +382,10 @@ class MemoryPlanner:
         memory = self._memory
         size = self._demand.itemsize
         total = HOST_BYTES + 3 * self._demand.frames * self._demand.pixels
-        away = [
-            part
-            for part in ("transformer", "autoencoder")
-            if rungs[part] in ("swapped", "tiled") and PHASE_PARTS[phase] != part
-        ]
-        total += sum(memory.parts[part].weights.bytes(size) for part in away)
+        movable: tuple[PartName, ...] = ("transformer", "autoencoder")
+        for part in movable:
+            if rungs[part] in ("swapped", "tiled") and PHASE_PARTS[phase] != part:
+                total += memory.parts[part].weights.bytes(size)
         if rungs["transformer"] == "streamed":
             total += memory.parts["transformer"].pinned(size)
         if rungs["text_encoder"] == "host" and phase == "text":
@@ -399,7 +399,7 @@ class MemoryPlanner:
     def _seconds(self, rungs: Mapping[PartName, Rung]) -> float:
         """Estimate what moving the parts costs."""
         demand = self._demand
-        sizes = {
+        sizes: dict[PartName, int] = {
             part: one.weights.bytes(demand.itemsize) for part, one in self._memory.parts.items()
         }
         read = sizes["text_encoder"] / _DISK
