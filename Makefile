@@ -46,9 +46,10 @@ bench: $(STAMP)  ## the transformer and whole videos against diffusers, side by 
 	$(BIN)/python bench/parts.py
 	$(BIN)/python bench/jobs.py --videos 5
 
-docs: $(STAMP)  ## write the command line pages and the tree of ARCHITECTURE.md from the code
+docs: $(STAMP)  ## write the command line pages, the table of memory and the tree of ARCHITECTURE.md
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python docs/write_tree.py
+	$(BIN)/python docs/write_memory_table.py
 
 long: $(STAMP)  ## docs/images/long again: a minute, and the ways of going on that were rejected
 	$(BIN)/python projects/diorama/examples/long.py

@@ -7,8 +7,10 @@ import pytest
 import typer.main
 
 from skyloom.cli.commands import app
-from skyloom.generate import estimate
+from skyloom.generate import estimate, plan_summary
 from skyloom.generate.estimate import Run, Workload, record_run
+from skyloom.models.diorama import load as loader
+from skyloom.models.memory import FreeMemory, ModelMemory, PartMemory, Weights
 
 
 @pytest.fixture
@@ -82,3 +84,40 @@ def test_bad_requests_are_refused_as_by_generate(plan):
         ran = plan(*words)
         assert ran.code == 2
         assert message in ran.err
+
+
+@pytest.mark.parametrize(("free", "code"), [(40, 0), (1, 1)])
+def test_the_memory_of_a_large_model_is_shown_and_checked(plan, skyloom, monkeypatch, free, code):
+    part = PartMemory(Weights(10**9), Weights(10**8), 5)
+    memory = ModelMemory(
+        parts={"text_encoder": part, "transformer": part, "autoencoder": part},
+        text_bytes=0,
+        condition_bytes=0,
+        token_bytes=0,
+        cached_token_bytes=0,
+        decode_bytes=0,
+        decoder_cache_bytes=0,
+        encode_bytes=0,
+        tile_pixels=1,
+    )
+    read = loader.read_network_cost
+    monkeypatch.setattr(
+        loader, "read_network_cost", lambda info: replace(read(info), memory=memory)
+    )
+    monkeypatch.setattr(
+        plan_summary, "measure_free_memory", lambda _: FreeMemory(64 * 2**30, free * 2**30)
+    )
+    ran = plan("a cat")
+    assert ran.code == code
+    lines = [line for line in ran.out.splitlines() if line.startswith("memory   ")]
+    assert lines[1].startswith("memory   text encoder: ")
+    assert lines[-2].endswith(f" {free}.0 GiB free")
+    assert ("GPU memory must be at least" in ran.err) == bool(code)
+    values = json.loads(plan("a cat", "--json").out.splitlines()[0])
+    assert values["memory"]["fits"] is not bool(code)
+    info = skyloom("models", "info", "diorama")
+    assert ("it does not fit" in info.err) == bool(code)
+    assert "memory here: GPU" in info.err
+    made = skyloom("generate", "a cat", "--plan", "--model", "diorama", "--device", "cpu")
+    assert made.code == code
+    assert made.out.splitlines()[-1].startswith("memory   host: ")

@@ -88,30 +88,91 @@ class Places:
         self.devices.append((device.type, dtype))
 
 
-def test_without_offload_a_part_stays_where_it_is(bundle, monkeypatch):
+THERE = ("cuda", torch.float32)
+HOME = ("cpu", torch.float32)
+
+
+def test_a_resident_part_stays_where_it_is(bundle, monkeypatch):
     places = Places(monkeypatch, bundle.transformer)
     with bundle.use("transformer") as transformer:
         assert transformer is bundle.transformer
     assert places.devices == []
 
 
-def test_offload_has_a_part_on_the_device_while_it_is_used(bundle, monkeypatch):
-    places = Places(monkeypatch, bundle.transformer)
+def test_swapped_parts_take_turns_on_the_device(bundle, monkeypatch):
+    transformer = Places(monkeypatch, bundle.transformer)
+    autoencoder = Places(monkeypatch, bundle.autoencoder)
+    bundle.arrange({"transformer": "swapped", "autoencoder": "swapped"})
     bundle.device = torch.device("cuda")
-    bundle.offload = True
-    there = ("cuda", torch.float32)
-    with bundle.use("transformer"), bundle.use("transformer"):
-        assert places.devices == [there]
-    assert places.devices == [there, ("cpu", torch.float32)]
-    with pytest.raises(ValueError, match="broken"), bundle.use("transformer"):
+    transformer.devices.clear()
+    autoencoder.devices.clear()
+    for _ in range(2):
+        with bundle.use("transformer"), bundle.use("transformer"):
+            pass
+    assert transformer.devices == [THERE]
+    with pytest.raises(ValueError, match="broken"), bundle.use("autoencoder"):
         raise ValueError("broken")
-    assert places.devices[2:] == [there, ("cpu", torch.float32)]
+    assert transformer.devices == [THERE, HOME]
+    with bundle.use("transformer"):
+        assert autoencoder.devices == [THERE, HOME]
+        with bundle.use("autoencoder"):
+            assert transformer.devices == [THERE, HOME, THERE]  # in use: it stays
 
 
-def test_the_last_user_of_several_threads_moves_a_part_away(bundle, monkeypatch):
+def test_a_resident_part_moves_the_swapped_ones_away(bundle, monkeypatch):
+    transformer = Places(monkeypatch, bundle.transformer)
+    bundle.arrange({"transformer": "swapped"})
+    with bundle.use("transformer"):
+        pass
+    before = len(transformer.devices)
+    with bundle.use("autoencoder"):
+        assert len(transformer.devices) == before + 1
+
+
+def test_a_swapped_text_encoder_leaves_at_once(bundle, monkeypatch):
+    places = Places(monkeypatch, bundle.text_encoder)
+    bundle.arrange({"text_encoder": "swapped"})
+    bundle.device = torch.device("cuda")
+    with bundle.use("text_encoder"):
+        assert places.devices == [HOME, THERE]
+    assert places.devices == [HOME, THERE, HOME]
+
+
+class LazyEncoder:
+    """Reads its weights when it needs them."""
+
+    def __init__(self):
+        self.streamed = False
+        self.log = []
+
+    def place(self, device, dtype):
+        self.log.append(device.type)
+
+    def free(self):
+        self.log.append("free")
+
+    def encode(self, prompts):
+        raise AssertionError("not called")
+
+
+def test_every_rung_of_a_text_encoder_that_reads_its_weights_itself(bundle):
+    encoder = LazyEncoder()
+    bundle.text_encoder = encoder
+    bundle.arrange({"text_encoder": "streamed"})
+    assert encoder.streamed
+    bundle.arrange({"text_encoder": "host"})
+    assert not encoder.streamed
+    encoder.log.clear()
+    bundle.arrange({"text_encoder": "swapped"})
+    with bundle.use("text_encoder"):
+        encoder.log.append("run")
+    assert encoder.log[-4:] == ["cpu", "run", "free", "cpu"]
+
+
+def test_a_part_in_use_by_a_thread_is_not_moved(bundle, monkeypatch):
+    bundle.arrange({"autoencoder": "swapped"})
     places = Places(monkeypatch, bundle.autoencoder)
     bundle.device = torch.device("cuda")
-    bundle.offload = True
     inside = threading.Event()
     leave = threading.Event()
 
@@ -123,17 +184,28 @@ def test_the_last_user_of_several_threads_moves_a_part_away(bundle, monkeypatch)
     thread = threading.Thread(target=hold)
     thread.start()
     assert inside.wait(60)
-    with bundle.use("autoencoder"):
+    with bundle.use("transformer"):
         pass
-    assert [device for device, _ in places.devices] == ["cuda"]
+    assert places.devices == [THERE]
     leave.set()
     thread.join(60)
-    assert [device for device, _ in places.devices] == ["cuda", "cpu"]
+    with bundle.use("transformer"):
+        pass
+    assert places.devices == [THERE, HOME]
 
 
-def test_offload_on_a_cpu_is_off(tiny_model):
-    bundle = ModelBundle.load(read_model(tiny_model), CPU, torch.float32, offload=True)
-    assert not bundle.offload
+@torch.no_grad()
+def test_loading_by_rungs_gives_the_same_network(tiny_model, bundle):
+    rungs = {"text_encoder": "swapped", "transformer": "streamed", "autoencoder": "resident"}
+    other = ModelBundle.load(read_model(tiny_model), CPU, torch.float32, rungs=rungs)
+    assert other.rungs == rungs
+    latent = torch.randn(1, 4, 2, 2, 2)
+    sigma = torch.full((1, 2), 0.5)
+    text = bundle.text_encoder.encode(["a red cat"])
+    expected = bundle.transformer(latent, sigma, text)
+    assert torch.equal(other.transformer(latent, sigma, text), expected)
+    assert other.bytes_on("cpu") >= bundle.bytes_on("cpu") > 0
+    assert other.bytes_on("cuda") == 0
 
 
 @pytest.mark.skipif(not (BUNDLED / "probe").exists(), reason="no bundled probe")

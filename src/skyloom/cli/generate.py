@@ -7,7 +7,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ from skyloom.models.registry import DEFAULT_MODEL
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from skyloom.generate.estimate import Workload
+    from skyloom.generate.estimate import Estimate
     from skyloom.generate.pipeline import Pipeline, Step
     from skyloom.generate.plan import Plan
     from skyloom.generate.request import Request
@@ -61,10 +61,12 @@ def generate(
     credentials: options.Credentials = True,
     resume_dir: options.ResumeDir = None,
     force: options.Force = False,
+    only_plan: options.OnlyPlan = False,
     as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
     """Generate a video from a sentence."""
+    from skyloom.cli.plan import show
     from skyloom.generate.loras import Lora
     from skyloom.generate.request import Request
 
@@ -84,6 +86,9 @@ def generate(
         loras=tuple(map(Lora.parse, lora or ())),
         schedule=schedule,
     )
+    if only_plan:
+        show(request, as_json, device)
+        return
     delivery = Delivery(
         output=output,
         preview=preview,
@@ -172,7 +177,7 @@ def _make(
     name: str | None,
 ) -> dict[str, Any]:
     """Generate and write the video of a request with a seed; return its receipt and length."""
-    from skyloom.generate.estimate import record_steps, workload_of
+    from skyloom.generate.estimate import estimate, read_history, record_steps, workload_of
     from skyloom.generate.latent_store import clear
     from skyloom.generate.pipeline import load
     from skyloom.media.write import write_sidecar
@@ -183,17 +188,23 @@ def _make(
     since = time.perf_counter()
     pipeline = load(request.model or DEFAULT_MODEL, device=device)
     plan = pipeline.plan(request)
+    cost = find_loader(pipeline.info).read_network_cost(pipeline.info)
     workload = workload_of(
         plan,
         pipeline.info,
-        find_loader(pipeline.info).read_network_cost(pipeline.info),
+        cost,
         device=pipeline.device.type,
         dtype=str(pipeline.dtype).removeprefix("torch."),
     )
     if not force:
-        _check_capacity(workload, delivery, pipeline, plan)
+        expected = estimate(workload, read_history())
+        if cost.memory is not None:  # the stream plans it
+            expected = replace(expected, memory_bytes=0)
+        _check_capacity(expected, delivery, pipeline, plan)
     critic = critic_for(request, pipeline.info)
-    steps = pipeline.stream(plan, collect=False, resume=delivery.resume, critic=critic)
+    steps = pipeline.stream(
+        plan, collect=False, resume=delivery.resume, critic=critic, check_memory=not force
+    )
     if announce:
         typer.echo(announce, err=True)
     target = delivery.output or (None if delivery.play else free_name(name, Path()))
@@ -209,20 +220,14 @@ def _make(
 
 
 def _check_capacity(
-    workload: "Workload", delivery: Delivery, pipeline: "Pipeline", plan: "Plan"
+    expected: "Estimate", delivery: Delivery, pipeline: "Pipeline", plan: "Plan"
 ) -> None:
     """Raise CapacityError if memory or disk are too small."""
-    from skyloom.generate.estimate import (
-        check_capacity,
-        check_checkpoint_space,
-        estimate,
-        free_memory,
-        read_history,
-    )
+    from skyloom.generate.estimate import check_capacity, check_checkpoint_space, free_memory
 
     folder = (delivery.output or Path()).absolute().parent
     check_capacity(
-        estimate(workload, read_history()),
+        expected,
         free_disk=shutil.disk_usage(folder).free,
         free_memory=free_memory(),
     )

@@ -60,6 +60,7 @@ def info(
     from skyloom.models.registry import find_model
 
     model = load_catalog().models.get(name)
+    memory = None if urls else _memory_lines(name)
     if urls:
         if model is None:
             raise RequestError(f"model must be of the catalogue for --urls, got {name!r}.")
@@ -68,6 +69,8 @@ def info(
         typer.echo(json.dumps(find_model(name).manifest, indent=1))
     else:
         _print_entry(model)
+    for line in memory or ():
+        typer.echo(f"memory here: {line}", err=model is None)
 
 
 @app.command(hidden=True)
@@ -205,6 +208,21 @@ def _describe(model: "ModelInfo") -> str:
         f"{model.name:12} {model.default_size:>9}  {window}  {count} parameters  {model.licence}  "
         f"{size}  {where}{state}"
     )
+
+
+def _memory_lines(name: str) -> list[str]:
+    """Describe how an installed large model would lie in this machine's memory."""
+    from skyloom.core.errors import SkyloomError
+    from skyloom.generate.plan_summary import plan_and_estimate
+    from skyloom.generate.request import Request
+
+    try:
+        plan = plan_and_estimate(Request("a video", model=name))[2]
+    except SkyloomError:  # not installed, or damaged: other commands say so
+        return []
+    if plan is None:
+        return []
+    return [*plan.describe(), "it fits" if plan.fits else "it does not fit"]
 
 
 def _list_available() -> None:

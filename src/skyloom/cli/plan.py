@@ -57,11 +57,15 @@ def show(request: "Request", as_json: bool, device: str | None) -> None:
     from skyloom.generate.estimate import check_capacity, free_memory
     from skyloom.generate.plan_summary import plan_and_estimate, plan_to_dict
 
-    found, expected = plan_and_estimate(request, device)
+    found, expected, memory = plan_and_estimate(request, device)
     if as_json:
-        typer.echo(json.dumps(plan_to_dict(found, expected)))
+        typer.echo(json.dumps(plan_to_dict(found, expected, memory)))
     else:
         typer.echo("\n".join(_lines(found, expected)))
+        for line in () if memory is None else memory.describe():
+            typer.echo(f"memory   {line}")
+    if memory is not None:
+        memory.check()
     check_capacity(expected, free_disk=shutil.disk_usage(Path()).free, free_memory=free_memory())
 
 

@@ -34,6 +34,12 @@ def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def free_device_memory(device: torch.device) -> int:
+    """Return the free bytes of a CUDA device; what torch holds without using it is free."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 def peak_memory_bytes() -> int:
     """Return the peak resident set size of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

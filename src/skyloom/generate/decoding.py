@@ -135,8 +135,11 @@ def check_decoder(
     """
     size = autoencoder.scale.latent_shape(shape)
     latent = torch.zeros(1, autoencoder.latent_channels, 1, size.height, size.width)
-    decode = partial(autoencoder.decode_step, latent.to(autoencoder.device), None)
-    pixels, _ = executor.run_one(decode)
+
+    def decode() -> Tensor:
+        return autoencoder.decode_step(latent.to(autoencoder.device), None)[0]
+
+    pixels = executor.run_one(decode)
     if not pixels.float().sum().isfinite():
         raise NumericsError(
             "The autoencoder gave pixels that are not finite.",

@@ -113,13 +113,12 @@ class Denoiser:
                 clean: Tensor = clean,
                 sigma: Tensor = sigma,
                 span: Tensor | None = span,
-            ) -> None:
+            ) -> KvCache:
                 cache = branch.cache or KvCache(rollout.sink, rollout.recent)
-                branch.cache = self._transformer.extend_cache(
-                    clean, sigma, branch.text, cache, span
-                )
+                return self._transformer.extend_cache(clean, sigma, branch.text, cache, span)
 
-            self._run(extend)
+            for branch, cache in zip(self._branches, self._run(extend), strict=True):
+                branch.cache = cache
 
     def set_prompt(
         self,

@@ -139,11 +139,7 @@ def workload_of(
     Every step calls the transformer once, with guidance twice. A finished window is read once more,
     in pieces, into the cache.
     """
-    depth, patch_height, patch_width = cost.patch
-    scale = cost.scale
-    rows = math.ceil(math.ceil(plan.shape.height / scale.space) / patch_height)
-    columns = math.ceil(math.ceil(plan.shape.width / scale.space) / patch_width)
-    per_frame = rows * columns // depth
+    per_frame = tokens_per_frame(plan, cost)
     branches = 1 if plan.guidance_scale == 1.0 else 2
     rollout = model.rollout
     context = 0 if rollout is None else rollout.sink + rollout.recent
@@ -172,8 +168,16 @@ def workload_of(
         width=plan.shape.width,
         seconds=plan.seconds,
         memory_unit=cost.token_bytes * branches,
-        decoded_at_once=DECODE_FRAMES * scale.time,
+        decoded_at_once=DECODE_FRAMES * cost.scale.time,
     )
+
+
+def tokens_per_frame(plan: Plan, cost: NetworkCost) -> int:
+    """Tokens of the transformer per latent frame."""
+    depth, patch_height, patch_width = cost.patch
+    rows = math.ceil(math.ceil(plan.shape.height / cost.scale.space) / patch_height)
+    columns = math.ceil(math.ceil(plan.shape.width / cost.scale.space) / patch_width)
+    return rows * columns // depth
 
 
 def estimate(work: Workload, history: Iterable[Run]) -> Estimate:

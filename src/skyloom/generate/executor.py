@@ -6,7 +6,7 @@ branches) run at a time.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -29,6 +29,7 @@ class DeterministicExecutor:
         if self._pool is None:
             return [call() for call in calls]
         futures = [self._pool.submit(_without_gradients, call) for call in calls]
+        wait(futures)  # if one fails, no other one goes on
         return [future.result() for future in futures]
 
     def run_one(self, call: Callable[[], T]) -> T:

@@ -79,12 +79,12 @@ class OutputStage:
         self._collected_sound: list[Audio] = []
         self._sound_hash = hashlib.sha256()
         self._sound_format: tuple[int, int] | None = None
-        self._final_notes: Callable[[], Mapping[str, Any]] = dict
+        self._final_notes: list[Callable[[], Mapping[str, Any]]] = []
         self._seams = SeamMetric(plan.timeline.seams) if plan.request.edit is not None else None
 
     def add_final_notes(self, notes: Callable[[], Mapping[str, Any]]) -> None:
         """Add the notes that a function returns at the end to the receipt."""
-        self._final_notes = notes
+        self._final_notes.append(notes)
 
     def add_sound(self, audio: Audio) -> None:
         """Add the sound of the next frames; the next "decode" step carries it."""
@@ -121,7 +121,7 @@ class OutputStage:
             **self._schedule_notes(),
             **self._seam_notes(),
             **self._sound_notes(),
-            **self._final_notes(),
+            **{key: value for notes in self._final_notes for key, value in notes().items()},
         }
         receipt = replace(self._receipt, frames=self._hash.digest(), notes=notes).to_dict()
         video = None

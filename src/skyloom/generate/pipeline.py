@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
 from skyloom.generate.loras import LoraFile, attach_loras, find_loras
+from skyloom.generate.memory import MemoryGuard, make_planner, measure_free_memory
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.prompt_encoding import Texts, encode_prompts, text_conditions, truncations
@@ -52,18 +54,20 @@ from skyloom.generate.window_review import WindowReviewer
 from skyloom.generate.windows import RunPlan, Window
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import ModelBundle, TextContext, Transformer
+from skyloom.models.base import ModelBundle, TextContext, Transformer, find_loader
 from skyloom.models.checkpoint import verify_manifest
-from skyloom.models.registry import DEFAULT_MODEL, find_model
+from skyloom.models.memory import PartName, Rung
+from skyloom.models.registry import DEFAULT_MODEL, ModelInfo, find_model
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """A video being generated: its plan, output stage, a store per run, critic, start noise."""
+    """A video being generated: its plan, output, memory, a store per run, critic, start noise."""
 
     plan: Plan
     output: OutputStage
+    memory: MemoryGuard
     stores: Sequence[WindowStore]
     critic: Critic | None
     noise: Float[Tensor, "1 c t h w"] | None
@@ -141,6 +145,7 @@ class Pipeline:
         save_every: float = 0.0,
         critic: Critic | None = None,
         noise: Float[Tensor, "c t h w"] | None = None,
+        check_memory: bool = True,
         **fields: Any,
     ) -> Iterator[Step]:
         """Generate a video step by step; stop iterating to cancel.
@@ -156,17 +161,20 @@ class Pipeline:
             its bounds are sampled again up to `retakes` times; the receipt lists all scores.
         noise: the noise that sampling starts from, in place of the seed's; for a prompt only. The
             latent frames of all windows, which may be more than the video's.
+        check_memory: raise CapacityError at once if memory is expected to be too small.
         """
         plan = self._planned(request, fields)
         start = self._start_noise(plan, noise)
         moderator = _moderator(plan)
         notes = _notes(plan, critic, start)
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)
+        memory = self._memory_guard(plan, check=check_memory)
         output = OutputStage(plan, receipt, moderator, collect=collect)
+        output.add_final_notes(memory.notes)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
         stores = self._run_stores(plan, store, critic)
-        steps = self._with_loras(plan)._run(Generation(plan, output, stores, critic, start))
-        return store.guard(steps)
+        generation = Generation(plan, output, memory, stores, critic, start)
+        return store.guard(self._with_loras(plan)._run(generation))
 
     def _with_loras(self, plan: Plan) -> "Pipeline":
         """This pipeline, or a copy whose transformer has the plan's LoRAs. Raises RequestError."""
@@ -193,6 +201,24 @@ class Pipeline:
             request = Request(request)
         return self.plan(request.with_fields(fields))
 
+    def _memory_guard(self, plan: Plan, *, check: bool) -> MemoryGuard:
+        """Plan the memory of a video and place the parts. Raises CapacityError if `check`."""
+        planner = make_planner(
+            plan,
+            self.info,
+            find_loader(self.info).read_network_cost(self.info),
+            device=self.device,
+            dtype=self.dtype,
+            free=measure_free_memory(self.device, self.bundle),
+        )
+        if planner is None:
+            return MemoryGuard(self.bundle, self.executor)
+        chosen = planner.choose()
+        if check:
+            chosen.check()
+        self.bundle.arrange(chosen.rungs)
+        return MemoryGuard(self.bundle, self.executor, planner, chosen)
+
     def _start_noise(self, plan: Plan, noise: Tensor | None) -> Tensor | None:
         """The start noise of a plan with a batch axis. Raises RequestError for another shape."""
         if noise is None:
@@ -217,18 +243,18 @@ class Pipeline:
     def _run(self, generation: Generation) -> Iterator[Step]:
         """Encode the prompts, then render."""
         plan = generation.plan
+        memory = generation.memory
         texts: Texts = {}
         if plan.runs:
-            with self.bundle.use("text_encoder"):
-                context = encode_prompts(plan, self.text_encoder, self.executor)
+            context = encode_prompts(plan, self.text_encoder, memory.phase("text"))
             yield Step("text", 1, 1, notice=_notice(plan, context, self.lora_notices))
-            with self.bundle.use("transformer"), self.bundle.use("autoencoder"):
-                texts = text_conditions(plan, context, self.transformer, self.executor)
-                if self.info.record.trial_decode:
-                    check_decoder(self.autoencoder, self.executor, plan.shape)
-                yield from self._render(generation, texts)
-        else:
-            yield from self._render(generation, texts)
+            texts = text_conditions(plan, context, self.transformer, memory.phase("denoise"))
+            if self.info.record.trial_decode:
+                check_decoder(self.autoencoder, memory.phase("decode"), plan.shape)
+        for step in self._render(generation, texts):
+            notice = memory.take_notice()
+            notices = " ".join(filter(None, (step.notice, notice))) or None
+            yield step if notice is None else replace(step, notice=notices)
 
     def _render(self, generation: Generation, texts: Texts) -> Iterator[Step]:
         """Render the segments of the timeline in order."""
@@ -264,23 +290,25 @@ class Pipeline:
         """The renderer of a run, with a new denoiser and decoder."""
         plan = generation.plan
         run = plan.runs[number]
-        conditioning = self._conditioning(plan, run)
+        memory = generation.memory
+        conditioning = self._conditioning(plan, run, memory)
         decoder = StreamingDecoder(
-            self.autoencoder, self.executor, self.info.steadiness, conditioning.fixed
+            self.autoencoder, memory.phase("decode"), self.info.steadiness, conditioning.fixed
         )
         reviewer = None
         if generation.critic is not None and plan.request.edit is None:
             reviewer = WindowReviewer(generation.critic, decoder)
             generation.output.add_final_notes(reviewer.notes)
         conditions = [texts[span.prompt] for span in run.spans]
-        denoiser = Denoiser(
-            self.transformer,
-            self.executor,
-            conditions[0],
-            plan.guidance_scale,
-            student=plan.student,
-            model_levels=model_levels(plan.schedule, plan.num_steps),
-        )
+        with self.bundle.use("transformer"):  # it asks where the transformer runs
+            denoiser = Denoiser(
+                self.transformer,
+                memory.phase("denoise"),
+                conditions[0],
+                plan.guidance_scale,
+                student=plan.student,
+                model_levels=model_levels(plan.schedule, plan.num_steps),
+            )
 
         def set_prompt(window: Window) -> None:
             if not run.uses_cache:
@@ -334,7 +362,7 @@ class Pipeline:
             uses_cache=run.uses_cache,
         )
 
-    def _conditioning(self, plan: Plan, run: RunPlan) -> Conditioning:
+    def _conditioning(self, plan: Plan, run: RunPlan, memory: MemoryGuard) -> Conditioning:
         """What the windows of a run know."""
         return Conditioning(
             run,
@@ -342,7 +370,7 @@ class Pipeline:
             fps=plan.timeline.fps,
             scale=self.autoencoder.scale,
             channels=self.autoencoder.latent_channels,
-            encode=self._encode_pixels,
+            encode=partial(self._encode_pixels, memory.phase("encode")),
             sources=plan.sources,
             known_sigma=0.0 if self.info.record.frame_levels else 1.0,
         )
@@ -367,9 +395,13 @@ class Pipeline:
         latent = step.step.denoised[0]
         return Step("denoise", index, total, latent, autoencoder=self.autoencoder)
 
-    def _encode_pixels(self, pixels: Float[Tensor, "1 3 t h w"]) -> Float[Tensor, "1 c u y x"]:
-        encode = partial(self.autoencoder.encode, pixels.to(self.autoencoder.device))
-        return self.executor.run_one(encode).cpu()
+    def _encode_pixels(
+        self, executor: DeterministicExecutor, pixels: Float[Tensor, "1 3 t h w"]
+    ) -> Float[Tensor, "1 c u y x"]:
+        def encode() -> Tensor:
+            return self.autoencoder.encode(pixels.to(self.autoencoder.device))
+
+        return executor.run_one(encode).cpu()
 
 
 def load(
@@ -391,7 +423,22 @@ def load(
     if verify:
         verify_manifest(info.folder, trust_cache=True)
     where = choose_device(device)
-    return Pipeline(ModelBundle.load(info, where, choose_dtype(where, dtype)), loras)
+    precision = choose_dtype(where, dtype)
+    rungs = _usual_rungs(info, where, precision)
+    return Pipeline(ModelBundle.load(info, where, precision, rungs=rungs), loras)
+
+
+def _usual_rungs(
+    info: ModelInfo, device: torch.device, dtype: torch.dtype
+) -> Mapping[PartName, Rung] | None:
+    """Where the parts lie for a video of the model's own size; None: all on the device."""
+    if device.type == "cpu":
+        return None
+    cost = find_loader(info).read_network_cost(info)
+    plan = make_plan(Request("a video"), info, cost.scale)
+    free = measure_free_memory(device)
+    planner = make_planner(plan, info, cost, device=device, dtype=dtype, free=free)
+    return None if planner is None else planner.choose().rungs
 
 
 def _moderator(plan: Plan) -> StreamModerator | None:

@@ -1,6 +1,7 @@
 """Plan a request and estimate its cost, as plain values; no weights are loaded."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from skyloom.core.device import choose_device, choose_dtype
@@ -10,25 +11,41 @@ from skyloom.generate.estimate import (
     read_history,
     workload_of,
 )
+from skyloom.generate.memory import make_planner, measure_free_memory
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.request import Request
 from skyloom.generate.timeline import Generate
 from skyloom.models.base import find_loader
+from skyloom.models.memory import MemoryPlan
 from skyloom.models.registry import DEFAULT_MODEL, find_model
 
 
-def plan_and_estimate(request: Request, device: str | None = None) -> tuple[Plan, Estimate]:
-    """Plan a request and estimate time, memory and disk. Raises RequestError."""
+def plan_and_estimate(
+    request: Request, device: str | None = None
+) -> tuple[Plan, Estimate, MemoryPlan | None]:
+    """Plan a request and estimate time, memory and disk. Raises RequestError.
+
+    The memory of large models is planned instead of estimated; it is None for others.
+    """
     info = find_model(request.model or DEFAULT_MODEL)
     where = choose_device(device)
     cost = find_loader(info).read_network_cost(info)
     plan = make_plan(request, info, cost.scale)
-    dtype = str(choose_dtype(where)).removeprefix("torch.")
+    precision = choose_dtype(where)
+    dtype = str(precision).removeprefix("torch.")
     workload = workload_of(plan, info, cost, device=where.type, dtype=dtype)
-    return plan, estimate(workload, read_history())
+    expected = estimate(workload, read_history())
+    free = measure_free_memory(where)
+    planner = make_planner(plan, info, cost, device=where, dtype=precision, free=free)
+    if planner is None:
+        return plan, expected, None
+    memory = planner.choose()
+    return plan, replace(expected, memory_bytes=memory.host_peak), memory
 
 
-def plan_to_dict(plan: Plan, expected: Estimate) -> dict[str, Any]:
+def plan_to_dict(
+    plan: Plan, expected: Estimate, memory: MemoryPlan | None = None
+) -> dict[str, Any]:
     """A plan and its estimate as JSON values."""
     values: dict[str, Any] = {
         "frames": plan.shape.frames,
@@ -42,6 +59,8 @@ def plan_to_dict(plan: Plan, expected: Estimate) -> dict[str, Any]:
     }
     if plan.notices:
         values["notices"] = list(plan.notices)
+    if memory is not None:
+        values["memory"] = memory.to_dict()
     if plan.request.cards:
         values["cards"] = list(describe_cards(plan))
     if plan.request.edit is not None:

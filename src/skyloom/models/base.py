@@ -5,7 +5,7 @@ Latents are normalised, `[b c t h w]`; sigma 1 is noise and 0 is data (diffusion
 """
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from skyloom.core.errors import CheckpointError
 from skyloom.core.types import ScaleFactors
 from skyloom.models.attention import KvCache
+from skyloom.models.block_streamer import BlockStreamer
 from skyloom.models.family import Prediction
+from skyloom.models.memory import ModelMemory, PartName, Rung
 from skyloom.models.registry import DEFAULT_MODEL, REPAIR, ModelInfo, family_module, find_model
 
 AttentionMode = Literal["bidirectional", "causal"]
-PartName = Literal["text_encoder", "autoencoder", "transformer"]
+_TAKE_TURNS: tuple[Rung, ...] = ("swapped", "tiled")
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,29 @@ class DenoisingNetwork(nn.Module):
 
     config: Any
     head: nn.Linear | nn.Conv2d
+    blocks: nn.ModuleList
+    _streamer: BlockStreamer[Any] | None = None
+
+    @property
+    def running_blocks(self) -> Iterable[Any]:
+        """The blocks in order, each with its weights on the device while it is the current one."""
+        return self.blocks if self._streamer is None else self._streamer
+
+    def stream_blocks(self, device: torch.device | None) -> None:
+        """Keep the weights of the blocks in host memory and all others on a device.
+
+        None ends it; the blocks stay in host memory then. Networks without `blocks` cannot.
+        """
+        if self._streamer is not None:
+            self._streamer.close()
+            self._streamer = None
+        if device is None:
+            return
+        in_blocks = {id(one) for one in (*self.blocks.parameters(), *self.blocks.buffers())}
+        for weight in (*self.parameters(), *self.buffers()):
+            if id(weight) not in in_blocks:
+                weight.data = weight.data.to(device)
+        self._streamer = BlockStreamer(tuple(self.blocks), device)
 
     @property
     def prediction(self) -> Prediction:
@@ -266,7 +291,8 @@ class NetworkCost:
 
     scale, latent_channels: of the autoencoder. patch: latent cells per token (time, height, width).
     token_flops: floating-point operations of one call per token. key_flops: further ones per token
-    and attended token. token_bytes: live bytes of activations per token.
+    and attended token. token_bytes: live bytes of activations per token. memory: from which the
+    places of the parts are planned; None for a family whose models are small.
     """
 
     scale: ScaleFactors
@@ -275,6 +301,7 @@ class NetworkCost:
     token_flops: float
     key_flops: float
     token_bytes: int
+    memory: ModelMemory | None = None
 
 
 @runtime_checkable
@@ -300,12 +327,38 @@ class FamilyLoader(Protocol):
         ...
 
 
+def _all_resident() -> dict[PartName, Rung]:
+    return {"text_encoder": "resident", "transformer": "resident", "autoencoder": "resident"}
+
+
+@runtime_checkable
+class LayeredEncoder(Protocol):
+    """A text encoder that reads its weights when it needs them.
+
+    streamed: one layer at a time for each call, instead of keeping all.
+    """
+
+    streamed: bool
+
+    def free(self) -> None:
+        """Drop the weights until they are needed again."""
+        ...
+
+
+@runtime_checkable
+class TiledDecoder(Protocol):
+    """An autoencoder that can decode in tiles, with less memory; seams may be seen."""
+
+    def tile(self, on: bool) -> None:
+        """Decode in tiles from now on, or whole frames again."""
+        ...
+
+
 @dataclass
 class ModelBundle:
-    """A loaded model: its parts, and where they run.
+    """A loaded model: its parts, and where they lie.
 
-    With `offload`, a part is on the device only while it is used. sound: None for a family without
-    sound.
+    rungs: how each part is placed (models/memory.py). sound: None for a family without sound.
     """
 
     info: ModelInfo
@@ -315,20 +368,30 @@ class ModelBundle:
     device: torch.device
     dtype: torch.dtype
     sound: SoundModel | None = None
-    offload: bool = False
+    rungs: dict[PartName, Rung] = field(default_factory=_all_resident)
     _uses: Counter[str] = field(default_factory=Counter[str], repr=False)
+    _there: set[PartName] = field(default_factory=set[PartName], repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
     def load(
-        cls, info: ModelInfo, device: torch.device, dtype: torch.dtype, *, offload: bool = False
+        cls,
+        info: ModelInfo,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        rungs: Mapping[PartName, Rung] | None = None,
     ) -> "ModelBundle":
-        """Load the parts of a model. Raises CheckpointError for damaged weights."""
-        offload = offload and device.type != "cpu"
-        home = torch.device("cpu") if offload else device
+        """Load the parts of a model. Raises CheckpointError for damaged weights.
+
+        With `rungs`, parts are loaded into host memory and moved where these say.
+        """
+        home = device if rungs is None else torch.device("cpu")
         bundle = find_loader(info).load(info, home, dtype)
         bundle.device = device
-        bundle.offload = offload
+        if rungs is not None:
+            bundle.rungs = dict.fromkeys(rungs, "swapped")
+            bundle.arrange(rungs)
         return bundle
 
     @cached_property
@@ -336,27 +399,77 @@ class ModelBundle:
         """The model's clip reader, loaded on first use; None if it has none."""
         return find_loader(self.info).load_clip_reader(self.info)
 
+    def arrange(self, rungs: Mapping[PartName, Rung]) -> None:
+        """Place the parts differently; those that leave the device go first.
+
+        Not while a part is in use. Results are the same, up to tiles of the autoencoder.
+        """
+        with self._lock:
+            changed = [one for one in rungs.items() if one[1] != self.rungs[one[0]]]
+            for part, rung in sorted(changed, key=lambda one: one[1] == "resident"):
+                self.rungs[part] = rung
+                self._settle(part)
+
     @contextmanager
     def use(self, part: PartName) -> Generator[Any]:
-        """Have a part on the device within the block; with `offload`, move it away afterwards.
+        """Have a part ready to run within the block.
 
-        Blocks may be nested and may run in several threads: the last one moves the part away.
+        Swapped parts that are not in use go to host memory first. A part stays until another one
+        is used; the text encoder does not. Blocks may be nested and run in several threads.
         """
-        network: Part = getattr(self, part)
-        if not self.offload:
-            yield network
-            return
         with self._lock:
-            if not self._uses[part]:
-                network.place(self.device, self.dtype)
+            for other in self._there - {part}:
+                if not self._uses[other]:
+                    self._move_away(other)
+            if self.rungs[part] in _TAKE_TURNS and part not in self._there:
+                self._network(part).place(self.device, self.dtype)
+                self._there.add(part)
             self._uses[part] += 1
         try:
-            yield network
+            yield self._network(part)
         finally:
             with self._lock:
                 self._uses[part] -= 1
-                if not self._uses[part]:
-                    network.place(torch.device("cpu"), self.dtype)
+                if part == "text_encoder" and part in self._there and not self._uses[part]:
+                    self._move_away(part)
+
+    def bytes_on(self, device_type: str) -> int:
+        """Return the bytes of the parts' weights on devices of a type."""
+        return sum(
+            weight.nbytes
+            for network in (self.text_encoder, self.transformer, self.autoencoder)
+            if isinstance(network, nn.Module)
+            for weight in (*network.parameters(), *network.buffers())
+            if weight.device.type == device_type
+        )
+
+    def _network(self, part: PartName) -> Part:
+        return getattr(self, part)
+
+    def _settle(self, part: PartName) -> None:
+        """Put a part where its new rung says."""
+        rung = self.rungs[part]
+        network = self._network(part)
+        if isinstance(network, LayeredEncoder):
+            network.streamed = rung == "streamed"
+            network.free()
+        if isinstance(network, DenoisingNetwork):
+            network.stream_blocks(None)
+        if isinstance(network, TiledDecoder):
+            network.tile(rung == "tiled")
+        if rung in _TAKE_TURNS or rung == "host" or isinstance(network, DenoisingNetwork):
+            self._move_away(part)
+        if rung == "streamed" and isinstance(network, DenoisingNetwork):
+            network.stream_blocks(self.device)
+        elif rung in ("resident", "streamed"):
+            network.place(self.device, self.dtype)
+
+    def _move_away(self, part: PartName) -> None:
+        network = self._network(part)
+        if isinstance(network, LayeredEncoder):
+            network.free()
+        network.place(torch.device("cpu"), self.dtype)
+        self._there.discard(part)
 
 
 def find_loader(info: ModelInfo) -> FamilyLoader:

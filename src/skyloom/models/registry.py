@@ -352,8 +352,10 @@ def repair_hint(manifest: Mapping[str, Any]) -> str:
 
 
 def estimate_memory(model: ModelInfo) -> int:
-    """Estimate the bytes of memory that a loaded model takes, from the sizes of its files.
+    """Estimate the bytes of memory that a loaded model takes whole, from the sizes of its files.
 
+    Models are freed by it, so that the next one has room to be loaded whole; it needs neither
+    headers nor a request. What a request needs is planned (models/memory.py).
     Raises CheckpointError for a missing file.
     """
     try:

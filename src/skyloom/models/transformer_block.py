@@ -48,6 +48,7 @@ class Block(nn.Module):
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (modulation + self.table).unbind(2)
         y = modulate(normalise(x, self.eps), shift, scale)
         query, key, value = self.qkv(y).chunk(3, dim=-1)
+        del y  # memory: only what is needed later is kept
         query = split_heads(self.query_norm(query).to(value.dtype), self.heads)
         key = split_heads(self.key_norm(key).to(value.dtype), self.heads)
         value = split_heads(value, self.heads)
@@ -57,10 +58,14 @@ class Block(nn.Module):
             all_keys = torch.cat([before[0], key], 2)
             all_values = torch.cat([before[1], value], 2)
         own = (angles[0][-x.shape[1] :], angles[1][-x.shape[1] :])
-        mixed = attend(rotate(query, own), rotate(all_keys, angles), all_values, bias)
+        query = rotate(query, own)
+        mixed = attend(query, rotate(all_keys, angles), all_values, bias)
+        del query, all_keys, all_values
         x = add_gated(x, self.out(join_heads(mixed)), gate)
+        del mixed
         normalised = self.cross_norm(x.to(self.cross_norm.weight.dtype)).to(x.dtype)
         x = x + self.cross(normalised, text.keys[index], text.values[index], text.bias)
+        del normalised
         y = modulate(normalise(x, self.eps), shift_ffn, scale_ffn)
         y = self.down(F.gelu(self.up(y), approximate="tanh"))
         return add_gated(x, y, gate_ffn), key, value
@@ -129,15 +134,21 @@ def run_blocks(
     past: KvCache,
     angles: tuple[Float[Tensor, "seen f"], Float[Tensor, "seen f"]],
     bias: Float[Tensor, "n seen"] | None,
+    keep: bool,
 ) -> tuple[Float[Tensor, "b n d"], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Run the blocks on a window after the cached frames; return tokens, keys and values."""
+    """Run the blocks on a window after the cached frames; return tokens, keys and values.
+
+    Without `keep`, keys and values are dropped: those of all layers take more memory than the rest.
+    """
     keys: list[Tensor] = []
     values: list[Tensor] = []
     for index, block in enumerate(blocks):
         before = (past.keys[index], past.values[index]) if past.frames else None
         x, key, value = block(x, modulation, text, index, angles=angles, bias=bias, before=before)
-        keys.append(key)
-        values.append(value)
+        if keep:
+            keys.append(key)
+            values.append(value.contiguous())  # not a view of the queries and keys
+        del key, value
     return x, tuple(keys), tuple(values)
 
 

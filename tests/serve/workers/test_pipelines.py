@@ -3,16 +3,27 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from skyloom.core.errors import CheckpointError
+from skyloom.models.diorama import load as loader
+from skyloom.models.memory import WORKSPACE_BYTES, ModelMemory, PartMemory, Weights
 from skyloom.models.registry import BUNDLED, estimate_memory, find_model, find_models, read_model
 from skyloom.serve.settings import Settings, load_settings
-from skyloom.serve.workers.pipelines import PipelineCache, find_capabilities, free_device_memory
+from skyloom.serve.workers.pipelines import (
+    PipelineCache,
+    find_capabilities,
+    free_device_memory,
+    needed_memory,
+)
 from skyloom.serve.workers.processes import remote_environment, worker_environment
+
+CPU = torch.device("cpu")
 
 
 def make_model(folder: Path, name: str, size: int) -> Path:
@@ -149,3 +160,32 @@ def test_a_worker_process_gets_the_models_of_the_servers_settings(tmp_path, monk
     assert (loaded.loras, loaded.worker_memory_bytes) == ({"x": "y"}, 5)
     elsewhere = remote_environment(settings, with_data=False)
     assert not {"SKYLOOM_MODELS", "SKYLOOM_LORAS"} & elsewhere.keys(), "paths of this host"
+
+
+def test_a_large_model_needs_what_its_smallest_plan_takes(models, monkeypatch):
+    info = find_model("diorama")
+    cost = loader.read_network_cost(info)
+    cuda = torch.device("cuda")
+    assert needed_memory(info, CPU) == needed_memory(info, cuda) == estimate_memory(info)
+    parts = {
+        "text_encoder": PartMemory(Weights(10**9), Weights(10**7), 24),
+        "transformer": PartMemory(Weights(8 * 10**9), Weights(10**8), 40),
+        "autoencoder": PartMemory(Weights(10**8)),
+    }
+    memory = ModelMemory(
+        parts,
+        text_bytes=0,
+        condition_bytes=0,
+        token_bytes=0,
+        cached_token_bytes=0,
+        decode_bytes=0,
+        decoder_cache_bytes=0,
+        encode_bytes=0,
+        tile_pixels=1,
+    )
+    monkeypatch.setattr(loader, "read_network_cost", lambda _: replace(cost, memory=memory))
+    rest = 4 * 10**9
+    streamed = 2 * (rest + 2 * 10**8) + WORKSPACE_BYTES
+    decoder = 2 * 10**8
+    assert needed_memory(info, cuda) == streamed + decoder
+    assert needed_memory(info, CPU) == estimate_memory(info)

@@ -146,6 +146,10 @@ class WanAutoencoder(nn.Module):
             self.post_quant.to(dtype)
             self.decoder.to(dtype)
 
+    def tile(self, on: bool) -> None:
+        """Decode in tiles from now on, or whole frames again."""
+        self.tiling = Tiling() if on else None
+
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c u y x"]:
         """Encode pixels in [-1, 1]; t = 4k + 1, h and w multiples of `scale.space`."""

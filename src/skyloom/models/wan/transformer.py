@@ -77,8 +77,10 @@ class Wan(DenoisingNetwork):
         assert missing >= 0, "the text encoder truncates prompts"
         if context.device.type != "cpu":  # without a mask the fused attention kernels can be used
             context = F.pad(context, (0, 0, 0, missing))
-            return text_condition(self.layers, self.text(context), None)
-        condition = text_condition(self.layers, self.text(F.pad(context, (0, 0, 0, 1))), None)
+            return text_condition(self.running_blocks, self.text(context), None)
+        condition = text_condition(
+            self.running_blocks, self.text(F.pad(context, (0, 0, 0, 1))), None
+        )
         bias = torch.zeros(1, 1, 1, context.shape[1] + 1)
         bias[..., -1] = math.log(missing) if missing else -math.inf  # one zero row for all
         return replace(condition, bias=bias)
@@ -153,13 +155,14 @@ class Wan(DenoisingNetwork):
             mask = block_causal_mask(grid[0], config.window, grid[1] * grid[2], x.device)
             bias = mask_bias(mask)
         x, keys, values = run_blocks(
-            self.layers,
+            self.running_blocks,
             x,
             self.time.modulation(embedded.to(self.dtype)).float(),
             text,
             past=past,
             angles=angles,
             bias=bias,
+            keep=cache is not None,
         )
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
         features = modulate(normalise(x, config.eps), shift, scale)

@@ -1,7 +1,7 @@
 """Models of a worker: what it announces, and the pipelines that stay loaded between jobs.
 
-The memory of a model is estimated from its files (models/registry.py). When the next model does not
-fit beside the loaded ones, the least recently used are freed first.
+What a model needs at least is planned or, for small models, estimated from its files. When the next
+model does not fit whole beside the loaded ones, the least recently used are freed first.
 """
 
 import gc
@@ -11,9 +11,15 @@ from pathlib import Path
 
 import torch
 
+from skyloom.core.device import choose_dtype
 from skyloom.core.errors import CheckpointError
 from skyloom.generate.estimate import free_memory
+from skyloom.generate.memory import make_planner
 from skyloom.generate.pipeline import Pipeline, load
+from skyloom.generate.plan import make_plan
+from skyloom.generate.request import Request
+from skyloom.models.base import find_loader
+from skyloom.models.memory import FreeMemory
 from skyloom.models.registry import ModelInfo, estimate_memory, find_model, find_models
 from skyloom.serve.queue.capabilities import Capabilities
 from skyloom.serve.settings import Settings
@@ -31,7 +37,7 @@ def find_capabilities(settings: Settings, device: str) -> Capabilities:
     models: dict[str, int] = {}
     for name, info in worker_models(settings).items():
         try:
-            models[name] = estimate_memory(info)
+            models[name] = needed_memory(info, torch.device(device))
         except CheckpointError as error:
             log.warning("model left out", extra={"model": name, "cause": error.message})
     loras = tuple(sorted(name for name, file in settings.loras.items() if Path(file).is_file()))
@@ -51,6 +57,23 @@ def free_device_memory(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
     return free_memory()
+
+
+def needed_memory(info: ModelInfo, device: torch.device) -> int:
+    """Return the bytes of a device that a model needs at least. Raises CheckpointError.
+
+    For a large model on a GPU, those of the plan that takes least at the model's own size; parts
+    that do not fit stay in host memory. For others, the estimate from the files.
+    """
+    size = estimate_memory(info)
+    cost = find_loader(info).read_network_cost(info) if device.type != "cpu" else None
+    if cost is None or cost.memory is None:
+        return size
+    plan = make_plan(Request("a video"), info, cost.scale)
+    free = FreeMemory(free_memory(), 0)
+    dtype = choose_dtype(device)
+    planner = make_planner(plan, info, cost, device=device, dtype=dtype, free=free)
+    return size if planner is None else planner.choose().device_peak
 
 
 class PipelineCache:

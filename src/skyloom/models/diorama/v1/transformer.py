@@ -136,7 +136,7 @@ class Dit(DenoisingNetwork):
         attributes = None
         if self.sketch is not None and pooled is not None:
             attributes = pooled[:, -self.config.sketch :]
-        return text_condition(self.layers, projected, context_mask, vector, attributes)
+        return text_condition(self.running_blocks, projected, context_mask, vector, attributes)
 
     def draw_sketch(
         self, attributes: Float[Tensor, "b s"], frames: int, height: int, width: int
@@ -238,7 +238,14 @@ class Dit(DenoisingNetwork):
         if attention_mode == "causal" and cache is None:
             bias = mask_bias(block_causal_mask(frames, config.window, tokens, latent.device))
         x, keys, values = run_blocks(
-            self.layers, x, modulation, text, past=past, angles=angles, bias=bias
+            self.running_blocks,
+            x,
+            modulation,
+            text,
+            past=past,
+            angles=angles,
+            bias=bias,
+            keep=cache is not None,
         )
         shift, scale = (self.table + embedded[:, :, None]).unbind(2)
         features = modulate(normalise(x, config.eps), shift, scale)
