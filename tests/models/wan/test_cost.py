@@ -159,7 +159,7 @@ def test_the_cost_of_a_model_is_read_from_the_headers_of_its_files(tmp_path):
         frames=81,
         num_steps=1,
         guidance_scale=1.0,
-        shift=1.0,
+        schedule=FAMILY.schedule,
         parameters=0,
         folder=tmp_path,
         manifest={"name": "m", "parts": parts},

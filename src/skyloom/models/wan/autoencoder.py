@@ -180,7 +180,8 @@ class WanAutoencoder(nn.Module):
             decoded, after = self._decode_tiles(clip, before)
             videos.append(unpatchify(decoded, self.config.patch).clamp_(-1, 1))
             features.append(after)
-            self._preview_map.observe(latent[index], videos[-1], start=cache is None)
+            if not latent.is_meta:
+                self._preview_map.observe(latent[index], videos[-1], start=cache is None)
         return torch.stack(videos), WanDecoderCache(tuple(features))
 
     @torch.no_grad()
