@@ -39,8 +39,8 @@ class _AutoencoderBytes:
 
 
 _AUTOENCODERS = {  # by channels of the latent
-    16: _AutoencoderBytes(decode=8_800, cache=4_750, encode=10_500),
-    48: _AutoencoderBytes(decode=8_400, cache=3_600, encode=4_600),
+    16: _AutoencoderBytes(decode=9_500, cache=4_750, encode=10_500),
+    48: _AutoencoderBytes(decode=9_000, cache=3_600, encode=4_600),
 }
 
 
