@@ -131,7 +131,7 @@ def _job(index: int, owner: str, at: float) -> dict[str, Any]:
             "size": "128x128",
             "model": "diorama",
         },
-        "extra": {
+        "metadata": {
             **extra,
             "fps": 16.0,
             "notices": ["diorama makes 128x128: 128x128 for 720x1280."],

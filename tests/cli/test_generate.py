@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from random_lora import write_lora
 
 from skyloom.cli.generate import free_name
 from skyloom.evaluate import window_quality as critic
+from skyloom.generate.pipeline import load
 from skyloom.media.read import read_image
 from skyloom.media.source import open_source
 
@@ -201,10 +203,49 @@ def test_retakes_are_reported_and_replayed(make, skyloom, tiny_model, tmp_path, 
     assert again["exact"] is True
 
 
+def test_loras_are_shown_and_replayed(make, skyloom, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKYLOOM_DATA", str(tmp_path / "data"))
+    (tmp_path / "data/loras").mkdir(parents=True)
+    pipeline = load(str(tiny_model), device="cpu")
+    write_lora(tmp_path / "data/loras/felt.safetensors", pipeline)
+    write_lora(tmp_path / "ink.safetensors", pipeline)
+    words = ["--seconds", 0.25, "--seed", 3]
+    loras = ["--lora", "felt:0.5", "--lora", "ink.safetensors"]
+    assert make("a cat", "-o", "plain.mkv", *words).code == 0
+    ran = make("a cat", "-o", "x.mkv", *words, *loras)
+    assert ran.code == 0, ran.err
+    assert (open_source("plain.mkv").read() != open_source("x.mkv").read()).any()
+    assert "lora       felt, weight 0.5, sha256 " in skyloom("show", "x.mkv").out
+    replay = ["replay", "x.mkv", "-o", "y.mkv", "--model", tiny_model, "--json"]
+    assert json.loads(skyloom(*replay).out)["exact"] is True
+    (tmp_path / "ink.safetensors").unlink()
+    missing = skyloom(*replay)
+    assert missing.code != 0
+    assert "loras must name files that exist, got 'ink.safetensors'" in missing.err
+
+
+def test_edits_and_storyboards_take_loras(make, skyloom, tiny_model, tmp_path):
+    lora = write_lora(tmp_path / "felt.safetensors", load(str(tiny_model), device="cpu"))
+    (tmp_path / "cards.toml").write_text('[[cards]]\nat = 0\nprompt = "a cat"\n')
+    options = ["--seed", 3, "--lora", f"{lora}:2", "--model", tiny_model, "--json"]
+    assert make("a cat", "-o", "a.mkv", "--seconds", 0.5).code == 0
+    for words in (
+        ["edit", "extend", "a.mkv", "a dog", "--seconds", "0.25", "-o", "b.mkv"],
+        ["storyboard", "cards.toml", "--seconds", 0.25, "-o", "c.mkv"],
+    ):
+        ran = skyloom(*words, *options)
+        assert ran.code == 0, ran.err
+        result = json.loads(ran.out)
+        assert [one["weight"] for one in result["loras"]] == [2.0]
+        assert result["request"]["loras"] == [{"name": str(lora), "weight": 2.0}]
+    refused = skyloom("edit", "upscale", "a.mkv", "--size", "64x64", *options[2:])
+    assert "loras must be left out for upscale, which uses no model." in refused.err
+
+
 def test_without_retakes_there_is_no_critic(make):
     result = json.loads(make("a cat", "-o", "x.mp4", "--seconds", 1.5, "--seed", 3, "--json").out)
     assert "retakes" not in result["request"]
-    assert result["notes"] == {}
+    assert set(result["notes"]) == {"schedule"}
 
 
 @pytest.mark.parametrize("number", [0, -1, 21])

@@ -212,6 +212,26 @@ def test_check_prints_twelve_numbers_that_repeat(skyloom, tiny_model):
     assert len(set(numbers)) > 9
 
 
+def test_check_prints_the_effect_of_loras(skyloom, tiny_model, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    import skyloom as package
+
+    transformer = package.load(str(tiny_model), device="cpu").transformer
+    bias = torch.ones_like(transformer.head.bias)
+    save_file({"head.diff_b": bias}, tmp_path / "bright.safetensors")
+    save_file({"head.diff_b": 0 * bias}, tmp_path / "idle.safetensors")
+    words = ["models", "check", tiny_model, "--device", "cpu", "--lora"]
+    ran = skyloom(*words, tmp_path / "bright.safetensors")
+    assert ran.code == 0
+    assert float(ran.out.split("moves by ")[1].split(" %")[0]) > 1
+    ran = skyloom(*words, tmp_path / "idle.safetensors")
+    assert ran.code == 2
+    assert "moves by 0 %" in ran.out
+    assert "changes nothing" in ran.err
+
+
 def test_a_broken_manifest_of_a_pulled_model_is_reported(skyloom, hub):
     skyloom("pull", "small", "--yes")
     from skyloom.core.paths import models_folder

@@ -12,8 +12,13 @@ from torch import Tensor
 from skyloom.core.seeds import noise as draw
 from skyloom.core.types import LatentShape
 from skyloom.diffusion.canvas import Canvas
-from skyloom.diffusion.sampling import SampleStep, multistep_mean_velocity, sample_euler
-from skyloom.diffusion.schedule import make_sigmas
+from skyloom.diffusion.sampling import (
+    SampleStep,
+    multistep_mean_velocity,
+    sample_euler,
+    sample_renoise,
+)
+from skyloom.diffusion.schedule import make_sigmas, sigmas_of_timesteps
 
 MEAN, SPREAD = 0.7, 0.5
 BLANK = Canvas.text_to_video(2, LatentShape(3, 2, 2))
@@ -209,10 +214,65 @@ def test_resuming_from_any_step_is_exact():
     whole = list(sample_euler(gaussian_velocity, NOISE, sigmas, canvas))
     for done in range(1, 6):
         rest = list(
-            sample_euler(gaussian_velocity, NOISE, sigmas, canvas, (done, whole[done - 1].latent))
+            sample_euler(gaussian_velocity, NOISE, sigmas, canvas, (done, whole[done - 1].state))
         )
         assert [step.index for step in rest] == list(range(done, 6))
         assert all(
             torch.equal(one.latent, two.latent) for one, two in zip(rest, whole[done:], strict=True)
         )
         assert torch.equal(rest[-1].denoised, whole[-1].denoised)
+
+
+def step_noise(index: int) -> Tensor:
+    return draw(100 + index, tuple(NOISE.shape))
+
+
+@pytest.mark.parametrize(
+    ("shift", "timesteps"),
+    [(8.0, [1000, 757, 522]), (5.0, [1000.0, 937.5, 2500 / 3, 625.0])],
+    ids=["FastVideo", "Self-Forcing"],
+)
+def test_renoise_steps_equal_the_loops_of_distilled_models(shift: float, timesteps: list[float]):
+    """FastVideo and Self-Forcing: x0 = x - sigma v in fp64, then noise of the next level."""
+    table = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+    levels = [
+        table.sigmas[(table.timesteps - timestep).abs().argmin()].double() for timestep in timesteps
+    ]
+    latent = NOISE
+    for index, sigma in enumerate(levels):
+        velocity = gaussian_velocity(latent, sigma.float().expand(2, 3))
+        clean = (latent.double() - sigma * velocity.double()).float()
+        latent = clean
+        if index + 1 < len(levels):
+            following = levels[index + 1]
+            latent = ((1 - following) * clean + following * step_noise(index)).float()
+    sigmas = sigmas_of_timesteps(timesteps, shift)
+    steps = list(sample_renoise(gaussian_velocity, NOISE, sigmas, BLANK, fresh_noise=step_noise))
+    assert latent.std() > 0.1
+    assert len(steps) == len(timesteps)
+    torch.testing.assert_close(steps[-1].latent, latent, atol=1e-6, rtol=1e-6)
+    assert torch.equal(steps[-1].latent, steps[-1].denoised)
+
+
+def test_renoise_steps_keep_what_is_known_and_resume_exactly():
+    mask = torch.ones(3, 2, 2, dtype=torch.bool)
+    mask[0] = False
+    mask[1, 0] = False
+    source = draw(1, (2, 3, 2, 2))
+    canvas = Canvas(source, mask, context_sigma=0.1, strength=torch.tensor([1.0, 1.0, 0.6]))
+    sigmas = sigmas_of_timesteps([1000, 750, 500, 250], 5.0)
+    whole = list(sample_renoise(gaussian_velocity, NOISE, sigmas, canvas, fresh_noise=step_noise))
+    assert torch.equal(whole[-1].latent[:, :, ~mask], source[None, :, ~mask].expand(2, -1, -1))
+    kept = 0.4 * source[:, 2] + torch.tensor(0.6) * NOISE[:, :, 2]
+    torch.testing.assert_close(whole[0].latent[:, :, 2], kept)
+    for done in range(1, 4):
+        rest = sample_renoise(
+            gaussian_velocity,
+            NOISE,
+            sigmas,
+            canvas,
+            (done, whole[done - 1].state),
+            fresh_noise=step_noise,
+        )
+        for step, expected in zip(rest, whole[done:], strict=True):
+            assert torch.equal(step.latent, expected.latent)

@@ -84,3 +84,13 @@ def test_a_refused_prompt_is_refused_where_requests_are_checked(tiny_model, card
     prompt = "" if cards else "a naked child"
     with pytest.raises(SafetyError, match="sexual-minors"):
         resolve_defaults(Request(prompt, cards=cards), find_model(str(tiny_model)))
+
+
+def test_the_watermark_id_depends_on_loras_and_not_on_their_paths():
+    def id_of(path: str, sha256: str) -> str:
+        request = {**RECEIPT["request"], "loras": [{"name": path, "weight": 1.0}]}
+        lora = {"name": path, "weight": 1.0, "sha256": sha256}
+        return watermark_id_of_receipt({**RECEIPT, "request": request, "loras": [lora]})
+
+    assert id_of("/a/felt.safetensors", "1") == id_of("/b/felt.safetensors", "1")
+    assert len({watermark_id_of_receipt(RECEIPT), id_of("felt", "1"), id_of("felt", "2")}) == 3

@@ -129,7 +129,7 @@ def state(store, kind):
     if kind == "window":
         store.save(0, FinishedWindow(latent, 2, ({"score": 1.5},)))
     else:
-        store.save_step(0, 1, 3, latent)
+        store.save_step(0, 1, 3, [latent])
     return next(store.folder.glob(f"{kind}-*.state"))
 
 
@@ -163,16 +163,27 @@ def test_a_damaged_step_falls_back_to_the_one_before(tmp_path):
     store = WindowStore(tmp_path, {"prompt": "a cat"})
     latents = [torch.full((1, 2, 3, 2, 2), float(number)) for number in range(4)]
     for done, latent in enumerate(latents[1:], start=1):
-        store.save_step(5, 0, done, latent)
+        store.save_step(5, 0, done, [latent])
     assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [
         f"step-000005-000-000{done}.state" for done in (2, 3)
     ]
     last = tmp_path / "step-000005-000-0003.state"
     last.write_bytes(last.read_bytes()[:-1])
-    done, latent = store.load_step(5, 0)
+    done, (latent,) = store.load_step(5, 0)
     assert (done, latent.unique().tolist()) == (2, [2.0])
     store.save(5, FinishedWindow(latents[0]))
     assert not list(tmp_path.glob("step-*"))
+
+
+def test_the_state_of_a_multistep_solver_comes_back_in_its_order(tmp_path):
+    store = WindowStore(tmp_path, {"prompt": "a cat"})
+    state = [torch.full((1, 2, 3, 2, 2), float(number)) for number in range(4)]
+    store.save_step(0, 0, 1, state[:3])
+    assert [float(one.mean()) for one in store.load_step(0, 0)[1]] == [0, 1, 2]
+    store.save_step(0, 0, 2, state)
+    done, loaded = store.load_step(0, 0)
+    assert done == 2
+    assert all(map(torch.equal, loaded, state))
 
 
 def names(folder):
@@ -182,8 +193,8 @@ def names(folder):
 def test_what_is_written_together_is_what_is_needed(tmp_path):
     store = WindowStore(tmp_path, {"prompt": "a cat"}, interval=3600.0)
     for done in (1, 2, 3):
-        store.save_step(0, 0, done, torch.full((1, 2, 3, 2, 2), float(done)))
-    store.save_step(0, 1, 1, torch.zeros(1, 2, 3, 2, 2))
+        store.save_step(0, 0, done, [torch.full((1, 2, 3, 2, 2), float(done))])
+    store.save_step(0, 1, 1, [torch.zeros(1, 2, 3, 2, 2)])
     assert names(tmp_path) == ["asked.json"]
     store.flush()
     assert names(tmp_path) == [
@@ -192,7 +203,7 @@ def test_what_is_written_together_is_what_is_needed(tmp_path):
         "step-000000-001-0001.state",
     ]
     store.save(0, FinishedWindow(torch.ones(1, 2, 3, 2, 2)))
-    store.save_step(1, 0, 1, torch.zeros(1, 2, 3, 2, 2))
+    store.save_step(1, 0, 1, [torch.zeros(1, 2, 3, 2, 2)])
     store.flush()
     assert names(tmp_path) == ["asked.json", "step-000001-000-0001.state", "window-000000.state"]
 
@@ -228,7 +239,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path, monke
 
     monkeypatch.setattr("skyloom.core.files.os.fsync", refuse)
     with pytest.raises(CapacityError, match="disk is full"):
-        store.save_step(0, 0, 1, torch.zeros(1, 2, 3, 2, 2))
+        store.save_step(0, 0, 1, [torch.zeros(1, 2, 3, 2, 2)])
     assert [path.name for path in tmp_path.iterdir()] == ["asked.json"]
 
 

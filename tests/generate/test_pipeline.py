@@ -9,7 +9,6 @@ from PIL import Image
 
 import skyloom
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
-from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
 from skyloom.media.frames import cover, to_frames, to_pixels
 from skyloom.media.read import read_image
@@ -110,16 +109,6 @@ def test_the_first_picture_is_the_first_frame(pipeline, tmp_path):
     alone = to_frames(pipeline.autoencoder.decode(pipeline.autoencoder.encode(pixels))[0])
     assert (video.frames[0].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(video.frames, pipeline.generate(ASK).frames)
-
-
-def test_a_model_without_a_rollout_refuses_long_videos(pipeline):
-    manifest = {key: value for key, value in pipeline.info.manifest.items() if key != "rollout"}
-    with pytest.raises(RequestError, match="seconds must be <= 1 for tiny, got 5"):
-        make_plan(
-            replace(ASK, seconds=5),
-            replace(pipeline.info, manifest=manifest),
-            pipeline.autoencoder.scale,
-        )
 
 
 @pytest.mark.parametrize(
@@ -225,6 +214,18 @@ def test_truncated_prompts_give_a_notice(pipeline):
     notice = next(pipeline.stream(ASK, prompt="a cat " * 20, negative_prompt="dog " * 40)).notice
     assert "prompt is too long: its last" in notice
     assert "negative prompt is too long: its last 30 tokens" in notice
+
+
+def test_a_notice_quotes_the_first_dropped_words(pipeline, monkeypatch):
+    encode = pipeline.text_encoder.encode
+
+    def encode_cut(prompts):
+        text = encode(prompts)
+        return replace(text, truncated=(3, 0), truncated_text=("by the sea", ""))
+
+    monkeypatch.setattr(pipeline.text_encoder, "encode", encode_cut)
+    expected = 'The prompt is too long: its last 3 tokens were ignored, from "by the sea" on.'
+    assert next(pipeline.stream(ASK)).notice == expected
 
 
 def test_a_picture_of_any_aspect_ratio_is_accepted(pipeline, tmp_path):

@@ -19,7 +19,7 @@ from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.request import Request
 from skyloom.generate.sampling import SamplingSpec, generate_windows
 from skyloom.generate.timeline import Generate
-from skyloom.generate.windows import shot_windows
+from skyloom.generate.windows import MAX_KNOWN, shot_windows
 from skyloom.models.attention import KvCache
 from skyloom.models.diorama.v1.transformer import Dit, DitConfig
 from skyloom.models.registry import Rollout
@@ -48,10 +48,20 @@ def test_windows_follow_one_another_and_show_every_frame_once(frames, native, si
     assert all(window.stop - window.start == size for window in windows[1:])
 
 
-def test_a_model_that_was_not_trained_to_go_on_makes_one_window():
-    with pytest.raises(RequestError, match="one window per shot"):
-        make_windows(50, 9, None)
-    assert len(make_windows(9, 9, None)) == 1
+@given(st.integers(1, 200), st.integers(3, 21))
+def test_windows_without_a_rollout_see_the_latent_frames_before_them(frames, native):
+    windows = make_windows(frames, native, None)
+    shown = [frame for window in windows for frame in range(window.generated[0], window.stop)]
+    assert shown == list(range(frames))
+    assert all(window.stop - window.start <= native for window in windows)
+    seen = [window.generated[0] - window.start for window in windows]
+    assert seen == [0] + [min(MAX_KNOWN, (native - 1) // 2)] * (len(windows) - 1)
+
+
+def test_a_window_must_hold_known_frames_and_new_ones():
+    with pytest.raises(RequestError, match="must be >= 9 frames for videos of several windows"):
+        make_windows(50, 2, None)
+    assert len(make_windows(2, 2, None)) == 1
 
 
 @pytest.mark.parametrize("quality", ["fast", "best"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_hub import weights
 
 from skyloom.core.errors import CheckpointError, RequestError
 from skyloom.hub import add as add_module
@@ -104,8 +105,11 @@ def test_what_is_not_a_model_is_refused(tmp_path, tiny_model, known, folder):
         with pytest.raises(RequestError, match=words):
             add_model([path], known)
     stranger = tmp_path / "stranger.safetensors"
-    stranger.write_bytes(b"x" * 77)
+    stranger.write_bytes(weights(3, 9_000))
     with pytest.raises(CheckpointError, match="No model family of this version knows stranger"):
+        add_model([stranger], known)
+    stranger.write_bytes(b"x" * 77)
+    with pytest.raises(CheckpointError, match="is damaged: its header"):
         add_model([stranger], known)
 
 

@@ -15,7 +15,9 @@ FILE = Path("x.safetensors")
 
 @pytest.fixture
 def families(monkeypatch):
-    """Adds families, each with a function that detects, or without one."""
+    """Adds families, each with a function that detects, or without one; there are no others."""
+    for name in list(registry.FAMILIES):
+        monkeypatch.delitem(registry.FAMILIES, name)
 
     def add(name: str, function=None) -> None:
         package = ModuleType(name)
@@ -52,6 +54,7 @@ def test_a_fault_inside_a_detector_is_not_hidden(families, monkeypatch):
     def broken(family, name):
         raise ModuleNotFoundError("No module named 'gone'", name="gone")
 
+    families("first")
     monkeypatch.setattr("skyloom.models.detect.family_module", broken)
     with pytest.raises(ModuleNotFoundError):
         detect([FILE])

@@ -12,10 +12,11 @@ from skyloom.models.lora import (
     LoraStack,
     adaptable_layers,
     load_lora,
-    network_digest,
     save_lora,
+    with_adapters,
 )
 
+BASE = "0" * 64  # digest of the weights of a model
 CONVOLUTIONS = {
     "plain": nn.Conv2d(8, 12, 3, padding=1),
     "strided": nn.Conv2d(8, 12, 3, stride=2, padding=1),
@@ -30,11 +31,11 @@ CONVOLUTIONS = {
 def adapter_of(network: nn.Module, seed: int, rank: int = 2) -> LoraAdapter:
     """An adapter of every layer, with random values in both matrices."""
     torch.manual_seed(seed)
-    adapter = LoraAdapter(network, adaptable_layers(network), rank, alpha=3.0)
+    adapter = LoraAdapter.start(network, adaptable_layers(network), rank, alpha=3.0)
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.3)
     adapter.family = "diorama"
-    adapter.base = network_digest(network)
+    adapter.base = BASE
     return adapter
 
 
@@ -110,7 +111,7 @@ def test_an_untrained_adapter_has_no_effect_and_gradients_reach_it():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
     x = torch.randn(3, 6)
     plain = network(x)
-    adapter = LoraAdapter(network, adaptable_layers(network), 2, alpha=2.0)
+    adapter = LoraAdapter.start(network, adaptable_layers(network), 2, alpha=2.0)
     stack = LoraStack(network)
     stack.attach([(adapter, 1.0)])
     assert torch.equal(network(x), plain)
@@ -120,11 +121,11 @@ def test_an_untrained_adapter_has_no_effect_and_gradients_reach_it():
 
 def test_a_saved_adapter_comes_back_whole(tmp_path):
     network = nn.Sequential(nn.Linear(6, 5), nn.Conv2d(4, 4, 3, groups=2))
+    network.add_module("up", nn.Linear(3, 2))
+    network.add_module("down", nn.Linear(2, 3))
     adapter = adapter_of(network, 0)
     save_lora(tmp_path / "a.safetensors", adapter)
-    loaded = load_lora(
-        tmp_path / "a.safetensors", network, family="diorama", base=network_digest(network)
-    )
+    loaded = load_lora(tmp_path / "a.safetensors", network, family="diorama", base=BASE)
     assert (loaded.rank, loaded.alpha, set(loaded.names)) == (2, 3.0, set(adapter.names))
     for name, change in adapter.by_name.items():
         assert torch.equal(loaded.by_name[name].delta(), change.delta())
@@ -134,21 +135,18 @@ def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path):
     network = nn.Sequential(nn.Linear(6, 5))
     path = tmp_path / "a.safetensors"
     adapter = adapter_of(network, 0)
-    base = adapter.base
     save_lora(path, adapter)
     with pytest.raises(CheckpointError, match=r"family of .* must be wan, got diorama"):
-        load_lora(path, network, family="wan", base=base)
-    with torch.no_grad():
-        network[0].weight[0, 0] += 1
+        load_lora(path, network, family="wan", base=BASE)
     with pytest.raises(CheckpointError, match="base of"):
-        load_lora(path, network, family="diorama", base=network_digest(network))
+        load_lora(path, network, family="diorama", base="1" * 64)
     with pytest.raises(CheckpointError, match=r"0\.down of .* must be \(2, 7\), got \(2, 6\)"):
-        load_lora(path, nn.Sequential(nn.Linear(7, 5)), family="diorama", base=base)
+        load_lora(path, nn.Sequential(nn.Linear(7, 5)), family="diorama", base=BASE)
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_lora(path, nn.Sequential(nn.ReLU()), family="diorama", base=base)
+        load_lora(path, nn.Sequential(nn.ReLU()), family="diorama", base=BASE)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_lora(path, network, family="diorama", base=base)
+        load_lora(path, network, family="diorama", base=BASE)
 
 
 def test_layers_that_cannot_be_adapted_are_refused():
@@ -156,6 +154,25 @@ def test_layers_that_cannot_be_adapted_are_refused():
     assert adaptable_layers(network) == []
     for name in ("0", "1", "2"):
         with pytest.raises(RequestError):
-            LoraAdapter(network, [name], 1, alpha=1.0)
+            LoraAdapter.start(network, [name], 1, alpha=1.0)
     with pytest.raises(RequestError, match=r"rank must be >= 1, got 0"):
-        LoraAdapter(nn.Sequential(nn.Linear(2, 2)), ["0"], 0, alpha=1.0)
+        LoraAdapter.start(nn.Sequential(nn.Linear(2, 2)), ["0"], 0, alpha=1.0)
+
+
+@torch.no_grad()
+def test_a_network_with_adapters_shares_the_weights_and_leaves_the_other_as_it_is():
+    shared = nn.Linear(6, 6)
+    network = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared), nn.BatchNorm1d(6)).eval()
+    x = torch.randn(3, 6)
+    plain = network(x)
+    adapter = LoraAdapter.start(network, ["0"], 2, alpha=2.0)
+    nn.init.normal_(adapter.by_name["0"].up)
+    view = with_adapters(network, [(adapter, 0.5)])
+    other = with_adapters(view, [(adapter, -0.5)])
+    assert not torch.equal(view(x), plain)
+    torch.testing.assert_close(other(x), plain)
+    assert torch.equal(network(x), plain)
+    assert view[0] is view[1][1]
+    network.to(torch.float64)
+    assert {value.dtype for value in view.state_dict().values()} == {torch.float64, torch.int64}
+    assert view[0].weight is network[0].weight

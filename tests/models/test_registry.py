@@ -34,7 +34,7 @@ def model(folder: Path, **manifest) -> Path:
 def test_a_short_manifest_is_completed_by_the_record(tmp_path):
     info = read_model(model(tmp_path, name="x", family="diorama"))
     record = info.record
-    assert (info.fps, info.frames, info.shift) == (record.fps, record.frames, record.shift)
+    assert (info.fps, info.frames, info.schedule) == (record.fps, record.frames, record.schedule)
     assert info.size_rule == record.sizes
     assert info.default_size == "256x256"
     assert info.qualities == {"best": Quality(record.num_steps, record.guidance_scale)}

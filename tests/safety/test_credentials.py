@@ -1,6 +1,9 @@
 """C2PA manifests: written and read in every format, invalid after any change."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import c2pa
 import pytest
@@ -152,3 +155,39 @@ def test_missing_file_and_invalid_sidecar(write, tmp_path):
     found = read(path)
     assert found is not None
     assert found.state == "invalid"
+
+
+SIGN_LARGE_FILE = """
+import sys
+from pathlib import Path
+from skyloom.safety.credentials import sign
+from skyloom.safety.signer import local_signer
+
+def peak():
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return int(next(row for row in rows if row.startswith("VmHWM")).split()[1])
+
+small, large = map(Path, sys.argv[1:])
+signer = local_signer(small.parent / "signer")
+sign(small, {}, signer)
+before = peak()
+sign(large, {}, signer)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_of_signing_does_not_grow_with_the_file(write):
+    paths = [write("small.mp4"), write("large.mp4")]
+    size = 192 * 2**20
+    with paths[1].open("ab") as file:  # a box that players skip
+        file.write(size.to_bytes(4) + b"free")
+        file.write(bytes(size - 8))
+    ran = subprocess.run(
+        [sys.executable, "-c", SIGN_LARGE_FILE, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(ran.stdout) < 96 * 1024  # KiB
+    assert read(paths[1]) is not None

@@ -102,6 +102,16 @@ def test_failing_classifiers_fail_closed(classifier, monkeypatch, body, what):
     assert (caught.value.code, caught.value.rule) == ("unchecked", "own")
 
 
+def test_classifiers_get_large_frames_at_a_bounded_size(classifier):
+    moderator = load_frame_moderator()
+    frame = torch.zeros(704, 1280, 3, dtype=torch.uint8)
+    frame[:, 640:] = 200
+    moderator.check(frame, 0)
+    assert classifier.seen[-1].shape == (1, 282, 512, 3)
+    assert (classifier.seen[-1][0, :, 256:] == 200).all()
+    assert (classifier.seen[-1][0, :, :256] == 0).all()
+
+
 @pytest.mark.parametrize(
     "call", ["no_such_package_anywhere:classify", "json:no_such_function", "math:pi"]
 )

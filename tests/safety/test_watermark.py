@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from skyloom.core.seeds import derive_seed
 from skyloom.media.source import open_source
 from skyloom.media.write import write_video
-from skyloom.safety import watermark_detector as detector
+from skyloom.safety import watermark
 from skyloom.safety.watermark import SpreadSpectrumWatermarker, embed, watermark_id
-from skyloom.safety.watermark_detector import CropRegion, detect, find_watermarks, highest_score
+from skyloom.safety.watermark_detector import (
+    SEARCHES,
+    CropRegion,
+    detect,
+    find_watermarks,
+    highest_scores,
+)
 from skyloom.safety.watermark_layout import ID_BITS
 
 ID = watermark_id("a cat")
@@ -109,20 +115,25 @@ def test_scores_of_unmarked_frames():
             1, 32, 32, 1, generator=torch.Generator().manual_seed(derive_seed(seed, "luck"))
         )
         frames = (noise * 40 + 128).clamp(0, 255).to(torch.uint8).expand(-1, -1, -1, 3)
-        scores.append(highest_score(resized(frames, 128, 128)))
-    assert 7 < sum(scores) / len(scores) < 9.1
-    assert max(scores) < detector.THRESHOLD
+        scores.append(highest_scores(resized(frames, 128, 128)))
+    for search, of_band in zip(SEARCHES, zip(*scores, strict=True), strict=True):
+        assert 7 < sum(of_band) / len(of_band) < 9.1
+        assert max(of_band) < search.threshold
 
 
 def test_false_positive_bound_of_the_docs():
     """Hoeffding: P(score) <= exp(-score^2 / 2) for random signs; 2^48 ids in each crop."""
-    whole, elsewhere = (
-        2**ID_BITS * math.exp(-(score**2) / 2)
-        for score in (detector.THRESHOLD, detector.THRESHOLD_CROPPED)
-    )
-    assert whole + detector.MAX_CROPS * elsewhere == pytest.approx(6.3e-7, rel=0.02)
+    total = per_window = 0.0
+    for search in SEARCHES:
+        whole, elsewhere = (
+            2**ID_BITS * math.exp(-(score**2) / 2) for score in (search.threshold, search.cropped)
+        )
+        total += whole + search.max_crops * elsewhere
+        per_window += elsewhere
+    assert total == pytest.approx(6.9e-7, rel=0.02)
+    assert per_window == pytest.approx(1.03e-9, rel=0.02)
     minute = 60 * 60 // 32  # windows at 60 frames a second
-    assert whole + (detector.MAX_CROPS + minute) * elsewhere < 1e-6
+    assert total + minute * per_window < 1e-6
 
 
 def test_watermark_does_not_depend_on_batches(scene):
@@ -158,3 +169,63 @@ def test_spliced_videos_have_several_ids(scene):
 
 def test_no_frames_have_no_watermarks():
     assert find_watermarks(iter(())) == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 832), (704, 1280)])
+@pytest.mark.parametrize("attack", ["crf 28", "half", "720p", "480p", "crop 90", "crop 70"])
+def test_watermark_in_real_sizes(texture, tmp_path, height, width, attack):
+    frames = texture(height, width, 20 if attack == "crop 70" else 30)
+    attacked = {
+        "crf 28": lambda video: coded(video, 28, tmp_path),
+        "half": lambda video: coded(resized(video, height // 2, width // 2), 23, tmp_path),
+        "720p": lambda video: coded(resized(video, 720, 1280), 23, tmp_path),
+        "480p": lambda video: coded(resized(video, 480, 854), 23, tmp_path),
+        "crop 90": lambda video: coded(crop(video, 0.9), 23, tmp_path),
+        "crop 70": lambda video: coded(crop(video, 0.7), 23, tmp_path),
+    }[attack]
+    found = detect(attacked(embed(frames, ID)))
+    assert found is not None
+    assert found.identity == ID
+    if attack.startswith("crop"):
+        share = int(attack[-2:]) / 100
+        assert (found.region.width, found.region.height) == pytest.approx((share, share), abs=0.01)
+    else:
+        assert found.region == CropRegion()
+
+
+def test_unmarked_frames_of_real_sizes_have_no_watermark(texture):
+    assert detect(texture(480, 832)) is None
+    assert detect(texture(704, 1280)) is None
+
+
+def test_large_frames_marked_by_older_versions_are_detected(scene, monkeypatch, tmp_path):
+    frames = scene(3, count=4, side=480)
+    monkeypatch.setattr(watermark, "LARGE_SIDE", 10_000)
+    marked = embed(frames, ID)
+    found = detect(coded(marked[:, 24:456, 24:456], 23, tmp_path))
+    assert found is not None
+    assert found.identity == ID
+
+
+def test_the_content_of_large_frames_hides_a_stronger_watermark(texture):
+    frames = texture(480, 832)
+    frames[:, :, :400] = 120
+    added = (embed(frames, ID).float() - frames.float()).square().mean((0, 1, 3)).sqrt()
+    assert 1.2 < added[:300].mean() < 1.8
+    assert added[500:].mean() > 1.5 * added[:300].mean()
+    assert added.max() < 6
+
+
+def test_marking_clamps_to_the_range_of_bytes(scene):
+    frames = torch.cat([torch.full_like(scene(1, count=1), level) for level in (0, 1, 254, 255)])
+    pattern = (embed(torch.full_like(frames, 128), ID).int() - 128)[:1]
+    marker = SpreadSpectrumWatermarker(ID)
+    marker.mark(torch.full_like(frames[:1], 128))  # the pattern is kept for 32 frames
+    assert torch.equal(marker.mark(frames).int(), (frames.int() + pattern).clamp(0, 255))
+
+
+def crop(frames, share):
+    """Cut out a share of both sides, off the centre."""
+    height, width = (round(side * share / 2) * 2 for side in frames.shape[1:3])
+    top, left = (frames.shape[1] - height) // 3, (frames.shape[2] - width) // 2
+    return frames[:, top : top + height, left : left + width]

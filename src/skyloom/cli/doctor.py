@@ -73,8 +73,8 @@ def _check_database(data: Path | None, database: str | None) -> None:
     """Print the state of database and storage. Raises ConfigError if the database is damaged."""
     from skyloom.core.errors import ConfigError
     from skyloom.serve.settings import load_settings
-    from skyloom.serve.storage.backup import find_damage
     from skyloom.serve.storage.installation import database_exists, examine_installation
+    from skyloom.serve.storage.sqlite_files import find_damage
 
     settings = load_settings(data=data, database_url=database)
     if not database_exists(settings):

@@ -44,6 +44,7 @@ class SharedOptions:
     quality: options.Quality = None
     negative: options.Negative = ""
     model: options.Model = DEFAULT_MODEL
+    lora: options.Loras = None
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse videos that would have to be resampled.")
     ] = False
@@ -169,6 +170,7 @@ def _edit_values(verb: EditVerb, values: dict[str, Any]) -> dict[str, Any]:
 
 def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: SharedOptions) -> None:
     """Plan a request, or generate and write its video."""
+    from skyloom.generate.loras import Lora
     from skyloom.generate.request import Request
 
     request = Request(
@@ -179,6 +181,7 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
         guidance_scale=shared.guidance,
         quality=shared.quality,
         negative_prompt=shared.negative,
+        loras=tuple(map(Lora.parse, shared.lora or ())),
         **fields_of_request,
     )
     if shared.only_plan:

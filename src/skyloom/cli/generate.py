@@ -46,9 +46,11 @@ def generate(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     quality: options.Quality = None,
+    schedule: options.Schedule = None,
     negative: options.Negative = "",
     image: options.Picture = None,
     model: options.Model = DEFAULT_MODEL,
+    lora: options.Loras = None,
     window_retries: options.WindowRetries = None,
     preview: Annotated[
         Path | None, typer.Option(help="Write the latest preview to this picture file.")
@@ -65,6 +67,7 @@ def generate(
 ) -> None:
     """Generate a video from a sentence."""
     from skyloom.cli.plan import show
+    from skyloom.generate.loras import Lora
     from skyloom.generate.request import Request
 
     request = Request(
@@ -80,6 +83,8 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
         retakes=window_retries,
+        loras=tuple(map(Lora.parse, lora or ())),
+        schedule=schedule,
     )
     if only_plan:
         show(request, as_json, device)

@@ -208,7 +208,12 @@ def worker(
     settings.runs.mkdir(parents=True, exist_ok=True)
     os.chdir(settings.runs)  # renders name their inputs relative to it, equally on every host
     capabilities = find_capabilities(settings, device_name)
-    pipelines = PipelineCache(device_name, worker_models(settings), capabilities.memory_bytes)
+    pipelines = PipelineCache(
+        device_name,
+        worker_models(settings),
+        capabilities.memory_bytes,
+        loras=settings.loras,
+    )
     runner = Worker(
         Leases(queue, settings),
         store,

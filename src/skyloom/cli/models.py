@@ -11,6 +11,7 @@ from skyloom.cli.pull import licence_lines, memory_text, pull, size_text
 from skyloom.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from skyloom.generate.pipeline import Pipeline
     from skyloom.hub.catalog import CatalogModel
     from skyloom.hub.library import Removal
     from skyloom.models.registry import ModelInfo
@@ -104,12 +105,26 @@ def add(
 def check(
     name: Name = DEFAULT_MODEL,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="NAME[:WEIGHT]",
+            help="Print how much this LoRA moves the transformer's output. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
-    """Run a model on fixed inputs and print twelve numbers to compare with another machine's."""
+    """Run a model on fixed inputs and print twelve numbers to compare with another machine's.
+
+    With --lora, print the effects of LoRAs instead; one without effect is an error.
+    """
     import skyloom
     from skyloom.generate.model_check import check_model
 
     pipeline = skyloom.load(name, device=device)
+    if lora:
+        _print_effects(pipeline, lora)
+        return
     dtype = str(pipeline.dtype).removeprefix("torch.")
     typer.echo(f"{pipeline.info.name} on {pipeline.device.type} in {dtype}")
     typer.echo(f"{'':10} {'mean':>10} {'deviation':>10} {'least':>10} {'largest':>10}")
@@ -153,6 +168,26 @@ def remove(
         freed = size_text(removal.size)
         removal.carry_out()
     typer.echo(f"Removed {name}; {freed} are free again.")
+
+
+def _print_effects(pipeline: "Pipeline", names: list[str]) -> None:
+    """Print what every LoRA changes. Raises RequestError if one changes nothing."""
+    from skyloom.core.errors import RequestError
+    from skyloom.generate.loras import find_loras, parse_loras
+    from skyloom.generate.model_check import lora_effects
+
+    effects, notices = lora_effects(pipeline, find_loras(parse_loras(names), pipeline.loras))
+    for notice in notices:
+        typer.echo(notice, err=True)
+    for name, effect in effects.items():
+        typer.echo(f"{name}: the output of {pipeline.info.name} moves by {100 * effect:.4g} %")
+    idle = [name for name, effect in effects.items() if not effect]
+    if idle:
+        raise RequestError(
+            f"LoRA {', '.join(idle)} changes nothing: its matrices or its weight are zero.",
+            hint="The file is of an untrained LoRA, or damaged.",
+            field="loras",
+        )
 
 
 def _describe(model: "ModelInfo") -> str:

@@ -25,9 +25,23 @@ Quality = Annotated[
         help="fast (few steps) or best (many, guided) (default: fast, if the model has it)"
     ),
 ]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="Noise levels of an open checkpoint: wan (the original code, default) or diffusers"
+    ),
+]
 Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
 Picture = Annotated[Path | None, typer.Option(help="First picture of the video.")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME[:WEIGHT]",
+        help="LoRA: a file, or a name in the data folder's loras; weight 1 by default. Repeatable.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if available)")]
 Play = Annotated[
     str | None,

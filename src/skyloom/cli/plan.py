@@ -102,6 +102,7 @@ def _lines(plan: "Plan", expected: "Estimate") -> list[str]:
         *(f"{name:8} {text}" for name, text in rows),
         *(_card_line(card) for card in describe_cards(plan)),
         *(_span_line(span) for span in describe_spans(plan)),
+        *(f"{'note':8} {notice}" for notice in plan.notices),
     ]
 
 

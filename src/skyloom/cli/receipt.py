@@ -1,7 +1,7 @@
 """`skyloom show` and `skyloom replay`: print a receipt, and generate its video again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +68,7 @@ def replay(
         ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Continue although the weights differ.")
+        bool, typer.Option("--force", help="Continue although weights or LoRAs differ.")
     ] = False,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: the receipt's)")
@@ -85,7 +85,13 @@ def replay(
     """Generate a video again from its receipt."""
     from skyloom.generate.export import ExportOptions, check_ready
     from skyloom.generate.receipt import read_receipt
-    from skyloom.generate.replay import check_weights, compare_file, is_exact, request_from_receipt
+    from skyloom.generate.replay import (
+        check_loras,
+        check_weights,
+        compare_file,
+        is_exact,
+        request_from_receipt,
+    )
     from skyloom.media.write import check_target
 
     receipt = read_receipt(file)
@@ -97,6 +103,7 @@ def replay(
     info = _find_model(model, receipt)
     if not force:
         check_weights(receipt, info)
+        check_loras(receipt)
     options = ExportOptions(credentials=credentials)
     video = _generate(info.folder, request, receipt, device, target=target, options=options)
     comparison = compare_file(file, receipt, video) if verify else None
@@ -128,6 +135,7 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
         ("quality", request.quality),
         ("image", request.image),
         ("retakes", request.retakes),
+        *(("lora", _lora_line(lora)) for lora in receipt.loras),
         ("model", receipt.model),
         ("weights", receipt.weights),
         ("skyloom", receipt.skyloom),
@@ -149,6 +157,12 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
         for name, value in rows
         if value not in (None, "")
     ]
+
+
+def _lora_line(lora: Mapping[str, Any]) -> str:
+    """Format a LoRA like: felt, weight 0.8, sha256 0123456789ab."""
+    digest = str(lora.get("sha256"))[:_DIGEST_CHARACTERS]
+    return f"{lora.get('name')}, weight {lora.get('weight')}, sha256 {digest}"
 
 
 def _card_lines(request: "Request") -> Iterator[str]:

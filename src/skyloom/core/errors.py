@@ -11,6 +11,7 @@ SkyloomError          code, message, hint
     UncheckedError    a required moderation check could not run
   CapacityError       memory, disk or queue is exhausted
     DiskFullError     a disk is full
+  NumericsError       a network returned values that are not finite
   QueueError          the job queue rejected an operation
 """
 
@@ -138,6 +139,12 @@ class DiskFullError(CapacityError):
         self, message: str, *, hint: str | None = None, retry_after: float | None = 60.0
     ) -> None:
         super().__init__(message, hint=hint, retry_after=retry_after)
+
+
+class NumericsError(SkyloomError):
+    """A network returned NaN or infinite values."""
+
+    code = "numerics"
 
 
 class QueueError(SkyloomError):

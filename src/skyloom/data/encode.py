@@ -75,6 +75,7 @@ def encode_captions(
         for context, mask in zip(coded.context, coded.context_mask, strict=True):
             table["tokens"].append(context[mask].bfloat16())
             table["lengths"].append(mask.sum()[None])
+        assert coded.pooled is not None, "training uses encoders with pooled vectors"
         table["pooled"].append(coded.pooled.bfloat16())
     merged = {name: torch.cat(parts) for name, parts in table.items()}
     with atomic_path(target) as temporary:

@@ -3,9 +3,11 @@
 A sampler is a stateless generator that yields after every step; yielded tensors are never modified
 afterwards and iteration may stop at any step. Latents should be fp32 whatever the model computes
 in. Generated cells follow the equation; the canvas restores known cells after every step.
+
+`resume_from` of a sampler is the number of steps already done and the `state` of the last of them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skyloom.diffusion.canvas import Canvas
-from skyloom.diffusion.flow import denoised_from_velocity, mean_velocity
+from skyloom.diffusion.flow import add_noise, denoised_from_velocity, mean_velocity
 
 # (latent, sigma, span) -> velocity; span is how far each latent frame's sigma falls in this step
 VelocityFunction = Callable[
@@ -26,12 +28,21 @@ VelocityFunction = Callable[
 
 @dataclass(frozen=True, eq=False)
 class SampleStep:
-    """Result of step `index` (from 0) of `total`: latent at its new sigma, and clean estimate."""
+    """Result of step `index` (from 0) of `total`: latent at its new sigma, and clean estimate.
+
+    history: what a multistep solver needs besides the latent to go on.
+    """
 
     index: int
     total: int
     latent: Float[Tensor, "b c t h w"]
     denoised: Float[Tensor, "b c t h w"]
+    history: tuple[Float[Tensor, "b c t h w"], ...] = ()
+
+    @property
+    def state(self) -> tuple[Float[Tensor, "b c t h w"], ...]:
+        """The tensors from which the sampler goes on, the latent first."""
+        return (self.latent, *self.history)
 
 
 def sample_euler(
@@ -39,15 +50,12 @@ def sample_euler(
     noise: Float[Tensor, "b c t h w"],
     sigmas: Float[Tensor, " n"],
     canvas: Canvas,
-    resume_from: tuple[int, Float[Tensor, "b c t h w"]] | None = None,
+    resume_from: tuple[int, Sequence[Float[Tensor, "b c t h w"]]] | None = None,
 ) -> Iterator[SampleStep]:
-    """Euler method: first order, one evaluation per step.
-
-    `resume_from` is the number of steps already done and the latent that the last of them yielded.
-    """
-    first, latent = resume_from or (0, canvas.at_sigma(noise, float(sigmas[0])))
-    for index, (sigma, sigma_next) in enumerate(_steps(sigmas)[first:], start=first):
-        velocity, denoised = _evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
+    """Euler method: first order, one evaluation per step."""
+    first, (latent,) = resume_from or (0, [canvas.at_sigma(noise, float(sigmas[0]))])
+    for index, (sigma, sigma_next) in enumerate(sigma_steps(sigmas)[first:], start=first):
+        velocity, denoised = evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
         if canvas.strength is None:
             latent = latent + velocity * (sigma_next - sigma)
         else:  # a frame of lower strength stays until sigma falls below it
@@ -56,6 +64,35 @@ def sample_euler(
             dt = rearrange(sigma_frames_next - sigma_frames, "t -> 1 1 t 1 1").to(latent)
             latent = latent + velocity * dt
         latent = canvas.apply(latent, noise, sigma_next)
+        yield SampleStep(index, len(sigmas) - 1, latent, denoised)
+
+
+def sample_renoise(
+    velocity_fn: VelocityFunction,
+    noise: Float[Tensor, "b c t h w"],
+    sigmas: Float[Tensor, " n"],
+    canvas: Canvas,
+    resume_from: tuple[int, Sequence[Float[Tensor, "b c t h w"]]] | None = None,
+    *,
+    fresh_noise: Callable[[int], Float[Tensor, "b c t h w"]],
+) -> Iterator[SampleStep]:
+    """Replace the latent by the clean estimate with fresh noise of the next level, at every step.
+
+    The sampler of students that are distilled by distribution matching (Yin et al. 2024, arXiv
+    2405.14867) or Self-Forcing (arXiv 2506.08009). `fresh_noise` is the noise of a step, by index.
+    Sampling starts from pure noise, also if the first level is below 1.
+    """
+    first, (latent,) = resume_from or (0, [canvas.at_sigma(noise, 1.0)])
+    for index, (sigma, sigma_next) in enumerate(sigma_steps(sigmas)[first:], start=first):
+        _, denoised = evaluate(velocity_fn, latent, noise, (sigma, sigma_next), canvas)
+        level = canvas.frame_sigma(sigma_next)
+        levels = repeat(level, "t -> b t", b=len(latent)).to(latent)
+        renoised = denoised
+        if sigma_next > 0:
+            renoised = add_noise(denoised, fresh_noise(index).to(latent), levels)
+        # a frame of lower strength stays until sigma falls below it
+        falls = rearrange(level < canvas.frame_sigma(sigma), "t -> 1 1 t 1 1")
+        latent = canvas.apply(torch.where(falls, renoised, latent), noise, sigma_next)
         yield SampleStep(index, len(sigmas) - 1, latent, denoised)
 
 
@@ -83,7 +120,7 @@ def multistep_mean_velocity(
     return mean_velocity(latent, moved, start, end)
 
 
-def _steps(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
+def sigma_steps(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
     """Pairs of the levels at which each step starts and ends."""
     levels = [float(sigma) for sigma in sigmas.cpu()]
     assert all(high > low >= 0 for high, low in pairwise(levels)), "sigmas must fall"
@@ -91,7 +128,7 @@ def _steps(sigmas: Float[Tensor, " n"]) -> list[tuple[float, float]]:
 
 
 @torch.no_grad()
-def _evaluate(
+def evaluate(
     velocity_fn: VelocityFunction,
     latent: Float[Tensor, "b c t h w"],
     noise: Float[Tensor, "b c t h w"],

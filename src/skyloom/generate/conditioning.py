@@ -41,8 +41,8 @@ class KnownFrame:
 class Conditioning:
     """Fills the canvases of one run; `encode` turns pixels [1 3 t h w] into a latent on the CPU.
 
-    `shape` is the size of the video; `channels` is that of a latent. Known latent frames are kept
-    by (shot, latent frame).
+    `shape` is the size of the video; `channels` is that of a latent. Known latent frames enter the
+    model at noise level `known_sigma` at most; they are kept by (shot, latent frame).
     """
 
     run: RunPlan
@@ -52,6 +52,7 @@ class Conditioning:
     channels: int
     encode: Callable[[Float[Tensor, "1 3 t h w"]], Float[Tensor, "1 c u y x"]]
     sources: EditSources | None = None
+    known_sigma: float = 0.0
     known: dict[tuple[int, int], KnownFrame] = field(
         default_factory=dict[tuple[int, int], KnownFrame]
     )
@@ -83,11 +84,22 @@ class Conditioning:
         for number, cell in enumerate(latent.unbind(1)):
             self.known[shot, first + number] = KnownFrame(cell, strength)
 
+    def forget_before(self, index: int) -> None:
+        """Drop known latent frames that no window from number `index` on sees."""
+        later = self.run.windows[index:]
+        first = {one.shot: one.start for one in reversed(later)}
+        if any(one.start < first[one.shot] for one in later):
+            return  # windows from the end of a span to its start
+        self.known = {
+            at: known for at, known in self.known.items() if at[1] >= first.get(at[0], at[1] + 1)
+        }
+
     def canvas(self, window: Window) -> Canvas:
         """The canvas of a window: known latent frames, and the initial frames under the others."""
         height, width = (side // self.scale.space for side in (self.shape.height, self.shape.width))
         shape = LatentShape(window.stop - window.start, height, width)
         canvas = Canvas.text_to_video(self.channels, shape)
+        canvas = replace(canvas, context_sigma=self.known_sigma)
         strength = torch.ones(canvas.frames)
         for number, cell in enumerate(range(window.start, window.stop)):
             known = self.known.get((window.shot, cell))

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from skyloom.core.errors import NumericsError
+from skyloom.core.types import VideoShape
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.temporal_smoothing import smooth_latent
 from skyloom.generate.windows import Window
@@ -55,7 +57,7 @@ class StreamingDecoder:
 
     def put(self, latent: Float[Tensor, "1 c t h w"], window: Window) -> None:
         """Queue the next window. A latent that was decoded on trial is not decoded again."""
-        trial = next((one for one in self._trials if one.latent is latent), None)
+        trial = next((one for one in self._trials if _is_same(one.latent, latent)), None)
         self._trials.clear()
         if trial is not None:
             self._state = trial.after
@@ -71,10 +73,10 @@ class StreamingDecoder:
     ) -> UInt8[Tensor, "t h w c"]:
         """Decode a window without changing the decoder's state.
 
-        `put` reuses the result if it gets the same tensor.
+        `put` reuses the result if it gets the same tensor, or the same part of one.
         """
         for one in self._trials:
-            if one.latent is latent:
+            if _is_same(one.latent, latent):
                 return torch.cat(one.chunks)
         # calls run in order, so every queued window is decoded before this one
         self._trials.append(self.executor.submit(partial(self._try, latent, window)).result())
@@ -124,10 +126,36 @@ class StreamingDecoder:
         return frames[max(0, start - begin) : max(0, stop - begin)], state
 
 
+def check_decoder(
+    autoencoder: Autoencoder, executor: DeterministicExecutor, shape: VideoShape
+) -> None:
+    """Decode one latent frame of a video's size, to fail before sampling and not after it.
+
+    Raises NumericsError for pixels that are not finite.
+    """
+    size = autoencoder.scale.latent_shape(shape)
+    latent = torch.zeros(1, autoencoder.latent_channels, 1, size.height, size.width)
+
+    def decode() -> Tensor:
+        return autoencoder.decode_step(latent.to(autoencoder.device), None)[0]
+
+    pixels = executor.run_one(decode)
+    if not pixels.float().sum().isfinite():
+        raise NumericsError(
+            "The autoencoder gave pixels that are not finite.",
+            hint="Its weights may be damaged: run skyloom models verify.",
+        )
+
+
 def _chunk(latent: Tensor, window: Window, first: int, end: int) -> Tensor:
     """Latent frames [first, end) of the generated latent of a window."""
     begin = window.generated[0]
     return latent[:, :, first - begin : end - begin]
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same elements."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def _identity(frames: Tensor) -> Tensor:

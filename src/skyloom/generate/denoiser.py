@@ -6,7 +6,7 @@ With guidance the model runs with the prompt and with the negative prompt: two b
 each with its own key-value cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -46,7 +46,9 @@ class Denoiser:
         guidance_scale: float,
         *,
         student: bool,
+        model_levels: Mapping[float, float] | None = None,
     ) -> None:
+        """`model_levels`: levels of the solver, and those that the transformer is told instead."""
         assert len(conditions) == (1 if guidance_scale == 1.0 else 2), (
             "guidance needs exactly one further condition, the negative prompt"
         )
@@ -57,8 +59,9 @@ class Denoiser:
         self._guidance_scale = guidance_scale
         self._previous_weight = torch.zeros(0)
         self._frame_offset: int | None = None
+        self._model_levels = model_levels or {}
         self._device = transformer.device
-        self._dtype = transformer.dtype
+        self.dtype = transformer.dtype
 
     def velocity(
         self,
@@ -73,13 +76,16 @@ class Denoiser:
         noisy = latent.to(self._device)
         levels = sigma.to(self._device)
         steps = span.to(self._device) if self._student else None
+        told = levels
+        for level, model_level in self._model_levels.items():
+            told = torch.where(levels == level, model_level, told)
 
         def predict(text: TextCondition, cache: KvCache | None) -> Tensor:
             numbers = None
             if self._frame_offset is not None and cache is None:
                 numbers = torch.arange(noisy.shape[2], device=self._device) + self._frame_offset
             output = self._transformer(
-                noisy.to(self._dtype), levels, text, cache=cache, span=steps, frame_indices=numbers
+                noisy.to(self.dtype), told, text, cache=cache, span=steps, frame_indices=numbers
             ).float()
             return to_velocity(self._transformer.prediction, output, noisy, levels)
 
@@ -98,7 +104,7 @@ class Denoiser:
     ) -> None:
         """Add finished latent frames, at noise level `level`, to the cache of every branch."""
         for window in latent.split(rollout.window, dim=2):
-            clean = window.to(self._device, self._dtype)
+            clean = window.to(self._device, self.dtype)
             sigma = torch.full((len(window), window.shape[2]), level, device=self._device)
             span = torch.zeros_like(sigma) if self._student else None
 

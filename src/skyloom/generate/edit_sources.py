@@ -14,6 +14,7 @@ from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.media.masks import Mask, feather, open_mask, parse_region
 from skyloom.media.source import VideoSource, open_source
+from skyloom.models.family import SizeRule
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +42,23 @@ class EditSources:
         )
 
 
-def open_edit_sources(edit: Edit, fps: int, height: int, width: int) -> EditSources:
-    """Open and check the files of an edit.
+def open_edit_sources(
+    edit: Edit, fps: int, sizes: SizeRule, size: tuple[int, int] | None = None
+) -> EditSources:
+    """Open and check the files of an edit at a rate and a size (height, width).
 
-    Raises MediaError for an unreadable file, RequestError for an empty mask and, with `strict`,
-    for a video that would have to be resampled.
+    Without `size`, it is the one of the model's `sizes` nearest to the first video's. Raises
+    MediaError for an unreadable file, RequestError for an empty mask and, with `strict`, for a
+    video that would have to be resampled.
     """
     if not EDIT_VERBS[edit.verb].resamples_sources:
         return EditSources(tuple(open_source(path) for path in edit.videos))
-    sources = tuple(
-        open_source(path, fps=Fraction(fps), size=(height, width)) for path in edit.videos
-    )
+    opened = [open_source(path, fps=Fraction(fps)) for path in edit.videos]
+    if size is None:
+        width, height = sizes.nearest(opened[0].width, opened[0].height)
+    else:
+        height, width = size
+    sources = tuple(source.resized(height, width) for source in opened)
     conversions = list(_conversions(sources))
     if conversions and edit.strict:
         raise RequestError(

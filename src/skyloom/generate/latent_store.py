@@ -3,10 +3,10 @@
 
 A crash loses no finished step. A folder of checkpoints holds the receipt of the request and one
 folder per run of windows, with the clean latent of every finished window and, for the current one,
-the latents after the last steps of each take. Everything else is recomputed bit for bit: noise is
-drawn from the seed, window and take; key-value and decoder caches are refilled from the finished
-latents. Files are written atomically and carry a sha256 of their name, the receipt and their
-content; a damaged file counts as missing.
+the sampler's states after the last steps of each take. Everything else is recomputed bit for bit:
+noise is drawn from the seed, window and take; key-value and decoder caches are refilled from the
+finished latents. Files are written atomically and carry a sha256 of their name, the receipt and
+their content; a damaged file counts as missing.
 
 The cache is shared by all videos: a changed edit or storyboard generates only what changed. Its
 file names are digests of all that determines a window. When it exceeds its size limit, the least
@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from skyloom.core.errors import DiskFullError, MediaError, RequestError, SafetyError
 from skyloom.core.files import TEMPORARY_SUFFIX, write_atomically
+from skyloom.core.tensor_files import read_tensors, remove_least_recently_used, write_tensors
 
 _IDENTITY_FILE = "asked.json"  # name and key are those of existing folders
 _IDENTITY_KEY = "asked"
@@ -42,8 +41,8 @@ _STATES = (
     f"*{TEMPORARY_SUFFIX}",
 )
 _RUNS = "span-*"
-_DIGEST_BYTES = hashlib.sha256().digest_size
 MAX_CACHE_BYTES = 2 * 2**30
+_STATE_NAMES = ("latent", "history-1", "history-2", "history-3")  # SampleStep.state in order
 _STEPS_KEPT = 2  # the latest step, and the one before in case that it is damaged
 _StepT = TypeVar("_StepT")
 
@@ -68,7 +67,7 @@ class WindowCache:
     def load(self, key: str) -> FinishedWindow | None:
         """A window, if it is cached and the file is intact."""
         path = self._path(key)
-        tensors = _read_state(path, key.encode())
+        tensors = read_tensors(path, key.encode())
         if tensors is None:
             return None
         with contextlib.suppress(OSError):
@@ -81,7 +80,7 @@ class WindowCache:
         path = self._path(key)
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_state(path, key.encode(), _pack(window))
+            write_tensors(path, key.encode(), _pack(window))
             self._used.append(path)
             self._prune()
 
@@ -94,16 +93,9 @@ class WindowCache:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.state"
 
     def _prune(self) -> None:
-        files = [
-            (path.stat().st_mtime, path.stat().st_size, path)
-            for pattern in ("*.state", "*.safetensors")  # the latter are of version 0.1.0
-            for path in self.folder.glob(pattern)
-        ]
-        total = 0
-        for _, size, path in sorted(files, reverse=True):
-            total += size
-            if total > self.max_bytes:
-                path.unlink(missing_ok=True)
+        patterns = ("*.state", "*.safetensors")  # the latter are of version 0.1.0
+        files = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        remove_least_recently_used(files, self.max_bytes)
 
 
 class WindowStore:
@@ -165,7 +157,7 @@ class WindowStore:
     def load(self, index: int) -> FinishedWindow | None:
         """A window, if it was finished."""
         path = self._window_path(index)
-        tensors = None if path is None else _read_state(path, self._identity)
+        tensors = None if path is None else read_tensors(path, self._identity)
         if tensors is not None:
             return _unpack(tensors)
         return None if self.cache is None else self.cache.load(self._keys[index])
@@ -177,22 +169,26 @@ class WindowStore:
         self._drop_pending(f"step-{index:06}-")
         self._add(self._window_path(index), _pack(window))
 
-    def load_step(self, index: int, take: int) -> tuple[int, Float[Tensor, "1 c t h w"]] | None:
-        """The number of finished steps of a take, and the latent after them."""
+    def load_step(
+        self, index: int, take: int
+    ) -> tuple[int, tuple[Float[Tensor, "1 c t h w"], ...]] | None:
+        """The number of finished steps of a take, and the sampler's state after them."""
         if self.folder is None:
             return None
         for path in sorted(self.folder.glob(f"step-{index:06}-{take:03}-*.state"), reverse=True):
-            tensors = _read_state(path, self._identity)
+            tensors = read_tensors(path, self._identity)
             if tensors is not None:
-                return int(path.stem.rsplit("-", 1)[1]), tensors["latent"]
+                state = (tensors[name] for name in sorted(tensors, key=_STATE_NAMES.index))
+                return int(path.stem.rsplit("-", 1)[1]), tuple(state)
         return None
 
     def save_step(
-        self, index: int, take: int, done: int, latent: Float[Tensor, "1 c t h w"]
+        self, index: int, take: int, done: int, state: Sequence[Float[Tensor, "1 c t h w"]]
     ) -> None:
-        """Save the latent after `done` steps. Raises like `flush`."""
+        """Save the sampler's state after `done` steps. Raises like `flush`."""
         self._drop_pending(f"step-{index:06}-{take:03}-")
-        self._add(self._step_path(index, take, done), {"latent": latent})
+        tensors: dict[str, Tensor] = dict(zip(_STATE_NAMES, state, strict=False))
+        self._add(self._step_path(index, take, done), tensors)
 
     def flush(self) -> None:
         """Write pending states, of runs too. Raises MediaError or DiskFullError."""
@@ -258,7 +254,7 @@ class WindowStore:
 
     def _save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
-            _write_state(path, self._identity, tensors)
+            write_tensors(path, self._identity, tensors)
         except OSError as error:
             hint = "Free some space and run the same command again."
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -275,27 +271,6 @@ def _pack(window: FinishedWindow) -> dict[str, Tensor]:
 def _unpack(tensors: Mapping[str, Tensor]) -> FinishedWindow:
     note = json.loads(bytes(tensors["note"].tolist()))
     return FinishedWindow(tensors["latent"], note["take"], note["said"])
-
-
-def _write_state(path: Path, identity: bytes, tensors: Mapping[str, Tensor]) -> None:
-    body = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    write_atomically(path, _seal(path, identity, body) + body)
-
-
-def _read_state(path: Path, identity: bytes) -> dict[str, Tensor] | None:
-    """The tensors of a state; None if it is missing, damaged or of another identity."""
-    try:
-        content = path.read_bytes()
-        seal = content[:_DIGEST_BYTES]
-        body = content[_DIGEST_BYTES:]
-        return safetensors.torch.load(body) if seal == _seal(path, identity, body) else None
-    except (OSError, SafetensorError):
-        return None
-
-
-def _seal(path: Path, identity: bytes, body: bytes) -> bytes:
-    parts = (identity, path.name.encode(), body)
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def clear(folder: Path) -> None:

@@ -11,13 +11,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skyloom.core.audio import Audio
+from skyloom.core.config import to_table
 from skyloom.generate.plan import Plan
 from skyloom.generate.receipt import FramesHash, Receipt
 from skyloom.generate.renderer import RenderedFrames
 from skyloom.media.frames import to_frames
 from skyloom.media.seam_metric import SeamMetric
 from skyloom.media.video import Video
-from skyloom.models.base import Autoencoder
+from skyloom.models.base import Autoencoder, Previewer
 from skyloom.safety.frame_moderation import StreamModerator
 from skyloom.safety.watermark import SpreadSpectrumWatermarker, watermark_id_of_receipt
 
@@ -44,10 +45,16 @@ class Step:
 
     @torch.no_grad()
     def preview(self) -> UInt8[Tensor, "h w c"] | None:
-        """Decode the middle latent frame of a "denoise" step into a picture."""
+        """Make a picture of the middle latent frame of a "denoise" step.
+
+        The autoencoder's own preview if it has one, which may be None, else decoded.
+        """
         if self.latent is None or self.autoencoder is None:
             return None
         middle = self.latent.shape[1] // 2
+        if isinstance(self.autoencoder, Previewer):
+            pixels = self.autoencoder.preview(self.latent[:, middle])
+            return None if pixels is None else to_frames(pixels[:, None])[0]
         cell = self.latent[None, :, middle : middle + 1].to(self.autoencoder.device)
         return to_frames(self.autoencoder.decode(cell)[0])[0]
 
@@ -111,6 +118,7 @@ class OutputStage:
     def _last_step(self, output: UInt8[Tensor, "t h w c"]) -> Step:
         notes = {
             **self._receipt.notes,
+            **self._schedule_notes(),
             **self._seam_notes(),
             **self._sound_notes(),
             **{key: value for notes in self._final_notes for key, value in notes().items()},
@@ -122,6 +130,12 @@ class OutputStage:
             video = Video(torch.cat(self._collected), self._plan.fps, receipt, sound)
         total = self._plan.shape.frames
         return Step("decode", total, total, frames=output, receipt=receipt, video=video)
+
+    def _schedule_notes(self) -> dict[str, Any]:
+        """Return solver, spacing of the levels and shift, if anything was sampled."""
+        if not self._plan.runs:
+            return {}
+        return {"schedule": to_table(self._plan.schedule)}
 
     def _sound_notes(self) -> dict[str, Any]:
         """Return the format and the digest of the generated sound."""

@@ -8,6 +8,7 @@ after another.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +22,18 @@ from skyloom.core.device import choose_device, choose_dtype
 from skyloom.core.errors import RequestError
 from skyloom.core.paths import cache_folder
 from skyloom.core.seeds import derive_seed
-from skyloom.diffusion.schedule import make_sigmas
 from skyloom.generate.conditioning import Conditioning
-from skyloom.generate.decoding import StreamingDecoder
+from skyloom.generate.decoding import StreamingDecoder, check_decoder
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.export import ExportOptions, check_ready, export_steps
 from skyloom.generate.latent_store import WindowCache, WindowStore
+from skyloom.generate.loras import LoraFile, attach_loras, find_loras
 from skyloom.generate.memory import MemoryGuard, make_planner, measure_free_memory
 from skyloom.generate.output import OutputStage, Step
 from skyloom.generate.plan import Plan, make_plan
 from skyloom.generate.prompt_encoding import Texts, encode_prompts, text_conditions, truncations
-from skyloom.generate.receipt import make_receipt
+from skyloom.generate.receipt import make_receipt, weights_digest
 from skyloom.generate.renderer import (
     RenderedFrames,
     RenderedSound,
@@ -41,13 +42,19 @@ from skyloom.generate.renderer import (
     make_silence,
 )
 from skyloom.generate.request import Request
-from skyloom.generate.sampling import Critic, SamplingSpec, WindowStep
+from skyloom.generate.sampling import (
+    Critic,
+    SamplingSpec,
+    WindowStep,
+    model_levels,
+    schedule_sigmas,
+)
 from skyloom.generate.window_keys import window_keys
 from skyloom.generate.window_review import WindowReviewer
 from skyloom.generate.windows import RunPlan, Window
 from skyloom.media.video import Video
 from skyloom.media.write import check_target
-from skyloom.models.base import ModelBundle, TextContext, find_loader
+from skyloom.models.base import ModelBundle, TextContext, Transformer, find_loader
 from skyloom.models.checkpoint import verify_manifest
 from skyloom.models.memory import PartName, Rung
 from skyloom.models.registry import DEFAULT_MODEL, ModelInfo, find_model
@@ -67,13 +74,15 @@ class Generation:
 
 
 class Pipeline:
-    """A loaded model that generates videos."""
+    """A loaded model that generates videos; `loras` are those of generate/loras.find_loras."""
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: ModelBundle, loras: Mapping[str, str] | None = None) -> None:
         self.bundle = bundle
+        self.loras = loras
         self.info = bundle.info
         self.text_encoder = bundle.text_encoder
         self.transformer = bundle.transformer
+        self.lora_notices: tuple[str, ...] = ()
         self.autoencoder = bundle.autoencoder
         self.sound = bundle.sound
         self.device = bundle.device
@@ -92,7 +101,8 @@ class Pipeline:
                 hint=f"Use skyloom.load({name!r}).",
                 field="model",
             )
-        return make_plan(request, self.info, self.autoencoder.scale)
+        plan = make_plan(request, self.info, self.autoencoder.scale)
+        return replace(plan, loras=find_loras(plan.request.loras, self.loras))
 
     def generate(self, request: Request | str, **fields: Any) -> Video:
         """Generate a video from a Request, or from a prompt and fields of a Request."""
@@ -163,7 +173,27 @@ class Pipeline:
         output.add_final_notes(memory.notes)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
         stores = self._run_stores(plan, store, critic)
-        return store.guard(self._run(Generation(plan, output, memory, stores, critic, start)))
+        pipeline = self._with_loras(plan)
+        steps = pipeline._run(Generation(plan, output, memory, stores, critic, start))
+        return store.guard(steps)
+
+    def _with_loras(self, plan: Plan) -> "Pipeline":
+        """This pipeline, or a copy whose transformer has the plan's LoRAs. Raises RequestError."""
+        if not plan.loras:
+            return self
+        pipeline = copy(self)
+        pipeline.transformer, pipeline.lora_notices = self.attach_loras(plan.loras)
+        return pipeline
+
+    def attach_loras(self, loras: Sequence[LoraFile]) -> tuple[Transformer, tuple[str, ...]]:
+        """Return the transformer with LoRAs, and notices about their files. Raises RequestError."""
+        return attach_loras(
+            self.transformer,
+            loras,
+            family=self.info.record.name,
+            base=weights_digest(self.info.file_hashes),
+            device=self.device,
+        )
 
     def _planned(self, request: Request | Plan | str, fields: Mapping[str, Any]) -> Plan:
         if isinstance(request, Plan):
@@ -218,8 +248,10 @@ class Pipeline:
         texts: Texts = {}
         if plan.runs:
             context = encode_prompts(plan, self.text_encoder, memory.phase("text"))
-            yield Step("text", 1, 1, notice=_notice(plan, context))
+            yield Step("text", 1, 1, notice=_notice(plan, context, self.lora_notices))
             texts = text_conditions(plan, context, self.transformer, memory.phase("denoise"))
+            if self.info.record.trial_decode:
+                check_decoder(self.autoencoder, memory.phase("decode"), plan.shape)
         for step in self._render(generation, texts):
             notice = memory.take_notice()
             notices = " ".join(filter(None, (step.notice, notice))) or None
@@ -276,9 +308,13 @@ class Pipeline:
                 conditions[0],
                 plan.guidance_scale,
                 student=plan.student,
+                model_levels=model_levels(plan.schedule, plan.num_steps),
             )
 
         def set_prompt(window: Window) -> None:
+            if not run.uses_cache:
+                inside = None if run.opens_shot(window) else self.transformer.uncached_frame_offset
+                denoiser.set_frame_offset(inside)
             previous = conditions[window.span - 1] if window.prompt_fade else None
             denoiser.set_prompt(conditions[window.span], previous, window.prompt_fade)
 
@@ -305,7 +341,6 @@ class Pipeline:
             sampling,
             denoiser,
             decoder,
-            frame_offset=self.transformer.uncached_frame_offset,
             reviewer=reviewer,
             sound=sound,
         )
@@ -316,7 +351,8 @@ class Pipeline:
         return SamplingSpec(
             windows=run.windows,
             canvas_at=conditioning.canvas,
-            sigmas=make_sigmas(plan.num_steps, self.info.shift),
+            sigmas=schedule_sigmas(plan.schedule, plan.num_steps),
+            solver=plan.schedule.solver,
             seed=derive_seed(plan.seed, "span", name) if name else plan.seed,
             rollout=self.info.rollout,
             span_seeds={
@@ -337,6 +373,7 @@ class Pipeline:
             channels=self.autoencoder.latent_channels,
             encode=partial(self._encode_pixels, memory.phase("encode")),
             sources=plan.sources,
+            known_sigma=0.0 if self.info.record.frame_levels else 1.0,
         )
 
     def _run_stores(
@@ -374,8 +411,12 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     verify: bool = True,
+    loras: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Load a model by name or folder; `verify` checks its file hashes.
+
+    loras: paths of the LoRAs that requests may use, by name; by default any path, and the files in
+    the data folder's `loras`.
 
     Raises RequestError for an unknown model, CheckpointError for a damaged one.
     """
@@ -385,7 +426,7 @@ def load(
     where = choose_device(device)
     precision = choose_dtype(where, dtype)
     rungs = _usual_rungs(info, where, precision)
-    return Pipeline(ModelBundle.load(info, where, precision, rungs=rungs))
+    return Pipeline(ModelBundle.load(info, where, precision, rungs=rungs), loras)
 
 
 def _usual_rungs(
@@ -433,12 +474,11 @@ def _window_cache(plan: Plan) -> WindowCache | None:
     return WindowCache(folder / "spans")
 
 
-def _notice(plan: Plan, context: TextContext) -> str | None:
-    """Warnings for the user: truncated prompts, dropped frames, converted sources."""
+def _notice(plan: Plan, context: TextContext, further: Sequence[str]) -> str | None:
+    """Warnings for the user: truncated prompts, dropped frames, converted sources, `further`."""
     notices = list(truncations(plan, context))
     if plan.keep_every > 1:
         notices.append(f"Of the frames, one in {plan.keep_every} is kept.")
-    if plan.sources is not None:
-        notices.extend(plan.sources.notices)
-    notices.extend(plan.timeline.notices)
+    notices.extend(plan.notices)
+    notices.extend(further)
     return " ".join(notices) or None

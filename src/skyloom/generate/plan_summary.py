@@ -59,6 +59,8 @@ def plan_to_dict(
     }
     if memory is not None:
         values["memory"] = memory.to_dict()
+    if plan.notices:
+        values["notices"] = list(plan.notices)
     if plan.request.cards:
         values["cards"] = list(describe_cards(plan))
     if plan.request.edit is not None:

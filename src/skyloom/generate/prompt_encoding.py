@@ -5,7 +5,13 @@ from functools import partial
 
 from skyloom.generate.executor import DeterministicExecutor
 from skyloom.generate.plan import Plan
-from skyloom.models.base import TextCondition, TextContext, TextEncoder, Transformer
+from skyloom.models.base import (
+    TextCondition,
+    TextContext,
+    TextEncoder,
+    Transformer,
+    prepare_prompt,
+)
 
 Texts = Mapping[str, Sequence[TextCondition]]
 """By prompt: its condition and, with guidance, that of the negative prompt."""
@@ -14,8 +20,10 @@ Texts = Mapping[str, Sequence[TextCondition]]
 def encode_prompts(
     plan: Plan, text_encoder: TextEncoder, executor: DeterministicExecutor
 ) -> TextContext:
-    """Encode all prompts and, as the last row, the negative prompt."""
-    rows = [*_prompts(plan), plan.request.negative_prompt]
+    """Encode all prompts and, with guidance, as the last row, the negative prompt."""
+    rows = _prompts(plan)
+    if plan.guidance_scale != 1.0:
+        rows.append(plan.request.negative_prompt)
     return executor.run_one(partial(text_encoder.encode, rows))
 
 
@@ -28,33 +36,32 @@ def text_conditions(
     for row, prompt in enumerate(prompts):
         chosen = [row] if plan.guidance_scale == 1.0 else [row, len(prompts)]
         texts[prompt] = [
-            executor.run_one(partial(_text_condition, context, one, transformer)) for one in chosen
+            executor.run_one(partial(prepare_prompt, context, one, transformer)) for one in chosen
         ]
     return texts
 
 
 def truncations(plan: Plan, context: TextContext) -> Iterator[str]:
     """Yield a sentence for the user about each prompt that is too long."""
-    dropped = dict(zip(_prompts(plan), context.truncated, strict=False))
+    prompts = _prompts(plan)
+    rows = {prompt: row for row, prompt in enumerate(prompts)}
     for number, span in enumerate(plan.timeline.generated_spans, start=1):
-        count = dropped[span.prompt]
-        if count and (plan.request.cards or number == 1):
+        if plan.request.cards or number == 1:
             name = f"The prompt of card {number}" if plan.request.cards else "The prompt"
-            yield f"{name} is too long: its last {count} tokens were ignored."
-    negative = context.truncated[-1]
-    if negative:
-        yield f"The negative prompt is too long: its last {negative} tokens were ignored."
+            yield from _truncation(name, context, rows[span.prompt])
+    if plan.guidance_scale != 1.0:
+        yield from _truncation("The negative prompt", context, len(prompts))
+
+
+def _truncation(name: str, context: TextContext, row: int) -> Iterator[str]:
+    """Yield the sentence about a prompt whose end was dropped, with the first dropped words."""
+    count = context.truncated[row]
+    if count:
+        text = context.truncated_text[row] if context.truncated_text else ""
+        words = f', from "{text}" on' if text else ""
+        yield f"{name} is too long: its last {count} tokens were ignored{words}."
 
 
 def _prompts(plan: Plan) -> list[str]:
     """The prompts of all generated spans, each once."""
     return list(dict.fromkeys(span.prompt for run in plan.runs for span in run.spans))
-
-
-def _text_condition(context: TextContext, row: int, transformer: Transformer) -> TextCondition:
-    """One row of a text context, without padding."""
-    length = int(context.context_mask[row].sum())
-    where = (transformer.device, transformer.dtype)
-    tokens = context.context[row : row + 1, :length].to(*where)
-    pooled = context.pooled[row : row + 1].to(*where)
-    return transformer.prepare_text(tokens, None, pooled)

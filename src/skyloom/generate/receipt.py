@@ -73,8 +73,9 @@ class Receipt:
     """Record of how a video was generated.
 
     `request` has every default filled in, including the seed. `weights` is one digest of the
-    model's files. `image` is the sha256 of the first picture. `notes` hold measurements and
-    warnings. Missing values are "" or None. `extra` keeps keys of newer versions.
+    model's files. `image` is the sha256 of the first picture. `loras` have name, weight and sha256.
+    `notes` hold measurements and warnings. Missing values are "" or None. `extra` keeps keys of
+    newer versions.
     """
 
     skyloom: str
@@ -87,6 +88,7 @@ class Receipt:
     image: str | None = None
     frames: FramesDigest | None = None
     parents: tuple[Parent, ...] = ()
+    loras: tuple[Mapping[str, Any], ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -102,6 +104,7 @@ class Receipt:
             "dtype": self.dtype,
             "image": self.image,
             "parents": [vars(parent) for parent in self.parents],
+            "loras": [dict(lora) for lora in self.loras] or None,
             "notes": dict(self.notes),
         }
         if self.frames is not None:
@@ -143,6 +146,7 @@ class Receipt:
         frames = values.pop("frames", None)
         model = _text(values.pop("model", request.model or ""))
         parents = [Parent(**_texts(_table(parent))) for parent in values.pop("parents", [])]
+        loras = [_table(lora) for lora in values.pop("loras", [])]
         notes = _table(values.pop("notes", {}))
         names = ("torch", "device", "dtype", "image")
         texts: dict[str, Any] = {name: _text(values.pop(name)) for name in names if name in values}
@@ -153,6 +157,7 @@ class Receipt:
             digest,
             frames=None if frames is None else _frames(_table(frames)),
             parents=tuple(parents),
+            loras=tuple(loras),
             notes=notes,
             **texts,
             extra=values,
@@ -174,14 +179,15 @@ def make_receipt(
         __version__,
         _filled_request(plan, info.name),
         info.name,
-        weights_digest(info.manifest.get("files", {})),
+        weights_digest(info.file_hashes),
         torch=str(torch.__version__),
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
         image=None if image is None else hash_source_file(Path(image)),
         frames=frames,
         parents=(*_card_media(plan), *_edited_files(plan)),
-        notes={**(notes or {}), **_edit_notes(plan)},
+        loras=tuple(lora.to_dict() for lora in plan.loras),
+        notes={**(notes or {}), **_plan_notes(plan)},
     )
 
 
@@ -221,23 +227,22 @@ def _edited_files(plan: Plan) -> Iterator[Parent]:
         yield Parent(hash_source_file(Path(edit.mask)), "mask", edit.verb)
 
 
-def _edit_notes(plan: Plan) -> dict[str, Any]:
-    """The spans of an edit and their kinds, the prompts of all its frames, and notices."""
+def _plan_notes(plan: Plan) -> dict[str, Any]:
+    """Notices and, of an edit, its spans, their kinds and the prompts of all its frames."""
+    notices: dict[str, Any] = {"notices": list(plan.notices)} if plan.notices else {}
     if plan.sources is None:
-        return {}
+        return notices
     spans: list[list[int | str]] = []
     position = 0
     for span in plan.timeline.spans:
         spans.append([position, position + span.frames, span.kind])
         position += span.frames
     prompts = timeline_prompts(plan.timeline, plan.sources.sources)
-    notes: dict[str, Any] = {
+    return {
         "spans": spans,
         "prompts": [[part.start, part.stop, part.prompt] for part in prompts],
+        **notices,
     }
-    if notices := [*plan.sources.notices, *plan.timeline.notices]:
-        notes["notices"] = notices
-    return notes
 
 
 def read_receipt(path: Path) -> Receipt:

@@ -101,7 +101,7 @@ def make_silence(model: SoundModel, fps: Fraction, start: int, stop: int) -> Aud
 
 @dataclass
 class RunRenderer:
-    """Renders one run. `frame_offset` is the index of the first frame of windows without a cache.
+    """Renders one run.
 
     `reviewer` scores every window if the request has a critic; `sound` makes the sound of a family
     that has one.
@@ -112,14 +112,14 @@ class RunRenderer:
     sampling: SamplingSpec
     denoiser: Denoiser
     decoder: StreamingDecoder
-    frame_offset: int
     reviewer: WindowReviewer | None = None
     sound: WindowSound | None = None
     _finished: dict[int, tuple[Tensor, Window]] = field(default_factory=dict)
-    _position: int = 0  # first latent frame of a run without a cache that is not yielded yet
+    _order: list[int] = field(default_factory=list)  # windows to decode, in order of time
 
     def __post_init__(self) -> None:
-        self._position = self.run.known_before
+        windows = sorted(self.run.windows, key=lambda one: (one.shot, one.generated[0], one.index))
+        self._order = [window.index for window in windows]
 
     def render(self) -> Iterator[WindowStep | RenderedFrames | RenderedSound]:
         """Yield the sampler steps, and sound and frames as they are decoded, in order of time.
@@ -146,11 +146,9 @@ class RunRenderer:
         yield from map(compositor.finish, self.decoder.ready(max_pending=0))
 
     def _prepare_denoiser(self, before: Float[Tensor, "1 c t h w"] | None) -> None:
-        """Cache the kept frames before a run, or place windows without a cache in their video."""
+        """Cache the kept frames before a run."""
         run = self.run
-        if not run.uses_cache:
-            self.denoiser.set_frame_offset(self.frame_offset)
-        elif before is not None:
+        if run.uses_cache and before is not None:
             rollout = self.sampling.rollout
             clip = run.spans[0].before
             assert rollout is not None and clip is not None
@@ -160,19 +158,21 @@ class RunRenderer:
     def _in_order(
         self, step: WindowStep, latent: Float[Tensor, "1 c t h w"]
     ) -> Iterator[tuple[Float[Tensor, "1 c t h w"], Window]]:
-        """Yield the generated latents that may be decoded now, in order of time."""
+        """Yield the generated latents that may be decoded now, in order of time.
+
+        Without a cache, the final ones are known to later windows.
+        """
         if self.reviewer is not None:
             self.reviewer.accept(step)
-        if self.run.uses_cache:
-            yield latent, step.window
-            return
-        first = step.window.generated[0]
-        self.conditioning.add_known(first, latent[0])
-        self._finished[first] = (latent, step.window)
-        while self._position in self._finished:
-            run, window = self._finished.pop(self._position)
-            self._position += run.shape[2]
-            yield run, window
+        window = step.window
+        if not self.run.uses_cache:
+            first = window.generated[0]
+            final = latent[0, :, : max(0, window.cache_until - first)]
+            self.conditioning.add_known(first, final, window.shot)
+            self.conditioning.forget_before(window.index + 1)
+        self._finished[window.index] = (latent, window)
+        while self._order and self._order[0] in self._finished:
+            yield self._finished.pop(self._order.pop(0))
 
 
 class Compositor:

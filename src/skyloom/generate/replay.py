@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from skyloom.core.errors import CheckpointError, MediaError, RequestError
+from skyloom.generate.loras import find_loras
 from skyloom.generate.receipt import FramesHash, Receipt, hash_source_file, weights_digest
 from skyloom.generate.request import Request
 from skyloom.media.read import is_sidecar
@@ -129,13 +130,30 @@ def _check_sources(receipt: Receipt) -> None:
 
 def check_weights(receipt: Receipt, info: ModelInfo) -> None:
     """Raise CheckpointError if a model's weights are not those of the receipt."""
-    here = weights_digest(info.manifest.get("files", {}))
+    here = weights_digest(info.file_hashes)
     if here != receipt.weights:
         raise CheckpointError(
             f"The video was made with weights {receipt.weights[:_DIGEST_CHARACTERS]} of "
             f"{receipt.model}; {info.name} in {info.folder} has {here[:_DIGEST_CHARACTERS]}.",
             hint="Choose the right model with --model, or use these weights with --force.",
         )
+
+
+def check_loras(receipt: Receipt) -> None:
+    """Raise CheckpointError if the file of a LoRA is not that of the receipt.
+
+    Raises RequestError for one that is missing.
+    """
+    recorded = {lora["name"]: lora["sha256"] for lora in receipt.loras}
+    for file in find_loras(receipt.request.loras, None):
+        expected = recorded.get(file.lora.name, "")
+        if file.sha256 != expected:
+            raise CheckpointError(
+                f"The video was made with LoRA {file.lora.name} of sha256 "
+                f"{expected[:_DIGEST_CHARACTERS]}; {file.path} has "
+                f"{file.sha256[:_DIGEST_CHARACTERS]}.",
+                hint="Put the right file in its place, or use this one with --force.",
+            )
 
 
 def is_exact(receipt: Receipt, video: Video) -> bool | None:

@@ -11,7 +11,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from skyloom.core.errors import RequestError
 from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
 from skyloom.generate.edit_spec import Edit
+from skyloom.generate.loras import Lora, parse_loras
 from skyloom.generate.parsing import parse_size  # noqa: F401 - part of this module's interface
 
 _INTEGERS = ("seed", "num_steps", "retakes")
@@ -36,7 +37,10 @@ class Request:
     no guidance) or "best" (many steps, guided), if the model has both. `cards` make a storyboard;
     its prompt, which may be empty, is appended to each card's. `edit` changes existing videos,
     whose length and size the result has. `retakes` is how often a window may be sampled
-    again that does not match the first one. Raises RequestError for values of the wrong type.
+    again that does not match the first one. `loras` change the model: names or paths of files, with
+    weights; also given as "NAME:WEIGHT". `schedule` is the spacing of an open
+    checkpoint's noise levels, to compare: "wan" (the original code) or "diffusers". Raises
+    RequestError for values of the wrong type.
     """
 
     prompt: str
@@ -53,12 +57,15 @@ class Request:
     cards: tuple[Card, ...] = ()
     edit: Edit | None = None
     retakes: int | None = None
+    loras: tuple[Lora, ...] = ()
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _parse_cards(self.cards))
         object.__setattr__(self, "edit", _parse_edit(self.edit))
+        object.__setattr__(self, "loras", parse_loras(self.loras))
         for field in fields(self):
-            if field.name in ("cards", "edit"):
+            if field.name in ("cards", "edit", "loras"):
                 continue
             value = getattr(self, field.name)
             if value is not None or field.name in ("prompt", "negative_prompt"):
@@ -92,6 +99,7 @@ class Request:
         """Plain values; fields that are None or empty are left out."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["cards"] = [card.to_dict() for card in self.cards] or None
+        values["loras"] = [asdict(lora) for lora in self.loras] or None
         values["edit"] = None if self.edit is None else self.edit.to_dict()
         return {key: value for key, value in values.items() if value is not None}
 

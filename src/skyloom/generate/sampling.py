@@ -1,7 +1,8 @@
 # pyright: basic
 """Sample a video of any length window by window, in constant memory.
 
-The first window has the model's native length and is sampled in one pass. Later windows attend to
+The first window has the model's native length and is sampled in one pass. Without a rollout, later
+windows see the last latent frames as known ones (generate/windows.py). With it, they attend to
 cached keys and values of the first latent frames and of those right before the window (attention
 sink and recent frames: Xiao et al. 2023, arXiv 2309.17453; keys are cached without rotary
 embedding and get window-local positions). Noise is drawn per window, so a frame does not depend on
@@ -10,20 +11,31 @@ the length of the video. While one window is sampled, the previous one is decode
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from skyloom.core.errors import MediaError
+from skyloom.core.errors import MediaError, NumericsError
 from skyloom.core.seeds import chain_frames, noise
 from skyloom.diffusion.canvas import Canvas
 from skyloom.diffusion.flow import add_noise
-from skyloom.diffusion.sampling import SampleStep, sample_euler
+from skyloom.diffusion.sampling import SampleStep, sample_euler, sample_renoise
+from skyloom.diffusion.schedule import (
+    TRAINING_TIMESTEPS,
+    diffusers_sigmas,
+    make_sigmas,
+    sigmas_of_timesteps,
+    wan_sigmas,
+    whole_timesteps,
+)
+from skyloom.diffusion.unipc import sample_unipc
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.latent_store import FinishedWindow, WindowStore
 from skyloom.generate.windows import Window
+from skyloom.models.family import Schedule
 from skyloom.models.registry import Rollout
 
 
@@ -78,10 +90,21 @@ class WindowStep:
     def generated(self) -> Float[Tensor, "1 c t h w"] | None:
         """The clean latent frames that the window generated; without known ones."""
         latent = self.finished
-        first, end = self.window.generated
-        if latent is None or (first, end) == (self.window.start, self.window.stop):
-            return latent
-        return latent[:, :, first - self.window.start : end - self.window.start]
+        return None if latent is None else generated_part(self.window, latent)
+
+
+def generated_part(
+    window: Window, latent: Float[Tensor, "1 c t h w"]
+) -> Float[Tensor, "1 c u h w"]:
+    """The latent frames that a window generated, of all that it saw."""
+    first, end = window.generated
+    if (first, end) == (window.start, window.stop):
+        return latent
+    return latent[:, :, first - window.start : end - window.start]
+
+
+Sampler = Callable[..., Iterator[SampleStep]]
+"""One of the samplers of skyloom.diffusion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +114,7 @@ class SamplingSpec:
     `set_prompt` is called before each window. `span_seeds` are seeds of single spans, by index.
     `store` holds windows and steps of an interrupted run, which are not sampled again.
     `start_noise` replaces the noise that the first take of each window starts from.
-    Without `uses_cache`, no window attends to earlier ones.
+    Without `uses_cache`, no window attends to earlier ones. `solver` is that of the Schedule.
     `noise_correlation` is the correlation between the noise of neighbouring latent frames.
     `score_window` rates a finished window: one with a score above 1 is sampled again with other
     noise, up to `retakes` times, and the take with the lowest score is kept.
@@ -110,6 +133,7 @@ class SamplingSpec:
     retakes: int = 0
     uses_cache: bool = True
     start_noise: Float[Tensor, "1 c t h w"] | None = None
+    solver: str = "euler"
 
     @property
     def steps(self) -> int:
@@ -139,6 +163,16 @@ class SamplingSpec:
         purpose = ("take", take) if take else ()
         fresh = self.window_noise(window, shape, *purpose)
         return chain_frames(fresh, self.noise_correlation, last)
+
+    def sampler(self, window: Window, take: int, shape: tuple[int, ...]) -> Sampler:
+        """The sampler of a take, whose noise depends on window, take and step alone."""
+        if self.solver == "renoise":
+
+            def fresh_noise(step: int) -> Tensor:
+                return self.window_noise(window, shape, "take", take, "step", step)
+
+            return partial(sample_renoise, fresh_noise=fresh_noise)
+        return sample_unipc if self.solver == "unipc" else sample_euler
 
     def starts_new_noise_chain(self, window: Window, before: Window | None) -> bool:
         """Whether a window's noise is independent of the previous window's."""
@@ -253,14 +287,52 @@ def _sample_take(
     """The remaining steps of one take; at least the last one."""
     resume_from = None if spec.store is None else spec.store.load_step(window.index, take)
     if resume_from is not None and resume_from[0] == spec.steps:
-        yield SampleStep(spec.steps - 1, spec.steps, resume_from[1], resume_from[1])
+        yield _last_step(spec, resume_from[1][0])
         return
-    for step in sample_euler(denoiser.velocity, start, spec.sigmas, canvas, resume_from):
+    sampler = spec.sampler(window, take, tuple(start.shape))
+    for step in sampler(denoiser.velocity, start, spec.sigmas, canvas, resume_from):
+        _check_finite(step, denoiser)
         if spec.store is not None and (
             step.index < spec.steps - 1 or spec.score_window is not None
         ):
-            spec.store.save_step(window.index, take, step.index + 1, step.latent)
+            spec.store.save_step(window.index, take, step.index + 1, step.state)
         yield step
+
+
+def _check_finite(step: SampleStep, denoiser: Denoiser) -> None:
+    """Raise NumericsError, with the likely cause, if a clean estimate has other than numbers."""
+    if step.denoised.sum().isfinite():
+        return
+    hint = (
+        "The weights may be damaged (skyloom models verify), or the attention backend of this "
+        "device gives wrong results."
+    )
+    if denoiser.dtype == torch.float16:
+        hint = "float16 has too small a range for this model: use bfloat16 or float32."
+    raise NumericsError(
+        f"Step {step.index + 1} of {step.total} gave values that are not finite.", hint=hint
+    )
+
+
+def schedule_sigmas(schedule: Schedule, num_steps: int) -> Float[Tensor, " n"]:
+    """The noise levels of a schedule: `num_steps`, and 0."""
+    if schedule.levels == "listed":
+        return sigmas_of_timesteps(schedule.timesteps, schedule.shift)
+    functions = {"linear": make_sigmas, "wan": wan_sigmas, "diffusers": diffusers_sigmas}
+    return functions[schedule.levels](num_steps, schedule.shift)
+
+
+def model_levels(schedule: Schedule, num_steps: int) -> dict[float, float]:
+    """The levels of a schedule that the model is told as training timesteps, and these, in [0, 1].
+
+    Models of open checkpoints were trained on whole timesteps; the solver keeps the exact level.
+    """
+    if schedule.levels == "linear":
+        return {}
+    sigmas = schedule_sigmas(schedule, num_steps)
+    timesteps = schedule.timesteps or whole_timesteps(sigmas).tolist()
+    told = (timestep / TRAINING_TIMESTEPS for timestep in timesteps)
+    return dict(zip(sigmas.tolist(), told, strict=False))
 
 
 def _best_take(

@@ -166,7 +166,8 @@ class Timeline:
     """Spans in order, at `fps` frames per second. With `loops`, the end leads back to the start.
 
     The builder of an edit's timeline sets `fps` and `size` (height, width) only if they are not
-    those of its sources. `notices` are sentences for the user about the prompts of generated spans.
+    those of its sources. `notices` are sentences for the user about the generated spans: their
+    prompts and lengths.
     """
 
     spans: tuple[Span, ...]

@@ -3,13 +3,14 @@
 No torch is imported here, so the server applies the same rules before a worker gets the job.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skyloom.core.errors import RequestError
 from skyloom.core.types import ScaleFactors
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.parsing import parse_size
 from skyloom.generate.request import Request, check_seed
+from skyloom.models.family import Schedule
 from skyloom.models.registry import ModelInfo, Quality
 from skyloom.safety.moderation import refuse_prompt
 
@@ -18,7 +19,15 @@ MAX_SECONDS = 3600
 MAX_STEPS = 500
 MAX_GUIDANCE = 30.0
 MAX_RETAKES = 20
-_SAMPLING_FIELDS = ("seed", "num_steps", "guidance_scale", "quality", "negative_prompt")
+_SAMPLING_FIELDS = (
+    "seed",
+    "num_steps",
+    "guidance_scale",
+    "quality",
+    "negative_prompt",
+    "loras",
+    "schedule",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class ResolvedRequest:
     quality: Quality
     num_steps: int
     guidance_scale: float
+    schedule: Schedule
 
 
 def resolve_defaults(
@@ -57,25 +67,31 @@ def resolve_defaults(
         _check_range("retakes", request.retakes, 1, MAX_RETAKES)
     if request.seed is not None:
         check_seed(request.seed)
+    schedule = _resolve_schedule(request, quality.schedule or model.schedule, steps)
     return ResolvedRequest(
-        width, height, keep_every, quality=quality, num_steps=steps, guidance_scale=guidance
+        width,
+        height,
+        keep_every,
+        quality=quality,
+        num_steps=steps,
+        guidance_scale=guidance,
+        schedule=schedule.at_size(width, height),
     )
 
 
 def count_frames(request: Request, model: ModelInfo, scale: ScaleFactors) -> int:
-    """Number of frames of a request. Raises RequestError if the model cannot generate as many."""
+    """Number of frames of a request. Raises RequestError for an invalid length."""
     _check_seconds(request)
-    if request.seconds is None:
-        return model.frames
-    max_seconds = (model.frames - 1) / model.fps
-    frames = scale.frames_for(request.seconds, model.fps)
-    if frames > model.frames and model.rollout is None:
-        raise RequestError(
-            f"seconds must be <= {max_seconds:g} for {model.name}, got {request.seconds:g}.",
-            hint="Shorten it, or use a model that supports longer videos.",
-            field="seconds",
-        )
-    return frames
+    return model.frames if request.seconds is None else scale.frames_for(request.seconds, model.fps)
+
+
+def length_notice(model: ModelInfo) -> str:
+    """The sentence for the user about a shot longer than the videos of a model's training."""
+    return (
+        f"{model.name} was trained on videos of {model.frames} frames "
+        f"({(model.frames - 1) / model.fps:g} s). Longer shots are made in windows that see the "
+        "last frames before them; their quality has not been measured."
+    )
 
 
 def _check_prompts(request: Request, *, moderate: bool) -> None:
@@ -122,7 +138,7 @@ def _check_edit(request: Request, model: ModelInfo) -> None:
                 field=name,
             )
     for name in () if request.needs_model else _SAMPLING_FIELDS:
-        if getattr(request, name) not in (None, ""):
+        if getattr(request, name) not in (None, "", ()):
             kind = "a hard cut" if verb.name == "stitch" else f"{verb.name}, which uses no model"
             raise RequestError(f"{name} must be left out for {kind}.", field=name)
     if request.cards:
@@ -164,6 +180,27 @@ def _resolve_quality(request: Request, model: ModelInfo) -> Quality:
         hint=f"{name} takes at most {chosen.num_steps} steps and no guidance.",
         field="quality",
     )
+
+
+def _resolve_schedule(request: Request, schedule: Schedule, num_steps: int) -> Schedule:
+    """The schedule, with the spacing of the levels that the request names."""
+    if request.schedule is not None:
+        if request.schedule not in schedule.comparable:
+            raise RequestError(
+                f"schedule must be {' or '.join(schedule.comparable)} for this model, "
+                f"got {request.schedule!r:.40}.",
+                hint="Leave it out.",
+                field="schedule",
+            )
+        schedule = replace(schedule, levels=request.schedule)
+    if schedule.timesteps and num_steps != len(schedule.timesteps):
+        raise RequestError(
+            f"num_steps must be {len(schedule.timesteps)} for a model with listed noise levels, "
+            f"got {num_steps}.",
+            hint="Leave it out.",
+            field="num_steps",
+        )
+    return schedule
 
 
 def _resolve_size(request: Request, model: ModelInfo) -> tuple[int, int]:

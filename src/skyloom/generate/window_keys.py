@@ -37,17 +37,20 @@ def window_keys(
     """
     settings = {
         "skyloom": __version__,
-        "weights": weights_digest(info.manifest.get("files", {})),
+        "weights": weights_digest(info.file_hashes),
         "device": f"{device.type} {dtype}",
         "seed": plan.seed,
         "steps": plan.num_steps,
         "guidance": plan.guidance_scale,
         "student": plan.student,
+        "schedule": asdict(plan.schedule),
         "negative": plan.request.negative_prompt,
         "size": plan.shape.size,
         "mask": _mask(plan),
         "critic": None if bounds is None else [plan.request.retakes, dict(bounds)],
     }
+    if plan.loras:
+        settings["loras"] = [[one.sha256, one.lora.weight] for one in plan.loras]
     spans = [_span_values(plan, span) for span in run.spans]
     return [
         hashlib.sha256(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skyloom.generate.decoding import StreamingDecoder
-from skyloom.generate.sampling import Critic, WindowScore, WindowStep
+from skyloom.generate.sampling import Critic, WindowScore, WindowStep, generated_part
 from skyloom.generate.windows import Window
 
 _FRAMES_BEFORE = 12  # frames before a window that the critic sees
@@ -33,16 +33,18 @@ class WindowReviewer:
 
     def score(self, window: Window, latent: Float[Tensor, "1 c t h w"]) -> WindowScore:
         """Score one take of a window."""
-        frames = self._decoder.decode_trial(latent, window)
+        frames = self._decoder.decode_trial(generated_part(window, latent), window)
         first = self._first if self._card == (window.shot, window.span) else None
         before = frames[:0] if self._before is None or self._shot != window.shot else self._before
         return self._decoder.executor.run_one(partial(self._critic, frames, first, before))
 
     def accept(self, step: WindowStep) -> None:
         """Record the accepted take of a window. Call it before the decoder gets the window."""
-        assert step.result is not None, "only finished windows are accepted"
+        assert step.result is not None and step.generated is not None, (
+            "only finished windows are accepted"
+        )
         window = step.window
-        frames = self._decoder.decode_trial(step.result.latent, window)
+        frames = self._decoder.decode_trial(step.generated, window)
         if self._card != (window.shot, window.span) and not window.prompt_fade and len(frames):
             self._card = (window.shot, window.span)
             self._first = frames

@@ -4,6 +4,9 @@ A run is what is sampled as one sequence of windows: a span of an edit with thos
 or all spans of a prompt or storyboard, whose spans have no name. Positions are counted from the
 start of a shot.
 
+A model with a rollout continues a shot from a cache. Without one, each later window sees the last
+latent frames before it as known frames (diffusion forcing: Chen et al. 2024, arXiv 2407.01392).
+
 A span between kept frames: a latent frame begins at the span's first video frame, and its last
 latent frame may cover kept frames after it, which are shown unchanged. A short span is one window
 that sees both sides. A longer span without frames after it continues from a cache; with frames
@@ -87,6 +90,10 @@ class RunPlan:
         """Number of generated video frames."""
         return sum(span.frames for span in self.spans)
 
+    def opens_shot(self, window: Window) -> bool:
+        """Whether a window is at the start of a shot, with no kept frames around the run."""
+        return not (window.start or self.known_before or self.known_after)
+
     @property
     def whole(self) -> Generate:
         """The spans of a run between kept frames as one span."""
@@ -98,7 +105,7 @@ def plan_runs(
 ) -> tuple[RunPlan, ...]:
     """Plan the windows of all generated spans, for a model that samples `native` latent frames.
 
-    Raises RequestError if a shot needs several windows and the model has no rollout.
+    Raises RequestError if `native` is less than 3 and a window has to see other frames.
     """
     runs: list[RunPlan] = []
     sequence: list[Generate] = []
@@ -120,7 +127,8 @@ def _plan_run(
     spans: tuple[Generate, ...], scale: ScaleFactors, native: int, rollout: Rollout | None
 ) -> RunPlan:
     if not spans[0].name:
-        return RunPlan(spans, shot_windows(spans, scale, native, rollout))
+        windows = shot_windows(spans, scale, native, rollout)
+        return RunPlan(spans, windows, uses_cache=rollout is not None)
     if len(spans) == 1:
         return plan_span(spans[0], scale, native, rollout)
     return plan_prompts(spans, scale, native)
@@ -141,7 +149,8 @@ def shot_windows(
     """Divide the shots of a prompt or storyboard into windows; a window belongs to one span.
 
     If a span begins inside a latent frame, that latent frame is sampled once per span, and each
-    span shows its own video frames of it.
+    span shows its own video frames of it. Raises RequestError if a shot needs several windows,
+    the model has no rollout and `native` is less than 3.
     """
     windows: list[Window] = []
     shot = 0
@@ -161,14 +170,20 @@ def shot_windows(
         last = max(end, ahead)
         start = _latent_frame_of(offset, scale)
         while start < last:
-            full = start + (native if start == 0 else rollout.window if rollout else last - start)
-            stop = full if start and not continues else min(full, last)
+            seen = 0 if rollout is not None else min(_max_known(native), start)
+            if start == 0 or rollout is None:
+                full = start + native - seen
+            else:
+                full = start + rollout.window
+            is_whole = start > 0 and not continues and rollout is not None
+            stop = full if is_whole else min(full, last)
             if stop + 1 == last and ahead > end and stop - start > 1:
                 stop -= 1
+            fade = _prompt_fade(span.fade_frames, offset, (start, stop), scale)
             windows.append(
                 Window(
                     len(windows),
-                    start,
+                    start - seen,
                     stop,
                     decode_until=min(stop, end),
                     cache_until=min(stop, cache_end),
@@ -176,16 +191,13 @@ def shot_windows(
                     generated=(start, stop),
                     shot=shot,
                     span=index,
-                    prompt_fade=_prompt_fade(span.fade_frames, offset, (start, stop), scale),
+                    prompt_fade=(0.0,) * seen + fade if fade else (),
                 )
             )
             start = stop
         offset = until
     if rollout is None and any(one.shot == two.shot for one, two in pairwise(windows)):
-        raise RequestError(
-            "This model generates one window per shot.",
-            hint="Make every card a cut, and shorten the cards.",
-        )
+        _check_native(native, scale, "videos of several windows")
     return tuple(windows)
 
 
@@ -194,14 +206,8 @@ def plan_span(span: Generate, scale: ScaleFactors, native: int, rollout: Rollout
 
     Raises RequestError if `native` is less than 3.
     """
-    if native < _MIN_NATIVE:
-        raise RequestError(
-            f"The model's native window must be >= {scale.video_frames(_MIN_NATIVE)} frames for "
-            f"edits, got {scale.video_frames(native)}.",
-            hint="Use another model.",
-            field="model",
-        )
-    max_known = min(MAX_KNOWN, (native - 1) // 2)
+    _check_native(native, scale, "edits")
+    max_known = _max_known(native)
     before = 0 if span.before is None else span.before.frames
     after = 0 if span.after is None else span.after.frames
     continues = before > 0 and after == 0 and rollout is not None
@@ -298,6 +304,22 @@ def first_frame(cell: int, scale: ScaleFactors) -> int:
     return 0 if cell == 0 else scale.video_frames(cell)
 
 
+def _max_known(native: int) -> int:
+    """Largest number of known latent frames per side of a window."""
+    return min(MAX_KNOWN, (native - 1) // 2)
+
+
+def _check_native(native: int, scale: ScaleFactors, purpose: str) -> None:
+    """Raise RequestError if a window cannot hold known frames beside those that it generates."""
+    if native < _MIN_NATIVE:
+        raise RequestError(
+            f"The model's native window must be >= {scale.video_frames(_MIN_NATIVE)} frames for "
+            f"{purpose}, got {scale.video_frames(native)}.",
+            hint="Use another model.",
+            field="model",
+        )
+
+
 def _latent_frame_of(frame: int, scale: ScaleFactors) -> int:
     """The latent frame that holds a video frame."""
     return -(-frame // scale.time)
@@ -335,7 +357,7 @@ def _forward(known_before: int, generated: int, known_after: int, native: int) -
     """Windows in order of time; the last one sees the known latent frames after the span."""
     position = known_before
     end = known_before + generated
-    max_known = min(MAX_KNOWN, (native - 1) // 2)
+    max_known = _max_known(native)
     while position < end:
         seen = min(max_known, position)
         room = native - seen
@@ -352,7 +374,7 @@ def _backward(known_before: int, generated: int, known_after: int, native: int) 
     """Windows from the end of a span without known frames before it to its start."""
     assert not known_before
     end = generated
-    max_known = min(MAX_KNOWN, (native - 1) // 2)
+    max_known = _max_known(native)
     while end > 0:
         seen = min(max_known, generated + known_after - end)
         start = max(0, end - (native - seen))

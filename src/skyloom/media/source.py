@@ -74,6 +74,7 @@ class VideoSource:
         self._child = child
         self._opened = child.opened
         self._index = index
+        self._target_fps = fps
         self.path = child.opened.path
         rate, constant = index.rate
         self.fps = fps or rate
@@ -104,6 +105,10 @@ class VideoSource:
     def sha256(self) -> str:
         """SHA-256 of the file, lower-case hex."""
         return sha256_file(self.path)
+
+    def resized(self, height: int, width: int) -> "VideoSource":
+        """The same open video, read at another size (scaled and cropped)."""
+        return VideoSource(self._child, self._index, self._target_fps, (height, width))
 
     def read(self, start: int = 0, stop: int | None = None) -> UInt8[Tensor, "t h w c"]:
         """Read frames [start, stop), by default all.

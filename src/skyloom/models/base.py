@@ -30,12 +30,17 @@ _TAKE_TURNS: tuple[Rung, ...] = ("swapped", "tiled")
 
 @dataclass(frozen=True)
 class TextContext:
-    """Encoded prompts, padded with zeros; truncated: number of dropped tokens per prompt."""
+    """Encoded prompts, padded with zeros.
+
+    pooled: None for a text encoder without pooled vectors. truncated: number of dropped tokens per
+    prompt. truncated_text: the first dropped words per prompt; empty if they are not known.
+    """
 
     context: Float[Tensor, "b m d"]
     context_mask: Bool[Tensor, "b m"]
-    pooled: Float[Tensor, "b p"]
+    pooled: Float[Tensor, "b p"] | None
     truncated: tuple[int, ...]
+    truncated_text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,15 @@ class Autoencoder(Part, Protocol):
 
 
 @runtime_checkable
+class Previewer(Protocol):
+    """An autoencoder that makes coarse pictures of latents in far less time than it decodes."""
+
+    def preview(self, latent: Float[Tensor, "c y x"]) -> Float[Tensor, "3 h w"] | None:
+        """Return the pixels of a latent frame in about [-1, 1]; None if they are not known yet."""
+        ...
+
+
+@runtime_checkable
 class Transformer(Part, Protocol):
     """Predicts the denoising direction of every latent frame."""
 
@@ -178,28 +192,32 @@ class DenoisingNetwork(nn.Module):
     config: Any
     head: nn.Linear | nn.Conv2d
     blocks: nn.ModuleList
-    _streamer: BlockStreamer[Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._streamers: list[BlockStreamer[Any]] = []  # shared with views that have LoRAs
 
     @property
     def running_blocks(self) -> Iterable[Any]:
         """The blocks in order, each with its weights on the device while it is the current one."""
-        return self.blocks if self._streamer is None else self._streamer
+        for streamer in self._streamers:
+            return (own for _, own in zip(streamer, self.blocks, strict=True))
+        return self.blocks
 
     def stream_blocks(self, device: torch.device | None) -> None:
         """Keep the weights of the blocks in host memory and all others on a device.
 
         None ends it; the blocks stay in host memory then. Networks without `blocks` cannot.
         """
-        if self._streamer is not None:
-            self._streamer.close()
-            self._streamer = None
+        while self._streamers:
+            self._streamers.pop().close()
         if device is None:
             return
         in_blocks = {id(one) for one in (*self.blocks.parameters(), *self.blocks.buffers())}
         for weight in (*self.parameters(), *self.buffers()):
             if id(weight) not in in_blocks:
                 weight.data = weight.data.to(device)
-        self._streamer = BlockStreamer(tuple(self.blocks), device)
+        self._streamers.append(BlockStreamer(tuple(self.blocks), device))
 
     @property
     def prediction(self) -> Prediction:
@@ -480,10 +498,20 @@ def as_condition(text: TextCondition | TextContext, transformer: Transformer) ->
     """Return the prepared text; encoded prompts are prepared, a single one without padding."""
     if isinstance(text, TextCondition):
         return text
+    if len(text.context) == 1:
+        return prepare_prompt(text, 0, transformer)
     context = text.context.to(transformer.device, transformer.dtype)
-    pooled = text.pooled.to(transformer.device, transformer.dtype)
-    if len(context) > 1:
-        mask = text.context_mask.to(transformer.device)
-        return transformer.prepare_text(context, mask, pooled)
-    length = int(text.context_mask.sum())
-    return transformer.prepare_text(context[:, :length], None, pooled)
+    mask = text.context_mask.to(transformer.device)
+    pooled = text.pooled
+    if pooled is not None:
+        pooled = pooled.to(transformer.device, transformer.dtype)
+    return transformer.prepare_text(context, mask, pooled)
+
+
+def prepare_prompt(text: TextContext, row: int, transformer: Transformer) -> TextCondition:
+    """Prepare one of the encoded prompts, without its padding."""
+    where = (transformer.device, transformer.dtype)
+    length = int(text.context_mask[row].sum())
+    context = text.context[row : row + 1, :length].to(*where)
+    pooled = None if text.pooled is None else text.pooled[row : row + 1].to(*where)
+    return transformer.prepare_text(context, None, pooled)

@@ -9,7 +9,7 @@ memory is the network plus one tensor.
 import json
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -57,6 +57,18 @@ class TensorSource(Protocol):
     def read(self, name: str) -> Weight:
         """Read a tensor; a matrix in 8 bits may stay quantized."""
         ...
+
+
+@dataclass(frozen=True)
+class WeightRecipe:
+    """How a network's tensor is made of stored ones.
+
+    convert: takes the tensors `names`, of equal shape if there are several, and joins them along
+    the rows, in this order; it may reorder rows within each, and reshape. Columns keep their order.
+    """
+
+    names: tuple[str, ...]
+    convert: Callable[..., Weight]
 
 
 class PartReader:

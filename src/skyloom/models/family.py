@@ -2,22 +2,76 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
-from skyloom.core.errors import RequestError
+from skyloom.core.errors import ConfigError, RequestError
 
 Prediction = Literal["velocity", "denoised", "angular"]
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Solver and noise levels of a sampler. sigma 1 is noise, 0 is data.
+
+    solver: "euler"; "unipc" (second-order multistep); "renoise" (few-step students: the clean
+        estimate with fresh noise of the next level).
+    levels: how n levels are spaced before the shift: "linear" from 1 to 0; "wan", from 0.999 as in
+        the original code of Wan; "diffusers", from 1 to 0.001 as in its UniPC scheduler; "listed",
+        the `timesteps`.
+    shift: factor on the ratio of noise to signal. area_shifts: (pixels of a frame, shift) pairs in
+        rising order; the last pair whose pixels a frame reaches replaces `shift`.
+    timesteps: falling training timesteps (1 to 1000) that the model is told at "listed" levels.
+    """
+
+    solver: Literal["euler", "unipc", "renoise"] = "euler"
+    levels: Literal["linear", "wan", "diffusers", "listed"] = "linear"
+    shift: float = 1.0
+    area_shifts: tuple[tuple[int, float], ...] = ()
+    timesteps: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        shifts = (self.shift, *(shift for _, shift in self.area_shifts))
+        if not min(shifts) > 0:
+            raise ConfigError(f"shift must be > 0, got {min(shifts)}.")
+        if self.solver == "unipc" and self.levels not in ("wan", "diffusers"):
+            raise ConfigError(
+                f"levels must be wan or diffusers for the solver unipc, got {self.levels}.",
+                hint="UniPC needs a first level below 1.",
+            )
+        falling = all(high > low for high, low in pairwise((*self.timesteps, 0)))
+        if (self.levels == "listed") != bool(self.timesteps) or not falling:
+            raise ConfigError(
+                "timesteps must be falling numbers above 0 for listed levels, and left out for "
+                f"others, got {self.timesteps} for {self.levels}."
+            )
+
+    def at_size(self, width: int, height: int) -> "Schedule":
+        """Return the schedule with the shift of a frame size in pixels."""
+        reached = [shift for area, shift in self.area_shifts if width * height >= area]
+        shift = reached[-1] if reached else self.shift
+        return replace(self, shift=shift, area_shifts=())
+
+    @property
+    def comparable(self) -> tuple[str, ...]:
+        """Spacings of the levels that a request may choose for comparison; the own one first."""
+        others = ("wan", "diffusers") if self.levels in ("wan", "diffusers") else ()
+        return tuple(dict.fromkeys((self.levels, *others)))
+
+
+@dataclass(frozen=True)
 class Quality:
-    """Sampling settings. A distilled `student` needs no guidance and few steps."""
+    """Sampling settings. A distilled `student` needs no guidance and few steps.
+
+    schedule: None is that of the model.
+    """
 
     num_steps: int
     guidance_scale: float
     student: bool = False
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +187,13 @@ class ModelFamily:
     frames: native window, 1 + k times the frames of a latent frame; for edits k >= 2.
     edit_verbs: generating verbs that it can do.
     few_step: settings of a distilled student, for models that have one.
-    rollout: settings for longer videos; None if unsupported.
+    rollout: settings of the key-value cache for longer videos; None for a family that was not
+        trained to continue from one. Its longer videos are made in windows that see known frames.
+    frame_levels: whether it was trained with a noise level per latent frame, so that known frames
+        enter clean. Without it they are noised like the others (RePaint).
     negative_prompt: used with guidance by requests that give none.
+    trial_decode: decode one latent frame before sampling, so that a decoder that does not fit in
+        memory or is damaged fails at once and not after the last step.
     knows: words that a prompt may use, by kind: things, places, times, colours, motions; empty for
     an open vocabulary.
     """
@@ -146,11 +205,13 @@ class ModelFamily:
     frames: int
     num_steps: int
     guidance_scale: float
-    shift: float
+    schedule: Schedule
     edit_verbs: tuple[str, ...]
     few_step: Quality | None = None
     rollout: Rollout | None = None
+    frame_levels: bool = True
     negative_prompt: str = ""
+    trial_decode: bool = False
     knows: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 

@@ -148,6 +148,11 @@ class QuantizedLayer(nn.Module):
         return QuantizedWeight(self.codes, self.scale, self.rotation)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the dequantized weight."""
+        return self._like.dtype
+
+    @property
     def weight(self) -> Tensor:
         """The weight multiplied out: a new tensor at every access; writing to it has no effect."""
         return self.quantized.dequantize(self._like.dtype)

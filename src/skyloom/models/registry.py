@@ -6,6 +6,7 @@ Its modules with fixed names:
 - `config`: `FAMILY`, a `models.family.ModelFamily`, and the sizes of the networks. Without torch.
   `VARIANTS`, if the manifests of its models name a `variant`: a record for each.
 - `load`: the functions of `models.base.FamilyLoader`, which read a model's folder.
+- `lora`, if it reads LoRA files with other names than its own: `lora_targets`.
 
 Its networks implement the interfaces of `models.base` in `text_encoder`, `autoencoder` and
 `transformer`; `state_dict` converts the keys of other projects' weights, if it reads any.
@@ -21,24 +22,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from skyloom.core.config import from_table
+from skyloom.core.config import from_table, to_table
 from skyloom.core.errors import CheckpointError, ConfigError, RequestError
 from skyloom.core.hash_cache import file_identity
 from skyloom.core.paths import model_path, models_folder
-from skyloom.models.family import ModelFamily, Quality, Rollout, SizeRule
+from skyloom.models.family import ModelFamily, Quality, Rollout, Schedule, SizeRule
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "diorama"
 MANIFEST_FILE = "manifest.json"
 MEMORY_PER_FILE_BYTE = 1.5  # weights may be stored in fewer bits; activations take the rest
 REPAIR = "Install skyloom again, or pass a complete model folder to --model."
-FAMILIES = {"diorama": "skyloom.models.diorama"}
+FAMILIES = {"diorama": "skyloom.models.diorama", "wan": "skyloom.models.wan"}
 """Packages of the model families; imported when a model of the family is used."""
 if TYPE_CHECKING:  # the modules `load` must match the protocol
     from skyloom.models.base import FamilyLoader
     from skyloom.models.diorama import load as diorama_load
+    from skyloom.models.wan import load as wan_load
 
-    _LOADERS: tuple[FamilyLoader, ...] = (diorama_load,)
+    _LOADERS: tuple[FamilyLoader, ...] = (diorama_load, wan_load)
 _FORMER_NAMES = {"skyloom": "diorama"}  # in manifests of version 0.1
 
 
@@ -72,7 +74,7 @@ class ModelInfo:
     frames: int
     num_steps: int
     guidance_scale: float
-    shift: float
+    schedule: Schedule
     parameters: int
     folder: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
@@ -81,6 +83,19 @@ class ModelInfo:
     def default_size(self) -> str:
         """Size of a request that names none, as "WIDTHxHEIGHT"."""
         return self.size_rule.names[0]
+
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of the model's files: by name, or by part and number where they lie anywhere."""
+        parts: dict[str, list[dict[str, Any]]] = self.manifest.get("parts", {})
+        return {
+            **self.manifest.get("files", {}),
+            **{
+                f"{part}/{number}": row["sha256"]
+                for part, rows in parts.items()
+                for number, row in enumerate(rows)
+            },
+        }
 
     @property
     def record(self) -> ModelFamily:
@@ -130,7 +145,7 @@ class ModelInfo:
 
     @property
     def rollout(self) -> Rollout | None:
-        """Settings for videos longer than the native window; None if unsupported."""
+        """Settings of the cache for longer videos; None for a model that has none."""
         values = self.manifest.get("rollout")
         return self.record.rollout if values is None else Rollout(**values)
 
@@ -159,12 +174,12 @@ def find_family(family: str, variant: str | None = None) -> ModelFamily:
     """Return the record of a family, or of a variant of it. Raises CheckpointError if unknown."""
     config = family_module(family, "config")
     record: ModelFamily = config.FAMILY
-    if variant is None:
-        return record
     variants: Mapping[str, ModelFamily] = getattr(config, "VARIANTS", {})
+    if variant is None or not variants:
+        return record
     if variant not in variants:
         raise CheckpointError(
-            f"variant must be one of {', '.join(variants) or 'none'} for the family {record.name}, "
+            f"variant must be one of {', '.join(variants)} for the family {record.name}, "
             f"got {variant!r}.",
             hint="The model needs another version of skyloom.",
         )
@@ -191,7 +206,7 @@ def read_model(folder: Path) -> ModelInfo:
             f"the family {record.name} have no student.",
             hint=REPAIR,
         )
-    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale", "shift")
+    shared = ("licence", "fps", "frames", "num_steps", "guidance_scale")
     values: dict[str, Any] = {name: manifest.get(name, getattr(record, name)) for name in shared}
     return ModelInfo(
         **values,
@@ -199,6 +214,7 @@ def read_model(folder: Path) -> ModelInfo:
         family=manifest["family"],
         description=manifest.get("description", ""),
         size_rule=_size_rule(folder, manifest, record),
+        schedule=_schedule(folder, manifest, record),
         parameters=manifest.get("parameters", 0),
         folder=folder,
         manifest=manifest,
@@ -219,6 +235,19 @@ def _size_rule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -
         raise CheckpointError(
             f"sizes in {where} must be a list of WIDTHxHEIGHT or a table, got {sizes!r:.80}.",
             hint=REPAIR,
+        ) from error
+
+
+def _schedule(folder: Path, manifest: Mapping[str, Any], record: ModelFamily) -> Schedule:
+    """Read `schedule`, a table with fields of Schedule, and `shift`; both may be left out."""
+    try:
+        values = {**to_table(record.schedule), **manifest.get("schedule", {})}
+        if "shift" in manifest:
+            values["shift"] = manifest["shift"]
+        return from_table(values, Schedule, "schedule")
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(
+            f"The schedule in {folder / MANIFEST_FILE} is not valid: {error}", hint=REPAIR
         ) from error
 
 
@@ -267,8 +296,9 @@ def find_model(name: str, root: Path | None = None) -> ModelInfo:
         return read_model(Path(name))
     names = [model.name for model in list_models(root)]
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    available = ", ".join(names) or "no model is installed"
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {available}."
+    installed = f"Installed: {', '.join(names) or 'none'}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else installed
+    hint += " `skyloom models list --available` lists those that `skyloom pull` fetches."
     raise RequestError(f"Model {name!r} is not installed.", hint=hint, field="model")
 
 

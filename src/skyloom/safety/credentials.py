@@ -34,6 +34,7 @@ EMBEDDED = {
 SIDECAR = ".c2pa"
 ASSERTION = "skyloom.generation"
 MAX_SIDECAR = 16 * 2**20
+_MEMORY_MIB = 32  # of a file that the C2PA library holds in memory at once
 _MANIFEST_LABELS = (b"jumdc2pa", b"jumdc2ma", b"urn:c2pa")
 _LABEL_SEARCH_BYTES = 2**20
 _OCTET_STREAM = "application/octet-stream"
@@ -263,6 +264,7 @@ def _context(authorities: Sequence[str]) -> "Context":
 
     values: dict[str, Any] = {
         "builder": {"thumbnail": {"enabled": False}},
+        "core": {"backing_store_memory_threshold_in_mb": _MEMORY_MIB},  # more goes to a file
         "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True},
     }
     if authorities:

@@ -11,7 +11,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from skyloom.core.errors import MediaError, SafetyError, UncheckedError
@@ -24,6 +27,7 @@ from skyloom.safety.provenance import phash
 Target = Literal["input", "output"]
 Classify = Callable[[Any], Mapping[str, float]]
 """Takes uint8 frames [t h w 3] as a numpy array; returns a score in [0, 1] for every label."""
+MAX_CLASSIFIED_SIDE = 512  # pixels; larger frames are reduced for the classifiers
 _ALLOWED = ModerationResult(True)
 _MIN_CONTRAST = 4.0  # of 255: standard deviation of brightness below which a hash is meaningless
 
@@ -42,8 +46,9 @@ class FrameModerator:
         for rule in self._pictures:
             if min((code ^ other).bit_count() for other in rule.hashes) <= rule.distance:
                 return _blocked(rule.name, rule.message, at)
+        reduced = reduce_frame(frame) if self._classifiers else frame
         for rule, classify in self._classifiers:
-            scores = _classify(rule, classify, frame, at)
+            scores = _classify(rule, classify, reduced, at)
             if any(scores[label] >= threshold for label, threshold in rule.thresholds):
                 return _blocked(rule.name, rule.message, at)
         return _ALLOWED
@@ -134,6 +139,19 @@ def raise_if_blocked(result: ModerationResult, target: Target, name: str) -> Non
         at=at,
         target=target,
     )
+
+
+def reduce_frame(frame: UInt8[Tensor, "h w c"]) -> UInt8[Tensor, "y x c"]:
+    """Return the frame with a longer side of at most MAX_CLASSIFIED_SIDE, so that cost is bounded.
+
+    Every pixel is the mean of those that it covers; smaller frames are unchanged.
+    """
+    longest = max(frame.shape[:2])
+    if longest <= MAX_CLASSIFIED_SIDE:
+        return frame
+    size = [max(1, round(side * MAX_CLASSIFIED_SIDE / longest)) for side in frame.shape[:2]]
+    picture = Image.fromarray(frame.cpu().numpy()).resize(size[::-1], Image.Resampling.BOX)
+    return torch.from_numpy(np.array(picture))
 
 
 def _blocked(rule: str, message: str, at: float) -> ModerationResult:

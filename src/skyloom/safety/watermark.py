@@ -11,18 +11,21 @@ docs/provenance.md has its figures.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Int16, UInt8
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
 from skyloom.safety.watermark_layout import (
-    GRID,
     ID_BITS,
     KEY,
+    LARGE,
+    LARGE_SIDE,
+    SMALL,
     band_pass,
     carrier_layout,
     codeword,
@@ -37,11 +40,15 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 64
 _STRENGTH = 2.0  # RMS of 255 in a frame of 128 pixels: 42.1 dB
+_SIZE = 128  # pixels
 _SIZE_EXPONENT = 0.125  # the RMS falls with this power of the frame size
 _REFIT_FRAMES = 32
 _COMPENSATION = 0.2  # share of the content's own correlation against the id that is compensated
 _MASKING_EXPONENT = 0.15  # strength follows this power of the local energy
 _MAX_ENERGY = 25.0
+_MASKING_SHARE = 0.2  # of the content's RMS in the band: what a large frame hides
+_MIN_STRENGTH = 1.5  # RMS of 255 in flat areas of large frames: 44.6 dB
+_MAX_STRENGTH = 4.5
 
 
 class Watermarker(Protocol):
@@ -70,11 +77,13 @@ def watermark_id_of_receipt(receipt: Mapping[str, Any]) -> str:
 
     It is the same on every machine: paths, versions and device do not enter it.
     """
-    request = _without(receipt.get("request") or {}, "image")
+    request = _without(receipt.get("request") or {}, "image", "loras")
     if edit := request.get("edit"):
         request["edit"] = _without(edit, "videos", "mask")
     request["cards"] = [_without(card, "image", "video") for card in request.get("cards", [])]
     parts = [request, receipt.get("weights"), receipt.get("image"), receipt.get("parents")]
+    if loras := receipt.get("loras"):
+        parts.append([_without(lora, "name") for lora in loras])
     return watermark_id(json.dumps(parts, sort_keys=True))
 
 
@@ -94,7 +103,7 @@ class SpreadSpectrumWatermarker:
         self.identity = identity
         self._key = key
         self._count = 0
-        self._pattern: Tensor | None = None
+        self._pattern: _BytePattern | None = None
 
     def mark(
         self, frames: UInt8[Tensor, "t h w c"], where: Bool[Tensor, "t h w"] | None = None
@@ -105,17 +114,17 @@ class SpreadSpectrumWatermarker:
         """
         if not len(frames) or min(frames.shape[1:3]) < MIN_SIDE:
             return frames
-        marked: list[Tensor] = []
+        marked = torch.empty_like(frames)
         for begin, end in self._spans(len(frames)):
             if self._pattern is None or self._count % _REFIT_FRAMES == 0:
-                self._pattern = _fit_pattern(frames[begin], self.identity, self._key)
-            pattern = self._pattern[None]
-            if where is not None:
-                pattern = pattern * where[begin:end]
-            pattern = rearrange(pattern, "t h w -> t h w 1")
-            marked.append(frames[begin:end].to(torch.int16) + pattern)
+                fitted = _fit_pattern(frames[begin], self.identity, self._key)
+                self._pattern = _BytePattern.of(fitted, frames.shape[3])
+            for index in range(begin, end):
+                self._pattern.add(frames[index], marked[index])
             self._count += end - begin
-        return torch.cat(marked).clamp(0, 255).to(torch.uint8)
+        if where is None:
+            return marked
+        return torch.where(rearrange(where, "t h w -> t h w 1"), marked, frames)
 
     def _spans(self, count: int) -> Iterator[tuple[int, int]]:
         """Split the next frames at refits of the pattern."""
@@ -133,20 +142,59 @@ def embed(
     return SpreadSpectrumWatermarker(identity, key).mark(frames)
 
 
+@dataclass(frozen=True, eq=False)
+class _BytePattern:
+    """A pattern as bytes: what it adds and subtracts, and the highest value that it can add to."""
+
+    added: UInt8[Tensor, "h w c"]
+    subtracted: UInt8[Tensor, "h w c"]
+    headroom: UInt8[Tensor, "h w c"]
+
+    @classmethod
+    def of(cls, pattern: Int16[Tensor, "h w"], channels: int) -> "_BytePattern":
+        """Return a pattern, the same in each channel."""
+        added, subtracted = (
+            repeat(part.clamp(min=0).to(torch.uint8), "h w -> h w c", c=channels).contiguous()
+            for part in (pattern, -pattern)
+        )
+        return cls(added, subtracted, 255 - added)
+
+    def add(self, frame: UInt8[Tensor, "h w c"], out: UInt8[Tensor, "h w c"]) -> None:
+        """Write frame plus pattern, clamped to [0, 255], to `out`, without wider integers."""
+        torch.minimum(frame, self.headroom, out=out)
+        out += self.added
+        torch.maximum(out, self.subtracted, out=out)
+        out -= self.subtracted
+
+
 def _fit_pattern(frame: UInt8[Tensor, "h w c"], identity: str, key: str) -> Int16[Tensor, "h w"]:
     """Return the pattern to add to the luma of a frame and of those after it."""
-    layout = carrier_layout(key)
+    size = (frame.shape[0], frame.shape[1])
+    band = LARGE if min(size) >= LARGE_SIDE else SMALL
+    layout = carrier_layout(key, band)
     carried = layout.carry(codeword(identity, key))
-    pattern = inverse_dct(layout.to_grid(carried))
-    content = band_pass(luma(frame))
+    pattern = inverse_dct(band, layout.to_grid(carried))
+    content = band_pass(band, luma(frame))
     energy = local_energy(content)
-    content_votes = layout.votes(dct(content / energy)) * carried
-    pattern_votes = layout.votes(dct(pattern / energy)) * carried
-    strength = _STRENGTH * (GRID / max(GRID, min(frame.shape[:2]))) ** _SIZE_EXPONENT
+    content_votes = layout.votes(dct(band, content / energy)) * carried
+    pattern_votes = layout.votes(dct(band, pattern / energy)) * carried
+    strength = _STRENGTH * (_SIZE / max(_SIZE, min(size))) ** _SIZE_EXPONENT
     uniform = strength / pattern.square().mean().sqrt()
     shares = 1 - _COMPENSATION * content_votes / (uniform * pattern_votes.mean())
-    fitted = inverse_dct(layout.to_grid(carried * shares.clamp(0, 3)), *frame.shape[:2])
+    fitted = inverse_dct(band, layout.to_grid(carried * shares.clamp(0, 3)), size)
+    if band is LARGE:
+        fitted = fitted / fitted.square().mean().sqrt()
+        return (fitted * _enlarge(_masked_strength(energy), size)).round().to(torch.int16)
     masking = energy.clamp(max=_MAX_ENERGY) ** _MASKING_EXPONENT
-    masking = F.interpolate(masking[None, None], fitted.shape, mode="bilinear", align_corners=False)
-    fitted = fitted * masking[0, 0]
+    fitted = fitted * _enlarge(masking, size)
     return (fitted * strength / fitted.square().mean().sqrt()).round().to(torch.int16)
+
+
+def _masked_strength(energy: Float[Tensor, "g g"]) -> Float[Tensor, "g g"]:
+    """Return the RMS that the content of a large frame hides, in levels."""
+    return (energy.sqrt() * _MASKING_SHARE).clamp(_MIN_STRENGTH, _MAX_STRENGTH)
+
+
+def _enlarge(field: Float[Tensor, "g g"], size: tuple[int, int]) -> Float[Tensor, "h w"]:
+    """Resize a smooth field to the frame."""
+    return F.interpolate(field[None, None], size, mode="bilinear", align_corners=False)[0, 0]

@@ -1,8 +1,8 @@
 """Spread-spectrum layout of the watermark: keyed +-1 chips on mid-frequency DCT coefficients.
 
-The DCT grid of 128x128 is stretched over the frame, so detection is invariant to resizing. Content
-is whitened by its local energy. Cox et al. 1997 (spread spectrum); Cox, Miller & Bloom (pilots,
-local whitening).
+The DCT grid is stretched over the frame, so detection is invariant to resizing. Large frames have
+a grid and a band of their own, with more carriers and less content. Content is whitened by its
+local energy. Cox et al. 1997 (spread spectrum); Cox, Miller & Bloom (pilots, local whitening).
 """
 
 import hashlib
@@ -21,19 +21,36 @@ from skyloom.safety import convolutional_code as convolution
 KEY = "skyloom-1"
 ID_BITS = 48
 CHECK_BITS = 12
-GRID = 128
-LOW = 18  # half-cycles per frame; lower frequencies carry the content
-HIGH = 48  # higher frequencies do not survive compression
-_PILOT = 0.15  # share of the chips
-_SMOOTHING = 4  # grid pixels
 _MIN_LEVEL = 2.0
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Frequencies of the carriers, in half-cycles per frame, on a DCT grid of `grid` pixels a side.
+
+    Below `low` there is too much content; above `high` nothing survives compression. A share
+    `pilot` of the chips, which lie below `pilot_high`, are pilots. `name` enters the key stream.
+    """
+
+    name: str
+    grid: int
+    low: int
+    high: int
+    pilot: float
+    pilot_high: int
+
+
+SMALL = Band("layout", 128, 18, 48, pilot=0.15, pilot_high=48)
+LARGE = Band("layout-large", 256, 48, 112, pilot=0.22, pilot_high=96)
+LARGE_SIDE = 400  # pixels of the shorter side from which frames are marked in LARGE
 
 
 @dataclass(frozen=True, eq=False)
 class CarrierLayout:
     """Chips of a key: row and column in the DCT grid, sign, index of the coded bit (-1: pilot)."""
 
+    band: Band
     rows: Tensor
     columns: Tensor
     signs: Float[Tensor, " n"]
@@ -55,7 +72,7 @@ class CarrierLayout:
 
     def to_grid(self, carried: Float[Tensor, " n"]) -> Float[Tensor, "f f"]:
         """Return the DCT grid of chip values."""
-        grid = torch.zeros(HIGH + 1, HIGH + 1, dtype=torch.float64)
+        grid = torch.zeros(self.band.high + 1, self.band.high + 1, dtype=torch.float64)
         grid[self.rows, self.columns] = self.signs * carried
         return grid
 
@@ -69,57 +86,64 @@ def codeword(identity: str, key: str) -> list[int]:
 
 
 @cache
-def carrier_layout(key: str) -> CarrierLayout:
-    """Return the layout of a key."""
-    places = band()[1].nonzero()
+def carrier_layout(key: str, band: Band) -> CarrierLayout:
+    """Return the layout of a key in a band."""
+    radius, inside = frequencies(band)
+    places = inside.nonzero()
     count = len(places)
-    stream = hashlib.shake_256(f"{key}/layout".encode()).digest(9 * count)
+    stream = hashlib.shake_256(f"{key}/{band.name}".encode()).digest(9 * count)
     order = np.argsort(np.frombuffer(stream[: 8 * count], dtype="<u8"), kind="stable")
     signs = np.where(np.frombuffer(stream[8 * count :], dtype=np.uint8) & 1, -1.0, 1.0)
-    pilots = round(_PILOT * count)
+    pilots = round(band.pilot * count)
+    places = places[torch.from_numpy(order)]
+    allowed = radius[places[:, 0], places[:, 1]] <= band.pilot_high
+    first = allowed & (allowed.cumsum(0) <= pilots)
+    places = torch.cat([places[first], places[~first]])
     coded = np.arange(count - pilots) % convolution.coded_bits(ID_BITS + CHECK_BITS)
     bits = np.concatenate([np.full(pilots, -1), coded])
-    places = places[torch.from_numpy(order)]
     return CarrierLayout(
-        places[:, 0], places[:, 1], torch.from_numpy(signs), torch.from_numpy(bits)
+        band, places[:, 0], places[:, 1], signs=torch.from_numpy(signs), bits=torch.from_numpy(bits)
     )
 
 
 @cache
-def band() -> tuple[Tensor, Tensor]:
-    """Return the radius of each coefficient, and the mask of those between LOW and HIGH."""
-    index = torch.arange(HIGH + 1, dtype=torch.float64)
+def frequencies(band: Band) -> tuple[Tensor, Tensor]:
+    """Return the radius of each coefficient, and the mask of those inside the band."""
+    index = torch.arange(band.high + 1, dtype=torch.float64)
     radius = (index[:, None].square() + index[None].square()).sqrt()
-    return radius, (radius >= LOW) & (radius <= HIGH)
+    return radius, (radius >= band.low) & (radius <= band.high)
 
 
 @lru_cache(64)
-def dct_basis(size: int, share: float = 1.0, start: float = 0.0) -> Float[Tensor, "f n"]:
-    """Return the lowest HIGH + 1 DCT rows for `size` pixels that show a `share` from `start`.
+def dct_basis(
+    band: Band, size: int, share: float = 1.0, start: float = 0.0
+) -> Float[Tensor, "f n"]:
+    """Return the lowest high + 1 DCT rows for `size` pixels that show a `share` from `start`.
 
     Orthonormal for share 1. Rows above the pixel count are zero.
     """
     position = (torch.arange(size, dtype=torch.float64) + 0.5) / size * share + start
-    frequency = torch.arange(HIGH + 1, dtype=torch.float64)[:, None]
+    frequency = torch.arange(band.high + 1, dtype=torch.float64)[:, None]
     rows = torch.cos(math.pi * frequency * position) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)
     rows[size:] = 0
     return rows
 
 
-def dct(pictures: Float[Tensor, "*t h w"]) -> Float[Tensor, "*t f f"]:
-    """Return DCT coefficients, scaled like those of a picture of GRID pixels."""
+def dct(band: Band, pictures: Float[Tensor, "*t h w"]) -> Float[Tensor, "*t f f"]:
+    """Return DCT coefficients, scaled like those of a picture of the band's grid."""
     height, width = pictures.shape[-2:]
-    scale = GRID / math.sqrt(height * width)
-    return dct_basis(height) @ pictures @ dct_basis(width).T * scale
+    scale = band.grid / math.sqrt(height * width)
+    return dct_basis(band, height) @ pictures @ dct_basis(band, width).T * scale
 
 
 def inverse_dct(
-    grid: Float[Tensor, "*t f f"], height: int = GRID, width: int = GRID
+    band: Band, grid: Float[Tensor, "*t f f"], size: tuple[int, int] | None = None
 ) -> Float[Tensor, "*t h w"]:
-    """Return the picture of a size with these coefficients."""
-    scale = math.sqrt(height * width) / GRID
-    return dct_basis(height).T @ grid @ dct_basis(width) * scale
+    """Return the picture of a size (height, width; default: the grid) with these coefficients."""
+    height, width = size or (band.grid, band.grid)
+    scale = math.sqrt(height * width) / band.grid
+    return dct_basis(band, height).T @ grid @ dct_basis(band, width) * scale
 
 
 def luma(frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "t h w"]:
@@ -127,14 +151,15 @@ def luma(frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "t h w"]:
     return frames.cpu().double() @ _LUMA
 
 
-def band_pass(luma: Float[Tensor, "*t h w"]) -> Float[Tensor, "*t g g"]:
-    """Return the frequencies LOW to HIGH of pictures, at GRID pixels."""
-    return inverse_dct(dct(luma) * band()[1])
+def band_pass(band: Band, luma: Float[Tensor, "*t h w"]) -> Float[Tensor, "*t g g"]:
+    """Return the frequencies of a band of pictures, at the pixels of its grid."""
+    return inverse_dct(band, dct(band, luma) * frequencies(band)[1])
 
 
 def local_energy(middle: Float[Tensor, "*t g g"]) -> Float[Tensor, "*t g g"]:
     """Return the smoothed energy in levels squared, plus a minimum."""
-    return _smoothing() @ middle.square() @ _smoothing().T + _MIN_LEVEL**2
+    smoothing = _smoothing(middle.shape[-1])
+    return smoothing @ middle.square() @ smoothing.T + _MIN_LEVEL**2
 
 
 def whiten(middle: Float[Tensor, "*t g g"]) -> Float[Tensor, "*t g g"]:
@@ -143,23 +168,24 @@ def whiten(middle: Float[Tensor, "*t g g"]) -> Float[Tensor, "*t g g"]:
 
 
 @cache
-def _smoothing() -> Float[Tensor, "g g"]:
-    """Return a Gaussian smoothing matrix with mirrored edges."""
-    position = torch.arange(GRID, dtype=torch.float64)
-    mirrored = (position, -1 - position, 2 * GRID - 1 - position)
+def _smoothing(grid: int) -> Float[Tensor, "g g"]:
+    """Return a Gaussian smoothing matrix with mirrored edges; sigma is 1/32 of the side."""
+    position = torch.arange(grid, dtype=torch.float64)
+    mirrored = (position, -1 - position, 2 * grid - 1 - position)
     distances = [position[:, None] - other for other in mirrored]
     rows = torch.stack(
-        [torch.exp(-distance.square() / (2 * _SMOOTHING**2)) for distance in distances]
+        [torch.exp(-distance.square() / (2 * (grid // 32) ** 2)) for distance in distances]
     ).sum(0)
     return rows / rows.sum(1, keepdim=True)
 
 
-def flatten_spectrum(grid: Float[Tensor, "*b f f"]) -> Float[Tensor, "*b f f"]:
+def flatten_spectrum(band: Band, grid: Float[Tensor, "*b f f"]) -> Float[Tensor, "*b f f"]:
     """Normalize each frequency ring by its RMS and clip, to suppress strong content."""
-    radius, inside = band()
-    ring = radius.round().long()[inside] - LOW
+    radius, inside = frequencies(band)
+    ring = radius.round().long()[inside] - band.low
     values = grid[..., inside]
-    power = torch.zeros(*values.shape[:-1], HIGH - LOW + 1, dtype=torch.float64)
+    rings = band.high - band.low + 1
+    power = torch.zeros(*values.shape[:-1], rings, dtype=torch.float64)
     power = power.index_add(-1, ring, values.square()) / torch.bincount(ring)
     flat = torch.zeros_like(grid)
     flat[..., inside] = (values / power[..., ring].clamp(min=1e-24).sqrt()).clamp(-1, 1)

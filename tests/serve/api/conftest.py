@@ -138,7 +138,7 @@ def painted(job: Job, output: Path) -> Iterator[Progress]:
     }
     for path, content in zip(files.values(), (MP4 + job.id.encode(), WEBP, JPG), strict=True):
         path.write_bytes(content)
-    shape = [round(16 * float(job.extra["seconds"])) + 1, 128, 128, 3]
+    shape = [round(16 * float(job.metadata["seconds"])) + 1, 128, 128, 3]
     yield Progress(99, "decode", files, {"frames": {"shape": shape, "fps": "16"}})
 
 

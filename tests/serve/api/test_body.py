@@ -22,7 +22,7 @@ from skyloom.serve.api.body import (
     read_body,
 )
 from skyloom.serve.api.errors import ApiError
-from skyloom.serve.api.request_models import CreateBody, parse_body
+from skyloom.serve.api.request_models import CreateVideoBody, parse_body
 
 
 async def _stream(content: bytes):
@@ -179,14 +179,14 @@ def test_json_with_too_many_escapes_is_not_parsed():
 )
 def test_json_in_a_form_field_has_the_limits_of_json(text):
     with pytest.raises(ApiError) as caught:
-        parse_body(CreateBody, read(*form(("prompt", "a cat"), ("storyboard", text))))
+        parse_body(CreateVideoBody, read(*form(("prompt", "a cat"), ("storyboard", text))))
     assert caught.value.code in ("invalid_json", "invalid_text")
 
 
 def test_nan_in_a_form_field_is_rejected():
     with pytest.raises(ApiError):
         parse_body(
-            CreateBody,
+            CreateVideoBody,
             read(*form(("prompt", "a cat"), ("storyboard", '[{"at": NaN, "prompt": "a"}]'))),
         )
 

@@ -75,7 +75,7 @@ def test_the_model_gets_the_description_and_the_response_the_prompt_of_the_clien
     )
     job = server.services.jobs.get(video.id)
     assert job.request["prompt"].startswith("a red cat walks on the beach, ")
-    assert (video.prompt, job.extra["described"]) == (
+    assert (video.prompt, job.metadata["described"]) == (
         "Mossy walks on the beach",
         {"Mossy": "red cat"},
     )

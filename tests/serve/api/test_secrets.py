@@ -63,7 +63,7 @@ def worker_failures(server, http) -> None:
 
     def quoting(kind):
         def paint(job, output):
-            raise kind(f"bad: {job.request['prompt']} of {job.extra}")
+            raise kind(f"bad: {job.request['prompt']} of {job.metadata}")
             yield
 
         return paint

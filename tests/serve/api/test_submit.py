@@ -7,7 +7,7 @@ import pytest
 from skyloom.generate import validate
 from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.model_aliases import find_model_alias
-from skyloom.serve.api.request_models import CreateBody, parse_body
+from skyloom.serve.api.request_models import CreateVideoBody, parse_body
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 DATA_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
@@ -25,7 +25,7 @@ def texts(server, monkeypatch) -> list[str]:
         span = None if start < 0 else (start, start + len("forbidden"))
         return ModerationResult(span is None, "own", span, "Not allowed.")
 
-    monkeypatch.setattr(server.services.submitter, "_check_policy", check)
+    monkeypatch.setattr(server.services.checks, "_check_policy", check)
     monkeypatch.setattr(validate, "refuse_prompt", seen.append)
     return seen
 
@@ -58,7 +58,9 @@ def test_the_policy_is_called_once_for_an_edit(server, texts):
 
 
 def test_the_worker_checks_the_prompt_again(server, texts):
-    request, metadata = server.services.submitter.plan(parse_body(CreateBody, {"prompt": "a cat"}))
+    request, metadata = server.services.submitter.plan(
+        parse_body(CreateVideoBody, {"prompt": "a cat"})
+    )
     texts.clear()
     alias = find_model_alias(server.services.settings, metadata.model)
     validate.resolve_defaults(request, alias.info)
@@ -128,3 +130,43 @@ def test_media_is_stored_after_the_checks_and_named_in_the_request(server):
         image = request.get("image") or request["cards"][0]["image"]
         assert image.startswith("asset:")
         assert image.endswith(".png")
+
+
+@pytest.mark.parametrize(
+    "loras", [["felt:0.5"], "felt:0.5", [{"name": "felt", "weight": 0.5}], '["felt:0.5"]']
+)
+def test_loras_of_the_settings_are_part_of_the_request(make_server, tmp_path, loras):
+    server = make_server(tmp_path, loras={"felt": str(tmp_path / "felt.safetensors")})
+    video = server.http().post("/v1/videos", json={"prompt": "a cat", "loras": loras}).json()
+    expected = [{"name": "felt", "weight": 0.5}]
+    assert (video["loras"], server.services.jobs.get(video["id"]).request["loras"]) == (
+        expected,
+        expected,
+    )
+    assert server.http().post("/v1/videos", json={"prompt": "a cat"}).json()["loras"] == []
+
+
+def test_loras_are_names_of_the_settings_only(make_server, tmp_path):
+    file = tmp_path / "felt.safetensors"
+    file.write_bytes(b"a file of this host")
+    server = make_server(tmp_path, loras={"felt": str(file)})
+    http = server.http()
+    id = http.post("/v1/videos", json={"prompt": "a cat"}).json()["id"]
+    server.work()
+    for lora in (str(file), "ink", "felt:11", {"name": "felt", "weight": "x"}, 3, ["felt"]):
+        body = {"prompt": "a dog", "loras": [lora]}
+        for path in ("", "/plan", f"/{id}/remix"):
+            answer = http.post(f"/v1/videos{path}", json=body)
+            assert answer.status_code == 400, (lora, path)
+            assert answer.json()["error"]["param"].startswith("loras")
+    body = {"size": "512x512", "loras": ["felt"]}
+    error = http.post(f"/v1/videos/{id}/upscale", json=body).json()["error"]
+    assert (error["param"], error["code"]) == ("loras", "unsupported_parameter")
+
+
+def test_another_lora_is_another_call(make_server, tmp_path):
+    http = make_server(tmp_path, loras={"felt": "/felt", "ink": "/ink"}).http()
+    headers = {"idempotency-key": "k"}
+    for loras, status in ((["felt"], 200), (["felt:1"], 200), (["ink"], 409), ([], 409)):
+        body = {"prompt": "a cat", "loras": loras}
+        assert http.post("/v1/videos", json=body, headers=headers).status_code == status

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import select
 
+from skyloom.generate.request import Request
 from skyloom.serve.queue.capabilities import Capabilities, needs_of
 from skyloom.serve.queue.errors import ModelNotHeldError
 from skyloom.serve.queue.jobs import JobResult, JobStore
@@ -56,7 +57,7 @@ def test_a_waiting_job_of_the_next_owner_blocks_nobody(store, two_workers):
 
 def test_a_worker_that_announced_nothing_takes_the_default_model_only(store, leases):
     wan = submit(store, "wan")
-    style = submit(store, request={"loras": ["felt"]})
+    style = submit(store, request={"loras": [{"name": "felt", "weight": 1.0}]})
     diorama = submit(store, "diorama")
     leases.register_worker("old", "cpu")
     assert leases.lease("old").job.id == diorama.id
@@ -64,20 +65,17 @@ def test_a_worker_that_announced_nothing_takes_the_default_model_only(store, lea
     assert {store.get(job.id).status for job in (wan, style)} == {"queued"}
 
 
-@pytest.mark.parametrize("field", ["lora", "loras"])
-@pytest.mark.parametrize(
-    "value", ["felt", ["felt"], {"felt": 0.5}, [{"name": "felt", "scale": 0.5}]]
-)
-def test_a_job_needs_the_loras_that_its_request_names(store, two_workers, field, value):
-    job = submit(store, "wan", request={field: value})
+def test_a_job_needs_the_loras_that_its_request_names(store, two_workers):
+    request = Request("a cat", model="wan", loras=["felt:0.5"])
+    job = store.submit(request.to_dict(), owner="ada")
     two_workers.register_worker("c", "cuda:1", Capabilities({"wan": 10}))
     assert two_workers.lease("c") is None
     assert two_workers.lease("b").job.id == job.id
 
 
 def test_needs_do_not_depend_on_the_order_of_loras():
-    values = [{"model": "wän", "loras": names} for names in (["b", "a", "a"], ["a", "b"])]
-    assert {needs_of(request) for request in values} == {'["wän","a","b"]'}
+    requests = [Request("x", model="wän", loras=names) for names in (["b", "a:0.5"], ["a", "b:2"])]
+    assert {needs_of(request.to_dict()) for request in requests} == {'["wän","a","b"]'}
     assert needs_of({"prompt": "x"}) == needs_of({"model": None, "loras": []}) == '["diorama"]'
 
 
@@ -96,7 +94,7 @@ def test_a_restarted_worker_announces_other_models(store, two_workers):
     assert two_workers.lease("a").job.id == job.id
     two_workers.register_worker("b", "cpu", Capabilities({"diorama": 10}))
     with pytest.raises(ModelNotHeldError, match="'felt'"):
-        submit(store, "wan", request={"loras": ["felt"]})
+        submit(store, "wan", request={"loras": [{"name": "felt", "weight": 1.0}]})
 
 
 def test_a_lost_job_is_resumed_by_a_worker_that_has_its_model(store, two_workers, clock):
@@ -122,7 +120,7 @@ def test_a_model_that_no_live_worker_has_is_refused(store, two_workers, clock):
     )
     assert refused.value.field == "model"
     with pytest.raises(ModelNotHeldError) as refused:
-        submit(store, "wan", request={"loras": ["felt", "oil"]})
+        submit(store, "wan", request={"loras": [{"name": "felt"}, {"name": "oil"}]})
     assert str(refused.value) == (
         "loras must be held by a running worker, got 'felt, oil'. Held: felt, ink."
     )

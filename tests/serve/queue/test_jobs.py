@@ -19,11 +19,11 @@ def submit(store: JobStore, owner: str = "ada", **more):
 
 
 def test_a_submitted_job_is_on_disk(store, settings, database_url):
-    job = submit(store, extra={"model": "sora-2"}, priority=2)
+    job = submit(store, metadata={"model": "sora-2"}, priority=2)
     again = Database(database_url)
     assert JobStore(again, settings).get(job.id) == job
     again.close()
-    assert (job.status, job.progress, job.request, job.extra) == (
+    assert (job.status, job.progress, job.request, job.metadata) == (
         "queued",
         0,
         CAT,
@@ -195,7 +195,7 @@ def test_assets_in_requests_and_checkpoints_are_referenced(store, leases):
     store.submit(
         {"prompt": "", "cards": [{"at": "0", "image": "asset:card"}]},
         owner="ada",
-        extra={"a": ["asset:e"]},
+        metadata={"a": ["asset:e"]},
     )
     leases.heartbeat(leases.lease("w"), checkpoint={"step": "asset:step"})
     assert store.referenced_assets() == {"asset:card", "asset:e", "asset:step"}

@@ -50,8 +50,8 @@ def make_cache(models):
     """Make caches whose pipelines are names of folders."""
 
     def make(memory_bytes):
-        def load(folder, device):
-            return SimpleNamespace(name=Path(folder).name, device=device)
+        def load(folder, device, loras):
+            return SimpleNamespace(name=Path(folder).name, device=device, loras=loras)
 
         return PipelineCache("cpu", models, memory_bytes, load=load)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from random_lora import write_lora
 
 from skyloom.core.errors import RequestError
+from skyloom.core.files import sha256_file
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.pipeline import load
 from skyloom.generate.request import Request
@@ -25,6 +27,7 @@ from skyloom.serve.queue.jobs import Job, JobStore
 from skyloom.serve.queue.leases import Leases
 from skyloom.serve.settings import Settings
 from skyloom.serve.storage import Asset, FolderStorage
+from skyloom.serve.workers.pipelines import PipelineCache
 from skyloom.serve.workers.render import PipelineRenderer, seed_of
 from skyloom.serve.workers.worker import Worker
 
@@ -290,9 +293,28 @@ def test_a_failing_classifier_fails_the_job_with_moderation_failed(
 def test_the_receipt_lists_character_descriptions(host, tiny_model):
     store, _, worker = host
     request = {"prompt": "a red cat", "model": str(tiny_model), "seed": 1}
-    job = store.submit(request, owner="ada", extra={"described": {"Mossy": "red cat"}})
+    job = store.submit(request, owner="ada", metadata={"described": {"Mossy": "red cat"}})
     worker.run(until_empty=True)
     assert store.get(job.id).result.receipt["notes"]["characters"] == {"Mossy": "red cat"}
+
+
+def test_a_job_has_the_loras_of_the_settings_and_no_other(host, tiny_model, tmp_path):
+    _, storage, worker = host
+    direct = load(str(tiny_model), device="cpu")
+    file = write_lora(tmp_path / "felt.safetensors", direct)
+    pipelines = PipelineCache("cpu", {}, loras={"felt": str(file)})
+    worker.renderer = PipelineRenderer(storage, "cpu", pipelines)
+    worker.capabilities = Capabilities({str(tiny_model): 0}, ("felt", str(file)))
+    job = make(host, {"seed": 1, "loras": [{"name": "felt", "weight": 0.5}]}, tiny_model)
+    assert job.status == "completed", job.error
+    expected = direct.generate(Request("a cat", seed=1, loras=[f"{file}:0.5"]))
+    assert job.result.receipt["frames"] == expected.receipt["frames"]
+    recorded = {"name": "felt", "weight": 0.5, "sha256": sha256_file(file)}
+    assert job.result.receipt["loras"] == [recorded]
+    assert not leaks(json.dumps(job.result.receipt), worker)
+    other = make(host, {"loras": [{"name": str(file)}]}, tiny_model)
+    assert (other.status, other.result) == ("failed", None)
+    assert "loras must name files that exist" in other.error.message
 
 
 def leaks(text: str, worker: Worker) -> list[str]:

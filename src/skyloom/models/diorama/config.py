@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from skyloom.core.types import ScaleFactors
 from skyloom.models.diorama.words import COLOUR_NAMES, THING_NAMES
-from skyloom.models.family import ModelFamily, Prediction, Quality, SizeRule
+from skyloom.models.family import ModelFamily, Prediction, Quality, Schedule, SizeRule
 
 TIME = 4
 PATCH = 8
@@ -17,7 +17,7 @@ FAMILY = ModelFamily(
     frames=33,
     num_steps=20,
     guidance_scale=2.0,
-    shift=2.0,
+    schedule=Schedule(shift=2.0),
     few_step=Quality(num_steps=4, guidance_scale=1.0, student=True),
     edit_verbs=(
         "remix",

@@ -6,8 +6,10 @@ and the memory does not grow with its length. Features are computed for at most 
 The decoder may work in tiles, each with its own memory (`Tiling`).
 """
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -15,20 +17,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skyloom.core.types import ScaleFactors
+from skyloom.models.preview import PreviewMap
 from skyloom.models.wan.autoencoder_layers import (
-    AttentionBlock,
     CausalConv,
-    Downsample,
+    DownBlock,
+    HeadConv,
     Memory,
-    ResidualBlock,
-    RmsNorm,
-    Upsample,
+    PixelNorm,
+    UpBlock,
     channels_last,
+    middle,
     number_slots,
+    split,
 )
 
 TIME = 4
-BLOCKS = 2  # residual blocks per resolution; the decoder has one more
 MULTIPLIERS = (1, 2, 4, 4)
 DOWN_IN_TIME = (False, True, True)
 _AT_ONCE = 2  # frames
@@ -113,10 +116,10 @@ class WanAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.tiling: Tiling | None = None
-        self.encoder = Encoder(config)
+        self.encoder = WanEncoder(config)
         self.quant = nn.Conv2d(2 * config.channels, 2 * config.channels, 1)
         self.post_quant = nn.Conv2d(config.channels, config.channels, 1)
-        self.decoder = Decoder(config)
+        self.decoder = WanDecoder(config)
 
     @property
     def scale(self) -> ScaleFactors:
@@ -177,7 +180,20 @@ class WanAutoencoder(nn.Module):
             decoded, after = self._decode_tiles(clip, before)
             videos.append(unpatchify(decoded, self.config.patch).clamp_(-1, 1))
             features.append(after)
+            self._preview_map.observe(latent[index], videos[-1], start=cache is None)
         return torch.stack(videos), WanDecoderCache(tuple(features))
+
+    @torch.no_grad()
+    def preview(self, latent: Float[Tensor, "c y x"]) -> Float[Tensor, "3 h w"] | None:
+        """Return coarse pixels of a latent frame; None before anything was decoded."""
+        return self._preview_map.picture(latent)
+
+    @cached_property
+    def _preview_map(self) -> PreviewMap:
+        """The map of these weights: its name has their hash."""
+        weights = self.post_quant.weight.detach().float().cpu().numpy().tobytes()
+        name = f"wan-{hashlib.sha256(weights).hexdigest()[:16]}"
+        return PreviewMap(name, self.config.channels, self.scale)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent, `[c 1 1 1]`."""
@@ -223,7 +239,7 @@ class WanAutoencoder(nn.Module):
             decoded, last = self.decoder.run(channels_last(clip[:, :, row, column]), moved)
             made.append(decoded)
             after.append(tuple(one.cpu() for one in last))
-        return self._blend(made, len(columns), clip), tuple(after)
+        return self._blend(made, len(columns)), tuple(after)
 
     def _tile_ranges(self, length: int) -> list[slice]:
         """Ranges of latent cells of the tiles along one side."""
@@ -234,9 +250,7 @@ class WanAutoencoder(nn.Module):
         starts = range(0, length, self.tiling.stride // space)
         return [slice(start, min(start + size, length)) for start in starts]
 
-    def _blend(
-        self, tiles: list[Float[Tensor, "t p h w"]], columns: int, clip: Float[Tensor, "u c y x"]
-    ) -> Float[Tensor, "t p h w"]:
+    def _blend(self, tiles: list[Tensor], columns: int) -> Float[Tensor, "t p h w"]:
         """Fade every tile in over the one above and the one to its left, and join them."""
         assert self.tiling is not None
         stride = self.tiling.stride // self.config.patch
@@ -253,7 +267,7 @@ class WanAutoencoder(nn.Module):
         return torch.cat(rows, dim=2)
 
 
-class Encoder(nn.Module):
+class WanEncoder(nn.Module):
     """Pixels to the means and logarithms of the variances of latents, before `quant`."""
 
     def __init__(self, config: WanAutoencoderConfig) -> None:
@@ -265,7 +279,7 @@ class Encoder(nn.Module):
             for before, after, time in zip(widths, widths[1:], (*DOWN_IN_TIME, None), strict=False)
         )
         self.middle = middle(widths[-1])
-        self.norm_out = RmsNorm(widths[-1])
+        self.norm_out = PixelNorm(widths[-1])
         self.conv_out = CausalConv(widths[-1], 2 * config.channels)
         self.slots = number_slots(self)
 
@@ -273,7 +287,7 @@ class Encoder(nn.Module):
         """Encode the first frame, or the next four, into one latent frame."""
         halved = DOWN_IN_TIME.index(True) + 1
         parts: list[Tensor] = []
-        for part in channels_last(x).split(_AT_ONCE):
+        for part in split(channels_last(x), _AT_ONCE):
             features = self.conv_in(part, memory)
             for block in self.blocks[:halved]:
                 features = block(features, memory)
@@ -284,7 +298,7 @@ class Encoder(nn.Module):
         return self.conv_out(self.norm_out(features), memory)
 
 
-class Decoder(nn.Module):
+class WanDecoder(nn.Module):
     """Latents after `post_quant` to pixels."""
 
     def __init__(self, config: WanAutoencoderConfig) -> None:
@@ -301,8 +315,8 @@ class Decoder(nn.Module):
                 zip(widths, widths[1:], (*reversed(DOWN_IN_TIME), None), strict=False)
             )
         )
-        self.norm_out = RmsNorm(widths[-1])
-        self.conv_out = CausalConv(widths[-1], 3 * config.patch**2)
+        self.norm_out = PixelNorm(widths[-1])
+        self.conv_out = HeadConv(widths[-1], 3 * config.patch**2)
         self.slots = number_slots(self)
 
     def run(
@@ -314,130 +328,20 @@ class Decoder(nn.Module):
         """
         memory: Memory = [*features] if features else [None] * self.slots
         del features
-        decoded = [self(frame, memory).float() for frame in clip.split(1)]
+        decoded = [part for frame in split(clip, 1) for part in self(frame, memory)]
         return torch.cat(decoded), tuple(one for one in memory if one is not None)
 
-    def forward(self, x: Float[Tensor, "1 c y x"], memory: Memory) -> Float[Tensor, "t p h w"]:
-        """Decode one latent frame."""
+    def forward(
+        self, x: Float[Tensor, "1 c y x"], memory: Memory
+    ) -> list[Float[Tensor, "t p h w"]]:
+        """Decode one latent frame into clips of one or two frames, in fp32."""
         x = self.conv_in(x, memory)
         for layer in self.middle:
             x = layer(x, memory)
-        return self._upsample(x, memory, 0)
-
-    def _upsample(self, x: Tensor, memory: Memory, index: int) -> Tensor:
-        """Apply the blocks from `index` on; what they make of two frames goes to the end first."""
-        while index < len(self.blocks) and len(x) <= _AT_ONCE:
-            x = self.blocks[index](x, memory)
-            index += 1
-        if len(x) > _AT_ONCE:
-            return torch.cat([self._upsample(part, memory, index) for part in x.split(_AT_ONCE)])
-        return self.conv_out(self.norm_out(x), memory)
-
-
-class DownBlock(nn.Module):
-    """Residual blocks, then lower resolution.
-
-    time: whether the number of frames is halved; None: the resolution stays.
-    residual: the input, averaged, is added to the output.
-    """
-
-    def __init__(
-        self, channels: int, out_channels: int, time: bool | None, *, residual: bool
-    ) -> None:
-        super().__init__()
-        self.time = 2 if time else 1
-        self.space = 1 if time is None else 2
-        self.residual = residual
-        widths = (channels, *[out_channels] * BLOCKS)
-        self.resnets = nn.ModuleList(map(ResidualBlock, widths, widths[1:]))
-        self.resample = None if time is None else Downsample(out_channels, time=time)
-
-    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
-        """Return the block's output."""
-        start = x if self.residual else None
-        for resnet in self.resnets:
-            x = resnet(x, memory)
-        if self.resample is not None:
-            x = self.resample(x, memory)
-        return x if start is None else x.add_(self._average(start, x.shape[1]))
-
-    def _average(self, x: Float[Tensor, "t c h w"], channels: int) -> Float[Tensor, "u o y x"]:
-        """Make neighbouring frames and pixels channels and average groups of them."""
-        if len(x) < self.time:
-            x = torch.cat([torch.zeros_like(x), x])
-        cells = rearrange(
-            x,
-            "(t i) c (h j) (w k) -> t (c i j k) h w",
-            i=self.time,
-            j=self.space,
-            k=self.space,
-        )
-        return rearrange(cells, "t (o group) h w -> t o group h w", o=channels).mean(2)
-
-
-class UpBlock(nn.Module):
-    """Residual blocks, then higher resolution.
-
-    time: whether the number of frames is doubled; None: the resolution stays.
-    residual: the input, repeated, is added to the output. first: of the decoder; without
-    `residual`, the block before the others has halved its channels.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        time: bool | None,
-        *,
-        residual: bool,
-        first: bool,
-    ) -> None:
-        super().__init__()
-        entering = channels if residual or first else channels // 2
-        leaving = out_channels if residual else out_channels // 2
-        widths = (entering, *[out_channels] * (BLOCKS + 1))
-        self.residual = residual and time is not None
-        self.time = 2 if time else 1
-        self.resnets = nn.ModuleList(map(ResidualBlock, widths, widths[1:]))
-        self.resample = None if time is None else Upsample(out_channels, leaving, time=time)
-
-    def forward(self, x: Float[Tensor, "t c h w"], memory: Memory) -> Float[Tensor, "u o y x"]:
-        """Return the block's output."""
-        start = x if self.residual else None
-        for resnet in self.resnets:
-            x = resnet(x, memory)
-        if self.resample is not None:
-            x = self.resample(x, memory)
-        return x if start is None else _add_repeated(x, start, self.time)
-
-
-def _add_repeated(
-    x: Float[Tensor, "t o h w"], start: Float[Tensor, "u c y x"], time: int
-) -> Float[Tensor, "t o h w"]:
-    """Add the clip before the upsampling; its channels, repeated, fill the cells of the larger one.
-
-    The first frame of a video is not doubled and gets what the second of two would.
-    """
-    step = start.shape[1] // x.shape[1]  # channels per output channel
-    cells = 4 * time // step  # cells of the larger clip that get the same channel
-    frames = len(x) // len(start)
-    for index, (frame, row, column) in enumerate(product(range(time), range(2), range(2))):
-        late = frame - time + frames
-        if late >= 0:
-            target = x[late::frames, :, row::2, column::2]
-            target += start[:, index // cells :: step]
-    return x
-
-
-def middle(channels: int) -> nn.ModuleList:
-    """Make the layers at the lowest resolution."""
-    return nn.ModuleList(
-        [
-            ResidualBlock(channels, channels),
-            AttentionBlock(channels),
-            ResidualBlock(channels, channels),
-        ]
-    )
+        clips: Iterator[Tensor] = iter((x,))
+        for block in self.blocks:
+            clips = block(clips, memory)
+        return [self.conv_out(self.norm_out(clip), memory).float() for clip in clips]
 
 
 def patchify(video: Float[Tensor, "c t h w"], patch: int) -> Float[Tensor, "t p y x"]:
@@ -468,6 +372,6 @@ def _fade_in(
     """Blend the first `overlap` rows (dim 2) or columns (3) linearly with the other's last."""
     length = min(overlap, tile.shape[dim], other.shape[dim])
     share = torch.arange(length, device=tile.device) / length
-    share = share[:, None] if dim == 2 else share
-    begin = tile.narrow(dim, 0, length)
-    begin.lerp_(other.narrow(dim, other.shape[dim] - length, length), 1 - share)
+    begin = tile.narrow(dim, 0, length).movedim(dim, -1)
+    end = other.narrow(dim, other.shape[dim] - length, length).movedim(dim, -1)
+    begin.lerp_(end, 1 - share)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from skyloom.core.errors import CheckpointError
 from skyloom.models.checkpoint import TensorSource
-from skyloom.models.wan.autoencoder import BLOCKS, WAN_2_1, WAN_2_2, WanAutoencoderConfig
+from skyloom.models.quantized import dense
+from skyloom.models.wan.autoencoder import WAN_2_1, WAN_2_2, WanAutoencoderConfig
+from skyloom.models.wan.autoencoder_layers import BLOCKS
 
 _ORIGINAL_NAMES = (
     (r"^conv1\.", "quant."),
@@ -64,7 +66,7 @@ class WanAutoencoderState:
 
     def read(self, name: str) -> Tensor:
         """Read and reshape a tensor."""
-        value = self._source.read(self._stored[name])
+        value = dense(self._source.read(self._stored[name]))
         return value.reshape(_own_shape(name, tuple(value.shape)))
 
 

@@ -5,7 +5,7 @@ Settings are those of the original code and its README (github.com/Wan-Video).
 
 from dataclasses import dataclass, replace
 
-from skyloom.models.family import ModelFamily, Prediction, SizeRule
+from skyloom.models.family import ModelFamily, Prediction, Schedule, SizeRule
 
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"
@@ -25,7 +25,7 @@ FAMILY = ModelFamily(
     frames=121,
     num_steps=50,
     guidance_scale=5.0,
-    shift=5.0,
+    schedule=Schedule("unipc", "wan", shift=5.0),
     edit_verbs=(
         "remix",
         "restyle",
@@ -38,6 +38,7 @@ FAMILY = ModelFamily(
         "stitch",
     ),
     negative_prompt=NEGATIVE_PROMPT,
+    trial_decode=True,
 )
 """Wan2.2-TI2V-5B; the other variants differ from it in what `VARIANTS` says."""
 
@@ -48,6 +49,8 @@ _LARGE = replace(
     ),
     fps=16,
     frames=81,
+    schedule=Schedule("unipc", "wan", shift=3.0, area_shifts=((1280 * 704, 5.0),)),
+    frame_levels=False,
 )
 VARIANTS = {
     "ti2v-5b": FAMILY,
@@ -56,7 +59,7 @@ VARIANTS = {
         _LARGE,
         sizes=replace(_LARGE.sizes, max_side=832, max_area=832 * 480),
         guidance_scale=6.0,
-        shift=8.0,
+        schedule=Schedule("unipc", "wan", shift=8.0),
     ),
 }
 

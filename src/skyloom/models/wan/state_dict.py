@@ -6,15 +6,14 @@ the rows of queries and keys are reordered within each head. Quantised matrices 
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from skyloom.core.errors import CheckpointError
-from skyloom.models.checkpoint import TensorSource
+from skyloom.models.checkpoint import TensorSource, WeightRecipe
 from skyloom.models.quantized import QuantizedWeight, cat_rows, permute_rows
 from skyloom.models.wan.config import WanConfig
 
@@ -68,14 +67,6 @@ def diffusers_name(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """Tensors of the file, by diffusers' name, and how they make one of the network's."""
-
-    names: tuple[str, ...]
-    convert: Callable[..., Weight]
-
-
 class WanState:
     """The weights of a file under the names of `Wan`; a tensor is converted when it is read.
 
@@ -86,7 +77,7 @@ class WanState:
         self._source = source
         rename = diffusers_name if is_original_layout(source.shapes) else str
         self._stored = {rename(name): name for name in source.shapes}
-        self._recipes = _recipes(config)
+        self._recipes = weight_recipes(config)
         used = {name for recipe in self._recipes.values() for name in recipe.names}
         missing = sorted(used - self._stored.keys())
         unknown = sorted(self._stored.keys() - used)
@@ -117,39 +108,39 @@ class WanState:
         return recipe.convert(*(self._source.read(self._stored[one]) for one in recipe.names))
 
 
-def _recipes(config: WanConfig) -> dict[str, _Recipe]:
-    """How every tensor of the network is made."""
+def weight_recipes(config: WanConfig) -> dict[str, WeightRecipe]:
+    """Return how every tensor of the network is made of those of diffusers' layout."""
     recipes = {
-        "table": _Recipe(("scale_shift_table",), _squeeze),
-        "patch.weight": _Recipe(("patch_embedding.weight",), _flatten),
-        "patch.bias": _Recipe(("patch_embedding.bias",), _same),
+        "table": WeightRecipe(("scale_shift_table",), _squeeze),
+        "patch.weight": WeightRecipe(("patch_embedding.weight",), _flatten),
+        "patch.bias": WeightRecipe(("patch_embedding.bias",), _same),
     }
     for name, stored in _PLAIN.items():
         for kind in ("weight", "bias"):
-            recipes[f"{name}.{kind}"] = _Recipe((f"{stored}.{kind}",), _same)
+            recipes[f"{name}.{kind}"] = WeightRecipe((f"{stored}.{kind}",), _same)
     for layer in range(config.layers):
         prefix = f"blocks.{layer}."
         for name, recipe in _block_recipes(config.heads).items():
             names = tuple(prefix + stored for stored in recipe.names)
-            recipes[prefix + name] = _Recipe(names, recipe.convert)
+            recipes[prefix + name] = WeightRecipe(names, recipe.convert)
     return recipes
 
 
-def _block_recipes(heads: int) -> dict[str, _Recipe]:
+def _block_recipes(heads: int) -> dict[str, WeightRecipe]:
     """How the tensors of a block are made."""
     fuse = partial(_fuse, heads=heads)
     halves = partial(_halves, heads=heads)
-    recipes = {"table": _Recipe(("scale_shift_table",), _squeeze)}
+    recipes = {"table": WeightRecipe(("scale_shift_table",), _squeeze)}
     for kind in ("weight", "bias"):
         for name, stored in _PLAIN_BLOCK.items():
-            recipes[f"{name}.{kind}"] = _Recipe((f"{stored}.{kind}",), _same)
+            recipes[f"{name}.{kind}"] = WeightRecipe((f"{stored}.{kind}",), _same)
         query_key_value = tuple(f"attn1.to_{role}.{kind}" for role in "qkv")
-        recipes[f"qkv.{kind}"] = _Recipe(query_key_value, fuse)
+        recipes[f"qkv.{kind}"] = WeightRecipe(query_key_value, fuse)
         key_value = tuple(f"attn2.to_{role}.{kind}" for role in "kv")
-        recipes[f"cross.key_value.{kind}"] = _Recipe(key_value, _join)
+        recipes[f"cross.key_value.{kind}"] = WeightRecipe(key_value, _join)
     for role, name in (("q", "query_norm"), ("k", "key_norm")):
-        recipes[f"{name}.weight"] = _Recipe((f"attn1.norm_{role}.weight",), halves)
-        recipes[f"cross.{name}.weight"] = _Recipe((f"attn2.norm_{role}.weight",), _same)
+        recipes[f"{name}.weight"] = WeightRecipe((f"attn1.norm_{role}.weight",), halves)
+        recipes[f"cross.{name}.weight"] = WeightRecipe((f"attn2.norm_{role}.weight",), _same)
     return recipes
 
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from skyloom import __version__
+from skyloom.serve.api.content_checks import ContentChecks
 from skyloom.serve.api.dependencies import Services, SideEffects
 from skyloom.serve.api.errors import add_error_handlers
 from skyloom.serve.api.events import EventBroadcaster
@@ -106,6 +107,7 @@ def make_services(
     reserve = DiskReserve(settings.data, settings.disk_reserve)
     fetch = effects.fetch if settings.url_references else None
     media = MediaResolver(jobs, library, storage, reserve, fetch)
+    checks = ContentChecks(jobs, library, effects.moderate)
     return Services(
         settings=settings,
         database=database,
@@ -115,7 +117,8 @@ def make_services(
         endpoints=EndpointStore(database, quotas),
         storage=storage,
         media=media,
-        submitter=JobSubmitter(settings, jobs, library, media, effects.moderate),
+        checks=checks,
+        submitter=JobSubmitter(settings, jobs, media, checks),
         keys=keys,
         sessions=SessionStore(database, keys),
         metrics=Metrics(jobs.counts, jobs.refusals, effects.workers),

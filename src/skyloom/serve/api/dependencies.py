@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from skyloom.generate.request import Request as VideoRequest
 from skyloom.safety.moderation import ModerationResult
 from skyloom.serve.api.body import MAX_BODY, SMALL, BodyOptions, Upload, close_uploads, read_body
+from skyloom.serve.api.content_checks import ContentChecks
 from skyloom.serve.api.errors import ApiError, invalid, missing
 from skyloom.serve.api.events import EventBroadcaster
 from skyloom.serve.api.limits import BodyReservation, ByteBudget, ConcurrencyLimiters
@@ -79,6 +80,7 @@ class Services:
     endpoints: EndpointStore
     storage: AssetStorage
     media: MediaResolver
+    checks: ContentChecks
     submitter: JobSubmitter
     keys: KeyStore
     sessions: SessionStore

@@ -11,7 +11,7 @@ from skyloom.generate.styles import list_styles
 from skyloom.serve.api.errors import invalid
 from skyloom.serve.api.request_models import EditFields
 
-SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality"})
+SAMPLING = frozenset({"seed", "steps", "guidance", "negative_prompt", "quality", "loras"})
 
 
 # required by the API in addition to EDIT_VERBS: a client names both ends of a range
@@ -36,7 +36,7 @@ def check_fields(verb: str, body: EditFields) -> None:
     Raises ApiError.
     """
     spec = EDIT_VERBS[verb]
-    given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "")}
+    given = {name for name in body.model_fields_set if getattr(body, name) not in (None, "", [])}
     hard_cut = verb == "stitch" and body.morph == 0
     sampled = spec.uses_model and not hard_cut
     unused = given - set(spec.field_names) - _COMMON - (SAMPLING if sampled else frozenset())
@@ -74,7 +74,7 @@ def check_source(body: EditFields, size: str, fps: float, seconds: float) -> Non
             raise invalid(name, f"{name} must be <= {limit}, got {time:g}.")
 
 
-def edit_fields(verb: str, body: EditFields, videos: list[str], mask: str | None) -> dict[str, Any]:
+def build_edit(verb: str, body: EditFields, videos: list[str], mask: str | None) -> dict[str, Any]:
     """Build the `edit` of a Request as plain values; `videos` and `mask` are asset references."""
     edit: dict[str, Any] = {"verb": verb, "videos": videos, "mask": mask}
     for name in sorted(set(EDIT_VERBS[verb].field_names) - {"mask"}):

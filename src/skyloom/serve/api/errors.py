@@ -52,6 +52,7 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "capacity": (429, "rate_limit_error", "rate_limit_exceeded"),
     "quota": (429, "rate_limit_error", "quota_exceeded"),
     "disk_full": (429, "rate_limit_error", "disk_full"),
+    "numerics": (500, "server_error", "server_error"),
     "job": (409, INVALID_REQUEST, "conflict"),
     "not_found": (404, INVALID_REQUEST, "not_found"),
     "job_conflict": (409, INVALID_REQUEST, "conflict"),

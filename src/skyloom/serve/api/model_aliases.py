@@ -41,8 +41,12 @@ class ModelAlias:
         width, height = parse_size(requested)
         if not self.mapped or self.sizes == "strict" or min(width, height) < 1:
             return requested
-        wide, high = self.info.size_rule.nearest(width, height)
-        return f"{wide}x{high}"
+        return self.nearest_size(requested)
+
+    def nearest_size(self, size: str) -> str:
+        """Return the model's size nearest to another one, as that of an edit's source."""
+        width, height = self.info.size_rule.nearest(*parse_size(size))
+        return f"{width}x{height}"
 
     def output_seconds(self, requested: float | None) -> float | None:
         """Return the length to generate; None is the model's default."""

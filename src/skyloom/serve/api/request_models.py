@@ -8,7 +8,7 @@ as multipart sends them.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import (
@@ -21,6 +21,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from skyloom.core.errors import RequestError
+from skyloom.generate.loras import MAX_LORA_WEIGHT, MAX_LORAS, Lora
 from skyloom.serve.api.body import Upload, load_json
 from skyloom.serve.api.character_prompts import parse_expiry
 from skyloom.serve.api.errors import explain_invalid, invalid
@@ -197,8 +199,34 @@ class CharacterName(RequestBody):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
-class Sampling(RequestBody):
-    """skyloom's fields about sampling; OpenAI's clients send them by `extra_body`."""
+class LoraField(RequestBody):
+    """A LoRA of the server's setting `loras`, and the factor of its effect."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    weight: Annotated[Number, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)] = 1.0
+
+
+def _loras(value: object) -> object:
+    """Decode a list; a text is a name, or NAME:WEIGHT, and stands for a list of one, too."""
+    value = _decode_json(value)
+    if isinstance(value, list):
+        items = cast("list[object]", value)
+        return [_lora(item) if isinstance(item, str) else item for item in items]
+    return [_lora(value)] if isinstance(value, str) else value
+
+
+def _lora(text: str) -> dict[str, Any]:
+    try:
+        return asdict(Lora.parse(text))
+    except RequestError as error:
+        raise ValueError(error.message) from error
+
+
+LoraFields = Annotated[list[LoraField], BeforeValidator(_loras), Field(max_length=MAX_LORAS)]
+
+
+class CommonFields(RequestBody):
+    """skyloom's fields of every new video and edit; OpenAI's clients send them by `extra_body`."""
 
     takes_media = True
     seed: WholeNumber | None = None
@@ -208,10 +236,11 @@ class Sampling(RequestBody):
     negative_prompt: Text = ""
     quality: Annotated[str, Field(max_length=40)] | None = None
     style: Annotated[str, Field(max_length=200)] | None = None
+    loras: LoraFields = []
     consent: ConsentField | None = None
 
 
-class CreateBody(Sampling):
+class CreateVideoBody(CommonFields):
     """POST /v1/videos."""
 
     prompt: Text
@@ -228,7 +257,7 @@ class CreateBody(Sampling):
     region: Annotated[str, Field(max_length=400)] | None = None
 
 
-class StoryboardBody(Sampling):
+class StoryboardBody(CommonFields):
     """POST /v1/videos/storyboard: cards with times; `prompt` is added to each card's own."""
 
     cards: Annotated[Cards, Field(min_length=1)]
@@ -238,7 +267,7 @@ class StoryboardBody(Sampling):
     size: Annotated[str, Field(max_length=40)] | None = None
 
 
-class EditFields(Sampling):
+class EditFields(CommonFields):
     """Fields of all edit verbs; edit_fields.py has which verb takes which."""
 
     prompt: Text = ""

@@ -96,6 +96,7 @@ class VideoResponse(Resource):
     attempts: int
     verb: str | None
     parents: list[str]
+    loras: list[dict[str, Any]]
     characters: list[dict[str, str]]
     consent: dict[str, str] | None
     notices: list[str]
@@ -104,7 +105,7 @@ class VideoResponse(Resource):
     @classmethod
     def from_job(cls, job: Job) -> Self:
         """Describe a job."""
-        metadata = JobMetadata.from_row(job.extra)
+        metadata = JobMetadata.from_row(job.metadata)
         base_model = str(job.request.get("model", "")).rpartition("/")[2]  # a folder's name only
         return cls(
             id=job.id,
@@ -129,6 +130,7 @@ class VideoResponse(Resource):
             attempts=job.attempts,
             verb=metadata.verb,
             parents=metadata.parents,
+            loras=job.request.get("loras", []),
             characters=[{"id": id} for id in metadata.characters],
             consent=metadata.consent,
             notices=metadata.notices,
@@ -394,19 +396,19 @@ class ModelList(ResponseModel):
 def size_of(job: Job) -> str:
     """Width x height in pixels: of the made video, or of the request before it is made."""
     shape = _shape(job)
-    return f"{shape[2]}x{shape[1]}" if shape else JobMetadata.from_row(job.extra).size
+    return f"{shape[2]}x{shape[1]}" if shape else JobMetadata.from_row(job.metadata).size
 
 
 def fps_of(job: Job) -> float | None:
     """Frames per second: of the made video, or of the request before it is made."""
     made = job.result.receipt.get("frames", {}).get("fps") if job.result else None
-    return JobMetadata.from_row(job.extra).fps if made is None else float(Fraction(made))
+    return JobMetadata.from_row(job.metadata).fps if made is None else float(Fraction(made))
 
 
 def seconds_of(job: Job) -> float:
     """Length from first to last frame in seconds; of an edit only known once it is made."""
     shape = _shape(job)
-    metadata = JobMetadata.from_row(job.extra)
+    metadata = JobMetadata.from_row(job.metadata)
     if not shape or job.result is None or metadata.verb in (None, "storyboard"):
         return metadata.duration
     return (shape[0] - 1) / float(Fraction(job.result.receipt["frames"].get("fps", 1)))

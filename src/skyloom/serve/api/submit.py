@@ -7,48 +7,44 @@ generate/validate.py; the worker validates the rest when it opens the media.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.generate.loras import Lora
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
-from skyloom.generate.validate import MAX_PROMPT, resolve_defaults
-from skyloom.safety.moderation import ModerationResult, current_policy
+from skyloom.generate.validate import length_notice, resolve_defaults
 from skyloom.serve.api.character_prompts import (
     check_characters_named,
     describe_characters,
     describe_in_card,
     notice,
-    parse_expiry,
 )
-from skyloom.serve.api.edit_fields import check_fields, check_source, edit_fields
-from skyloom.serve.api.errors import ApiError, invalid
+from skyloom.serve.api.content_checks import ContentChecks, characters_shown
+from skyloom.serve.api.edit_fields import build_edit, check_fields, check_source
+from skyloom.serve.api.errors import invalid
 from skyloom.serve.api.media_inputs import PICTURE, VIDEO, MediaInput, MediaResolver, store_media
 from skyloom.serve.api.model_aliases import ModelAlias, find_model_alias
 from skyloom.serve.api.request_models import (
-    Consent,
-    CreateBody,
+    CommonFields,
+    CreateVideoBody,
     EditFields,
     Reference,
-    Sampling,
     StoryboardBody,
     read_reference,
 )
 from skyloom.serve.api.response_models import fps_of, seconds_of, size_of
-from skyloom.serve.queue.job import BLOCKED
 from skyloom.serve.queue.job_metadata import JobMetadata
 from skyloom.serve.queue.jobs import Job, JobStore
-from skyloom.serve.queue.library import Character, Library
+from skyloom.serve.queue.library import Character
 from skyloom.serve.queue.quotas import job_cost
 from skyloom.serve.settings import Settings
 
 UNKNOWN_SECONDS = 60.0  # assumed length of an uploaded video, which nobody has opened yet
 
 log = logging.getLogger(__name__)
-Moderate = Callable[[str], ModerationResult]
-"""Checks a text against the policy."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +63,24 @@ class JobSubmitter:
         self,
         settings: Settings,
         jobs: JobStore,
-        library: Library,
         media: MediaResolver,
-        moderate: Moderate,
+        checks: ContentChecks,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
-        self._library = library
         self._media = media
-        self._check_policy = moderate
+        self._checks = checks
 
-    def create_video(self, owner: str, body: CreateBody, options: SubmitOptions) -> Job:
+    def create_video(self, owner: str, body: CreateVideoBody, options: SubmitOptions) -> Job:
         """Submit `n` jobs from a prompt.
 
         Returns the first, whose metadata lists the ids of the others.
         """
         _check_combinations(body)
         alias = find_model_alias(self._settings, body.model)
-        characters = self._find_characters(owner, [character.id for character in body.characters])
+        characters = self._checks.find_characters(
+            owner, [character.id for character in body.characters]
+        )
         check_characters_named(characters, body.prompt)
         prompt, replaced = describe_characters(body.prompt, characters)
         storyboard = [describe_in_card(card, characters) for card in body.storyboard]
@@ -98,10 +94,10 @@ class JobSubmitter:
             picture = self._media.prepare(owner, body.input_reference, "input_reference", PICTURE)
             media.append(picture)
             values.update(_first_frame(values["prompt"], picture.reference, body.strength))
-        request, metadata = self._resolve(
+        request, metadata = self._resolve_request(
             alias, values, seconds=body.seconds, size=body.size, client_prompt=body.prompt
         )
-        consent = self._check_media_consent(owner, body.consent, media)
+        consent = self._checks.check_media_consent(owner, body.consent, media)
         metadata = metadata.replace(prompt=body.prompt, consent=consent)
         metadata = _with_characters(metadata, characters, replaced)
         self._check_room(owner, options, request, metadata, count=body.n)
@@ -122,11 +118,13 @@ class JobSubmitter:
             "prompt": _with_style(body.prompt, body.style),
             "cards": cards,
         }
-        request, metadata = self._resolve(alias, values, seconds=body.seconds, size=body.size)
+        request, metadata = self._resolve_request(
+            alias, values, seconds=body.seconds, size=body.size
+        )
         metadata = metadata.replace(
             prompt=body.prompt or request.cards[0].prompt,
             verb="storyboard",
-            consent=self._check_media_consent(owner, body.consent, media),
+            consent=self._checks.check_media_consent(owner, body.consent, media),
         )
         self._check_room(owner, options, request, metadata)
         request = store_media(request, media)
@@ -144,24 +142,25 @@ class JobSubmitter:
         check_fields(verb, body)
         media = self._prepare_videos(owner, verb, body, video_id)
         source = media[0].job
-        source_metadata = JobMetadata() if source is None else JobMetadata.from_row(source.extra)
+        source_metadata = JobMetadata() if source is None else JobMetadata.from_row(source.metadata)
         source_model = None if source is None else source_metadata.model
         alias = find_model_alias(self._settings, body.model or source_model)
         if source is not None:
             fps = fps_of(source) or float(alias.info.fps)
             check_source(body, size_of(source), fps, seconds_of(source))
         prompt = body.prompt or source_metadata.prompt or ""
-        characters = self._find_characters(owner, _characters_shown(media))
+        characters = self._checks.find_characters(owner, characters_shown(media))
         described_prompt, replaced = describe_characters(prompt, characters)
         mask = None if body.mask is None else self._media.prepare(owner, body.mask, "mask")
         videos = [video.reference for video in media]
-        edit = edit_fields(verb, body, videos, None if mask is None else mask.reference)
+        edit = build_edit(verb, body, videos, None if mask is None else mask.reference)
         request = _edit_request(body, described_prompt, alias, edit)
-        self.moderate(prompt, request.prompt, str(edit.get("style", "")))
+        _check_loras(request.loras, self._settings)
+        self._checks.moderate(prompt, request.prompt, str(edit.get("style", "")))
         resolved = resolve_defaults(request, alias.info, moderate=False)
         metadata = self._edit_metadata(alias, verb, body, media).replace(
             prompt=prompt,
-            consent=self._check_media_consent(owner, body.consent, media),
+            consent=self._checks.check_media_consent(owner, body.consent, media),
             steps=resolved.num_steps if request.needs_model else 1,
         )
         metadata = _with_characters(metadata, characters, replaced)
@@ -169,7 +168,7 @@ class JobSubmitter:
         request = store_media(request, media if mask is None else [*media, mask])
         return self._submit(owner, request, metadata, options, body=body)
 
-    def plan(self, body: CreateBody) -> tuple[Request, JobMetadata]:
+    def plan(self, body: CreateVideoBody) -> tuple[Request, JobMetadata]:
         """Return the request and metadata of a body without its media, to be planned only."""
         media_fields = ("image", "video", "strength")
         cards = [
@@ -182,83 +181,7 @@ class JobSubmitter:
             "cards": cards,
         }
         alias = find_model_alias(self._settings, body.model)
-        return self._resolve(alias, values, seconds=body.seconds, size=body.size)
-
-    def moderate(self, *texts: str, param: str = "prompt") -> None:
-        """Check texts against the policy, all in one call.
-
-        Negative prompts are not checked: they describe what must not appear. Raises ApiError for
-        blocked or too long texts.
-        """
-        for text in texts:
-            if len(text) > MAX_PROMPT:
-                limit = f"<= {MAX_PROMPT:,} characters"
-                raise invalid(param, f"{param} must have {limit}, got {len(text):,}.")
-        distinct = [text for text in dict.fromkeys(texts) if text]
-        verdict = self._check_policy("\n".join(distinct))
-        if verdict.span is not None:
-            verdict = replace(verdict, span=_span_in_text(verdict.span, distinct))
-        self.reject_blocked(verdict, "prompt", param)
-
-    def reject_blocked(self, verdict: ModerationResult, target: str, param: str) -> None:
-        """Raise ApiError for a verdict that blocks, and count the refusal."""
-        if verdict.allowed:
-            return
-        if verdict.at is None:
-            start, end = verdict.span or (0, 0)
-            place = f" (characters {start} to {end})"
-        else:
-            place = f", for {param} at {verdict.at:g} s"
-        self._jobs.count_refusal(verdict.rule or "", target, BLOCKED)
-        message = f"Refused by the rule {verdict.rule}{place}: {verdict.message}"
-        raise ApiError(400, message, BLOCKED, param=param)
-
-    def check_consent(
-        self, consent: Consent | None, *, has_media: bool, is_uploaded: bool
-    ) -> dict[str, str] | None:
-        """Return the fields of a valid consent.
-
-        Raises ApiError if the consent has expired, if the policy requires one for uploaded media
-        (`is_uploaded`), or if the request has no media.
-        """
-        if consent is None:
-            if is_uploaded and current_policy().consent:
-                message = "This server requires consent (who, scope, expiry) for uploaded media."
-                raise invalid("consent", message, "consent_required")
-            return None
-        if not has_media:
-            message = "consent must be left out without a picture or video."
-            raise invalid("consent", message, "unsupported_parameter")
-        fields = consent.model_dump(exclude_none=True)
-        self._check_expiry(fields, "consent.expiry", "The consent")
-        return fields
-
-    def _check_media_consent(
-        self, owner: str, consent: Consent | None, media: Sequence[MediaInput]
-    ) -> dict[str, str] | None:
-        """Check consent for the input media and for the characters shown in it.
-
-        Raises ApiError.
-        """
-        self._find_characters(owner, _characters_shown(media))
-        is_uploaded = any(one.job is None for one in media)
-        return self.check_consent(consent, has_media=bool(media), is_uploaded=is_uploaded)
-
-    def _check_expiry(self, consent: Mapping[str, str] | None, param: str, subject: str) -> None:
-        expiry = (consent or {}).get("expiry")
-        if expiry is not None and parse_expiry(expiry) <= self._jobs.database.now():
-            raise invalid(param, f"{subject} ended with {expiry}.", "consent_expired")
-
-    def _find_characters(self, owner: str, ids: Sequence[str]) -> list[Character]:
-        """Look up characters.
-
-        Raises ApiError for one that is missing or whose consent has expired.
-        """
-        characters = [self._library.character(id, owner) for id in ids]
-        for index, character in enumerate(characters):
-            subject = f"The consent for the character {character.name!r:.100}"
-            self._check_expiry(character.consent, f"characters[{index}]", subject)
-        return characters
+        return self._resolve_request(alias, values, seconds=body.seconds, size=body.size)
 
     def _prepare_cards(
         self, owner: str, cards: Sequence[Mapping[str, Any]]
@@ -304,7 +227,7 @@ class JobSubmitter:
             raise invalid(param, message)
         return media
 
-    def _resolve(
+    def _resolve_request(
         self,
         alias: ModelAlias,
         values: Mapping[str, Any],
@@ -325,7 +248,10 @@ class JobSubmitter:
         request = _build_request(
             {**values, "seconds": length, "size": output_size, "model": info.name}
         )
-        self.moderate(client_prompt, request.prompt, *(card.prompt for card in request.cards))
+        _check_loras(request.loras, self._settings)
+        self._checks.moderate(
+            client_prompt, request.prompt, *(card.prompt for card in request.cards)
+        )
         resolved = resolve_defaults(request, info, moderate=False)
         notices: list[str] = []
         if output_size != requested_size:
@@ -333,10 +259,13 @@ class JobSubmitter:
                 f"The size is {output_size}, not {requested_size}: sizes of {info.name} must be "
                 f"{info.size_rule.describe()}."
             )
+        trained = (info.frames - 1) / info.fps
+        if info.rollout is None and not request.cards and (length or 0) > trained:
+            notices.append(length_notice(info))
         metadata = JobMetadata(
             model=alias.name,
             prompt=request.prompt,
-            seconds=f"{(info.frames - 1) / info.fps if length is None else length:g}",
+            seconds=f"{trained if length is None else length:g}",
             size=output_size,
             requested_size=requested_size,
             fps=info.fps / resolved.keep_every,
@@ -353,7 +282,7 @@ class JobSubmitter:
         Length and size of an uploaded video are not known yet.
         """
         source = media[0].job
-        source_metadata = JobMetadata() if source is None else JobMetadata.from_row(source.extra)
+        source_metadata = JobMetadata() if source is None else JobMetadata.from_row(source.metadata)
         lengths = [0.0 if one.job is None else seconds_of(one.job) for one in media]
         unchanged = sum(lengths) if verb in ("blend", "stitch") else lengths[0]
         seconds = body.seconds or unchanged
@@ -362,7 +291,17 @@ class JobSubmitter:
             seconds += lengths[0]
             extensions = source_metadata.extensions + 1
             alias.check_extension(extensions, seconds)
-        size = body.size or (alias.info.default_size if source is None else size_of(source))
+        size = body.size or alias.info.default_size
+        notices: list[str] = []
+        if body.size is None and source is not None:
+            size = size_of(source)
+            if EDIT_VERBS[verb].resamples_sources:
+                size = alias.nearest_size(size)
+            if size != size_of(source):
+                notices.append(
+                    f"The video of {size_of(source)} is scaled and cropped to {size}, the nearest "
+                    f"size of {alias.info.name}."
+                )
         parents = [one.job.id for one in media if one.job is not None]
         return JobMetadata(
             model=alias.name,
@@ -372,6 +311,7 @@ class JobSubmitter:
             fps=float(body.fps or source_metadata.fps or alias.info.fps),
             verb=verb,
             remixed_from=parents[0] if parents and verb == "remix" else None,
+            notices=notices,
             parents=parents,
             extensions=extensions,
         )
@@ -399,7 +339,7 @@ class JobSubmitter:
         metadata: JobMetadata,
         options: SubmitOptions,
         *,
-        body: Sampling,
+        body: CommonFields,
         index: int = 0,
     ) -> Job:
         """Enqueue a job, or return the one that the same call has enqueued before.
@@ -409,7 +349,7 @@ class JobSubmitter:
         """
         seed = None if request.seed is None else (request.seed + index) % 2**63
         values = replace(request, seed=seed).to_dict()
-        fingerprint = _fingerprint(
+        fingerprint = _idempotency_fingerprint(
             {**values, "seed": index if body.seed is None else seed}, metadata
         )
         key = options.idempotency_key
@@ -421,7 +361,7 @@ class JobSubmitter:
             retry_count=options.retry_count,
             cost=_cost(metadata),
             deadline=options.deadline,
-            extra=metadata.to_row(),
+            metadata=metadata.to_row(),
         )
         fields = {"job": job.id, "model": metadata.model, "verb": metadata.verb}
         if self._settings.log_prompts:
@@ -436,8 +376,25 @@ def _cost(metadata: JobMetadata) -> float:
     return job_cost(metadata.duration or UNKNOWN_SECONDS, width, height, metadata.steps)
 
 
-def _fingerprint(values: Mapping[str, Any], metadata: JobMetadata) -> str:
-    """Return the hash that identifies a repeated call."""
+def _check_loras(loras: Sequence[Lora], settings: Settings) -> None:
+    """Check that the settings name all LoRAs; a client cannot choose a path. Raises ApiError."""
+    for lora in loras:
+        if lora.name not in settings.loras:
+            names = ", ".join(settings.loras) or "none on this server"
+            message = f"loras must be from {names}, got {lora.name!r:.100}."
+            raise invalid("loras", message, "lora_not_found")
+
+
+def _idempotency_fingerprint(values: Mapping[str, Any], metadata: JobMetadata) -> str:
+    """Return the hash by which `JobStore.submit` recognises a repeated call.
+
+    It covers what the client chose: all of the Request (`values`, where a seed that was drawn is
+    replaced by the number of the variation), and the model name, size and characters as they were
+    sent, which the Request holds translated. Values that the server derives (notices, steps,
+    consent of characters, ids of variations) are left out: they may change between two tries of
+    one call. A new field of Request is covered without a change here; add a field of JobMetadata
+    that the client sets, and only where it is set, so that the hashes of stored jobs stay valid.
+    """
     fields = [values, metadata.model, metadata.requested_size, metadata.characters]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -457,28 +414,6 @@ def _build_request(values: Mapping[str, Any]) -> Request:
     ).with_seed()
 
 
-def _span_in_text(span: tuple[int, int], texts: Sequence[str]) -> tuple[int, int]:
-    """Convert a span of texts joined by line feeds into a span of the text where it begins."""
-    start, end = span
-    for text in texts:
-        if start <= len(text):
-            return start, min(end, len(text))
-        start -= len(text) + 1
-        end -= len(text) + 1
-    return span
-
-
-def _characters_shown(media: Sequence[MediaInput]) -> list[str]:
-    """Return the distinct ids of the characters in videos made by this server."""
-    shown = [
-        id
-        for one in media
-        if one.job is not None
-        for id in JobMetadata.from_row(one.job.extra).characters
-    ]
-    return list(dict.fromkeys(shown))
-
-
 def _with_characters(
     metadata: JobMetadata, characters: Sequence[Character], replaced: frozenset[str]
 ) -> JobMetadata:
@@ -494,7 +429,7 @@ def _with_characters(
     )
 
 
-def _check_combinations(body: CreateBody) -> None:
+def _check_combinations(body: CreateVideoBody) -> None:
     """Raise ApiError for fields that have no effect together."""
     if body.region is not None:
         message = "region must be left out for a new video. Use /v1/videos/{id}/inpaint."
@@ -507,7 +442,7 @@ def _check_combinations(body: CreateBody) -> None:
         raise invalid("strength", message, "unsupported_parameter")
 
 
-def _sampling_values(body: Sampling) -> dict[str, Any]:
+def _sampling_values(body: CommonFields) -> dict[str, Any]:
     """Return the sampling fields under the names of a Request.
 
     OpenAI's qualities standard and hd mean the default quality.
@@ -519,6 +454,7 @@ def _sampling_values(body: Sampling) -> dict[str, Any]:
         "guidance_scale": body.guidance,
         "negative_prompt": body.negative_prompt,
         "quality": None if body.quality in ("standard", "hd") else body.quality,
+        "loras": [lora.model_dump() for lora in body.loras],
     }
 
 

@@ -60,14 +60,8 @@ class Capabilities:
 
 
 def needs_of(request: Mapping[str, Any]) -> str:
-    """Return the needs of a request: its `model`, and the names in `lora` or `loras`.
-
-    LoRAs are a name, a list of names or of tables with a `name`, or a table of scales by name.
-    """
-    loras = request.get("loras") or request.get("lora") or []
-    if isinstance(loras, str):
-        loras = [loras]
-    names = {one["name"] if isinstance(one, Mapping) else str(one) for one in loras}
+    """Return the needs of a request: its `model`, and the names of its `loras`."""
+    names = {lora["name"] for lora in request.get("loras") or ()}
     model = request.get("model") or DEFAULT_MODEL
     return json.dumps([model, *sorted(names)], ensure_ascii=False, separators=(",", ":"))
 

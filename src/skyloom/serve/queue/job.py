@@ -107,7 +107,7 @@ class Job:
     kind: str  # prefix of the id and of event types, such as "video"
     status: Status  # see the table of transitions above
     request: Mapping[str, Any]  # the Request as JSON values
-    extra: Mapping[str, Any]  # metadata of the API, returned in responses
+    metadata: Mapping[str, Any]  # JobMetadata as JSON values, for responses; column `extra`
     priority: int  # higher runs first among the jobs of one owner
     progress: int  # percent, 0 to 100; never decreases until a retry
     phase: str | None  # stage of the render; None once the job has ended

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, inser
 from skyloom.serve.queue.capabilities import check_held, live_capabilities, needs_of
 from skyloom.serve.queue.database import MAX_PAGE, Database, Write, read_page
 from skyloom.serve.queue.errors import JobConflictError, NotFoundError, QueueFullError
+from skyloom.serve.queue.idempotency import find_duplicate, keep_key
 from skyloom.serve.queue.job import (
     COLUMNS,
     WHOLE_JOBS,
@@ -45,7 +46,6 @@ from skyloom.serve.queue.tables import (
     IS_ACTIVE,
     events,
     has_status,
-    idempotency_keys,
     job_counts,
     jobs,
     results,
@@ -65,19 +65,10 @@ __all__ = [
     "Status",
 ]
 
-KEY_SECONDS = 24 * 3600  # an idempotency key is kept for so long
-RETRY_SECONDS = 60  # a client's retry without a key finds a job no older than this
 MAX_RETRY_AFTER = 120  # seconds; clients do not wait longer
 REFERENCE_ROWS = 200  # jobs read at a time by JobStore.references
 
 _INSERT_JOB = insert(jobs).returning(*COLUMNS)
-_INSERT_KEY = insert(idempotency_keys)
-_IS_KEY = (
-    idempotency_keys.c.owner == bindparam("where_owner"),
-    idempotency_keys.c.key == bindparam("where_key"),
-)
-_BY_KEY = select(idempotency_keys).where(*_IS_KEY)
-_DELETE_KEY = delete(idempotency_keys).where(*_IS_KEY)
 _ACTIVE_BY_OWNER = (
     select(jobs.c.owner, func.count(), func.sum(jobs.c.cost))
     .where(IS_ACTIVE)
@@ -85,17 +76,8 @@ _ACTIVE_BY_OWNER = (
 )
 _BY_ID = WHOLE_JOBS.where(jobs.c.id == bindparam("where_id"), ~jobs.c.deleted)
 _BY_ID_OF_OWNER = _BY_ID.where(jobs.c.owner == bindparam("where_owner"))
-_NEWEST_OF_FINGERPRINT = (
-    select(jobs.c.number, jobs.c.created_at)
-    .where(
-        jobs.c.owner == bindparam("where_owner"),
-        jobs.c.fingerprint == bindparam("where_fingerprint"),
-    )
-    .order_by(jobs.c.number.desc())
-    .limit(1)
-)
 _REFERENCES = (
-    select(jobs.c.number, results.c.assets, jobs.c.checkpoint, jobs.c.request, jobs.c.extra)
+    select(jobs.c.number, results.c.assets, jobs.c.checkpoint, jobs.c.request, jobs.c.metadata)
     .outerjoin(results, results.c.job == jobs.c.number)
     .where(jobs.c.number > bindparam("after"))
     .order_by(jobs.c.number)
@@ -157,7 +139,7 @@ class JobStore:
         priority: int = 0,
         cost: float = 1.0,
         deadline: float | None = None,
-        extra: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Job:
         """Queue a job, or return the one that the same call has queued before.
 
@@ -175,7 +157,7 @@ class JobStore:
             "kind": kind,
             "status": "queued",
             "request": dict(request),
-            "extra": dict(extra or {}),
+            "metadata": dict(metadata or {}),
             "fingerprint": fingerprint,
             "priority": priority,
             "cost": cost,
@@ -184,7 +166,7 @@ class JobStore:
             "needs": needs_of(request),
         }
         with self.database.write() as write:
-            number = _find_duplicate(write, owner, key, fingerprint, retry_count)
+            number = find_duplicate(write, owner, key, fingerprint, retry_count)
             if number is not None:
                 return read_job(write.connection, number)
             live = live_capabilities(write.connection, write.now)
@@ -193,14 +175,7 @@ class JobStore:
             values["created_at"] = write.now
             job = as_job(write.connection.execute(_INSERT_JOB, values).one())
             if key is not None:
-                link = {
-                    "owner": owner,
-                    "key": key,
-                    "fingerprint": fingerprint or "",
-                    "job": job.number,
-                    "created_at": write.now,
-                }
-                write.connection.execute(_INSERT_KEY, link)
+                keep_key(write, job, key, fingerprint)
             record_event(write, job, "queued")
             return job
 
@@ -458,30 +433,6 @@ class JobStore:
             hint = f"Try again in {seconds:.0f} s."
             raise QueueFullError("The queue is full.", hint=hint, retry_after=seconds, limit=limit)
         self._quotas.check_usage("queued_cost", work, cost, retry_after)
-
-
-def _find_duplicate(
-    write: Write, owner: str, key: str | None, fingerprint: str | None, retry_count: int
-) -> int | None:
-    """Return the number of the job that the same call has submitted before, if any."""
-    if key is not None:
-        values = {"where_owner": owner, "where_key": key}
-        found = write.connection.execute(_BY_KEY, values).one_or_none()
-        if found is None:
-            return None
-        if found.created_at <= write.now - KEY_SECONDS:
-            write.connection.execute(_DELETE_KEY, values)
-            return None
-        if found.fingerprint != (fingerprint or ""):
-            message = "This idempotency key was used for another request."
-            raise JobConflictError(message, hint="Use a new key for a new request.")
-        return found.job
-    if fingerprint is not None and retry_count > 0:
-        values = {"where_owner": owner, "where_fingerprint": fingerprint}
-        newest = write.connection.execute(_NEWEST_OF_FINGERPRINT, values).one_or_none()
-        if newest is not None and newest.created_at > write.now - RETRY_SECONDS:
-            return newest.number
-    return None
 
 
 _Active = dict[str, tuple[int, float]]

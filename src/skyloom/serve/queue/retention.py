@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Delete, Select, Table, delete, select, tuple_
 
 from skyloom.serve.queue.database import Database, Write
-from skyloom.serve.queue.jobs import KEY_SECONDS
+from skyloom.serve.queue.idempotency import KEY_SECONDS
 from skyloom.serve.queue.tables import (
     HAS_ENDED_WITHOUT_RESULT,
     batch_jobs,

@@ -92,7 +92,7 @@ jobs = Table(
     Column("priority", Integer, nullable=False, default=0),
     Column("cost", Double, nullable=False, default=1.0),
     Column("request", JSON, nullable=False),
-    Column("extra", JSON, nullable=False),
+    Column("extra", JSON, key="metadata", nullable=False),
     Column("fingerprint", String(128)),
     Column("wanted", String(8), key="requested_action"),
     Column("deleted", Boolean, nullable=False, default=False),

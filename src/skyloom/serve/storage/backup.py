@@ -26,7 +26,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError
 
 from skyloom import __version__
 from skyloom.core.errors import ConfigError, MediaError, RequestError
@@ -46,6 +45,12 @@ from skyloom.serve.storage.installation import (
     write_marker,
 )
 from skyloom.serve.storage.inventory import Inventory
+from skyloom.serve.storage.sqlite_files import (
+    DAMAGED_HINT,
+    WAL_SUFFIXES,
+    has_sqlite_header,
+    replace_sqlite,
+)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -54,10 +59,7 @@ _DUMP = "database.dump"
 _ASSETS = "assets/"
 _BESIDE = "beside/"
 _MEMBER_NAME = re.compile(r"database\.(sqlite|dump)|(assets|beside)/[^\0]+")
-_SQLITE_HEADER = b"SQLite format 3\0"
-_WAL_SUFFIXES = ("-wal", "-shm")
 _EXCLUDED = re.compile(r"\..*|runs|skyloom\.db.*|cluster\.(json|log)")  # in the data folder
-_DAMAGED_HINT = "Use another backup."
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def restore_backup(settings: Settings, source: Path) -> RestoreReport:
         replaced = _put_back_database(settings, source, prepare)
         kept = tuple(_put_back_data_folder(settings, source))
     else:
-        replaced = _replace_sqlite(settings.database, source, prepare)
+        replaced = replace_sqlite(settings.database, source, prepare)
     with closing(Database(settings.database)) as database:
         _restore_marker(Inventory(database), storage)
         return_from_trash(database, storage, references)
@@ -144,15 +146,6 @@ def restore_backup(settings: Settings, source: Path) -> RestoreReport:
         asset.key for asset, _ in storage.assets() if asset.reference not in references
     )
     return RestoreReport(replaced, put_back, kept, tuple(unnamed))
-
-
-def find_damage(url: str, *, backup_before_migration: bool = True) -> list[str]:
-    """Check a database, even one that is too damaged to open. Returns a line per problem."""
-    try:
-        with closing(Database(url, backup_before_migration=backup_before_migration)) as database:
-            return database.check()
-    except DatabaseError as error:
-        return [str(error.orig)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -169,7 +162,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a backup of skyloom.", hint="Name a folder that skyloom backup wrote."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / MANIFEST} is damaged.", hint=_DAMAGED_HINT) from error
+        raise ConfigError(f"{folder / MANIFEST} is damaged.", hint=DAMAGED_HINT) from error
     if version > FORMAT:
         raise ConfigError(
             f"The backup has format {version}, and this skyloom knows formats up to {FORMAT}.",
@@ -180,12 +173,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         inside = path.resolve().is_relative_to(folder.resolve())
         if not _MEMBER_NAME.fullmatch(name) or ".." in PurePosixPath(name).parts or not inside:
             raise ConfigError(
-                f"A file name in the backup is invalid: {name!r:.80}.", hint=_DAMAGED_HINT
+                f"A file name in the backup is invalid: {name!r:.80}.", hint=DAMAGED_HINT
             )
         if not path.is_file() or path.stat().st_size != size or _sha256(path) != digest:
-            raise ConfigError(f"{path} is damaged.", hint=_DAMAGED_HINT)
+            raise ConfigError(f"{path} is damaged.", hint=DAMAGED_HINT)
     if not {_SQLITE, _DUMP} & files.keys():
-        raise ConfigError(f"{folder} holds no database.", hint=_DAMAGED_HINT)
+        raise ConfigError(f"{folder} holds no database.", hint=DAMAGED_HINT)
     return manifest
 
 
@@ -241,11 +234,11 @@ def _copy_data_folder(settings: Settings, target: Path, folder: Path) -> None:
     if isinstance(storage, FolderStorage):
         skipped.add(storage.folder.resolve())
     if (file := sqlite_file(settings.database)) is not None:
-        skipped |= {file.with_name(file.name + suffix) for suffix in ("", *_WAL_SUFFIXES)}
+        skipped |= {file.with_name(file.name + suffix) for suffix in ("", *WAL_SUFFIXES)}
     for path in _files_beside(data, skipped):
         copy = folder / _BESIDE / path.relative_to(data)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if _has_sqlite_header(path):
+        if has_sqlite_header(path):
             with closing(choose_sqlite().connect(str(path), timeout=30)) as connection:
                 connection.execute("VACUUM INTO ?", (str(copy),))
         else:
@@ -325,7 +318,7 @@ def _put_back_database(
 ) -> Path | None:
     """Replace an SQLite database, or prepare a Postgres database that pg_restore has filled."""
     if (source / _SQLITE).exists():
-        return _replace_sqlite(settings.database, source / _SQLITE, prepare)
+        return replace_sqlite(settings.database, source / _SQLITE, prepare)
     with closing(Database(settings.database)) as database:
         prepare(database)
     return None
@@ -354,116 +347,6 @@ def _restore_marker(inventory: Inventory, storage: AssetStorage) -> None:
         return
     if not inventory.newest_results(1) or holds_newest_results(inventory, storage):
         write_marker(storage, identity, replace=False)
-
-
-def _replace_sqlite(url: str, source: Path, prepare: Callable[[Database], None]) -> Path | None:
-    """Replace an SQLite database by a backup file, atomically.
-
-    Returns the path of the previous database, if any.
-
-    The copy is checked, migrated and passed to `prepare` before it takes the database's place.
-    Raises ConfigError for a file that is not a backup, is damaged or of a newer skyloom, while a
-    process has the database open, and for Postgres.
-    """
-    target = sqlite_file(url)
-    if target is None and url.startswith("sqlite"):
-        raise ConfigError("A database in memory cannot be restored.", hint="Name a file.")
-    if target is None:
-        raise ConfigError("Postgres restores its own databases.", hint="Use pg_restore.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    copy = target.with_name(f"{target.name}.restoring")
-    _remove_sqlite(copy)
-    try:
-        _copy_checked(source, copy)
-        with closing(Database(f"sqlite:///{copy}", backup_before_migration=False)) as database:
-            prepare(database)
-        return _swap_in(copy, target)
-    finally:
-        _remove_sqlite(copy)
-
-
-def _copy_checked(source: Path, copy: Path) -> None:
-    """Copy a backup file and migrate the copy.
-
-    Raises ConfigError unless it is a whole database of skyloom.
-    """
-    not_a_backup = ConfigError(
-        f"{source} is not a backup of skyloom.", hint="Name a file that skyloom backup wrote."
-    )
-    try:
-        if not _has_sqlite_header(source):
-            raise not_a_backup
-        shutil.copyfile(source, copy)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{source} does not exist.", hint="Check the path.") from error
-    url = f"sqlite:///{copy}"
-    if is_new(url):
-        raise not_a_backup
-    if damage := find_damage(url, backup_before_migration=False):
-        raise ConfigError(f"{source} is damaged ({damage[0]:.80}).", hint=_DAMAGED_HINT)
-
-
-def _swap_in(copy: Path, target: Path) -> Path | None:
-    """Rename the copy to the database while no process has it open.
-
-    Returns the path of the previous one.
-    """
-    previous = None
-    if target.exists():
-        _close_log(target)
-        previous = target.with_name(f"{target.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
-        if previous.exists():
-            raise ConfigError(f"{previous} already exists.", hint="Try again in a second.")
-        os.link(target, previous)
-    for suffix in _WAL_SUFFIXES:
-        target.with_name(target.name + suffix).unlink(missing_ok=True)
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
-    copy.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return previous
-
-
-def _close_log(target: Path) -> None:
-    """Move the write-ahead log into the file.
-
-    Raises ConfigError if a process has the database open.
-
-    A database that is too damaged for that may be replaced.
-    """
-    sqlite = choose_sqlite()
-    connection = sqlite.connect(str(target), timeout=1, isolation_level=None)
-    try:
-        for statement in (
-            "PRAGMA locking_mode=EXCLUSIVE",
-            "PRAGMA journal_mode=DELETE",
-            "BEGIN EXCLUSIVE",
-            "COMMIT",
-        ):
-            connection.execute(statement).fetchall()
-    except sqlite.OperationalError as error:
-        if "locked" in str(error):
-            raise ConfigError(
-                "A server or worker has the database open.", hint="Stop it first."
-            ) from error
-    except sqlite.DatabaseError:
-        return
-    finally:
-        connection.close()
-
-
-def _remove_sqlite(path: Path) -> None:
-    for suffix in ("", *_WAL_SUFFIXES):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _has_sqlite_header(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE_HEADER)) == _SQLITE_HEADER
 
 
 def _sha256(path: Path) -> str:

@@ -79,7 +79,8 @@ def needed_memory(info: ModelInfo, device: torch.device) -> int:
 class PipelineCache:
     """Pipelines that are loaded on one device, at most `memory_bytes` by their estimates.
 
-    `models` are those found by other means than their installed name or folder.
+    `models` are those found by other means than their installed name or folder. `loras`: paths of
+    the LoRAs that jobs may use, by name.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class PipelineCache:
         models: Mapping[str, ModelInfo],
         memory_bytes: int | None = None,
         *,
+        loras: Mapping[str, str] | None = None,
         load: Callable[..., Pipeline] = load,
     ) -> None:
         self._device = device
         self._models = models
         self._memory_bytes = memory_bytes
+        self._loras = dict(loras or {})
         self._load = load
         self._loaded: dict[str, tuple[Pipeline, int]] = {}  # the least recently used first
 
@@ -112,7 +115,7 @@ class PipelineCache:
             info = self._models.get(name) or find_model(name)
             size = estimate_memory(info)
             self._evict(None if alone else size)
-            held = (self._load(str(info.folder), device=self._device), size)
+            held = (self._load(str(info.folder), device=self._device, loras=self._loras), size)
         elif alone:
             self._evict(None)
         self._loaded[name] = held

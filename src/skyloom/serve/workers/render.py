@@ -64,7 +64,7 @@ class PipelineRenderer:
         yield Progress(_TEXT_PERCENT, "text")
         done = {"denoise": 0.0, "decode": 0.0}
         options = ExportOptions(
-            annotate=partial(_with_characters, described=job.extra.get("described")),
+            annotate=partial(_with_characters, described=job.metadata.get("described")),
             redact=partial(clean_receipt, request=job.request),
         )
         steps = self._stream(pipeline, plan, folder / STATE)

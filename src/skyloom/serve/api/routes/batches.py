@@ -9,7 +9,7 @@ from skyloom.serve.api.body import count_values, load_json
 from skyloom.serve.api.dependencies import AppServices, Cursor, PageSize, Reader, Services, Writer
 from skyloom.serve.api.errors import ApiError, invalid, to_api_error
 from skyloom.serve.api.openapi import errors
-from skyloom.serve.api.request_models import BatchBody, CreateBody, EmptyBody, parse_body
+from skyloom.serve.api.request_models import BatchBody, CreateVideoBody, EmptyBody, parse_body
 from skyloom.serve.api.response_models import BatchList, BatchResponse, VideoResponse
 from skyloom.serve.api.routing import limit, make_router
 from skyloom.serve.api.submit import SubmitOptions
@@ -75,7 +75,7 @@ def advance(services: Services) -> None:
     """Submit lines and write results of every batch, as far as possible now."""
 
     def submit(owner: str, fields: Mapping[str, Any], key: str, deadline: float) -> Job:
-        body = parse_body(CreateBody, fields)
+        body = parse_body(CreateVideoBody, fields)
         return services.submitter.create_video(owner, body, SubmitOptions(key, deadline=deadline))
 
     def write(owner: str, name: str, text: bytes) -> str:

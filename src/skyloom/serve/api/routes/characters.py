@@ -19,14 +19,14 @@ def create_character(
     The policy checks the name and the clip; a process of its own recognises who the clip shows.
     """
     owner = caller.owner
-    services.submitter.moderate(body.name, param="name")
+    services.checks.moderate(body.name, param="name")
     services.library.check_room(owner, characters=1)
     source = services.media.video(owner, body.video, "video")
-    consent = services.submitter.check_consent(
+    consent = services.checks.check_consent(
         body.consent, has_media=True, is_uploaded=source.job is None
     )
     verdict, likeness = services.effects.view(source.asset, True)
-    services.submitter.reject_blocked(verdict, "input", "video")
+    services.checks.reject_blocked(verdict, "input", "video")
     character = services.library.add_character(
         owner, body.name, source.asset.reference, likeness, consent
     )

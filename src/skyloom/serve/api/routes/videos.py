@@ -23,7 +23,7 @@ from skyloom.serve.api.errors import ApiError, missing, rate_limit
 from skyloom.serve.api.events import stream_events
 from skyloom.serve.api.numbers import find_whole
 from skyloom.serve.api.openapi import content, errors
-from skyloom.serve.api.request_models import CreateBody, EmptyBody
+from skyloom.serve.api.request_models import CreateVideoBody, EmptyBody
 from skyloom.serve.api.response_models import (
     DeletedResponse,
     PlanResponse,
@@ -76,7 +76,7 @@ NewJob = Annotated[Submission, Depends(get_submission)]
 
 
 @router.post("/v1/videos", responses=errors(404, 409))
-def create_video(body: CreateBody, new: NewJob) -> VideoResponse:
+def create_video(body: CreateVideoBody, new: NewJob) -> VideoResponse:
     """Make a video."""
     return new.show(new.submitter.create_video(new.owner, body, new.options))
 
@@ -100,7 +100,7 @@ def list_videos(
 
 @router.post("/v1/videos/plan")
 @limit("plan")
-def plan_video(body: CreateBody, caller: Writer, services: AppServices) -> PlanResponse:
+def plan_video(body: CreateVideoBody, caller: Writer, services: AppServices) -> PlanResponse:
     """Estimate what a video would take.
 
     The workers' planner does it, in a process of its own.
