@@ -12,6 +12,7 @@ from skyloom.generate import pipeline as pipeline_module
 from skyloom.generate.memory import make_planner, measure_free_memory
 from skyloom.generate.request import Request
 from skyloom.models.base import find_loader
+from skyloom.models.lora import LoraAdapter, with_adapters
 from skyloom.models.memory import FreeMemory, ModelMemory, PartMemory, Weights
 
 ASK = Request("a red cat on the beach", seed=7, seconds=0.5, quality="best", num_steps=3)
@@ -193,3 +194,25 @@ def test_memory_that_the_parts_hold_counts_as_free(pipe, monkeypatch):
     assert measure_free_memory(CPU, pipe.bundle).host == 1000 + pipe.bundle.bytes_on("cpu")
     monkeypatch.setattr(memory_module, "free_device_memory", lambda device: 70)
     assert measure_free_memory(torch.device("cuda"), pipe.bundle).device == 70
+
+
+@torch.no_grad()
+def test_loras_have_an_effect_on_streamed_blocks(pipe):
+    """A view with LoRAs shares the weights that are streamed, also if streaming starts later."""
+    network = pipe.transformer
+    layer = "blocks.0.up"
+    adapter = LoraAdapter.start(network, [layer], 2, 2.0)
+    for change in adapter.by_name.values():
+        change.up.normal_()
+    view = with_adapters(network, [(adapter, 1.0)])
+    latent = torch.randn(1, 4, 2, 2, 2)
+    sigma = torch.full((1, 2), 0.5)
+    text = pipe.text_encoder.encode(["a red cat"])
+    plain = network(latent, sigma, text)
+    changed = view(latent, sigma, text)
+    assert not torch.equal(plain, changed)
+    pipe.bundle.arrange({"transformer": "streamed"})
+    assert torch.equal(network(latent, sigma, text), plain)
+    assert torch.equal(view(latent, sigma, text), changed)
+    pipe.bundle.arrange({"transformer": "resident"})
+    assert torch.equal(view(latent, sigma, text), changed)

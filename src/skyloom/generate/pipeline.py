@@ -173,8 +173,9 @@ class Pipeline:
         output.add_final_notes(memory.notes)
         store = WindowStore(resume, receipt.to_dict(), save_every, cache=_window_cache(plan))
         stores = self._run_stores(plan, store, critic)
-        generation = Generation(plan, output, memory, stores, critic, start)
-        return store.guard(self._with_loras(plan)._run(generation))
+        pipeline = self._with_loras(plan)
+        steps = pipeline._run(Generation(plan, output, memory, stores, critic, start))
+        return store.guard(steps)
 
     def _with_loras(self, plan: Plan) -> "Pipeline":
         """This pipeline, or a copy whose transformer has the plan's LoRAs. Raises RequestError."""

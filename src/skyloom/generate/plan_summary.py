@@ -57,10 +57,10 @@ def plan_to_dict(
         "quality": "fast" if plan.student else "best",
         "estimate": expected.to_dict(),
     }
-    if plan.notices:
-        values["notices"] = list(plan.notices)
     if memory is not None:
         values["memory"] = memory.to_dict()
+    if plan.notices:
+        values["notices"] = list(plan.notices)
     if plan.request.cards:
         values["cards"] = list(describe_cards(plan))
     if plan.request.edit is not None:

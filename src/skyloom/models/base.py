@@ -192,28 +192,32 @@ class DenoisingNetwork(nn.Module):
     config: Any
     head: nn.Linear | nn.Conv2d
     blocks: nn.ModuleList
-    _streamer: BlockStreamer[Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._streamers: list[BlockStreamer[Any]] = []  # shared with views that have LoRAs
 
     @property
     def running_blocks(self) -> Iterable[Any]:
         """The blocks in order, each with its weights on the device while it is the current one."""
-        return self.blocks if self._streamer is None else self._streamer
+        for streamer in self._streamers:
+            return (own for _, own in zip(streamer, self.blocks, strict=True))
+        return self.blocks
 
     def stream_blocks(self, device: torch.device | None) -> None:
         """Keep the weights of the blocks in host memory and all others on a device.
 
         None ends it; the blocks stay in host memory then. Networks without `blocks` cannot.
         """
-        if self._streamer is not None:
-            self._streamer.close()
-            self._streamer = None
+        while self._streamers:
+            self._streamers.pop().close()
         if device is None:
             return
         in_blocks = {id(one) for one in (*self.blocks.parameters(), *self.blocks.buffers())}
         for weight in (*self.parameters(), *self.buffers()):
             if id(weight) not in in_blocks:
                 weight.data = weight.data.to(device)
-        self._streamer = BlockStreamer(tuple(self.blocks), device)
+        self._streamers.append(BlockStreamer(tuple(self.blocks), device))
 
     @property
     def prediction(self) -> Prediction:

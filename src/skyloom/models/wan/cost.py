@@ -9,13 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skyloom.models.base import NetworkCost
-from skyloom.models.memory import ModelMemory, PartMemory, PartName, part_memory
-from skyloom.models.registry import ModelInfo, part_paths
+from skyloom.models.memory import ModelMemory, PartMemory, PartName
 from skyloom.models.wan.autoencoder import Tiling, WanAutoencoderConfig
-from skyloom.models.wan.autoencoder_state_dict import read_autoencoder_config
 from skyloom.models.wan.config import WanConfig
-from skyloom.models.wan.detect import read_heads, read_transformer_config
-from skyloom.models.weight_files import open_weights
 
 # live bytes per token with weights in bf16: of self-attention, and of the feed-forward layer
 _ATTENTION = 30.5  # per channel
@@ -26,7 +22,8 @@ _CONDITION = (
     6  # per channel and text token: keys, and values with the keys that they were made with
 )
 _TEXT_BYTES = 320_000_000  # the text encoder at 512 tokens
-_IN_FP32 = ("encoder.", "conv1.", "quant_conv.")  # of the autoencoder's file
+IN_FP32 = ("encoder.", "conv1.", "quant_conv.")
+"""Beginnings of the names of an autoencoder's tensors that compute in fp32."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +36,9 @@ class _AutoencoderBytes:
 
 
 _AUTOENCODERS = {  # by channels of the latent
-    16: _AutoencoderBytes(decode=9_500, cache=4_750, encode=10_500),
-    48: _AutoencoderBytes(decode=9_000, cache=3_600, encode=4_600),
+    16: _AutoencoderBytes(decode=9_100, cache=4_750, encode=10_500),
+    48: _AutoencoderBytes(decode=8_500, cache=3_600, encode=4_600),
 }
-
-
-def read_network_cost(info: ModelInfo) -> NetworkCost:
-    """Read the cost of a model from the headers of its files. Raises CheckpointError."""
-    parts: dict[PartName, PartMemory] = {}
-    paths = part_paths(info, "transformer")
-    with open_weights(paths) as files:
-        config = read_transformer_config(files.shapes, read_heads(paths[0], files.shapes))
-        parts["transformer"] = part_memory(files.shapes, files.dtypes)
-    with open_weights(part_paths(info, "autoencoder")) as files:
-        autoencoder = read_autoencoder_config(files.shapes)
-        parts["autoencoder"] = part_memory(files.shapes, files.dtypes, in_fp32=_IN_FP32)
-    with open_weights(part_paths(info, "text_encoder")) as files:
-        parts["text_encoder"] = part_memory(files.shapes, files.dtypes)
-    return network_cost(config, autoencoder, parts)
 
 
 def network_cost(

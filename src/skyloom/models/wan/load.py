@@ -10,17 +10,17 @@ from skyloom.core.errors import CheckpointError, ConfigError
 from skyloom.models.base import ClipReader, ModelBundle, NetworkCost
 from skyloom.models.checkpoint import build
 from skyloom.models.embedding_cache import embedding_cache
+from skyloom.models.memory import PartMemory, PartName, part_memory
 from skyloom.models.registry import ModelInfo, part_paths, weight_files
 from skyloom.models.wan.autoencoder import WanAutoencoder
 from skyloom.models.wan.autoencoder_state_dict import WanAutoencoderState, read_autoencoder_config
 from skyloom.models.wan.config import WanConfig
+from skyloom.models.wan.cost import IN_FP32, network_cost
 from skyloom.models.wan.detect import check_autoencoder, read_heads, read_transformer_config
 from skyloom.models.wan.state_dict import WanState
 from skyloom.models.wan.text_encoder import WanTextEncoder
 from skyloom.models.wan.transformer import Wan
 from skyloom.models.weight_files import WeightFiles, open_weights
-
-_LIVE_TENSORS = 8  # activations of the model's width that are live at once, per token
 
 
 def load(info: ModelInfo, device: torch.device, dtype: torch.dtype) -> ModelBundle:
@@ -83,19 +83,16 @@ def load_clip_reader(info: ModelInfo) -> ClipReader | None:
 
 def read_network_cost(info: ModelInfo) -> NetworkCost:
     """Read the cost of the networks from the headers of their files. Raises CheckpointError."""
+    parts: dict[PartName, PartMemory] = {}
     with open_weights(part_paths(info, "transformer")) as source:
         config = _config(info, source)
+        parts["transformer"] = part_memory(source.shapes, source.dtypes)
     with open_weights(part_paths(info, "autoencoder")) as source:
         autoencoder = read_autoencoder_config(source.shapes)
-    weights = 6 * config.width**2 + 2 * config.width * config.ffn
-    return NetworkCost(
-        scale=autoencoder.scale,
-        latent_channels=autoencoder.channels,
-        patch=config.patch,
-        token_flops=2.0 * config.layers * weights,
-        key_flops=4.0 * config.layers * config.width,
-        token_bytes=2 * (_LIVE_TENSORS * config.width + config.ffn),
-    )
+        parts["autoencoder"] = part_memory(source.shapes, source.dtypes, in_fp32=IN_FP32)
+    with open_weights(part_paths(info, "text_encoder")) as source:
+        parts["text_encoder"] = part_memory(source.shapes, source.dtypes)
+    return network_cost(config, autoencoder, parts)
 
 
 def _config(info: ModelInfo, source: WeightFiles) -> WanConfig:
