@@ -122,6 +122,23 @@ def test_a_picture_to_start_from(make):
     assert open_source("x.mp4").receipt["request"]["image"] == "first.png"
 
 
+def test_consent_for_a_picture_is_required_by_policy_and_recorded(make, skyloom, policy):
+    make("a", "--seconds", 0.25, "--preview", "first.png", "-o", "a.mp4")
+    policy("consent = true")
+    words = ("a cat", "--seconds", 0.25, "--image", "first.png", "-o", "x.mp4")
+    refused = make(*words)
+    assert refused.code == 2
+    assert "consent must name who is shown" in refused.err
+    assert make(*words, "--consent", "Ada").code == 2
+    made = make(*words, "--consent", "who=Ada", "--consent", "expiry=2999-12-31")
+    assert made.code == 0
+    assert open_source("x.mp4").receipt["request"]["consent"] == {
+        "who": "Ada",
+        "expiry": "2999-12-31",
+    }
+    assert "who Ada, expiry 2999-12-31" in skyloom("show", "x.mp4").out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

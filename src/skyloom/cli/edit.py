@@ -43,6 +43,7 @@ class SharedOptions:
     guidance: options.Guidance = None
     quality: options.Quality = None
     negative: options.Negative = ""
+    consent: options.Consent = None
     model: options.Model = DEFAULT_MODEL
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse videos that would have to be resampled.")
@@ -179,6 +180,7 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
         guidance_scale=shared.guidance,
         quality=shared.quality,
         negative_prompt=shared.negative,
+        consent=options.parse_consent(shared.consent),
         **fields_of_request,
     )
     if shared.only_plan:

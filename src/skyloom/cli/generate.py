@@ -48,6 +48,7 @@ def generate(
     quality: options.Quality = None,
     negative: options.Negative = "",
     image: options.Picture = None,
+    consent: options.Consent = None,
     model: options.Model = DEFAULT_MODEL,
     window_retries: options.WindowRetries = None,
     preview: Annotated[
@@ -78,6 +79,7 @@ def generate(
         negative_prompt=negative,
         image=None if image is None else str(image),
         retakes=window_retries,
+        consent=options.parse_consent(consent),
     )
     delivery = Delivery(
         output=output,

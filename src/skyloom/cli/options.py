@@ -28,6 +28,13 @@ Quality = Annotated[
 Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
 Picture = Annotated[Path | None, typer.Option(help="First picture of the video.")]
 Model = Annotated[str, typer.Option(help="Name of a model, or its folder.")]
+Consent = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=TEXT",
+        help="Consent of the people in the pictures and videos: who, scope or expiry. Repeatable.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if available)")]
 Play = Annotated[
     str | None,
@@ -68,3 +75,15 @@ def streams_to_stdout(play: str | None) -> bool:
             f"--play must be -, got {play}.", hint="Pipe it to a player: --play - | mpv -"
         )
     return play is not None
+
+
+def parse_consent(pairs: list[str] | None) -> dict[str, str] | None:
+    """Return the values of --consent by key; None if it is not given. Raises RequestError."""
+    from skyloom.core.errors import RequestError
+
+    if not pairs:
+        return None
+    values = [pair.partition("=") for pair in pairs]
+    if wrong := next((key for key, equals, _ in values if not equals), None):
+        raise RequestError(f"--consent must be KEY=TEXT, got {wrong}.", hint="--consent who=Ada")
+    return {key: text for key, _, text in values}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skyloom.generate.request import Request
     from skyloom.media.video import Video
     from skyloom.models.registry import ModelInfo
+    from skyloom.safety.consent import MediaConsent
 
 _DIGEST_CHARACTERS = 12
 
@@ -127,6 +128,7 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
         ("guidance", request.guidance_scale),
         ("quality", request.quality),
         ("image", request.image),
+        ("consent", None if request.consent is None else _consent_line(request.consent)),
         ("retakes", request.retakes),
         ("model", receipt.model),
         ("weights", receipt.weights),
@@ -149,6 +151,11 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
         for name, value in rows
         if value not in (None, "")
     ]
+
+
+def _consent_line(consent: "MediaConsent") -> str:
+    """Format a consent like: who Ada, expiry 2027-12-31."""
+    return ", ".join(f"{name} {value}" for name, value in consent.to_dict().items())
 
 
 def _card_lines(request: "Request") -> Iterator[str]:

@@ -28,6 +28,7 @@ def storyboard(
     guidance: options.Guidance = None,
     quality: options.Quality = None,
     window_retries: options.WindowRetries = None,
+    consent: options.Consent = None,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: FILE's)")
     ] = None,
@@ -57,6 +58,7 @@ def storyboard(
         "quality": quality,
         "model": model,
         "retakes": window_retries,
+        "consent": options.parse_consent(consent),
     }
     given = {key: value for key, value in overrides.items() if value is not None}
     board = read_storyboard(file, given)

@@ -21,6 +21,7 @@ from skyloom.core.types import MAX_SEED
 from skyloom.generate.cards import Card, CardError
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.parsing import parse_size  # noqa: F401 - part of this module's interface
+from skyloom.safety.consent import MediaConsent
 
 _INTEGERS = ("seed", "num_steps", "retakes")
 _NUMBERS = ("seconds", "fps", "guidance_scale")
@@ -36,7 +37,8 @@ class Request:
     no guidance) or "best" (many steps, guided), if the model has both. `cards` make a storyboard;
     its prompt, which may be empty, is appended to each card's. `edit` changes existing videos,
     whose length and size the result has. `retakes` is how often a window may be sampled
-    again that does not match the first one. Raises RequestError for values of the wrong type.
+    again that does not match the first one. `consent` is that of the people in the media:
+    who, scope and expiry. Raises RequestError for values of the wrong type.
     """
 
     prompt: str
@@ -53,12 +55,14 @@ class Request:
     cards: tuple[Card, ...] = ()
     edit: Edit | None = None
     retakes: int | None = None
+    consent: MediaConsent | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _parse_cards(self.cards))
         object.__setattr__(self, "edit", _parse_edit(self.edit))
+        object.__setattr__(self, "consent", _parse_consent(self.consent))
         for field in fields(self):
-            if field.name in ("cards", "edit"):
+            if field.name in ("cards", "edit", "consent"):
                 continue
             value = getattr(self, field.name)
             if value is not None or field.name in ("prompt", "negative_prompt"):
@@ -93,6 +97,7 @@ class Request:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["cards"] = [card.to_dict() for card in self.cards] or None
         values["edit"] = None if self.edit is None else self.edit.to_dict()
+        values["consent"] = None if self.consent is None else self.consent.to_dict()
         return {key: value for key, value in values.items() if value is not None}
 
     def to_json(self) -> str:
@@ -131,6 +136,18 @@ def _parse_edit(value: object) -> Edit | None:
             f"edit must be a table with a verb and videos, got {value!r:.80}.", field="edit"
         )
     return Edit.from_dict(value)
+
+
+def _parse_consent(value: object) -> MediaConsent | None:
+    """A MediaConsent, also from plain values."""
+    if value is None or isinstance(value, MediaConsent):
+        return value
+    if not isinstance(value, Mapping):
+        raise RequestError(
+            f"consent must be a table of who, scope and expiry, got {value!r:.80}.",
+            field="consent",
+        )
+    return MediaConsent.from_dict(value)
 
 
 def _parse_cards(values: object) -> tuple[Card, ...]:

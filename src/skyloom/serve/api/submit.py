@@ -15,13 +15,13 @@ from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.request import Request, parse_size
 from skyloom.generate.styles import list_styles
 from skyloom.generate.validate import MAX_PROMPT, resolve_defaults
+from skyloom.safety.consent import parse_expiry
 from skyloom.safety.moderation import ModerationResult, current_policy
 from skyloom.serve.api.character_prompts import (
     check_characters_named,
     describe_characters,
     describe_in_card,
     notice,
-    parse_expiry,
 )
 from skyloom.serve.api.edit_fields import check_fields, check_source, edit_fields
 from skyloom.serve.api.errors import ApiError, invalid
@@ -408,7 +408,7 @@ class JobSubmitter:
         set is random and therefore no part of the fingerprint.
         """
         seed = None if request.seed is None else (request.seed + index) % 2**63
-        values = replace(request, seed=seed).to_dict()
+        values = request.with_fields({"seed": seed, "consent": metadata.consent}).to_dict()
         fingerprint = _fingerprint(
             {**values, "seed": index if body.seed is None else seed}, metadata
         )
