@@ -35,7 +35,9 @@ Consent = Annotated[
         help="Consent of the people in the pictures and videos: who, scope or expiry. Repeatable.",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if available)")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:N or mps (default: cuda if available)")
+]
 Play = Annotated[
     str | None,
     typer.Option(
