@@ -118,3 +118,11 @@ def test_interrupt_has_exit_code_130(skyloom, monkeypatch):
 
     monkeypatch.setattr("skyloom.models.registry.list_models", interrupt)
     assert skyloom("models", "list").code == 130
+
+
+def test_windows_is_refused_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(SystemExit) as caught:
+        app.main(["doctor"])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "skyloom: Windows is not supported. Use WSL 2.\n"

@@ -124,6 +124,23 @@ def test_a_picture_to_start_from(make):
     assert open_source("x.mp4").receipt["request"]["image"] == "first.png"
 
 
+def test_consent_for_a_picture_is_required_by_policy_and_recorded(make, skyloom, policy):
+    make("a", "--seconds", 0.25, "--preview", "first.png", "-o", "a.mp4")
+    policy("consent = true")
+    words = ("a cat", "--seconds", 0.25, "--image", "first.png", "-o", "x.mp4")
+    refused = make(*words)
+    assert refused.code == 2
+    assert "consent must name who is shown" in refused.err
+    assert make(*words, "--consent", "Ada").code == 2
+    made = make(*words, "--consent", "who=Ada", "--consent", "expiry=2999-12-31")
+    assert made.code == 0
+    assert open_source("x.mp4").receipt["request"]["consent"] == {
+        "who": "Ada",
+        "expiry": "2999-12-31",
+    }
+    assert "who Ada, expiry 2999-12-31" in skyloom("show", "x.mp4").out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -135,7 +152,7 @@ def test_a_picture_to_start_from(make):
         (["a", "--play", "x.mp4"], 2, "--play must be -, got x.mp4."),
         (["a", "--fps", 30], 2, "fps must be one of 16, 8, 4, 2, 1 for tiny, got 30."),
         (["a", "--seed", -1], 2, "seed must be from 0 to 2^63 - 1, got -1."),
-        (["a", "--device", "abacus"], 2, "must be cpu or cuda"),
+        (["a", "--device", "abacus"], 2, "must be cpu, cuda, cuda:N or mps"),
         (["a", "-o", "x.avi"], 2, "got 'x.avi'."),
         (["a", "-o", "none/x.mp4"], 1, "The folder none does not exist."),
         (["a", "--preview", "none/x.png"], 1, "The folder none does not exist."),

@@ -1,6 +1,7 @@
 """The smaller verbs: models, doctor, train, data, and those that moved."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -41,6 +42,30 @@ def test_a_damaged_model_is_found(skyloom, shelf):
         ran = skyloom(*words)
         assert ran.code == 1
         assert "vae.safetensors is corrupt" in ran.err
+
+
+def test_the_doctor_trusts_remembered_hashes_unless_it_reads_all(skyloom, shelf):
+    path = shelf / "tiny" / "vae.safetensors"
+    os.utime(path, (1e9, 1e9))  # old enough to be remembered
+    assert skyloom("doctor").code == 0
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:  # the same inode
+        file.write(content)
+    os.utime(path, (1e9, 1e9))
+    assert "match their published hashes" in skyloom("doctor").out
+    ran = skyloom("doctor", "--full")
+    assert ran.code == 1
+    assert "vae.safetensors is corrupt" in ran.err
+
+
+def test_the_doctor_reports_the_device_that_is_asked_for(skyloom, shelf):
+    ran = skyloom("doctor", "--device", "cpu")
+    assert "kernels that run: flash, math" in ran.out
+    assert "device     cpu, " in ran.out
+    ran = skyloom("doctor", "--device", "vulkan")
+    assert ran.code == 2
+    assert "The device must be cpu, cuda, cuda:N or mps, got 'vulkan'" in ran.err
 
 
 def test_the_doctor_says_what_there_is(skyloom, shelf):

@@ -4,11 +4,13 @@ import pytest
 from edit_examples import example_edit
 from PIL import Image
 
-from skyloom.core.errors import SafetyError
+from skyloom.core.errors import RequestError, SafetyError
 from skyloom.core.paths import cache_folder
 from skyloom.generate.edit_verbs import EDIT_VERBS
 from skyloom.generate.pipeline import load
+from skyloom.generate.receipt import Receipt
 from skyloom.generate.request import Request
+from skyloom.safety.consent import MediaConsent
 
 WAYS = {
     "text": {},
@@ -80,3 +82,25 @@ def test_a_policy_without_eyes_changes_no_frame_and_takes_none(media, classifier
     monkeypatch.delenv("SKYLOOM_POLICY")
     assert media[0].generate("a cat", seed=4).receipt == watched.receipt
     assert len(classifier.seen) == 2
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "text"])
+def test_a_policy_can_require_consent_for_media(media, policy, way):
+    pipeline, files = media
+    request = Request.from_dict({"prompt": "a cat", **fill(WAYS[way], files)}).with_seed()
+    policy("consent = true")
+    with pytest.raises(RequestError, match="consent must name who is shown") as caught:
+        pipeline.stream(request)
+    assert caught.value.field == "consent"
+    pipeline.stream(request, check_consent=False).close()
+    pipeline.stream(request, consent={"who": "Ada"}).close()
+
+
+def test_the_receipt_records_the_consent(media, policy):
+    pipeline, files = media
+    policy("consent = true")
+    agreed = {"who": "Ada", "expiry": "2999-12-31"}
+    video = pipeline.generate("a cat", seed=1, image=files["IMAGE"], consent=agreed)
+    assert Receipt.from_dict(video.receipt).request.consent == MediaConsent(**agreed)
+    assert video.receipt["request"]["consent"] == agreed
+    assert pipeline.generate("a cat", seed=1).receipt["request"].get("consent") is None

@@ -32,6 +32,9 @@ def run_program(
     if words[:1] == ["--version"]:
         sys.stdout.write(f"{name} {__version__}\n")
         sys.exit(0)
+    if sys.platform == "win32":  # the sandbox of media files needs POSIX resource limits
+        sys.stderr.write(f"{name}: Windows is not supported. Use WSL 2.\n")
+        sys.exit(_FAILURE)
     try:
         load_app()(words, prog_name=name)
     except Exception as error:

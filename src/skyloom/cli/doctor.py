@@ -1,4 +1,4 @@
-"""`skyloom doctor`: versions, device, bf16 numerics and hashes of installed models."""
+"""`skyloom doctor`: versions, devices, attention kernels, bf16 numerics, hashes of models."""
 
 import platform
 import shutil
@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from skyloom.cli import options
+
 if TYPE_CHECKING:
+    import torch
+
     from skyloom.models.registry import ModelInfo
 
 
@@ -24,15 +28,24 @@ def doctor(
             help="URL of the database (default: SKYLOOM_DATABASE_URL, or a file in the data folder)"
         ),
     ] = None,
+    device: options.Device = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Read every weight file, also those that have not changed since."
+        ),
+    ] = False,
 ) -> None:
-    """Show versions, device and disk space; check model hashes and the decoder's precision."""
+    """Show versions, devices and disk space; check model hashes and the decoder's precision."""
     import av
     import torch
 
     from skyloom.core.device import choose_device, choose_dtype
+    from skyloom.core.device_report import device_rows
     from skyloom.core.version import __version__
 
-    device = choose_device()
+    where = choose_device(device)
+    dtype = choose_dtype(where)
     codec = ".".join(map(str, av.library_versions["libavcodec"]))
     rows = {
         "skyloom": __version__,
@@ -40,15 +53,17 @@ def doctor(
         "torch": torch.__version__,
         "av": f"{av.__version__} (FFmpeg {av.ffmpeg_version_info}, libavcodec {codec})",
         "sqlite": _describe_sqlite(),
-        "device": f"{device.type}, {choose_dtype(device)}".replace("torch.", ""),
+        "device": f"{where}, {dtype}".replace("torch.", ""),
         "threads": str(torch.get_num_threads()),
         "free disk": f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB",
     }
     for name, value in rows.items():
         _print_row(name, value)
+    for name, value in device_rows(where, dtype):
+        _print_row(name, value)
     if check_db:
         _check_database(data, database)
-    _check_models()
+    _check_models(where, dtype, full=full)
 
 
 def _print_row(name: str, value: str) -> None:
@@ -90,8 +105,11 @@ def _check_database(data: Path | None, database: str | None) -> None:
     _print_row("storage", "belongs to the database")
 
 
-def _check_models() -> None:
-    """Print the state of every model, then raise CheckpointError for a damaged one."""
+def _check_models(device: "torch.device", dtype: "torch.dtype", *, full: bool) -> None:
+    """Print the state of every model, then raise CheckpointError for a damaged one.
+
+    Unless `full`, the remembered hash of a file that has not changed is used.
+    """
     from skyloom.core.errors import CheckpointError
     from skyloom.models.checkpoint import verify_manifest
     from skyloom.models.registry import list_models
@@ -102,24 +120,21 @@ def _check_models() -> None:
         _print_row("model", "no model is installed")
     for model in models:
         try:
-            verify_manifest(model.folder)
+            verify_manifest(model.folder, trust_cache=not full)
         except CheckpointError as error:
             damage.append(error)
             _print_row("model", f"{model.name}: damaged")
             continue
         _print_row("model", f"{model.name}: weights match their published hashes")
-        _print_row("decoder", _compare_decoder(model))
+        _print_row("decoder", _compare_decoder(model, device, dtype))
     if damage:
         raise damage[0]
 
 
-def _compare_decoder(model: "ModelInfo") -> str:
+def _compare_decoder(model: "ModelInfo", device: "torch.device", dtype: "torch.dtype") -> str:
     """Describe how far a decoder on this device is from fp32, in levels of 0 to 255."""
-    from skyloom.core.device import choose_device, choose_dtype
     from skyloom.generate.self_test import TOLERANCE, compare_decoders
 
-    device = choose_device()
-    dtype = choose_dtype(device)
     difference = compare_decoders(model, device, dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     result = f"{model.name}: {dtype_name} on {device.type} differs from fp32 by {difference} of 255"

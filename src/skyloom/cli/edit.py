@@ -43,6 +43,7 @@ class SharedOptions:
     guidance: options.Guidance = None
     quality: options.Quality = None
     negative: options.Negative = ""
+    consent: options.Consent = None
     model: options.Model = DEFAULT_MODEL
     lora: options.Loras = None
     strict: Annotated[
@@ -182,6 +183,7 @@ def _run(name: str, prompt: str, fields_of_request: dict[str, Any], shared: Shar
         quality=shared.quality,
         negative_prompt=shared.negative,
         loras=tuple(map(Lora.parse, shared.lora or ())),
+        consent=options.parse_consent(shared.consent),
         **fields_of_request,
     )
     if shared.only_plan:

@@ -49,6 +49,7 @@ def generate(
     schedule: options.Schedule = None,
     negative: options.Negative = "",
     image: options.Picture = None,
+    consent: options.Consent = None,
     model: options.Model = DEFAULT_MODEL,
     lora: options.Loras = None,
     window_retries: options.WindowRetries = None,
@@ -85,6 +86,7 @@ def generate(
         retakes=window_retries,
         loras=tuple(map(Lora.parse, lora or ())),
         schedule=schedule,
+        consent=options.parse_consent(consent),
     )
     if only_plan:
         show(request, as_json, device)

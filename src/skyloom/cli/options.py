@@ -42,7 +42,16 @@ Loras = Annotated[
         help="LoRA: a file, or a name in the data folder's loras; weight 1 by default. Repeatable.",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if available)")]
+Consent = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=TEXT",
+        help="Consent of the people in the pictures and videos: who, scope or expiry. Repeatable.",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:N or mps (default: cuda if available)")
+]
 Play = Annotated[
     str | None,
     typer.Option(
@@ -82,3 +91,15 @@ def streams_to_stdout(play: str | None) -> bool:
             f"--play must be -, got {play}.", hint="Pipe it to a player: --play - | mpv -"
         )
     return play is not None
+
+
+def parse_consent(pairs: list[str] | None) -> dict[str, str] | None:
+    """Return the values of --consent by key; None if it is not given. Raises RequestError."""
+    from skyloom.core.errors import RequestError
+
+    if not pairs:
+        return None
+    values = [pair.partition("=") for pair in pairs]
+    if wrong := next((key for key, equals, _ in values if not equals), None):
+        raise RequestError(f"--consent must be KEY=TEXT, got {wrong}.", hint="--consent who=Ada")
+    return {key: text for key, _, text in values}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skyloom.generate.request import Request
     from skyloom.media.video import Video
     from skyloom.models.registry import ModelInfo
+    from skyloom.safety.consent import MediaConsent
 
 _DIGEST_CHARACTERS = 12
 
@@ -134,6 +135,7 @@ def receipt_rows(receipt: "Receipt") -> list[tuple[str, str]]:
         ("guidance", request.guidance_scale),
         ("quality", request.quality),
         ("image", request.image),
+        ("consent", None if request.consent is None else _consent_line(request.consent)),
         ("retakes", request.retakes),
         *(("lora", _lora_line(lora)) for lora in receipt.loras),
         ("model", receipt.model),
@@ -163,6 +165,11 @@ def _lora_line(lora: Mapping[str, Any]) -> str:
     """Format a LoRA like: felt, weight 0.8, sha256 0123456789ab."""
     digest = str(lora.get("sha256"))[:_DIGEST_CHARACTERS]
     return f"{lora.get('name')}, weight {lora.get('weight')}, sha256 {digest}"
+
+
+def _consent_line(consent: "MediaConsent") -> str:
+    """Format a consent like: who Ada, expiry 2027-12-31."""
+    return ", ".join(f"{name} {value}" for name, value in consent.to_dict().items())
 
 
 def _card_lines(request: "Request") -> Iterator[str]:

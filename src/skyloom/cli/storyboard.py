@@ -29,6 +29,7 @@ def storyboard(
     quality: options.Quality = None,
     window_retries: options.WindowRetries = None,
     lora: options.Loras = None,
+    consent: options.Consent = None,
     model: Annotated[
         str | None, typer.Option(help="Name of a model, or its folder (default: FILE's)")
     ] = None,
@@ -59,6 +60,7 @@ def storyboard(
         "model": model,
         "retakes": window_retries,
         "loras": lora or None,
+        "consent": options.parse_consent(consent),
     }
     given = {key: value for key, value in overrides.items() if value is not None}
     board = read_storyboard(file, given)

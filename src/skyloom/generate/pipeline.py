@@ -58,6 +58,7 @@ from skyloom.models.base import ModelBundle, TextContext, Transformer, find_load
 from skyloom.models.checkpoint import verify_manifest
 from skyloom.models.memory import PartName, Rung
 from skyloom.models.registry import DEFAULT_MODEL, ModelInfo, find_model
+from skyloom.safety.consent import check_media_consent
 from skyloom.safety.frame_moderation import StreamModerator, check_files, load_frame_moderator
 
 
@@ -146,6 +147,7 @@ class Pipeline:
         critic: Critic | None = None,
         noise: Float[Tensor, "c t h w"] | None = None,
         check_memory: bool = True,
+        check_consent: bool = True,
         **fields: Any,
     ) -> Iterator[Step]:
         """Generate a video step by step; stop iterating to cancel.
@@ -162,9 +164,13 @@ class Pipeline:
         noise: the noise that sampling starts from, in place of the seed's; for a prompt only. The
             latent frames of all windows, which may be more than the video's.
         check_memory: raise CapacityError at once if memory is expected to be too small.
+        check_consent: False where consent for the media was checked before, as by the server.
         """
         plan = self._planned(request, fields)
         start = self._start_noise(plan, noise)
+        if check_consent:
+            media = plan.request.media
+            check_media_consent(plan.request.consent, has_media=bool(media))
         moderator = _moderator(plan)
         notes = _notes(plan, critic, start)
         receipt = make_receipt(plan, self.info, self.device, self.dtype, notes=notes)

@@ -22,6 +22,7 @@ from skyloom.generate.cards import Card, CardError
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.loras import Lora, parse_loras
 from skyloom.generate.parsing import parse_size  # noqa: F401 - part of this module's interface
+from skyloom.safety.consent import MediaConsent
 
 _INTEGERS = ("seed", "num_steps", "retakes")
 _NUMBERS = ("seconds", "fps", "guidance_scale")
@@ -39,8 +40,9 @@ class Request:
     whose length and size the result has. `retakes` is how often a window may be sampled
     again that does not match the first one. `loras` change the model: names or paths of files, with
     weights; also given as "NAME:WEIGHT". `schedule` is the spacing of an open
-    checkpoint's noise levels, to compare: "wan" (the original code) or "diffusers". Raises
-    RequestError for values of the wrong type.
+    checkpoint's noise levels, to compare: "wan" (the original code) or "diffusers". `consent` is
+    that of the people in the media: who, scope and expiry. Raises RequestError for values of the
+    wrong type.
     """
 
     prompt: str
@@ -59,13 +61,15 @@ class Request:
     retakes: int | None = None
     loras: tuple[Lora, ...] = ()
     schedule: str | None = None
+    consent: MediaConsent | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cards", _parse_cards(self.cards))
         object.__setattr__(self, "edit", _parse_edit(self.edit))
         object.__setattr__(self, "loras", parse_loras(self.loras))
+        object.__setattr__(self, "consent", _parse_consent(self.consent))
         for field in fields(self):
-            if field.name in ("cards", "edit", "loras"):
+            if field.name in ("cards", "edit", "loras", "consent"):
                 continue
             value = getattr(self, field.name)
             if value is not None or field.name in ("prompt", "negative_prompt"):
@@ -101,6 +105,7 @@ class Request:
         values["cards"] = [card.to_dict() for card in self.cards] or None
         values["loras"] = [asdict(lora) for lora in self.loras] or None
         values["edit"] = None if self.edit is None else self.edit.to_dict()
+        values["consent"] = None if self.consent is None else self.consent.to_dict()
         return {key: value for key, value in values.items() if value is not None}
 
     def to_json(self) -> str:
@@ -139,6 +144,18 @@ def _parse_edit(value: object) -> Edit | None:
             f"edit must be a table with a verb and videos, got {value!r:.80}.", field="edit"
         )
     return Edit.from_dict(value)
+
+
+def _parse_consent(value: object) -> MediaConsent | None:
+    """A MediaConsent, also from plain values."""
+    if value is None or isinstance(value, MediaConsent):
+        return value
+    if not isinstance(value, Mapping):
+        raise RequestError(
+            f"consent must be a table of who, scope and expiry, got {value!r:.80}.",
+            field="consent",
+        )
+    return MediaConsent.from_dict(value)
 
 
 def _parse_cards(values: object) -> tuple[Card, ...]:

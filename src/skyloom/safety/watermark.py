@@ -75,9 +75,9 @@ def watermark_id(text: str) -> str:
 def watermark_id_of_receipt(receipt: Mapping[str, Any]) -> str:
     """Return the id of the video of a receipt (Receipt.to_dict).
 
-    It is the same on every machine: paths, versions and device do not enter it.
+    It is the same on every machine: paths, versions, device and consent do not enter it.
     """
-    request = _without(receipt.get("request") or {}, "image", "loras")
+    request = _without(receipt.get("request") or {}, "image", "loras", "consent")
     if edit := request.get("edit"):
         request["edit"] = _without(edit, "videos", "mask")
     request["cards"] = [_without(card, "image", "video") for card in request.get("cards", [])]

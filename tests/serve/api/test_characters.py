@@ -4,7 +4,8 @@ import pytest
 from openai import BadRequestError, omit
 from openai.types import Video
 
-from skyloom.serve.api.character_prompts import parse_expiry, substitute_characters
+from skyloom.safety.consent import parse_expiry
+from skyloom.serve.api.character_prompts import substitute_characters
 from skyloom.serve.queue.library import CharacterLikeness
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")

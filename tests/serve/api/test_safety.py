@@ -134,6 +134,7 @@ def test_consent_belongs_to_media_and_can_be_required(server, policy):
         prompt="a cat", input_reference=picture, extra_body={"consent": consent}
     )
     assert client.videos.retrieve(video.id).consent == consent
+    assert server.services.jobs.get(video.id).request["consent"] == consent
     assert client.videos.create(prompt="a cat", input_reference=picture).consent is None
     calls = {
         "consent": lambda: client.videos.create(prompt="a cat", extra_body={"consent": consent}),

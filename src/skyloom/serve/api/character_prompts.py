@@ -6,8 +6,6 @@ red cat". An article before the name is replaced, and a possessive stays a posse
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from skyloom.serve.api.errors import invalid
@@ -96,19 +94,6 @@ def notice(character: Character, *, found: bool) -> str:
     from_receipt = known.source == "receipt"
     source = "the receipt of its clip" if from_receipt else "what the probe reads in its clip"
     return f'{character.name} is put in as "{known.description}", by {source}.'
-
-
-def parse_expiry(expiry: str) -> float:
-    """Return when a consent ends, in seconds since 1970. Raises ValueError.
-
-    A date ends at its last moment in UTC; a time without a zone is UTC.
-    """
-    with suppress(ValueError):
-        day = date.fromisoformat(expiry)
-        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        return midnight.timestamp() + timedelta(days=1).total_seconds()
-    moment = datetime.fromisoformat(expiry)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _append_description(text: str, known: CharacterLikeness, *, again: bool) -> str:

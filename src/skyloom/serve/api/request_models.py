@@ -23,8 +23,8 @@ from pydantic import (
 
 from skyloom.core.errors import RequestError
 from skyloom.generate.loras import MAX_LORA_WEIGHT, MAX_LORAS, Lora
+from skyloom.safety.consent import parse_expiry
 from skyloom.serve.api.body import Upload, load_json
-from skyloom.serve.api.character_prompts import parse_expiry
 from skyloom.serve.api.errors import explain_invalid, invalid
 from skyloom.serve.api.numbers import find_number, plain_number
 

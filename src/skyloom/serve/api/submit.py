@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from skyloom.generate.edit_verbs import EDIT_VERBS
@@ -348,7 +348,7 @@ class JobSubmitter:
         set is random and therefore no part of the fingerprint.
         """
         seed = None if request.seed is None else (request.seed + index) % 2**63
-        values = replace(request, seed=seed).to_dict()
+        values = request.with_fields({"seed": seed, "consent": metadata.consent}).to_dict()
         fingerprint = _idempotency_fingerprint(
             {**values, "seed": index if body.seed is None else seed}, metadata
         )

@@ -101,6 +101,7 @@ class PipelineRenderer:
             resume=state,
             save_every=_SAVE_SECONDS,
             critic=critic,
+            check_consent=False,
         )
         try:
             return stream()
