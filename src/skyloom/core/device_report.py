@@ -1,3 +1,4 @@
+# pyright: basic
 """Describe the devices of this machine: name, memory, bf16, and the attention kernels that run."""
 
 import shutil

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from skyloom.generate.validate import MAX_PROMPT
+from skyloom.safety.consent import parse_expiry
 from skyloom.safety.moderation import ModerationResult, current_policy
-from skyloom.serve.api.character_prompts import parse_expiry
 from skyloom.serve.api.errors import ApiError, invalid
 from skyloom.serve.api.media_inputs import MediaInput
 from skyloom.serve.api.request_models import Consent
