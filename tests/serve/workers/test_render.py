@@ -336,8 +336,8 @@ def inputs(host, tiny_model, tmp_path) -> dict[str, str]:
     """Stored media: a picture, a mask, a video of another size and rate, and damaged files."""
     storage = host[1]
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    mask = Image.new("L", (32, 32))
-    mask.paste(255, (0, 0, 20, 20))
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 40, 40))
     mask.save(tmp_path / "mask.png")
     write_video(
         torch.randint(0, 255, (20, 64, 64, 3), dtype=torch.uint8),

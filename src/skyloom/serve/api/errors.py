@@ -44,6 +44,8 @@ STATUS: Mapping[str, tuple[int, str, str]] = {
     "error": (500, "server_error", "server_error"),
     "config": (500, "server_error", "server_misconfigured"),
     "checkpoint": (503, "server_error", "model_unavailable"),
+    "download": (502, "server_error", "model_unavailable"),
+    "gated": (403, "permission_error", "model_gated"),
     "media": (400, INVALID_REQUEST, "invalid_media"),
     "request": (400, INVALID_REQUEST, "invalid_value"),
     "model_not_held": (400, INVALID_REQUEST, "model_not_found"),
