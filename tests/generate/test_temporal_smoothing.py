@@ -9,6 +9,7 @@ from PIL import Image
 
 from skyloom.generate.cards import Card
 from skyloom.generate.denoiser import Denoiser
+from skyloom.generate.memory import MemoryGuard
 from skyloom.generate.request import Request
 from skyloom.generate.temporal_smoothing import smooth_latent
 
@@ -109,7 +110,9 @@ def test_pinned_pictures_are_decoded_from_their_own_latents_and_the_network_sees
     (plain, network), (held, same) = shown(request, 0.0), shown(request, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(network, same, strict=True))
     plan = pipeline.plan(request)
-    conditioning = pipeline._conditioning(plan, plan.runs[0])
+    conditioning = pipeline._conditioning(
+        plan, plan.runs[0], MemoryGuard(pipeline.bundle, pipeline.executor)
+    )
     first, second = (conditioning.known[at].latent for at in sorted(conditioning.fixed))
     for latent in (first, second):
         assert any(torch.equal(cell, latent) for cell in plain)

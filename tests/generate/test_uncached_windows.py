@@ -15,6 +15,7 @@ from skyloom.generate.conditioning import Conditioning
 from skyloom.generate.denoiser import Denoiser
 from skyloom.generate.edit_spec import Edit
 from skyloom.generate.edit_verbs import EDIT_VERBS
+from skyloom.generate.memory import MemoryGuard
 from skyloom.generate.pipeline import Pipeline
 from skyloom.generate.plan import make_plan
 from skyloom.generate.request import Request
@@ -207,7 +208,9 @@ def test_pictures_are_pinned_where_their_cards_begin(pipeline, tmp_path):
     )
     request = replace(BOARD, cards=cards)
     (run,) = (plan := pipeline.plan(request)).runs
-    conditioning = pipeline._conditioning(plan, run)
+    conditioning = pipeline._conditioning(
+        plan, run, MemoryGuard(pipeline.bundle, pipeline.executor)
+    )
     assert conditioning.fixed == {(0, 0), (0, 8)}
     steps = [step for step in pipeline.stream(request) if step.phase == "denoise"]
     finished = zip(run.windows, steps[1::2], strict=True)

@@ -84,8 +84,8 @@ class ClassifierRule:
 class Policy:
     """Rules in the order in which they are checked.
 
-    Words of `innocent` phrases are ignored. `consent`: the server requires a consent statement with
-    uploaded media.
+    Words of `innocent` phrases are ignored. `consent`: input pictures and videos need a consent
+    statement (consent.py).
     """
 
     rules: tuple[Rule, ...]
