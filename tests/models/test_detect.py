@@ -16,7 +16,7 @@ FILE = Path("x.safetensors")
 @pytest.fixture
 def families(monkeypatch):
     """Adds families, each with a function that detects, or without one; there are no others."""
-    for name in list(registry.FAMILIES):
+    for name in reversed(list(registry.FAMILIES)):  # restored in their order
         monkeypatch.delitem(registry.FAMILIES, name)
 
     def add(name: str, function=None) -> None:
