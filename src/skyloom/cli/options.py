@@ -1,9 +1,12 @@
 """Options shared by the commands that generate a video."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from skyloom.safety.consent import MediaConsent
 
 Prompt = Annotated[str, typer.Argument(help="What to show, in a sentence.")]
 Seconds = Annotated[float | None, typer.Option(help="Length (default: one window of the model)")]
@@ -79,13 +82,14 @@ def streams_to_stdout(play: str | None) -> bool:
     return play is not None
 
 
-def parse_consent(pairs: list[str] | None) -> dict[str, str] | None:
-    """Return the values of --consent by key; None if it is not given. Raises RequestError."""
+def parse_consent(pairs: list[str] | None) -> "MediaConsent | None":
+    """Return the consent that --consent states; None without it. Raises RequestError."""
     from skyloom.core.errors import RequestError
+    from skyloom.safety.consent import MediaConsent
 
     if not pairs:
         return None
     values = [pair.partition("=") for pair in pairs]
     if wrong := next((key for key, equals, _ in values if not equals), None):
         raise RequestError(f"--consent must be KEY=TEXT, got {wrong}.", hint="--consent who=Ada")
-    return {key: text for key, _, text in values}
+    return MediaConsent.from_dict({key: text for key, _, text in values})

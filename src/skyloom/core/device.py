@@ -46,7 +46,7 @@ def _check_cuda(device: torch.device) -> None:
             "This machine has no CUDA device.", hint="Check nvidia-smi, or use --device cpu."
         )
     count = torch.cuda.device_count()
-    if device.index is not None and device.index >= count:
+    if (device.index or 0) >= count:
         raise ConfigError(
             f"The device must be one of {', '.join(f'cuda:{index}' for index in range(count))}, "
             f"got {device}."
