@@ -172,15 +172,16 @@ def test_no_frames_have_no_watermarks():
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 832), (704, 1280)])
-@pytest.mark.parametrize("attack", ["crf 28", "half", "720p", "480p", "crop 90"])
+@pytest.mark.parametrize("attack", ["crf 28", "half", "720p", "480p", "crop 90", "crop 70"])
 def test_watermark_in_real_sizes(texture, tmp_path, height, width, attack):
-    frames = texture(height, width, 30)
+    frames = texture(height, width, 12 if attack == "crop 70" else 30)
     attacked = {
         "crf 28": lambda video: coded(video, 28, tmp_path),
         "half": lambda video: coded(resized(video, height // 2, width // 2), 23, tmp_path),
         "720p": lambda video: coded(resized(video, 720, 1280), 23, tmp_path),
         "480p": lambda video: coded(resized(video, 480, 854), 23, tmp_path),
         "crop 90": lambda video: coded(crop(video, 0.9), 23, tmp_path),
+        "crop 70": lambda video: coded(crop(video, 0.7), 23, tmp_path),
     }[attack]
     found = detect(attacked(embed(frames, ID)))
     assert found is not None

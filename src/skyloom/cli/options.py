@@ -97,7 +97,7 @@ def streams_to_stdout(play: str | None) -> bool:
 
 
 def parse_consent(pairs: list[str] | None) -> "MediaConsent | None":
-    """Return the consent of --consent; None if it is not given. Raises RequestError."""
+    """Return the consent that --consent states; None without it. Raises RequestError."""
     from skyloom.core.errors import RequestError
     from skyloom.safety.consent import MediaConsent
 

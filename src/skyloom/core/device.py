@@ -3,7 +3,6 @@
 import logging
 import resource
 import sys
-from typing import cast
 
 import torch
 
@@ -47,8 +46,7 @@ def _check_cuda(device: torch.device) -> None:
             "This machine has no CUDA device.", hint="Check nvidia-smi, or use --device cpu."
         )
     count = torch.cuda.device_count()
-    index = cast("int | None", device.index)
-    if index is not None and index >= count:
+    if (device.index or 0) >= count:
         raise ConfigError(
             f"The device must be one of {', '.join(f'cuda:{index}' for index in range(count))}, "
             f"got {device}."

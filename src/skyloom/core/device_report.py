@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def device_rows(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
 
 def describe_gpu(index: int) -> str:
     """Describe a CUDA device in one line."""
-    properties = torch.cuda.get_device_properties(index)
+    properties = cast("Any", torch.cuda).get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     bf16 = "bf16" if multiplies_bf16(torch.device("cuda", index)) else "no bf16: float32 is used"
     return (
@@ -106,7 +106,7 @@ class _OperatorNames(TorchDispatchMode):
     """Collects the names of the operators that run inside the context."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
